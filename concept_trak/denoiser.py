@@ -1,0 +1,136 @@
+"""The one interface to a diffusion model: at a state it returns the clean image and the noise it sees.
+
+    x_t = alpha_t x_0 + sigma_t eps,        eps_theta(x_t, t, c): the prediction everything else is written in
+
+Shapes: b samples, c h w the space the model denoises in (pixels, or latents of a VAE). Times are integers 0 ... 999.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+# What the model is conditioned on: named tensors with the samples first. Text models have {"text": [b, tokens, width]}.
+Condition = dict[str, Tensor]
+
+# Parameters as people think of them; anything else is a pattern searched in the parameter names.
+GROUPS = {
+    "all": "",
+    "attention": r"\battn\d*\.",
+    "cross_attention": r"\battn2\.",
+    "self_attention_out": r"\battn1\.to_out\.",
+}
+
+
+class Prediction(NamedTuple):
+    """What the network sees at a state, both affine in its raw output."""
+
+    x_0: Float[Tensor, "b c h w"]
+    eps: Float[Tensor, "b c h w"]
+
+
+class Denoiser(ABC):
+    """A diffusion model: its prediction, its noise process and its encoders. One subclass per family, in `models/`.
+
+    Attributes:
+        network: the module that holds the attributable parameters; everything else is frozen.
+        alpha, sigma: float64 [1000], the noise process, so that x_t = alpha[t] x_0 + sigma[t] eps.
+        shape: (c, h, w) of x_t.
+        negative: `empty` or `other_label`, the model's own c-minus (see `negatives`).
+        combinations: the conditions `other_label` draws from, as texts.
+    """
+
+    network: nn.Module
+    alpha: Float[Tensor, " times"]
+    sigma: Float[Tensor, " times"]
+    shape: tuple[int, int, int]
+    parameters: dict[str, nn.Parameter]
+    negative: str = "empty"
+    combinations: tuple[str, ...] = ()
+
+    @abstractmethod
+    def __call__(self, x_t: Float[Tensor, "b c h w"], t: int, cond: Condition) -> Prediction:
+        """The prediction at (x_t, t, cond). Never clips x_0."""
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> Condition:
+        """The condition of each text."""
+
+    @abstractmethod
+    def to_latent(self, pixels: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b c h w"]:
+        """Images in [-1, 1] as x_0."""
+
+    @abstractmethod
+    def to_pixels(self, x_0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
+        """x_0 as images, about [-1, 1]."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, str]:
+        """What makes this model another model, as digests: its part of a feature's fingerprint."""
+
+    @property
+    def resolution(self) -> int:
+        """Side of the images the model was made for, in pixels."""
+        return self.shape[-1]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.network.parameters()).dtype
+
+
+def attributable(network: nn.Module, parameters: str) -> dict[str, nn.Parameter]:
+    """The parameters that a group (`GROUPS`) or a pattern names; only they require gradients afterwards.
+
+    Raises:
+        ValueError: the pattern is not a regular expression, or names no parameter.
+    """
+    named = dict(network.named_parameters())
+    try:
+        pattern = re.compile(GROUPS.get(parameters, parameters))
+    except re.error as error:
+        raise ValueError(f"model.parameters={parameters!r} is not a regular expression: {error}") from None
+    chosen = {name: p for name, p in named.items() if pattern.search(name)}
+    if not chosen:
+        examples = ", ".join(list(named)[:: max(1, len(named) // 5)][:5])
+        raise ValueError(
+            f"model.parameters={parameters!r} matches none of the {len(named)} parameters of the denoising network. "
+            f"Expected a group ({', '.join(GROUPS)}) or a pattern found in names such as: {examples}"
+        )
+    for name, p in named.items():
+        p.requires_grad_(name in chosen)
+    return chosen
+
+
+def same(a: Condition, b: Condition) -> Bool[Tensor, " b"]:
+    """Which samples have equal conditions in `a` and `b`."""
+    return torch.stack([(a[name] == b[name]).reshape(len(a[name]), -1).all(1) for name in a]).all(0)
+
+
+def concat(a: Condition, b: Condition) -> Condition:
+    return {name: torch.cat([a[name], b[name]]) for name in a}
+
+
+def take(cond: Condition, rows: slice) -> Condition:
+    return {name: value[rows] for name, value in cond.items()}
+
+
+def guided(
+    denoiser: Denoiser, x_t: Tensor, t: int, cond: Condition, negative: Condition, guidance: float
+) -> Prediction:
+    """Classifier-free guidance, eps_neg + g (eps_c - eps_neg) (Ho and Salimans 2022), the two conditions in one batch.
+
+    g = 1 is the plain conditional prediction and needs no second one. x_0 is affine in eps, so it mixes alike.
+    """
+    if guidance == 1:
+        return denoiser(x_t, t, cond)
+    both = denoiser(torch.cat([x_t, x_t]), t, concat(cond, negative))
+    (x_c, x_n), (e_c, e_n) = both.x_0.chunk(2), both.eps.chunk(2)
+    return Prediction(x_n + guidance * (x_c - x_n), e_n + guidance * (e_c - e_n))

@@ -1,0 +1,70 @@
+"""A method is a row: which states, which direction, on each side; unit norm; weight. A new method is a new row."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from concept_trak.direction import DIRECTIONS
+from concept_trak.probe import Probe
+from concept_trak.trajectory import TRAJECTORIES
+
+
+@dataclass(frozen=True)
+class Method:
+    """How training samples and queries become features, and how a finished score is weighted.
+
+    `unit`: every per-state gradient is divided by its Euclidean norm over all attributable parameters, on both sides.
+    `weight`: `one`, or `squared_error` (DAS): sum over states of mean (eps - eps_theta)^2 of the training sample.
+    """
+
+    train: Probe
+    query: Probe
+    unit: bool = False
+    weight: str = "one"
+
+    def __post_init__(self) -> None:
+        for probe in (self.train, self.query):
+            _one_of("trajectory", probe.trajectory, TRAJECTORIES)
+            _one_of("direction", probe.direction, DIRECTIONS)
+        _one_of("weight", self.weight, ("one", "squared_error"))
+        if self.train.trajectory == "sampling" or self.train.direction == "concept_reward":
+            raise ValueError(
+                "the train side stands on its own images and captions: choose forward_noise or ddim_inversion, and a "
+                "direction that needs no concept"
+            )
+
+
+def _one_of(name: str, value: str, known: Any) -> None:
+    if value not in known:
+        raise ValueError(f"{name}={value!r} is not known; expected one of: {', '.join(known)}")
+
+
+def _both(probe: Probe, weight: str = "one") -> Method:
+    """A whole-image row: the same probe on both sides."""
+    return Method(probe, probe, weight=weight)
+
+
+def describe(method: Method) -> dict[str, Any]:
+    """The row as plain values, for configurations and fingerprints."""
+    return asdict(method)
+
+
+_trak = _both(Probe("forward_noise", "denoising_error"))
+_d_trak = _both(Probe("forward_noise", "prediction"))
+_das = _both(Probe("forward_noise", "prediction_sign"), weight="squared_error")
+# Concept-TRAK as the paper's ablation builds it: each row changes one thing in the row before.
+_concept_a = replace(_trak, query=Probe("sampling", "concept_reward"))
+_concept_b = replace(_concept_a, train=Probe("forward_noise", "reconstruction_reward"))
+_concept_c = replace(_concept_b, train=Probe("ddim_inversion", "reconstruction_reward", guidance=7.5))
+_concept_trak = replace(_concept_c, unit=True)
+_caption_trak = replace(_concept_trak, train=Probe("forward_noise", "caption_reward"))
+
+METHODS: dict[str, Method] = {
+    "trak": _trak,
+    "d_trak": _d_trak,
+    "das": _das,
+    "concept_a": _concept_a,
+    "concept_b": _concept_b,
+    "concept_c": _concept_c,
+    "concept_trak": _concept_trak,
+    "caption_trak": _caption_trak,
+}

@@ -1,0 +1,63 @@
+"""Who is asked (a batch of samples) and where they stand (a state on a trajectory)."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from concept_trak.denoiser import Condition, take
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples with everything a trajectory or a direction may need.
+
+    `x_0` is absent for a query that starts from noise; `without` (the concept's second condition) for training samples.
+    """
+
+    ids: tuple[str, ...]
+    cond: Condition
+    negative: Condition
+    x_0: Float[Tensor, "b c h w"] | None = None
+    without: Condition | None = None
+
+    def rows(self, rows: slice) -> "Batch":
+        return Batch(
+            self.ids[rows],
+            take(self.cond, rows),
+            take(self.negative, rows),
+            None if self.x_0 is None else self.x_0[rows],
+            None if self.without is None else take(self.without, rows),
+        )
+
+
+@dataclass(frozen=True)
+class State:
+    """`s = (x_t, t, c)` of a batch; `noise` is the eps that makes x_t from x_0 where x_0 is known."""
+
+    batch: Batch
+    x_t: Float[Tensor, "b c h w"]
+    t: int
+    noise: Float[Tensor, "b c h w"] | None = None
+
+    def rows(self, rows: slice) -> "State":
+        noise = None if self.noise is None else self.noise[rows]
+        return State(self.batch.rows(rows), self.x_t[rows], self.t, noise)
+
+    def at(self, x_t: Tensor) -> "State":
+        return replace(self, x_t=x_t)
+
+
+def required(value: Any, what: str, needed_by: str) -> Any:
+    """`value`, or the error that says which probe cannot be answered here and what to choose instead."""
+    if value is None:
+        raise ValueError(f"{needed_by} needs {what}, which this trajectory or batch does not know; {_REMEDY[what]}")
+    return value
+
+
+_REMEDY = {
+    "x_0": "choose forward_noise or ddim_inversion on samples with images.",
+    "noise": "choose forward_noise or ddim_inversion.",
+    "without": "give the concept a `without_prompt` (or `without_labels`).",
+}

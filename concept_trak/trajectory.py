@@ -1,0 +1,103 @@
+"""Where to stand: from a batch of samples to the states at which gradients are taken.
+
+Each trajectory is a generator `(denoiser, batch, probe, seed) -> states`, and each says what t it visits. The paths
+run without gradients; guidance bends the path only, directions see the sample's own condition.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from concept_trak.denoiser import Denoiser, Prediction, guided
+from concept_trak.noise import normal
+from concept_trak.probe import Probe, grid
+from concept_trak.state import Batch, State, required
+
+Trajectory = Callable[[Denoiser, Batch, Probe, int], Iterator[State]]
+
+
+def step(
+    denoiser: Denoiser, prediction: Prediction, t: int, s: int, eta: float = 0.0, noise: Tensor | None = None
+) -> Float[Tensor, "b c h w"]:
+    """One DDIM update from t to s: x_s = alpha_s x_0 + sqrt(sigma_s^2 - v^2) eps + v z (Song et al. 2021, eq. 12 and
+    16).
+
+    v = eta sqrt(sigma_s^2 / sigma_t^2) sqrt(1 - alpha_t^2 / alpha_s^2), for alpha^2 + sigma^2 = 1 only.
+    """
+    alpha, sigma = denoiser.alpha.tolist(), denoiser.sigma.tolist()
+    spread = 0.0
+    if eta > 0:
+        if abs(alpha[t] ** 2 + sigma[t] ** 2 - 1) > 1e-6:
+            raise ValueError("eta > 0 is defined for variance-preserving models only; set eta=0 for this model.")
+        spread = eta * sigma[s] / sigma[t] * math.sqrt(max(0.0, 1 - (alpha[t] / alpha[s]) ** 2))
+    x_s = alpha[s] * prediction.x_0 + math.sqrt(max(0.0, sigma[s] ** 2 - spread**2)) * prediction.eps
+    return x_s if noise is None else x_s + spread * noise
+
+
+def forward_noise(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> Iterator[State]:
+    """x_t = alpha_t x_0 + sigma_t eps at `probe.times`; eps is one tensor per t (`shared`) or one per sample and t."""
+    x_0 = required(batch.x_0, "x_0", "forward_noise")
+    for t in probe.times:
+        if probe.noise == "shared":
+            eps = normal(denoiser.shape, seed, "shared", t)[None].expand(len(batch.ids), *denoiser.shape)
+        else:
+            eps = _keyed(denoiser, batch, seed, t, "noise")
+        eps = eps.to(x_0)
+        yield State(batch, denoiser.alpha[t].item() * x_0 + denoiser.sigma[t].item() * eps, t, eps)
+
+
+def ddim_inversion(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> Iterator[State]:
+    """Deterministic inversion of x_0: each update uses eps at the time it leaves, starting with x_0 placed at t = 0.
+
+    Updates run up the grid to the last kept time; states after every `probe.every`-th. "The noise" of an inverted
+    state is (x_t - alpha_t x_0) / sigma_t.
+    """
+    x_0 = x_t = required(batch.x_0, "x_0", "ddim_inversion")
+    times = grid(probe.points)
+    for i in range(probe.last):
+        with torch.no_grad():
+            prediction = guided(denoiser, x_t, times[i], batch.cond, batch.negative, probe.guidance)
+            x_t = step(denoiser, prediction, times[i], t := times[i + 1])
+        if (i + 1) % probe.every == 0:
+            yield State(batch, x_t, t, (x_t - denoiser.alpha[t].item() * x_0) / denoiser.sigma[t].item())
+
+
+def sampling(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> Iterator[State]:
+    """DDIM down the grid from x_T ~ N(0, I), keyed by (seed, sample id); states at the times that inversion keeps."""
+    for i, x_t in _descend(denoiser, batch, probe, seed):
+        if i % probe.every == 0 and 0 < i <= probe.last:
+            yield State(batch, x_t, grid(probe.points)[i])
+
+
+def generate(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> Float[Tensor, "b c h w"]:
+    """The images that `sampling` ends in: the x_0 seen at the last point of the grid."""
+    ((_, x_t),) = deque(_descend(denoiser, batch, probe, seed), maxlen=1)
+    with torch.no_grad():
+        return guided(denoiser, x_t, 0, batch.cond, batch.negative, probe.guidance).x_0
+
+
+def _descend(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> Iterator[tuple[int, Tensor]]:
+    times = grid(probe.points)
+    x_t = _keyed(denoiser, batch, seed, times[-1], "x_T").to(denoiser.device, denoiser.dtype)
+    for i in range(len(times) - 1, 0, -1):
+        yield i, x_t
+        with torch.no_grad():
+            prediction = guided(denoiser, x_t, times[i], batch.cond, batch.negative, probe.guidance)
+            noise = _keyed(denoiser, batch, seed, times[i], "eta").to(x_t) if probe.eta > 0 else None
+            x_t = step(denoiser, prediction, times[i], times[i - 1], probe.eta, noise)
+    yield 0, x_t
+
+
+def _keyed(denoiser: Denoiser, batch: Batch, seed: int, t: int, purpose: str) -> Tensor:
+    return torch.stack([normal(denoiser.shape, seed, sample, purpose, t) for sample in batch.ids])
+
+
+TRAJECTORIES: dict[str, Trajectory] = {
+    "forward_noise": forward_noise,
+    "ddim_inversion": ddim_inversion,
+    "sampling": sampling,
+}

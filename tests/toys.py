@@ -1,0 +1,68 @@
+"""Small float64 denoisers for oracles: every layer rule, and a parameter no rule covers."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from concept_trak.denoiser import Condition, Denoiser, Prediction, attributable
+from concept_trak.noise import normal
+from concept_trak.state import Batch
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.label = nn.Embedding(4, 8)
+        self.first = nn.Conv2d(2, 8, 3, padding=1)
+        self.norm = nn.GroupNorm(4, 8)
+        self.wide = nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=2)
+        self.down = nn.Conv2d(8, 8, 2, stride=2, bias=False)
+        self.token_norm = nn.LayerNorm(8)
+        self.mix = nn.Linear(8, 8)
+        self.gain = nn.Parameter(torch.full((8, 1, 1), 0.7))
+        self.last = nn.Conv2d(8, 2, 3, padding="same", padding_mode="circular")
+
+    def forward(self, x: Tensor, t: float, label: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x) + self.label(label)[:, :, None, None] + t)
+        h = h + torch.nn.functional.silu(self.wide(self.norm(h))) * self.gain
+        tokens = self.mix(self.token_norm(self.down(h).flatten(2).transpose(1, 2))).softmax(-1)
+        tokens = self.mix(tokens).transpose(1, 2).unflatten(2, (3, 3))
+        return self.last(h + nn.functional.interpolate(tokens, scale_factor=2.0))
+
+
+class Toy(Denoiser):
+    """A random network with linear betas; labels 0 ... 3, label 3 is "empty"."""
+
+    def __init__(self, parameters: str = "all", seed: int = 0) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.network = Net().double()
+        self.parameters, self.shape = attributable(self.network, parameters), (2, 6, 6)
+        alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+        self.alpha, self.sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+    def __call__(self, x_t: Tensor, t: int, cond: Condition) -> Prediction:
+        eps = self.network(x_t, t / 1000, cond["label"])
+        return Prediction((x_t - self.sigma[t].item() * eps) / self.alpha[t].item(), eps)
+
+    def encode(self, texts: Sequence[str]) -> Condition:
+        return {"label": torch.tensor([int(text) for text in texts])}
+
+    def to_latent(self, pixels: Tensor) -> Tensor:
+        return pixels[:, :2].double()
+
+    def to_pixels(self, x_0: Tensor) -> Tensor:
+        return x_0[:, :1].expand(-1, 3, -1, -1)
+
+    def identity(self) -> dict[str, str]:
+        return {"toy": "0"}
+
+
+def batch(denoiser: Denoiser, b: int = 5, seed: int = 0) -> Batch:
+    """b samples with labels 0, 1, 2, 0, ..., negative label 3 (1 for the Gaussian), `without` the next label."""
+    x_0 = torch.stack([normal(denoiser.shape, seed, i, "x_0") for i in range(b)]).double()
+    empty = "3" if isinstance(denoiser, Toy) else "1"
+    cond, without = [str(i % 3) for i in range(b)], [str((i + 1) % 3) for i in range(b)]
+    encode = denoiser.encode
+    return Batch(tuple(f"s{i}" for i in range(b)), encode(cond), encode([empty] * b), x_0, encode(without))
