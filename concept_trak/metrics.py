@@ -1,0 +1,41 @@
+"""How well a ranking finds the samples that show a concept. Precision says little without the base rate, so both are
+given.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def precision_at(relevant: Sequence[bool], k: int) -> float:
+    """Share of the first k that show the concept; of all when there are fewer."""
+    head = relevant[:k]
+    return sum(head) / max(1, len(head))
+
+
+def average_precision(relevant: Sequence[bool]) -> float:
+    """AP = mean over relevant ranks r of precision@r; 0 when nothing is relevant. Expected value of a random order:
+    the base rate.
+    """
+    hits = np.asarray(relevant, dtype=np.float64)
+    ranks = np.flatnonzero(hits)
+    return float((np.arange(1, len(ranks) + 1) / (ranks + 1)).mean()) if len(ranks) else 0.0
+
+
+def base_rate(relevant: Sequence[bool]) -> float:
+    """Share of all samples that show the concept: what any ranking gets that knows nothing."""
+    return sum(relevant) / max(1, len(relevant))
+
+
+def recall_at_carriers(relevant: Sequence[bool]) -> float:
+    """Share of the carriers found when as many samples are taken as there are carriers."""
+    return precision_at(relevant, sum(relevant))
+
+
+def interval(values: Sequence[float], level: float = 0.95, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of independent values (Efron 1979)."""
+    data: NDArray[np.float64] = np.asarray(values, dtype=np.float64)
+    resampled = np.random.default_rng(seed).choice(data, (draws, len(data))).mean(1)
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

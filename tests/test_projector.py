@@ -1,0 +1,111 @@
+"""Inner products in expectation with the right variance, and the same matrix everywhere."""
+
+import hashlib
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from concept_trak.projector import PROJECTORS, Projector, _mix
+
+SHAPES = {"down.weight": (6, 4, 3, 3), "mid.bias": (7,), "up.weight": (11, 13)}
+D = 6 * 4 * 9 + 7 + 11 * 13
+
+
+def gradients(b: int = 2, seed: int = 0, dtype=torch.float64) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {n: torch.randn(b, *s, generator=generator, dtype=dtype) for n, s in SHAPES.items()}
+
+
+def flat(g):
+    return torch.cat([x.flatten(1) for x in g.values()], 1)
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "sketch"])
+def test_inner_products_are_preserved_with_the_stated_variance(kind):
+    k, g = 32, gradients()
+    (a, b), seeds = flat(g), range(600)
+    estimates = torch.stack([(lambda p: p[0] @ p[1])(Projector(kind, k, seed)(g)) for seed in seeds])
+    variance = (a @ a * (b @ b) + (a @ b) ** 2 - 2 * (a**2 * b**2).sum()) / k
+    z = (estimates.mean() - a @ b) / (variance / len(seeds)).sqrt()
+    assert abs(z) < 4, f"<Pg, Ph> is biased by {z:.1f} standard errors: P is scaled wrongly or its signs are not fair"
+    ratio = estimates.var() / variance
+    assert 0.8 < ratio < 1.25, (
+        f"variance is {ratio:.2f} of theory: buckets or signs of different coordinates are correlated"
+    )
+
+
+def test_mask_is_unbiased_and_a_prefix():
+    g = gradients()
+    a, b = flat(g)
+    estimates = torch.stack([(lambda p: p[0] @ p[1])(Projector("mask", 128, seed)(g)) for seed in range(400)])
+    z = (estimates.mean() - a @ b) / (estimates.std() / 20)
+    assert abs(z) < 4, f"the mask is biased by {z:.1f} standard errors: sqrt(d / k) is missing"
+    short, long = Projector("mask", 16)(g), Projector("mask", 128)(g)
+    torch.testing.assert_close(short / (D / 16) ** 0.5, long[:, :16] / (D / 128) ** 0.5)
+
+
+def test_rademacher_of_a_smaller_k_is_a_prefix():
+    short, long = Projector("rademacher", 33)(gradients()), Projector("rademacher", 100)(gradients())
+    torch.testing.assert_close(short * 33**0.5, long[:, :33] * 100**0.5)
+
+
+def test_rademacher_is_the_written_out_matrix():
+    k = 40
+    eye = {n: torch.zeros(D, *s, dtype=torch.float64) for n, s in SHAPES.items()}
+    row = 0
+    for n, s in SHAPES.items():
+        size = torch.Size(s).numel()
+        eye[n].view(D, -1)[row : row + size] = torch.eye(size)
+        row += size
+    matrix = Projector("rademacher", k)(eye)
+    assert set((matrix * k**0.5).round(decimals=6).unique().tolist()) == {-1.0, 1.0}
+    torch.testing.assert_close(Projector("rademacher", k)(gradients()), flat(gradients()) @ matrix)
+
+
+@pytest.mark.parametrize("kind", PROJECTORS)
+def test_linear_and_independent_of_batch(kind):
+    p, g, h = Projector(kind, 16), gradients(3, 1), gradients(3, 2)
+    both = p({n: 2 * g[n] + h[n] for n in g})
+    torch.testing.assert_close(both, 2 * p(g) + p(h))
+    torch.testing.assert_close(p({n: x[1:2] for n, x in g.items()}), p(g)[1:2])
+
+
+PRINT_DIGEST = """
+import hashlib, sys
+sys.path.insert(0, ".")
+from tests.test_projector import PROJECTORS, digest
+print(digest())
+"""
+
+
+def digest() -> str:
+    """Bytes of the exact (+-1 and 0) part of each projection of integers, so that no rounding is in the way."""
+    whole = {n: torch.arange(x.numel(), dtype=torch.float64).reshape(x.shape) % 7 - 3 for n, x in gradients().items()}
+    return hashlib.sha256(
+        b"".join(Projector(k, 20, 5)(whole).numpy().tobytes() for k in ("sketch", "mask"))
+    ).hexdigest()
+
+
+def test_another_process_builds_the_same_matrix():
+    other = subprocess.run([sys.executable, "-c", PRINT_DIGEST], capture_output=True, text=True, check=True)
+    assert other.stdout.strip() == digest(), "P depends on the process: hash() or global random state is in it"
+
+
+@given(st.integers(-(2**62), 2**62))
+def test_mix_is_splitmix64(x):
+    mask, z = 2**64 - 1, x % 2**64
+    z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ z >> 27) * 0x94D049BB133111EB) & mask
+    assert _mix(torch.tensor([x])).item() == (z ^ z >> 31) & 2**63 - 1
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="wider than the 10 attributable parameters"):
+        Projector("sketch", 11).width(10)
+    assert Projector("identity", 11).width(10) == 10
+    with pytest.raises(ValueError, match="expected one of: identity, mask"):
+        Projector("jl")
