@@ -1,0 +1,191 @@
+"""A part: the features of one shard as one Parquet file, and back without copying.
+
+Letters: n rows of the part, k projected dimensions. The column `feature` holds phi/scale with scale = ||phi||_2, so
+float16 keeps its relative precision whatever the size of a gradient; phi = unit * scale in float32. All other columns
+are plain, so DuckDB, Polars, pandas and Spark read the file without this module.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float, Float32
+
+from concept_trak.store.commit import Store
+from concept_trak.store.part import Block, Damaged, Footer, Part, Reject
+
+MAX_PART_BYTES = 90_000_000  # one PUT, one retry, and twice this in memory while encoding
+TAIL_BYTES = 64 << 10  # holds nearly every footer, so that reading one is one request
+ONE_PAGE = (1 << 31) - 1
+
+
+def encode(part: Part, dtype: str = "float16", encoding: str = "binary", group_bytes: int = 32 << 20) -> bytes:
+    """The bytes of a part: same part, same bytes.
+
+    `binary` stores the feature as fixed_size_binary(k * itemsize) of `dtype`; `list` as a list of float32 (whatever
+    the `dtype`), one page per row group, for SQL arrays. Uncompressed: projected gradients do not compress.
+
+    Raises:
+        ValueError: an unknown dtype or encoding, or more than MAX_PART_BYTES.
+    """
+    if dtype not in ("float16", "float32") or encoding not in ("binary", "list"):
+        raise ValueError(f"features as dtype={dtype}, encoding={encoding}: expected float16|float32 and binary|list.")
+    dtype = "float32" if encoding == "list" else dtype
+    scale = _row_norms(part)
+    unit = part.phi / np.where(scale > 0, scale, np.float32(1))[:, None]
+    unit = unit.astype(_little(dtype))
+    table = _table(part, scale, unit, encoding)
+    data = _parquet(table, max(1, group_bytes // (unit.shape[1] * unit.itemsize)), encoding)
+    if len(data) > MAX_PART_BYTES:
+        raise ValueError(
+            f"shard {part.shard} takes {len(data) / 1e6:.0f} MB with {len(part.ids)} rows of k={part.phi.shape[1]}"
+            f" {dtype}; at most {MAX_PART_BYTES // 1_000_000} MB fit one part: lower shard_rows (or projector.dim)."
+        )
+    return data
+
+
+def footer(data: bytes) -> Footer:
+    """What the part says of itself; `data` may also be only the file's tail. Raises Damaged."""
+    try:
+        file = pq.read_metadata(pa.BufferReader(data))
+        said = {key.decode(): value.decode() for key, value in (file.metadata or {}).items()}
+        result = Footer(
+            fingerprint=said["concept_trak.fingerprint"],
+            shard=said["concept_trak.shard"],
+            rows=int(said["concept_trak.rows"]),
+            sum_squares=float(said["concept_trak.sum_squares"]),
+            rejects=tuple(Reject(**reject) for reject in json.loads(said["concept_trak.rejects"])),
+            dtype=said["feature.dtype"],
+            k=int(said["feature.k"]),
+            encoding=said["feature.encoding"],
+            byte_order=said["feature.byte_order"],
+        )
+    except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error:
+        raise Damaged(f"no part of this project, or a damaged one: {type(error).__name__}: {error}") from error
+    if result.rows != file.num_rows:
+        raise Damaged(f"shard {result.shard} says {result.rows} rows in its footer and holds {file.num_rows}")
+    return result
+
+
+def read_footer(store: Store, name: str) -> Footer:
+    """The footer of a part on storage, by ranged reads of its tail. Absent: FileNotFoundError."""
+    size = store.size(name)
+    if size is None:
+        raise FileNotFoundError(f"{store.uri}/{name} does not exist")
+    tail = store.read(name, max(0, size - TAIL_BYTES), size)
+    length = int.from_bytes(tail[-8:-4], "little") + 8  # Parquet ends with the footer, its length, and "PAR1"
+    if len(tail) < length <= size:
+        tail = store.read(name, size - length, size)
+    return footer(tail)
+
+
+def blocks(data: bytes) -> Iterator[Block]:
+    """The rows of a part, one row group at a time, page checksums verified. Raises Damaged."""
+    said = footer(data)
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            if table.num_rows:
+                yield _block(table, said)
+    except (OSError, pa.ArrowException) as error:
+        raise Damaged(f"shard {said.shard} is damaged: {error}") from error
+
+
+def feature_matrix(column: pa.ChunkedArray, k: int, dtype: str) -> list[Float[np.ndarray, "_ k"]]:
+    """The column `feature` of any Arrow table as matrices, one per chunk, sharing Arrow's memory (no copy).
+
+    `k` and `dtype` stand in the schema's metadata as `feature.k` and `feature.dtype`. Multiply row i by scale[i], in
+    float32, to get phi.
+    """
+    return [_matrix(chunk, k, _little(dtype)) for chunk in column.chunks]
+
+
+def _row_norms(part: Part) -> Float32[np.ndarray, " n"]:
+    """scale = ‖φ‖₂ per row, summed in float64: the square of a float32 of 1e20 overflows float32."""
+    assert len(part.ids) == len(part.weight) == len(part.phi), "ids, weight and phi name different numbers of rows"
+    norm = np.sqrt(np.einsum("nk,nk->n", part.phi, part.phi, dtype=np.float64))
+    assert np.all(norm <= np.finfo(np.float32).max), "a non-finite feature in a part: it is a reject, not a row"
+    assert np.isfinite(part.weight).all(), "a non-finite weight in a part: it is a reject, not a row"
+    return norm.astype(np.float32)
+
+
+def _table(part: Part, scale: np.ndarray, unit: np.ndarray, encoding: str) -> pa.Table:
+    """The four columns, none nullable, and what the footer says."""
+    n, k = unit.shape
+    if encoding == "list":
+        item = pa.field("element", pa.float32(), nullable=False)
+        feature = pa.FixedSizeListArray.from_arrays(pa.array(unit.reshape(-1)), type=pa.list_(item, k))
+    else:
+        feature = pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(k * unit.itemsize), n, [None, pa.py_buffer(np.ascontiguousarray(unit))]
+        )
+    columns = {
+        "sample_id": pa.array(part.ids, pa.string()),
+        "weight": pa.array(part.weight),
+        "scale": pa.array(scale),
+        "feature": feature,
+    }
+    fields = [pa.field(name, column.type, nullable=False) for name, column in columns.items()]
+    metadata = {
+        "feature.dtype": unit.dtype.name,
+        "feature.k": str(k),
+        "feature.byte_order": "little",
+        "feature.encoding": encoding,
+        "concept_trak.fingerprint": part.fingerprint,
+        "concept_trak.shard": part.shard,
+        "concept_trak.rows": str(n),
+        "concept_trak.sum_squares": repr(sum_of_squares(scale)),
+        "concept_trak.rejects": json.dumps([dataclasses.asdict(reject) for reject in part.rejects]),
+    }
+    return pa.table(list(columns.values()), schema=pa.schema(fields, metadata=metadata))
+
+
+def sum_of_squares(scale: Float32[np.ndarray, " n"]) -> float:
+    """Σ scale² in float64, correctly rounded, hence the same however the rows are cut."""
+    return math.fsum(np.square(scale, dtype=np.float64).tolist())
+
+
+def _parquet(table: pa.Table, group_rows: int, encoding: str) -> bytes:
+    page = ONE_PAGE if encoding == "list" else None  # None: Arrow's own limits
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        row_group_size=group_rows,
+        compression="none",
+        use_dictionary=False,
+        write_statistics=["sample_id"],  # pyright: ignore[reportArgumentType]  (a list of columns is documented)
+        write_page_checksum=True,
+        data_page_size=page,
+        max_rows_per_page=page,
+    )
+    return sink.getvalue().to_pybytes()
+
+
+def _block(table: pa.Table, said: Footer) -> Block:
+    (unit,) = feature_matrix(table["feature"], said.k, said.dtype)  # Arrow reads one row group into one chunk
+    weight, scale = (table[name].to_numpy() for name in ("weight", "scale"))
+    return Block(table["sample_id"].to_pylist(), weight, scale, unit)
+
+
+def _matrix(chunk: pa.Array, k: int, dtype: np.dtype) -> np.ndarray:
+    if pa.types.is_fixed_size_list(chunk.type):
+        return chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, k)
+    width = k * dtype.itemsize
+    if chunk.type != pa.binary(width) or chunk.null_count:
+        raise ValueError(
+            f"the column holds {chunk.type} with {chunk.null_count} nulls; k={k} {dtype.name} needs"
+            f" fixed_size_binary[{width}] without nulls: take k and dtype from the schema's metadata (feature.k,"
+            " feature.dtype)."
+        )
+    rows = np.frombuffer(chunk.buffers()[1], dtype, count=len(chunk) * k, offset=chunk.offset * width)
+    return rows.reshape(len(chunk), k)
+
+
+def _little(dtype: str) -> np.dtype:
+    return np.dtype(dtype).newbyteorder("<")

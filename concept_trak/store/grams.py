@@ -1,0 +1,83 @@
+"""K = Σ φ φᵀ over some rows, as one safetensors file; its metadata hold the rows' count, the trace and a checksum."""
+
+import hashlib
+import json
+
+import numpy as np
+from jaxtyping import Float32
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from concept_trak.store.commit import Store
+from concept_trak.store.part import Damaged
+
+
+def gram_name(fp: str, group: str) -> str:
+    assert "/" not in group, f"a file name of a feature set has no slash: {group!r}"
+    return f"features/{fp}/grams/{group}.safetensors"
+
+
+def write_gram(store: Store, fp: str, group: str, k_matrix: Float32[np.ndarray, "k k"], count: int) -> None:
+    """Put the partial sum over a group of shards, if it is absent; one that stands there stays.
+
+    Raises:
+        ValueError: the standing one is of another width or another count of rows, or is damaged.
+    """
+    name = gram_name(fp, group)
+    if store.create(name, encode_gram(k_matrix, count)):
+        return
+    standing, rows = read_gram(store, fp, group)
+    if (standing.shape, rows) != (k_matrix.shape, count):
+        raise ValueError(
+            f"{store.uri}/{name} sums {rows} rows of width {len(standing)}; this attempt summed {count} rows of width"
+            f" {len(k_matrix)}. Expected the same shards in one group: remove that file, it is computed again."
+        )
+
+
+def read_gram(store: Store, fp: str, group: str) -> tuple[Float32[np.ndarray, "k k"], int]:
+    """K over a group of shards, and the count of its rows. Raises Damaged; absent: FileNotFoundError."""
+    name = gram_name(fp, group)
+    try:
+        return decode_gram(store.read(name))
+    except Damaged as error:
+        raise Damaged(f"{store.uri}/{name}: {error}. Remove the file: it is computed again.") from error
+
+
+def encode_gram(k_matrix: Float32[np.ndarray, "k k"], count: int) -> bytes:
+    """The bytes of K: same K, same bytes. Metadata: count, trace (float64), sha256 of the matrix."""
+    assert np.isfinite(k_matrix).all(), "a non-finite Gram: a non-finite feature slipped past the rejects"
+    k_matrix = np.ascontiguousarray(k_matrix)
+    metadata = {
+        "count": str(count),
+        "trace": repr(float(np.trace(k_matrix, dtype=np.float64))),
+        "sha256": hashlib.sha256(k_matrix.tobytes()).hexdigest(),
+    }
+    return _ordered(save({"K": k_matrix}, metadata=metadata))
+
+
+def decode_gram(data: bytes) -> tuple[Float32[np.ndarray, "k k"], int]:
+    """K and the count of its rows. Raises Damaged."""
+    try:
+        header, _ = _header(data)
+        said = header["__metadata__"]
+        k_matrix, count = load(data)["K"], int(said["count"])
+        intact = hashlib.sha256(k_matrix.tobytes()).hexdigest() == said["sha256"]
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"no Gram of this project, or a damaged one: {type(error).__name__}: {error}") from error
+    if not intact:
+        raise Damaged("the matrix does not have the sha256 its metadata state")
+    return k_matrix, count
+
+
+def _ordered(data: bytes) -> bytes:
+    """The same file with its header's keys in order: safetensors writes metadata in an order that varies by process."""
+    header, size = _header(data)
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    assert len(text) <= size, "a sorted header is as long as an unsorted one"
+    return data[:8] + text.ljust(size) + data[8 + size :]
+
+
+def _header(data: bytes) -> tuple[dict, int]:
+    """The JSON header of a safetensors file, and its length in bytes."""
+    size = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + size]), size

@@ -1,0 +1,193 @@
+"""The files of one audit: its configuration and plan first, its manifest last. Only the driver writes here.
+
+Everything but the hints (progress.json, latest.json) is put-if-absent, so two drivers on one audit leave one set of
+files, and a reader who starts from the manifest sees only finished ones.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from concept_trak.store.commit import Store, refuse_credentials
+from concept_trak.store.identity import as_json, differences, encode_json
+from concept_trak.store.records import READERS, Record, part_name
+
+PLAN = pa.schema(
+    {"shard": pa.string(), "source": pa.string(), "version": pa.string(), "first_row": pa.int64(), "rows": pa.int64()}
+)
+LATEST = "audits/latest.json"
+CREDENTIAL = re.compile(
+    r"(^|[_.-])(passwords?|passwd|secrets?|token|credentials?|(access|api|private)_?key)($|[_.-])", re.I
+)
+
+
+class Audit:
+    """One audit on a store: the folder audits/<id>/."""
+
+    def __init__(self, store: Store, audit_id: str):
+        if not re.fullmatch(r"\w[\w.-]*", audit_id) or audit_id == "latest.json":
+            raise ValueError(f"audit={audit_id!r}: expected letters, digits, '.', '_' or '-', e.g. audit=pikachu-2.")
+        self.store, self.id = store, audit_id
+
+    def name(self, relative: str) -> str:
+        """The name of a file of this audit, relative to the store."""
+        return f"audits/{self.id}/{relative}"
+
+
+def begin(audit: Audit, config: Mapping[str, Any], plan: pa.Table | Sequence[Mapping[str, Any]]) -> None:
+    """Create audit.yaml (the whole resolved configuration), then plan.parquet; or check that they stand as given.
+
+    A plan has the columns of `PLAN`, one row per shard, in the order the shards are computed.
+
+    Raises:
+        ValueError: the audit was begun with other settings or another plan, or the configuration carries credentials.
+    """
+    refuse_secrets(config)
+    settings = as_json(config, "config")
+    if not write_bytes(audit, "audit.yaml", yaml.safe_dump(settings).encode()):
+        _require_same_settings(audit, settings)
+    ours = plan if isinstance(plan, pa.Table) else pa.Table.from_pylist([dict(row) for row in plan], PLAN)
+    if not write_table(audit, "plan.parquet", ours):
+        _require_same_plan(audit, ours)
+
+
+def read_plan(audit: Audit) -> list[dict[str, Any]]:
+    """The shards of the audit, in plan order: shard, source, version, first_row, rows."""
+    return read_table(audit, "plan.parquet").to_pylist()
+
+
+def write_table(audit: Audit, relative: str, table: pa.Table) -> bool:
+    """Put a table as Parquet if absent; False if other bytes stand there, which then hold."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, write_page_checksum=True)
+    return write_bytes(audit, relative, sink.getvalue().to_pybytes())
+
+
+def write_json(audit: Audit, relative: str, obj: Any) -> bool:
+    """Put JSON if absent; False if other bytes stand there, which then hold."""
+    return write_bytes(audit, relative, encode_json(obj))
+
+
+def write_bytes(audit: Audit, relative: str, data: bytes) -> bool:
+    """Put a file if absent; False if other bytes stand there (another driver's), which then hold."""
+    return audit.store.create(audit.name(relative), data)
+
+
+def read_table(audit: Audit, relative: str) -> pa.Table:
+    """A Parquet file of the audit, page checksums verified."""
+    data = pa.BufferReader(audit.store.read(audit.name(relative)))
+    return pq.read_table(data, page_checksum_verification=True)
+
+
+def progress(audit: Audit, obj: Any) -> None:
+    """Replace progress.json, a hint for people who watch."""
+    audit.store.replace(audit.name("progress.json"), encode_json(obj))
+
+
+def finish(audit: Audit, files: Sequence[str], parts: Sequence[Record], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Write manifest.json last, then the hint audits/latest.json; returns the manifest that stands.
+
+    `files` are names relative to the audit; size and sha256 are taken from what stands on storage, not from memory.
+    `settings` are what a reader needs to name the features: at least the fingerprint.
+
+    Raises:
+        ValueError: a listed file does not exist.
+    """
+    store = audit.store
+    with ThreadPoolExecutor(READERS) as readers:
+        digests = list(readers.map(lambda relative: _size_and_digest(audit, relative), sorted(files)))
+    ours = {
+        "audit": audit.id,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": as_json(settings),
+        "files": dict(zip(sorted(files), digests, strict=True)),
+        "parts": [_part_entry(record) for record in parts],
+    }
+    write_json(audit, "manifest.json", ours)
+    standing = manifest(audit)
+    assert standing is not None, "a manifest that was created can be read"
+    store.replace(LATEST, encode_json({"audit": audit.id, "finished": standing["finished"]}))
+    return standing
+
+
+def manifest(audit: Audit) -> dict[str, Any] | None:
+    """What a finished audit consists of; None while it is unfinished."""
+    try:
+        return json.loads(audit.store.read(audit.name("manifest.json")))
+    except FileNotFoundError:
+        return None
+
+
+def refuse_secrets(config: Any, key: str = "") -> None:
+    """ValueError for a key that looks like a credential, or an address with user:password@; no value is printed."""
+    if isinstance(config, Mapping):
+        for name, value in config.items():
+            dotted = f"{key}.{name}" if key else str(name)
+            if CREDENTIAL.search(str(name)):
+                raise ValueError(
+                    f"{dotted} looks like a credential, and the configuration is written beside the results. Put it"
+                    " into the environment (AWS_SECRET_ACCESS_KEY, …) and leave the key out."
+                )
+            refuse_secrets(value, dotted)
+    elif isinstance(config, (list, tuple)):
+        for index, value in enumerate(config):
+            refuse_secrets(value, f"{key}[{index}]")
+    elif isinstance(config, str):
+        refuse_credentials(key, config)
+
+
+def _require_same_settings(audit: Audit, settings: Mapping[str, Any]) -> None:
+    standing = yaml.safe_load(audit.store.read(audit.name("audit.yaml")))
+    if different := differences(settings, standing):
+        raise ValueError(
+            f"audit {audit.id} was begun with other settings: {'; '.join(different)}. Resume with the same settings"
+            " or choose another audit=."
+        )
+
+
+def _require_same_plan(audit: Audit, plan: pa.Table) -> None:
+    """A plan is fixed for the life of its audit: what was scored must be what is listed."""
+    ours, theirs = plan.to_pylist(), read_plan(audit)
+    if ours == theirs:
+        return
+    here, there = ({(row["source"], row["version"]) for row in plan} for plan in (ours, theirs))
+    found = [
+        *(f"{source} (version {version}) left" for source, version in sorted(there - here)),
+        *(f"{source} (version {version}) is new" for source, version in sorted(here - there)),
+    ]
+    what = "; ".join(found[:6]) + (f"; and {len(found) - 6} more" if len(found) > 6 else "")
+    raise ValueError(
+        f"the data of audit {audit.id} changed since it began: {what or 'the same sources are cut into other shards'}."
+        f" Expected the {len(theirs)} shards of {audit.name('plan.parquet')}: start a new audit (audit=…); features"
+        " that are still valid are reused."
+    )
+
+
+def _size_and_digest(audit: Audit, relative: str) -> dict[str, Any]:
+    try:
+        data = audit.store.read(audit.name(relative))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"audit {audit.id} cannot be finished: {relative} does not exist. Expected every listed file; run the same"
+            " command again to write it."
+        ) from error
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _part_entry(record: Record) -> dict[str, Any]:
+    return {
+        "name": part_name(record.fingerprint, record.shard),
+        "shard": record.shard,
+        "rows": record.rows,
+        "rejected": record.rejected,
+        "size": record.bytes,
+        "sha256": record.sha256,
+    }

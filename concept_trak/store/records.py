@@ -1,0 +1,200 @@
+"""The proof that a shard is done: a part, created once, and a record derived by reading that part back."""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from concept_trak.store import codec
+from concept_trak.store.codec import Damaged, Footer, Part
+from concept_trak.store.commit import Store
+from concept_trak.store.identity import encode_json
+
+# Two roundings of one number to float16 differ by at most 2^-10, hence two stored rows by at most 1e-3. Five times
+# that leaves room for sums reordered by another batch size or device; what is above is another computation.
+ADOPT_TOLERANCE = 5e-3
+READERS = 16  # requests in flight while records are read: storage answers in tens of milliseconds each
+REPAIR = "Run `python -m jobs.verify repair=true`: it removes the record, then the part, and the shard is done again."
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What stands under a part's name: counts, size in bytes, sha256, Σ‖φ‖²; and who computed it, in how long (s)."""
+
+    shard: str
+    rows: int
+    rejected: int
+    bytes: int
+    sha256: str
+    sum_squares: float
+    seconds: float
+    attempt: int
+    host: str
+    rejects_by_reason: dict[str, int]
+    fingerprint: str
+
+
+def part_name(fp: str, shard: str) -> str:
+    return _name(fp, "parts", shard, "parquet")
+
+
+def record_name(fp: str, shard: str) -> str:
+    return _name(fp, "commits", shard, "json")
+
+
+def commit_part(store: Store, part: Part, dtype: str, encoding: str, seconds: float, attempt: int, host: str) -> Record:
+    """Create the part, or adopt the one that stands there; then derive and create its record.
+
+    Raises:
+        ValueError: what stands there belongs to other settings or holds other samples (both sides named), or is
+            damaged.
+        OSError: storage failed; nothing half-written is left.
+    """
+    name = part_name(part.fingerprint, part.shard)
+    if not store.create(name, codec.encode(part, dtype, encoding)):
+        _adopt(store, name, part)
+    return derive_record(store, part.fingerprint, part.shard, seconds, attempt, host)
+
+
+def derive_record(store: Store, fp: str, shard: str, seconds: float = 0.0, attempt: int = 0, host: str = "") -> Record:
+    """The record of a committed part, from reading it: every page checked, rows and Σ‖φ‖² counted again.
+
+    Returns the record that stands: another process may have derived it at the same time.
+    """
+    name = part_name(fp, shard)
+    data = store.read(name)
+    said = _verified(data, fp, shard, f"{store.uri}/{name}")
+    ours = Record(
+        shard=shard,
+        rows=said.rows,
+        rejected=len(said.rejects),
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        sum_squares=said.sum_squares,
+        seconds=seconds,
+        attempt=attempt,
+        host=host,
+        rejects_by_reason=dict(sorted(Counter(reject.reason for reject in said.rejects).items())),
+        fingerprint=fp,
+    )
+    if store.create(record_name(fp, shard), encode_json(asdict(ours))):
+        return ours
+    standing = _read_record(store, fp, shard)
+    _require_same_bytes(standing, data, f"{store.uri}/{name}")
+    return standing
+
+
+def read_part(store: Store, record: Record) -> bytes:
+    """The bytes of a committed part, checked against its record before use. Raises Damaged, naming the part."""
+    name = part_name(record.fingerprint, record.shard)
+    data = store.read(name)
+    _require_same_bytes(record, data, f"{store.uri}/{name}")
+    return data
+
+
+def committed(store: Store, fp: str, shards: Sequence[str]) -> dict[str, Record]:
+    """The records of those shards that are done, in the order asked. A part without a record gets one now.
+
+    Raises:
+        ValueError: a record whose part is gone, a damaged file, or a record of another fingerprint.
+    """
+    records = set(store.names(f"features/{fp}/commits"))  # before the parts: a shard may be committed in between
+    parts = set(store.names(f"features/{fp}/parts"))
+    done = [shard for shard in shards if record_name(fp, shard) in records]
+    if lost := [shard for shard in done if part_name(fp, shard) not in parts]:
+        raise ValueError(
+            f"{len(lost)} of {len(shards)} shards have a record but no part, first {store.uri}/"
+            f"{part_name(fp, lost[0])}. Expected the part beside its record; it was removed from outside. {REPAIR}"
+        )
+    orphans = [shard for shard in shards if part_name(fp, shard) in parts and record_name(fp, shard) not in records]
+    with ThreadPoolExecutor(READERS) as readers:
+        found = dict(zip(done, readers.map(lambda shard: _read_record(store, fp, shard), done), strict=True))
+    found |= {shard: derive_record(store, fp, shard) for shard in orphans}
+    return {shard: found[shard] for shard in shards if shard in found}
+
+
+def _adopt(store: Store, name: str, ours: Part) -> None:
+    """Check that the part another attempt left is the same shard, and log how far its rows are from ours."""
+    data = store.read(name)
+    where = f"{store.uri}/{name}"
+    said = _verified(data, ours.fingerprint, ours.shard, where)
+    standing = list(codec.blocks(data))
+    theirs = [sample_id for block in standing for sample_id in block.ids]
+    if theirs != list(ours.ids) or said.k != ours.phi.shape[1]:
+        raise ValueError(
+            f"{where} holds {len(theirs)} rows of k={said.k} ({_first_difference(theirs, ours.ids)}), but this attempt"
+            f" computed {len(ours.ids)} rows of k={ours.phi.shape[1]} ({_first_difference(ours.ids, theirs)}). Expected"
+            f" the same samples under one shard name: the data changed under its version, or rejects differ. {REPAIR}"
+        )
+    cuts = np.cumsum([len(block.ids) for block in standing])[:-1]
+    mine = np.split(ours.phi, cuts) if standing else []
+    largest = max((_row_difference(a, block.phi()) for a, block in zip(mine, standing, strict=True)), default=0.0)
+    level = logging.WARNING if largest > ADOPT_TOLERANCE else logging.INFO
+    text = "adopted %s, written by another attempt; largest relative row difference %.2g (rounding explains %.2g)"
+    logger.log(level, text, where, largest, ADOPT_TOLERANCE)
+
+
+def _row_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """max over rows of ‖a − b‖ / max(‖a‖, ‖b‖), in float64; 0 where both are zero."""
+    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    size = np.maximum(np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1))
+    return float(np.max(np.linalg.norm(a - b, axis=1) / np.where(size > 0, size, 1.0)))
+
+
+def _first_difference(ids: Sequence[str], others: Sequence[str]) -> str:
+    """The first sample that the others do not have at its place."""
+    differing = (sample_id for row, sample_id in enumerate(ids) if row >= len(others) or sample_id != others[row])
+    return f"first difference {next(differing, 'none')}"
+
+
+def _verified(data: bytes, fp: str, shard: str, where: str) -> Footer:
+    """The footer of a part whose pages, rows and Σ‖φ‖² hold, and that is the shard it is named after."""
+    try:
+        said = codec.footer(data)
+        scale = [block.scale for block in codec.blocks(data)]
+        sum_squares = codec.sum_of_squares(np.concatenate([*scale, np.zeros(0, np.float32)]))
+    except Damaged as error:
+        raise Damaged(f"{where}: {error}. {REPAIR}") from error
+    if (said.fingerprint, said.shard) != (fp, shard):
+        raise ValueError(
+            f"{where} is shard {said.shard} of features {said.fingerprint}; expected shard {shard} of {fp}. Parts of"
+            f" different settings are never mixed. {REPAIR}"
+        )
+    if sum_squares != said.sum_squares:
+        raise Damaged(f"{where}: Σ‖φ‖² is {sum_squares}, its footer says {said.sum_squares}. {REPAIR}")
+    return said
+
+
+def _read_record(store: Store, fp: str, shard: str) -> Record:
+    name = record_name(fp, shard)
+    try:
+        record = Record(**json.loads(store.read(name)))
+    except (ValueError, TypeError) as error:
+        raise Damaged(f"{store.uri}/{name} is damaged: {error}. {REPAIR}") from error
+    if (record.fingerprint, record.shard) != (fp, shard):
+        raise ValueError(
+            f"{store.uri}/{name} records shard {record.shard} of {record.fingerprint}; expected {shard} of {fp}."
+            f" {REPAIR}"
+        )
+    return record
+
+
+def _require_same_bytes(record: Record, data: bytes, where: str) -> None:
+    found = hashlib.sha256(data).hexdigest()
+    if (len(data), found) != (record.bytes, record.sha256):
+        raise Damaged(
+            f"{where} was truncated or altered: {len(data)} bytes with sha256 {found}; its record says {record.bytes}"
+            f" bytes with {record.sha256}. {REPAIR}"
+        )
+
+
+def _name(fp: str, folder: str, file: str, suffix: str) -> str:
+    assert "/" not in file, f"a file name of a feature set has no slash: {file!r}"
+    return f"features/{fp}/{folder}/{file}.{suffix}"
