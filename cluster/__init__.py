@@ -1,0 +1,1 @@
+"""The machines as software: one verb, `map`, in this process or on a Ray cluster."""

@@ -1,0 +1,147 @@
+"""The one verb of a cluster, `map`, and the words it is spoken in.
+
+An executor builds one worker per place and calls it item by item. It knows nothing of what the items are: they and
+the results are small records (a file name, a row range, a few counts), because whatever is large goes to storage. An
+effect must be idempotent: a worker that was given up for dead may still be computing, so an item can be done twice.
+"""
+
+import hashlib
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one worker owns: CPU cores, GPUs (fractions allowed) and memory in bytes, 0 where not stated."""
+
+    cpus: float = 1
+    gpus: float = 0
+    memory: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.cpus, self.gpus, self.memory) < 0 or not (self.cpus or self.gpus):
+            raise ValueError(f"{self}: a worker needs some CPU or GPU, and nothing below zero; set cpus=1 or more")
+
+
+ONE_CPU = Resources()
+
+
+@dataclass(frozen=True)
+class Task:
+    """What workers do: `entry` is "package.module:Factory", a worker is `Factory(config)`, called (item, attempt)."""
+
+    entry: str
+    config: object
+
+    def __post_init__(self) -> None:
+        module, colon, factory = self.entry.partition(":")
+        if not (module and colon and factory) or module == "__main__":
+            raise ValueError(
+                f'entry "{self.entry}" does not name an importable factory; write "package.module:Factory" '
+                "(not __main__, which on a worker is another program)"
+            )
+
+    @property
+    def package(self) -> str:
+        """The top-level package of the entry."""
+        return self.entry.partition(":")[0].partition(".")[0]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Which try of an item this is, `number` from 1; `halvings`: how often running out of memory halved the batch."""
+
+    number: int
+    halvings: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of one item: its result, or the traceback of its last failure as `error`.
+
+    `seconds` is the length of the last attempt, `host` the machine it ran on ("" where that is not known).
+    """
+
+    item: Any
+    result: Any | None
+    error: str | None
+    attempts: int
+    seconds: float
+    host: str
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """How often an item is tried again for each class of failure, and how many failures in a row mean "everywhere".
+
+    `systemic` counts worker constructions that fail in a row, and items given up in a row without any item done.
+    """
+
+    infrastructure: int = 10
+    memory: int = 3
+    application: int = 2
+    systemic: int = 3
+
+
+class Executor(Protocol):
+    """Where the work is done. The stages do not know which one they run on."""
+
+    def map(self, task: Task, items: Sequence[Any], resources: Resources = ONE_CPU) -> Iterator[Outcome]:
+        """Every item's outcome exactly once, in the order in which they end.
+
+        An item whose own error is over its budget comes out with `error`, and the others go on. An item over its
+        infrastructure budget does too, and the map ends with `InfrastructureExhausted`: after the last item, or at once
+        if `Budgets.systemic` items in a row were given up.
+
+        Raises:
+            WorkerFailed: no worker can be built from `task`.
+            InfrastructureExhausted: machines, processes or storage failed more often than the budget allows.
+        """
+        ...
+
+
+class InfrastructureExhausted(RuntimeError):
+    """Machines, processes or storage failed more often than `Budgets.infrastructure` allows."""
+
+    exit_code = 4
+
+
+class WorkerFailed(RuntimeError):
+    """No worker could be built: exit code 2 with the `ValueError`'s own message, else 5 with the first traceback."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class StaleCode(ValueError):
+    """A worker would run other source code than the driver."""
+
+
+def source_roots(package: str) -> list[Path]:
+    """The files or folders `package` (a top-level name) would be imported from, found without importing it."""
+    spec = find_spec(package)
+    if spec is None:
+        raise ValueError(f"no package {package} on {socket.gethostname()}; start from the folder that contains it")
+    if spec.submodule_search_locations is not None:
+        return [Path(folder) for folder in spec.submodule_search_locations]
+    source = Path(str(spec.origin))
+    assert source.suffix == ".py", f"{package} is not Python source: {spec.origin}"
+    return [source]
+
+
+def source_digest(package: str) -> str:
+    """sha256 over the relative names and the bytes of all *.py files of `package` (a top-level name)."""
+    digest = hashlib.sha256()
+    for root in source_roots(package):
+        files = sorted(root.rglob("*.py")) if root.is_dir() else [root]
+        for file in files:
+            source = file.read_bytes()
+            name = file.relative_to(root if root.is_dir() else root.parent).as_posix()
+            # The lengths keep (name, bytes) apart: without them a byte could move from one to the other unseen.
+            digest.update(f"{len(name)} {name} {len(source)} ".encode() + source)
+    return digest.hexdigest()

@@ -1,0 +1,164 @@
+"""The driver's work queue: a pure state machine, pending -> leased -> committed | failed.
+
+It reads no clock and knows no executor: time is passed in (seconds on any clock that does not go back), replies are
+passed in. That is what makes it possible to test every order of events.
+"""
+
+import heapq
+import logging
+import math
+import reprlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.executor import Attempt, Budgets, InfrastructureExhausted, Outcome, WorkerFailed
+from cluster.worker import Failure, Reply
+
+LOG = logging.getLogger(__name__)
+LONGEST_PAUSE = 30.0
+
+
+def backoff(failures: int) -> float:
+    """Seconds to wait after the n-th failure of infrastructure, n from 1: 0, 1, 2, 4, 8, 16, 30, 30, ..."""
+    return 0.0 if failures <= 1 else min(LONGEST_PAUSE, 2.0 ** min(failures - 2, 30))
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to try one item once."""
+
+    index: int
+    item: Any
+    attempt: Attempt
+
+
+class Queue:
+    """Every item comes out of `settle` exactly once, whatever the order of events; none is leased twice at a time."""
+
+    def __init__(self, items: Sequence[Any], budgets: Budgets) -> None:
+        self._items = items
+        self._retries = {
+            Failure.INFRASTRUCTURE: budgets.infrastructure,
+            Failure.MEMORY: budgets.memory,
+            Failure.APPLICATION: budgets.application,
+            Failure.INPUT: 0,
+        }
+        self._systemic = budgets.systemic
+        # (ready at, index): untried items are ready since ever, so they go before those that failed.
+        self._pending = [(-math.inf, index) for index in range(len(items))]
+        self._leased: dict[int, Lease] = {}
+        self._failures: defaultdict[int, Counter[Failure]] = defaultdict(Counter)
+        self._exhausted: list[Outcome] = []
+        self._exhausted_in_a_row = 0
+
+    @property
+    def unfinished(self) -> int:
+        """How many items are pending or leased."""
+        return len(self._pending) + len(self._leased)
+
+    @property
+    def ready_at(self) -> float:
+        """When the next pending item may be leased; infinity if none is pending."""
+        return self._pending[0][0] if self._pending else math.inf
+
+    def lease(self, now: float) -> Lease | None:
+        """The next item that is ready, or None."""
+        if self.ready_at > now:
+            return None
+        _, index = heapq.heappop(self._pending)
+        failures = self._failures[index]
+        attempt = Attempt(number=1 + failures.total(), halvings=failures[Failure.MEMORY])
+        self._leased[index] = Lease(index, self._items[index], attempt)
+        return self._leased[index]
+
+    def settle(self, lease: Lease, reply: Reply, now: float) -> Outcome | None:
+        """The item's outcome if `reply` ends it, None if it will be tried again."""
+        assert self._leased.get(lease.index) == lease, f"{lease} is settled twice or was never given out"
+        del self._leased[lease.index]
+        if reply.failure is not None:
+            self._failures[lease.index][reply.failure] += 1
+            if self._failures[lease.index][reply.failure] <= self._retries[reply.failure]:
+                return self._put_back(lease, reply, reply.failure, now)
+        outcome = Outcome(
+            item=lease.item,
+            result=reply.result,
+            error=None if reply.failure is None else reply.trace,
+            attempts=lease.attempt.number,
+            seconds=reply.seconds,
+            host=reply.host,
+        )
+        self._count(outcome, reply.failure)
+        return outcome
+
+    def _put_back(self, lease: Lease, reply: Reply, failure: Failure, now: float) -> None:
+        times = self._failures[lease.index][failure]
+        pause = backoff(times) if failure is Failure.INFRASTRUCTURE else 0.0
+        heapq.heappush(self._pending, (now + pause, lease.index))
+        LOG.warning(
+            "%s: %s failure %d, tried again up to %d times, next in %.0f s: %s",
+            reprlib.repr(lease.item),
+            failure.value,
+            times,
+            self._retries[failure],
+            pause,
+            reply.message.strip().partition("\n")[0],
+        )
+
+    def _count(self, outcome: Outcome, failure: Failure | None) -> None:
+        if failure is Failure.INFRASTRUCTURE:
+            self._exhausted.append(outcome)
+            self._exhausted_in_a_row += 1
+        elif failure is None:
+            self._exhausted_in_a_row = 0
+
+    def raise_if_exhausted(self) -> None:
+        """Raise InfrastructureExhausted once nothing is left to do, or at once if item after item is given up."""
+        if not self._exhausted or (self.unfinished and self._exhausted_in_a_row < self._systemic):
+            return
+        last = self._exhausted[-1]
+        raise InfrastructureExhausted(
+            f"{len(self._exhausted)} of {len(self._items)} items were given up because machines, processes or storage "
+            f"failed too often, and {self.unfinished} were not finished; what is done stays done. Repair the cause and "
+            f"run the same command again. The last was {reprlib.repr(last.item)}, at attempt {last.attempts}:\n"
+            f"{last.error}"
+        )
+
+
+class Constructions:
+    """Constructions of workers that failed in a row: `systemic` of the application's, or of machines and storage
+    `infrastructure` times the number of workers, mean that it fails everywhere."""
+
+    def __init__(self, budgets: Budgets, workers: int) -> None:
+        self._budgets, self.workers = budgets, workers
+        self.succeeded()
+
+    def succeeded(self) -> None:
+        """A worker stands: what failed before it was not systemic."""
+        self._failed: list[Reply] = []
+        self._lost = 0
+
+    def failed(self, reply: Reply) -> float:
+        """Seconds to wait before the next construction.
+
+        Raises:
+            WorkerFailed: the user's mistake (exit code 2), or `systemic` failures in a row (exit code 5).
+            InfrastructureExhausted: the machines do not hold one worker long enough to build it.
+        """
+        if reply.failure is Failure.INPUT:
+            raise WorkerFailed(reply.message, exit_code=2)
+        if reply.failure is Failure.INFRASTRUCTURE:
+            self._lost += 1
+            if self._lost > self._budgets.infrastructure * self.workers:
+                raise InfrastructureExhausted(f"no worker could be built in {self._lost} tries.\n{reply.trace}")
+            return backoff(math.ceil(self._lost / self.workers))
+        self._failed.append(reply)
+        if len(self._failed) >= self._budgets.systemic:
+            first = self._failed[0]
+            raise WorkerFailed(
+                f"{len(self._failed)} workers in a row could not be built. The first, on {first.host or 'a node'}:\n"
+                f"{first.trace}",
+                exit_code=5,
+            )
+        return 0.0

@@ -1,0 +1,45 @@
+"""Everything in this process, one item after the other: for debugging, for tests, and without Ray."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from cluster.executor import ONE_CPU, Budgets, Outcome, Resources, Task
+from cluster.queue import Constructions, Queue
+from cluster.worker import Worker, answer, build
+
+
+@dataclass(frozen=True)
+class Serial:
+    """The executor that is this process. `Resources` have no meaning here: the worker has the whole machine."""
+
+    budgets: Budgets = field(default_factory=Budgets)
+    sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+
+    def map(self, task: Task, items: Sequence[Any], resources: Resources = ONE_CPU) -> Iterator[Outcome]:
+        """As `Executor.map`; the worker is built at the first step of the iteration."""
+        queue = Queue(items, self.budgets)
+        worker = self._build(task) if items else None
+        while queue.unfinished:
+            assert worker is not None
+            lease = queue.lease(self.clock())
+            if lease is None:
+                self.sleep(max(0.0, queue.ready_at - self.clock()))
+                continue
+            reply = answer(partial(worker, lease.item, lease.attempt))
+            outcome = queue.settle(lease, reply, self.clock())
+            if outcome is not None:
+                yield outcome
+                queue.raise_if_exhausted()
+
+    def _build(self, task: Task) -> Worker:
+        constructions = Constructions(self.budgets, workers=1)
+        while True:
+            reply = answer(partial(build, task))
+            if reply.failure is None:
+                assert reply.result is not None
+                return reply.result
+            self.sleep(constructions.failed(reply))

@@ -1,0 +1,124 @@
+"""What only real processes can show: they die, they linger, and they see an environment and sources of their own."""
+
+import os
+import pickle
+import signal
+import threading
+import time
+
+import pytest
+from conftest import HERE
+from workers import Settings
+
+import cluster.on_ray
+from cluster.executor import Budgets, InfrastructureExhausted, Resources, Task, WorkerFailed
+
+
+def wait_until(true, what, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"not within {seconds:.0f} s: {what}"
+        time.sleep(0.05)
+
+
+def kill_first_pid(folder):
+    wait_until(lambda: list(folder.iterdir()), "a worker has left its pid")
+    os.kill(int(next(folder.iterdir()).name), signal.SIGKILL)
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_killed_worker_is_replaced_and_its_item_done_again(on_ray, tmp_path):
+    killer = threading.Thread(target=kill_first_pid, args=(tmp_path,))
+    killer.start()
+    outcomes = list(on_ray().map(Task("workers:Killable", Settings(folder=str(tmp_path))), ["a", "victim", "b", "c"]))
+    killer.join()
+    assert {outcome.item: outcome.result for outcome in outcomes} == {"a": 1, "victim": 2, "b": 1, "c": 1}
+    assert len(outcomes) == 4, "an item came out twice"
+
+
+def test_an_item_that_kills_its_workers_ends_with_exit_code_4_after_the_others(on_ray):
+    ended = []
+    with pytest.raises(InfrastructureExhausted, match="poison") as raised:
+        ended.extend(on_ray(budgets=Budgets(infrastructure=1)).map(Task("workers:Suicidal", None), ["poison", *"abc"]))
+    assert raised.value.exit_code == 4
+    assert sorted(ended_item.item for ended_item in ended) == ["a", "b", "c", "poison"]
+
+
+def test_a_closed_iteration_leaves_no_process(on_ray):
+    outcomes = on_ray().map(Task("workers:Report", None), [0.0] * 4 + [200.0] * 4)
+    pids = {next(outcomes).result["pid"] for _ in range(4)}
+    outcomes.close()
+    wait_until(lambda: not any(alive(pid) for pid in pids), f"processes {pids} are gone")
+
+
+def test_a_worker_has_as_many_threads_as_cores_and_no_gpu_it_did_not_ask_for(on_ray):
+    import ray
+
+    cores = ray.cluster_resources()["CPU"]
+    (outcome,) = on_ray().map(Task("workers:Report", None), [0.0], Resources(cpus=cores))
+    environment = outcome.result["environment"]
+    threads = [environment[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")]
+    assert threads == [str(int(cores))] * 3
+    assert environment["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_a_result_that_cannot_travel_is_the_applications_error(on_ray):
+    (outcome,) = on_ray(budgets=Budgets(application=0)).map(Task("workers:Unpicklable", None), ["abc"])
+    assert "pickle" in outcome.error
+
+
+def test_stale_code_on_a_worker_is_found_before_it_runs(on_ray, tmp_path, monkeypatch):
+    for name, body in (("fresh", "new = 2"), ("stale", "raise RuntimeError('the stale package was imported')")):
+        (tmp_path / name / "thrown_away").mkdir(parents=True)
+        (tmp_path / name / "thrown_away" / "__init__.py").write_text(body)
+    monkeypatch.syspath_prepend(str(tmp_path / "fresh"))
+    executor = on_ray(env_vars={"PYTHONPATH": os.pathsep.join([str(tmp_path / "stale"), HERE])})
+    with pytest.raises(WorkerFailed) as raised:
+        list(executor.map(Task("thrown_away:Factory", None), [1]))
+    assert raised.value.exit_code == 2
+    text = str(raised.value)
+    assert f"would run thrown_away from {tmp_path / 'stale' / 'thrown_away'}" in text
+    assert f"the driver runs {tmp_path / 'fresh' / 'thrown_away'}" in text
+    assert "remove the installed copy or start from the same working directory" in text
+
+
+def test_a_configuration_is_unpickled_only_after_the_sources_agree(on_ray, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "only_here.py").write_text("class Settings: pass\nFactory = dict")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import only_here
+
+    assert pickle.loads(pickle.dumps(only_here.Settings()))
+    with pytest.raises(WorkerFailed, match="no package only_here on ") as raised:
+        list(on_ray().map(Task("only_here:Factory", only_here.Settings()), [1]))
+    assert raised.value.exit_code == 2
+
+
+def test_asking_for_more_than_this_machine_has_is_said_at_once(on_ray):
+    with pytest.raises(ValueError, match=r"asks for \{'CPU': 1000.*lower the resources"):
+        list(on_ray().map(Task("workers:Square", None), [1], Resources(cpus=1000)))
+
+
+def test_workers_waiting_for_room_are_spoken_of(on_ray, monkeypatch, caplog):
+    import ray
+
+    monkeypatch.setattr(cluster.on_ray, "REMINDER", 0.5)
+    everything = Resources(cpus=ray.cluster_resources()["CPU"])
+    outcomes = list(on_ray(workers=2).map(Task("workers:Report", None), [1.5, 1.5], everything))
+    assert len({outcome.result["pid"] for outcome in outcomes}) == 1, "the machine holds one such worker"
+    assert "1 workers wait for room; each asks for {'CPU'" in caplog.text
+
+
+def test_an_environment_that_cannot_be_made_ends_with_exit_code_5(on_ray, monkeypatch):
+    options = cluster.on_ray.actor_options(Resources(), {}) | {"runtime_env": {"working_dir": "file:///absent.zip"}}
+    monkeypatch.setattr(cluster.on_ray, "actor_options", lambda resources, env_vars: options)
+    with pytest.raises(WorkerFailed, match="RuntimeEnvSetupError") as raised:
+        list(on_ray().map(Task("workers:Square", None), [1]))
+    assert raised.value.exit_code == 5

@@ -1,0 +1,131 @@
+"""The state machine against a fake pool and a fake clock, in every order hypothesis thinks of."""
+
+import math
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.executor import Budgets, InfrastructureExhausted, WorkerFailed
+from cluster.queue import Constructions, Queue, backoff
+from cluster.worker import Failure, Reply
+
+BUDGETS = Budgets(infrastructure=3, memory=2, application=1, systemic=2)
+RETRIES = {Failure.INFRASTRUCTURE: 3, Failure.MEMORY: 2, Failure.APPLICATION: 1, Failure.INPUT: 0}
+
+
+def reply(failure=None):
+    return Reply(failure=failure, trace="" if failure is None else f"trace of {failure.value}")
+
+
+@settings(deadline=None)
+@given(count=st.integers(0, 6), size=st.integers(1, 4), data=st.data())
+def test_every_item_ends_exactly_once_in_any_order_of_events(count, size, data):
+    queue, now, leased, ended = Queue(range(count), BUDGETS), 0.0, [], []
+    failures: dict[int, Counter[Failure]] = {index: Counter() for index in range(count)}
+    while queue.unfinished:
+        lease = queue.lease(now) if len(leased) < size else None
+        if lease is not None:
+            assert lease.index not in {other.index for other in leased}, "an item is leased twice at once"
+            assert lease.attempt.number == 1 + failures[lease.index].total()
+            assert lease.attempt.halvings == failures[lease.index][Failure.MEMORY]
+            leased.append(lease)
+        if not leased:
+            assert math.isfinite(queue.ready_at), "nothing leased, nothing pending, and yet unfinished"
+            now = max(now, queue.ready_at)
+            continue
+        if lease is not None and data.draw(st.booleans(), label="wait before the next reply"):
+            continue
+        settled = leased.pop(data.draw(st.integers(0, len(leased) - 1), label="which worker answers"))
+        failure = data.draw(st.sampled_from([None, *Failure]), label="how")
+        outcome = queue.settle(settled, reply(failure), now)
+        if failure is not None:
+            failures[settled.index][failure] += 1
+        over = failure is not None and failures[settled.index][failure] > RETRIES[failure]
+        assert (outcome is not None) == (failure is None or over), "a budget is not kept exactly"
+        if outcome is not None:
+            assert (outcome.error is None) == (failure is None)
+            ended.append(outcome.item)
+    assert sorted(ended) == list(range(count)), "items were lost or ended twice"
+
+
+def test_backoff_doubles_from_zero_to_half_a_minute():
+    assert [backoff(times) for times in range(1, 10)] == [0, 1, 2, 4, 8, 16, 30, 30, 30]
+    assert backoff(10**6) == 30
+
+
+def test_infrastructure_waits_and_the_others_go_first():
+    queue = Queue(["a", "b"], BUDGETS)
+    first = queue.lease(0.0)
+    queue.settle(first, reply(Failure.INFRASTRUCTURE), 5.0)
+    assert queue.lease(5.0).item == "b", "an untried item goes before one that failed"
+    second = queue.lease(5.0)
+    queue.settle(second, reply(Failure.INFRASTRUCTURE), 5.0)
+    assert queue.lease(5.9) is None, "the second failure waits one second"
+    assert queue.ready_at == 6.0
+    assert queue.lease(6.0).attempt.number == 3
+
+
+def test_a_settled_lease_cannot_be_settled_again():
+    queue = Queue(["a"], BUDGETS)
+    lease = queue.lease(0.0)
+    queue.settle(lease, reply(), 0.0)
+    with pytest.raises(AssertionError, match="settled twice"):
+        queue.settle(lease, reply(), 0.0)
+
+
+def exhaust(queue):
+    """Give up one item: every attempt at it fails for reasons of infrastructure."""
+    outcome, now = None, 0.0
+    while outcome is None:
+        now = max(now, queue.ready_at)
+        outcome = queue.settle(queue.lease(now), reply(Failure.INFRASTRUCTURE), now)
+    return outcome
+
+
+def test_one_exhausted_item_is_reported_after_the_others():
+    queue = Queue(range(2), Budgets(infrastructure=0, systemic=2))
+    assert exhaust(queue).error == "trace of infrastructure"
+    queue.raise_if_exhausted()
+    queue.settle(queue.lease(0.0), reply(), 0.0)
+    with pytest.raises(InfrastructureExhausted, match="1 of 2 items were given up") as raised:
+        queue.raise_if_exhausted()
+    assert raised.value.exit_code == 4
+
+
+def test_item_after_item_given_up_ends_the_map_at_once():
+    queue = Queue(range(9), Budgets(infrastructure=0, systemic=2))
+    exhaust(queue)
+    queue.settle(queue.lease(0.0), reply(), 0.0)
+    exhaust(queue)
+    queue.raise_if_exhausted()
+    exhaust(queue)
+    with pytest.raises(InfrastructureExhausted, match="5 were not finished") as raised:
+        queue.raise_if_exhausted()
+    assert "run the same command again" in str(raised.value)
+
+
+def test_constructions_fail_for_good_only_in_a_row():
+    constructions = Constructions(Budgets(systemic=2), workers=2)
+    broken = Reply(failure=Failure.APPLICATION, trace="first trace")
+    constructions.failed(broken)
+    constructions.succeeded()
+    constructions.failed(broken)
+    with pytest.raises(WorkerFailed, match="first trace") as raised:
+        constructions.failed(Reply(failure=Failure.APPLICATION, trace="second trace"))
+    assert raised.value.exit_code == 5
+
+
+def test_constructions_lost_to_infrastructure_wait_and_have_that_budget():
+    constructions = Constructions(Budgets(infrastructure=2), workers=2)
+    lost = Reply(failure=Failure.INFRASTRUCTURE, trace="node gone")
+    assert [constructions.failed(lost) for _ in range(4)] == [0, 0, 1, 1], "the wait grows once per round of workers"
+    with pytest.raises(InfrastructureExhausted, match="node gone"):
+        constructions.failed(lost)
+
+
+def test_the_users_mistake_ends_construction_at_once_in_its_own_words():
+    with pytest.raises(WorkerFailed, match=r"^k must be even$") as raised:
+        Constructions(Budgets(), workers=8).failed(Reply(failure=Failure.INPUT, message="k must be even"))
+    assert raised.value.exit_code == 2

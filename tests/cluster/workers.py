@@ -1,0 +1,99 @@
+"""Factories the tests send to workers. Each worker is called (item, attempt)."""
+
+import os
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A configuration whose class the worker must import to unpickle it."""
+
+    folder: str = ""
+    word: str = ""
+
+
+class Square:
+    def __init__(self, config):
+        self.config = config
+
+    def __call__(self, item, attempt):
+        return item * item
+
+
+class Refusing:
+    def __init__(self, config):
+        raise ValueError(config.word)
+
+
+class Unbuildable:
+    def __init__(self, config):
+        raise RuntimeError(config.word)
+
+
+class LateStorage(Square):
+    """Cannot be built the first two times."""
+
+    def __init__(self, config):
+        tries = len(list(Path(config.folder).iterdir()))
+        (Path(config.folder) / f"{os.getpid()}-{time.monotonic_ns()}").touch()
+        if tries < 2:
+            raise ConnectionError("weights are not there yet")
+
+
+class Moody(Square):
+    """Raises what the item says: ("application" | "input" | "storage" | "memory", how often)."""
+
+    def __call__(self, item, attempt):
+        kind, times = item
+        if kind == "input":
+            raise ValueError("this item is malformed")
+        if attempt.number <= times:
+            raise {"application": KeyError, "storage": ConnectionError, "memory": MemoryError}[kind](f"{kind} trouble")
+        return attempt.number, attempt.halvings
+
+
+class Killable(Square):
+    """On the first attempt leaves its pid in the folder and waits to be killed; later attempts succeed."""
+
+    def __call__(self, item, attempt):
+        if item == "victim" and attempt.number == 1:
+            (Path(self.config.folder) / str(os.getpid())).touch()
+            time.sleep(120)
+        return attempt.number
+
+
+class Suicidal(Square):
+    def __call__(self, item, attempt):
+        if item == "poison":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+
+class Report(Square):
+    """What its process looks like from inside."""
+
+    def __call__(self, item, attempt):
+        time.sleep(item)
+        return {"pid": os.getpid(), "host": socket.gethostname(), "environment": dict(os.environ)}
+
+
+class Unpicklable(Square):
+    def __call__(self, item, attempt):
+        return (part for part in item)
+
+
+class OnNode(Square):
+    """Leaves the id of its node in the folder; the victim's first attempt waits there for the node to be removed."""
+
+    def __call__(self, item, attempt):
+        import ray
+
+        (Path(self.config.folder) / f"{item}-{attempt.number}").write_text(ray.get_runtime_context().get_node_id())
+        if item == "victim" and attempt.number == 1:
+            time.sleep(120)
+        here = Path(__file__).parent
+        return attempt.number, str(here), sorted(entry.name for entry in here.iterdir())
