@@ -1,0 +1,179 @@
+"""Training sets as Hugging Face `datasets` writes them: Parquet with `image: struct<bytes, path>` and a caption
+column.
+"""
+
+import difflib
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from concept_trak.config import DataConfig
+from concept_trak.data.shard import Shard, Source
+
+
+def sources(uri: str) -> list[Source]:
+    """Every Parquet file at `uri` (one file, or a folder searched to its leaves), by name.
+
+    Raises:
+        ValueError: nothing is there, or it holds no rows.
+    """
+    fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+    if fs.isfile(path):
+        files = [path]
+    else:
+        files = sorted(
+            f for f in fs.find(path) if f.endswith(".parquet") and not f.rpartition("/")[2].startswith((".", "_"))
+        )
+    if not files:
+        what = "holds no .parquet files" if fs.exists(path) else "does not exist"
+        raise ValueError(f"data.uri={uri!r} {what}; expected a Parquet file or a folder of them")
+    found = [Source(fs.unstrip_protocol(f), _version(fs.info(f)), _rows(fs, f)) for f in files]
+    if not any(s.rows for s in found):
+        raise ValueError(f"data.uri={uri!r} has {len(files)} Parquet files but no rows; point it at the data set")
+    return found
+
+
+def _version(info: dict[str, Any]) -> str:
+    """The store's own etag; else size and modification time."""
+    if etag := info.get("ETag") or info.get("etag"):
+        return str(etag).strip('"')
+    stamp = info.get("mtime", info.get("LastModified", info.get("created", "")))
+    return f"{info['size']}-{stamp}"
+
+
+def _rows(fs: Any, file: str) -> int:
+    try:
+        with fs.open(file) as f:
+            return pq.read_metadata(f).num_rows
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"{file} is not a readable Parquet file ({error}); remove it from data.uri or write it again"
+        ) from None
+
+
+def check_columns(source: Source, data: DataConfig) -> None:
+    """That every column a run names is there and of a type it can use.
+
+    Raises:
+        ValueError: a column is missing (with the nearest name) or of another type.
+    """
+    with fsspec.open(source.uri) as f:
+        schema = pq.read_schema(f)
+    for key, column in named_columns(data):
+        if column not in schema.names:
+            near = difflib.get_close_matches(column, schema.names, 1, 0.4)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"{key}={column!r} is not a column of {source.uri} (columns: {', '.join(schema.names)}){hint}"
+            )
+    kind = schema.field(data.image_column).type
+    if not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
+        raise ValueError(
+            f"data.image_column={data.image_column!r} is {kind}; expected struct<bytes: binary, path: string>"
+        )
+    for key, column in (("data.caption_column", data.caption_column), ("data.id_column", data.id_column)):
+        kind = schema.field(column).type if column else pa.string()
+        if not (
+            pa.types.is_string(kind)
+            or pa.types.is_large_string(kind)
+            or (key == "data.id_column" and pa.types.is_integer(kind))
+        ):
+            raise ValueError(f"{key}={column!r} holds {kind}; expected strings")
+
+
+def named_columns(data: DataConfig) -> list[tuple[str, str]]:
+    """(configuration key, column) of every column the configuration names."""
+    single = [("data.image_column", data.image_column), ("data.caption_column", data.caption_column)]
+    ids = [("data.id_column", data.id_column)] if data.id_column else []
+    return [*single, *ids, *(("data.label_columns", c) for c in data.label_columns)]
+
+
+def check_ids(found: Sequence[Source], data: DataConfig) -> None:
+    """That ids are unique over the whole data set, in 8 bytes of memory a row; ids made from source and row always are.
+
+    Raises:
+        ValueError: naming some of the ids that occur twice, or a source where they are missing.
+    """
+    if not data.id_column:
+        return
+    hashes = [
+        np.concatenate([_hashed(batch, source) for batch in _ids(source, data)] or [np.empty(0, np.uint64)])
+        for source in found
+    ]
+    values, counts = np.unique(np.concatenate(hashes), return_counts=True)
+    twice = set(values[counts > 1].tolist())
+    if twice:
+        examples = sorted(
+            {str(v) for s in found for b in _ids(s, data) for v in b.to_pylist() if _hash(str(v)) in twice}
+        )[:5]
+        raise ValueError(
+            f"data.id_column={data.id_column!r} is not unique: {', '.join(examples)} occur more than once; name a "
+            "column of unique ids, or leave data.id_column empty to have them made"
+        )
+
+
+def _ids(source: Source, data: DataConfig) -> Iterator[pa.Array]:
+    with fsspec.open(source.uri) as f:
+        for batch in pq.ParquetFile(f).iter_batches(columns=[data.id_column]):
+            yield batch.column(0)
+
+
+def _hashed(ids: pa.Array, source: Source) -> np.ndarray:
+    if ids.null_count:
+        raise ValueError(
+            f"{source.uri} has rows without an id; fill them, or leave data.id_column empty to have ids made"
+        )
+    return np.fromiter((_hash(str(v)) for v in ids.to_pylist()), np.uint64, len(ids))
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def rows(shard: Shard, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a shard, in order, with `columns` and "row" (their number in the source). Reads only the row groups
+    they lie in.
+
+    Raises:
+        ValueError: the source is no longer the version that was planned.
+    """
+    fs, path = fsspec.core.url_to_fs(shard.source, use_listings_cache=False)
+    if (now := _version(fs.info(path))) != shard.version:
+        raise ValueError(
+            f"{shard.source} changed while the audit ran: planned version {shard.version}, now {now}; start a new audit"
+        )
+    with fs.open(path) as f:
+        file, start = pq.ParquetFile(f), 0
+        for group in range(file.num_row_groups):
+            count = file.metadata.row_group(group).num_rows
+            low, high = max(shard.first_row, start), min(shard.first_row + shard.rows, start + count)
+            if low < high:
+                table = file.read_row_group(group, columns=list(columns)).slice(low - start, high - low)
+                for i, values in enumerate(_unpacked(table)):
+                    yield {**values, "row": low + i}
+            start += count
+
+
+def _unpacked(table: pa.Table) -> Iterator[dict[str, Any]]:
+    for batch in table.to_batches(max_chunksize=256):
+        yield from batch.to_pylist()
+
+
+def label_values(shard: Shard, data: DataConfig) -> Iterator[tuple[str, dict[str, str]]]:
+    """(sample id, its labels as text) of every row of a shard, without reading images."""
+    columns = [*([data.id_column] if data.id_column else []), *data.label_columns]
+    for values in rows(shard, columns):
+        yield sample_id(values, shard, data), {c: str(values[c]) for c in data.label_columns}
+
+
+def sample_id(values: dict[str, Any], shard: Shard, data: DataConfig) -> str:
+    """The id column's value, or one made from the source's name below `data.uri` and the row."""
+    if data.id_column:
+        return str(values[data.id_column])
+    fs, path = fsspec.core.url_to_fs(data.uri)
+    return f"{shard.source.removeprefix(fs.unstrip_protocol(path)).strip('/') or 'rows'}:{values['row']}"
