@@ -1,0 +1,178 @@
+"""The page of an audit as one self-contained HTML file: images and histograms inline, no script, nothing fetched.
+
+`page.html` holds structure and words, `style.html` the style. Here is what they need computed: numbers as text, the
+geometry of the drawings, and which ranking is a method's main answer. Captions are untrusted: everything is escaped,
+and the page's content security policy forbids scripts and every request.
+"""
+
+import base64
+import math
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from concept_trak.report.page import Facts, Page, Ranking, Section
+
+PIXELATED_BELOW = 64  # pixels: smaller images are enlarged with sharp edges, or shapes of 32 pixels turn into fog
+LEGIBLE = 100  # a linear histogram whose tallest bar is more than this many times its shortest hides the tails
+
+
+@dataclass(frozen=True)
+class Column:
+    """One method's answers about a concept: the main one and, folded away beneath it, the others."""
+
+    method: str
+    main: Ranking
+    others: tuple[Ranking, ...]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bin of a histogram as a rectangle one bin wide: `height` in percent of the tallest, from the axis up.
+
+    `side` is `above`, `below` or `at` zero.
+    """
+
+    bin: int
+    height: float
+    side: str
+
+
+def render(page: Page) -> str:
+    """The audit `page` as a complete HTML document. Equal pages give equal text."""
+    return _TEMPLATE.render(page=page, known={facts.method for facts in page.facts}, graded=_graded(page.sections))
+
+
+def columns(section: Section) -> tuple[Column, ...]:
+    """The rankings of `section` by method, in the order they came; the damped one, where there is one, is the main."""
+    found: dict[str, list[Ranking]] = {}
+    for ranking in section.rankings:
+        found.setdefault(ranking.method, []).append(ranking)
+    ordered = {method: sorted(rankings, key=lambda r: r.form != "damped") for method, rankings in found.items()}
+    return tuple(Column(method, rankings[0], tuple(rankings[1:])) for method, rankings in ordered.items())
+
+
+def bars(histogram: Sequence[int]) -> tuple[Bar, ...]:
+    """The bins that are not empty. Heights are proportional to the counts, or to log(1 + count) if `is_log` says so."""
+    heights = [math.log1p(count) if is_log(histogram) else float(count) for count in histogram]
+    tallest = max(heights, default=0.0)
+    return tuple(
+        Bar(index, round(100 * height / tallest, 3), _side(2 * index + 1 - len(heights)))
+        for index, height in enumerate(heights)
+        if height > 0
+    )
+
+
+def is_log(histogram: Sequence[int]) -> bool:
+    """Whether the counts are too far apart to be seen on a linear axis."""
+    filled = [count for count in histogram if count > 0]
+    return bool(filled) and max(filled) > LEGIBLE * min(filled)
+
+
+def place(score: float, ranking: Ranking) -> float:
+    """Where `score` lies on the axis of `ranking`'s histogram, in bins; what lies outside is at the edge."""
+    bins = len(ranking.histogram)
+    if not ranking.span > 0 or not math.isfinite(score):
+        return bins / 2
+    return round(min(max((score / ranking.span + 1) * bins / 2, 0.0), float(bins)), 3)
+
+
+def number(value: float) -> str:
+    """Three significant digits: 0.500, 12.3, −4.56e−7. What is not finite must not look like a score."""
+    if not math.isfinite(value):
+        return "not finite"
+    if value == 0:
+        return "0"
+    if 1000 <= abs(value) < 1e6:
+        return _minus(f"{float(f'{value:.3g}'):,.0f}")
+    text = f"{value:#.3g}".rstrip(".")
+    return _minus(re.sub(r"e([+-])0*(\d)", lambda found: "e" + found[1].strip("+") + found[2], text))
+
+
+def ratio(value: float) -> str:
+    """A share in [0, 1], or the difference of two, with three decimals."""
+    return _minus(f"{value:.3f}") if math.isfinite(value) else "not finite"
+
+
+def gain(metrics: dict[str, float]) -> str:
+    """Average precision minus base rate, with its sign: what the ranking knows beyond a random order."""
+    above = metrics["average_precision"] - metrics["base_rate"]
+    return ("+" if round(above, 3) >= 0 else "") + ratio(abs(above) if round(above, 3) == 0 else above)
+
+
+def percent(value: float) -> str:
+    """A percentile, with digits enough that only the highest of all reads 100."""
+    edge = min(value, 100 - value)
+    digits = max(1, -math.floor(math.log10(edge))) if edge > 0 else 1
+    return f"{value:.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that reads well: 4.2 s, 12 min 5 s, 3 h 12 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
+
+
+def rate(facts: Facts) -> str:
+    """Samples per second of worker time; a dash where no time was measured."""
+    return number(facts.samples / facts.seconds) if facts.seconds > 0 else "–"
+
+
+def reused(facts: Facts) -> str:
+    """How many samples' features an earlier audit had computed."""
+    return f"{facts.samples - facts.computed:,}"
+
+
+def inline(png: bytes) -> str:
+    """The image as a data URI, so that the page needs no other file."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def is_small(png: bytes) -> bool:
+    """Whether the image's longer side is under `PIXELATED_BELOW` pixels."""
+    return max(_size(png)) < PIXELATED_BELOW
+
+
+def _size(png: bytes) -> tuple[int, int]:
+    # PNG (ISO/IEC 15948, 5.2 and 11.2.2): eight bytes of signature, then the header chunk opens with width and height.
+    assert png[:8] == b"\x89PNG\r\n\x1a\n", f"a picture of the page is no PNG: it starts with {png[:8]!r}"
+    width, height = struct.unpack(">II", png[16:24])
+    return width, height
+
+
+def _graded(sections: Sequence[Section]) -> bool:
+    return any(ranking.metrics for section in sections for ranking in section.rankings)
+
+
+def _side(twice: int) -> str:
+    if twice == 0:
+        return "at"
+    return "above" if twice > 0 else "below"
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    functions = (columns, bars, is_log, place, number, ratio, gain, percent, duration, rate, reused, inline, is_small)
+    environment.filters.update({function.__name__: function for function in functions})
+    environment.filters["count"] = "{:,}".format
+    environment.filters["yes_or_no"] = lambda value: "yes" if value else "no"
+    return environment
+
+
+_TEMPLATE = _environment().get_template("page.html")
