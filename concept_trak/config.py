@@ -1,0 +1,186 @@
+"""What a run can be told: one typed, frozen dataclass, the same for the command line, the workers and the saved audit.
+
+Each field's meaning, unit and range stand under it, once. Values are checked when a configuration is made, before
+anything starts.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from concept_trak.concept import Concept
+from concept_trak.method import METHODS, Method
+from concept_trak.projector import Projector
+
+
+def _one_of(key: str, value: str, *known: str) -> None:
+    if value not in known:
+        raise ValueError(f"{key}={value!r}; expected one of: {', '.join(known)}")
+
+
+def _at_least(key: str, value: float, least: float) -> None:
+    if value < least:
+        raise ValueError(f"{key}={value}; expected at least {least}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    path: str = ""
+    """A diffusers pipeline directory, safetensors only."""
+    parameters: str = "all"
+    """Attributable parameters: all, attention, cross_attention, self_attention_out, or a pattern of names."""
+    negative: str = "empty"
+    """The model's negative: empty (trained with dropped captions) or other_label."""
+    combinations: tuple[str, ...] = ()
+    """other_label: the captions another one is drawn from."""
+    device: str = "auto"
+    """auto (a GPU where the worker owns one), cpu, or cuda."""
+    precision: str = "float32"
+    """float32, bfloat16, float16 or float64."""
+    batch: int = 32
+    """Samples at a time on a worker; halved when memory runs out. Not part of a feature's identity."""
+
+    def __post_init__(self) -> None:
+        _one_of("model.negative", self.negative, "empty", "other_label")
+        _one_of("model.device", self.device, "auto", "cpu", "cuda")
+        _one_of("model.precision", self.precision, "float32", "bfloat16", "float16", "float64")
+        _at_least("model.batch", self.batch, 1)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    uri: str = ""
+    """A Parquet file, or a folder of them, as Hugging Face `datasets` writes them."""
+    image_column: str = "image"
+    caption_column: str = "caption"
+    id_column: str = ""
+    """A column of unique ids; without one an id is made from source and row."""
+    label_columns: tuple[str, ...] = ()
+    """Columns that travel to the results and that `truth` of a concept may name."""
+    shard_rows: int = 64
+    """Rows a shard: about ten minutes of work, at most 90 MB of features. Fixed when a feature set is created."""
+
+    def __post_init__(self) -> None:
+        _at_least("data.shard_rows", self.shard_rows, 1)
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    dtype: str = "float16"
+    """float16 or float32: how phi / |phi| is stored."""
+    encoding: str = "binary"
+    """binary (read at memory speed), or list (float32) for SQL arrays."""
+
+    def __post_init__(self) -> None:
+        _one_of("feature.dtype", self.dtype, "float16", "float32")
+        _one_of("feature.encoding", self.encoding, "binary", "list")
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    kind: str = "local"
+    """serial (this process), local (Ray on this machine) or ray (an existing cluster)."""
+    address: str = "auto"
+    """ray: the cluster's address."""
+    workers: int = 0
+    """0: as many as fit."""
+    cpus: float = 1
+    """Cores, and torch threads, a worker owns."""
+    gpus: float = 0
+    memory: int = 0
+    """Bytes a worker asks the scheduler for; 0 asks for nothing."""
+    shared_store: bool = False
+    """ray: says that a `file` store is one shared folder on every node."""
+
+    def __post_init__(self) -> None:
+        _one_of("cluster.kind", self.kind, "serial", "local", "ray")
+        _at_least("cluster.workers", self.workers, 0)
+        _at_least("cluster.cpus", self.cpus, 0.01)
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    rejects: float = 0.05
+    """Share of the planned samples that may be rejected before the run stops (exit 3)."""
+    infrastructure: int = 10
+    """Times one shard may lose its worker, node or storage before the run stops (exit 4)."""
+    memory: int = 3
+    """Times one shard may run out of memory, at half the batch each time."""
+    application: int = 2
+    """Times one shard is tried when its own work fails."""
+
+    def __post_init__(self) -> None:
+        _at_least("budget.rejects", self.rejects, 0)
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """One audit: a model, its training data, concepts, and the methods that answer."""
+
+    store: str = "results"
+    """Where everything lies: a folder or an object-store URL."""
+    audit: str = ""
+    """Its name; empty is the UTC time. An audit of the same name is resumed."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    methods: dict[str, Method] = field(default_factory=dict)
+    """Rows of the method table by name; several are scored side by side."""
+    projector: Projector = field(default_factory=Projector)
+    concepts: tuple[Concept, ...] = ()
+    damping: float = 100.0
+    """lambda = damping tr(K) / k."""
+    seed: int = 0
+    """Names the noise of the training side."""
+    top: int = 100
+    """Best and worst samples kept per concept."""
+    scores: str = "top"
+    """top: only those; all: every score as Parquet, which precision and AP need."""
+    shown: int = 24
+    """Images a row on the page."""
+    interval: float = 10.0
+    """Seconds between lines of progress where there is no terminal."""
+    feature: FeatureConfig = field(default_factory=FeatureConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+
+    def __post_init__(self) -> None:
+        _one_of("scores", self.scores, "top", "all")
+        _at_least("top", self.top, 1)
+        if self.damping <= 0:
+            raise ValueError(
+                f"damping={self.damping}; expected a positive number, relative to the mean eigenvalue of K"
+            )
+        names = [c.name for c in self.concepts]
+        if twice := {n for n in names if names.count(n) > 1}:
+            raise ValueError(f"concepts: {', '.join(sorted(twice))} is named twice; give each its own name")
+        for concept in self.concepts:
+            if missing := set(concept.truth) - set(self.data.label_columns):
+                raise ValueError(
+                    f"concept {concept.name!r}: truth names {', '.join(sorted(missing))}, which data.label_columns "
+                    f"({', '.join(self.data.label_columns) or 'empty'}) does not; add it there"
+                )
+
+    def complete(self) -> "AuditConfig":
+        """Itself, once nothing that a run needs is missing."""
+        for key, value, example in (
+            ("model.path", self.model.path, "model.path=assets/demo"),
+            ("data.uri", self.data.uri, "data.uri=s3://bucket/train"),
+            ("method", self.methods, f"method={'|'.join(METHODS)}"),
+            ("concepts", self.concepts, "concepts=[{name: red, prompt: a red square, without_prompt: a square}]"),
+        ):
+            if not value:
+                raise ValueError(f"{key} is not set; expected something like {example}")
+        return self
+
+
+# What may differ between two runs of one audit: how the work is done, never what comes out.
+EXECUTION = ("cluster", "budget", "interval", "model.batch", "model.device", "data.shard_rows")
+
+
+def outcome_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """A configuration's values without those that only say how the work is done."""
+    kept = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items() if k not in EXECUTION}
+    for key in EXECUTION:
+        group, _, name = key.partition(".")
+        if name and isinstance(kept.get(group), dict):
+            kept[group].pop(name, None)
+    return kept

@@ -1,0 +1,45 @@
+"""What the ends of a ranking look like: captions, labels and pictures of chosen samples, from the data itself."""
+
+from dataclasses import dataclass
+
+from concept_trak.data.image import to_png
+from concept_trak.data.sample import found
+from concept_trak.data.shard import Shard
+from concept_trak.stages import Attempt, Work
+
+
+@dataclass(frozen=True)
+class Look:
+    """Samples of one shard; those also in `pictured` are drawn, at `resolution`, as the model sees them."""
+
+    shard: Shard
+    ids: tuple[str, ...]
+    pictured: frozenset[str]
+    resolution: int
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One sample as people see it; `png` is empty where no picture was asked for."""
+
+    sample_id: str
+    caption: str
+    source: str
+    row: int
+    labels: dict[str, str]
+    png: bytes
+
+
+class Show:
+    """The samples of a look."""
+
+    def __init__(self, work: Work) -> None:
+        self.data = work.config.data
+
+    def __call__(self, look: Look, attempt: Attempt) -> list[Seen]:
+        return [
+            Seen(
+                s.id, s.caption, look.shard.source, s.row, s.labels, to_png(s.pixels) if s.id in look.pictured else b""
+            )
+            for s in found(look.shard, self.data, look.resolution, look.ids)
+        ]

@@ -1,0 +1,81 @@
+"""From a data set and a configuration to what has to be done: shards, groups of shards, and what names their
+features.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from concept_trak import NUMERICS
+from concept_trak.config import AuditConfig, DataConfig
+from concept_trak.data.parquet import check_columns, check_ids, sources
+from concept_trak.data.shard import Shard, Source, cut
+from concept_trak.denoiser import Denoiser
+from concept_trak.method import Method, describe
+
+
+def survey(data: DataConfig) -> list[Source]:
+    """The data set's files, once their columns and ids are known to be usable.
+
+    Raises:
+        ValueError: nothing there, a column missing or of another type, ids that occur twice.
+    """
+    found = sources(data.uri)
+    for source in found:
+        check_columns(source, data)
+    check_ids(found, data)
+    return found
+
+
+def shards(found: Sequence[Source], shard_rows: int) -> list[Shard]:
+    """All shards, in plan order: sources by name, rows rising."""
+    return [shard for source in found for shard in cut(source, shard_rows)]
+
+
+def groups(plan: Sequence[Shard]) -> list[list[Shard]]:
+    """Consecutive shards whose Gram is summed in one file, cut by content: a group ends after a shard whose hash is 0
+    mod 16.
+
+    A data set that grows or loses a source changes the groups it touches and no other.
+    """
+    result: list[list[Shard]] = [[]]
+    for shard in plan:
+        result[-1].append(shard)
+        if int(shard.hash, 16) % 16 == 0:
+            result.append([])
+    return [group for group in result if group]
+
+
+def group_name(group: Sequence[Shard]) -> str:
+    """Names a group by the shards in it, so that another cut is another file."""
+    return hashlib.sha256("\n".join(shard.hash for shard in group).encode()).hexdigest()[:16]
+
+
+def feature_settings(
+    config: AuditConfig, method: Method, denoiser: Denoiser, identity: dict[str, str]
+) -> dict[str, Any]:
+    """Every setting that changes a feature's numbers, and nothing else: what the fingerprint is taken of.
+
+    `identity` is `denoiser.identity()`, given because it reads every weight and serves several methods.
+    """
+    row = describe(method)
+    sizes = {name: list(p.shape) for name, p in denoiser.parameters.items()}
+    return {
+        "numerics": NUMERICS,
+        "model": identity,
+        "parameters": hashlib.sha256(repr(sizes).encode()).hexdigest(),
+        "negative": [denoiser.negative, *(sorted(denoiser.combinations) if denoiser.negative == "other_label" else ())],
+        "train": row["train"],
+        "unit": row["unit"],
+        "weight": row["weight"],
+        "seed": config.seed,
+        "projector": {
+            "kind": config.projector.kind,
+            "dim": config.projector.width(sum(p.numel() for p in denoiser.parameters.values())),
+            "seed": config.projector.seed,
+        },
+        "preprocessing": {"resolution": denoiser.resolution},
+        "columns": [config.data.image_column, config.data.caption_column, config.data.id_column],
+        "precision": config.model.precision,
+        "stored": [config.feature.dtype, config.feature.encoding],
+    }

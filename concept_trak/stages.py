@@ -1,0 +1,205 @@
+"""The work of one shard, one group, one query: what workers run, each built once per worker and then called item by
+item.
+
+Everything that crosses machines is a file name or a small record; features go to the store and come from it.
+"""
+
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from concept_trak.concept import UNGUIDED, Concept, negatives, query_batch, query_side
+from concept_trak.config import AuditConfig
+from concept_trak.data.image import decode, fit, to_png, to_tensor
+from concept_trak.data.sample import Sample, samples
+from concept_trak.data.shard import Shard
+from concept_trak.denoiser import Denoiser
+from concept_trak.features import Features, features, query_features
+from concept_trak.method import Method
+from concept_trak.models import load
+from concept_trak.plan import feature_settings
+from concept_trak.state import Batch
+from concept_trak.store.commit import Store
+from concept_trak.store.identity import fingerprint
+from concept_trak.store.part import Part, Reject
+from concept_trak.store.records import Record, commit_part
+from concept_trak.trajectory import generate
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker is told: the whole configuration, and the fingerprint that the driver expects of each method."""
+
+    config: AuditConfig
+    fingerprints: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Featuring:
+    """One shard for one method."""
+
+    method: str
+    shard: Shard
+
+
+class Attempt(Protocol):
+    """Which try this is, and how often running out of memory halved the batch."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def halvings(self) -> int: ...
+
+
+def open_model(config: AuditConfig) -> Denoiser:
+    """The model of a configuration, on the GPU the worker owns if there is one."""
+    m = config.model
+    device = (
+        m.device if m.device != "auto" else "cuda" if config.cluster.gpus > 0 and torch.cuda.is_available() else "cpu"
+    )
+    return load(m.path, m.parameters, m.negative, m.combinations, device, m.precision)
+
+
+class _WithModel:
+    """A worker that holds the model, once it agrees with the driver about what the features are."""
+
+    def __init__(self, work: Work) -> None:
+        self.work, self.config = work, work.config
+        torch.set_num_threads(max(1, int(work.config.cluster.cpus)))
+        self.store, self.denoiser = Store(work.config.store), open_model(work.config)
+        identity = self.denoiser.identity()
+        for name, method in work.config.methods.items():
+            ours = fingerprint(feature_settings(work.config, method, self.denoiser, identity))
+            if ours != work.fingerprints[name]:
+                raise ValueError(
+                    f"this worker would compute features {ours} for {name}, the driver expects "
+                    f"{work.fingerprints[name]}: they see different model files at {work.config.model.path!r}. Put the "
+                    "same model where every node finds it."
+                )
+
+    def batch_size(self, attempt: Attempt) -> int:
+        return max(1, self.config.model.batch >> attempt.halvings)
+
+
+class Featurize(_WithModel):
+    """One shard: read, invert, pull back, project, commit. Returns the record of what stands in the store."""
+
+    def __call__(self, item: Featuring, attempt: Attempt) -> Record:
+        start, shard = time.monotonic(), item.shard
+        row, ready, rejects = self.config.methods[item.method], [], []
+        for one in samples(shard, self.config.data, self.denoiser.resolution):
+            (ready if isinstance(one, Sample) else rejects).append(one)
+        size = self.batch_size(attempt)
+        parts = [self._features(row, ready[i : i + size]) for i in range(0, len(ready), size)]
+        good, bad = _sorted_out(ready, parts, shard)
+        ids, everything = tuple(ready[i].id for i in good), tuple(sorted((*rejects, *bad), key=lambda r: r.row))
+        phi, weight = _stacked(parts, good, self._width())
+        part = Part(self.work.fingerprints[item.method], shard.name, ids, weight, phi, everything)
+        kind, seconds = self.config.feature, time.monotonic() - start
+        return commit_part(self.store, part, kind.dtype, kind.encoding, seconds, attempt.number, socket.gethostname())
+
+    def _features(self, row: Method, ready: Sequence[Sample]) -> Features:
+        d, captions = self.denoiser, [s.caption for s in ready]
+        ids = tuple(s.id for s in ready)
+        x_0 = d.to_latent(torch.stack([s.pixels for s in ready]).to(d.device, d.dtype))
+        batch = Batch(ids, d.encode(captions), negatives(d, ids, captions, self.config.seed), x_0)
+        made = features(d, self.config.projector, row.train, batch, self.config.seed, row.unit, row.weight)
+        return Features(made.phi.cpu(), made.weight, made.states)
+
+    def _width(self) -> int:
+        return self.config.projector.width(sum(p.numel() for p in self.denoiser.parameters.values()))
+
+
+def _stacked(parts: Sequence[Features], good: list[int], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """phi and weight of the good rows, float32; no rows when a whole shard was rejected."""
+    if not parts:
+        return np.zeros((0, width), np.float32), np.zeros(0, np.float32)
+    phi, weight = torch.cat([p.phi for p in parts]), torch.cat([p.weight for p in parts])
+    return phi[good].float().numpy(), weight[good].float().numpy()
+
+
+def _sorted_out(ready: Sequence[Sample], parts: Sequence[Features], shard: Shard) -> tuple[list[int], list[Reject]]:
+    """Which samples have a feature, and rejects for those with no direction or numbers that are not finite."""
+    good: list[int] = []
+    bad: list[Reject] = []
+    states = [int(n) for p in parts for n in p.states]
+    finite = [bool(b) for p in parts for b in torch.isfinite(p.phi).all(1) & torch.isfinite(p.weight)]
+    for i, sample in enumerate(ready):
+        if not finite[i]:
+            bad.append(
+                Reject(
+                    sample.id,
+                    shard.source,
+                    sample.row,
+                    "not_finite",
+                    "its gradient has an infinite or undefined number",
+                )
+            )
+        elif states[i] == 0:
+            why = "its condition equals the model's negative at every state, so its reward has no direction"
+            bad.append(Reject(sample.id, shard.source, sample.row, "no_direction", why))
+        else:
+            good.append(i)
+    return good, bad
+
+
+@dataclass(frozen=True)
+class Question:
+    """A concept for one method, with the bytes of its image if it is about one, and how many of its samples to show."""
+
+    method: str
+    concept: Concept
+    image: bytes = b""
+    shown: int = 8
+
+
+@dataclass(frozen=True)
+class Answer:
+    """phi_q, and pictures of the query's own samples (PNG)."""
+
+    method: str
+    concept: str
+    phi: tuple[float, ...]
+    pictures: tuple[bytes, ...]
+
+
+class Query(_WithModel):
+    """One concept: its samples, their mean feature."""
+
+    def __call__(self, question: Question, attempt: Attempt) -> Answer:
+        concept, d = question.concept, self.denoiser
+        pixels = None
+        if question.image:
+            pixels = to_tensor(fit(decode(question.image), d.resolution))[None]
+        batch, size = query_batch(d, concept, pixels), self.batch_size(attempt)
+        total, usable = None, 0
+        for i in range(0, len(batch.ids), size):
+            method, part = query_side(d, self.config.methods[question.method], concept, batch.rows(slice(i, i + size)))
+            made = query_features(d, self.config.projector, method, part, concept.seed)
+            total = made.phi.sum(0) if total is None else total + made.phi.sum(0)
+            usable += int((made.states > 0).sum())
+        assert total is not None, "a concept has at least one sample"
+        if not usable or not torch.isfinite(total).all():
+            raise ValueError(
+                f"concept {concept.name!r}: the model predicts the same for {concept.text!r} and {concept.without!r}, "
+                "so there is no direction between them; change the prompts"
+            )
+        return Answer(
+            question.method,
+            concept.name,
+            tuple((total / len(batch.ids)).tolist()),
+            self._pictures(question, batch, pixels),
+        )
+
+    def _pictures(self, question: Question, batch: Batch, pixels: Tensor | None) -> tuple[bytes, ...]:
+        if pixels is not None:
+            return (to_png(pixels[0]),)
+        shown = batch.rows(slice(0, question.shown))
+        images = self.denoiser.to_pixels(generate(self.denoiser, shown, UNGUIDED, question.concept.seed))
+        return tuple(to_png(image) for image in images)

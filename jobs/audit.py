@@ -1,0 +1,72 @@
+"""Audit a model's training data for concepts: `python -m jobs.audit --config-name demo [key=value ...]`.
+
+Does every stage and skips what is done; the same command resumes. Exit codes: 0 done; 2 a mistake to mend, said in one
+message; 3 over budget.rejects; 4 over budget.infrastructure; 5 some work failed.
+"""
+
+import sys
+
+from cluster.executor import Budgets, Executor, InfrastructureExhausted, WorkerFailed
+from cluster.serial import Serial
+from concept_trak.config import AuditConfig
+from concept_trak.store.manifest import manifest
+from jobs.configure import CONF, main
+from jobs.outcome import conclude, tell
+from jobs.prepare import Prepared, prepare
+from jobs.progress import Progress
+from jobs.run import Run, Stopped
+
+
+def audit(config: AuditConfig) -> int:
+    """Run one audit to its manifest, or say that it is finished."""
+    p = prepare(config)
+    progress = Progress(p.audit, config.interval)
+    _announce(p, progress)
+    standing = manifest(p.audit)
+    if standing is not None:
+        progress.line(f"audit {p.audit.id} is finished: nothing to compute, no gradient work done")
+        tell(p, progress.line)
+        return 0
+    try:
+        _stages(Run(p, executor(config), progress))
+    except (Stopped, WorkerFailed, InfrastructureExhausted) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    tell(p, progress.line)
+    return 0
+
+
+def _stages(run: Run) -> None:
+    records = run.featurize()
+    summed = run.sum_grams(records)
+    answers = run.ask()
+    solved = run.solve(answers, records, summed)
+    tally = run.score(records)
+    conclude(run, records, answers, solved, tally, run.look(tally))
+
+
+def executor(config: AuditConfig) -> Executor:
+    """Where the work is done, by `cluster.kind`. Ray is imported only if it is used."""
+    c, b = config.cluster, config.budget
+    budgets = Budgets(infrastructure=b.infrastructure, memory=b.memory, application=b.application)
+    if c.kind == "serial":
+        return Serial(budgets)
+    from cluster.on_ray import OnRay
+
+    root = str(CONF.parent)
+    if c.kind == "local":
+        return OnRay(None, c.workers, {"PYTHONPATH": root}, budgets=budgets)
+    return OnRay(c.address, c.workers, working_dir=root, budgets=budgets)
+
+
+def _announce(p: Prepared, progress: Progress) -> None:
+    kind = p.config.cluster.kind
+    progress.line(f"audit      {p.audit.id} on {p.store.uri} (cluster={kind})")
+    progress.line(f"data       {p.samples} samples in {p.sources} sources, {len(p.plan)} shards")
+    progress.line(
+        f"model      {p.config.model.path}: {p.parameters:,} attributable parameters ({p.config.model.parameters})"
+    )
+
+
+if __name__ == "__main__":
+    main(AuditConfig, "config", audit)

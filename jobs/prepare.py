@@ -1,0 +1,116 @@
+"""Everything that can be wrong is found here, before a worker starts: the store, the data, the model, the questions."""
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from concept_trak.config import AuditConfig, outcome_settings
+from concept_trak.data.image import read
+from concept_trak.data.shard import Shard
+from concept_trak.plan import feature_settings, shards, survey
+from concept_trak.stages import Question, Work, open_model
+from concept_trak.store.commit import Store
+from concept_trak.store.identity import fingerprint, open_feature_set
+from concept_trak.store.manifest import Audit, begin
+from jobs.configure import plain_values
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An audit that can run."""
+
+    work: Work
+    store: Store
+    audit: Audit
+    plan: list[Shard]
+    sources: int
+    settings: dict[str, dict[str, Any]]
+    questions: tuple[Question, ...]
+    parameters: int
+    resolution: int
+
+    @property
+    def config(self) -> AuditConfig:
+        return self.work.config
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.rows for shard in self.plan)
+
+
+def prepare(config: AuditConfig) -> Prepared:
+    """Check a configuration against the world, name its features, cut its plan, and begin its audit in the store.
+
+    Raises:
+        ValueError: with one message that says what, what was expected, and what to do.
+    """
+    config = located(config.complete())
+    questions = tuple(
+        Question(method, c, read(c.image) if c.image else b"") for method in config.methods for c in config.concepts
+    )
+    store = Store(config.store)
+    store.probe()
+    found = survey(config.data)
+    denoiser = open_model(config)
+    parameters = sum(p.numel() for p in denoiser.parameters.values())
+    identity = denoiser.identity()
+    settings = {n: feature_settings(config, m, denoiser, identity) for n, m in config.methods.items()}
+    for concept in config.concepts:
+        denoiser.encode([concept.text, concept.without])
+    plan = shards(found, _shard_rows(store, settings, config.data.shard_rows))
+    audit = Audit(store, config.audit)
+    begin(audit, outcome_settings(plain_values(config)), [_planned(shard) for shard in plan])
+    work = Work(config, {name: fingerprint(s) for name, s in settings.items()})
+    return Prepared(work, store, audit, plan, len(found), settings, questions, parameters, denoiser.resolution)
+
+
+def located(config: AuditConfig) -> AuditConfig:
+    """The same configuration with paths that mean the same everywhere, and with a name.
+
+    Raises:
+        ValueError: a relative path or an undeclared local store on a cluster of several machines; `memory` with
+        workers elsewhere.
+    """
+    kind = config.cluster.kind
+    if kind == "ray":
+        for key, value in (("store", config.store), ("model.path", config.model.path), ("data.uri", config.data.uri)):
+            if "://" not in value and not Path(value).is_absolute():
+                raise ValueError(f"{key}={value!r} is another folder on each node; give an absolute path or a URL")
+        if Store(config.store).scheme == "file" and not config.cluster.shared_store:
+            raise ValueError(
+                f"store={config.store!r} is a folder: if every node sees the same one, say cluster.shared_store=true; "
+                "else use an object store such as s3://bucket/prefix"
+            )
+    if config.store.startswith("memory://") and kind != "serial":
+        raise ValueError(f"store={config.store!r} lives in one process; use it with cluster=serial, or choose a folder")
+    audit = config.audit or datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    model, data = (
+        replace(config.model, path=absolute(config.model.path)),
+        replace(config.data, uri=absolute(config.data.uri)),
+    )
+    return replace(config, audit=audit, store=absolute(config.store), model=model, data=data)
+
+
+def absolute(path: str) -> str:
+    """URLs as they are, relative paths from here."""
+    return path if "://" in path else str(Path(path).absolute())
+
+
+def _shard_rows(store: Store, settings: dict[str, dict[str, Any]], asked: int) -> int:
+    """The rows a shard has in the feature sets of this audit; one that exists has fixed it."""
+    names = sorted(settings, key=lambda n: store.size(f"features/{fingerprint(settings[n])}/feature_set.json") is None)
+    rows = asked
+    fixed: dict[str, int] = {}
+    for name in names:
+        fixed[name] = rows = open_feature_set(store, settings[name], rows).shard_rows
+    if len(set(fixed.values())) > 1:
+        raise ValueError(
+            f"the features of these methods were cut into shards of different sizes ({fixed}); audit them apart"
+        )
+    return rows
+
+
+def _planned(shard: Shard) -> dict[str, Any]:
+    return {"shard": shard.name, "source": shard.source, "version": shard.version,
+            "first_row": shard.first_row, "rows": shard.rows}  # fmt: skip

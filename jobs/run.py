@@ -1,0 +1,184 @@
+"""The stages of an audit on an executor, each skipping what is done. Nothing large passes through here."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.executor import Executor, Resources, Task
+from concept_trak.gallery import Look, Seen
+from concept_trak.plan import group_name, groups
+from concept_trak.reduction import Group, Scoring, Solution, System, query_file
+from concept_trak.results import Tally, rejects_by_reason
+from concept_trak.stages import Answer, Featuring
+from concept_trak.store.grams import gram_name
+from concept_trak.store.manifest import write_table
+from concept_trak.store.records import Record, committed
+from concept_trak.store.tables import from_rows
+from jobs.prepare import Prepared
+from jobs.progress import Progress
+
+
+class Stopped(RuntimeError):
+    """A run that ends early: nothing is lost, and `exit_code` says why (3 rejects, 5 failed work)."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass
+class Run:
+    """One audit under way, and what each of its stages found."""
+
+    prepared: Prepared
+    executor: Executor
+    progress: Progress
+    computed: dict[str, int] = field(default_factory=dict)
+
+    def featurize(self) -> dict[str, list[Record]]:
+        """The records of every shard for every method; the missing shards are computed now."""
+        p = self.prepared
+        names = [shard.name for shard in p.plan]
+        found = {m: committed(p.store, fp, names) for m, fp in p.work.fingerprints.items()}
+        missing = [Featuring(m, shard) for m in found for shard in p.plan if shard.name not in found[m]]
+        self.computed = {m: sum(item.shard.rows for item in missing if item.method == m) for m in found}
+        self._say_what_is_there(found, missing)
+        for item, record in self._map(
+            "featurize", "concept_trak.stages:Featurize", missing, lambda item: item.shard.rows
+        ):
+            found[item.method][item.shard.name] = record
+            self._check_rejects(found)
+        self._check_rejects(found)
+        return {m: [records[name] for name in names] for m, records in found.items()}
+
+    def sum_grams(self, records: dict[str, list[Record]]) -> dict[str, tuple[str, ...]]:
+        """The names of each method's groups whose Grams are in the store; the missing ones are summed now."""
+        p = self.prepared
+        standing = {n for fp in p.work.fingerprints.values() for n in p.store.names(f"features/{fp}/grams")}
+        wanted: dict[str, list[Group]] = {}
+        for method, parts in records.items():
+            by_name = {record.shard: record for record in parts if record.rows}
+            for group in groups(p.plan):
+                kept = tuple(by_name[s.name] for s in group if s.name in by_name)
+                if kept:
+                    wanted.setdefault(method, []).append(Group(method, group_name(group), kept))
+            if method not in wanted:
+                raise Stopped(f"not one sample has a feature for {method}: all were rejected ({_counted(parts)})", 3)
+        todo = [
+            g for gs in wanted.values() for g in gs if gram_name(p.work.fingerprints[g.method], g.name) not in standing
+        ]
+        for _ in self._map("gram", "concept_trak.reduction:SumGroup", todo):
+            pass
+        return {method: tuple(g.name for g in gs) for method, gs in wanted.items()}
+
+    def ask(self) -> dict[tuple[str, str], Answer]:
+        """phi_q and the pictures of every concept for every method."""
+        questions = list(self.prepared.questions)
+        answers = self._map("query", "concept_trak.stages:Query", questions)
+        return {(answer.method, answer.concept): answer for _, answer in answers}
+
+    def solve(
+        self,
+        answers: dict[tuple[str, str], Answer],
+        records: dict[str, list[Record]],
+        summed: dict[str, tuple[str, ...]],
+    ) -> dict[str, Solution]:
+        """z of every concept, written to `queries/`."""
+        p, concepts = self.prepared, self.prepared.config.concepts
+        systems = [
+            System(m, names, tuple(answers[m, c.name].phi for c in concepts), tuple(records[m]))
+            for m, names in summed.items()
+        ]
+        solved = {s.method: s for _, s in self._map("solve", "concept_trak.reduction:Solve", systems)}
+        for method, solution in solved.items():
+            for i, concept in enumerate(concepts):
+                row = _query_row(solution, i, answers[method, concept.name])
+                write_table(p.audit, query_file(method, concept.name), from_rows(QUERY_KINDS, [row]))
+        return solved
+
+    def score(self, records: dict[str, list[Record]]) -> Tally:
+        """The tally of every score; with `scores=all`, every score is in the store as well."""
+        items = [Scoring(m, record) for m, parts in records.items() for record in parts]
+        tally = Tally(self.prepared.config.top)
+        for _, scored in self._map("score", "concept_trak.reduction:Score", items, lambda item: item.record.rows):
+            tally.add(scored)
+        return tally
+
+    def look(self, tally: Tally) -> dict[str, Seen]:
+        """Captions and labels of every sample at an end, and pictures of those the page shows."""
+        config, plan = self.prepared.config, {shard.name: shard for shard in self.prepared.plan}
+        wanted: dict[str, set[str]] = {}
+        for _, sample, shard in tally.entries():
+            wanted.setdefault(shard, set()).add(sample)
+        shown = {e[1] for ends in tally.ends.values() for e in ends.top[: config.shown] + ends.bottom[: config.shown]}
+        looks = [
+            Look(plan[name], tuple(sorted(ids)), frozenset(ids & shown), self.prepared.resolution)
+            for name, ids in wanted.items()
+        ]
+        return {
+            seen.sample_id: seen
+            for _, all_seen in self._map("look", "concept_trak.gallery:Show", looks)
+            for seen in all_seen
+        }
+
+    def _map(
+        self, stage: str, entry: str, items: Sequence[Any], samples: Callable[[Any], int] = lambda item: 0
+    ) -> Iterator[tuple[Any, Any]]:
+        """(item, result) as they finish; the failures of single items are told at the end, when the others are safe."""
+        if not items:
+            return
+        c, failed = self.prepared.config.cluster, []
+        outcomes = self.executor.map(Task(entry, self.prepared.work), items, Resources(c.cpus, c.gpus, c.memory))
+        for outcome in self.progress.track(stage, outcomes, len(items), samples):
+            if outcome.error is None:
+                yield outcome.item, outcome.result
+            else:
+                failed.append(outcome.error)
+        if failed:
+            raise _failure(stage, failed, len(items))
+
+    def _check_rejects(self, found: dict[str, dict[str, Record]]) -> None:
+        config = self.prepared.config
+        for method, records in found.items():
+            rejected = sum(record.rejected for record in records.values())
+            if rejected > config.budget.rejects * self.prepared.samples:
+                raise Stopped(
+                    f"{rejected} of {self.prepared.samples} samples were rejected for {method} "
+                    f"({_counted(records.values())}), over budget.rejects={config.budget.rejects:g}. Mend the data and "
+                    "start a new audit, or raise the budget; the finished shards are kept.",
+                    3,
+                )
+
+    def _say_what_is_there(self, found: dict[str, dict[str, Record]], missing: Sequence[Featuring]) -> None:
+        for method, records in found.items():
+            left = sum(1 for item in missing if item.method == method)
+            done = f"{len(records)} of {len(self.prepared.plan)} shards are done"
+            what = f"{left} to compute" if left else "no gradient work"
+            self.progress.line(f"features   {method}: {done}, {what}")
+
+
+def _failure(stage: str, errors: Sequence[str], total: int) -> Stopped:
+    """What a stage ends with when items failed: the user's own mistake in its words, else the first error."""
+    kind, _, text = errors[0].strip().splitlines()[-1].partition(": ")
+    if kind in ("ValueError", "concept_trak.store.part.Damaged"):
+        return Stopped(text, 2)
+    return Stopped(
+        f"{stage}: {len(errors)} of {total} failed, the others are done; the first says: {kind}: {text}. Run the same "
+        "command again to retry only what failed.",
+        5,
+    )
+
+
+def _counted(records: Iterable[Record]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in rejects_by_reason(records).items())
+
+
+QUERY_KINDS = {"concept": "string", "method": "string", "phi": "vector", "solved": "vector", "residual": "float64",
+               "lambda": "float64", "spread_solved": "float64", "spread_phi": "float64"}  # fmt: skip
+
+
+def _query_row(s: Solution, i: int, answer: Answer) -> dict[str, Any]:
+    """phi_q, its solution, and how far its scores will spread (root mean square)."""
+    asked = {"concept": answer.concept, "method": s.method, "phi": answer.phi, "solved": s.z[i]}
+    solved = {"residual": s.residual[i], "lambda": s.lam}
+    return {**asked, **solved, "spread_solved": s.spread[i][0], "spread_phi": s.spread[i][1]}
