@@ -43,8 +43,9 @@ def prediction(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe)
 
 
 def prediction_sign(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Float[Tensor, "b c h w"]:
-    """v = sign(eps_theta) / D. The DAS paper and its code differ; this is the variant the Concept-TRAK authors compare
-    with.
+    """v = sign(eps_theta) / D.
+
+    The DAS paper and its code differ; this is the variant the Concept-TRAK authors compare with.
     """
     return seen.eps.detach().sign() / seen.eps[0].numel()
 

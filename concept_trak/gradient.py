@@ -97,9 +97,7 @@ def _captured(denoiser: Denoiser) -> Iterator[dict[str, list[Call]]]:
 
 
 def _ruled(layer: nn.Module) -> bool:
-    """Whether a rule covers it: exact types only (a subclass may compute anything), and convolutions padded with
-    zeros.
-    """
+    """Whether a rule covers it: its exact type (a subclass may compute anything), padded with zeros."""
     odd = isinstance(layer, nn.Conv2d) and (isinstance(layer.padding, str) or layer.padding_mode != "zeros")
     return type(layer) in RULES and not odd
 

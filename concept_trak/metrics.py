@@ -1,6 +1,4 @@
-"""How well a ranking finds the samples that show a concept. Precision says little without the base rate, so both are
-given.
-"""
+"""How well a ranking finds the samples that show a concept; precision is told beside its base rate."""
 
 from collections.abc import Sequence
 
@@ -15,8 +13,9 @@ def precision_at(relevant: Sequence[bool], k: int) -> float:
 
 
 def average_precision(relevant: Sequence[bool]) -> float:
-    """AP = mean over relevant ranks r of precision@r; 0 when nothing is relevant. Expected value of a random order:
-    the base rate.
+    """AP = mean over relevant ranks r of precision@r; 0 when nothing is relevant.
+
+    The expected value of a random order is about the base rate.
     """
     hits = np.asarray(relevant, dtype=np.float64)
     ranks = np.flatnonzero(hits)

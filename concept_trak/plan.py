@@ -1,6 +1,4 @@
-"""From a data set and a configuration to what has to be done: shards, groups of shards, and what names their
-features.
-"""
+"""From a data set and a configuration to the work: shards, groups of shards, and what names their features."""
 
 import hashlib
 from collections.abc import Sequence
@@ -33,10 +31,10 @@ def shards(found: Sequence[Source], shard_rows: int) -> list[Shard]:
 
 
 def groups(plan: Sequence[Shard]) -> list[list[Shard]]:
-    """Consecutive shards whose Gram is summed in one file, cut by content: a group ends after a shard whose hash is 0
-    mod 16.
+    """Consecutive shards whose Gram is summed in one file, cut by content.
 
-    A data set that grows or loses a source changes the groups it touches and no other.
+    A group ends after a shard whose hash is 0 mod 16: a data set that grows or loses a source changes the groups it
+    touches and no other.
     """
     result: list[list[Shard]] = [[]]
     for shard in plan:

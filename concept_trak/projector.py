@@ -63,9 +63,7 @@ def identity(gradients: Gradients, dim: int, seed: int) -> Float[Tensor, "b k"]:
 
 
 def mask(gradients: Gradients, dim: int, seed: int) -> Float[Tensor, "b k"]:
-    """The k coordinates with the smallest hashes, in that order: the mask of a smaller k is a prefix of a larger
-    one's.
-    """
+    """The k coordinates with the smallest hashes, in that order, so that a smaller k is a prefix of a larger one."""
     hashes = torch.cat([_hashes(seed, name, g.shape[1], g.device) for name, g in gradients.items()])
     keep = hashes.argsort(stable=True)[:dim]
     return torch.cat(list(gradients.values()), 1)[:, keep] * (len(hashes) / dim) ** 0.5
@@ -107,8 +105,9 @@ def _hashes(seed: int, name: str, count: int, device: torch.device) -> Int64[Ten
 
 
 def _mix(x: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
-    """splitmix64's finaliser (Steele et al. 2014) on int64, whose products wrap alike everywhere; the sign bit is
-    dropped.
+    """splitmix64's finaliser (Steele et al. 2014) on int64, whose products wrap alike everywhere.
+
+    The sign bit of the result is dropped.
     """
     x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
     x = (x ^ (x >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15

@@ -48,9 +48,7 @@ class _OnStore:
 
 
 class SumGroup(_OnStore):
-    """One group: sum of phi phi^T over its shards, in order, to `grams/<group>.safetensors`. Returns the group's
-    name.
-    """
+    """One group: the sum of phi phi^T over its shards, in order, to `grams/<group>.safetensors`."""
 
     def __call__(self, group: Group, attempt: Attempt) -> str:
         fp = self.work.fingerprints[group.method]
@@ -65,8 +63,9 @@ class SumGroup(_OnStore):
 
 @dataclass(frozen=True)
 class System:
-    """One method's linear system: its groups, in plan order, phi_q of each concept, and the parts (read for the dual
-    form).
+    """One method's linear system: its groups, in plan order, and phi_q of each concept.
+
+    `records` are the parts, which the dual form reads.
     """
 
     method: str
@@ -77,8 +76,9 @@ class System:
 
 @dataclass(frozen=True)
 class Solution:
-    """z of each concept, its relative residual, lambda, and the root mean square its scores will have (damped,
-    plain).
+    """z of each concept with its relative residual, and what it was solved with.
+
+    `spread` is the root mean square that the concept's scores will have, damped and plain.
     """
 
     method: str
@@ -153,9 +153,7 @@ class Queries:
 
 
 class Score(_OnStore):
-    """One shard against every concept: damped and plain. Writes `scores/<shard>.parquet` if all scores are asked
-    for.
-    """
+    """One shard against every concept, damped and plain; with `scores=all` also to `scores/<shard>.parquet`."""
 
     def __init__(self, work: Work) -> None:
         super().__init__(work)

@@ -1,6 +1,4 @@
-"""From what the shards said to what people read: the tally of scores, `top.parquet`, `rejects.parquet`, and the
-metrics.
-"""
+"""From what the shards said to what people read: the tally of scores, the tables, and the metrics."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -107,10 +105,9 @@ def shows(concept: Concept, labels: dict[str, str]) -> bool:
 
 
 def measured(audit: Audit, config: AuditConfig, plan: Sequence[Shard]) -> dict[str, dict[str, dict[str, float]]]:
-    """metrics[concept][method][form column]: AP, base rate, P@10, recall@carriers, from all scores and the data's
-    labels.
+    """AP, base rate, P@10 and recall@carriers, as metrics[concept][column of the method and form].
 
-    Empty without `scores=all`, and for concepts without `truth`.
+    From all scores and the data's labels: empty without `scores=all`, and for concepts without `truth`.
     """
     graded = [c for c in config.concepts if c.truth]
     if config.scores != "all" or not graded:

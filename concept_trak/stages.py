@@ -1,5 +1,4 @@
-"""The work of one shard, one group, one query: what workers run, each built once per worker and then called item by
-item.
+"""The work of one shard and of one query: what workers run, built once per worker and called item by item.
 
 Everything that crosses machines is a file name or a small record; features go to the store and come from it.
 """

@@ -23,9 +23,9 @@ Trajectory = Callable[[Denoiser, Batch, Probe, int], Iterator[State]]
 def step(
     denoiser: Denoiser, prediction: Prediction, t: int, s: int, eta: float = 0.0, noise: Tensor | None = None
 ) -> Float[Tensor, "b c h w"]:
-    """One DDIM update from t to s: x_s = alpha_s x_0 + sqrt(sigma_s^2 - v^2) eps + v z (Song et al. 2021, eq. 12 and
-    16).
+    """One DDIM update from t to s: x_s = alpha_s x_0 + sqrt(sigma_s^2 - v^2) eps + v z.
 
+    (Song et al. 2021, eq. 12 and 16.)
     v = eta sqrt(sigma_s^2 / sigma_t^2) sqrt(1 - alpha_t^2 / alpha_s^2), for alpha^2 + sigma^2 = 1 only.
     """
     alpha, sigma = denoiser.alpha.tolist(), denoiser.sigma.tolist()

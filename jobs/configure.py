@@ -6,6 +6,7 @@ second table: the groups of `method` are made from `METHODS`.
 
 import dataclasses
 import difflib
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, TypeVar, get_args
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -108,6 +110,10 @@ def _explained(message: str, overrides: Sequence[str], name: str) -> str:
         if f"'{key}'" in message and "override" in message:
             near = difflib.get_close_matches(key, _keys(name), 1, 0.5)
             return f"unknown key {key}" + (f" (did you mean {near[0]}?)" if near else "")
+    if unknown := re.search(r"Could not (?:find|load) '([^/']+)/([^']+)'", message):
+        group, choice = unknown.groups()
+        known = GlobalHydra.instance().config_loader().get_group_options(group)
+        return f"{group}={choice} is not known; expected one of: {', '.join(known)}"
     return message.partition("Config search path")[0].strip().replace("\n\t", " ").replace("\n", " ")
 
 
@@ -151,3 +157,8 @@ def plain_values(config: Any) -> dict[str, Any]:
     values = OmegaConf.to_container(OmegaConf.create(dataclasses.asdict(config)))
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def absolute(path: str) -> str:
+    """URLs as they are, relative paths from here."""
+    return path if "://" in path else str(Path(path).absolute())

@@ -1,6 +1,4 @@
-"""The end of an audit: tables, metrics, the page, and last the manifest; and the table a person sees on the
-terminal.
-"""
+"""The end of an audit: tables, metrics, the page, last the manifest; and what a person sees on the terminal."""
 
 import json
 from collections.abc import Callable

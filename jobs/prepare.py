@@ -13,7 +13,7 @@ from concept_trak.stages import Question, Work, open_model
 from concept_trak.store.commit import Store
 from concept_trak.store.identity import fingerprint, open_feature_set
 from concept_trak.store.manifest import Audit, begin
-from jobs.configure import plain_values
+from jobs.configure import absolute, plain_values
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,10 @@ def prepare(config: AuditConfig) -> Prepared:
         denoiser.encode([concept.text, concept.without])
     plan = shards(found, _shard_rows(store, settings, config.data.shard_rows))
     audit = Audit(store, config.audit)
-    begin(audit, outcome_settings(plain_values(config)), [_planned(shard) for shard in plan])
     work = Work(config, {name: fingerprint(s) for name, s in settings.items()})
+    # Fingerprints stand beside the settings, so that a model changed under an audit is refused like any change.
+    standing = {**outcome_settings(plain_values(config)), "fingerprints": work.fingerprints}
+    begin(audit, standing, [_planned(shard) for shard in plan])
     return Prepared(work, store, audit, plan, len(found), settings, questions, parameters, denoiser.resolution)
 
 
@@ -90,11 +92,6 @@ def located(config: AuditConfig) -> AuditConfig:
         replace(config.data, uri=absolute(config.data.uri)),
     )
     return replace(config, audit=audit, store=absolute(config.store), model=model, data=data)
-
-
-def absolute(path: str) -> str:
-    """URLs as they are, relative paths from here."""
-    return path if "://" in path else str(Path(path).absolute())
 
 
 def _shard_rows(store: Store, settings: dict[str, dict[str, Any]], asked: int) -> int:

@@ -1,6 +1,4 @@
-"""Where a run is: a bar on a terminal, one line an interval otherwise, and `progress.json` in the store for everybody
-else.
-"""
+"""Where a run is: a bar on a terminal, a line an interval otherwise, and `progress.json` for everybody else."""
 
 import sys
 import time

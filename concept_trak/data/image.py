@@ -1,5 +1,6 @@
-"""Real image files into the numbers a model is trained on: EXIF rotation, RGB on white, short side resized, centre
-crop, [-1, 1].
+"""Real image files into the numbers a model is trained on.
+
+EXIF rotation, RGB on white, short side resized, centre crop, [-1, 1].
 """
 
 import io

@@ -1,6 +1,4 @@
-"""Training sets as Hugging Face `datasets` writes them: Parquet with `image: struct<bytes, path>` and a caption
-column.
-"""
+"""Training sets as Hugging Face `datasets` writes them: Parquet with `image: struct<bytes, path>` and captions."""
 
 import difflib
 import hashlib

@@ -1,6 +1,4 @@
-"""A shard: some rows of one version of one file. It is named by what it holds, never by its position or the number of
-workers.
-"""
+"""A shard: some rows of one version of one file, named by what it holds and never by its position."""
 
 import hashlib
 from dataclasses import dataclass

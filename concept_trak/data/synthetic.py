@@ -78,11 +78,11 @@ def draw(seed: int, index: int, held_out: tuple[str, str] | None = HELD_OUT, res
 def render(shape: str, colour: str, rng: np.random.Generator, resolution: int = 32) -> Image.Image:
     """An outlined shape of random size and place on a light gradient, RGB, `resolution` pixels square.
 
-    Shapes of one size have equal areas (that of a circle 12 to 18 pixels across, of 32), so that the number of coloured
+    Shapes of one size have equal areas (that of a circle 14 to 20 pixels across, of 32), so that the number of coloured
     pixels says nothing about the shape.
     """
     size = resolution * _OVERSAMPLING
-    radius = rng.uniform(6, 9) / 32 * size * _equal_area(_CORNERS[shape])
+    radius = rng.uniform(7, 10) / 32 * size * _equal_area(_CORNERS[shape])
     outline = size / 32 * 1.25
     edge = _polygon(_CORNERS[shape], radius)
     inside = _polygon(_CORNERS[shape], radius - outline / math.cos(math.pi / _CORNERS[shape]))

@@ -88,8 +88,9 @@ class TextToImage(Denoiser):
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Condition:
-        """Padded to the model's own length; an attention mask only where the text encoder's configuration asks for
-        one.
+        """Text encodings, padded to the model's own length.
+
+        There is an attention mask only where the text encoder's configuration asks for one.
         """
         length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
         tokens = self.tokenizer(

@@ -1,0 +1,68 @@
+"""Where an audit is, from its files alone: `python -m jobs.status [store=results] [audit=demo]`.
+
+Works while the audit runs, after it died, and from another machine. Without `audit` it lists every audit of the store.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from concept_trak.store.commit import Store
+from concept_trak.store.manifest import Audit, manifest
+from jobs.configure import absolute, main
+
+
+@dataclass(frozen=True)
+class StatusConfig:
+    store: str = "results"
+    audit: str = ""
+    """Empty: every audit of the store, a line each."""
+
+
+def status(config: StatusConfig) -> int:
+    """Print where the audit (or every audit) is; exit 0."""
+    store = Store(absolute(config.store))
+    audits = [config.audit] if config.audit else audits_of(store)
+    if not audits:
+        raise ValueError(f"{store.uri} holds no audits; expected a store that `python -m jobs.audit` has written to")
+    for name in audits:
+        print("\n".join(describe(Audit(store, name))))
+    return 0
+
+
+def audits_of(store: Store) -> list[str]:
+    """The audits of a store, by name."""
+    parts = (name.split("/") for name in store.names("audits"))
+    return sorted({part[1] for part in parts if len(part) > 2})
+
+
+def describe(audit: Audit) -> list[str]:
+    """The lines about one audit: finished with what, or where it was last seen."""
+    done = manifest(audit)
+    if done is not None:
+        rows, rejected = (sum(part[key] for part in done["parts"]) for key in ("rows", "rejected"))
+        parts = f"{len(done['parts'])} parts, {rows} features, {rejected} rejects"
+        return [f"{audit.id}: finished {done['finished']}, {parts}"]
+    seen = _last_seen(audit)
+    if seen is None and audit.store.size(audit.name("audit.yaml")) is not None:
+        return [f"{audit.id}: begun, nothing computed yet; the same command resumes it"]
+    if seen is None:
+        known = ", ".join(audits_of(audit.store)) or "none"
+        raise ValueError(f"{audit.store.uri} has no audit {audit.id!r}; it has: {known}")
+    lines = [f"{audit.id}: not finished, last seen in {seen['stage']}; the same command resumes it"]
+    for stage, s in seen["stages"].items():
+        left = f", {s['seconds_left']:.0f} s left" if s["seconds_left"] else ""
+        rate = f", {s['samples_per_second']:.1f} samples/s" if s["samples"] else ""
+        lines.append(f"  {stage:<10} {s['done']}/{s['of']}{rate}{left}")
+    return lines
+
+
+def _last_seen(audit: Audit) -> dict[str, Any] | None:
+    try:
+        return json.loads(audit.store.read(audit.name("progress.json")))
+    except FileNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    main(StatusConfig, "status", status)

@@ -1,0 +1,103 @@
+"""Everything the README shows is run: commands, SQL and Python, on a small audit of the shipped model."""
+
+import re
+import shlex
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from concept_trak.config import AuditConfig
+from concept_trak.method import METHODS
+from jobs.audit import audit
+from jobs.configure import configure
+from jobs.shapes import ShapesConfig, shapes
+from jobs.status import StatusConfig, status
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+# What makes the README's commands small enough for a test, and keeps them away from the user's own results.
+SMALL = ("cluster=serial", "projector.dim=64", "data.shard_rows=16", "methods.caption_trak.train.times=[300,700]")
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of one language; "" is those that name none."""
+    parts = README.split("```")[1::2]
+    return [body for kind, _, body in (part.partition("\n") for part in parts) if kind == language]
+
+
+def commands() -> list[str]:
+    joined = "\n".join(blocks("bash")).replace("\\\n", " ")
+    return [line.split("  #")[0].strip() for line in joined.splitlines() if line.strip()]
+
+
+@pytest.fixture(scope="session")
+def shown(tmp_path_factory) -> Path:
+    """A folder with `results/` as the README's commands leave it."""
+    here = tmp_path_factory.mktemp("readme")
+    assert shapes(ShapesConfig(out=str(here / "results/shapes"), rows=32, files=2)) == 0
+    here_too = (f"store={here}/results", f"data.uri={here}/results/shapes", "method=caption_trak")
+    one = "concepts=[{name: red, prompt: a red triangle, without_prompt: a triangle, truth: {colour: red}, samples: 2}]"
+    config = configure(AuditConfig, "config", ["--config-name", "demo", *here_too, *SMALL, one])
+    assert audit(config) == 0
+    return here
+
+
+def test_every_command_is_one_the_project_has():
+    makefile = (ROOT / "Makefile").read_text()
+    for command in commands():
+        words = shlex.split(command)
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", makefile, re.M), f"{command}: no such target"
+        else:
+            assert words[:2] == ["python", "-m"], f"{command}: not run by any test"
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if "jobs.audit" in c])
+def test_audit_commands_are_accepted(command):
+    config = configure(AuditConfig, "config", shlex.split(command)[3:])
+    assert config.complete().concepts
+
+
+def test_make_audit_runs_the_demo():
+    recipe = (ROOT / "Makefile").read_text()
+    assert "-m jobs.audit --config-name demo" in recipe
+
+
+def test_status_command(shown, capsys):
+    assert any("jobs.status" in c for c in commands())
+    assert status(StatusConfig(store=f"{shown}/results")) == 0
+    assert "demo: finished" in capsys.readouterr().out
+
+
+def test_sql_reads_the_results(shown, monkeypatch):
+    monkeypatch.chdir(shown)
+    for query in blocks("sql"):
+        rows = duckdb.sql(query).fetchall()
+        assert len(rows) == 3, "three ranks of one concept and method"
+        assert [row[2] for row in rows] == [1, 2, 3]
+
+
+def test_python_reads_the_features(shown, capsys):
+    for code in blocks("python"):
+        exec(compile(code.replace("/absolute/path/to/results", f"{shown}/results"), "README.md", "exec"), {})
+    assert "(16, 64)" in capsys.readouterr().out
+
+
+def test_the_files_shown_exist(shown):
+    listed = re.findall(r"^(results/\S+)", "\n".join(blocks("")), re.M)
+    assert len(listed) > 6
+    for pattern in listed:
+        path = pattern.rstrip(",").replace("<audit>", "demo").replace("<method>", "caption_trak")
+        path = re.sub(r"<\w+>", "*", path)
+        assert list(shown.glob(path.rstrip("/"))), f"{pattern} is not what an audit leaves"
+
+
+def test_the_table_of_methods_is_the_table():
+    rows = re.findall(r"^\| `(\w+)` \|", README, re.M)
+    assert rows == list(METHODS)
+
+
+def test_files_it_points_at_exist():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), f"README points at {target}, which is not there"
