@@ -1,25 +1,25 @@
 """Per-sample J(s)^T v(s): the direction pulled back to every attributable parameter, for each sample apart.
 
-The layers' inputs and the gradients at their outputs hold the per-sample gradient of every linear, convolution, norm
-and embedding (Goodfellow 2015): one forward, one backward to the activations, one product per layer. What no layer
-rule covers goes through the naive twin, which is also the oracle.
+The layers' inputs and the gradients at their outputs hold the per-sample gradient of every layer that `layer.py` can
+split (Goodfellow 2015): one forward, one backward to the activations, one product per layer. What no layer can split
+goes through one backward per sample, and the naive twin does everything so: it is the oracle.
 """
 
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from concept_trak.denoiser import Denoiser, Prediction
+from concept_trak.layer import Call, per_sample, separable
 from concept_trak.state import State
 
 Gradients = dict[str, Float[Tensor, "b ..."]]  # by parameter name: [b, *parameter.shape]
 Pointer = Callable[[State, Prediction], Tensor]  # a direction with its denoiser and probe already given
-Call = tuple[Tensor, Tensor]  # a layer's input and output
 
 log = logging.getLogger(__name__)
 
@@ -34,16 +34,8 @@ def pull_back(denoiser: Denoiser, state: State, pointer: Pointer) -> tuple[Gradi
         with _captured(denoiser) as calls:
             seen = denoiser(state.x_t, state.t, state.batch.cond)
         v = pointer(state, seen)
-        covered = {name: call for name, call in calls.items() if _per_sample(call, len(v))}
-        outputs = [y for call in covered.values() for _, y in call]
-        slopes = iter(torch.autograd.grad(seen.eps, outputs, v, allow_unused=True) if outputs else ())
-    gradients: Gradients = {}
-    with torch.no_grad():
-        for name, call in covered.items():
-            layer = denoiser.network.get_submodule(name)
-            _add_layer(gradients, name, layer, [(x, next(slopes)) for x, _ in call], denoiser, len(v))
-    rest = [name for name in denoiser.parameters if name not in gradients]
-    if rest:
+    gradients = _from_layers(denoiser, calls, seen.eps, v)
+    if rest := [name for name in denoiser.parameters if name not in gradients]:
         _say_once(rest)
         gradients |= _one_by_one(denoiser, state, v, rest)
     ordered = {name: gradients[name] for name in denoiser.parameters}
@@ -79,16 +71,16 @@ def _wide(g: Tensor) -> torch.dtype:
 
 
 @contextmanager
-def _captured(denoiser: Denoiser) -> Iterator[dict[str, list[Call]]]:
-    """While open, every call of a layer that owns attributable parameters is noted as (input, output)."""
-    calls: dict[str, list[Call]] = {}
-    owners = {name.rpartition(".")[0] for name in denoiser.parameters}
+def _captured(denoiser: Denoiser) -> Iterator[dict[nn.Module, list[Call]]]:
+    """While open, every call of a module that owns an attributable parameter is noted."""
+    names = _names(denoiser)
+    calls: dict[nn.Module, list[Call]] = {}
 
-    def note(name: str):
-        return lambda _, args, output: calls.setdefault(name, []).append((args[0], output))
+    def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        calls.setdefault(module, []).append(Call(args, kwargs, output))
 
-    layers = {name: denoiser.network.get_submodule(name) for name in owners}
-    handles = [layer.register_forward_hook(note(n)) for n, layer in layers.items() if _ruled(layer)]
+    owners = [m for m in denoiser.network.modules() if any(p in names for p in m.parameters(recurse=False))]
+    handles = [owner.register_forward_hook(note, with_kwargs=True) for owner in owners]
     try:
         yield calls
     finally:
@@ -96,81 +88,34 @@ def _captured(denoiser: Denoiser) -> Iterator[dict[str, list[Call]]]:
             handle.remove()
 
 
-def _ruled(layer: nn.Module) -> bool:
-    """Whether a rule covers it: its exact type (a subclass may compute anything), padded with zeros."""
-    odd = isinstance(layer, nn.Conv2d) and (isinstance(layer.padding, str) or layer.padding_mode != "zeros")
-    return type(layer) in RULES and not odd
-
-
-def _per_sample(call: list[Call], b: int) -> bool:
-    """Whether each sample has its own rows in every call: the layer's output can then be split by sample."""
-    return all(y.requires_grad and y.shape[0] % b == 0 and x.shape[0] == y.shape[0] for x, y in call)
-
-
-def _add_layer(
-    gradients: Gradients,
-    prefix: str,
-    layer: nn.Module,
-    calls: list[tuple[Tensor, Tensor | None]],
-    denoiser: Denoiser,
-    b: int,
-) -> None:
-    for own, _ in layer.named_parameters(recurse=False):
-        name = f"{prefix}.{own}" if prefix else own
-        if name not in denoiser.parameters:
-            continue
-        shape = (b, *denoiser.parameters[name].shape)
-        total = torch.zeros(shape, dtype=denoiser.dtype, device=denoiser.device)
-        for x, g in calls:
+def _from_layers(denoiser: Denoiser, calls: dict[nn.Module, list[Call]], eps: Tensor, v: Tensor) -> Gradients:
+    """The gradients of the parameters whose modules can all be split by sample; tied ones add up under one name."""
+    b, names = len(v), _names(denoiser)
+    whole = {m: called for m, called in calls.items() if all(separable(m, call, b) for call in called)}
+    closed = {names[p] for m in calls if m not in whole for p in m.parameters(recurse=False) if p in names}
+    outputs = [call.output for called in whole.values() for call in called]
+    slopes = iter(torch.autograd.grad(eps, outputs, v, allow_unused=True) if outputs else ())
+    gradients: Gradients = {}
+    for module, called in whole.items():
+        own = {
+            n: names[p] for n, p in module.named_parameters(recurse=False) if names.get(p, None) not in (None, *closed)
+        }
+        for name in own.values():
+            shape = (b, *denoiser.parameters[name].shape)
+            gradients.setdefault(name, torch.zeros(shape, dtype=denoiser.dtype, device=denoiser.device))
+        for call in called:
+            g = next(slopes)
             if g is not None:
-                total += RULES[type(layer)](layer, own, x.detach(), g, b).reshape(shape)
-        gradients[name] = total
+                with torch.no_grad():
+                    for n, value in per_sample(module, call, g, b).items():
+                        if n in own:
+                            gradients[own[n]] += value
+    return gradients
 
 
-def _linear(layer: nn.Linear, own: str, x: Tensor, g: Tensor, b: int) -> Tensor:
-    x, g = x.reshape(b, -1, x.shape[-1]), g.reshape(b, -1, g.shape[-1])
-    return g.sum(1) if own == "bias" else torch.bmm(g.transpose(1, 2), x)
-
-
-def _conv2d(layer: nn.Conv2d, own: str, x: Tensor, g: Tensor, b: int) -> Tensor:
-    """Weight [o, i / groups, p, q]: for each group, output gradients times the patches they saw."""
-    if own == "bias":
-        return g.reshape(b, -1, *g.shape[1:]).sum((1, 3, 4))
-    assert not isinstance(layer.padding, str), "_ruled leaves named paddings to the naive twin"
-    patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-    patches = patches.reshape(len(x) * layer.groups, -1, patches.shape[-1])
-    g = g.reshape(len(x) * layer.groups, -1, patches.shape[-1])
-    return torch.bmm(g, patches.transpose(1, 2)).reshape(b, len(x) // b, -1).sum(1)
-
-
-def _normalised(layer: nn.Module, own: str, g: Tensor, x_hat: Tensor, keep: int, b: int) -> Tensor:
-    product = g if own == "bias" else g * x_hat
-    product = product.movedim(1, -1) if isinstance(layer, nn.GroupNorm) else product
-    return product.reshape(b, -1, keep).sum(1)
-
-
-def _group_norm(layer: nn.GroupNorm, own: str, x: Tensor, g: Tensor, b: int) -> Tensor:
-    return _normalised(layer, own, g, F.group_norm(x, layer.num_groups, eps=layer.eps), layer.num_channels, b)
-
-
-def _layer_norm(layer: nn.LayerNorm, own: str, x: Tensor, g: Tensor, b: int) -> Tensor:
-    x_hat = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
-    return _normalised(layer, own, g, x_hat, layer.weight.numel(), b)
-
-
-def _embedding(layer: nn.Embedding, own: str, x: Tensor, g: Tensor, b: int) -> Tensor:
-    rows, g = x.reshape(b, -1), g.reshape(b, -1, layer.embedding_dim)
-    total = g.new_zeros(b, layer.num_embeddings, layer.embedding_dim)
-    return total.scatter_add_(1, rows[..., None].expand_as(g), g)
-
-
-RULES: dict[type[nn.Module], Callable[..., Tensor]] = {
-    nn.Linear: _linear,
-    nn.Conv2d: _conv2d,
-    nn.GroupNorm: _group_norm,
-    nn.LayerNorm: _layer_norm,
-    nn.Embedding: _embedding,
-}
+def _names(denoiser: Denoiser) -> dict[nn.Parameter, str]:
+    """The one name of each attributable parameter, also where several modules share it."""
+    return {p: name for name, p in denoiser.parameters.items()}
 
 
 def _one_by_one(denoiser: Denoiser, state: State, v: Tensor, names: list[str]) -> Gradients:

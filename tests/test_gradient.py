@@ -18,7 +18,7 @@ def pulled(denoiser, how, b, rows=slice(None), direction="reconstruction_reward"
 
 
 @pytest.mark.parametrize("direction", ["reconstruction_reward", "denoising_error", "caption_reward"])
-@pytest.mark.parametrize("parameters", ["all", r"norm|gain", "wide", "label"])
+@pytest.mark.parametrize("parameters", ["all", r"norm|gain|shift", "wide", "label"])
 def test_batched_equals_one_at_a_time(parameters, direction):
     denoiser = Toy(parameters)
     fast, seen, v = pulled(denoiser, pull_back, 4, direction=direction)
@@ -40,7 +40,7 @@ def test_a_gradient_does_not_depend_on_its_batch_mates():
 
 
 def test_parameters_without_a_rule_are_exact_and_said_once(caplog):
-    denoiser = Toy("gain")
+    denoiser = Toy("last|shift")
     pulled(denoiser, pull_back, 2)
     said = [r for r in caplog.records if "no layer rule" in r.message]
     pulled(denoiser, pull_back, 2)

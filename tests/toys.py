@@ -10,6 +10,17 @@ from concept_trak.noise import normal
 from concept_trak.state import Batch
 
 
+class Gain(nn.Module):
+    """A layer without a rule, called with a keyword: it is replayed alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.full((8, 1, 1), 0.7))
+
+    def forward(self, h: Tensor, *, skip: Tensor) -> Tensor:
+        return skip + h * self.gain
+
+
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -20,15 +31,18 @@ class Net(nn.Module):
         self.down = nn.Conv2d(8, 8, 2, stride=2, bias=False)
         self.token_norm = nn.LayerNorm(8)
         self.mix = nn.Linear(8, 8)
-        self.gain = nn.Parameter(torch.full((8, 1, 1), 0.7))
+        self.gain = Gain()
+        self.shift = nn.Parameter(torch.full((2, 1, 1), 0.1))  # of the whole network: no layer holds it
+        self.mix_again = nn.Linear(8, 8)
+        self.mix_again.weight = self.mix.weight  # tied
         self.last = nn.Conv2d(8, 2, 3, padding="same", padding_mode="circular")
 
     def forward(self, x: Tensor, t: float, label: Tensor) -> Tensor:
         h = torch.tanh(self.first(x) + self.label(label)[:, :, None, None] + t)
-        h = h + torch.nn.functional.silu(self.wide(self.norm(h))) * self.gain
+        h = self.gain(torch.nn.functional.silu(self.wide(self.norm(h))), skip=h)
         tokens = self.mix(self.token_norm(self.down(h).flatten(2).transpose(1, 2))).softmax(-1)
-        tokens = self.mix(tokens).transpose(1, 2).unflatten(2, (3, 3))
-        return self.last(h + nn.functional.interpolate(tokens, scale_factor=2.0))
+        tokens = self.mix_again(self.mix(tokens)).transpose(1, 2).unflatten(2, (3, 3))
+        return self.last(h + nn.functional.interpolate(tokens, scale_factor=2.0)) + self.shift
 
 
 class Toy(Denoiser):
