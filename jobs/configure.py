@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
@@ -47,6 +47,11 @@ def configure(schema: type[T], default: str, arguments: Sequence[str]) -> T:
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         try:
             values = OmegaConf.to_container(compose(config_name=name, overrides=overrides), resolve=True)
+        except OverrideParseException as error:
+            why = str(error).partition("\n")[0]
+            raise ValueError(
+                f"{error.override} cannot be read ({why}); quote special characters: key=\"'value'\""
+            ) from None
         except (HydraException, OmegaConfBaseException) as error:
             raise ValueError(_explained(str(error), overrides, name)) from None
     return build(schema, values)

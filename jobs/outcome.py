@@ -50,7 +50,9 @@ def conclude(
     spread = {(m, column(c.name, f)): solved[m].spread[i][FORMS.index(f)]
               for m in solved for i, c in enumerate(config.concepts) for f in FORMS}  # fmt: skip
     facts = tuple(_facts(run, method, records[method], solved[method]) for method in config.methods)
-    write_json(p.audit, "metrics.json", {"concepts": measures, "methods": {f.method: _numbers(f) for f in facts}})
+    methods = {f.method: _numbers(f) | {"bytes": sum(r.bytes for r in records[f.method])} for f in facts}
+    metrics = {"concepts": measures, "methods": methods, "stages": run.progress.counters()}
+    write_json(p.audit, "metrics.json", metrics)
     sections = tuple(_section(p, c, answers, tally, seen, counts, measures, spread) for c in config.concepts)
     write_bytes(p.audit, "report.html", render(_page(p, sections, facts, records)).encode())
     finish(

@@ -5,14 +5,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from concept_trak.concept import Concept
 from concept_trak.config import AuditConfig, outcome_settings
 from concept_trak.data.image import read
 from concept_trak.data.shard import Shard
+from concept_trak.denoiser import Denoiser, same
 from concept_trak.plan import feature_settings, shards, survey
 from concept_trak.stages import Question, Work, open_model
 from concept_trak.store.commit import Store
 from concept_trak.store.identity import fingerprint, open_feature_set
-from concept_trak.store.manifest import Audit, begin
+from concept_trak.store.manifest import Audit, begin, refuse_secrets
 from jobs.configure import absolute, plain_values
 
 
@@ -46,6 +48,7 @@ def prepare(config: AuditConfig) -> Prepared:
         ValueError: with one message that says what, what was expected, and what to do.
     """
     config = located(config.complete())
+    refuse_secrets(plain_values(config))  # before a message or a file could show one
     questions = tuple(
         Question(method, c, read(c.image) if c.image else b"") for method in config.methods for c in config.concepts
     )
@@ -57,7 +60,7 @@ def prepare(config: AuditConfig) -> Prepared:
     identity = denoiser.identity()
     settings = {n: feature_settings(config, m, denoiser, identity) for n, m in config.methods.items()}
     for concept in config.concepts:
-        denoiser.encode([concept.text, concept.without])
+        _require_direction(denoiser, concept)
     plan = shards(found, _shard_rows(store, settings, config.data.shard_rows))
     audit = Audit(store, config.audit)
     work = Work(config, {name: fingerprint(s) for name, s in settings.items()})
@@ -65,6 +68,15 @@ def prepare(config: AuditConfig) -> Prepared:
     standing = {**outcome_settings(plain_values(config)), "fingerprints": work.fingerprints}
     begin(audit, standing, [_planned(shard) for shard in plan])
     return Prepared(work, store, audit, plan, len(found), settings, questions, parameters, denoiser.resolution)
+
+
+def _require_direction(denoiser: Denoiser, concept: Concept) -> None:
+    """That the model itself tells the two conditions apart; it may read two spellings as one text."""
+    if same(denoiser.encode([concept.text]), denoiser.encode([concept.without])).all():
+        raise ValueError(
+            f"concept {concept.name!r}: the model encodes {concept.text!r} and {concept.without!r} alike, so there is "
+            "no direction between them; change the prompts"
+        )
 
 
 def located(config: AuditConfig) -> AuditConfig:

@@ -8,50 +8,87 @@ from typing import Any
 
 from tqdm import tqdm
 
+from cluster.executor import Outcome
 from concept_trak.store.manifest import Audit, progress
 
 
 @dataclass
+class Stage:
+    """Counters of one stage of this run: items done, samples they stand for, tries beyond the first, failures."""
+
+    of: int
+    done: int = 0
+    samples: int = 0
+    retries: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    start: float = field(default_factory=time.monotonic)
+
+    def count(self, outcome: Outcome, samples: int) -> None:
+        self.done += 1
+        self.retries += outcome.attempts - 1
+        self.failed += outcome.error is not None
+        self.samples += samples if outcome.error is None else 0
+        self.seconds = time.monotonic() - self.start
+
+    @property
+    def rate(self) -> float:
+        """Samples a second, since the stage began."""
+        return self.samples / self.seconds if self.seconds else 0.0
+
+    @property
+    def left(self) -> float:
+        """Seconds left at the pace so far; 0 when nothing is left or nothing is known."""
+        return self.seconds / self.done * (self.of - self.done) if self.done else 0.0
+
+    def counters(self) -> dict[str, float]:
+        names = ("done", "of", "samples", "retries", "failed", "seconds")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "samples_per_second": self.rate,
+            "seconds_left": self.left,
+        }
+
+    def __str__(self) -> str:
+        rate = f", {self.rate:.1f} samples/s" if self.samples else ""
+        retries = f", {self.retries} retries" if self.retries else ""
+        left = f", {self.left:.0f} s left" if self.left else ""
+        return f"{self.done}/{self.of}{rate}{retries}{left}"
+
+
+@dataclass
 class Progress:
-    """Progress of one audit, stage by stage."""
+    """Progress of one audit, stage by stage; `interval` is the least number of seconds between two words about it."""
 
     audit: Audit
     interval: float
+    stages: dict[str, Stage] = field(default_factory=dict)
     said: float = 0.0
-    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def line(self, text: str) -> None:
         print(text, flush=True)
 
-    def track(self, stage: str, outcomes: Iterator[Any], total: int, samples: Callable[[Any], int]) -> Iterator[Any]:
+    def track(
+        self, name: str, outcomes: Iterator[Outcome], of: int, samples: Callable[[Any], int]
+    ) -> Iterator[Outcome]:
         """Pass outcomes on, counting them; `samples` is how many samples an item stands for."""
-        start, done, seen = time.monotonic(), 0, 0
-        bar = tqdm(total=total, desc=f"{stage:<10}", unit="shard", leave=True) if sys.stderr.isatty() else None
-        self._note(stage, 0, total, 0, start, True)
-        for outcome in outcomes:
-            done, seen = done + 1, seen + samples(outcome.item)
-            if bar is not None:
-                bar.set_postfix_str(f"{seen / max(1e-9, time.monotonic() - start):.1f} samples/s" if seen else "")
+        stage = self.stages[name] = Stage(of)
+        self._note(name)
+        with tqdm(total=of, desc=f"{name:<10}", unit="item", disable=not sys.stderr.isatty()) as bar:
+            for outcome in outcomes:
+                stage.count(outcome, samples(outcome.item))
+                bar.set_postfix_str(f"{stage.rate:.1f} samples/s" if stage.samples else "", refresh=False)
                 bar.update()
-            self._note(stage, done, total, seen, start, bar is not None)
-            yield outcome
-        if bar is not None:
-            bar.close()
-        self._note(stage, done, total, seen, start, bar is not None, last=True)
+                if stage.done == of or time.monotonic() - self.said >= self.interval:
+                    self._note(name)
+                    if bar.disable:
+                        self.line(f"{name:<10} {stage}")
+                yield outcome
 
-    def _note(
-        self, stage: str, done: int, total: int, seen: int, start: float, quiet: bool, last: bool = False
-    ) -> None:
-        """`progress.json`, and without a terminal a line; both at most once an interval."""
-        now = time.monotonic()
-        if not last and done and now - self.said < self.interval:
-            return
-        self.said, took = now, max(1e-9, now - start)
-        left = took / done * (total - done) if done else None
-        self.stages[stage] = {"done": done, "of": total, "samples": seen, "seconds": round(took, 3),
-                              "samples_per_second": round(seen / took, 3), "seconds_left": left}  # fmt: skip
-        progress(self.audit, {"stage": stage, "stages": self.stages, "time": time.time()})
-        if not quiet and (done or last):
-            eta = f", {left:.0f} s left" if left else ""
-            rate = f", {seen / took:.1f} samples/s" if seen else ""
-            self.line(f"{stage:<10} {done}/{total}{rate}{eta}")
+    def counters(self) -> dict[str, dict[str, float]]:
+        """What each stage of this run counted, by its name."""
+        return {name: stage.counters() for name, stage in self.stages.items()}
+
+    def _note(self, name: str) -> None:
+        self.said = time.monotonic()
+        progress(self.audit, {"stage": name, "stages": self.counters(), "time": time.time()})

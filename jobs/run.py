@@ -9,9 +9,9 @@ from concept_trak.gallery import Look, Seen
 from concept_trak.plan import group_name, groups
 from concept_trak.reduction import Group, Scoring, Solution, System, query_file
 from concept_trak.results import Tally, rejects_by_reason
-from concept_trak.stages import Answer, Featuring
+from concept_trak.stages import Answer, Featuring, Question
 from concept_trak.store.grams import gram_name
-from concept_trak.store.manifest import write_table
+from concept_trak.store.manifest import write_bytes, write_table
 from concept_trak.store.records import Record, committed
 from concept_trak.store.tables import from_rows
 from jobs.prepare import Prepared
@@ -134,8 +134,15 @@ class Run:
                 yield outcome.item, outcome.result
             else:
                 failed.append(outcome.error)
+                self._log(stage, outcome.item, outcome.error)
         if failed:
             raise _failure(stage, failed, len(items))
+
+    def _log(self, stage: str, item: Any, error: str) -> None:
+        """The traceback of a failed item, as a file that outlives the run; an earlier one of the same item stays."""
+        audit = self.prepared.audit
+        number = len(audit.store.names(audit.name(f"failures/{stage}")))
+        write_bytes(audit, f"failures/{stage}/{number:04d}-{_label(item)}.log", error.encode())
 
     def _check_rejects(self, found: dict[str, dict[str, Record]]) -> None:
         config = self.prepared.config
@@ -167,6 +174,21 @@ def _failure(stage: str, errors: Sequence[str], total: int) -> Stopped:
         "command again to retry only what failed.",
         5,
     )
+
+
+def _label(item: Any) -> str:
+    """What a failed item is called in the name of its log."""
+    match item:
+        case Featuring(method, shard):
+            return f"{method}-{shard.name}"
+        case Scoring(method, record):
+            return f"{method}-{record.shard}"
+        case Question(method, concept):
+            return f"{method}-{concept.name}"
+        case Group(method, name):
+            return f"{method}-{name}"
+        case _:
+            return getattr(item, "method", "item")
 
 
 def _counted(records: Iterable[Record]) -> str:
