@@ -55,6 +55,8 @@ class Concept:
             self._refuse("name must be letters, digits, '.', '_' or '-', because it names files and columns")
         if bool(self.prompt) == bool(self.labels):
             self._refuse("give either prompt or labels: the condition that has the concept")
+        if self.without_labels if self.prompt else self.without_prompt:
+            self._refuse("prompt goes with without_prompt, and labels with without_labels")
         if self.text == self.without:
             self._refuse(
                 f"both conditions are {self.text!r}, so there is no direction between them; change without_prompt"

@@ -17,7 +17,7 @@ def _one_of(key: str, value: str, *known: str) -> None:
         raise ValueError(f"{key}={value!r}; expected one of: {', '.join(known)}")
 
 
-def _at_least(key: str, value: float, least: float) -> None:
+def _at_least(key: str, value: float | int, least: float | int) -> None:
     if value < least:
         raise ValueError(f"{key}={value}; expected at least {least}")
 
@@ -83,9 +83,9 @@ class ClusterConfig:
     """ray: the cluster's address."""
     workers: int = 0
     """0: as many as fit."""
-    cpus: float = 1
+    cpus: float = 1.0
     """Cores, and torch threads, a worker owns."""
-    gpus: float = 0
+    gpus: float = 0.0
     memory: int = 0
     """Bytes a worker asks the scheduler for; 0 asks for nothing."""
     shared_store: bool = False
@@ -173,7 +173,7 @@ class AuditConfig:
 
 
 # What may differ between two runs of one audit: how the work is done, never what comes out.
-EXECUTION = ("cluster", "budget", "interval", "model.batch", "model.device", "data.shard_rows")
+EXECUTION = ("store", "cluster", "budget", "interval", "model.batch", "model.device", "data.shard_rows")
 
 
 def outcome_settings(values: dict[str, Any]) -> dict[str, Any]:

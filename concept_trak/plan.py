@@ -62,7 +62,7 @@ def feature_settings(
         "numerics": NUMERICS,
         "model": identity,
         "parameters": hashlib.sha256(repr(sizes).encode()).hexdigest(),
-        "negative": [denoiser.negative, *(sorted(denoiser.combinations) if denoiser.negative == "other_label" else ())],
+        "negative": [denoiser.negative, *(denoiser.combinations if denoiser.negative == "other_label" else ())],
         "train": row["train"],
         "unit": row["unit"],
         "weight": row["weight"],
@@ -73,7 +73,9 @@ def feature_settings(
             "seed": config.projector.seed,
         },
         "preprocessing": {"resolution": denoiser.resolution},
-        "columns": [config.data.image_column, config.data.caption_column, config.data.id_column],
+        "columns": [config.data.image_column, config.data.caption_column],
+        # Ids that are made tell where below data.uri a row lies, and noise is keyed by ids.
+        "ids": config.data.id_column or f"made below {config.data.uri}",
         "precision": config.model.precision,
         "stored": [config.feature.dtype, config.feature.encoding],
     }

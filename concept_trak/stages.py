@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ class Featuring:
     shard: Shard
 
 
+@runtime_checkable
 class Attempt(Protocol):
     """Which try this is, and how often running out of memory halved the batch."""
 

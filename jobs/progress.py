@@ -1,5 +1,6 @@
 """Where a run is: a bar on a terminal, a line an interval otherwise, and `progress.json` for everybody else."""
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,8 @@ from tqdm import tqdm
 
 from cluster.executor import Outcome
 from concept_trak.store.manifest import Audit, progress
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -91,4 +94,7 @@ class Progress:
 
     def _note(self, name: str) -> None:
         self.said = time.monotonic()
-        progress(self.audit, {"stage": name, "stages": self.counters(), "time": time.time()})
+        try:
+            progress(self.audit, {"stage": name, "stages": self.counters(), "time": time.time()})
+        except OSError as error:  # a hint: the work itself finds out whether storage has failed
+            LOG.warning("progress is not written down: %s", error)

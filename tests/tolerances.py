@@ -3,3 +3,11 @@
 EXACT64 = 1e-9  # relative, two float64 implementations of one formula
 BATCH32 = 2e-5  # relative, float32 features of one sample in two batches (matrix products block differently)
 STORED16 = 1e-3  # relative, features stored as float16 with a scale against float64
+TABLE32 = 1e-6  # relative, formulas in float64 against diffusers' own over its float32 noise table
+LEVELS = 2  # of 255: rounding to 8 bits between two bicubic passes, in either order: twice 0.5 (1 + 1.3) at most
+SCORE16 = 2e-4  # relative to the root mean square of the scores, float16 features in other batches; measured 5e-5
+DENSE32 = 1e-5  # relative to the largest entry, float32 sums and scores of few samples against float64; measured 1e-6
+# Guided inversion of an untrained network amplifies rounding: measured 1.3e-4 between two batches, 0.8e-4 between
+# float32 and float64, and 4e-13 between two batches in float64.
+GUIDED32 = 5e-4  # relative, float32 features of one sample in two batches at the end of a guided inversion
+NOTHING = 1e-6  # of the whole gradient: below it a parameter's own is rounding (a bias that a norm takes out again)

@@ -10,7 +10,7 @@ import fsspec
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 
@@ -18,14 +18,28 @@ def decode(data: bytes) -> Image.Image:
     """The picture as a person sees it: upright, RGB, transparency on white, the first frame, 16 bits scaled to 8.
 
     Raises:
-        OSError, ValueError, Image.DecompressionBombError: it cannot be read; the message says what is wrong with the
-        file.
+        ValueError: it cannot be read; the message says what is wrong with the file, the same every time.
     """
+    try:
+        return _rgb(_upright(data))
+    except UnidentifiedImageError:
+        raise ValueError(f"no image format that is known: {len(data)} bytes, beginning {data[:8]!r}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders of damaged bytes raise what they stumble over: RuntimeError, SyntaxError, ...
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _upright(data: bytes) -> Image.Image:
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # damaged metadata leaves the pixels usable
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            upright = ImageOps.exif_transpose(image)
+            return ImageOps.exif_transpose(image)
+
+
+def _rgb(upright: Image.Image) -> Image.Image:
     if upright.mode.startswith("I"):
         return Image.fromarray(
             (np.asarray(upright).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8)
@@ -52,14 +66,14 @@ def read(path: str) -> bytes:
 
 
 def fit(image: Image.Image, resolution: int) -> Image.Image:
-    """Short side to `resolution` (antialiased), then the centre square."""
-    width, height = image.size
-    if min(width, height) != resolution:
-        scale = resolution / min(width, height)
-        size = (max(resolution, round(width * scale)), max(resolution, round(height * scale)))
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
-    return image.crop((left, top, left + resolution, top + resolution))
+    """Short side to `resolution` (antialiased), then the centre square.
+
+    Only that square is computed: a strip of 1 x 50,000 pixels would otherwise take gigabytes.
+    """
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = (left, top, left + side, top + side)
+    return image.resize((resolution, resolution), Image.Resampling.BICUBIC, box=square)
 
 
 def to_tensor(image: Image.Image) -> Float[Tensor, "3 h w"]:

@@ -12,28 +12,39 @@ import pyarrow.parquet as pq
 
 from concept_trak.config import DataConfig
 from concept_trak.data.shard import Shard, Source
+from concept_trak.store.place import without_secrets
 
 
 def sources(uri: str) -> list[Source]:
     """Every Parquet file at `uri` (one file, or a folder searched to its leaves), by name.
 
     Raises:
-        ValueError: nothing is there, or it holds no rows.
+        ValueError: nothing is there, it cannot be reached, or it holds no rows.
     """
     fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
-    if fs.isfile(path):
-        files = [path]
-    else:
-        files = sorted(
-            f for f in fs.find(path) if f.endswith(".parquet") and not f.rpartition("/")[2].startswith((".", "_"))
-        )
+    try:
+        files, exists = _files(fs, path), fs.exists(path)
+    except FileNotFoundError:  # a bucket that does not exist; a missing folder is only empty
+        files, exists = [], False
+    except Exception as error:  # botocore's and google's own errors are no OSErrors
+        raise ValueError(
+            f"data.uri={uri!r} cannot be read ({type(error).__name__}: {without_secrets(error)}); check the address"
+            " and the credentials in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)"
+        ) from error
     if not files:
-        what = "holds no .parquet files" if fs.exists(path) else "does not exist"
+        what = "holds no .parquet files" if exists else "does not exist"
         raise ValueError(f"data.uri={uri!r} {what}; expected a Parquet file or a folder of them")
     found = [Source(fs.unstrip_protocol(f), _version(fs.info(f)), _rows(fs, f)) for f in files]
     if not any(s.rows for s in found):
         raise ValueError(f"data.uri={uri!r} has {len(files)} Parquet files but no rows; point it at the data set")
     return found
+
+
+def _files(fs: Any, path: str) -> list[str]:
+    if fs.isfile(path):
+        return [path]
+    named = (f for f in fs.find(path) if f.endswith(".parquet"))
+    return sorted(f for f in named if not f.rpartition("/")[2].startswith((".", "_")))
 
 
 def _version(info: dict[str, Any]) -> str:
@@ -48,7 +59,7 @@ def _rows(fs: Any, file: str) -> int:
     try:
         with fs.open(file) as f:
             return pq.read_metadata(f).num_rows
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:  # a damaged footer is an OSError
         raise ValueError(
             f"{file} is not a readable Parquet file ({error}); remove it from data.uri or write it again"
         ) from None
@@ -133,15 +144,18 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def rows(shard: Shard, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a shard, in order, with `columns` and "row" (their number in the source). Reads only the row groups
-    they lie in.
+def rows(shard: Shard, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row in the source, its `columns`) of every row of a shard, in order. Reads only the row groups they lie in.
 
     Raises:
         ValueError: the source is no longer the version that was planned.
     """
     fs, path = fsspec.core.url_to_fs(shard.source, use_listings_cache=False)
-    if (now := _version(fs.info(path))) != shard.version:
+    try:
+        now = _version(fs.info(path))
+    except FileNotFoundError:
+        now = "gone"
+    if now != shard.version:
         raise ValueError(
             f"{shard.source} changed while the audit ran: planned version {shard.version}, now {now}; start a new audit"
         )
@@ -152,8 +166,7 @@ def rows(shard: Shard, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
             low, high = max(shard.first_row, start), min(shard.first_row + shard.rows, start + count)
             if low < high:
                 table = file.read_row_group(group, columns=list(columns)).slice(low - start, high - low)
-                for i, values in enumerate(_unpacked(table)):
-                    yield {**values, "row": low + i}
+                yield from enumerate(_unpacked(table), low)
             start += count
 
 
@@ -165,13 +178,13 @@ def _unpacked(table: pa.Table) -> Iterator[dict[str, Any]]:
 def label_values(shard: Shard, data: DataConfig) -> Iterator[tuple[str, dict[str, str]]]:
     """(sample id, its labels as text) of every row of a shard, without reading images."""
     columns = [*([data.id_column] if data.id_column else []), *data.label_columns]
-    for values in rows(shard, columns):
-        yield sample_id(values, shard, data), {c: str(values[c]) for c in data.label_columns}
+    for row, values in rows(shard, columns):
+        yield sample_id(row, values, shard, data), {c: str(values[c]) for c in data.label_columns}
 
 
-def sample_id(values: dict[str, Any], shard: Shard, data: DataConfig) -> str:
+def sample_id(row: int, values: dict[str, Any], shard: Shard, data: DataConfig) -> str:
     """The id column's value, or one made from the source's name below `data.uri` and the row."""
     if data.id_column:
         return str(values[data.id_column])
     fs, path = fsspec.core.url_to_fs(data.uri)
-    return f"{shard.source.removeprefix(fs.unstrip_protocol(path)).strip('/') or 'rows'}:{values['row']}"
+    return f"{shard.source.removeprefix(fs.unstrip_protocol(path)).strip('/') or 'rows'}:{row}"

@@ -33,8 +33,8 @@ class Means(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(settings.seed)
         width = torch.Size(settings.shape).numel()
-        self.mean = nn.Embedding(settings.classes, width, dtype=settings.dtype)
-        self.mean.weight.data = torch.randn(settings.classes, width, generator=generator, dtype=settings.dtype)
+        means = torch.randn(settings.classes, width, generator=generator, dtype=settings.dtype)
+        self.mean = nn.Embedding.from_pretrained(means, freeze=False)
 
     def forward(self, label: Tensor) -> Tensor:
         return self.mean(label)

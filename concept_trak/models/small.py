@@ -31,7 +31,8 @@ def pixels(seed: int, resolution: int = 32) -> StableDiffusionPipeline:
 
     It predicts v, not the noise. Near pure noise the noise is the input itself, and a network this narrow spends its
     training on copying it, while v asks for the image. Cross attention stands at the lowest resolution only
-    (`resolution / 4`): conditions are global facts about the image, and an audit pays for every pass.
+    (`resolution / 4`), since an audit pays for every pass; the text, pooled, also joins the time embedding, and so
+    reaches the resolutions at which corners are drawn.
     """
     return _pipeline(seed, None, "v_prediction", channels=3, sample_size=resolution, widths=(16, 32, 64))
 
@@ -148,4 +149,6 @@ def _unet(channels: int, sample_size: int, widths: tuple[int, ...]) -> UNet2DCon
         norm_num_groups=8,
         attention_head_dim=8,
         cross_attention_dim=WIDTH,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
     )

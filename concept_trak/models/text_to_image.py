@@ -16,6 +16,7 @@ import transformers
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
+from safetensors import SafetensorError
 from torch import Tensor
 
 from concept_trak.denoiser import Condition, Denoiser, Prediction, attributable
@@ -54,14 +55,14 @@ class TextToImage(Denoiser):
         self.negative, self.combinations = negative, tuple(combinations)
         self.network = unet = _load(UNet2DConditionModel, self.path / "unet", dtype, device)
         self.parameters = attributable(self.network, parameters)
-        self.tokenizer = getattr(transformers, index["tokenizer"][1]).from_pretrained(self.path / "tokenizer")
-        text_encoder = getattr(transformers, index["text_encoder"][1])
+        self.tokenizer = _read(_kind(transformers, index, "tokenizer"), self.path / "tokenizer")
+        text_encoder = _kind(transformers, index, "text_encoder")
         self.text_encoder = _load(text_encoder, self.path / "text_encoder", dtype, device).requires_grad_(False)
         self.vae = None
-        if index.get("vae", [None, None])[1] is not None:
-            vae = _load(getattr(diffusers, index["vae"][1]), self.path / "vae", dtype, device)
+        if "vae" in index:
+            vae = _load(_kind(diffusers, index, "vae"), self.path / "vae", dtype, device)
             self.vae = vae.requires_grad_(False)
-        self._read_schedule(getattr(diffusers, index["scheduler"][1]).from_pretrained(self.path / "scheduler"))
+        self._read_schedule(_read(_kind(diffusers, index, "scheduler"), self.path / "scheduler"))
         side = unet.config["sample_size"]
         height, width = (side, side) if isinstance(side, int) else side
         self.shape = (unet.config["in_channels"], height, width)
@@ -129,23 +130,40 @@ class TextToImage(Denoiser):
         return {**digests, "schedule": hashlib.sha256(schedule).hexdigest()}
 
 
-def _index(path: Path) -> dict[str, Any]:
-    """model_index.json, once it is sure that every part is there and holds no pickled weights."""
+def _index(path: Path) -> dict[str, str]:
+    """The class of every part that model_index.json names, once it is sure that none is missing."""
     if not (path / "model_index.json").is_file():
         what = "has no model_index.json" if path.is_dir() else "does not exist"
         raise ValueError(
             f"model.path={str(path)!r} {what}; expected a diffusers pipeline directory with {', '.join(_NEEDED)}"
         )
     try:
-        index = json.loads((path / "model_index.json").read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}/model_index.json is not JSON ({error}); save the pipeline again") from None
-    missing = [part for part in _NEEDED if index.get(part, [None, None])[1] is None or not (path / part).is_dir()]
+        index = dict(json.loads((path / "model_index.json").read_text()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}/model_index.json is not a JSON mapping ({error}); save the pipeline again") from None
+    parts = {part: entry[1] for part, entry in index.items() if isinstance(entry, list) and entry[1] is not None}
+    missing = [part for part in _NEEDED if part not in parts or not any((path / part).glob("*"))]
     if missing:
         raise ValueError(
             f"model.path={str(path)!r} lacks {', '.join(missing)}; a text-to-image pipeline has {', '.join(_NEEDED)}"
         )
-    return index
+    return parts
+
+
+def _kind(library: Any, index: dict[str, str], part: str) -> Any:
+    if not hasattr(library, index[part]):
+        raise ValueError(
+            f"model_index.json says that {part} is a {index[part]}, which {library.__name__} {library.__version__} "
+            "does not have; install the version that the pipeline was saved with, or save it again"
+        )
+    return getattr(library, index[part])
+
+
+def _read(kind: Any, path: Path, **ways: Any) -> Any:
+    try:
+        return kind.from_pretrained(path, **ways)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:  # a file is missing, cut off, or does not fit
+        raise ValueError(f"{path} cannot be loaded as a {kind.__name__} ({error}); save the pipeline again") from error
 
 
 def _load(kind: Any, path: Path, dtype: torch.dtype, device: str) -> Any:
@@ -156,7 +174,11 @@ def _load(kind: Any, path: Path, dtype: torch.dtype, device: str) -> Any:
         )
     # Weights are read straight into memory: the low-memory way of diffusers needs one more package, and warns without.
     ways = {"low_cpu_mem_usage": False} if issubclass(kind, ModelMixin) else {}
-    model: Any = kind.from_pretrained(path, use_safetensors=True, torch_dtype=dtype, **ways)
+    model, said = _read(kind, path, use_safetensors=True, torch_dtype=dtype, output_loading_info=True, **ways)
+    if absent := sorted(said["missing_keys"]):
+        raise ValueError(
+            f"{path} lacks {len(absent)} weights ({absent[0]}, ...), which would be random; save the pipeline again"
+        )
     return model.to(device).eval()
 
 

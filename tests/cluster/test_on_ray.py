@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from conftest import HERE
+from tests.cluster.conftest import HERE
 from workers import Settings
 
 import cluster.on_ray

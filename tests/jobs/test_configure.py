@@ -1,0 +1,108 @@
+"""From conf/ and the command line to dataclasses."""
+
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from concept_trak.config import AuditConfig
+from concept_trak.method import METHODS
+from jobs.configure import CONF, build, configure, plain_values
+
+WHOLE = sorted(path.stem for path in CONF.glob("*.yaml"))
+GROUPS = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.glob("*/*.yaml"))
+
+
+def schema(name: str) -> type:
+    """conf/<verb>.yaml is the verb's own; any other whole run is an audit."""
+    if not (CONF.parent / "jobs" / f"{name}.py").exists():
+        return AuditConfig
+    return getattr(import_module(f"jobs.{name}"), f"{name.title()}Config")
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_every_whole_run_composes(name):
+    config = configure(schema(name), name, [])
+    assert build(schema(name), plain_values(config)) == config, "saved and read again it is another configuration"
+
+
+@pytest.mark.parametrize("choice", GROUPS)
+def test_every_choice_of_a_group_composes(choice):
+    group, _, name = choice.partition("/")
+    chosen = plain_values(configure(AuditConfig, "config", [f"{group}={name}"]))
+    assert chosen != plain_values(AuditConfig()), "the file changes nothing"
+
+
+def test_methods_are_the_rows_of_the_table_and_no_others():
+    assert not (CONF / "method").exists()
+    for name, method in METHODS.items():
+        assert configure(AuditConfig, "config", [f"method={name}"]).methods == {name: method}
+    every = configure(AuditConfig, "config", [f"method=[{','.join(METHODS)}]"])
+    assert every.methods == METHODS
+    assert list(every.methods) == list(METHODS), "methods are shown in the order asked for"
+
+
+def test_values_lists_and_files_come_from_the_command_line():
+    config = configure(
+        AuditConfig,
+        "config",
+        [
+            "--config-name=demo",
+            "damping=3",
+            "method=trak",
+            "methods.trak.train.times=[5,6]",
+            "projector=mask",
+            "projector.dim=7",
+            "concepts=[{name: a, prompt: a red square, without_prompt: a square}, {name: b, labels: x}]",
+            "data.label_columns=[shape]",
+        ],
+    )
+    assert (config.audit, config.damping, config.data.label_columns) == ("demo", 3.0, ("shape",))
+    assert (config.projector.kind, config.projector.dim) == ("mask", 7)
+    assert config.methods["trak"].train.times == (5, 6)
+    assert config.methods["trak"].query == METHODS["trak"].query
+    assert [(c.name, c.text, c.without) for c in config.concepts] == [("a", "a red square", "a square"), ("b", "x", "")]
+    assert configure(AuditConfig, "demo", []) == configure(AuditConfig, "config", ["-cn", "demo"])
+    assert configure(AuditConfig, "config", ["data.uri='s3://b/year=2026'"]).data.uri == "s3://b/year=2026"
+
+
+def test_the_demo_asks_for_what_is_in_the_repository():
+    demo = configure(AuditConfig, "demo", [])
+    assert list(demo.methods) == ["concept_trak", "caption_trak"]
+    assert all(not Path(path).is_absolute() for path in (demo.model.path, demo.data.uri, demo.store))
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("dampening=3", r"unknown key dampening \(did you mean damping\?\)"),
+        ("modle.path=x", r"unknown key modle.path \(did you mean model.path\?\)"),
+        ("projector.dims=5", r"unknown key projector.dims \(did you mean projector.dim\?\)"),
+        ("+feature.kind=x", r"unknown key feature.kind; known: dtype, encoding"),
+        ("damping=much", r"damping='much': input should be a valid number"),
+        ("top=2.5", r"top=2.5: input should be a valid integer"),
+        ("top=0", r"top=0; expected at least 1"),
+        ("damping=0", r"damping=0.0; expected a positive number"),
+        ("model.precision=int8", r"model.precision='int8'; expected one of: float32, "),
+        ("method=nope", r"method=nope is not known; expected one of: .*concept_trak, d_trak, das, trak"),
+        ("method=[trak,nope]", r"method=nope is not known; expected one of: "),
+        ("projector=scetch", r"projector=scetch is not known; expected one of: identity, mask, rademacher, sketch"),
+        ("methods.concept_trak.train.trajectory=up", r"trajectory='up' is not known; expected one of: forward_noise"),
+        ("concepts=[{name: a, prompt: b, wihtout: c}]", r"concepts.0.wihtout \(did you mean without_prompt\?\)"),
+        ("concepts=[{prompt: b}]", r"concepts.0.name is missing; give it a value"),
+        ("concepts=[{name: a/b, prompt: b}]", r"concept 'a/b': name must be letters"),
+        ("concepts=[{name: a, prompt: b, without_prompt: b}]", r"'a': both conditions are 'b', so there is no dir"),
+        ("concepts=[{name: a, prompt: b, scope: local}]", r"'a': scope=local needs image=<path>"),
+        ("concepts=[{name: a, prompt: b}, {name: a, prompt: c}]", r"a is named twice"),
+        ("concepts=[{name: a, prompt: b, truth: {hue: c}}]", r"'a': truth names hue, which data.label_columns"),
+        ("concepts=[{name: a", r"concepts=\[{name: a cannot be read .*; quote special characters"),
+        ("data.uri=/year=2026", r"data.uri=/year=2026 cannot be read .*; quote special characters"),
+        ("--config=x", r"'--config=x' is not understood; expected key=value, or --config-name NAME"),
+        ("demo", r"'demo' is not understood; expected key=value"),
+        ("--config-name=nope", r"nope"),
+    ],
+)
+def test_mistakes_are_one_message_with_the_remedy(argument, says):
+    with pytest.raises(ValueError, match=says) as raised:
+        configure(AuditConfig, "config", [argument])
+    assert "\n" not in str(raised.value)

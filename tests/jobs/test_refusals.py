@@ -1,0 +1,143 @@
+"""A mistake costs one message and exit code 2, before a worker starts or a result is written."""
+
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from safetensors.numpy import load_file, save_file
+
+import jobs.audit
+from concept_trak.config import AuditConfig
+from jobs.configure import main
+from tests.jobs.world import altered, files_under
+from tests.store import faults
+
+
+@pytest.fixture
+def refused(world, tmp_path, monkeypatch, capsys):
+    """Runs the job as the command line does, and returns what it says when it refuses."""
+
+    def start_workers(config):
+        raise AssertionError("the mistake was found only after the workers were asked for")
+
+    def run(*more: str, store: object = tmp_path / "store", **chosen: str) -> str:
+        monkeypatch.setattr(jobs.audit, "executor", start_workers)
+        monkeypatch.setattr(sys, "argv", ["jobs.audit", *world.arguments(str(store), *more, **chosen)])
+        with pytest.raises(SystemExit) as ended:
+            main(AuditConfig, "config", jobs.audit.audit)
+        said = capsys.readouterr().err.splitlines()
+        assert ended.value.code == 2
+        (message,) = [line for line in said if line.startswith("error: ")]
+        assert said[-1] == message, "something is said after the message"
+        assert not any("Traceback" in line for line in said)
+        return message
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["damping=-1"], "damping=-1.0; expected a positive number"),
+        (["dampnig=1"], "unknown key dampnig (did you mean damping?)"),
+        (["model.batch=few"], "model.batch='few': input should be a valid integer"),
+        (["methods.caption_trak.train.times=[]"], "expected at least one time in 1 ... 999"),
+        (["concepts=[]"], "concepts is not set; expected something like concepts=[{name: red"),
+        (["model.path=''"], "model.path is not set; expected something like"),
+        (["model.path=/nowhere"], "model.path='/nowhere' does not exist; expected a diffusers pipeline directory with"),
+        (["data.uri=/nowhere"], "data.uri='/nowhere' does not exist; expected a Parquet file or a folder of them"),
+        (["data.uri=nowhere://x"], "Protocol not known: nowhere"),
+        (["data.caption_column=captoin"], "data.caption_column='captoin' is not a column of"),
+        (["data.caption_column=captoin"], "did you mean 'caption'?"),
+        (["data.image_column=caption"], "data.image_column='caption' is string; expected struct<bytes: binary"),
+        (["projector.dim=100000000"], "is wider than the"),
+        (["projector.dim=100000000"], "choose projector.dim <="),
+        (["model.parameters=no_such_layer"], "no_such_layer"),
+        (["audit=../up"], "audit='../up': expected letters, digits"),
+        (["cluster=ray", "store=results"], "store='results' is another folder on each node; give an absolute path"),
+        (["cluster=ray"], "if every node sees the same one, say cluster.shared_store=true"),
+        (["cluster=local", "store=memory://here"], "'memory://here' lives in one process; use it with cluster=serial"),
+        (["store=nowhere://x"], "Expected file, s3, memory or another scheme"),
+        (["store=/proc/here"], "store /proc/here cannot be used"),
+        (["concepts=[{name: a, prompt: A red square, without_prompt: a  red square}]"], "the model encodes 'A red squ"),
+        (["concepts=[{name: a, prompt: b, scope: local, image: /nowhere.png}]"], "image '/nowhere.png' cannot be read"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "says",
+)  # fmt: skip
+def test_settings_that_cannot_be(refused, more, says):
+    assert says in refused(*more)
+
+
+def test_a_store_that_lets_a_second_create_overwrite_the_first(refused):
+    faults.register()
+    try:
+        said = refused(store="forgetful://place")
+    finally:
+        MemoryFileSystem.store.clear()
+    assert "a second create of the same name overwrote the first" in said
+    assert "Use a store with conditional create" in said
+
+
+def test_data_without_files_rows_or_unique_ids(refused, world, tmp_path):
+    (tmp_path / "nothing").mkdir()
+    assert "holds no .parquet files" in refused(f"data.uri={tmp_path}/nothing")
+    empty = altered(world, tmp_path / "empty", lambda rows: rows.clear())
+    assert "has 1 Parquet files but no rows" in refused(f"data.uri={empty}")
+    twice = altered(world, tmp_path / "twice", lambda rows: rows[3].update(id="shapes-000001"))
+    said = refused(f"data.uri={twice}")
+    assert "data.id_column='id' is not unique: shapes-000001 occur more than once" in said
+    assert "leave data.id_column empty to have them made" in said
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn/train.parquet").write_bytes(next((world.root / "few").iterdir()).read_bytes()[:500])
+    assert "is not a readable Parquet file" in refused(f"data.uri={tmp_path}/torn")
+
+
+def test_models_that_cannot_be_read(refused, world, tmp_path):
+    model = shutil.copytree(world.root / "latents", tmp_path / "model")
+    weights = model / "unet/diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    said = refused(f"model.path={model}")
+    assert str(model / "unet") in said
+    assert "save the pipeline again" in said
+    weights.unlink()
+    assert "holds no .safetensors weights" in refused(f"model.path={model}")
+    shutil.rmtree(model / "scheduler")
+    assert "lacks scheduler" in refused(f"model.path={model}")
+    (model / "model_index.json").write_text("{")
+    assert "model_index.json is not a JSON mapping" in refused(f"model.path={model}")
+
+
+@pytest.mark.parametrize("key", ["data.uri", "store", "model.path"])
+def test_an_address_with_credentials_is_refused_before_anything_is_written(refused, tmp_path, capsys, key):
+    for address in ("s3://somebody:hunter2@bucket/x", "memory://somebody:hunter2@place/x"):
+        said = refused(f"{key}={address}")
+        assert key.rpartition(".")[2] in said
+        assert "carries credentials" in said
+        assert "environment" in said
+        assert "hunter2" not in said
+    assert not files_under(tmp_path / "store")
+
+
+def test_an_audit_resumed_under_other_settings_names_the_keys(refused, world, tmp_path):
+    store = tmp_path / "store"
+    assert world.audit(store, data="few").code == 0
+    before = files_under(store)
+    said = refused("damping=5", "top=7", data="few")
+    assert "audit first was begun with other settings: damping: 5.0 here, 100.0 there; top: 7 here, 100 there" in said
+    assert "choose another audit=" in said
+    concept = "{name: triangle, prompt: a red triangle, without_prompt: red, samples: 3, truth: {shape: triangle}}"
+    assert "concepts.0.samples: 3 here, 2 there" in refused(f"concepts=[{concept}]", data="few")
+    assert files_under(store) == before
+
+
+def test_an_audit_resumed_with_other_weights_is_refused(refused, world, tmp_path):
+    model = shutil.copytree(world.root / "latents", tmp_path / "model")
+    assert world.audit(tmp_path / "store", f"model.path={model}", data="few").code == 0
+    weights = model / "unet/diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["conv_in.bias"] = tensors["conv_in.bias"] + np.float32(1)
+    save_file(tensors, weights, {"format": "pt"})
+    assert "begun with other settings: fingerprints.caption_trak" in refused(f"model.path={model}", data="few")

@@ -1,0 +1,169 @@
+"""What makes a model another model, and every directory that is none."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file, save_file
+
+from concept_trak.models.text_to_image import TextToImage
+
+
+@pytest.fixture
+def model(saved, tmp_path):
+    """A latent pipeline to spoil."""
+    return shutil.copytree(saved("latents"), tmp_path / "model")
+
+
+def weights(folder: Path) -> Path:
+    (file,) = folder.glob("*.safetensors")
+    return file
+
+
+def edit(file: Path, **values) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_a_copy_elsewhere_is_the_same_model(saved, model):
+    assert TextToImage(str(model)).identity() == TextToImage(str(saved("latents"))).identity()
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+def test_one_byte_of_a_weight_makes_another_model(model, part):
+    before = TextToImage(str(model)).identity()
+    content = bytearray(weights(model / part).read_bytes())
+    content[-3] ^= 1
+    weights(model / part).write_bytes(content)
+    after = TextToImage(str(model)).identity()
+    changed = {name for name in before | after if before.get(name) != after.get(name)}
+    assert changed == {weights(model / part).relative_to(model).as_posix()}
+
+
+@pytest.mark.parametrize("values", [{"beta_end": 0.021}, {"prediction_type": "v_prediction"}])
+def test_another_noise_process_makes_another_model(model, values):
+    before = TextToImage(str(model)).identity()
+    edit(model / "scheduler/scheduler_config.json", **values)
+    after = TextToImage(str(model)).identity()
+    assert {name for name in before if before[name] != after[name]} == {"schedule"}
+
+
+def test_the_tokenizer_is_part_of_the_model(model):
+    before = TextToImage(str(model)).identity()
+    edit(model / "tokenizer/tokenizer_config.json", model_max_length=7)
+    assert TextToImage(str(model)).identity() != before
+
+
+def gone(model):
+    shutil.rmtree(model)
+
+
+def no_index(model):
+    (model / "model_index.json").unlink()
+
+
+def broken_index(model):
+    (model / "model_index.json").write_text('{"unet": [')
+
+
+def listed_index(model):
+    (model / "model_index.json").write_text('["unet"]')
+
+
+def no_unet(model):
+    edit(model / "model_index.json", unet=[None, None])
+
+
+def no_tokenizer_folder(model):
+    shutil.rmtree(model / "tokenizer")
+
+
+def empty_tokenizer_folder(model):
+    no_tokenizer_folder(model)
+    (model / "tokenizer").mkdir()
+
+
+def unknown_class(model):
+    edit(model / "model_index.json", scheduler=["diffusers", "DDIMSchedulerOfTomorrow"])
+
+
+def pickled(model):
+    """What older pipelines hold; reading it could run code."""
+    torch.save(load_file(weights(model / "unet")), model / "unet" / "diffusion_pytorch_model.bin")
+    weights(model / "unet").unlink()
+
+
+def cut_off(model):
+    file = weights(model / "unet")
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def cut_off_text_encoder(model):
+    file = weights(model / "text_encoder")
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def one_weight_less(model):
+    file = weights(model / "unet")
+    tensors = load_file(file)
+    tensors.pop("conv_in.bias")
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def another_shape(model):
+    edit(model / "unet/config.json", in_channels=5)
+
+
+def no_configuration(model):
+    (model / "vae/config.json").unlink()
+
+
+def unknown_prediction(model):
+    edit(model / "scheduler/scheduler_config.json", prediction_type="sample")
+
+
+def fewer_steps(model):
+    edit(model / "scheduler/scheduler_config.json", num_train_timesteps=100)
+
+
+def flow(model):
+    shutil.rmtree(model / "scheduler")
+    FlowMatchEulerDiscreteScheduler().save_pretrained(model / "scheduler")
+    edit(model / "model_index.json", scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"])
+
+
+REFUSALS = {
+    gone: r"model' does not exist; expected a diffusers pipeline directory with unet, text_encoder, tokenizer, sched",
+    no_index: r"model' has no model_index\.json; expected a diffusers pipeline directory",
+    broken_index: r"model_index\.json is not a JSON mapping .*; save the pipeline again",
+    listed_index: r"model_index\.json is not a JSON mapping .*; save the pipeline again",
+    no_unet: r"model' lacks unet; a text-to-image pipeline has unet, text_encoder",
+    no_tokenizer_folder: r"model' lacks tokenizer; a text-to-image pipeline has",
+    empty_tokenizer_folder: r"model' lacks tokenizer; a text-to-image pipeline has",
+    unknown_class: r"scheduler is a DDIMSchedulerOfTomorrow, which diffusers \d.* does not have; install the version",
+    pickled: r"unet holds no \.safetensors weights; convert them .* can run code and are never read",
+    cut_off: r"unet cannot be loaded as a UNet2DConditionModel .*; save the pipeline again",
+    cut_off_text_encoder: r"text_encoder cannot be loaded as a CLIPTextModel .*; save the pipeline again",
+    one_weight_less: r"unet lacks 1 weights \(conv_in\.bias, \.\.\.\), which would be random; save the pipeline again",
+    another_shape: r"(?s)unet cannot be loaded as a UNet2DConditionModel .*size mismatch.*; save the pipeline again",
+    no_configuration: r"vae cannot be loaded as a AutoencoderKL .*; save the pipeline again",
+    unknown_prediction: r"DDIMScheduler with prediction_type='sample'; .*prediction_type epsilon or v_prediction",
+    fewer_steps: r"expected 1000 steps of alphas_cumprod",
+    flow: r"FlowMatchEulerDiscreteScheduler .*expected 1000 steps .* Save the pipeline with a DDIM or DDPM scheduler",
+}
+
+
+@pytest.mark.parametrize("spoil", REFUSALS, ids=lambda spoil: spoil.__name__)
+def test_a_directory_that_is_no_such_pipeline_is_refused_with_the_remedy(model, spoil):
+    spoil(model)
+    with pytest.raises(ValueError, match=REFUSALS[spoil]):
+        TextToImage(str(model))
+
+
+def test_a_pattern_without_parameters_is_refused_with_examples(saved):
+    with pytest.raises(
+        ValueError, match=r"matches none of the \d+ parameters .*cross_attention.*names such as: conv_in"
+    ):
+        TextToImage(str(saved("latents")), "lora")
