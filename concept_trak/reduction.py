@@ -14,6 +14,7 @@ from torch import Tensor
 
 from concept_trak import fisher, scoring
 from concept_trak.fisher import Gram
+from concept_trak.layout import gram_file, plain, query_file, scores_file
 from concept_trak.scoring import Entry, TopK, bins
 from concept_trak.stages import Attempt, Work
 from concept_trak.store.codec import blocks
@@ -190,20 +191,3 @@ def read_queries(audit: Audit, work: Work, method: str) -> Queries:
             rows.append(np.asarray(row[vector], np.float32))
             scale.append(row[f"spread_{vector}"])
     return Queries(columns, torch.from_numpy(np.stack(rows)), scale)
-
-
-def plain(concept: str) -> str:
-    """The column of the plain inner product phi_q . phi_i, beside the damped one."""
-    return f"{concept}~plain"
-
-
-def gram_file(method: str) -> str:
-    return f"{method}/gram.safetensors"
-
-
-def query_file(method: str, concept: str) -> str:
-    return f"{method}/queries/{concept}.parquet"
-
-
-def scores_file(method: str, shard: str) -> str:
-    return f"{method}/scores/{shard}.parquet"

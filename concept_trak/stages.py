@@ -1,4 +1,4 @@
-"""The work of one shard and of one query: what workers run, built once per worker and called item by item.
+"""The work of one shard: what a worker runs, built once per worker and called item by item.
 
 Everything that crosses machines is a file name or a small record; features go to the store and come from it.
 """
@@ -11,15 +11,13 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from concept_trak.concept import UNGUIDED, Concept, negatives, query_batch, query_side
+from concept_trak.concept import negatives
 from concept_trak.config import AuditConfig
-from concept_trak.data.image import decode, fit, to_png, to_tensor
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import Shard
 from concept_trak.denoiser import Denoiser
-from concept_trak.features import Features, features, query_features
+from concept_trak.features import Features, features
 from concept_trak.method import Method
 from concept_trak.models import load
 from concept_trak.plan import feature_settings
@@ -28,7 +26,6 @@ from concept_trak.store.commit import Store
 from concept_trak.store.identity import fingerprint
 from concept_trak.store.part import Part, Reject
 from concept_trak.store.records import Record, commit_part
-from concept_trak.trajectory import generate
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ def open_model(config: AuditConfig) -> Denoiser:
     return load(m.path, m.parameters, m.negative, m.combinations, device, m.precision)
 
 
-class _WithModel:
+class WithModel:
     """A worker that holds the model, once it agrees with the driver about what the features are."""
 
     def __init__(self, work: Work) -> None:
@@ -87,7 +84,7 @@ class _WithModel:
         return max(1, self.config.model.batch >> attempt.halvings)
 
 
-class Featurize(_WithModel):
+class Featurize(WithModel):
     """One shard: read, invert, pull back, project, commit. Returns the record of what stands in the store."""
 
     def __call__(self, item: Featuring, attempt: Attempt) -> Record:
@@ -147,59 +144,3 @@ def _sorted_out(ready: Sequence[Sample], parts: Sequence[Features], shard: Shard
         else:
             good.append(i)
     return good, bad
-
-
-@dataclass(frozen=True)
-class Question:
-    """A concept for one method, with the bytes of its image if it is about one, and how many of its samples to show."""
-
-    method: str
-    concept: Concept
-    image: bytes = b""
-    shown: int = 8
-
-
-@dataclass(frozen=True)
-class Answer:
-    """phi_q, and pictures of the query's own samples (PNG)."""
-
-    method: str
-    concept: str
-    phi: tuple[float, ...]
-    pictures: tuple[bytes, ...]
-
-
-class Query(_WithModel):
-    """One concept: its samples, their mean feature."""
-
-    def __call__(self, question: Question, attempt: Attempt) -> Answer:
-        concept, d = question.concept, self.denoiser
-        pixels = None
-        if question.image:
-            pixels = to_tensor(fit(decode(question.image), d.resolution))[None]
-        batch, size = query_batch(d, concept, pixels), self.batch_size(attempt)
-        total, usable = None, 0
-        for i in range(0, len(batch.ids), size):
-            method, part = query_side(d, self.config.methods[question.method], concept, batch.rows(slice(i, i + size)))
-            made = query_features(d, self.config.projector, method, part, concept.seed)
-            total = made.phi.sum(0) if total is None else total + made.phi.sum(0)
-            usable += int((made.states > 0).sum())
-        assert total is not None, "a concept has at least one sample"
-        if not usable or not torch.isfinite(total).all():
-            raise ValueError(
-                f"concept {concept.name!r}: the model predicts the same for {concept.text!r} and {concept.without!r}, "
-                "so there is no direction between them; change the prompts"
-            )
-        return Answer(
-            question.method,
-            concept.name,
-            tuple((total / len(batch.ids)).tolist()),
-            self._pictures(question, batch, pixels),
-        )
-
-    def _pictures(self, question: Question, batch: Batch, pixels: Tensor | None) -> tuple[bytes, ...]:
-        if pixels is not None:
-            return (to_png(pixels[0]),)
-        shown = batch.rows(slice(0, question.shown))
-        images = self.denoiser.to_pixels(generate(self.denoiser, shown, UNGUIDED, question.concept.seed))
-        return tuple(to_png(image) for image in images)

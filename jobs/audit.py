@@ -1,13 +1,15 @@
 """Audit a model's training data for concepts: `python -m jobs.audit --config-name demo [key=value ...]`.
 
 Does every stage and skips what is done; the same command resumes. Exit codes: 0 done; 2 a mistake to mend, said in one
-message; 3 over budget.rejects; 4 over budget.infrastructure; 5 some work failed.
+message; 3 over budget.rejects; 4 over budget.infrastructure, or storage fails; 5 some work failed. `jobs.verify`
+adds 6: something on storage is not as it was written.
 """
 
 import sys
 
 from cluster.executor import Budgets, Executor, InfrastructureExhausted, WorkerFailed
 from cluster.serial import Serial
+from cluster.worker import Failure, classify
 from concept_trak.config import AuditConfig
 from concept_trak.store.manifest import manifest
 from jobs.configure import CONF, main
@@ -18,7 +20,22 @@ from jobs.run import Run, Stopped
 
 
 def audit(config: AuditConfig) -> int:
-    """Run one audit to its manifest, or say that it is finished."""
+    """Run one audit to its manifest, or say that it is finished; the result is the exit code."""
+    try:
+        _audit(config)
+    except (Stopped, WorkerFailed, InfrastructureExhausted) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except Exception as error:
+        if classify(error) is not Failure.INFRASTRUCTURE:
+            raise
+        # Its client has tried for long; what waits here is this process alone, so the user decides when to go on.
+        print(f"error: {error}; what is done stays done. Run the same command again.", file=sys.stderr)
+        return InfrastructureExhausted.exit_code
+    return 0
+
+
+def _audit(config: AuditConfig) -> None:
     p = prepare(config)
     progress = Progress(p.audit, config.interval)
     _announce(p, progress)
@@ -26,14 +43,9 @@ def audit(config: AuditConfig) -> int:
     if standing is not None:
         progress.line(f"audit {p.audit.id} is finished: nothing to compute, no gradient work done")
         tell(p, progress.line)
-        return 0
-    try:
-        _stages(Run(p, executor(config), progress))
-    except (Stopped, WorkerFailed, InfrastructureExhausted) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return
+    _stages(Run(p, executor(config), progress))
     tell(p, progress.line)
-    return 0
 
 
 def _stages(run: Run) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 from concept_trak.concept import Concept
 from concept_trak.gallery import Seen
-from concept_trak.reduction import Solution, gram_file, query_file, scores_file
+from concept_trak.layout import gram_file, query_file, scores_file
+from concept_trak.query import Answer
+from concept_trak.reduction import Solution
 from concept_trak.report.page import Facts, Page, Ranking, Section, Thumb
 from concept_trak.report.render import render
 from concept_trak.results import (
@@ -24,7 +26,6 @@ from concept_trak.results import (
     top_rows,
 )
 from concept_trak.scoring import SPAN, Entry
-from concept_trak.stages import Answer
 from concept_trak.store.manifest import finish, read_table, write_bytes, write_json, write_table
 from concept_trak.store.records import Record
 from concept_trak.store.tables import from_rows

@@ -11,7 +11,8 @@ from concept_trak.data.image import read
 from concept_trak.data.shard import Shard
 from concept_trak.denoiser import Denoiser, same
 from concept_trak.plan import feature_settings, shards, survey
-from concept_trak.stages import Question, Work, open_model
+from concept_trak.query import Question
+from concept_trak.stages import Work, open_model
 from concept_trak.store.commit import Store
 from concept_trak.store.identity import fingerprint, open_feature_set
 from concept_trak.store.manifest import Audit, begin, refuse_secrets

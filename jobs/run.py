@@ -6,10 +6,12 @@ from typing import Any
 
 from cluster.executor import Executor, Resources, Task
 from concept_trak.gallery import Look, Seen
+from concept_trak.layout import query_file
 from concept_trak.plan import group_name, groups
-from concept_trak.reduction import Group, Scoring, Solution, System, query_file
+from concept_trak.query import Answer, Question
+from concept_trak.reduction import Group, Scoring, Solution, System
 from concept_trak.results import Tally, rejects_by_reason
-from concept_trak.stages import Answer, Featuring, Question
+from concept_trak.stages import Featuring
 from concept_trak.store.grams import gram_name
 from concept_trak.store.manifest import write_bytes, write_table
 from concept_trak.store.records import Record, committed
@@ -74,7 +76,7 @@ class Run:
     def ask(self) -> dict[tuple[str, str], Answer]:
         """phi_q and the pictures of every concept for every method."""
         questions = list(self.prepared.questions)
-        answers = self._map("query", "concept_trak.stages:Query", questions)
+        answers = self._map("query", "concept_trak.query:Query", questions)
         return {(answer.method, answer.concept): answer for _, answer in answers}
 
     def solve(

@@ -15,7 +15,8 @@ from concept_trak.concept import Concept, query_batch
 from concept_trak.data.synthetic import draw
 from concept_trak.features import query_features
 from concept_trak.gallery import Look, Show
-from concept_trak.stages import Featuring, Featurize, Query, Question
+from concept_trak.query import Query, Question
+from concept_trak.stages import Featuring, Featurize
 from concept_trak.store.codec import blocks
 from concept_trak.store.records import read_part
 from jobs.prepare import Prepared, prepare

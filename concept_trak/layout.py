@@ -1,0 +1,18 @@
+"""What the files and columns of an audit are called, below `audits/<audit>/`; one folder per method."""
+
+
+def gram_file(method: str) -> str:
+    return f"{method}/gram.safetensors"
+
+
+def query_file(method: str, concept: str) -> str:
+    return f"{method}/queries/{concept}.parquet"
+
+
+def scores_file(method: str, shard: str) -> str:
+    return f"{method}/scores/{shard}.parquet"
+
+
+def plain(concept: str) -> str:
+    """The column of the plain inner product phi_q . phi_i, beside the damped one."""
+    return f"{concept}~plain"
