@@ -4,6 +4,7 @@ Nothing is renamed and nothing of another attempt is deleted, so a zombie worker
 or meets its own bytes.
 """
 
+import contextlib
 import re
 import uuid
 
@@ -42,23 +43,28 @@ class Store:
         """Bytes of a file; None if there is none of this name."""
         return self._place.size(_checked(name))
 
+    def modified(self, name: str) -> float | None:
+        """When a file was last written, in unix seconds by the storage's own clock; None if there is none."""
+        return self._place.modified(_checked(name))
+
     def names(self, folder: str) -> list[str]:
         """Every file under the folder, from a fresh listing, sorted; [] if there is no such folder."""
         return self._place.names(folder.strip("/"))
+
+    def leftovers(self, folder: str) -> list[str]:
+        """Temporary files under the folder that a write which was killed may have left; `names` never shows them."""
+        return self._place.leftovers(folder.strip("/"))
 
     def create(self, name: str, data: bytes) -> bool:
         """Put-if-absent. True: these very bytes stand under the name now. False: other bytes stand there.
 
         A refusal need not mean somebody else: when the answer to a PUT is lost, the client's retry meets its own
-        write. So *any* error is decided by reading back; if nothing is there, the error is raised.
+        write. So *any* error is decided by reading back; if nothing can be read there, it is raised.
         """
         try:
             self._place.put_new(_checked(name), data)
-        except OSError:
-            standing = self._standing(name)
-            if standing is None:
-                raise
-            return standing == data
+        except OSError as error:
+            return self._decide(name, data, error)
         return True
 
     def replace(self, name: str, data: bytes) -> None:
@@ -89,16 +95,17 @@ class Store:
                 " must not replace each other. Use a store with conditional create, e.g. AWS S3 or a local folder."
             )
 
-    def _standing(self, name: str) -> bytes | None:
-        try:
-            return self.read(name)
-        except FileNotFoundError:
-            return None
+    def _decide(self, name: str, data: bytes, error: OSError) -> bool:
+        """Whether these bytes stand under the name of a create that failed; its error if nothing can be read there."""
+        with contextlib.suppress(OSError):  # what keeps us from looking kept us from writing, and said so first
+            return self.read(name) == data
+        raise error
 
     def _create_twice(self, name: str) -> bool:
         """Whether the first of two creates of one name stands, and the second was refused."""
+        first = self.create(name, b"first")  # if this raises, nothing is there to be deleted: one error, not two
         try:
-            return self.create(name, b"first") and not self.create(name, b"second")
+            return first and not self.create(name, b"second")
         finally:
             self.delete(name)
 

@@ -33,7 +33,8 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
     """One line per setting that differs, nested keys dotted: "projector.dim: 4096 here, 2048 there"; [] if equal."""
     here, there = dict(_leaves(as_json(ours))), dict(_leaves(as_json(theirs)))
     differing = [key for key in sorted(here.keys() | there.keys()) if here.get(key) != there.get(key)]
-    return [f"{key}: {here.get(key, 'nothing')} here, {there.get(key, 'nothing')} there" for key in differing]
+    sides = ((".".join(key), here.get(key, "nothing"), there.get(key, "nothing")) for key in differing)
+    return [f"{key}: {our_value} here, {their_value} there" for key, our_value, their_value in sides]
 
 
 def open_feature_set(store: Store, settings: Mapping[str, Any], shard_rows: int) -> FeatureSet:
@@ -83,8 +84,8 @@ def encode_json(value: Any) -> bytes:
     return (json.dumps(as_json(value), sort_keys=True, indent=2) + "\n").encode()
 
 
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted key and JSON text of every leaf; a list is a leaf unless it holds mappings (a list of concepts)."""
+def _leaves(value: Any, key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Keys and JSON text of every leaf; a list is a leaf unless it holds mappings (a list of concepts)."""
     if isinstance(value, Mapping) and value:
         children = value.items()
     elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
@@ -93,7 +94,7 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, json.dumps(value, sort_keys=True)
         return
     for name, child in children:
-        yield from _leaves(child, f"{key}.{name}" if key else str(name))
+        yield from _leaves(child, (*key, str(name)))
 
 
 def _decode(data: bytes, where: str) -> dict:

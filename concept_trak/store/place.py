@@ -17,6 +17,7 @@ S3_OPTIONS = {
     "max_concurrency": 1,  # whole small objects in one GET; large ones are split here, by RANGE_BYTES
     "config_kwargs": {"max_pool_connections": 64, "read_timeout": 60},
 }
+OWN_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
@@ -25,7 +26,9 @@ class Place(Protocol):
 
     def read(self, name: str, start: int | None, end: int | None) -> bytes: ...
     def size(self, name: str) -> int | None: ...
+    def modified(self, name: str) -> float | None: ...
     def names(self, folder: str) -> list[str]: ...
+    def leftovers(self, folder: str) -> list[str]: ...
     def put_new(self, name: str, data: bytes) -> None: ...
     def put(self, name: str, data: bytes) -> None: ...
     def delete(self, name: str) -> None: ...
@@ -47,10 +50,15 @@ class Folder:
         path = self._path(name)
         return os.path.getsize(path) if os.path.isfile(path) else None
 
+    def modified(self, name: str) -> float | None:
+        path = self._path(name)
+        return os.path.getmtime(path) if os.path.isfile(path) else None
+
     def names(self, folder: str) -> list[str]:
-        found = (os.path.join(top, file) for top, _, files in os.walk(self._path(folder)) for file in files)
-        relative = (os.path.relpath(path, self.root) for path in found if not _is_temporary(path))
-        return sorted(name.replace(os.sep, "/") for name in relative)
+        return [name for name in self._files(folder) if not _is_temporary(name)]
+
+    def leftovers(self, folder: str) -> list[str]:
+        return [name for name in self._files(folder) if OWN_TEMPORARY.fullmatch(os.path.basename(name))]
 
     def put_new(self, name: str, data: bytes) -> None:
         with self._temporary(name, data) as temporary:
@@ -67,6 +75,10 @@ class Folder:
 
     def _path(self, name: str) -> str:
         return os.path.join(self.root, name)
+
+    def _files(self, folder: str) -> list[str]:
+        found = (os.path.join(top, file) for top, _, files in os.walk(self._path(folder)) for file in files)
+        return sorted(os.path.relpath(path, self.root).replace(os.sep, "/") for path in found)
 
     @contextlib.contextmanager
     def _temporary(self, name: str, data: bytes) -> Iterator[str]:
@@ -114,6 +126,11 @@ class Objects:
             return None
         return info["size"] if info["type"] == "file" else None
 
+    def modified(self, name: str) -> float | None:
+        with contextlib.suppress(FileNotFoundError), self._storage("look up", name) as files:
+            return files.modified(self._path(name)).timestamp()
+        return None
+
     def names(self, folder: str) -> list[str]:
         try:
             with self._storage("list", folder) as files:
@@ -123,6 +140,9 @@ class Objects:
             return []
         prefix = self.root.strip("/") + "/"
         return sorted(path.lstrip("/").removeprefix(prefix) for path in found)
+
+    def leftovers(self, folder: str) -> list[str]:
+        return []  # an object appears whole; parts of a broken upload are no objects and are never listed
 
     def put_new(self, name: str, data: bytes) -> None:
         # chunksize keeps it one PUT, which carries If-None-Match; some servers ignore the header on multipart uploads
@@ -152,7 +172,9 @@ class Objects:
             except PermissionError as error:
                 raise PermissionError(self._failed(verb, name, error)) from error
             except Exception as error:  # botocore's and google's own errors are no OSErrors
-                raise OSError(self._failed(verb, name, error)) from error
+                # NoCredentialsError, PartialCredentialsError and the like: nobody is refused, for nobody asked
+                kind = PermissionError if "Credentials" in type(error).__name__ else OSError
+                raise kind(self._failed(verb, name, error)) from error
 
     def _files(self) -> Any:
         if self._owner != os.getpid():  # s3fs does not survive a fork: each process makes its own
@@ -167,6 +189,8 @@ class Objects:
 
 def without_secrets(error: BaseException) -> str:
     """The first line of an error's text, with credentials in URLs and values of credential variables blanked."""
+    if str(error) in ("", "None") and error.__cause__ is not None:  # S3 answered with a code and no words
+        error = error.__cause__
     text = (str(error).splitlines() or [""])[0][:300]
     for value in filter(None, map(os.environ.get, SECRET_VARIABLES)):
         text = text.replace(value, "***")

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -70,25 +70,35 @@ def derive_record(store: Store, fp: str, shard: str, seconds: float = 0.0, attem
     """
     name = part_name(fp, shard)
     data = store.read(name)
-    said = _verified(data, fp, shard, f"{store.uri}/{name}")
-    ours = Record(
+    found = record_of(data, fp, shard, f"{store.uri}/{name}")
+    ours = replace(found, seconds=seconds, attempt=attempt, host=host)
+    if store.create(record_name(fp, shard), encode_json(asdict(ours))):
+        return ours
+    standing = read_record(store, fp, shard)
+    _require_same_bytes(standing, data, f"{store.uri}/{name}")
+    return standing
+
+
+def record_of(data: bytes, fp: str, shard: str, where: str) -> Record:
+    """What the bytes of a part say of themselves, every page checked; nobody knows who computed them, or how long.
+
+    Raises:
+        ValueError: they are damaged, or another shard's or feature set's; the message begins with `where`.
+    """
+    said = _verified(data, fp, shard, where)
+    return Record(
         shard=shard,
         rows=said.rows,
         rejected=len(said.rejects),
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
         sum_squares=said.sum_squares,
-        seconds=seconds,
-        attempt=attempt,
-        host=host,
+        seconds=0.0,
+        attempt=0,
+        host="",
         rejects_by_reason=dict(sorted(Counter(reject.reason for reject in said.rejects).items())),
         fingerprint=fp,
     )
-    if store.create(record_name(fp, shard), encode_json(asdict(ours))):
-        return ours
-    standing = _read_record(store, fp, shard)
-    _require_same_bytes(standing, data, f"{store.uri}/{name}")
-    return standing
 
 
 def read_part(store: Store, record: Record) -> bytes:
@@ -115,7 +125,7 @@ def committed(store: Store, fp: str, shards: Sequence[str]) -> dict[str, Record]
         )
     orphans = [shard for shard in shards if part_name(fp, shard) in parts and record_name(fp, shard) not in records]
     with ThreadPoolExecutor(READERS) as readers:
-        found = dict(zip(done, readers.map(lambda shard: _read_record(store, fp, shard), done), strict=True))
+        found = dict(zip(done, readers.map(lambda shard: read_record(store, fp, shard), done), strict=True))
     found |= {shard: derive_record(store, fp, shard) for shard in orphans}
     return {shard: found[shard] for shard in shards if shard in found}
 
@@ -172,7 +182,8 @@ def _verified(data: bytes, fp: str, shard: str, where: str) -> Footer:
     return said
 
 
-def _read_record(store: Store, fp: str, shard: str) -> Record:
+def read_record(store: Store, fp: str, shard: str) -> Record:
+    """The record that stands for a shard. Absent: FileNotFoundError; ValueError: damaged, or another shard's."""
     name = record_name(fp, shard)
     try:
         record = Record(**json.loads(store.read(name)))

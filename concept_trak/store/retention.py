@@ -1,0 +1,178 @@
+"""What nothing needs any more, and how it is removed.
+
+Candidates are listed before audits, audits are listed again before every batch of deletions, and a record goes before
+its part: an audit that begins meanwhile finds a part whole and derives its record, or finds neither.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from concept_trak.store.claim import fingerprints, plan
+from concept_trak.store.commit import Store
+from concept_trak.store.grams import gram_name
+from concept_trak.store.manifest import Audit, manifest
+from concept_trak.store.part import Damaged
+from concept_trak.store.records import READERS, part_name, record_name
+
+RECORD, PART, GRAM, FEATURE_SET, TEMPORARY, AUDIT = "record", "part", "Gram", "feature set", "temporary file", "audit"
+FOLDERS = {"commits": (RECORD, ".json"), "parts": (PART, ".parquet"), "grams": (GRAM, ".safetensors")}
+BATCH = 1000  # deletions between two looks at the audits: seconds, on any storage
+
+GramNames = Callable[[Sequence[Mapping[str, Any]]], Iterable[str]]
+
+
+@dataclass(frozen=True)
+class Waste:
+    """A file that nothing needs, and of what kind it is."""
+
+    kind: str
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What living audits name: files, and feature sets; `whole` ones keep every file they have."""
+
+    names: frozenset[str] = frozenset()
+    sets: frozenset[str] = frozenset()
+    whole: frozenset[str] = frozenset()
+
+    def __add__(self, other: "Needs") -> "Needs":
+        return Needs(self.names | other.names, self.sets | other.sets, self.whole | other.whole)
+
+    def keep(self, name: str) -> bool:
+        """Whether a name under features/ stays."""
+        return (
+            name in self.names or _set(name) in self.whole or (_kind(name) == FEATURE_SET and _set(name) in self.sets)
+        )
+
+
+def needs(audit: Audit, gram_names: GramNames) -> Needs:
+    """What one audit names. `gram_names` tells how the Grams of a plan are called.
+
+    An audit that was begun and has no plan yet may be about to name anything of its feature sets.
+
+    Raises:
+        ValueError: its configuration or its plan cannot be read, so nobody can tell what it needs.
+    """
+    try:
+        sets, rows = frozenset(fingerprints(audit)), plan(audit)
+    except FileNotFoundError:
+        if audit.store.size(audit.name("plan.parquet")) is None:
+            return Needs()  # a folder in which no audit was begun
+        raise _unknown(audit, f"it has a plan and no {audit.name('audit.yaml')}") from None
+    except Damaged as error:
+        raise _unknown(audit, str(error)) from error
+    if rows is None:
+        return Needs(sets=sets, whole=sets)
+    shards, groups = [row["shard"] for row in rows], list(gram_names(rows))
+    files = (f(fp, shard) for fp in sets for shard in shards for f in (record_name, part_name))
+    return Needs(frozenset(files) | {gram_name(fp, group) for fp in sets for group in groups}, sets)
+
+
+def expired(audits: Sequence[Audit], keep: int, before: float) -> list[Audit]:
+    """Finished audits beyond the newest `keep` (0 keeps all) of which no file is younger than `before` (unix time)."""
+    finished = sorted(((when, audit.id, audit) for audit in audits if (when := _finished(audit))), reverse=True)
+    beyond = [audit for _, _, audit in finished[keep:]] if keep else []
+    return [audit for audit in beyond if all(age < before for _, _, age in _looked_up(audit.store, _names(audit)))]
+
+
+def files_of(audit: Audit) -> list[Waste]:
+    """Every file of an audit that is given up."""
+    return [Waste(AUDIT, name, size) for name, size, _ in _looked_up(audit.store, _names(audit))]
+
+
+def unneeded(store: Store, names: Iterable[str], living: Needs, before: float) -> list[Waste]:
+    """Those of `names` (all that lies under features/) that no audit needs, older than `before` (unix time).
+
+    A shard's part and record are of one age, the younger's; a feature set is as young as its youngest file.
+    """
+    names = list(names)
+    free = [name for name in names if _kind(name) and not living.keep(name)]
+    old = {name: Waste(_kind(name), name, size) for name, size, age in _looked_up(store, free) if age < before}
+    young = {_unit(name) for name in free if name not in old}
+    taken = {name: waste for name, waste in old.items() if _unit(name) not in young}
+    staying = {_set(name) for name in names if name not in taken and _kind(name) != FEATURE_SET}
+    return [waste for name, waste in taken.items() if waste.kind != FEATURE_SET or _set(name) not in staying]
+
+
+def temporary(store: Store, before: float) -> list[Waste]:
+    """What writes that were killed left under features/ and audits/, older than `before` (unix time)."""
+    left = [name for folder in ("features", "audits") for name in store.leftovers(folder)]
+    return [Waste(TEMPORARY, name, size) for name, size, age in _looked_up(store, left) if age < before]
+
+
+def remove(store: Store, waste: Sequence[Waste], newly_needed: Callable[[], Needs]) -> Iterator[Waste]:
+    """Delete; what was deleted, as it goes.
+
+    Audit by audit, the manifest first, so that what is left is never taken for a finished one, and plan and settings
+    last, so that it can still be resumed; then records, then parts and Grams, at the end feature sets. `newly_needed`
+    is asked before every batch what audits that began meanwhile need; that stays.
+    """
+    with ThreadPoolExecutor(READERS) as hands:
+        for _, same in groupby(sorted(waste, key=_turn), key=lambda w: _turn(w)[:3]):
+            files = list(same)
+            for start in range(0, len(files), BATCH):
+                living = newly_needed()
+                batch = [w for w in files[start : start + BATCH] if w.kind == AUDIT or not living.keep(w.name)]
+                list(hands.map(lambda w: store.delete(w.name), batch))
+                yield from batch
+
+
+def _turn(waste: Waste) -> tuple[int, str, int, str]:
+    """What is deleted before what; equal but for the last entry: in any order."""
+    if waste.kind == AUDIT:
+        _, audit, relative = waste.name.split("/", 2)
+        return 0, audit, {"manifest.json": 0, "plan.parquet": 2, "audit.yaml": 3}.get(relative, 1), waste.name
+    return 1, "", {RECORD: 0, FEATURE_SET: 2}.get(waste.kind, 1), waste.name
+
+
+def _kind(name: str) -> str:
+    """What a name under features/ is; "" for what this project did not put there."""
+    match name.split("/")[2:]:
+        case ["feature_set.json"]:
+            return FEATURE_SET
+        case [folder, file] if folder in FOLDERS and file.endswith(FOLDERS[folder][1]):
+            return FOLDERS[folder][0]
+    return ""
+
+
+def _unit(name: str) -> tuple[str, str]:
+    """Part and record of a shard are one."""
+    if _kind(name) in (RECORD, PART):
+        return _set(name), name.rpartition("/")[2].rpartition(".")[0]
+    return name, ""
+
+
+def _set(name: str) -> str:
+    return name.split("/")[1]
+
+
+def _names(audit: Audit) -> list[str]:
+    return audit.store.names(f"audits/{audit.id}")
+
+
+def _finished(audit: Audit) -> str:
+    """When the audit was finished; "" while it has no manifest that can be read."""
+    try:
+        return str((manifest(audit) or {}).get("finished", ""))
+    except (ValueError, AttributeError):
+        return ""
+
+
+def _looked_up(store: Store, names: Sequence[str]) -> list[tuple[str, int, float]]:
+    """(name, bytes, when it was written) of those that are still there."""
+    with ThreadPoolExecutor(READERS) as readers:
+        found = zip(names, readers.map(store.size, names), readers.map(store.modified, names), strict=True)
+        return [(name, size, age) for name, size, age in found if size is not None and age is not None]
+
+
+def _unknown(audit: Audit, why: str) -> ValueError:
+    return ValueError(
+        f"nobody can tell which features audit {audit.id} needs: {why}. Nothing more is deleted. Restore the file, or"
+        f" remove {audit.store.uri}/{audit.name('')} if the audit is given up."
+    )
