@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export PYTHONPATH :=
 
-.PHONY: audit test soak check format clean
+.PHONY: audit test soak check format clean s3
 
 .venv/ready: pyproject.toml infra/constraints.txt
 	$(PYTHON) -m venv .venv
@@ -27,6 +27,22 @@ test: .venv/ready
 # Long faults and sizes (at most 30 minutes).
 soak: .venv/ready
 	$(BIN)/python -m pytest -m soak
+
+# A real S3 server for the tests: Debian's Ceph, 286 MB. Where it cannot be installed this says what is missing and fails;
+# the tests then use moto, and name what they could not check.
+CEPH_PROGRAMS := ceph ceph-authtool ceph-mon ceph-osd curl monmaptool radosgw radosgw-admin
+CEPH_PACKAGES := ceph-common ceph-mon ceph-osd curl radosgw
+s3:
+	@missing=; for program in $(CEPH_PROGRAMS); do \
+	  command -v $$program >/dev/null || missing="$$missing $$program"; \
+	done; \
+	if [ -z "$$missing" ]; then echo "s3: Ceph is installed"; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(CEPH_PACKAGES); \
+	else \
+	  echo "s3: missing:$$missing. As root on Debian: apt-get install $(CEPH_PACKAGES)" >&2; exit 1; \
+	fi
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

@@ -7,11 +7,11 @@ import threading
 import time
 
 import pytest
-from tests.cluster.conftest import HERE
 from workers import Settings
 
 import cluster.on_ray
 from cluster.executor import Budgets, InfrastructureExhausted, Resources, Task, WorkerFailed
+from tests.cluster.conftest import HERE
 
 
 def wait_until(true, what, seconds=60.0):

@@ -10,6 +10,7 @@ from concept_trak import gradient
 from concept_trak.direction import DIRECTIONS
 from concept_trak.features import features
 from concept_trak.gradient import norm, pull_back, pull_back_naive
+from concept_trak.layer import ruled
 from concept_trak.method import METHODS
 from concept_trak.models.text_to_image import TextToImage
 from concept_trak.noise import normal
@@ -50,6 +51,13 @@ def test_every_parameter_of_a_real_unet_is_pulled_back_by_its_layer(path, direct
         error, size = (fast[name] - slow[name]).flatten(1).norm(dim=1), slow[name].flatten(1).norm(dim=1)
         relative = (error / size.clamp_min(NOTHING * whole.min())).max()
         assert relative < EXACT64, f"the layer rule that covers {name} is wrong by {relative:.1e}"
+
+
+def test_the_common_layers_have_rules(path):
+    """Only the pooled text's position is replayed sample by sample: one small vector."""
+    network = TextToImage(str(path)).network
+    owners = [m for m in network.modules() if next(m.parameters(recurse=False), None) is not None]
+    assert {type(m).__name__ for m in owners if not ruled(m)} <= {"AttentionPooling"}, "a common layer goes one by one"
 
 
 @pytest.mark.parametrize(
