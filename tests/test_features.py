@@ -180,6 +180,16 @@ def test_training_on_a_positively_scored_sample_improves_the_reward():
         )
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_the_stated_cost_is_the_number_of_forwards_plus_two_a_backward(name):
+    denoiser, row, seen = Toy(), METHODS[name], []
+    b = batch(denoiser, 1)
+    denoiser.network.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    train(row, denoiser, b)
+    backwards = len(row.train.states) * (2 if row.train.direction == "reconstruction_reward" else 1)
+    assert row.train.evaluations == sum(seen) + 2 * backwards
+
+
 def test_rows_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="expected one of: forward_noise"):
         Method(Probe("inversion", "prediction"), Probe("sampling", "prediction"))

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import duckdb
@@ -68,6 +69,15 @@ def test_status_command(shown, capsys):
     assert any("jobs.status" in c for c in commands())
     assert status(StatusConfig(store=f"{shown}/results")) == 0
     assert "demo: finished" in capsys.readouterr().out
+
+
+def test_verify_and_gc_commands(shown, capsys):
+    for words in (shlex.split(c)[2:] for c in commands() if "jobs.verify" in c or "jobs.gc" in c):
+        module, arguments = words[0], [w.replace("=results", f"={shown}/results") for w in words[1:]]
+        verb = import_module(module)
+        kind, run = (verb.VerifyConfig, verb.verify) if module == "jobs.verify" else (verb.GcConfig, verb.gc)
+        assert run(configure(kind, module.removeprefix("jobs."), arguments)) == 0
+        assert capsys.readouterr().out
 
 
 def test_sql_reads_the_results(shown, monkeypatch):
