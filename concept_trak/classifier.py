@@ -1,0 +1,135 @@
+"""The judge of the two-factor benchmark: which shape and which colour an image shows.
+
+It says whether a model draws what it is asked for, and whether one retrained without some samples still does. It knows
+all nine combinations, the held-out one included, so that it is no party to the question.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from concept_trak.data.synthetic import COLOURS, SHAPES, arrays, caption
+from concept_trak.denoiser import Denoiser
+from concept_trak.probe import Probe
+from concept_trak.state import Batch
+from concept_trak.training import unit_range
+from concept_trak.trajectory import generate
+
+
+class Classifier(nn.Module):
+    """A small convolutional network with one head per factor, for images of 16 to 64 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 16, 32, 48, 64)
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise(widths):
+            stride = 1 if before == 3 else 2
+            layers += [nn.Conv2d(before, after, 3, stride, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
+        self.trunk = nn.Sequential(*layers)
+        self.shape = nn.Linear(widths[-1], len(SHAPES))
+        self.colour = nn.Linear(widths[-1], len(COLOURS))
+
+    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b 3"], Float[Tensor, "b 3"]]:
+        """Logits of the shapes and of the colours (`SHAPES`, `COLOURS`), for pixels in [-1, 1]."""
+        seen = self.trunk(pixels).mean(dim=(2, 3))
+        return self.shape(seen), self.colour(seen)
+
+
+def presence(
+    classifier: Classifier, pixels: Float[Tensor, "b 3 h w"], shape: str | None = None, colour: str | None = None
+) -> Float[Tensor, " b"]:
+    """Probability, in [0, 1], that each image shows the factors that are named (their product if both are).
+
+    Raises:
+        ValueError: neither factor is named, or a name is unknown.
+    """
+    if shape is None and colour is None:
+        raise ValueError("presence of what? Name a shape, a colour, or both.")
+    with torch.no_grad():
+        heads = [logits.softmax(1) for logits in classifier(pixels)]
+    present = torch.ones(len(pixels), device=pixels.device)
+    for names, name, head in zip((SHAPES, COLOURS), (shape, colour), heads, strict=True):
+        if name is not None:
+            present = present * head[:, _place(name, names)]
+    return present
+
+
+def obedience(
+    classifier: Classifier,
+    denoiser: Denoiser,
+    pairs: Sequence[tuple[str, str]],
+    samples: int = 64,
+    guidance: float = 1.0,
+    seed: int = 0,
+) -> dict[str, float]:
+    """How often a model draws what it is asked for: by caption of each (shape, colour), the share in [0, 1] of
+    `samples` generated images that show both. DDIM on the 51-point grid; all pairs start from the same noises."""
+    texts = [caption(*pair) for pair in pairs for _ in range(samples)]
+    ids = tuple(str(number) for _ in pairs for number in range(samples))
+    batch = Batch(ids, denoiser.encode(texts), denoiser.encode([""] * len(texts)))
+    probe = Probe("sampling", "concept_reward", guidance=guidance)
+    pixels = denoiser.to_pixels(generate(denoiser, batch, probe, seed)).float().cpu().clamp(-1, 1)
+    shares = {}
+    for pair, images in zip(pairs, pixels.split(samples), strict=True):
+        shares[caption(*pair)] = (presence(classifier, images, *pair) > 0.5).float().mean().item()
+    return shares
+
+
+def fit(classifier: Classifier, seed: int, steps: int = 600, batch: int = 64, resolution: int = 32) -> Iterator[float]:
+    """Trains on fresh drawings of all combinations with up to 10 % of noise (generated images are not clean); yields
+    the loss of each step."""
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=3e-3)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    draw = torch.Generator().manual_seed(seed)
+    for step in range(steps):
+        pixels, labels = drawings(seed, step * batch, batch, resolution)
+        pixels = pixels + 0.1 * torch.rand(batch, 1, 1, 1, generator=draw) * torch.randn(pixels.shape, generator=draw)
+        shape, colour = classifier(pixels)
+        loss = functional.cross_entropy(shape, labels[:, 0]) + functional.cross_entropy(colour, labels[:, 1])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        falling.step()
+        yield loss.item()
+
+
+def drawings(
+    seed: int, first: int, count: int, resolution: int = 32
+) -> tuple[Float[Tensor, "b 3 h w"], Int[Tensor, "b 2"]]:
+    """Drawings of all combinations in [-1, 1], and the numbers of their shapes and colours."""
+    images, labels = arrays(seed, first, count, held_out=None, resolution=resolution)
+    numbers = [(SHAPES.index(shape), COLOURS.index(colour)) for shape, colour in labels]
+    return unit_range(torch.from_numpy(images)), torch.tensor(numbers)
+
+
+def save(classifier: Classifier, path: str | Path) -> None:
+    save_file(classifier.state_dict(), path)
+
+
+def load(path: str | Path) -> Classifier:
+    """The classifier that `save` wrote, ready to judge.
+
+    Raises:
+        ValueError: the file is missing or holds another network.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"there is no classifier at {path}; expected the .safetensors file that jobs.train writes.")
+    classifier = Classifier()
+    try:
+        classifier.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise ValueError(f"{path} holds another network than this classifier ({error}); train it again.") from None
+    return classifier.eval().requires_grad_(False)
+
+
+def _place(name: str, names: tuple[str, ...]) -> int:
+    if name not in names:
+        raise ValueError(f"the judge knows no {name!r}; expected one of {', '.join(names)}.")
+    return names.index(name)

@@ -1,0 +1,188 @@
+"""Fitting a model: the loss, the loop, the directory that comes out of it."""
+
+import itertools
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from concept_trak import classifier as judge
+from concept_trak.data import synthetic
+from concept_trak.models import small
+from concept_trak.models.text_to_image import TextToImage
+from concept_trak.training import (
+    TARGETS,
+    Examples,
+    Recipe,
+    TextConditioned,
+    denoising_loss,
+    dropout,
+    fit,
+    rate,
+    unit_range,
+)
+from jobs.train import TrainConfig, command, examples, train
+
+ALPHAS = small.scheduler("epsilon").alphas_cumprod.double()
+ALPHA, SIGMA = ALPHAS.sqrt(), (1 - ALPHAS).sqrt()
+TINY = TrainConfig(steps=4, warm_up=2, batch=4, images=16, resolution=16, judge_steps=2, samples=1)
+
+
+def tiny_network(seed=0):
+    pipeline = small.pixels(seed, resolution=16)
+    return TextConditioned(pipeline.unet, pipeline.text_encoder), examples(TINY, pipeline.tokenizer)
+
+
+def fitted(seed=0, steps=10):
+    network, data = tiny_network()
+    *_, last = fit(network, data, ALPHA, SIGMA, Recipe(seed=seed, steps=steps, batch=8, warm_up=2))
+    return network, data, last
+
+
+class Knowing(nn.Module):
+    """The ideal network of a training set of one image: its noise is eps = (x_t - alpha_t x_0) / sigma_t."""
+
+    def __init__(self, x_0, prediction_type):
+        super().__init__()
+        self.x_0, self.prediction_type = nn.Parameter(x_0), prediction_type
+
+    def forward(self, x_t, t, tokens):
+        alpha, sigma = ALPHA[t].float().view(-1, 1, 1, 1), SIGMA[t].float().view(-1, 1, 1, 1)
+        eps = (x_t - alpha * self.x_0) / sigma
+        return {"epsilon": eps, "v_prediction": alpha * eps - sigma * self.x_0}[self.prediction_type]
+
+
+class Silent(Knowing):
+    """Always answers 0."""
+
+    def forward(self, x_t, t, tokens):
+        return 0 * x_t + 0 * self.x_0.mean()
+
+
+@pytest.mark.parametrize("prediction_type", TARGETS)
+@pytest.mark.parametrize("network", [Knowing, Silent])
+def test_the_loss_of_a_network_known_in_closed_form(network, prediction_type):
+    image = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    x_0 = unit_range(image)
+    data = Examples(image, torch.zeros(1, 4, 8, dtype=torch.int64), dropout(0.15))
+    recipe = Recipe(batch=512, prediction_type=prediction_type)
+    power = {"epsilon": 1.0, "v_prediction": (ALPHAS + (1 - ALPHAS) * x_0.square().mean()).mean().item()}
+    expected = {Knowing: 0.0, Silent: power[prediction_type]}[network]  # the loss of 0 is the target's mean square
+    measured = denoising_loss(network(x_0, prediction_type), data, ALPHA, SIGMA, recipe, draws=0).item()
+    assert measured == pytest.approx(expected, abs=0.02), "x_t, the noise and the target do not belong together"
+
+
+def test_v_turns_back_into_the_noise_and_the_image():
+    x_0, eps = torch.randn(2, 4, 3, 8, 8).unbind()
+    alpha, sigma = (
+        ALPHA[[1, 300, 700, 999]].float().view(4, 1, 1, 1),
+        SIGMA[[1, 300, 700, 999]].float().view(4, 1, 1, 1),
+    )
+    x_t, v = alpha * x_0 + sigma * eps, TARGETS["v_prediction"](x_0, eps, alpha, sigma)
+    torch.testing.assert_close(sigma * x_t + alpha * v, eps)
+    torch.testing.assert_close(alpha * x_t - sigma * v, x_0)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.15, 0.5, 1.0])
+def test_dropout_is_three_independent_coins(p):
+    counted = torch.zeros(4)
+    for coins in itertools.product([True, False], repeat=3):
+        first, second, both = coins
+        chance = torch.tensor([p if coin else 1 - p for coin in coins]).prod()
+        counted[2 * (first or both) + (second or both)] += chance
+    # counted is ordered by (first dropped, second dropped): none, second, first, both
+    torch.testing.assert_close(dropout(p), counted)
+
+
+def test_a_sample_has_its_full_caption_first_and_the_empty_one_last():
+    pipeline = small.pixels(0, resolution=16)
+    data = examples(TINY, pipeline.tokenizer)
+    _, labels = synthetic.arrays(TINY.seed, 0, TINY.images, resolution=16)
+    for tokens, (shape, colour) in zip(data.tokens, labels, strict=True):
+        texts = pipeline.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        assert [text.strip() for text in texts] == [f"a {colour} {shape}", f"a {shape}", colour, ""]
+
+
+def test_ten_steps_lower_the_loss():
+    before, data = tiny_network()
+    after, _, _ = fitted()
+    losses = [denoising_loss(n, data, ALPHA, SIGMA, Recipe(batch=64), draws=5).item() for n in (before, after)]
+    assert losses[1] < 0.9 * losses[0], f"the loss went from {losses[0]:.3f} to {losses[1]:.3f} on the same draws"
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
+    weights = [nn.utils.parameters_to_vector(fitted(seed, steps=4)[0].parameters()) for seed in (0, 0, 1)]
+    assert torch.equal(weights[0], weights[1]), "a draw is not keyed by (seed, step)"
+    assert not torch.equal(weights[0], weights[2]), "the seed does not reach the batches"
+
+
+def test_the_average_with_decay_zero_is_the_network_itself():
+    network, data = tiny_network()
+    for progress in fit(network, data, ALPHA, SIGMA, Recipe(steps=3, batch=4, warm_up=1, decay=0.0)):
+        for kept, new in zip(progress.average.parameters(), network.parameters(), strict=True):
+            torch.testing.assert_close(kept, new.detach())
+
+
+def test_the_rate_rises_to_its_peak_and_falls_towards_zero():
+    recipe = Recipe(steps=100, warm_up=10)
+    rates = [rate(step, recipe) for step in range(100)]
+    assert max(rates) == rates[9] == 1.0
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0 < rates[-1] < 0.001
+
+
+@pytest.mark.parametrize(("build", "absent"), [(small.pixels, {"vae": None}), (small.latents, {})])
+def test_the_directory_is_a_diffusers_pipeline(build, absent, tmp_path):
+    pipeline = build(seed=1)
+    pipeline.save_pretrained(tmp_path)
+    loaded, adapted = DiffusionPipeline.from_pretrained(tmp_path, **absent), TextToImage(str(tmp_path))
+    tokens = pipeline.tokenizer("a red circle", padding="max_length", return_tensors="pt").input_ids
+    x_t = torch.randn(1, *adapted.shape)
+    with torch.no_grad():
+        ours, theirs = (
+            p.unet(x_t, 500, encoder_hidden_states=p.text_encoder(tokens)[0]).sample for p in (pipeline, loaded)
+        )
+        eps = adapted(x_t, 500, adapted.encode(["a red circle"])).eps
+    torch.testing.assert_close(theirs, ours)
+    pipeline.scheduler.set_timesteps(50)
+    step = pipeline.scheduler.step(ours, 500, x_t, return_dict=True)  # a second opinion on what the output means
+    alpha, sigma = ALPHA[500].item(), SIGMA[500].item()
+    torch.testing.assert_close((x_t - alpha * step.pred_original_sample) / sigma, eps)
+    assert any("attn2" in name for name in adapted.parameters), "no cross attention to attribute to"
+
+
+def test_unknown_settings_of_a_recipe_are_refused():
+    with pytest.raises(ValueError, match="expected one of epsilon, v_prediction"):
+        Recipe(prediction_type="sample")
+    with pytest.raises(ValueError, match="0 < warm_up < steps"):
+        Recipe(steps=50)
+
+
+def test_building_a_pipeline_leaves_the_global_generator_alone():
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    small.pixels(0, resolution=16)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_every_word_is_one_token_and_no_other_word_is_mistaken_for_one():
+    tokenizer = small.tokenizer()
+    assert len({tuple(tokenizer(word).input_ids) for word in small.WORDS}) == len(small.WORDS)
+    assert all(len(tokenizer(word).input_ids) == 3 for word in small.WORDS), "a word fell into pieces"
+    known = {tokenizer(word).input_ids[1] for word in small.WORDS}
+    assert not known & set(tokenizer("redder tangle reds cubes").input_ids)
+
+
+def test_train_writes_a_pipeline_its_judge_and_how_they_were_made(tmp_path):
+    config = TrainConfig(**{**vars(TINY), "out": str(tmp_path)})
+    record = train(config, report=lambda line: None)
+    assert TextToImage(str(tmp_path)).resolution == 16
+    judge.load(tmp_path / "classifier.safetensors")
+    shares = record["shows_both_factors"]["guidance 1"]
+    assert set(shares) == {synthetic.caption(*pair) for pair in synthetic.combinations(None)}
+    assert "steps=4" in record["command"]
+    assert str(tmp_path) not in (tmp_path / "training.json").read_text(), "where it was written is not how it was made"
+    assert command(TrainConfig()) == "python -m jobs.train"
