@@ -182,7 +182,7 @@ def test_training_on_a_positively_scored_sample_improves_the_reward():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_stated_cost_is_the_number_of_forwards_plus_two_a_backward(name):
-    denoiser, row, seen = Toy(), METHODS[name], []
+    denoiser, row, seen = Toy("wide"), METHODS[name], []  # a layer with a rule: nothing is replayed
     b = batch(denoiser, 1)
     denoiser.network.register_forward_hook(lambda module, args, output: seen.append(len(output)))
     train(row, denoiser, b)
