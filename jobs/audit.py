@@ -11,12 +11,15 @@ from cluster.executor import Budgets, Executor, InfrastructureExhausted, WorkerF
 from cluster.serial import Serial
 from cluster.worker import Failure, classify
 from concept_trak.config import AuditConfig
+from concept_trak.results import measured
 from concept_trak.store.manifest import manifest
 from jobs.configure import CONF, main
+from jobs.failure import Stopped
 from jobs.outcome import conclude, tell
+from jobs.pages import Found
 from jobs.prepare import Prepared, prepare
 from jobs.progress import Progress
-from jobs.run import Run, Stopped
+from jobs.run import Run
 
 
 def audit(config: AuditConfig) -> int:
@@ -54,7 +57,9 @@ def _stages(run: Run) -> None:
     answers = run.ask()
     solved = run.solve(answers, records, summed)
     tally = run.score(records)
-    conclude(run, records, answers, solved, tally, run.look(tally))
+    p = run.prepared
+    measures = measured(p.audit, p.config, p.plan)
+    conclude(run, Found(records, answers, solved, tally, run.look(tally), measures))
 
 
 def executor(config: AuditConfig) -> Executor:

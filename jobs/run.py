@@ -8,7 +8,7 @@ from cluster.executor import Executor, Resources, Task
 from concept_trak.gallery import Look, Seen
 from concept_trak.layout import query_file
 from concept_trak.plan import group_name, groups
-from concept_trak.query import Answer, Question
+from concept_trak.query import Answer
 from concept_trak.reduction import Group, Scoring, Solution, System
 from concept_trak.results import Tally, rejects_by_reason
 from concept_trak.stages import Featuring
@@ -16,16 +16,9 @@ from concept_trak.store.grams import gram_name
 from concept_trak.store.manifest import write_bytes, write_table
 from concept_trak.store.records import Record, committed
 from concept_trak.store.tables import from_rows
+from jobs.failure import Stopped, failure, label
 from jobs.prepare import Prepared
 from jobs.progress import Progress
-
-
-class Stopped(RuntimeError):
-    """A run that ends early: nothing is lost, and `exit_code` says why (3 rejects, 5 failed work)."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 @dataclass
@@ -138,13 +131,13 @@ class Run:
                 failed.append(outcome.error)
                 self._log(stage, outcome.item, outcome.error)
         if failed:
-            raise _failure(stage, failed, len(items))
+            raise failure(stage, failed, len(items))
 
     def _log(self, stage: str, item: Any, error: str) -> None:
         """The traceback of a failed item, as a file that outlives the run; an earlier one of the same item stays."""
         audit = self.prepared.audit
         number = len(audit.store.names(audit.name(f"failures/{stage}")))
-        write_bytes(audit, f"failures/{stage}/{number:04d}-{_label(item)}.log", error.encode())
+        write_bytes(audit, f"failures/{stage}/{number:04d}-{label(item)}.log", error.encode())
 
     def _check_rejects(self, found: dict[str, dict[str, Record]]) -> None:
         config = self.prepared.config
@@ -164,33 +157,6 @@ class Run:
             done = f"{len(records)} of {len(self.prepared.plan)} shards are done"
             what = f"{left} to compute" if left else "no gradient work"
             self.progress.line(f"features   {method}: {done}, {what}")
-
-
-def _failure(stage: str, errors: Sequence[str], total: int) -> Stopped:
-    """What a stage ends with when items failed: the user's own mistake in its words, else the first error."""
-    kind, _, text = errors[0].strip().splitlines()[-1].partition(": ")
-    if kind in ("ValueError", "concept_trak.store.part.Damaged"):
-        return Stopped(text, 2)
-    return Stopped(
-        f"{stage}: {len(errors)} of {total} failed, the others are done; the first says: {kind}: {text}. Run the same "
-        "command again to retry only what failed.",
-        5,
-    )
-
-
-def _label(item: Any) -> str:
-    """What a failed item is called in the name of its log."""
-    match item:
-        case Featuring(method, shard):
-            return f"{method}-{shard.name}"
-        case Scoring(method, record):
-            return f"{method}-{record.shard}"
-        case Question(method, concept):
-            return f"{method}-{concept.name}"
-        case Group(method, name):
-            return f"{method}-{name}"
-        case _:
-            return getattr(item, "method", "item")
 
 
 def _counted(records: Iterable[Record]) -> str:

@@ -22,9 +22,10 @@ from concept_trak.store.manifest import Audit
 from concept_trak.store.records import committed, part_name, record_name
 from jobs.audit import executor
 from jobs.configure import absolute, build, main, plain_values
+from jobs.failure import Stopped
 from jobs.prepare import Prepared, prepare
 from jobs.progress import Progress
-from jobs.run import Run, Stopped
+from jobs.run import Run
 from jobs.status import audits_of
 
 WRONG = 6

@@ -9,9 +9,10 @@ from concept_trak.data.parquet import sources
 from concept_trak.data.synthetic import write
 from concept_trak.plan import shards
 from jobs.audit import executor
+from jobs.failure import Stopped
 from jobs.prepare import prepare
 from jobs.progress import Progress
-from jobs.run import Run, Stopped
+from jobs.run import Run
 from tests.jobs.world import CONCEPT, RESOLUTION, World, files_under
 
 OTHER = "{name: red, prompt: a red triangle, without_prompt: a triangle, samples: 2}"
