@@ -46,26 +46,23 @@ def _files(p: Prepared, found: Found) -> list[str]:
 
 def tell(p: Prepared, line: Callable[[str], None]) -> None:
     """A table per concept from what lies in the store, and where the page is."""
-    top = read_table(p.audit, "top.parquet").to_pylist()
+    table = read_table(p.audit, "top.parquet").to_pylist()
+    best = [r for r in table if (r["form"], r["end"]) == ("damped", "top") and r["rank"] <= 5]
     metrics = json.loads(p.store.read(p.audit.name("metrics.json")))["concepts"]
     for concept in p.config.concepts:
         line(f"\n{concept.name}: {concept.text!r} without it: {concept.without!r} ({concept.scope})")
         for method in p.config.methods:
-            rows = [
-                r
-                for r in top
-                if r["concept"] == concept.name
-                and r["method"] == method
-                and r["form"] == "damped"
-                and r["end"] == "top"
-            ]
-            graded = metrics.get(concept.name, {}).get(method)
-            grade = ""
-            if graded:
-                grade = (f"  AP {graded['average_precision']:.2f} (base rate {graded['base_rate']:.2f}), "
-                         f"P@10 {graded['precision_at_10']:.1f}")  # fmt: skip
-            line(f"  {method}{grade}")
-            for r in rows[:5]:
-                line(f"    {r['rank']:>3}  {r['score']:>10.3g}  {r['sample_id']:<20} {r['caption']}")
+            line(f"  {method}{_grade(metrics.get(concept.name, {}).get(method))}")
+            for r in best:
+                if (r["concept"], r["method"]) == (concept.name, method):
+                    line(f"    {r['rank']:>3}  {r['score']:>10.3g}  {r['sample_id']:<20} {r['caption']}")
     where = p.store.uri.removeprefix("file://")
     line(f"\nreport     {where}/{p.audit.name('report.html')}")
+
+
+def _grade(measures: dict[str, float] | None) -> str:
+    """AP beside its base rate, where labels are known."""
+    if measures is None:
+        return ""
+    ap, base, hits = (measures[name] for name in ("average_precision", "base_rate", "precision_at_10"))
+    return f"  AP {ap:.2f} (base rate {base:.2f}), P@10 {hits:.1f}"
