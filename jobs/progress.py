@@ -11,19 +11,21 @@ from tqdm import tqdm
 
 from cluster.executor import Outcome
 from concept_trak.store.manifest import Audit, progress
+from concept_trak.store.records import Record
 
 LOG = logging.getLogger(__name__)
 
 
 @dataclass
 class Stage:
-    """Counters of one stage of this run: items done, samples they stand for, tries beyond the first, failures."""
+    """Counters of one stage of this run: items done (and failed), samples they stand for, tries beyond the first."""
 
     of: int
     done: int = 0
     samples: int = 0
     retries: int = 0
     failed: int = 0
+    rejected: int = 0
     seconds: float = 0.0
     start: float = field(default_factory=time.monotonic)
 
@@ -31,6 +33,7 @@ class Stage:
         self.done += 1
         self.retries += outcome.attempts - 1
         self.failed += outcome.error is not None
+        self.rejected += outcome.result.rejected if isinstance(outcome.result, Record) else 0
         self.samples += samples if outcome.error is None else 0
         self.seconds = time.monotonic() - self.start
 
@@ -45,7 +48,7 @@ class Stage:
         return self.seconds / self.done * (self.of - self.done) if self.done else 0.0
 
     def counters(self) -> dict[str, float]:
-        names = ("done", "of", "samples", "retries", "failed", "seconds")
+        names = ("done", "of", "samples", "retries", "failed", "rejected", "seconds")
         return {
             **{name: getattr(self, name) for name in names},
             "samples_per_second": self.rate,
@@ -54,9 +57,9 @@ class Stage:
 
     def __str__(self) -> str:
         rate = f", {self.rate:.1f} samples/s" if self.samples else ""
-        retries = f", {self.retries} retries" if self.retries else ""
+        troubles = "".join(f", {n} {what}" for what in ("retries", "failed", "rejected") if (n := getattr(self, what)))
         left = f", {self.left:.0f} s left" if self.left else ""
-        return f"{self.done}/{self.of}{rate}{retries}{left}"
+        return f"{self.done}/{self.of}{rate}{troubles}{left}"
 
 
 @dataclass

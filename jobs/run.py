@@ -1,5 +1,6 @@
 """The stages of an audit on an executor, each skipping what is done. Nothing large passes through here."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,8 @@ from concept_trak.store.tables import from_rows
 from jobs.failure import Stopped, failure, label
 from jobs.prepare import Prepared
 from jobs.progress import Progress
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -137,7 +140,10 @@ class Run:
         """The traceback of a failed item, as a file that outlives the run; an earlier one of the same item stays."""
         audit = self.prepared.audit
         number = len(audit.store.names(audit.name(f"failures/{stage}")))
-        write_bytes(audit, f"failures/{stage}/{number:04d}-{label(item)}.log", error.encode())
+        try:
+            write_bytes(audit, f"failures/{stage}/{number:04d}-{label(item)}.log", error.encode())
+        except OSError as failed:  # what made the item fail is said in the end, and matters more
+            LOG.warning("the traceback of a failed item is not written down: %s", failed)
 
     def _check_rejects(self, found: dict[str, dict[str, Record]]) -> None:
         config = self.prepared.config

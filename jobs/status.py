@@ -4,6 +4,7 @@ Works while the audit runs, after it died, and from another machine. Without `au
 """
 
 import json
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,12 +50,17 @@ def describe(audit: Audit) -> list[str]:
     if seen is None:
         known = ", ".join(audits_of(audit.store)) or "none"
         raise ValueError(f"{audit.store.uri} has no audit {audit.id!r}; it has: {known}")
-    lines = [f"{audit.id}: not finished, last seen in {seen['stage']}; the same command resumes it"]
-    for stage, s in seen["stages"].items():
-        left = f", {s['seconds_left']:.0f} s left" if s["seconds_left"] else ""
-        rate = f", {s['samples_per_second']:.1f} samples/s" if s["samples"] else ""
-        lines.append(f"  {stage:<10} {s['done']}/{s['of']}{rate}{left}")
-    return lines
+    ago = max(0.0, time.time() - seen["time"])
+    lines = [f"{audit.id}: not finished, last seen in {seen['stage']} {ago:.0f} s ago; the same command resumes it"]
+    return [*lines, *(f"  {stage:<10} {_counted(s)}" for stage, s in seen["stages"].items())]
+
+
+def _counted(s: dict[str, Any]) -> str:
+    """One stage of the run that was last seen: done, failed, rejected, rate and time left."""
+    rate = f", {s['samples_per_second']:.1f} samples/s" if s["samples"] else ""
+    left = f", {s['seconds_left']:.0f} s left" if s["seconds_left"] else ""
+    troubles = "".join(f", {s[what]} {what}" for what in ("failed", "rejected", "retries") if s[what])
+    return f"{s['done'] - s['failed']} of {s['of']} done{troubles}{rate}{left}"
 
 
 def _last_seen(audit: Audit) -> dict[str, Any] | None:
