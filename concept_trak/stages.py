@@ -25,7 +25,7 @@ from concept_trak.state import Batch
 from concept_trak.store.commit import Store
 from concept_trak.store.identity import fingerprint
 from concept_trak.store.part import Part, Reject
-from concept_trak.store.records import Record, commit_part
+from concept_trak.store.records import Record, commit_part, committed
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,8 @@ class Attempt(Protocol):
 def open_model(config: AuditConfig) -> Denoiser:
     """The model of a configuration, on the GPU the worker owns if there is one."""
     m = config.model
-    device = (
-        m.device if m.device != "auto" else "cuda" if config.cluster.gpus > 0 and torch.cuda.is_available() else "cpu"
-    )
+    owned = "cuda" if config.cluster.gpus > 0 and torch.cuda.is_available() else "cpu"
+    device = owned if m.device == "auto" else m.device
     return load(m.path, m.parameters, m.negative, m.combinations, device, m.precision)
 
 
@@ -88,7 +87,9 @@ class Featurize(WithModel):
     """One shard: read, invert, pull back, project, commit. Returns the record of what stands in the store."""
 
     def __call__(self, item: Featuring, attempt: Attempt) -> Record:
-        start, shard = time.monotonic(), item.shard
+        start, shard, fp = time.monotonic(), item.shard, self.work.fingerprints[item.method]
+        if attempt.number > 1 and (done := committed(self.store, fp, [shard.name])):
+            return done[shard.name]  # a worker that died had come as far as its part
         row, ready, rejects = self.config.methods[item.method], [], []
         for one in samples(shard, self.config.data, self.denoiser.resolution):
             (ready if isinstance(one, Sample) else rejects).append(one)
@@ -97,7 +98,7 @@ class Featurize(WithModel):
         good, bad = _sorted_out(ready, parts, shard)
         ids, everything = tuple(ready[i].id for i in good), tuple(sorted((*rejects, *bad), key=lambda r: r.row))
         phi, weight = _stacked(parts, good, self._width())
-        part = Part(self.work.fingerprints[item.method], shard.name, ids, weight, phi, everything)
+        part = Part(fp, shard.name, ids, weight, phi, everything)
         kind, seconds = self.config.feature, time.monotonic() - start
         return commit_part(self.store, part, kind.dtype, kind.encoding, seconds, attempt.number, socket.gethostname())
 
@@ -129,15 +130,8 @@ def _sorted_out(ready: Sequence[Sample], parts: Sequence[Features], shard: Shard
     finite = [bool(b) for p in parts for b in torch.isfinite(p.phi).all(1) & torch.isfinite(p.weight)]
     for i, sample in enumerate(ready):
         if not finite[i]:
-            bad.append(
-                Reject(
-                    sample.id,
-                    shard.source,
-                    sample.row,
-                    "not_finite",
-                    "its gradient has an infinite or undefined number",
-                )
-            )
+            why = "its gradient has an infinite or undefined number"
+            bad.append(Reject(sample.id, shard.source, sample.row, "not_finite", why))
         elif states[i] == 0:
             why = "its condition equals the model's negative at every state, so its reward has no direction"
             bad.append(Reject(sample.id, shard.source, sample.row, "no_direction", why))

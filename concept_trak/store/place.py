@@ -61,12 +61,12 @@ class Folder:
         return [name for name in self._files(folder) if OWN_TEMPORARY.fullmatch(os.path.basename(name))]
 
     def put_new(self, name: str, data: bytes) -> None:
-        with self._temporary(name, data) as temporary:
+        with _naming(self._path(name)), self._temporary(name, data) as temporary:
             os.link(temporary, self._path(name))  # unlike a rename, a link never replaces what stands there
             os.unlink(temporary)
 
     def put(self, name: str, data: bytes) -> None:
-        with self._temporary(name, data) as temporary:
+        with _naming(self._path(name)), self._temporary(name, data) as temporary:
             os.replace(temporary, self._path(name))
 
     def delete(self, name: str) -> None:
@@ -200,6 +200,15 @@ def without_secrets(error: BaseException) -> str:
 def _is_temporary(path: str) -> bool:
     file = os.path.basename(path)
     return file.startswith(".") and file.endswith(".tmp")
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """The operating system names the temporary file, or none at all when a disk is full: its errors name `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
 
 
 def _sync_folder(folder: str) -> None:

@@ -1,0 +1,143 @@
+"""A disk that is full, a folder that may not be written, a quota: one message, nothing half-written, and it resumes.
+
+The full disk is a small tmpfs in a mount namespace of its own. Where that cannot be made, the test says so and skips;
+the quota then still shows what a write does that fails in the middle.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from concept_trak.store.commit import Store
+from concept_trak.store.records import derive_record
+from jobs.configure import CONF
+from tests.faults.sound import lasting, temporaries
+from tests.faults.watcher import SmallFiles, appear
+from tests.jobs.world import files_under
+
+# The disk is gone with its namespace, so what stood on it is copied out first.
+ON_A_DISK = """
+mount -t tmpfs -o size="$1" tmpfs "$2" || exit 99
+disk=$2 out=$3; shift 3
+"$@"; code=$?
+cp -a "$disk/." "$out"; exit $code
+"""
+NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
+
+
+def on_a_disk(size: str, disk: Path, out: Path, command: list[str]) -> subprocess.CompletedProcess:
+    """Run a command with a tmpfs of that size at `disk`; what stands there in the end is copied to `out`."""
+    disk.mkdir()
+    out.mkdir()
+    return subprocess.run(
+        [*NAMESPACE, "sh", "-c", ON_A_DISK, "sh", size, str(disk), str(out), *command],
+        cwd=CONF.parent, env=bare(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def bare() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
+
+def bound_by_modes() -> list[str]:
+    """A prefix after which file modes bind: root is above them unless it gives that up."""
+    if os.geteuid():
+        return []
+    if shutil.which("setpriv") is None:
+        pytest.skip("as root without setpriv: no file mode binds, so a folder cannot be made read-only")
+    return ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+
+
+def require_whole(store: Path) -> int:
+    """Every part that stands is whole; how many there are."""
+    assert not temporaries(store), "a write that failed left its temporary file"
+    parts = list(store.glob("features/*/parts/*.parquet"))
+    for part in parts:
+        derive_record(Store(str(store)), part.parent.parent.name, part.stem)
+    return len(parts)
+
+
+@pytest.fixture
+def command(world, tmp_path):
+    """The audit as one types it, giving up after the second failure of a shard; the store is the folder given."""
+
+    def command(store: Path, *more: str) -> list[str]:
+        arguments = world.arguments(store, "budget.infrastructure=1", *more, model="pixels")
+        return [sys.executable, "-m", "jobs.audit", *arguments]
+
+    return command
+
+
+def test_a_full_disk(command, start, undisturbed, tmp_path):
+    if shutil.which("unshare") is None or subprocess.run([*NAMESPACE, "true"], check=False).returncode:
+        pytest.skip("no mount namespace can be made here, so no small disk")
+    out, disk = tmp_path / "store", tmp_path / "disk"
+    ended = on_a_disk("64k", disk, out, command(disk))
+    assert ended.returncode == 4, ended.stdout + ended.stderr
+    assert "No space left on device" in ended.stderr
+    assert f"{disk}/features/" in ended.stderr, "the message names the file"
+    assert "run the same command again" in ended.stderr.lower()
+    stood = require_whole(out)
+    assert 0 < stood < 8, "the disk is too small or too large to be full in the middle of the work"
+    before = lasting(files_under(out))
+    resumed = start()  # on a larger disk
+    assert resumed.wait() == 0, resumed.said
+    assert f"{stood} of 8 shards are done" in resumed.said
+    assert before.items() <= lasting(files_under(out)).items()
+    undisturbed.require_same(out)
+
+
+def test_a_folder_that_may_not_be_written_from_the_beginning(command, tmp_path):
+    store = tmp_path / "store"
+    store.mkdir(mode=0o555)
+    ended = subprocess.run(
+        [*bound_by_modes(), *command(store)], cwd=CONF.parent, env=bare(), capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert f"error: store {store} cannot be used: [Errno 13] Permission denied" in ended.stderr
+    assert "Expected permission to write" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not list(store.iterdir())
+
+
+def test_a_folder_that_may_not_be_written_any_more(command, start, undisturbed, tmp_path):
+    store = tmp_path / "store"
+    process = subprocess.Popen(
+        [*bound_by_modes(), *command(store)],
+        cwd=CONF.parent, env=bare(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    appear(store, "features/*/commits/*.json", 2)
+    (parts,) = store.glob("features/*/parts")
+    parts.chmod(0o555)
+    _, said = process.communicate()
+    parts.chmod(0o755)
+    assert process.returncode == 4, said
+    assert "Permission denied" in said
+    assert f"{parts}/" in said
+    stood = require_whole(store)
+    assert 0 < stood < 8
+    resumed = start()
+    assert resumed.wait() == 0, resumed.said
+    assert f"{stood} of 8 shards are done" in resumed.said
+    undisturbed.require_same(store)
+
+
+def test_a_quota_that_the_results_meet(start, undisturbed, tmp_path):
+    store = tmp_path / "store"
+    driver = start(SmallFiles(20_000), more=("budget.infrastructure=1",))
+    assert driver.wait() == 4, driver.said
+    assert "File too large" in driver.said
+    assert "audits/first/" in driver.said, "the message names the file"
+    assert "Traceback" not in driver.said
+    assert not (store / "audits/first/manifest.json").exists()
+    assert require_whole(store) == 8
+    before = lasting(files_under(store))
+    resumed = start()
+    assert resumed.wait() == 0, resumed.said
+    assert "8 of 8 shards are done, no gradient work" in resumed.said
+    assert before.items() <= lasting(files_under(store)).items()
+    undisturbed.require_same(store)

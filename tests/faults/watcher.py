@@ -1,0 +1,234 @@
+"""Drivers as real processes, signals sent to them from outside, and faults at an exact write.
+
+A driver is forked from a process that has imported everything, so that a test costs the audit and not the imports.
+Production code knows nothing of faults: they are armed in the forked process, or come from outside.
+"""
+
+import atexit
+import itertools
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Protocol
+
+from cluster.executor import ONE_CPU, Task
+from cluster.serial import Serial
+from concept_trak import stages
+from concept_trak.config import AuditConfig
+from concept_trak.store.commit import Store
+from jobs.audit import audit
+from jobs.configure import CONF, main
+
+HERE = str(Path(__file__).parent)
+FEATURIZE = "concept_trak.stages:Featurize"
+LONGEST = 120.0  # seconds a test waits for what should have come long before
+
+
+class Fault(Protocol):
+    """Something that goes wrong in the process that arms it."""
+
+    def arm(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class AtCreate:
+    """Fault injection: a signal of the process to itself at the `nth` create of a name that matches, before it or
+    after it.
+    """
+
+    pattern: str
+    nth: int = 1
+    after: bool = False
+    signal: int = signal.SIGKILL
+
+    def arm(self) -> None:
+        create, numbers = Store.create, itertools.count(1)
+
+        def struck(store: Store, name: str, data: bytes) -> bool:
+            now = fnmatch(name, self.pattern) and next(numbers) == self.nth
+            if now and not self.after:
+                os.kill(os.getpid(), self.signal)
+            created = create(store, name, data)
+            if now and self.after:
+                os.kill(os.getpid(), self.signal)
+            return created
+
+        Store.create = struck
+
+
+@dataclass(frozen=True)
+class InsideWrite:
+    """Fault injection: killed when the bytes are on disk under a temporary name, at the `nth` file that matches."""
+
+    pattern: str
+    nth: int = 1
+
+    def arm(self) -> None:
+        link, numbers = os.link, itertools.count(1)
+
+        def struck(temporary: str, path: str) -> None:
+            if fnmatch(path, self.pattern) and next(numbers) == self.nth:
+                os.kill(os.getpid(), signal.SIGKILL)
+            link(temporary, path)
+
+        os.link = struck
+
+
+@dataclass(frozen=True)
+class SmallFiles:
+    """No file of this process grows over `limit` bytes: a quota, by the operating system."""
+
+    limit: int
+
+    def arm(self) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, self.limit))
+
+
+@dataclass(frozen=True)
+class Breaks:
+    """Fault injection: the work of the shard at `first_row` of the source `file` fails, every time."""
+
+    file: str
+    first_row: int
+
+    def arm(self) -> None:
+        featurize = stages.Featurize.__call__
+
+        def broken(worker: stages.Featurize, item: stages.Featuring, attempt: stages.Attempt):
+            if item.shard.source.endswith(self.file) and item.shard.first_row == self.first_row:
+                raise KeyError("a bug that only this shard meets")
+            return featurize(worker, item, attempt)
+
+        stages.Featurize.__call__ = broken
+
+
+@dataclass(frozen=True)
+class Hires:
+    """Fault injection: who featurizes on Ray is a `worker` of `deadly.py`; they keep their books in `books`."""
+
+    worker: str
+    books: str = ""
+
+    def arm(self) -> None:
+        from cluster.on_ray import OnRay
+
+        sys.path.insert(0, HERE)
+        hired = OnRay.map
+
+        def deadly(executor: OnRay, task: Task, items, resources=ONE_CPU):
+            if task.entry == FEATURIZE:
+                task = replace(task, entry=f"deadly:{self.worker}")
+                said = {"PYTHONPATH": f"{CONF.parent}{os.pathsep}{HERE}", "DEADLY_BOOKS": self.books}
+                executor = replace(executor, env_vars={**executor.env_vars, **said})
+            return hired(executor, task, items, resources)
+
+        OnRay.map = deadly
+
+
+@dataclass(frozen=True)
+class OnlyFeaturizesOnRay:
+    """What comes after the features is done by the driver itself, to spare the time of building workers for it."""
+
+    def arm(self) -> None:
+        from cluster.on_ray import OnRay
+
+        whole = OnRay.map
+
+        def mixed(executor: OnRay, task: Task, items, resources=ONE_CPU):
+            if task.entry == FEATURIZE:
+                return whole(executor, task, items, resources)
+            return Serial(executor.budgets).map(task, items, resources)
+
+        OnRay.map = mixed
+
+
+@dataclass(frozen=True)
+class Driver:
+    """One run of `python -m jobs.audit`, as a process."""
+
+    process: BaseProcess
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    @property
+    def said(self) -> str:
+        """Everything it wrote to its terminal."""
+        return self.log.read_text()
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, seconds: float = LONGEST) -> int:
+        """Its exit code; below zero, the signal that ended it."""
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise AssertionError(f"the driver did not end in {seconds:.0f} s; it said:\n{self.said}")
+        return self.process.exitcode
+
+
+def drive(arguments: Sequence[str], log: Path, *faults: Fault) -> Driver:
+    """Start the command with these arguments; its words go to `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "concept_trak.models.text_to_image"])
+    process = context.Process(target=_main, args=(tuple(arguments), str(log), faults))
+    process.start()
+    return Driver(process, log)
+
+
+def _main(arguments: tuple[str, ...], log: str, faults: tuple[Fault, ...]) -> None:
+    words = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(words, stream)
+    os.chdir(CONF.parent)
+    for fault in faults:
+        fault.arm()
+    sys.argv = ["jobs.audit", *arguments]
+    try:
+        main(AuditConfig, "config", audit)
+    finally:
+        atexit._run_exitfuncs()  # a forked process ends without them, and Ray stops its own in them
+
+
+def until(true: Callable[[], object], what: str, seconds: float = LONGEST) -> None:
+    """Look every 2 ms until it is true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"waited {seconds:.0f} s in vain for {what}"
+        time.sleep(0.002)
+
+
+def appear(folder: Path, pattern: str, count: int, seconds: float = LONGEST) -> None:
+    """Wait until `count` files below the folder match the pattern."""
+    until(lambda: len(list(folder.glob(pattern))) >= count, f"{count} files {pattern} below {folder}", seconds)
+
+
+def processes() -> dict[int, tuple[int, str]]:
+    """Every process of this machine: its parent's pid and its command line."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    rows = (line.split(None, 2) for line in listed.splitlines())
+    return {int(row[0]): (int(row[1]), row[2] if len(row) > 2 else "") for row in rows}
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """The command lines of a process's children and theirs, by pid."""
+    everyone, found, newest = processes(), {}, {pid}
+    while newest:
+        children = {child: command for child, (parent, command) in everyone.items() if parent in newest}
+        newest = set(children) - set(found)
+        found |= children
+    return found
