@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from concept_trak.denoiser import Condition, Denoiser, Prediction, attributable
+from concept_trak.store.identity import file_digest
 
 # Bars for each of a hundred workers would bury what a run has to say.
 transformers.utils.logging.disable_progress_bar()
@@ -125,7 +126,7 @@ class TextToImage(Denoiser):
     def identity(self) -> dict[str, str]:
         """sha256 of every file that moves a feature, by its name in the directory, and of the noise process."""
         names = [p for part in (*_NEEDED[:3], "vae") for p in sorted((self.path / part).rglob("*")) if p.is_file()]
-        digests = {p.relative_to(self.path).as_posix(): _digest(p) for p in names}
+        digests = {p.relative_to(self.path).as_posix(): file_digest(p) for p in names}
         schedule = self.prediction_type.encode() + self.alpha.numpy().tobytes()
         return {**digests, "schedule": hashlib.sha256(schedule).hexdigest()}
 
@@ -180,8 +181,3 @@ def _load(kind: Any, path: Path, dtype: torch.dtype, device: str) -> Any:
             f"{path} lacks {len(absent)} weights ({absent[0]}, ...), which would be random; save the pipeline again"
         )
     return model.to(device).eval()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
