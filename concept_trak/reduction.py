@@ -17,6 +17,7 @@ from concept_trak.fisher import Gram
 from concept_trak.layout import gram_file, plain, query_file, scores_file
 from concept_trak.scoring import Entry, TopK, bins
 from concept_trak.stages import Attempt, Work
+from concept_trak.store.ahead import ahead
 from concept_trak.store.codec import blocks
 from concept_trak.store.commit import Store
 from concept_trak.store.grams import encode_gram, read_gram, write_gram
@@ -34,7 +35,7 @@ class Group:
     records: tuple[Record, ...]
 
 
-class _OnStore:
+class OnStore:
     """A worker that needs the store and no model."""
 
     def __init__(self, work: Work) -> None:
@@ -42,21 +43,24 @@ class _OnStore:
         self.work, self.store = work, Store(work.config.store)
         self.audit = Audit(self.store, work.config.audit)
 
-    def features(self, record: Record) -> Iterator[tuple[list[str], Tensor, Tensor]]:
-        """(ids, weight [n], phi [n, k]) of each row group of a part, in float32, checked against its record."""
-        for block in blocks(read_part(self.store, record)):
-            yield block.ids, torch.from_numpy(block.weight.copy()), torch.from_numpy(block.phi())
+    def features(self, *records: Record) -> Iterator[tuple[list[str], Tensor, Tensor]]:
+        """(ids, weight [n], phi [n, k]) of each row group of the parts, in order, in float32.
+
+        Each part is checked against its record. The next one is read meanwhile, so two are in memory, however many.
+        """
+        for data in ahead(read_part(self.store, record) for record in records):
+            for block in blocks(data):
+                yield block.ids, torch.from_numpy(block.weight.copy()), torch.from_numpy(block.phi())
 
 
-class SumGroup(_OnStore):
+class SumGroup(OnStore):
     """One group: the sum of phi phi^T over its shards, in order, to `grams/<group>.safetensors`."""
 
     def __call__(self, group: Group, attempt: Attempt) -> str:
         fp = self.work.fingerprints[group.method]
         total: Gram | None = None
-        for record in group.records:
-            for _, _, phi in self.features(record):
-                total = fisher.gram(phi) if total is None else total + fisher.gram(phi)
+        for _, _, phi in self.features(*group.records):
+            total = fisher.gram(phi) if total is None else total + fisher.gram(phi)
         if total is not None:
             write_gram(self.store, fp, group.name, total.matrix.numpy(), total.count)
         return group.name if total is not None else ""
@@ -91,7 +95,7 @@ class Solution:
     spread: tuple[tuple[float, float], ...]
 
 
-class Solve(_OnStore):
+class Solve(OnStore):
     """K from its groups' sums, to `gram.safetensors`; then z = (K + lambda I)^-1 phi_q of every concept.
 
     In the dual form when there are fewer samples than features.
@@ -102,7 +106,8 @@ class Solve(_OnStore):
         write_bytes(self.audit, gram_file(system.method), encode_gram(gram.matrix.numpy(), gram.count))
         lam = gram.damped(self.work.config.damping)
         if gram.count < len(gram.matrix):
-            phi = torch.cat([phi for record in system.records for _, _, phi in self.features(record)])
+            # All of them at once: they are fewer rows than K has, so less memory than K itself.
+            phi = torch.cat([phi for _, _, phi in self.features(*system.records)])
             solved = fisher.solve_dual(phi, lam, queries)
         else:
             solved = fisher.solve(gram.matrix, lam, queries)
@@ -115,7 +120,7 @@ class Solve(_OnStore):
 
     def _sum(self, system: System) -> Gram:
         fp = self.work.fingerprints[system.method]
-        grams = (read_gram(self.store, fp, name) for name in system.groups)
+        grams = ahead(read_gram(self.store, fp, name) for name in system.groups)
         return fisher.total(Gram(torch.from_numpy(matrix), count) for matrix, count in grams)
 
 
@@ -153,8 +158,12 @@ class Queries:
     scale: list[float]
 
 
-class Score(_OnStore):
-    """One shard against every concept, damped and plain; with `scores=all` also to `scores/<shard>.parquet`."""
+class Score(OnStore):
+    """One shard against every concept, damped and plain; with `scores=all` also to `scores/<shard>.parquet`.
+
+    An item is one part, and a worker learns of the next when it is done with this one, so nothing is read ahead: while
+    one worker waits for storage the others compute.
+    """
 
     def __init__(self, work: Work) -> None:
         super().__init__(work)

@@ -5,7 +5,7 @@ Everything that crosses machines is a file name or a small record; features go t
 
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -22,6 +22,7 @@ from concept_trak.method import Method
 from concept_trak.models import load
 from concept_trak.plan import feature_settings
 from concept_trak.state import Batch
+from concept_trak.store.ahead import ahead
 from concept_trak.store.commit import Store
 from concept_trak.store.identity import fingerprint
 from concept_trak.store.part import Part, Reject
@@ -84,19 +85,24 @@ class WithModel:
 
 
 class Featurize(WithModel):
-    """One shard: read, invert, pull back, project, commit. Returns the record of what stands in the store."""
+    """One shard: read, invert, pull back, project, commit. Returns the record of what stands in the store.
+
+    While one batch is computed the next is read and decoded; no more of the shard's images are in memory.
+    """
 
     def __call__(self, item: Featuring, attempt: Attempt) -> Record:
         start, shard, fp = time.monotonic(), item.shard, self.work.fingerprints[item.method]
         if attempt.number > 1 and (done := committed(self.store, fp, [shard.name])):
             return done[shard.name]  # a worker that died had come as far as its part
-        row, ready, rejects = self.config.methods[item.method], [], []
-        for one in samples(shard, self.config.data, self.denoiser.resolution):
-            (ready if isinstance(one, Sample) else rejects).append(one)
-        size = self.batch_size(attempt)
-        parts = [self._features(row, ready[i : i + size]) for i in range(0, len(ready), size)]
+        row, ready, parts, rejects = self.config.methods[item.method], [], [], []
+        read = samples(shard, self.config.data, self.denoiser.resolution)
+        for batch in ahead(_batches(read, self.batch_size(attempt))):
+            rejects += [one for one in batch if isinstance(one, Reject)]
+            if usable := [one for one in batch if isinstance(one, Sample)]:
+                parts.append(self._features(row, usable))
+                ready += [(one.id, one.row) for one in usable]
         good, bad = _sorted_out(ready, parts, shard)
-        ids, everything = tuple(ready[i].id for i in good), tuple(sorted((*rejects, *bad), key=lambda r: r.row))
+        ids, everything = tuple(ready[i][0] for i in good), tuple(sorted((*rejects, *bad), key=lambda r: r.row))
         phi, weight = _stacked(parts, good, self._width())
         part = Part(fp, shard.name, ids, weight, phi, everything)
         kind, seconds = self.config.feature, time.monotonic() - start
@@ -114,6 +120,18 @@ class Featurize(WithModel):
         return self.config.projector.width(sum(p.numel() for p in self.denoiser.parameters.values()))
 
 
+def _batches(read: Iterable[Sample | Reject], size: int) -> Iterator[list[Sample | Reject]]:
+    """Everything that was read, in order, cut after every `size` samples; rejects do not count."""
+    batch: list[Sample | Reject] = []
+    for one in read:
+        batch.append(one)
+        if sum(isinstance(one, Sample) for one in batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
 def _stacked(parts: Sequence[Features], good: list[int], width: int) -> tuple[np.ndarray, np.ndarray]:
     """phi and weight of the good rows, float32; no rows when a whole shard was rejected."""
     if not parts:
@@ -122,19 +140,21 @@ def _stacked(parts: Sequence[Features], good: list[int], width: int) -> tuple[np
     return phi[good].float().numpy(), weight[good].float().numpy()
 
 
-def _sorted_out(ready: Sequence[Sample], parts: Sequence[Features], shard: Shard) -> tuple[list[int], list[Reject]]:
-    """Which samples have a feature, and rejects for those with no direction or numbers that are not finite."""
+def _sorted_out(
+    ready: Sequence[tuple[str, int]], parts: Sequence[Features], shard: Shard
+) -> tuple[list[int], list[Reject]]:
+    """Which samples, told by id and row, have a feature; rejects for those with no direction or no finite numbers."""
     good: list[int] = []
     bad: list[Reject] = []
     states = [int(n) for p in parts for n in p.states]
     finite = [bool(b) for p in parts for b in torch.isfinite(p.phi).all(1) & torch.isfinite(p.weight)]
-    for i, sample in enumerate(ready):
+    for i, (sample, row) in enumerate(ready):
         if not finite[i]:
             why = "its gradient has an infinite or undefined number"
-            bad.append(Reject(sample.id, shard.source, sample.row, "not_finite", why))
+            bad.append(Reject(sample, shard.source, row, "not_finite", why))
         elif states[i] == 0:
             why = "its condition equals the model's negative at every state, so its reward has no direction"
-            bad.append(Reject(sample.id, shard.source, sample.row, "no_direction", why))
+            bad.append(Reject(sample, shard.source, row, "no_direction", why))
         else:
             good.append(i)
     return good, bad
