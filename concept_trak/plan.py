@@ -6,7 +6,8 @@ from typing import Any
 
 from concept_trak import NUMERICS
 from concept_trak.config import AuditConfig, DataConfig
-from concept_trak.data.parquet import check_columns, check_ids, sources
+from concept_trak.data.ids import check_ids
+from concept_trak.data.parquet import check_columns, sources
 from concept_trak.data.shard import Shard, Source, cut
 from concept_trak.denoiser import Denoiser
 from concept_trak.method import Method, describe

@@ -1,12 +1,11 @@
 """Training sets as Hugging Face `datasets` writes them: Parquet with `image: struct<bytes, path>` and captions."""
 
 import difflib
-import hashlib
+import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import fsspec
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -56,13 +55,33 @@ def _version(info: dict[str, Any]) -> str:
 
 
 def _rows(fs: Any, file: str) -> int:
+    """How many rows the footer states. Its bytes come first, because to Arrow a damaged one is an OSError too.
+
+    Raises:
+        ValueError: the bytes are no Parquet file, or nobody may read them.
+        OSError: storage failed.
+    """
     try:
         with fs.open(file) as f:
-            return pq.read_metadata(f).num_rows
-    except (pa.ArrowInvalid, OSError) as error:  # a damaged footer is an OSError
+            footer = _footer(f)
+    except (FileNotFoundError, PermissionError) as error:
+        raise ValueError(f"{file} cannot be read ({error}); make it readable, or remove it from data.uri") from error
+    try:
+        return pq.read_metadata(pa.BufferReader(footer)).num_rows
+    except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(
             f"{file} is not a readable Parquet file ({error}); remove it from data.uri or write it again"
         ) from None
+
+
+def _footer(file: Any) -> bytes:
+    """The end of a Parquet file: the footer, its length in 4 bytes, and "PAR1"; only these of a file without them."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - 8))
+    end = file.read()
+    length = int.from_bytes(end[:4], "little") + 8 if end.endswith(b"PAR1") else 8
+    file.seek(max(0, size - length))
+    return file.read()
 
 
 def check_columns(source: Source, data: DataConfig) -> None:
@@ -100,48 +119,6 @@ def named_columns(data: DataConfig) -> list[tuple[str, str]]:
     single = [("data.image_column", data.image_column), ("data.caption_column", data.caption_column)]
     ids = [("data.id_column", data.id_column)] if data.id_column else []
     return [*single, *ids, *(("data.label_columns", c) for c in data.label_columns)]
-
-
-def check_ids(found: Sequence[Source], data: DataConfig) -> None:
-    """That ids are unique over the whole data set, in 8 bytes of memory a row; ids made from source and row always are.
-
-    Raises:
-        ValueError: naming some of the ids that occur twice, or a source where they are missing.
-    """
-    if not data.id_column:
-        return
-    hashes = [
-        np.concatenate([_hashed(batch, source) for batch in _ids(source, data)] or [np.empty(0, np.uint64)])
-        for source in found
-    ]
-    values, counts = np.unique(np.concatenate(hashes), return_counts=True)
-    twice = set(values[counts > 1].tolist())
-    if twice:
-        examples = sorted(
-            {str(v) for s in found for b in _ids(s, data) for v in b.to_pylist() if _hash(str(v)) in twice}
-        )[:5]
-        raise ValueError(
-            f"data.id_column={data.id_column!r} is not unique: {', '.join(examples)} occur more than once; name a "
-            "column of unique ids, or leave data.id_column empty to have them made"
-        )
-
-
-def _ids(source: Source, data: DataConfig) -> Iterator[pa.Array]:
-    with fsspec.open(source.uri) as f:
-        for batch in pq.ParquetFile(f).iter_batches(columns=[data.id_column]):
-            yield batch.column(0)
-
-
-def _hashed(ids: pa.Array, source: Source) -> np.ndarray:
-    if ids.null_count:
-        raise ValueError(
-            f"{source.uri} has rows without an id; fill them, or leave data.id_column empty to have ids made"
-        )
-    return np.fromiter((_hash(str(v)) for v in ids.to_pylist()), np.uint64, len(ids))
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def rows(shard: Shard, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:

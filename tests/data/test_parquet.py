@@ -1,14 +1,18 @@
 """Rows of Parquet shards: every one once, under an id that stays, as a sample or a reject."""
 
+import errno
+from io import BytesIO
 from pathlib import Path
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec import AbstractFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.worker import Failure, classify
 from concept_trak.config import DataConfig
 from concept_trak.data.parquet import label_values, rows, sources
 from concept_trak.data.sample import Sample, found, samples
@@ -158,3 +162,54 @@ def test_a_source_that_changed_or_went_after_planning_stops_the_audit(tmp_path):
     (tmp_path / "a.parquet").unlink()
     with pytest.raises(ValueError, match=r"now gone; start a new audit"):
         list(rows(new, ["caption"]))
+
+
+class Cable(BytesIO):
+    """A file whose connection breaks when it is read, once the file system has trouble."""
+
+    def read(self, size=-1):
+        if Unplugged.trouble is not None:
+            raise Unplugged.trouble
+        return super().read(size)
+
+
+class Unplugged(AbstractFileSystem):
+    """Fault injection: a file system with one file of two row groups, that lists, opens, and fails to read."""
+
+    protocol = "unplugged"
+    trouble: Exception | None = None
+    content = b""
+
+    def ls(self, path, detail=True, **options):
+        return [{"name": "data/a.parquet", "size": len(self.content), "type": "file", "mtime": 1}]
+
+    def _open(self, path, *arguments, **options):
+        return Cable(self.content)
+
+
+@pytest.fixture
+def unplugged(monkeypatch):
+    """Breaks the connection to `unplugged://data` with the error it is given."""
+    fsspec.register_implementation("unplugged", Unplugged, clobber=True)
+    file = BytesIO()
+    pq.write_table(pa.table({"caption": ["a", "b", "c", "d"]}), file, row_group_size=2)
+    monkeypatch.setattr(Unplugged, "content", file.getvalue())
+    return lambda trouble: monkeypatch.setattr(Unplugged, "trouble", trouble)
+
+
+def test_storage_that_fails_is_not_called_a_broken_file(unplugged):
+    """While the plan is made, and in the middle of a shard: it is tried again, not blamed on the user's data."""
+    (source,) = sources("unplugged://data")
+    reading = rows(cut(source, 4)[0], ["caption"])
+    assert [next(reading), next(reading)] == [(0, {"caption": "a"}), (1, {"caption": "b"})]
+    unplugged(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"))
+    for read in (lambda: next(reading), lambda: sources("unplugged://data")):
+        with pytest.raises(ConnectionResetError) as raised:
+            read()
+        assert classify(raised.value) is Failure.INFRASTRUCTURE, "given up after the first try"
+
+
+def test_a_file_that_nobody_may_read_is_the_users_to_mend(unplugged):
+    unplugged(PermissionError(errno.EACCES, "Permission denied"))
+    with pytest.raises(ValueError, match=r"a\.parquet cannot be read \(.*denied\); make it readable, or remove it"):
+        sources("unplugged://data")
