@@ -6,8 +6,9 @@ effect must be idempotent: a worker that was given up for dead may still be comp
 """
 
 import hashlib
+import math
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -79,19 +80,34 @@ class Budgets:
     """How often an item is tried again for each class of failure, and how many failures in a row mean "everywhere".
 
     `systemic` counts worker constructions that fail in a row, and items given up in a row without any item done.
+    `lease` is how many seconds one attempt, or the construction of a worker, may take: a process that is over it hangs.
+    It is killed and counted as a failure of infrastructure. Infinity waits for ever.
     """
 
     infrastructure: int = 10
     memory: int = 3
     application: int = 2
     systemic: int = 3
+    lease: float = math.inf
+
+
+Watch = Callable[[int], None]
+
+
+def unwatched(running: int) -> None:
+    """Nobody wants to know how many items are running."""
 
 
 class Executor(Protocol):
     """Where the work is done. The stages do not know which one they run on."""
 
-    def map(self, task: Task, items: Sequence[Any], resources: Resources = ONE_CPU) -> Iterator[Outcome]:
+    def map(
+        self, task: Task, items: Sequence[Any], resources: Resources = ONE_CPU, watch: Watch = unwatched
+    ) -> Iterator[Outcome]:
         """Every item's outcome exactly once, in the order in which they end.
+
+        `watch` is told, by the thread that iterates, how many items are running: whenever that may have changed, and
+        again and again while the map waits for what runs elsewhere.
 
         An item whose own error is over its budget comes out with `error`, and the others go on. An item over its
         infrastructure budget does too, and the map ends with `InfrastructureExhausted`: after the last item, or at once

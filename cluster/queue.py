@@ -27,11 +27,21 @@ def backoff(failures: int) -> float:
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to try one item once."""
+    """The right to try one item once, until `until`."""
 
     index: int
     item: Any
     attempt: Attempt
+    until: float = math.inf
+
+
+def overdue(seconds: float, host: str) -> Reply:
+    """The reply made up for a worker from which none came in its time, which is killed for that."""
+    message = (
+        f"no answer from a worker on {host} in {seconds:.0f} s, so it hangs and was killed. If an attempt may well "
+        "take that long, raise budget.lease (seconds; 0 waits for ever)"
+    )
+    return Reply(failure=Failure.INFRASTRUCTURE, message=message, trace=message, seconds=seconds, host=host, lost=True)
 
 
 class Queue:
@@ -45,7 +55,7 @@ class Queue:
             Failure.APPLICATION: budgets.application,
             Failure.INPUT: 0,
         }
-        self._systemic = budgets.systemic
+        self._systemic, self._patience = budgets.systemic, budgets.lease
         # (ready at, index): untried items are ready since ever, so they go before those that failed.
         self._pending = [(-math.inf, index) for index in range(len(items))]
         self._leased: dict[int, Lease] = {}
@@ -59,6 +69,11 @@ class Queue:
         return len(self._pending) + len(self._leased)
 
     @property
+    def leased(self) -> int:
+        """How many items are given out now."""
+        return len(self._leased)
+
+    @property
     def ready_at(self) -> float:
         """When the next pending item may be leased; infinity if none is pending."""
         return self._pending[0][0] if self._pending else math.inf
@@ -70,7 +85,7 @@ class Queue:
         _, index = heapq.heappop(self._pending)
         failures = self._failures[index]
         attempt = Attempt(number=1 + failures.total(), halvings=failures[Failure.MEMORY])
-        self._leased[index] = Lease(index, self._items[index], attempt)
+        self._leased[index] = Lease(index, self._items[index], attempt, until=now + self._patience)
         return self._leased[index]
 
     def settle(self, lease: Lease, reply: Reply, now: float) -> Outcome | None:
@@ -133,6 +148,10 @@ class Constructions:
     def __init__(self, budgets: Budgets, workers: int) -> None:
         self._budgets, self.workers = budgets, workers
         self.succeeded()
+
+    def until(self, now: float) -> float:
+        """When a construction that begins now is over its time."""
+        return now + self._budgets.lease
 
     def succeeded(self) -> None:
         """A worker stands: what failed before it was not systemic."""

@@ -6,20 +6,26 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from cluster.executor import ONE_CPU, Budgets, Outcome, Resources, Task
+from cluster.executor import ONE_CPU, Budgets, Outcome, Resources, Task, Watch, unwatched
 from cluster.queue import Constructions, Queue
 from cluster.worker import Worker, answer, build
 
 
 @dataclass(frozen=True)
 class Serial:
-    """The executor that is this process. `Resources` have no meaning here: the worker has the whole machine."""
+    """The executor that is this process. `Resources` have no meaning here: the worker has the whole machine.
+
+    It is busy while an item runs. So `Budgets.lease` has no meaning either, because nobody is left to stop what hangs,
+    and `watch` is told of an item when it begins and hears nothing more until it has ended.
+    """
 
     budgets: Budgets = field(default_factory=Budgets)
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
 
-    def map(self, task: Task, items: Sequence[Any], resources: Resources = ONE_CPU) -> Iterator[Outcome]:
+    def map(
+        self, task: Task, items: Sequence[Any], resources: Resources = ONE_CPU, watch: Watch = unwatched
+    ) -> Iterator[Outcome]:
         """As `Executor.map`; the worker is built at the first step of the iteration."""
         queue = Queue(items, self.budgets)
         worker = self._build(task) if items else None
@@ -29,6 +35,7 @@ class Serial:
             if lease is None:
                 self.sleep(max(0.0, queue.ready_at - self.clock()))
                 continue
+            watch(queue.leased)
             reply = answer(partial(worker, lease.item, lease.attempt))
             outcome = queue.settle(lease, reply, self.clock())
             if outcome is not None:

@@ -106,10 +106,16 @@ class BudgetConfig:
     memory: int = 3
     """Times one shard may run out of memory, at half the batch each time."""
     application: int = 2
-    """Times one shard is tried when its own work fails."""
+    """Times one shard is tried again when its own work fails."""
+    lease: float = 3600.0
+    """Seconds one attempt, or the building of a worker, may take. Who takes longer hangs: it is killed, and the shard
+    done elsewhere, which counts as infrastructure. An hour is six times what a shard should take, so what hangs costs
+    an hour and not the night. Raise it where shards honestly take longer, as on CPUs; 0 waits for ever. Not with
+    cluster=serial."""
 
     def __post_init__(self) -> None:
         _at_least("budget.rejects", self.rejects, 0)
+        _at_least("budget.lease", self.lease, 0)
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,7 @@ class AuditConfig:
     shown: int = 24
     """Images a row on the page."""
     interval: float = 10.0
-    """Seconds between lines of progress where there is no terminal."""
+    """Seconds between two words about progress: lines where there is no terminal, and progress.json everywhere."""
     feature: FeatureConfig = field(default_factory=FeatureConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)

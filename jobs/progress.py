@@ -18,10 +18,14 @@ LOG = logging.getLogger(__name__)
 
 @dataclass
 class Stage:
-    """Counters of one stage of this run: items done (and failed), samples they stand for, tries beyond the first."""
+    """Counters of one stage of this run: items done (and failed), samples they stand for, tries beyond the first.
+
+    `running` is how many items workers were at when the executor last said so.
+    """
 
     of: int
     done: int = 0
+    running: int = 0
     samples: int = 0
     retries: int = 0
     failed: int = 0
@@ -35,6 +39,7 @@ class Stage:
         self.failed += outcome.error is not None
         self.rejected += outcome.result.rejected if isinstance(outcome.result, Record) else 0
         self.samples += samples if outcome.error is None else 0
+        self.running = min(self.running, self.of - self.done)
         self.seconds = time.monotonic() - self.start
 
     @property
@@ -64,11 +69,15 @@ class Stage:
 
 @dataclass
 class Progress:
-    """Progress of one audit, stage by stage; `interval` is the least number of seconds between two words about it."""
+    """Progress of one audit, stage by stage; `interval` is the least number of seconds between two words about it.
+
+    It is about the most, too, while workers on a cluster are waited for: so a reader can tell that the driver is dead.
+    """
 
     audit: Audit
     interval: float
     stages: dict[str, Stage] = field(default_factory=dict)
+    now: str = ""
     said: float = 0.0
 
     def line(self, text: str) -> None:
@@ -79,25 +88,39 @@ class Progress:
     ) -> Iterator[Outcome]:
         """Pass outcomes on, counting them; `samples` is how many samples an item stands for."""
         stage = self.stages[name] = Stage(of)
-        self._note(name)
+        self.now = name
+        self._note()
         with tqdm(total=of, desc=f"{name:<10}", unit="item", disable=not sys.stderr.isatty()) as bar:
             for outcome in outcomes:
                 stage.count(outcome, samples(outcome.item))
                 bar.set_postfix_str(f"{stage.rate:.1f} samples/s" if stage.samples else "", refresh=False)
                 bar.update()
-                if stage.done == of or time.monotonic() - self.said >= self.interval:
-                    self._note(name)
+                if stage.done == of or self._due:
+                    self._note()
                     if bar.disable:
                         self.line(f"{name:<10} {stage}")
                 yield outcome
+
+    def watch(self, running: int) -> None:
+        """What an executor says while the outcomes of the present stage are tracked: so many items are running."""
+        stage = self.stages[self.now]
+        first = stage.running == stage.done == 0 < running
+        stage.running = running
+        if first or self._due:  # the first at once: an executor may have nothing more to say until that item has ended
+            self._note()
+
+    @property
+    def _due(self) -> bool:
+        return time.monotonic() - self.said >= self.interval
 
     def counters(self) -> dict[str, dict[str, float]]:
         """What each stage of this run counted, by its name."""
         return {name: stage.counters() for name, stage in self.stages.items()}
 
-    def _note(self, name: str) -> None:
+    def _note(self) -> None:
         self.said = time.monotonic()
+        now = {"stage": self.now, "running": self.stages[self.now].running, "interval": self.interval}
         try:
-            progress(self.audit, {"stage": name, "stages": self.counters(), "time": time.time()})
+            progress(self.audit, {**now, "stages": self.counters(), "time": time.time()})
         except OSError as error:  # a hint: the work itself finds out whether storage has failed
             LOG.warning("progress is not written down: %s", error)

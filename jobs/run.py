@@ -41,7 +41,7 @@ class Run:
         missing = [Featuring(m, shard) for m in found for shard in p.plan if shard.name not in found[m]]
         self.computed = {m: sum(item.shard.rows for item in missing if item.method == m) for m in found}
         self._say_what_is_there(found, missing)
-        for item, record in self._map(
+        for item, record in self.map(
             "featurize", "concept_trak.stages:Featurize", missing, lambda item: item.shard.rows
         ):
             found[item.method][item.shard.name] = record
@@ -65,14 +65,14 @@ class Run:
         todo = [
             g for gs in wanted.values() for g in gs if gram_name(p.work.fingerprints[g.method], g.name) not in standing
         ]
-        for _ in self._map("gram", "concept_trak.reduction:SumGroup", todo):
+        for _ in self.map("gram", "concept_trak.reduction:SumGroup", todo):
             pass
         return {method: tuple(g.name for g in gs) for method, gs in wanted.items()}
 
     def ask(self) -> dict[tuple[str, str], Answer]:
         """phi_q and the pictures of every concept for every method."""
         questions = list(self.prepared.questions)
-        answers = self._map("query", "concept_trak.query:Query", questions)
+        answers = self.map("query", "concept_trak.query:Query", questions)
         return {(answer.method, answer.concept): answer for _, answer in answers}
 
     def solve(
@@ -87,7 +87,7 @@ class Run:
             System(m, names, tuple(answers[m, c.name].phi for c in concepts), tuple(records[m]))
             for m, names in summed.items()
         ]
-        solved = {s.method: s for _, s in self._map("solve", "concept_trak.reduction:Solve", systems)}
+        solved = {s.method: s for _, s in self.map("solve", "concept_trak.reduction:Solve", systems)}
         for method, solution in solved.items():
             for i, concept in enumerate(concepts):
                 row = _query_row(solution, i, answers[method, concept.name])
@@ -98,7 +98,7 @@ class Run:
         """The tally of every score; with `scores=all`, every score is in the store as well."""
         items = [Scoring(m, record) for m, parts in records.items() for record in parts]
         tally = Tally(self.prepared.config.top)
-        for _, scored in self._map("score", "concept_trak.reduction:Score", items, lambda item: item.record.rows):
+        for _, scored in self.map("score", "concept_trak.reduction:Score", items, lambda item: item.record.rows):
             tally.add(scored)
         return tally
 
@@ -115,18 +115,19 @@ class Run:
         ]
         return {
             seen.sample_id: seen
-            for _, all_seen in self._map("look", "concept_trak.gallery:Show", looks)
+            for _, all_seen in self.map("look", "concept_trak.gallery:Show", looks)
             for seen in all_seen
         }
 
-    def _map(
+    def map(
         self, stage: str, entry: str, items: Sequence[Any], samples: Callable[[Any], int] = lambda item: 0
     ) -> Iterator[tuple[Any, Any]]:
         """(item, result) as they finish; the failures of single items are told at the end, when the others are safe."""
         if not items:
             return
         c, failed = self.prepared.config.cluster, []
-        outcomes = self.executor.map(Task(entry, self.prepared.work), items, Resources(c.cpus, c.gpus, c.memory))
+        task, resources = Task(entry, self.prepared.work), Resources(c.cpus, c.gpus, c.memory)
+        outcomes = self.executor.map(task, items, resources, self.progress.watch)
         for outcome in self.progress.track(stage, outcomes, len(items), samples):
             if outcome.error is None:
                 yield outcome.item, outcome.result

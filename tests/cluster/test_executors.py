@@ -25,6 +25,14 @@ def test_every_item_comes_out_once_with_its_result(make_executor):
     assert all(outcome.error is None and outcome.attempts == 1 and outcome.host for outcome in ended.values())
 
 
+def test_who_watches_hears_how_many_items_are_running(make_executor):
+    heard = []
+    list(make_executor().map(Task("workers:Square", None), range(5), watch=heard.append))
+    assert heard, "nothing was said"
+    assert 1 in heard, "while something ran nobody said so"
+    assert set(heard) <= {0, 1, 2}
+
+
 def test_no_items_need_no_worker(make_executor):
     assert list(make_executor().map(Task("workers:Refusing", Settings(word="never built")), [])) == []
 

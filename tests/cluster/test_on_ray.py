@@ -9,8 +9,8 @@ import time
 import pytest
 from workers import Settings
 
-import cluster.on_ray
 from cluster.executor import Budgets, InfrastructureExhausted, Resources, Task, WorkerFailed
+from cluster.room import actor_options
 from tests.cluster.conftest import HERE
 
 
@@ -19,6 +19,10 @@ def wait_until(true, what, seconds=60.0):
     while not true():
         assert time.monotonic() < end, f"not within {seconds:.0f} s: {what}"
         time.sleep(0.05)
+
+
+def hung_workers(folder):
+    return {int(path.name) for path in folder.iterdir()}
 
 
 def kill_first_pid(folder):
@@ -41,6 +45,48 @@ def test_a_killed_worker_is_replaced_and_its_item_done_again(on_ray, tmp_path):
     killer.join()
     assert {outcome.item: outcome.result for outcome in outcomes} == {"a": 1, "victim": 2, "b": 1, "c": 1}
     assert len(outcomes) == 4, "an item came out twice"
+
+
+@pytest.mark.parametrize("how", ["waits for ever", "is stopped"])
+def test_a_worker_that_hangs_is_killed_and_its_item_done_again(on_ray, tmp_path, caplog, how):
+    """Whether it still listens or not: a stopped process answers nothing, not even that it should end."""
+    running = []
+    executor = on_ray(budgets=Budgets(lease=8.0))
+    outcomes = list(
+        executor.map(
+            Task("workers:Hanging", Settings(str(tmp_path), how)), ["a", "victim", "b", "c"], watch=running.append
+        )
+    )
+    assert {outcome.item: outcome.result for outcome in outcomes} == {"a": 1, "victim": 2, "b": 1, "c": 1}, (
+        "(attempts per item) only the item of the worker that hung is repeated, once"
+    )
+    assert len(outcomes) == 4, "an item came out twice"
+    assert "infrastructure failure 1, tried again up to 10 times" in caplog.text
+    assert "raise budget.lease" in caplog.text
+    (pid,) = hung_workers(tmp_path)
+    wait_until(lambda: not alive(pid), f"the end of the worker that hung ({pid}), which still holds its memory and GPU")
+    assert 0 < max(running) <= 2, "two workers never have more than two items"
+    assert running[-1] == 0
+
+
+def test_a_construction_that_hangs_is_ended_too(on_ray, tmp_path):
+    executor = on_ray(workers=1, budgets=Budgets(lease=8.0))
+    (outcome,) = executor.map(Task("workers:SlowlyBuilt", Settings(str(tmp_path))), ["a"])
+    assert (outcome.result, outcome.attempts) == (1, 1), "a worker that never stood costs an item nothing"
+    (pid,) = hung_workers(tmp_path)
+    wait_until(lambda: not alive(pid), f"the end of the worker whose construction hung ({pid})")
+
+
+def test_a_reply_that_came_in_time_counts_though_the_driver_looks_late(on_ray, tmp_path):
+    """The driver is away, as when it is stopped or its storage is slow, until the lease of a done item is long over."""
+    outcomes = on_ray(workers=1, budgets=Budgets(lease=4.0)).map(
+        Task("workers:Leaving", Settings(str(tmp_path))), ["first", "second"]
+    )
+    first = next(outcomes)
+    wait_until((tmp_path / "second").exists, "the second item is done, while the driver looks at the first")
+    time.sleep(4.5)  # not synchronisation: the lease must run out
+    (second,) = outcomes
+    assert (first.attempts, second.attempts) == (1, 1), "an item that was done in time was done again"
 
 
 def test_an_item_that_kills_its_workers_ends_with_exit_code_4_after_the_others(on_ray):
@@ -109,7 +155,7 @@ def test_asking_for_more_than_this_machine_has_is_said_at_once(on_ray):
 def test_workers_waiting_for_room_are_spoken_of(on_ray, monkeypatch, caplog):
     import ray
 
-    monkeypatch.setattr(cluster.on_ray, "REMINDER", 0.5)
+    monkeypatch.setattr("cluster.crew.REMINDER", 0.5)
     everything = Resources(cpus=ray.cluster_resources()["CPU"])
     outcomes = list(on_ray(workers=2).map(Task("workers:Report", None), [1.5, 1.5], everything))
     assert len({outcome.result["pid"] for outcome in outcomes}) == 1, "the machine holds one such worker"
@@ -117,8 +163,8 @@ def test_workers_waiting_for_room_are_spoken_of(on_ray, monkeypatch, caplog):
 
 
 def test_an_environment_that_cannot_be_made_ends_with_exit_code_5(on_ray, monkeypatch):
-    options = cluster.on_ray.actor_options(Resources(), {}) | {"runtime_env": {"working_dir": "file:///absent.zip"}}
-    monkeypatch.setattr(cluster.on_ray, "actor_options", lambda resources, env_vars: options)
+    options = actor_options(Resources(), {}) | {"runtime_env": {"working_dir": "file:///absent.zip"}}
+    monkeypatch.setattr("cluster.crew.actor_options", lambda resources, env_vars: options)
     with pytest.raises(WorkerFailed, match="RuntimeEnvSetupError") as raised:
         list(on_ray().map(Task("workers:Square", None), [1]))
     assert raised.value.exit_code == 5

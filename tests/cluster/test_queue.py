@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.executor import Budgets, InfrastructureExhausted, WorkerFailed
-from cluster.queue import Constructions, Queue, backoff
+from cluster.queue import Constructions, Queue, backoff, overdue
 from cluster.worker import Failure, Reply
 
 BUDGETS = Budgets(infrastructure=3, memory=2, application=1, systemic=2)
@@ -73,6 +73,41 @@ def test_a_settled_lease_cannot_be_settled_again():
     queue.settle(lease, reply(), 0.0)
     with pytest.raises(AssertionError, match="settled twice"):
         queue.settle(lease, reply(), 0.0)
+
+
+def test_a_lease_ends_its_time_after_it_was_given():
+    queue = Queue(["a", "b"], Budgets(lease=60.0))
+    first, second = queue.lease(100.0), queue.lease(130.0)
+    assert (first.until, second.until) == (160.0, 190.0)
+    assert queue.leased == 2
+    assert queue.settle(first, overdue(61.0, "node-7"), 161.0) is None, "it is tried again"
+    assert queue.leased == 1
+    again = queue.lease(161.0)
+    assert (again.item, again.attempt.number, again.attempt.halvings, again.until) == ("a", 2, 0, 221.0)
+    assert Queue(["a"], Budgets()).lease(1e9).until == math.inf, "without a budget nothing is ever over its time"
+    assert Constructions(Budgets(lease=60.0), workers=1).until(100.0) == 160.0
+
+
+def test_an_item_whose_workers_always_hang_ends_with_the_remedy_and_exit_code_4():
+    queue, now = Queue(["a"], Budgets(infrastructure=2, lease=60.0)), 0.0
+    while (outcome := queue.settle(lease := queue.lease(now), overdue(60.0, "node-7"), lease.until)) is None:
+        now = max(lease.until, queue.ready_at)
+    assert outcome.attempts == 3
+    with pytest.raises(
+        InfrastructureExhausted, match=r"on node-7 in 60 s, so it hangs .* raise budget.lease"
+    ) as raised:
+        queue.raise_if_exhausted()
+    assert raised.value.exit_code == 4
+
+
+def test_what_is_leased_is_counted():
+    queue = Queue(range(3), BUDGETS)
+    assert queue.leased == 0
+    one, two = queue.lease(0.0), queue.lease(0.0)
+    assert queue.leased == 2
+    queue.settle(one, reply(), 0.0)
+    queue.settle(two, reply(Failure.INFRASTRUCTURE), 0.0)
+    assert (queue.leased, queue.unfinished) == (0, 2), "what is to be tried again is not running"
 
 
 def exhaust(queue):

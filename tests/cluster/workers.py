@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,48 @@ class Killable(Square):
             (Path(self.config.folder) / str(os.getpid())).touch()
             time.sleep(120)
         return attempt.number
+
+
+class Hanging(Square):
+    """On the victim's first attempt leaves its pid in the folder and hangs, as the word says, until it is killed."""
+
+    def __call__(self, item, attempt):
+        if item == "victim" and attempt.number == 1:
+            (Path(self.config.folder) / str(os.getpid())).touch()
+            if self.config.word == "is stopped":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            threading.Event().wait()
+        return attempt.number
+
+
+class SlowlyBuilt(Hanging):
+    """Its first construction does not end."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        if not list(Path(config.folder).iterdir()):
+            (Path(config.folder) / str(os.getpid())).touch()
+            threading.Event().wait()
+
+
+class Greedy(Square):
+    """The greedy item fills 100 MiB after 100 MiB, slowly enough to be stopped, until the batch has been halved."""
+
+    def __call__(self, item, attempt):
+        held = []
+        while item == "greedy" and not attempt.halvings:
+            assert len(held) < 60, "nobody stopped it"
+            held.append(b"x" * (100 * 2**20))
+            time.sleep(0.05)
+        return attempt.number, attempt.halvings
+
+
+class Leaving(Square):
+    """Leaves a file named after the item when it is done."""
+
+    def __call__(self, item, attempt):
+        (Path(self.config.folder) / item).touch()
+        return item
 
 
 class Suicidal(Square):

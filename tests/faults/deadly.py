@@ -3,6 +3,7 @@
 Each fate falls on one shard, on its first attempt; which shard it was stands in a file named after the fate.
 """
 
+import contextlib
 import os
 import resource
 import signal
@@ -61,6 +62,17 @@ class Slow(stages.Featurize):
 
     def __call__(self, item: stages.Featuring, attempt: stages.Attempt):
         time.sleep(3)
+        return super().__call__(item, attempt)
+
+
+class Stopped(stages.Featurize):
+    """The real worker, which is stopped in its first shard of all, and never goes on."""
+
+    def __call__(self, item: stages.Featuring, attempt: stages.Attempt):
+        with contextlib.suppress(FileExistsError):  # then it was another shard's fate
+            with open(books() / "stopped", "x") as file:
+                file.write(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
         return super().__call__(item, attempt)
 
 

@@ -42,6 +42,19 @@ def test_a_node_is_taken_away(nodes, world, undisturbed, tmp_path):
     assert not temporaries(store)
 
 
+def test_a_worker_that_hangs_costs_one_lease(world, undisturbed, tmp_path):
+    store, books = tmp_path / "store", tmp_path / "books"
+    books.mkdir()
+    said = ("cluster=local", "cluster.workers=2", "budget.lease=45")
+    driver = drive(world.arguments(store, *said, model="pixels"), tmp_path / "log", Hires("Stopped", str(books)))
+    assert driver.wait(400) == 0, driver.said
+    assert driver.said.count("infrastructure failure 1, tried again up to 10 times") == 1, driver.said
+    assert "so it hangs and was killed. If an attempt may well take that long, raise budget.lease" in driver.said
+    undisturbed.require_same(store)
+    stopped = int((books / "stopped").read_text())
+    until(lambda: stopped not in processes(), "the end of the worker that hung")
+
+
 def ray_processes() -> dict[int, str]:
     """Every process of Ray on this machine."""
     words = ("raylet", "gcs_server", "ray::", "ray/_private", "ray/dashboard")

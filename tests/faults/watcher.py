@@ -20,13 +20,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Protocol
 
-from cluster.executor import ONE_CPU, Task
+from cluster.executor import ONE_CPU, Task, unwatched
 from cluster.serial import Serial
 from concept_trak import stages
 from concept_trak.config import AuditConfig
 from concept_trak.store.commit import Store
 from jobs.audit import audit
 from jobs.configure import CONF, main
+from jobs.gc import GcConfig, gc
 
 HERE = str(Path(__file__).parent)
 FEATURIZE = "concept_trak.stages:Featurize"
@@ -63,6 +64,27 @@ class AtCreate:
             return created
 
         Store.create = struck
+
+
+@dataclass(frozen=True)
+class AtDelete:
+    """Fault injection: killed at the delete of a name that matches, before it or after it."""
+
+    pattern: str
+    after: bool = False
+
+    def arm(self) -> None:
+        delete = Store.delete
+
+        def struck(store: Store, name: str) -> None:
+            if self.after:
+                delete(store, name)
+            if fnmatch(name, self.pattern):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if not self.after:
+                delete(store, name)
+
+        Store.delete = struck
 
 
 @dataclass(frozen=True)
@@ -124,12 +146,12 @@ class Hires:
         sys.path.insert(0, HERE)
         hired = OnRay.map
 
-        def deadly(executor: OnRay, task: Task, items, resources=ONE_CPU):
+        def deadly(executor: OnRay, task: Task, items, resources=ONE_CPU, watch=unwatched):
             if task.entry == FEATURIZE:
                 task = replace(task, entry=f"deadly:{self.worker}")
                 said = {"PYTHONPATH": f"{CONF.parent}{os.pathsep}{HERE}", "DEADLY_BOOKS": self.books}
                 executor = replace(executor, env_vars={**executor.env_vars, **said})
-            return hired(executor, task, items, resources)
+            return hired(executor, task, items, resources, watch)
 
         OnRay.map = deadly
 
@@ -143,17 +165,17 @@ class OnlyFeaturizesOnRay:
 
         whole = OnRay.map
 
-        def mixed(executor: OnRay, task: Task, items, resources=ONE_CPU):
+        def mixed(executor: OnRay, task: Task, items, resources=ONE_CPU, watch=unwatched):
             if task.entry == FEATURIZE:
-                return whole(executor, task, items, resources)
-            return Serial(executor.budgets).map(task, items, resources)
+                return whole(executor, task, items, resources, watch)
+            return Serial(executor.budgets).map(task, items, resources, watch)
 
         OnRay.map = mixed
 
 
 @dataclass(frozen=True)
 class Driver:
-    """One run of `python -m jobs.audit`, as a process."""
+    """One run of `python -m jobs.audit`, or of another verb, as a process."""
 
     process: BaseProcess
     log: Path
@@ -180,26 +202,29 @@ class Driver:
         return self.process.exitcode
 
 
-def drive(arguments: Sequence[str], log: Path, *faults: Fault) -> Driver:
-    """Start the command with these arguments; its words go to `log`."""
+def drive(arguments: Sequence[str], log: Path, *faults: Fault, verb: str = "audit") -> Driver:
+    """Start `python -m jobs.<verb>` with these arguments; its words go to `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "concept_trak.models.text_to_image"])
-    process = context.Process(target=_main, args=(tuple(arguments), str(log), faults))
+    process = context.Process(target=_main, args=(verb, tuple(arguments), str(log), faults))
     process.start()
     return Driver(process, log)
 
 
-def _main(arguments: tuple[str, ...], log: str, faults: tuple[Fault, ...]) -> None:
+VERBS = {"audit": (AuditConfig, "config", audit), "gc": (GcConfig, "gc", gc)}
+
+
+def _main(verb: str, arguments: tuple[str, ...], log: str, faults: tuple[Fault, ...]) -> None:
     words = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(words, stream)
     os.chdir(CONF.parent)
     for fault in faults:
         fault.arm()
-    sys.argv = ["jobs.audit", *arguments]
+    sys.argv = [f"jobs.{verb}", *arguments]
     try:
-        main(AuditConfig, "config", audit)
+        main(*VERBS[verb])
     finally:
         atexit._run_exitfuncs()  # a forked process ends without them, and Ray stops its own in them
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from cluster.executor import Resources
+from cluster.executor import Resources, unwatched
 from cluster.serial import Serial
 from jobs.audit import _stages, audit
 from jobs.configure import CONF
@@ -24,8 +24,8 @@ TIMELESS = ("gram.safetensors", "queries/", "scores/", "top.parquet", "rejects.p
 class Backwards(Serial):
     """The serial executor, last item first."""
 
-    def map(self, task, items, resources=Resources()):
-        return super().map(task, list(items)[::-1], resources)
+    def map(self, task, items, resources=Resources(), watch=unwatched):
+        return super().map(task, list(items)[::-1], resources, watch)
 
 
 @pytest.fixture

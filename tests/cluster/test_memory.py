@@ -1,0 +1,40 @@
+"""A node whose memory runs out: Ray's monitor kills a worker, and its item is done again at half the batch."""
+
+import logging
+
+import pytest
+
+from cluster.executor import Budgets, Task
+from tests.cluster.conftest import HERE
+
+ROOM = 2 * 2**30  # bytes above what is used now at which the monitor strikes
+NEEDED = 6 * 2**30  # bytes free, so that the test itself is no danger to the machine
+
+
+@pytest.fixture
+def watchful_ray(monkeypatch):
+    """Ray whose memory monitor looks ten times a second and allows little more than what is used now."""
+    import ray
+    from ray._private.utils import get_system_memory, get_used_memory
+
+    from cluster.on_ray import OnRay  # before Ray itself: it sets what Ray reads when it is imported
+
+    total, used = get_system_memory(), get_used_memory()
+    if total - used < NEEDED:
+        pytest.skip(f"{(total - used) / 2**30:.1f} GiB of memory are free, too little to let a worker fill some")
+    monkeypatch.setenv("RAY_memory_usage_threshold", f"{(used + ROOM) / total:.4f}")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
+    executor = OnRay(workers=1, env_vars={"PYTHONPATH": HERE}, budgets=Budgets(infrastructure=0, application=0))
+    executor.connect()
+    yield executor
+    ray.shutdown()
+
+
+def test_a_worker_that_the_monitor_kills_has_run_out_of_memory(watchful_ray, caplog):
+    caplog.set_level(logging.WARNING)
+    outcomes = list(watchful_ray.map(Task("workers:Greedy", None), ["a", "greedy", "b"]))
+    assert {outcome.item: outcome.result for outcome in outcomes} == {"a": (1, 0), "greedy": (2, 1), "b": (1, 0)}, (
+        "(attempt, halvings): the monitor's kill is counted as something else than memory"
+    )
+    assert "memory failure 1, tried again up to 3 times" in caplog.text
+    assert "OutOfMemoryError" in caplog.text
