@@ -5,16 +5,15 @@ message; 3 over budget.rejects; 4 over budget.infrastructure, or storage fails; 
 adds 6: something on storage is not as it was written.
 """
 
-import sys
+import math
 
-from cluster.executor import Budgets, Executor, InfrastructureExhausted, WorkerFailed
+from cluster.executor import Budgets, Executor
 from cluster.serial import Serial
-from cluster.worker import Failure, classify
 from concept_trak.config import AuditConfig
 from concept_trak.results import measured
 from concept_trak.store.manifest import manifest
 from jobs.configure import CONF, main
-from jobs.failure import Stopped
+from jobs.failure import ended
 from jobs.outcome import conclude, tell
 from jobs.pages import Found
 from jobs.prepare import Prepared, prepare
@@ -24,21 +23,10 @@ from jobs.run import Run
 
 def audit(config: AuditConfig) -> int:
     """Run one audit to its manifest, or say that it is finished; the result is the exit code."""
-    try:
-        _audit(config)
-    except (Stopped, WorkerFailed, InfrastructureExhausted) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except Exception as error:
-        if classify(error) is not Failure.INFRASTRUCTURE:
-            raise
-        # Its client has tried for long; what waits here is this process alone, so the user decides when to go on.
-        print(f"error: {error}; what is done stays done. Run the same command again.", file=sys.stderr)
-        return InfrastructureExhausted.exit_code
-    return 0
+    return ended(lambda: _audit(config))
 
 
-def _audit(config: AuditConfig) -> None:
+def _audit(config: AuditConfig) -> int:
     p = prepare(config)
     progress = Progress(p.audit, config.interval)
     _announce(p, progress)
@@ -46,9 +34,10 @@ def _audit(config: AuditConfig) -> None:
     if standing is not None:
         progress.line(f"audit {p.audit.id} is finished: nothing to compute, no gradient work done")
         tell(p, progress.line)
-        return
+        return 0
     _stages(Run(p, executor(config), progress))
     tell(p, progress.line)
+    return 0
 
 
 def _stages(run: Run) -> None:
@@ -65,7 +54,7 @@ def _stages(run: Run) -> None:
 def executor(config: AuditConfig) -> Executor:
     """Where the work is done, by `cluster.kind`. Ray is imported only if it is used."""
     c, b = config.cluster, config.budget
-    budgets = Budgets(infrastructure=b.infrastructure, memory=b.memory, application=b.application)
+    budgets = Budgets(b.infrastructure, b.memory, b.application, lease=b.lease or math.inf)
     if c.kind == "serial":
         return Serial(budgets)
     from cluster.on_ray import OnRay

@@ -1,11 +1,15 @@
 """How a run ends early, and what it calls what failed."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from cluster.executor import InfrastructureExhausted, WorkerFailed
+from cluster.worker import Failure, classify
 from concept_trak.query import Question
 from concept_trak.reduction import Group, Scoring
 from concept_trak.stages import Featuring
+from concept_trak.store.place import without_secrets
 
 
 class Stopped(RuntimeError):
@@ -14,6 +18,22 @@ class Stopped(RuntimeError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def ended(verb: Callable[[], int]) -> int:
+    """The exit code of a verb; one that machines or storage end early says so in one message, and what to do."""
+    try:
+        return verb()
+    except (Stopped, WorkerFailed, InfrastructureExhausted) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except Exception as error:
+        if classify(error) is not Failure.INFRASTRUCTURE:
+            raise
+        # Its client has tried for long; what waits here is this process alone, so the user decides when to go on.
+        words = without_secrets(error) or type(error).__name__
+        print(f"error: {words}; what is done stays done. Run the same command again.", file=sys.stderr)
+        return InfrastructureExhausted.exit_code
 
 
 def failure(stage: str, errors: Sequence[str], total: int) -> Stopped:

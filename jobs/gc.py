@@ -1,7 +1,8 @@
 """What nothing needs any more: `python -m jobs.gc [store=results] [delete=false] [grace_hours=48] [keep=0]`.
 
 Lists parts, records, Grams and feature sets that no audit names, and what killed writes left; `delete=true` removes
-them. Every audit without a manifest counts as alive, and nothing younger than the grace is touched. Uploads to S3 that
+them. Every audit without a manifest counts as alive, but for one that a gc was removing when it was killed: the next
+finishes it, unless the audit was resumed since. Nothing younger than the grace is touched. Uploads to S3 that
 were broken off are no objects: a lifecycle rule of the bucket (AbortIncompleteMultipartUpload) removes them.
 """
 
@@ -17,8 +18,10 @@ from concept_trak.data.shard import Shard
 from concept_trak.plan import group_name, groups
 from concept_trak.store.commit import Store
 from concept_trak.store.manifest import Audit
-from concept_trak.store.retention import Needs, Waste, expired, files_of, needs, remove, temporary, unneeded
+from concept_trak.store.removal import remove
+from concept_trak.store.retention import Needs, Waste, expired, files_of, needs, temporary, unneeded
 from jobs.configure import absolute, main
+from jobs.failure import ended
 from jobs.status import audits_of
 
 
@@ -38,17 +41,21 @@ class GcConfig:
 
 
 def gc(config: GcConfig) -> int:
-    """List, or delete, what nothing needs; exit 0.
+    """List, or delete, what nothing needs; exit 0, or 4 if storage fails.
 
     Raises:
         ValueError: an audit's settings or plan cannot be read, so that nobody can tell what it needs.
     """
+    return ended(lambda: _gc(config))
+
+
+def _gc(config: GcConfig) -> int:
     store, before = Store(absolute(config.store)), time.time() - config.grace_hours * 3600
     names = store.names("features")  # before the audits: what an audit that is begun now computes is not among them
     audits = [Audit(store, name) for name in audits_of(store)]
-    given_up = expired(audits, config.keep, before)
-    living = {audit.id: needs(audit, gram_names) for audit in audits if audit not in given_up}
-    waste = [w for audit in given_up for w in files_of(audit)]
+    leaving = expired(audits, config.keep, before)
+    living = {audit.id: needs(audit, gram_names) for audit in audits if audit not in leaving}
+    waste = [w for audit in leaving for w in files_of(audit)]
     waste += unneeded(store, names, reduce(add, living.values(), Needs()), before) + temporary(store, before)
 
     def newly_needed() -> Needs:

@@ -24,6 +24,7 @@ PLAN = pa.schema(
     {"shard": pa.string(), "source": pa.string(), "version": pa.string(), "first_row": pa.int64(), "rows": pa.int64()}
 )
 LATEST = "audits/latest.json"
+GIVEN_UP = "given_up.json"  # stands in an audit while gc removes it
 CREDENTIAL = re.compile(
     r"(^|[_.-])(passwords?|passwd|secrets?|token|credentials?|(access|api|private)_?key)($|[_.-])", re.I
 )
@@ -57,6 +58,12 @@ def begin(audit: Audit, config: Mapping[str, Any], plan: pa.Table | Sequence[Map
     ours = plan if isinstance(plan, pa.Table) else pa.Table.from_pylist([dict(row) for row in plan], PLAN)
     if not write_table(audit, "plan.parquet", ours):
         _require_same_plan(audit, ours)
+    audit.store.delete(audit.name(GIVEN_UP))  # whoever begins it again wants it
+
+
+def given_up(audit: Audit) -> bool:
+    """Whether gc is removing it, or was when it was killed."""
+    return audit.store.size(audit.name(GIVEN_UP)) is not None
 
 
 def read_plan(audit: Audit) -> list[dict[str, Any]]:
@@ -66,9 +73,14 @@ def read_plan(audit: Audit) -> list[dict[str, Any]]:
 
 def write_table(audit: Audit, relative: str, table: pa.Table) -> bool:
     """Put a table as Parquet if absent; False if other bytes stand there, which then hold."""
+    return write_bytes(audit, relative, to_parquet(table))
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """A table as the bytes of a Parquet file, with page checksums."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, write_page_checksum=True)
-    return write_bytes(audit, relative, sink.getvalue().to_pybytes())
+    return sink.getvalue().to_pybytes()
 
 
 def write_json(audit: Audit, relative: str, obj: Any) -> bool:

@@ -42,7 +42,7 @@ class Folder:
 
     def read(self, name: str, start: int | None, end: int | None) -> bytes:
         first = start or 0
-        with open(self._path(name), "rb") as file:
+        with _naming(self._path(name)), open(self._path(name), "rb") as file:
             file.seek(first)
             return file.read(-1 if end is None else max(end - first, 0))
 
@@ -204,7 +204,7 @@ def _is_temporary(path: str) -> bool:
 
 @contextlib.contextmanager
 def _naming(path: str) -> Iterator[None]:
-    """The operating system names the temporary file, or none at all when a disk is full: its errors name `path`."""
+    """The operating system names the temporary file, or none at all when a disk is full or broken: name `path`."""
     try:
         yield
     except OSError as error:

@@ -1,25 +1,22 @@
-"""What nothing needs any more, and how it is removed.
+"""What nothing needs any more, by who names it and by age; `removal.py` removes it.
 
-Candidates are listed before audits, audits are listed again before every batch of deletions, and a record goes before
-its part: an audit that begins meanwhile finds a part whole and derives its record, or finds neither.
+Candidates are listed before audits: what an audit names that began meanwhile is not among them.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 from concept_trak.store.claim import fingerprints, plan
 from concept_trak.store.commit import Store
 from concept_trak.store.grams import gram_name
-from concept_trak.store.manifest import Audit, manifest
+from concept_trak.store.manifest import GIVEN_UP, Audit, given_up, manifest
 from concept_trak.store.part import Damaged
 from concept_trak.store.records import READERS, part_name, record_name
 
 RECORD, PART, GRAM, FEATURE_SET, TEMPORARY, AUDIT = "record", "part", "Gram", "feature set", "temporary file", "audit"
 FOLDERS = {"commits": (RECORD, ".json"), "parts": (PART, ".parquet"), "grams": (GRAM, ".safetensors")}
-BATCH = 1000  # deletions between two looks at the audits: seconds, on any storage
 
 GramNames = Callable[[Sequence[Mapping[str, Any]]], Iterable[str]]
 
@@ -75,14 +72,19 @@ def needs(audit: Audit, gram_names: GramNames) -> Needs:
 
 
 def expired(audits: Sequence[Audit], keep: int, before: float) -> list[Audit]:
-    """Finished audits beyond the newest `keep` (0 keeps all) of which no file is younger than `before` (unix time)."""
-    finished = sorted(((when, audit.id, audit) for audit in audits if (when := _finished(audit))), reverse=True)
+    """Audits to be removed: finished ones beyond the newest `keep` (0 keeps all), and those that were being removed.
+
+    None of which a file, but for the mark of being removed, is younger than `before` (unix time): that one was resumed.
+    """
+    marked = [audit for audit in audits if given_up(audit)]
+    others = [audit for audit in audits if audit not in marked]
+    finished = sorted(((when, audit.id, audit) for audit in others if (when := _finished(audit))), reverse=True)
     beyond = [audit for _, _, audit in finished[keep:]] if keep else []
-    return [audit for audit in beyond if all(age < before for _, _, age in _looked_up(audit.store, _names(audit)))]
+    return [audit for audit in (*marked, *beyond) if _old(audit, before)]
 
 
 def files_of(audit: Audit) -> list[Waste]:
-    """Every file of an audit that is given up."""
+    """Every file of an audit that is to be removed."""
     return [Waste(AUDIT, name, size) for name, size, _ in _looked_up(audit.store, _names(audit))]
 
 
@@ -104,31 +106,6 @@ def temporary(store: Store, before: float) -> list[Waste]:
     """What writes that were killed left under features/ and audits/, older than `before` (unix time)."""
     left = [name for folder in ("features", "audits") for name in store.leftovers(folder)]
     return [Waste(TEMPORARY, name, size) for name, size, age in _looked_up(store, left) if age < before]
-
-
-def remove(store: Store, waste: Sequence[Waste], newly_needed: Callable[[], Needs]) -> Iterator[Waste]:
-    """Delete; what was deleted, as it goes.
-
-    Audit by audit, the manifest first, so that what is left is never taken for a finished one, and plan and settings
-    last, so that it can still be resumed; then records, then parts and Grams, at the end feature sets. `newly_needed`
-    is asked before every batch what audits that began meanwhile need; that stays.
-    """
-    with ThreadPoolExecutor(READERS) as hands:
-        for _, same in groupby(sorted(waste, key=_turn), key=lambda w: _turn(w)[:3]):
-            files = list(same)
-            for start in range(0, len(files), BATCH):
-                living = newly_needed()
-                batch = [w for w in files[start : start + BATCH] if w.kind == AUDIT or not living.keep(w.name)]
-                list(hands.map(lambda w: store.delete(w.name), batch))
-                yield from batch
-
-
-def _turn(waste: Waste) -> tuple[int, str, int, str]:
-    """What is deleted before what; equal but for the last entry: in any order."""
-    if waste.kind == AUDIT:
-        _, audit, relative = waste.name.split("/", 2)
-        return 0, audit, {"manifest.json": 0, "plan.parquet": 2, "audit.yaml": 3}.get(relative, 1), waste.name
-    return 1, "", {RECORD: 0, FEATURE_SET: 2}.get(waste.kind, 1), waste.name
 
 
 def _kind(name: str) -> str:
@@ -154,6 +131,12 @@ def _set(name: str) -> str:
 
 def _names(audit: Audit) -> list[str]:
     return audit.store.names(f"audits/{audit.id}")
+
+
+def _old(audit: Audit, before: float) -> bool:
+    """Whether no file but the mark of being removed is younger."""
+    names = [name for name in _names(audit) if name != audit.name(GIVEN_UP)]
+    return all(age < before for _, _, age in _looked_up(audit.store, names))
 
 
 def _finished(audit: Audit) -> str:

@@ -89,3 +89,9 @@ def cut(path: Path) -> None:
 def unfinish(audited: Audited, name: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         (audited.store / "audits" / name / "manifest.json").unlink()
+
+
+def unreadable(path: Path) -> None:
+    """Put a file in its place that the operating system refuses to read, with EIO as a broken disk has it."""
+    path.unlink(missing_ok=True)
+    path.symlink_to("/proc/self/mem")

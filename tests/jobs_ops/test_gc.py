@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from concept_trak.store.manifest import manifest
 from jobs import gc as job
 from jobs.configure import configure
 from jobs.gc import GcConfig, gc, gram_names
+from jobs.status import StatusConfig, status
 from jobs.verify import VerifyConfig, verify
+from tests.faults.watcher import AtDelete, drive
 from tests.jobs_ops.audited import Audited, flip, unfinish
 
 STRANGER = "f" * 16  # a feature set that no audit names; sorted after the others
@@ -241,6 +244,57 @@ def test_an_audit_that_begins_meanwhile_keeps_its_features(audited: Audited, mon
     assert {audited.name(p): v for p in audited.parts() if (v := p.stat().st_mtime) > LONG_AGO + 1} == {}, (
         "gradient work"
     )
+    assert verify(VerifyConfig(store=str(audited.store))) == 0
+
+
+MOMENTS = {
+    "before its manifest": AtDelete("*/older/manifest.json"),
+    "between its manifest and the rest": AtDelete("*/older/manifest.json", after=True),
+    "in the middle of its results": AtDelete("*/older/metrics.json"),
+    "between plan and settings": AtDelete("*/older/plan.parquet", after=True),
+    "when all is gone but the mark": AtDelete("*/older/audit.yaml", after=True),
+}
+
+
+@pytest.fixture
+def killed(audited: Audited, tmp_path):
+    """Run `jobs.gc delete=true keep=1` until it is killed while it removes the audit `older`."""
+
+    def run(fault: AtDelete) -> None:
+        age(audited.store)
+        manifest = audited.store / "audits/older/manifest.json"
+        manifest.write_text(manifest.read_text().replace('"finished": "20', '"finished": "19'))
+        age(audited.store)
+        driver = drive([f"store={audited.store}", "delete=true", "keep=1"], tmp_path / "log", fault, verb="gc")
+        assert driver.wait() == -signal.SIGKILL, f"it ended before it could be killed: {driver.said}"
+
+    return run
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_what_a_killed_gc_began_to_remove_the_next_finishes(audited: Audited, collected, killed, capsys, moment: str):
+    features = set(audited.written())
+    killed(MOMENTS[moment])
+    status(StatusConfig(store=str(audited.store)))
+    assert "older: being removed by jobs.gc" in capsys.readouterr().out
+    assert verify(VerifyConfig(store=str(audited.store))) == 0, "what is half gone is no damage"
+    names, _ = collected(delete=True)
+    assert names, "the audit that was given up counts as alive"
+    assert all(name.startswith("audits/older/") for name in names)
+    assert not list((audited.store / "audits/older").rglob("*.*")), "something of it is left"
+    assert set(audited.written()) == features, "features went that the audit `demo` names"
+    assert audited.run("demo") == 0
+    assert collected(delete=True)[0] == set()
+
+
+@pytest.mark.parametrize("moment", list(MOMENTS)[:4])
+def test_an_audit_that_a_killed_gc_was_removing_can_be_resumed_and_then_stays(
+    audited: Audited, collected, killed, moment: str
+):
+    killed(MOMENTS[moment])
+    assert audited.run("older", "damping=10") == 0
+    age(audited.store)
+    assert collected(delete=True)[0] == set(), "gc took an audit that was wanted again"
     assert verify(VerifyConfig(store=str(audited.store))) == 0
 
 

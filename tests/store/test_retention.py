@@ -11,7 +11,8 @@ from concept_trak.store.commit import Store
 from concept_trak.store.grams import gram_name
 from concept_trak.store.manifest import Audit
 from concept_trak.store.records import commit_part, part_name, record_name
-from concept_trak.store.retention import Needs, Waste, expired, files_of, needs, remove, temporary, unneeded
+from concept_trak.store.removal import remove
+from concept_trak.store.retention import Needs, Waste, expired, files_of, needs, temporary, unneeded
 from tests.store.parts import a_part
 from tests.store.test_s3 import endpoint, server  # noqa: F401  (fixtures: an S3 server and an empty bucket)
 
@@ -139,6 +140,34 @@ def test_expired_are_the_oldest_finished(store: Store):
     assert [a.id for a in expired(audits, 2, LATER)] == ["a"]
     assert expired(audits, 3, LATER) == expired(audits, 0, LATER) == []
     assert expired(audits, 1, 0.0) == [], "they are young"
+    audits[0].store.create(audits[0].name(manifest.GIVEN_UP), b"{}")
+    assert [a.id for a in expired(audits, 0, LATER)] == ["unfinished"], "a gc was killed while it removed this one"
+    assert expired(audits, 0, 0.0) == [], "it was begun again since"
+    assert [a.id for a in expired(audits, 2, LATER)] == ["unfinished", "a"]
+
+
+def test_the_age_of_the_mark_does_not_count(tmp_path):
+    store = Store(str(tmp_path))
+    audit = begun(store, "demo", "aaaa", "s1")
+    for path in tmp_path.rglob("*.*"):
+        os.utime(path, (1e9, 1e9))
+    store.create(audit.name(manifest.GIVEN_UP), b"{}")
+    assert expired([audit], 0, 1e9 + 1) == [audit], "what a killed gc left would stay for another grace"
+
+
+def test_an_audit_that_is_begun_again_while_it_is_removed_keeps_what_is_left(store: Store):
+    audit = begun(store, "demo", "aaaa", "s1")
+    for name in ("manifest.json", "a.json", "b.json"):
+        manifest.write_bytes(audit, name, b"{}")
+
+    def newly_needed() -> Needs:
+        if manifest.manifest(audit) is None:
+            begun(store, "demo", "aaaa", "s1")
+        return Needs()
+
+    gone = [w.name for w in remove(store, files_of(audit), newly_needed)]
+    assert gone == [audit.name("manifest.json")]
+    assert store.names("audits") == [audit.name(n) for n in ("a.json", "audit.yaml", "b.json", "plan.parquet")]
 
 
 def test_things_go_in_the_order_that_leaves_no_lie(store: Store):

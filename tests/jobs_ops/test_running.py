@@ -1,0 +1,100 @@
+"""How many items are running, and whether the driver still lives: from the store alone, while it happens."""
+
+import json
+import math
+import threading
+from pathlib import Path
+
+import pytest
+
+from cluster.executor import Task
+from cluster.serial import Serial
+from concept_trak.config import AuditConfig, BudgetConfig, ClusterConfig
+from concept_trak.store.commit import Store
+from concept_trak.store.manifest import Audit
+from jobs.audit import executor
+from jobs.progress import Progress
+from jobs.status import StatusConfig, status
+from tests.faults.watcher import until
+from tests.jobs_ops.observed import told
+
+HERE = str(Path(__file__).parent)
+
+
+def tracked(store: Path, interval: float, executor, task: Task, count: int) -> list:
+    progress = Progress(Audit(Store(str(store)), "first"), interval)
+    outcomes = executor.map(task, range(count), watch=progress.watch)
+    return list(progress.track("featurize", outcomes, count, lambda item: 1))
+
+
+@pytest.fixture
+def two_workers():
+    import ray
+
+    from cluster.on_ray import OnRay
+
+    executor = OnRay(workers=2, env_vars={"PYTHONPATH": HERE})
+    executor.connect()
+    yield executor
+    ray.shutdown()
+
+
+def test_items_that_workers_are_at_are_running_before_any_is_done(two_workers, tmp_path, capsys):
+    store, gate, ended = tmp_path / "store", tmp_path / "gate", []
+    gate.mkdir()
+    task = Task("observed:Gated", str(gate))
+    run = threading.Thread(target=lambda: ended.extend(tracked(store, 0.2, two_workers, task, 3)))
+    run.start()
+    try:
+        progress = store / "audits/first/progress.json"
+        until(progress.exists, "the first word about the run")
+        until(lambda: "  featurize  0 of 3 done, 2 running" in told(store), "two items are running")
+        before = json.loads(progress.read_text())
+        until(lambda: json.loads(progress.read_text())["time"] > before["time"], "another word, though nothing changed")
+        assert json.loads(progress.read_text())["stages"] == before["stages"]
+    finally:
+        (gate / "open").touch()
+        run.join()
+    assert len(ended) == 3
+    assert "3 of 3 done, " in told(store)[1]
+    assert "running" not in told(store)[1], "what has ended runs no more"
+
+
+def test_in_one_process_the_item_that_runs_is_told_when_it_begins(tmp_path, capsys):
+    """It says nothing more until the item has ended, so its first word must not wait for the interval."""
+    (first, second) = tracked(tmp_path, 1000.0, Serial(), Task("observed:Asking", str(tmp_path)), 2)
+    assert first.error is None, first.error
+    assert "featurize  0 of 2 done, 1 running" in first.result
+    assert second.error is None
+    assert json.loads((tmp_path / "audits/first/progress.json").read_text())["running"] == 0
+
+
+def test_a_driver_that_says_nothing_any_more_is_told(tmp_path, capsys):
+    outcomes = Serial().map(Task("observed:Asking", str(tmp_path)), range(2), watch=(lambda running: None))
+    progress = Progress(Audit(Store(str(tmp_path)), "first"), 20.0)
+    tracking = progress.track("featurize", outcomes, 2, lambda item: 1)
+    next(tracking)
+    progress.said = 0.0
+    progress.watch(1)
+    file = tmp_path / "audits/first/progress.json"
+    said = json.loads(file.read_text())
+    assert "running" in told(tmp_path)[1], "it has just spoken"
+    for silence, dead in ((50.0, False), (70.0, True)):
+        file.write_text(json.dumps(said | {"time": said["time"] - silence}))
+        head, *rest = told(tmp_path)
+        assert f"last seen in featurize {silence:.0f} s ago" in head
+        assert (f"no word for {silence:.0f} s from a driver that speaks every 20 s: it is dead" in rest[0]) == dead
+        assert ("1 were running" in rest[-1]) == dead
+        assert ("1 running" in rest[-1]) != dead
+    assert status(StatusConfig(store=str(tmp_path))) == 0
+    assert "it is dead" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["serial", "local", "ray"])
+@pytest.mark.parametrize(("said", "meant"), [(3600.0, 3600.0), (0.0, math.inf)], ids=["an hour", "for ever"])
+def test_the_lease_of_the_configuration_is_that_of_the_executor(kind, said, meant):
+    config = AuditConfig(cluster=ClusterConfig(kind=kind), budget=BudgetConfig(lease=said))
+    assert executor(config).budgets.lease == meant
+    assert AuditConfig().budget.lease == 3600.0
+    with pytest.raises(ValueError, match=r"budget\.lease=-1\.0; expected at least 0"):
+        BudgetConfig(lease=-1.0)
