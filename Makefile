@@ -11,7 +11,7 @@ export PYTHONPATH :=
 .venv/ready: pyproject.toml infra/constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" -c infra/constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt -e ".[jobs,s3,test,check]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt -e ".[jobs,s3,benchmark,test,check]"
 	touch $@
 
 results/shapes: | .venv/ready

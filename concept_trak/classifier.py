@@ -1,7 +1,7 @@
-"""The judge of the two-factor benchmark: which shape and which colour an image shows.
+"""The judge of a two-factor data set: which thing and which colour an image shows.
 
 It says whether a model draws what it is asked for, and whether one retrained without some samples still does. It knows
-all nine combinations, the held-out one included, so that it is no party to the question.
+every combination, the held-out ones included, so that it is no party to the question.
 """
 
 import itertools
@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from concept_trak.data.synthetic import COLOURS, SHAPES, arrays, caption
+from concept_trak.data.synthetic import arrays
+from concept_trak.data.two_factors import SHAPES3, Pair, TwoFactors, caption
 from concept_trak.denoiser import Denoiser
 from concept_trak.probe import Probe
 from concept_trak.state import Batch
@@ -25,37 +26,39 @@ from concept_trak.trajectory import generate
 class Classifier(nn.Module):
     """A small convolutional network with one head per factor, for images of 16 to 64 pixels."""
 
-    def __init__(self) -> None:
+    def __init__(self, kinds: TwoFactors = SHAPES3) -> None:
         super().__init__()
+        self.kinds = kinds
         widths = (3, 16, 32, 48, 64)
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise(widths):
             stride = 1 if before == 3 else 2
             layers += [nn.Conv2d(before, after, 3, stride, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
         self.trunk = nn.Sequential(*layers)
-        self.shape = nn.Linear(widths[-1], len(SHAPES))
-        self.colour = nn.Linear(widths[-1], len(COLOURS))
+        self.thing = nn.Linear(widths[-1], len(kinds.things))
+        self.colour = nn.Linear(widths[-1], len(kinds.colours))
 
-    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b 3"], Float[Tensor, "b 3"]]:
-        """Logits of the shapes and of the colours (`SHAPES`, `COLOURS`), for pixels in [-1, 1]."""
+    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b things"], Float[Tensor, "b colours"]]:
+        """Logits of the things and of the colours, for pixels in [-1, 1]."""
         seen = self.trunk(pixels).mean(dim=(2, 3))
-        return self.shape(seen), self.colour(seen)
+        return self.thing(seen), self.colour(seen)
 
 
 def presence(
-    classifier: Classifier, pixels: Float[Tensor, "b 3 h w"], shape: str | None = None, colour: str | None = None
+    classifier: Classifier, pixels: Float[Tensor, "b 3 h w"], thing: str | None = None, colour: str | None = None
 ) -> Float[Tensor, " b"]:
     """Probability, in [0, 1], that each image shows the factors that are named (their product if both are).
 
     Raises:
         ValueError: neither factor is named, or a name is unknown.
     """
-    if shape is None and colour is None:
-        raise ValueError("presence of what? Name a shape, a colour, or both.")
+    if thing is None and colour is None:
+        raise ValueError("presence of what? Name a thing, a colour, or both.")
     with torch.no_grad():
         heads = [logits.softmax(1) for logits in classifier(pixels)]
     present = torch.ones(len(pixels), device=pixels.device)
-    for names, name, head in zip((SHAPES, COLOURS), (shape, colour), heads, strict=True):
+    kinds = classifier.kinds
+    for names, name, head in zip((kinds.things, kinds.colours), (thing, colour), heads, strict=True):
         if name is not None:
             present = present * head[:, _place(name, names)]
     return present
@@ -64,12 +67,12 @@ def presence(
 def obedience(
     classifier: Classifier,
     denoiser: Denoiser,
-    pairs: Sequence[tuple[str, str]],
+    pairs: Sequence[Pair],
     samples: int = 64,
     guidance: float = 1.0,
     seed: int = 0,
 ) -> dict[str, float]:
-    """How often a model draws what it is asked for: by caption of each (shape, colour), the share in [0, 1] of
+    """How often a model draws what it is asked for: by caption of each pair, the share in [0, 1] of
     `samples` generated images that show both. DDIM on the 51-point grid; all pairs start from the same noises."""
     texts = [caption(*pair) for pair in pairs for _ in range(samples)]
     ids = tuple(str(number) for _ in pairs for number in range(samples))
@@ -82,17 +85,19 @@ def obedience(
     return shares
 
 
-def fit(classifier: Classifier, seed: int, steps: int = 600, batch: int = 64, resolution: int = 32) -> Iterator[float]:
+def fit(
+    classifier: Classifier, seed: int, steps: int = 600, batch: int = 64, resolution: int | None = None
+) -> Iterator[float]:
     """Trains on fresh drawings of all combinations with up to 10 % of noise (generated images are not clean); yields
     the loss of each step."""
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=3e-3)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     draw = torch.Generator().manual_seed(seed)
     for step in range(steps):
-        pixels, labels = drawings(seed, step * batch, batch, resolution)
+        pixels, labels = drawings(seed, step * batch, batch, classifier.kinds, resolution)
         pixels = pixels + 0.1 * torch.rand(batch, 1, 1, 1, generator=draw) * torch.randn(pixels.shape, generator=draw)
-        shape, colour = classifier(pixels)
-        loss = functional.cross_entropy(shape, labels[:, 0]) + functional.cross_entropy(colour, labels[:, 1])
+        thing, colour = classifier(pixels)
+        loss = functional.cross_entropy(thing, labels[:, 0]) + functional.cross_entropy(colour, labels[:, 1])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -101,11 +106,11 @@ def fit(classifier: Classifier, seed: int, steps: int = 600, batch: int = 64, re
 
 
 def drawings(
-    seed: int, first: int, count: int, resolution: int = 32
+    seed: int, first: int, count: int, kinds: TwoFactors = SHAPES3, resolution: int | None = None
 ) -> tuple[Float[Tensor, "b 3 h w"], Int[Tensor, "b 2"]]:
-    """Drawings of all combinations in [-1, 1], and the numbers of their shapes and colours."""
-    images, labels = arrays(seed, first, count, held_out=None, resolution=resolution)
-    numbers = [(SHAPES.index(shape), COLOURS.index(colour)) for shape, colour in labels]
+    """Drawings of all combinations in [-1, 1], and the numbers of their things and colours."""
+    images, drawn = arrays(seed, first, count, kinds.whole(), resolution)
+    numbers = [(kinds.things.index(d.shown[0]), kinds.colours.index(d.shown[1])) for d in drawn]
     return unit_range(torch.from_numpy(images)), torch.tensor(numbers)
 
 
@@ -113,7 +118,7 @@ def save(classifier: Classifier, path: str | Path) -> None:
     save_file(classifier.state_dict(), path)
 
 
-def load(path: str | Path) -> Classifier:
+def load(path: str | Path, kinds: TwoFactors = SHAPES3) -> Classifier:
     """The classifier that `save` wrote, ready to judge.
 
     Raises:
@@ -121,7 +126,7 @@ def load(path: str | Path) -> Classifier:
     """
     if not Path(path).is_file():
         raise ValueError(f"there is no classifier at {path}; expected the .safetensors file that jobs.train writes.")
-    classifier = Classifier()
+    classifier = Classifier(kinds)
     try:
         classifier.load_state_dict(load_file(path))
     except RuntimeError as error:

@@ -38,6 +38,7 @@ class Denoiser(ABC):
 
     Attributes:
         network: the module that holds the attributable parameters; everything else is frozen.
+        middle: a module of it halfway through, whose output [b, ...] is what the model itself makes of an image.
         alpha, sigma: float64 [1000], the noise process, so that x_t = alpha[t] x_0 + sigma[t] eps.
         shape: (c, h, w) of x_t.
         negative: `empty` or `other_label`, the model's own c-minus (see `negatives`).
@@ -45,6 +46,7 @@ class Denoiser(ABC):
     """
 
     network: nn.Module
+    middle: nn.Module
     alpha: Float[Tensor, " times"]
     sigma: Float[Tensor, " times"]
     shape: tuple[int, int, int]

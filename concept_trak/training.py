@@ -9,7 +9,7 @@ Letters: b samples of a batch, n training images, v captions of each, l tokens o
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -75,17 +75,20 @@ class Examples:
 
 
 class TextConditioned(nn.Module):
-    """A UNet and the text encoder it listens to, as one network to fit: f_theta(x_t, t, tokens)."""
+    """A denoising network and the text encoder it listens to, as one to fit: f_theta(x_t, t, tokens).
 
-    def __init__(self, unet: nn.Module, text_encoder: nn.Module) -> None:
+    `ask(network, x_t, t, text)` is how the raw output of such a network is asked for.
+    """
+
+    def __init__(self, network: nn.Module, text_encoder: nn.Module, ask: Callable[..., Tensor]) -> None:
         super().__init__()
-        self.unet, self.text_encoder = unet, text_encoder
+        self.network, self.text_encoder, self.ask = network, text_encoder, ask
 
     def forward(
         self, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], tokens: Int[Tensor, "b l"]
     ) -> Float[Tensor, "b c h w"]:
         text = self.text_encoder(tokens)[0]
-        return self.unet(x_t, t, encoder_hidden_states=text, return_dict=False)[0]
+        return self.ask(self.network, x_t, t, text)
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,34 @@
-"""Write the two-factor shapes benchmark as Parquet: `python -m jobs.shapes [out=results/shapes] [rows=320]`."""
+"""Write a data set of the benchmark as Parquet: `python -m jobs.shapes [set=shapes3] [out=results/shapes]`."""
 
 from dataclasses import dataclass
 
-from concept_trak.data.synthetic import HELD_OUT, write
+from concept_trak.data.synthetic import write
+from concept_trak.data.two_factors import SETS
 from jobs.configure import main
 
 
 @dataclass(frozen=True)
 class ShapesConfig:
     out: str = "results/shapes"
+    set: str = "shapes3"
+    """shapes3, shapes2 or digits."""
     rows: int = 320
-    """Images; index 0 ... rows - 1 of the set named by `seed`, the first ones the demo's model was trained on."""
+    """Images; index 0 ... rows - 1 of the set named by `seed`, the first ones its model was trained on."""
     first: int = 0
     """Index of the first image; a data set grows by writing another range."""
     files: int = 4
     seed: int = 0
-    resolution: int = 32
+    resolution: int = 0
+    """Side of an image; 0 is the data set's own."""
+    wrong: float = 0.0
+    """Probability of the caption of another combination."""
 
 
 def shapes(config: ShapesConfig) -> int:
-    paths = write(config.out, config.rows, config.seed, HELD_OUT, config.files, config.resolution, config.first)
+    if config.set not in SETS:
+        raise ValueError(f"set={config.set!r}; expected one of: {', '.join(SETS)}")
+    kinds, side = SETS[config.set], config.resolution or None
+    paths = write(config.out, config.rows, config.seed, kinds, config.files, side, config.first, config.wrong)
     print(f"{config.rows} images in {len(paths)} files: {config.out}")
     return 0
 

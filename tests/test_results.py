@@ -126,7 +126,8 @@ def test_metrics_are_those_counted_by_hand(tmp_path):
     found = measured(audit, CONFIG, plan)
     assert set(found) == {"red"}, "a concept without truth has nothing to be graded by"
 
-    red = {i for i, (_, colour) in zip(ids, arrays(0, 0, 12, resolution=16)[1], strict=True) if colour == "red"}
+    drawn = arrays(0, 0, 12, resolution=16)[1]
+    red = {d.id for d in drawn if d.shown[1] == "red"}
     assert 0 < len(red) < 12
     for j, form in enumerate(("trak", "trak~plain")):
         value = dict(zip(ids, scores[:, j], strict=True))

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from cluster.executor import Attempt
 from concept_trak.concept import Concept, query_batch
 from concept_trak.data.synthetic import draw
+from concept_trak.data.two_factors import SHAPES3
 from concept_trak.features import query_features
 from concept_trak.gallery import Look, Show
 from concept_trak.query import Query, Question
@@ -110,7 +111,7 @@ def test_a_question_shows_its_own_images(prepared):
 
 def test_a_question_about_one_image_stands_on_its_inversion(prepared):
     buffer = io.BytesIO()
-    image = draw(0, 7, None, RESOLUTION).image
+    image = draw(0, 7, SHAPES3.whole(), RESOLUTION).image
     image.save(buffer, "PNG")
     concept = Concept("here", prompt="a red triangle", without_prompt="red", scope="local", image="one.png")
     answer = Query(prepared.work)(Question("caption_trak", concept, buffer.getvalue()), FIRST)
@@ -135,5 +136,5 @@ def test_only_the_samples_of_the_page_are_drawn(prepared):
     assert (one.row, one.caption, one.labels) == (
         3,
         drawing.caption,
-        {"shape": drawing.shape, "colour": drawing.colour},
+        dict(zip(("shape", "colour"), drawing.shown, strict=True)),
     )

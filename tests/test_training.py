@@ -1,6 +1,8 @@
 """Fitting a model: the loss, the loop, the directory that comes out of it."""
 
 import itertools
+import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,30 +10,32 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from concept_trak import classifier as judge
-from concept_trak.data import synthetic
+from concept_trak.data.synthetic import arrays
+from concept_trak.data.two_factors import SETS, caption
 from concept_trak.models import small
 from concept_trak.models.text_to_image import TextToImage
 from concept_trak.training import (
     TARGETS,
     Examples,
     Recipe,
-    TextConditioned,
     denoising_loss,
     dropout,
     fit,
     rate,
     unit_range,
 )
-from jobs.train import TrainConfig, command, examples, train
+from jobs.configure import configure
+from jobs.train import TrainConfig, command, examples, listening, train, train_model, untrained
 
 ALPHAS = small.scheduler("epsilon").alphas_cumprod.double()
 ALPHA, SIGMA = ALPHAS.sqrt(), (1 - ALPHAS).sqrt()
 TINY = TrainConfig(steps=4, warm_up=2, batch=4, images=16, resolution=16, judge_steps=2, samples=1)
+TRANSFORMER = replace(TINY, set="shapes2", network="transformer", dropped=0.0)
 
 
 def tiny_network(seed=0):
     pipeline = small.pixels(seed, resolution=16)
-    return TextConditioned(pipeline.unet, pipeline.text_encoder), examples(TINY, pipeline.tokenizer)
+    return listening(TINY, pipeline), examples(TINY, pipeline.tokenizer)
 
 
 def fitted(seed=0, steps=10):
@@ -98,8 +102,8 @@ def test_dropout_is_three_independent_coins(p):
 def test_a_sample_has_its_full_caption_first_and_the_empty_one_last():
     pipeline = small.pixels(0, resolution=16)
     data = examples(TINY, pipeline.tokenizer)
-    _, labels = synthetic.arrays(TINY.seed, 0, TINY.images, resolution=16)
-    for tokens, (shape, colour) in zip(data.tokens, labels, strict=True):
+    _, drawn = arrays(TINY.seed, 0, TINY.images, resolution=16)
+    for tokens, (shape, colour) in zip(data.tokens, (d.said for d in drawn), strict=True):
         texts = pipeline.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         assert [text.strip() for text in texts] == [f"a {colour} {shape}", f"a {shape}", colour, ""]
 
@@ -133,16 +137,24 @@ def test_the_rate_rises_to_its_peak_and_falls_towards_zero():
     assert 0 < rates[-1] < 0.001
 
 
-@pytest.mark.parametrize(("build", "absent"), [(small.pixels, {"vae": None}), (small.latents, {})])
+@pytest.mark.parametrize(
+    ("build", "absent"), [(small.pixels, {"vae": None}), (small.latents, {}), (small.patches, {"vae": None})]
+)
 def test_the_directory_is_a_diffusers_pipeline(build, absent, tmp_path):
     pipeline = build(seed=1)
     pipeline.save_pretrained(tmp_path)
     loaded, adapted = DiffusionPipeline.from_pretrained(tmp_path, **absent), TextToImage(str(tmp_path))
     tokens = pipeline.tokenizer("a red circle", padding="max_length", return_tensors="pt").input_ids
     x_t = torch.randn(1, *adapted.shape)
+    more = {}
+    if adapted.part == "transformer":
+        more["added_cond_kwargs"] = {"resolution": None, "aspect_ratio": None}
     with torch.no_grad():
         ours, theirs = (
-            p.unet(x_t, 500, encoder_hidden_states=p.text_encoder(tokens)[0]).sample for p in (pipeline, loaded)
+            getattr(p, adapted.part)(
+                x_t, timestep=torch.tensor([500]), encoder_hidden_states=p.text_encoder(tokens)[0], **more
+            ).sample
+            for p in (pipeline, loaded)
         )
         eps = adapted(x_t, 500, adapted.encode(["a red circle"])).eps
     torch.testing.assert_close(theirs, ours)
@@ -168,21 +180,65 @@ def test_building_a_pipeline_leaves_the_global_generator_alone():
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_every_word_is_one_token_and_no_other_word_is_mistaken_for_one():
-    tokenizer = small.tokenizer()
-    assert len({tuple(tokenizer(word).input_ids) for word in small.WORDS}) == len(small.WORDS)
-    assert all(len(tokenizer(word).input_ids) == 3 for word in small.WORDS), "a word fell into pieces"
-    known = {tokenizer(word).input_ids[1] for word in small.WORDS}
+WORDS = {"demo": small.WORDS, **{name: ("a", *kinds.colours, *kinds.things) for name, kinds in SETS.items()}}
+
+
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
+def test_every_word_is_one_token_and_no_other_word_is_mistaken_for_one(words):
+    tokenizer = small.tokenizer(words)
+    assert len({tuple(tokenizer(word).input_ids) for word in words}) == len(words)
+    assert all(len(tokenizer(word).input_ids) == 3 for word in words), "a word fell into pieces"
+    known = {tokenizer(word).input_ids[1] for word in words}
     assert not known & set(tokenizer("redder tangle reds cubes").input_ids)
 
 
-def test_train_writes_a_pipeline_its_judge_and_how_they_were_made(tmp_path):
-    config = TrainConfig(**{**vars(TINY), "out": str(tmp_path)})
+@pytest.mark.parametrize("tiny", [TINY, TRANSFORMER], ids=["unet", "transformer"])
+def test_train_writes_a_pipeline_its_judge_and_how_they_were_made(tmp_path, tiny):
+    config = replace(tiny, out=str(tmp_path / "model"))
     record = train(config, report=lambda line: None)
-    assert TextToImage(str(tmp_path)).resolution == 16
-    judge.load(tmp_path / "classifier.safetensors")
-    shares = record["shows_both_factors"]["guidance 1"]
-    assert set(shares) == {synthetic.caption(*pair) for pair in synthetic.combinations(None)}
-    assert "steps=4" in record["command"]
-    assert str(tmp_path) not in (tmp_path / "training.json").read_text(), "where it was written is not how it was made"
+    denoiser, written = TextToImage(config.out), (tmp_path / "model/training.json").read_text()
+    assert (denoiser.part, denoiser.resolution) == (tiny.network, 16)
+    judge.load(tmp_path / "model/classifier.safetensors", tiny.kinds)
+    assert json.loads(written) == record
+    assert record["held_out"] == ["a red triangle"]
+    assert record["command"] == command(tiny)
+    guidances = {"guidance 1", "guidance 2"} if tiny.dropped else {"guidance 1"}
+    assert set(record["shows_both_factors"]) == guidances, "a model that never saw an empty caption has no guidance"
+    assert set(record["shows_both_factors"]["guidance 1"]) == {caption(*pair) for pair in tiny.kinds.all_pairs}
+    assert str(tmp_path) not in written, "where it was written is not how it was made"
+
+
+@pytest.mark.parametrize("tiny", [TINY, TRANSFORMER], ids=["unet", "transformer"])
+def test_the_command_on_record_repeats_the_run(tmp_path, tiny):
+    """Read back from the command line as the job reads it; the model is then the same to the byte."""
+    program, arguments = command(tiny).split(" ")[:3], command(tiny).split(" ")[3:]
+    assert program == ["python", "-m", "jobs.train"]
+    again = configure(TrainConfig, "train", arguments)
+    assert again == replace(tiny, out=again.out)
+    for config, out in ((tiny, tmp_path / "one"), (again, tmp_path / "two")):
+        train_model(config, out, lambda line: None)
+    (one,), (two,) = ((tmp_path / run / tiny.network).glob("*.safetensors") for run in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
     assert command(TrainConfig()) == "python -m jobs.train"
+
+
+def test_captions_that_are_never_dropped_are_whole():
+    data = examples(TRANSFORMER, untrained(TRANSFORMER).tokenizer)
+    assert data.chances.tolist() == [1, 0, 0, 0], "a caption loses a factor although dropped=0"
+
+
+def test_wrong_captions_reach_training_and_images_do_not_change():
+    tokenizer = untrained(TINY).tokenizer
+    right, wrong = (examples(replace(TINY, wrong=share), tokenizer) for share in (0.0, 0.5))
+    assert torch.equal(right.images, wrong.images)
+    changed = (right.tokens[:, 0] != wrong.tokens[:, 0]).any(1)
+    said = [d.said != d.shown for d in arrays(TINY.seed, 0, TINY.images, resolution=16, wrong=0.5)[1]]
+    assert changed.tolist() == said
+    assert any(said), "this seed draws no wrong caption"
+
+
+def test_unknown_settings_of_a_run_are_refused():
+    with pytest.raises(ValueError, match="set='letters'; expected one of: shapes3, shapes2, digits"):
+        TrainConfig(set="letters")
+    with pytest.raises(ValueError, match="network='mlp'; expected one of: unet, transformer"):
+        TrainConfig(network="mlp")

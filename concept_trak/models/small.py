@@ -1,8 +1,9 @@
-"""Small text-to-image pipelines, built as real diffusers directories: the demo's model and the tests' models.
+"""Small text-to-image pipelines, built as real diffusers directories: the benchmark's models and the tests' models.
 
-Both are `StableDiffusionPipeline`s with a vocabulary of their own. `pixels` has no VAE and denoises RGB directly, so
-diffusers loads it by `from_pretrained(path, vae=None)`; `latents` puts a tiny VAE in front. Weights are random but
-depend on the seed alone; `concept_trak.training` fits them.
+`pixels` and `latents` are `StableDiffusionPipeline`s, `patches` is a `PixArtAlphaPipeline`; each has a vocabulary of
+its own. `pixels` and `patches` have no VAE and denoise RGB directly, so diffusers loads them by
+`from_pretrained(path, vae=None)`; `latents` puts a tiny VAE in front. Weights are random but depend on the seed alone;
+`concept_trak.training` fits them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,9 @@ from typing import Any, Literal
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import PixArtAlphaPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -35,6 +38,37 @@ def pixels(seed: int, resolution: int = 32) -> StableDiffusionPipeline:
     reaches the resolutions at which corners are drawn.
     """
     return _pipeline(seed, None, "v_prediction", channels=3, sample_size=resolution, widths=(16, 32, 64))
+
+
+def patches(seed: int, words: Sequence[str] = WORDS, resolution: int = 32) -> PixArtAlphaPipeline:
+    """A transformer of 1.2 M parameters on patches of 4 x 4 pixels of RGB in [-1, 1], untrained; it predicts v.
+
+    PixArt's own layout (attention among patches, cross attention to the text, one table of shifts and scales for all
+    blocks), but CLIP's kind of text encoder in place of T5, which is trained along with it.
+    """
+    vocabulary, heads, width = tokenizer(words), 4, 32
+    with _seeded(seed):
+        text_encoder = _text_encoder(vocabulary)
+        network = PixArtTransformer2DModel(
+            num_attention_heads=heads,
+            attention_head_dim=width,
+            cross_attention_dim=heads * width,
+            in_channels=3,
+            out_channels=3,
+            num_layers=4,
+            sample_size=resolution,
+            patch_size=4,
+            caption_channels=WIDTH,
+            use_additional_conditions=False,
+        )
+    parts: dict[str, Any] = {
+        "vae": None,
+        "text_encoder": text_encoder,
+        "tokenizer": vocabulary,
+        "transformer": network,
+        "scheduler": scheduler("v_prediction"),
+    }
+    return PixArtAlphaPipeline(**parts)
 
 
 def latents(seed: int, resolution: int = 16) -> StableDiffusionPipeline:

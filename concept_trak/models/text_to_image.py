@@ -1,32 +1,57 @@
-"""Text-to-image pipelines as diffusers saves them: a UNet conditioned on a text encoder, with or without a VAE.
+"""Text-to-image pipelines as diffusers saves them: a denoising network that listens to a text encoder, perhaps a VAE.
 
-The directory is the model: `unet/`, `text_encoder/`, `tokenizer/`, `scheduler/` and, for latent models, `vae/`. Only
-safetensors are read. alpha and sigma come from the pipeline's scheduler.
+The directory is the model: `unet/` (Stable Diffusion) or `transformer/` (PixArt), `text_encoder/`, `tokenizer/`,
+`scheduler/` and, for latent models, `vae/`. Only safetensors are read. alpha and sigma come from the scheduler.
 """
 
 import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
 import transformers
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor
 
 from concept_trak.denoiser import Condition, Denoiser, Prediction, attributable
+from concept_trak.models.directory import index_of, kind, load, read
 from concept_trak.store.identity import file_digest
 
-# Bars for each of a hundred workers would bury what a run has to say.
-transformers.utils.logging.disable_progress_bar()
-diffusers.utils.logging.disable_progress_bar()
+_NEEDED = ("unet|transformer", "text_encoder", "tokenizer", "scheduler")
 
-_NEEDED = ("unet", "text_encoder", "tokenizer", "scheduler")
+
+def unet(network: Any, x_t: Tensor, times: Tensor, text: Tensor) -> Tensor:
+    return network(x_t, times, encoder_hidden_states=text, return_dict=False)[0]
+
+
+def transformer(network: Any, x_t: Tensor, times: Tensor, text: Tensor) -> Tensor:
+    """PixArt's call; where it also learns a variance, that is the second half of the channels and not asked for."""
+    no_size = {"resolution": None, "aspect_ratio": None}
+    raw = network(x_t, encoder_hidden_states=text, timestep=times, added_cond_kwargs=no_size, return_dict=False)[0]
+    return raw[:, : x_t.shape[1]]
+
+
+def _middle(blocks: Any) -> Any:
+    return blocks[len(blocks) // 2]
+
+
+class Family(NamedTuple):
+    """A denoising network: its class, how its raw output is asked for, and which of its modules stands halfway."""
+
+    kind: Any
+    ask: Callable[[Any, Tensor, Tensor, Tensor], Tensor]
+    middle: Callable[[Any], Any]
+
+
+# By the name of its part in the pipeline directory.
+NETWORKS: dict[str, Family] = {
+    "unet": Family(UNet2DConditionModel, unet, lambda network: network.mid_block),
+    "transformer": Family(PixArtTransformer2DModel, transformer, lambda network: _middle(network.transformer_blocks)),
+}
 
 
 class TextToImage(Denoiser):
@@ -34,7 +59,7 @@ class TextToImage(Denoiser):
 
     Args:
         path: the directory.
-        parameters: a group of `denoiser.GROUPS` or a pattern of names in the UNet.
+        parameters: a group of `denoiser.GROUPS` or a pattern of names in the denoising network.
         negative: `empty`, the encoding of "", for models trained with dropped captions; else `other_label`.
         combinations: for `other_label`, the captions to draw another one from.
         device, dtype: where and in what the networks run; the VAE and the text encoder alike.
@@ -52,21 +77,25 @@ class TextToImage(Denoiser):
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.path, index = Path(path), _index(Path(path))
+        self.path, index = Path(path), index_of(Path(path), _NEEDED)
         self.negative, self.combinations = negative, tuple(combinations)
-        self.network = unet = _load(UNet2DConditionModel, self.path / "unet", dtype, device)
+        self.part = next(part for part in NETWORKS if part in index)
+        self.family = NETWORKS[self.part]
+        self.network = load(self.family.kind, self.path / self.part, dtype, device)
+        self.middle = self.family.middle(self.network)
         self.parameters = attributable(self.network, parameters)
-        self.tokenizer = _read(_kind(transformers, index, "tokenizer"), self.path / "tokenizer")
-        text_encoder = _kind(transformers, index, "text_encoder")
-        self.text_encoder = _load(text_encoder, self.path / "text_encoder", dtype, device).requires_grad_(False)
+        self.tokenizer = read(kind(transformers, index, "tokenizer"), self.path / "tokenizer")
+        text_encoder = kind(transformers, index, "text_encoder")
+        self.text_encoder = load(text_encoder, self.path / "text_encoder", dtype, device).requires_grad_(False)
         self.vae = None
         if "vae" in index:
-            vae = _load(_kind(diffusers, index, "vae"), self.path / "vae", dtype, device)
+            vae = load(kind(diffusers, index, "vae"), self.path / "vae", dtype, device)
             self.vae = vae.requires_grad_(False)
-        self._read_schedule(_read(_kind(diffusers, index, "scheduler"), self.path / "scheduler"))
-        side = unet.config["sample_size"]
+        self._read_schedule(read(kind(diffusers, index, "scheduler"), self.path / "scheduler"))
+        config: Any = self.network.config
+        side = config["sample_size"]
         height, width = (side, side) if isinstance(side, int) else side
-        self.shape = (unet.config["in_channels"], height, width)
+        self.shape = (config["in_channels"], height, width)
 
     def _read_schedule(self, scheduler: Any) -> None:
         kind, kept = scheduler.config.get("prediction_type", "epsilon"), getattr(scheduler, "alphas_cumprod", None)
@@ -81,7 +110,7 @@ class TextToImage(Denoiser):
 
     def __call__(self, x_t: Float[Tensor, "b c h w"], t: int, cond: Condition) -> Prediction:
         times = torch.full((len(x_t),), t, device=x_t.device)
-        raw = self.network(x_t, times, encoder_hidden_states=cond["text"], return_dict=False)[0]
+        raw = self.family.ask(self.network, x_t, times, cond["text"])
         alpha, sigma = self.alpha[t].item(), self.sigma[t].item()
         if self.prediction_type == "v_prediction":
             # In eps units a loss on v is weighted by alpha^2: eps = sigma x_t + alpha v.
@@ -125,59 +154,12 @@ class TextToImage(Denoiser):
 
     def identity(self) -> dict[str, str]:
         """sha256 of every file that moves a feature, by its name in the directory, and of the noise process."""
-        names = [p for part in (*_NEEDED[:3], "vae") for p in sorted((self.path / part).rglob("*")) if p.is_file()]
+        names = [
+            p
+            for part in (self.part, "text_encoder", "tokenizer", "vae")
+            for p in sorted((self.path / part).rglob("*"))
+            if p.is_file()
+        ]
         digests = {p.relative_to(self.path).as_posix(): file_digest(p) for p in names}
         schedule = self.prediction_type.encode() + self.alpha.numpy().tobytes()
         return {**digests, "schedule": hashlib.sha256(schedule).hexdigest()}
-
-
-def _index(path: Path) -> dict[str, str]:
-    """The class of every part that model_index.json names, once it is sure that none is missing."""
-    if not (path / "model_index.json").is_file():
-        what = "has no model_index.json" if path.is_dir() else "does not exist"
-        raise ValueError(
-            f"model.path={str(path)!r} {what}; expected a diffusers pipeline directory with {', '.join(_NEEDED)}"
-        )
-    try:
-        index = dict(json.loads((path / "model_index.json").read_text()))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}/model_index.json is not a JSON mapping ({error}); save the pipeline again") from None
-    parts = {part: entry[1] for part, entry in index.items() if isinstance(entry, list) and entry[1] is not None}
-    missing = [part for part in _NEEDED if part not in parts or not any((path / part).glob("*"))]
-    if missing:
-        raise ValueError(
-            f"model.path={str(path)!r} lacks {', '.join(missing)}; a text-to-image pipeline has {', '.join(_NEEDED)}"
-        )
-    return parts
-
-
-def _kind(library: Any, index: dict[str, str], part: str) -> Any:
-    if not hasattr(library, index[part]):
-        raise ValueError(
-            f"model_index.json says that {part} is a {index[part]}, which {library.__name__} {library.__version__} "
-            "does not have; install the version that the pipeline was saved with, or save it again"
-        )
-    return getattr(library, index[part])
-
-
-def _read(kind: Any, path: Path, **ways: Any) -> Any:
-    try:
-        return kind.from_pretrained(path, **ways)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:  # a file is missing, cut off, or does not fit
-        raise ValueError(f"{path} cannot be loaded as a {kind.__name__} ({error}); save the pipeline again") from error
-
-
-def _load(kind: Any, path: Path, dtype: torch.dtype, device: str) -> Any:
-    if not list(path.glob("*.safetensors")):
-        raise ValueError(
-            f"{path} holds no .safetensors weights; convert them (`save_pretrained(safe_serialization=True)`): pickled "
-            "weights can run code and are never read"
-        )
-    # Weights are read straight into memory: the low-memory way of diffusers needs one more package, and warns without.
-    ways = {"low_cpu_mem_usage": False} if issubclass(kind, ModelMixin) else {}
-    model, said = _read(kind, path, use_safetensors=True, torch_dtype=dtype, output_loading_info=True, **ways)
-    if absent := sorted(said["missing_keys"]):
-        raise ValueError(
-            f"{path} lacks {len(absent)} weights ({absent[0]}, ...), which would be random; save the pipeline again"
-        )
-    return model.to(device).eval()

@@ -1,4 +1,4 @@
-"""The two-factor benchmark: reproducible to the byte, without the held-out combination, readable by anyone."""
+"""The benchmark's files: reproducible to the byte, readable by anyone."""
 
 import io
 import json
@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from concept_trak.data import synthetic
+from concept_trak.data import drawing, synthetic
+from concept_trak.data.two_factors import caption
 
 
 def rows_of(paths):
@@ -40,13 +41,6 @@ def test_another_seed_gives_other_images(tmp_path):
     assert all(a["image"]["bytes"] != b["image"]["bytes"] for a, b in zip(*images, strict=True))
 
 
-@pytest.mark.parametrize("held_out", [None, ("triangle", "red"), ("square", "blue")])
-def test_exactly_the_held_out_combination_is_absent(held_out):
-    _, labels = synthetic.arrays(seed=0, first=0, count=300, held_out=held_out, resolution=16)
-    missing = set(synthetic.combinations(None)) - set(labels)
-    assert missing == ({held_out} if held_out else set())
-
-
 def test_files_are_what_hugging_face_datasets_writes_and_pillow_opens_their_images(tmp_path):
     (path,) = synthetic.write(tmp_path, rows=4, seed=0, files=1, resolution=48)
     table = pq.read_table(path)
@@ -54,11 +48,11 @@ def test_files_are_what_hugging_face_datasets_writes_and_pillow_opens_their_imag
     assert set(features) == set(table.column_names) == {"id", "image", "caption", "shape", "colour"}
     assert features["image"] == {"_type": "Image"}
     for index, row in enumerate(table.to_pylist()):
-        drawing = synthetic.draw(0, index, resolution=48)
+        drawn = synthetic.draw(0, index, resolution=48)
         opened = Image.open(io.BytesIO(row["image"]["bytes"]))
         assert (opened.size, opened.mode) == ((48, 48), "RGB")
-        assert np.array_equal(np.asarray(opened), np.asarray(drawing.image)), "PNG must lose nothing"
-        assert (row["caption"], row["shape"], row["colour"]) == (drawing.caption, drawing.shape, drawing.colour)
+        assert np.array_equal(np.asarray(opened), np.asarray(drawn.image)), "PNG must lose nothing"
+        assert (row["caption"], row["shape"], row["colour"]) == (drawn.caption, *drawn.shown)
 
 
 @pytest.mark.parametrize(
@@ -66,13 +60,13 @@ def test_files_are_what_hugging_face_datasets_writes_and_pillow_opens_their_imag
     [("triangle", "red", "a red triangle"), ("circle", None, "a circle"), (None, "blue", "blue"), (None, None, "")],
 )
 def test_none_drops_a_factor_from_the_caption(shape, colour, text):
-    assert synthetic.caption(shape, colour) == text
+    assert caption(shape, colour) == text
 
 
 @pytest.mark.parametrize("seed", range(16))
 def test_shapes_of_one_size_have_equal_areas_wherever_they_stand(seed):
-    area = {s: shape_pixels(synthetic.render(s, "red", np.random.default_rng(seed), 256)) for s in synthetic.SHAPES}
-    for shape in synthetic.SHAPES:
+    area = {s: shape_pixels(drawing.render(s, "red", np.random.default_rng(seed), 256)) for s in drawing.SHAPES}
+    for shape in drawing.SHAPES:
         assert area[shape] == pytest.approx(area["circle"], rel=0.03), f"the {shape} is cut off or too large: {area}"
 
 
@@ -88,5 +82,3 @@ def test_an_equal_file_is_left_untouched_and_another_is_not_overwritten(tmp_path
 def test_impossible_requests_are_refused(tmp_path):
     with pytest.raises(ValueError, match="1 <= files <= rows"):
         synthetic.write(tmp_path, rows=3, seed=0, files=4)
-    with pytest.raises(ValueError, match="is no combination"):
-        synthetic.combinations(("triangle", "pink"))

@@ -1,4 +1,4 @@
-"""The two small pipelines as directories, saved as anyone saves theirs."""
+"""The three small pipelines as directories, saved as anyone saves theirs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from concept_trak.models import small
 
-BUILDERS = {"pixels": small.pixels, "latents": small.latents}
+BUILDERS = {"pixels": small.pixels, "latents": small.latents, "patches": small.patches}
 
 
 @pytest.fixture(scope="session")

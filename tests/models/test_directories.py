@@ -27,12 +27,17 @@ def edit(file: Path, **values) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
-def test_a_copy_elsewhere_is_the_same_model(saved, model):
-    assert TextToImage(str(model)).identity() == TextToImage(str(saved("latents"))).identity()
+def test_a_copy_elsewhere_is_the_same_model(path, tmp_path):
+    copy = shutil.copytree(path, tmp_path / "model")
+    assert TextToImage(str(copy)).identity() == TextToImage(str(path)).identity()
 
 
-@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
-def test_one_byte_of_a_weight_makes_another_model(model, part):
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [("latents", "unet"), ("latents", "text_encoder"), ("latents", "vae"), ("patches", "transformer")],
+)
+def test_one_byte_of_a_weight_makes_another_model(saved, tmp_path, kind, part):
+    model = shutil.copytree(saved(kind), tmp_path / "model")
     before = TextToImage(str(model)).identity()
     content = bytearray(weights(model / part).read_bytes())
     content[-3] ^= 1
@@ -72,8 +77,12 @@ def listed_index(model):
     (model / "model_index.json").write_text('["unet"]')
 
 
-def no_unet(model):
+def neither_unet_nor_transformer(model):
     edit(model / "model_index.json", unet=[None, None])
+
+
+def a_transformer_without_files(model):
+    edit(model / "model_index.json", unet=[None, None], transformer=["diffusers", "PixArtTransformer2DModel"])
 
 
 def no_tokenizer_folder(model):
@@ -135,11 +144,12 @@ def flow(model):
 
 
 REFUSALS = {
-    gone: r"model' does not exist; expected a diffusers pipeline directory with unet, text_encoder, tokenizer, sched",
+    gone: r"model' does not exist; expected a diffusers pipeline directory with unet\|transformer, text_encoder, tok",
     no_index: r"model' has no model_index\.json; expected a diffusers pipeline directory",
     broken_index: r"model_index\.json is not a JSON mapping .*; save the pipeline again",
     listed_index: r"model_index\.json is not a JSON mapping .*; save the pipeline again",
-    no_unet: r"model' lacks unet; a text-to-image pipeline has unet, text_encoder",
+    neither_unet_nor_transformer: r"model' lacks unet\|transformer; a text-to-image pipeline has unet\|tr",
+    a_transformer_without_files: r"model' lacks unet\|transformer; a text-to-image pipeline has",
     no_tokenizer_folder: r"model' lacks tokenizer; a text-to-image pipeline has",
     empty_tokenizer_folder: r"model' lacks tokenizer; a text-to-image pipeline has",
     unknown_class: r"scheduler is a DDIMSchedulerOfTomorrow, which diffusers \d.* does not have; install the version",

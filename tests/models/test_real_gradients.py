@@ -1,4 +1,4 @@
-"""Per-sample gradients of real UNets, where every layer of a text-to-image model occurs."""
+"""Per-sample gradients of real UNets and transformers, where every layer of a text-to-image model occurs."""
 
 import logging
 from dataclasses import replace
@@ -18,8 +18,10 @@ from concept_trak.probe import Probe
 from concept_trak.projector import Projector
 from concept_trak.state import Batch
 from concept_trak.trajectory import forward_noise
+from tests import written_out
 from tests.tolerances import BATCH32, EXACT64, GUIDED32, NOTHING
 
+OF_LAYERS = r"\.(weight|bias)$"  # what layers own: everything but a transformer's tables of shifts
 CAPTIONS = ["a red circle", "a blue square", "a green triangle", "blue"]
 
 
@@ -30,9 +32,16 @@ def batch(denoiser: TextToImage) -> Batch:
 
 
 @pytest.mark.parametrize("direction", ["reconstruction_reward", "caption_reward"])
-def test_every_parameter_of_a_real_unet_is_pulled_back_by_its_layer(path, direction, caplog, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "parameters", "alone"),
+    [("pixels", "all", 0), ("latents", "all", 0), ("patches", OF_LAYERS, 0), ("patches", "all", 1)],
+)
+def test_every_parameter_is_pulled_back_by_its_layer(saved, kind, parameters, alone, direction, caplog, monkeypatch):
+    """`alone`: how many have no layer. Of a transformer it is the last table of shifts, which the network itself holds;
+    those of the blocks are replayed.
+    """
     monkeypatch.setattr(gradient, "_said", set())  # said once a process: another test may have
-    denoiser = TextToImage(str(path), dtype=torch.float64)
+    denoiser = TextToImage(str(saved(kind)), parameters, dtype=torch.float64)
     (state,) = forward_noise(denoiser, batch(denoiser).rows(slice(0, 3)), Probe("forward_noise", direction, (400,)), 0)
 
     def pointer(s, seen):
@@ -40,7 +49,9 @@ def test_every_parameter_of_a_real_unet_is_pulled_back_by_its_layer(path, direct
 
     with caplog.at_level(logging.INFO, logger=gradient.__name__):
         fast, seen, v = pull_back(denoiser, state, pointer)
-    assert not caplog.messages, "some parameters of a common UNet go one sample at a time, which doubles the work"
+    said = [f"no layer rule for {alone} parameters (scale_shift_table, ...)"] if alone else []
+    heard = [r.getMessage().partition(":")[0] for r in caplog.records if r.name == gradient.__name__]
+    assert heard == said, "other parameters than expected go one sample at a time, which doubles the work"
     slow, seen_slow, v_slow = pull_back_naive(denoiser, state, pointer)
     torch.testing.assert_close(seen.eps, seen_slow.eps, rtol=EXACT64, atol=EXACT64)
     assert (v - v_slow).norm() < EXACT64 * v_slow.norm()
@@ -53,11 +64,28 @@ def test_every_parameter_of_a_real_unet_is_pulled_back_by_its_layer(path, direct
         assert relative < EXACT64, f"the layer rule that covers {name} is wrong by {relative:.1e}"
 
 
+@pytest.mark.parametrize("direction", [name for name in written_out.LOSSES if name != "concept_reward"])
+def test_a_direction_pulled_back_is_the_gradient_of_its_loss(path, direction):
+    """J^T v of every parameter against autograd through the published loss, which forms no v."""
+    denoiser, probe = TextToImage(str(path), dtype=torch.float64), Probe("forward_noise", direction, (400,))
+    b = batch(denoiser).rows(slice(0, 2))
+    (state,) = forward_noise(denoiser, b, probe, 0)
+    fast, _, _ = pull_back(denoiser, state, lambda s, seen: DIRECTIONS[direction](denoiser, s, seen, probe))
+    for i, one in enumerate(written_out.ones(b)):
+        at = written_out.Stand(state.x_t[i : i + 1], state.t, state.noise[i : i + 1])
+        slow = written_out.gradient(denoiser, written_out.LOSSES[direction](denoiser, one, at, probe))
+        error = (torch.cat([g[i].flatten() for g in fast.values()]) - slow).norm() / slow.norm()
+        assert error < EXACT64, f"{direction}: J^T v differs by {error:.1e} from the gradient of the loss"
+
+
 def test_the_common_layers_have_rules(path):
-    """Only the pooled text's position is replayed sample by sample: one small vector."""
+    """Only the pooled text's position, one small vector, and a transformer's tables of shifts have none."""
     network = TextToImage(str(path)).network
     owners = [m for m in network.modules() if next(m.parameters(recurse=False), None) is not None]
-    assert {type(m).__name__ for m in owners if not ruled(m)} <= {"AttentionPooling"}, "a common layer goes one by one"
+    others = {"AttentionPooling", "BasicTransformerBlock", "PixArtTransformer2DModel"}
+    assert {type(m).__name__ for m in owners if not ruled(m)} <= others, "a common layer goes one by one"
+    small = [(n, p.numel()) for m in owners if not ruled(m) for n, p in m.named_parameters(recurse=False)]
+    assert sum(size for _, size in small) < 0.01 * sum(p.numel() for p in network.parameters()), small
 
 
 @pytest.mark.parametrize(

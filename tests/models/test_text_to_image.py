@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, PixArtTransformer2DModel, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from concept_trak.models import load, small
@@ -23,18 +23,29 @@ def by_hand(kind, folder):
     return kind.from_pretrained(folder, torch_dtype=torch.float64, **ways).eval()
 
 
+def raw_output(path, x_t, t, text):
+    """What the denoising network of a directory says, asked the way diffusers' own pipeline asks it."""
+    with torch.no_grad():
+        if (path / "unet").is_dir():
+            return by_hand(UNet2DConditionModel, path / "unet")(x_t, t, encoder_hidden_states=text).sample
+        network = by_hand(PixArtTransformer2DModel, path / "transformer")
+        times, size = torch.full((len(x_t),), t), {"resolution": None, "aspect_ratio": None}
+        raw = network(x_t, encoder_hidden_states=text, timestep=times, added_cond_kwargs=size).sample
+        # Where the network learns a variance too, the pipeline keeps the first half.
+        return raw.chunk(2, dim=1)[0] if network.config.out_channels == 2 * network.config.in_channels else raw
+
+
 def states(denoiser, b=3, dtype=torch.float64):
     return torch.stack([normal(denoiser.shape, 0, i, "x_t") for i in range(b)]).to(dtype)
 
 
 @pytest.mark.parametrize("t", [0, 499, 999])
-def test_the_prediction_is_the_unets_own(path, t):
-    denoiser = TextToImage(str(path), dtype=torch.float64)
-    unet, scheduler = by_hand(UNet2DConditionModel, path / "unet"), DDIMScheduler.from_pretrained(path / "scheduler")
+def test_the_prediction_is_the_networks_own(path, t):
+    denoiser, scheduler = TextToImage(str(path), dtype=torch.float64), DDIMScheduler.from_pretrained(path / "scheduler")
     x_t, cond = states(denoiser), denoiser.encode(TEXTS)
     with torch.no_grad():
         seen = denoiser(x_t, t, cond)
-        raw = unet(x_t, t, encoder_hidden_states=cond["text"]).sample
+    raw = raw_output(path, x_t, t, cond["text"])
     alpha = scheduler.alphas_cumprod[t].double().sqrt()
     sigma = (1 - scheduler.alphas_cumprod[t].double()).sqrt()
     assert (denoiser.alpha[t], denoiser.sigma[t]) == (alpha, sigma), "the noise process is not the scheduler's"
@@ -47,22 +58,40 @@ def test_the_prediction_is_the_unets_own(path, t):
     torch.testing.assert_close(alpha * seen.x_0 + sigma * seen.eps, x_t, rtol=EXACT64, atol=EXACT64)
 
 
+@pytest.mark.parametrize("kind", ["latents", "patches"])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize(("t", "eta"), [(40, 0.0), (500, 0.0), (980, 0.0), (500, 0.7)])
-def test_a_step_is_diffusers_own(saved, tmp_path, prediction_type, t, eta):
+def test_a_step_is_diffusers_own(saved, tmp_path, kind, prediction_type, t, eta):
     """Both parametrisations of one network: the reference gets its raw output, we our (x_0, eps)."""
-    path = shutil.copytree(saved("latents"), tmp_path / "model")
+    path = shutil.copytree(saved(kind), tmp_path / "model")
     small.scheduler(prediction_type).save_pretrained(path / "scheduler")
-    denoiser, unet = TextToImage(str(path), dtype=torch.float64), by_hand(UNet2DConditionModel, path / "unet")
+    denoiser = TextToImage(str(path), dtype=torch.float64)
     scheduler = DDIMScheduler.from_pretrained(path / "scheduler")
     scheduler.set_timesteps(50)
     x_t, cond, noise = states(denoiser), denoiser.encode(TEXTS), states(denoiser).flip(0)
+    raw = raw_output(path, x_t, t, cond["text"])
     with torch.no_grad():
-        raw = unet(x_t, t, encoder_hidden_states=cond["text"]).sample
         ours = step(denoiser, denoiser(x_t, t, cond), t, t - 20, eta, noise if eta else None)
     theirs = scheduler.step(raw, t, x_t, eta=eta, variance_noise=noise if eta else None).prev_sample
     error = (ours - theirs).norm() / theirs.norm()
     assert error < TABLE32, f"{prediction_type} at t={t}, eta={eta}: a step differs by {error:.1e}"
+
+
+def test_a_learned_variance_is_cut_off(saved, tmp_path):
+    """Networks of the first PixArt answer with twice the channels; the noise is the first half."""
+    path = shutil.copytree(saved("patches"), tmp_path / "model")
+    network = PixArtTransformer2DModel.load_config(path / "transformer") | {"out_channels": 6, "num_layers": 1}
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        PixArtTransformer2DModel.from_config(network).save_pretrained(path / "transformer")
+    denoiser = TextToImage(str(path), dtype=torch.float64)
+    x_t, cond = states(denoiser), denoiser.encode(TEXTS)
+    with torch.no_grad():
+        seen = denoiser(x_t, 300, cond)
+    raw = raw_output(path, x_t, 300, cond["text"])
+    assert seen.eps.shape == x_t.shape
+    expected = denoiser.sigma[300] * x_t + denoiser.alpha[300] * raw
+    torch.testing.assert_close(seen.eps, expected, rtol=EXACT64, atol=EXACT64)
 
 
 def test_texts_are_padded_to_the_models_own_length(path):
@@ -114,16 +143,16 @@ def test_latents_are_the_scaled_mode_of_the_vae(saved, tmp_path, shift):
     assert torch.equal(latent, denoiser.to_latent(pixels.float())), "the posterior's mode, not a draw"
 
 
-def test_without_a_vae_pixels_are_the_space(saved):
-    denoiser = TextToImage(str(saved("pixels")))
+@pytest.mark.parametrize("kind", ["pixels", "patches"])
+def test_without_a_vae_pixels_are_the_space(saved, kind):
+    denoiser = TextToImage(str(saved(kind)))
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(denoiser.to_latent(x), x)
     assert torch.equal(denoiser.to_pixels(x), x)
 
 
-@pytest.mark.parametrize(
-    ("builder", "side"), [(small.pixels, 32), (small.pixels, 16), (small.latents, 16), (small.latents, 32)]
-)
+@pytest.mark.parametrize("side", [16, 32])
+@pytest.mark.parametrize("builder", [small.pixels, small.latents, small.patches])
 def test_the_resolution_is_that_of_the_images(tmp_path, builder, side):
     builder(0, resolution=side).save_pretrained(tmp_path)
     denoiser = TextToImage(str(tmp_path))
@@ -133,12 +162,15 @@ def test_the_resolution_is_that_of_the_images(tmp_path, builder, side):
 
 def test_groups_of_parameters_are_what_their_names_say(path):
     denoiser = TextToImage(str(path), "cross_attention")
-    unet = denoiser.network
-    names = {name for name, _ in unet.named_parameters()}
-    attended = [name for name, _ in unet.named_modules() if name.endswith(".attn2")]
+    network = denoiser.network
+    names = {name for name, _ in network.named_parameters()}
+    attended = [name for name, _ in network.named_modules() if name.endswith(".attn2")]
     assert set(denoiser.parameters) == {name for name in names if ".attn2." in name}
-    assert len(denoiser.parameters) == 5 * len(attended) > 0, "q, k, v, out and its bias of every cross attention"
-    assert {name for name, p in unet.named_parameters() if p.requires_grad} == set(denoiser.parameters)
+    own = {"unet": 5, "transformer": 8}[denoiser.part]
+    assert len(denoiser.parameters) == own * len(attended) > 0, (
+        "q, k, v, out of every cross attention, and their biases"
+    )
+    assert {name for name, p in network.named_parameters() if p.requires_grad} == set(denoiser.parameters)
     frozen = [denoiser.text_encoder] + ([denoiser.vae] if denoiser.vae else [])
     assert not any(p.requires_grad for module in frozen for p in module.parameters())
     everything = TextToImage(str(path)).parameters

@@ -1,0 +1,58 @@
+"""Shapes as a person with a pencil draws them: outlined, of random size and place, on a light gradient."""
+
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+SHAPES = ("triangle", "circle", "square")
+COLOURS = ("red", "green", "blue")
+PAINT = {"red": (215, 45, 45), "green": (45, 165, 70), "blue": (50, 80, 215)}
+
+_CORNERS = {"triangle": 3, "circle": 64, "square": 4}
+_OVERSAMPLING = 4  # drawn larger and averaged down: antialiasing, and sizes finer than a pixel
+
+
+def render(shape: str, colour: str, rng: np.random.Generator, resolution: int = 32) -> Image.Image:
+    """An outlined shape of random size and place on a light gradient, RGB, `resolution` pixels square.
+
+    Shapes of one size have equal areas (that of a circle 14 to 20 pixels across, of 32), so that the number of coloured
+    pixels says nothing about the shape.
+    """
+    size = resolution * _OVERSAMPLING
+    radius = rng.uniform(7, 10) / 32 * size * _equal_area(_CORNERS[shape])
+    outline = size / 32 * 1.25
+    edge = _polygon(_CORNERS[shape], radius)
+    inside = _polygon(_CORNERS[shape], radius - outline / math.cos(math.pi / _CORNERS[shape]))
+    low, high = edge.min(axis=0), edge.max(axis=0)
+    shift = rng.uniform(1 - low, size - 1 - high)
+    image = Image.fromarray(background(rng, size))
+    pencil = ImageDraw.Draw(image)
+    pencil.polygon((edge + shift).ravel().tolist(), fill=_colour(rng.uniform(10, 60, 1).repeat(3)))
+    pencil.polygon((inside + shift).ravel().tolist(), fill=_colour(PAINT[colour] + rng.uniform(-25, 25, 3)))
+    return image.resize((resolution, resolution), Image.Resampling.BOX)
+
+
+def background(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A light grey with a slight tint and a soft gradient in a random direction, uint8 `[size, size, 3]`."""
+    base = rng.uniform(190, 240) + rng.uniform(-8, 8, 3)
+    angle, strength = rng.uniform(0, 2 * math.pi), rng.uniform(0, 12)
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    ramp = strength * (math.cos(angle) * x + math.sin(angle) * y)
+    return np.clip(base + ramp[..., None], 0, 255).astype(np.uint8)
+
+
+def _equal_area(corners: int) -> float:
+    """Circumradius of the regular polygon with the area of the unit circle: n/2 R^2 sin(2 pi / n) = pi."""
+    return math.sqrt(2 * math.pi / (corners * math.sin(2 * math.pi / corners)))
+
+
+def _polygon(corners: int, radius: float) -> np.ndarray:
+    """Corners of a regular polygon around the origin that stands on a flat side (y points down), `[corners, 2]`."""
+    angle = math.pi / 2 + math.pi / corners + 2 * math.pi / corners * np.arange(corners)
+    return radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+
+def _colour(channels: np.ndarray) -> tuple[int, int, int]:
+    red, green, blue = (int(channel) for channel in np.clip(channels, 0, 255))
+    return red, green, blue
