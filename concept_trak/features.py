@@ -15,6 +15,7 @@ from concept_trak.probe import Probe
 from concept_trak.projector import Projector
 from concept_trak.state import Batch, State
 from concept_trak.trajectory import TRAJECTORIES
+from concept_trak.weight import WEIGHTS
 
 
 class Features(NamedTuple):
@@ -37,14 +38,14 @@ def features(
     parameters.
     """
     pointer = partial(_point, denoiser, probe)
-    total, weights, states = None, torch.zeros(len(batch.ids)), torch.zeros(len(batch.ids), dtype=torch.int64)
+    total, sums, states = None, torch.zeros(()), torch.zeros(len(batch.ids), dtype=torch.int64)
     for state in TRAJECTORIES[probe.trajectory](denoiser, batch, probe, seed):
         gradients, seen, v = pull_back(denoiser, state, pointer)
         states += (v.flatten(1) != 0).any(1).cpu()
-        weights += WEIGHTS[weight](state, seen).float().cpu()
+        sums = sums + WEIGHTS[weight].at(probe, state, seen, v).to(torch.promote_types(v.dtype, torch.float32)).cpu()
         total = add(total, unit_norm(gradients) if unit else gradients)
     assert total is not None, "a probe without states"
-    return Features(projector(total), weights if weight != "one" else torch.ones_like(weights), states)
+    return Features(projector(total), WEIGHTS[weight].of(sums), states)
 
 
 def query_features(denoiser: Denoiser, projector: Projector, method: Method, batch: Batch, seed: int) -> Features:
@@ -65,18 +66,3 @@ def add(a: Gradients | None, b: Gradients) -> Gradients:
 
 def _point(denoiser: Denoiser, probe: Probe, state: State, seen: Prediction) -> Tensor:
     return DIRECTIONS[probe.direction](denoiser, state, seen, probe)
-
-
-def _one(state: State, seen: Prediction) -> Tensor:
-    return torch.ones(len(state.x_t))
-
-
-def squared_error(state: State, seen: Prediction) -> Tensor:
-    """mean (eps - eps_theta)^2 of each sample, DAS's weight before its sum over states."""
-    assert state.noise is not None, (
-        "the weight needs the noise; Method allows it with forward_noise and ddim_inversion only"
-    )
-    return (state.noise - seen.eps).square().flatten(1).mean(1)
-
-
-WEIGHTS = {"one": _one, "squared_error": squared_error}

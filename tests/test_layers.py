@@ -11,8 +11,9 @@ CONTRACTS = (
     ("concept_trak", ("ray", "hydra", "omegaconf", "cluster", "jobs", "pydantic"), ()),
     ("concept_trak", ("diffusers", "transformers"), ("concept_trak/models",)),
     ("concept_trak", ("pyarrow", "fsspec", "s3fs"), ("concept_trak/store", "concept_trak/data")),
+    ("concept_trak", ("sklearn",), ("concept_trak/data/handwriting.py",)),
     ("cluster", ("torch", "concept_trak", "jobs", "hydra", "omegaconf"), ()),
-    ("cluster", ("ray",), ("cluster/on_ray.py",)),
+    ("cluster", ("ray",), ("cluster/on_ray.py", "cluster/crew.py")),
     ("jobs", ("ray", "torch", "diffusers", "transformers", "pyarrow", "fsspec"), ("jobs/train.py",)),
 )
 # The theory knows nothing of files, machines or pages; each room lists what it may know of the house.
@@ -25,12 +26,13 @@ BELOW = {
     "direction": {"denoiser", "probe", "state"},
     "layer": set(),
     "gradient": {"denoiser", "layer", "state"},
-    "method": {"direction", "probe", "trajectory"},
+    "weight": {"denoiser", "probe", "state"},
+    "method": {"direction", "probe", "trajectory", "weight"},
     "projector": {"gradient", "noise"},
     "fisher": set(),
     "scoring": set(),
     "metrics": set(),
-    "features": {"denoiser", "direction", "gradient", "method", "probe", "projector", "state", "trajectory"},
+    "features": {"denoiser", "direction", "gradient", "method", "probe", "projector", "state", "trajectory", "weight"},
     "concept": {"denoiser", "method", "noise", "probe", "state", "trajectory"},
 }
 

@@ -1,0 +1,259 @@
+"""Every published formula written out in plain torch, one sample at a time: the second implementation of every row.
+
+Shared with the first are the model itself (its call, alpha, sigma), the encodings and the keyed noise; nothing of
+trajectory, direction, gradient, features, weight, fisher or scoring is. Losses are the published losses, targets
+detached, and autograd differentiates them: no v is formed. A row's names are looked up here; a name that is missing
+fails with what to add.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from concept_trak.denoiser import Condition, Denoiser, take
+from concept_trak.method import Method
+from concept_trak.noise import normal
+from concept_trak.probe import Probe
+from concept_trak.state import Batch
+
+
+@dataclass(frozen=True)
+class One:
+    """A sample with its conditions, all tensors with one row; `without` is the concept's, `x_0` the image's."""
+
+    id: str
+    cond: Condition
+    negative: Condition
+    without: Condition | None = None
+    x_0: Tensor | None = None
+
+
+def ones(batch: Batch) -> list[One]:
+    return [
+        One(
+            name,
+            take(batch.cond, slice(i, i + 1)),
+            take(batch.negative, slice(i, i + 1)),
+            None if batch.without is None else take(batch.without, slice(i, i + 1)),
+            None if batch.x_0 is None else batch.x_0[i : i + 1],
+        )
+        for i, name in enumerate(batch.ids)
+    ]
+
+
+class Stand(NamedTuple):
+    """x_t at t, and the noise that makes it from x_0 where x_0 is known."""
+
+    x_t: Tensor
+    t: int
+    eps: Tensor | None = None
+
+
+def eps_of(model: Denoiser, x_t: Tensor, t: int, cond: Condition) -> Tensor:
+    return model(x_t, t, cond).eps
+
+
+def levels(model: Denoiser, t: int) -> tuple[float, float]:
+    return model.alpha[t].item(), model.sigma[t].item()
+
+
+def noise(model: Denoiser, *parts: str | int) -> Tensor:
+    return normal(model.shape, *parts)[None].to(model.dtype)
+
+
+def updated(model: Denoiser, one: One, x_t: Tensor, t: int, s: int, guidance: float) -> Tensor:
+    """x_s = alpha_s (x_t - sigma_t e) / alpha_t + sigma_s e with e = eps_neg + g (eps_c - eps_neg)."""
+    with torch.no_grad():
+        unconditional = eps_of(model, x_t, t, one.negative)
+        e = unconditional + guidance * (eps_of(model, x_t, t, one.cond) - unconditional)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = levels(model, t), levels(model, s)
+    return alpha_s * (x_t - sigma_t * e) / alpha_t + sigma_s * e
+
+
+def ddim_times(probe: Probe) -> list[int]:
+    return [int(999 * i // (probe.points - 1)) for i in range(probe.points)]
+
+
+def forward_noise(model: Denoiser, one: One, probe: Probe, seed: int) -> list[Stand]:
+    """x_t = alpha_t x_0 + sigma_t eps, one noise per t for all samples."""
+    assert probe.noise == "shared"
+    stands = []
+    for t in probe.times:
+        eps = noise(model, seed, "shared", t)
+        stands.append(Stand(model.alpha[t].item() * one.x_0 + model.sigma[t].item() * eps, t, eps))
+    return stands
+
+
+def ddim_inversion(model: Denoiser, one: One, probe: Probe, seed: int) -> list[Stand]:
+    """From x_0, taken for x at t = 0, up the grid; kept after every `every`-th update, short of pure noise."""
+    times, x_t, stands = ddim_times(probe), one.x_0, []
+    for i in range(1, probe.points - 1):
+        x_t = updated(model, one, x_t, times[i - 1], times[i], probe.guidance)
+        if i % probe.every == 0:
+            alpha, sigma = levels(model, times[i])
+            stands.append(Stand(x_t, times[i], (x_t - alpha * one.x_0) / sigma))
+    return stands
+
+
+def descent(model: Denoiser, one: One, probe: Probe, seed: int) -> list[tuple[int, Tensor]]:
+    """Every (i, x_t) of DDIM (eta = 0) down the grid, from the sample's own x_T to the last point, t = 0."""
+    assert probe.eta == 0
+    times = ddim_times(probe)
+    seen = [(len(times) - 1, noise(model, seed, one.id, "x_T", times[-1]))]
+    for i in range(len(times) - 1, 0, -1):
+        seen.append((i - 1, updated(model, one, seen[-1][1], times[i], times[i - 1], probe.guidance)))
+    return seen
+
+
+def sampling(model: Denoiser, one: One, probe: Probe, seed: int) -> list[Stand]:
+    times, kept = ddim_times(probe), range(probe.every, probe.points - 1, probe.every)
+    return [Stand(x_t, times[i]) for i, x_t in descent(model, one, probe, seed) if i in kept]
+
+
+def generated(model: Denoiser, one: One, seed: int) -> Tensor:
+    """The image of 51 points of unguided DDIM: the x_0 seen at t = 0, as float32 hands it on."""
+    _, x_t = descent(model, one, Probe("sampling", "concept_reward"), seed)[-1]
+    alpha, sigma = levels(model, 0)
+    with torch.no_grad():
+        x_0 = (x_t - sigma * eps_of(model, x_t, 0, one.cond)) / alpha
+    return x_0.float().to(model.dtype)
+
+
+def denoising_error(model: Denoiser, one: One, at: Stand, probe: Probe) -> Tensor:
+    """TRAK: mean (eps - eps_theta)^2."""
+    return (at.eps - eps_of(model, at.x_t, at.t, one.cond)).square().mean()
+
+
+def prediction(model: Denoiser, one: One, at: Stand, probe: Probe) -> Tensor:
+    """D-TRAK: mean eps_theta^2."""
+    return eps_of(model, at.x_t, at.t, one.cond).square().mean()
+
+
+def prediction_sign(model: Denoiser, one: One, at: Stand, probe: Probe) -> Tensor:
+    """DAS as in the Concept-TRAK authors' code: mean |eps_theta|."""
+    return eps_of(model, at.x_t, at.t, one.cond).abs().mean()
+
+
+def reconstruction_reward(model: Denoiser, one: One, at: Stand, probe: Probe) -> Tensor:
+    """Concept-TRAK, train side: mean (sg[eps_theta + grad_x r] - eps_theta)^2, r = mean (x_0hat - x_0)^2."""
+    alpha, sigma = levels(model, at.t)
+    x_t = at.x_t.detach().clone().requires_grad_()
+    seen = eps_of(model, x_t, at.t, one.cond)
+    r = ((x_t - sigma * seen) / alpha - one.x_0).square().mean()
+    (slope,) = torch.autograd.grad(r, x_t, retain_graph=True)
+    return ((seen + slope).detach() - seen).square().mean()
+
+
+def contrast(model: Denoiser, one: One, at: Stand, against: Condition, strength: float) -> Tensor:
+    """mean (sg[eps_c + w (eps_c - eps_against)] - eps_c)^2."""
+    seen = eps_of(model, at.x_t, at.t, one.cond)
+    target = (seen + strength * (seen - eps_of(model, at.x_t, at.t, against))).detach()
+    return (target - seen).square().mean()
+
+
+def concept_reward(model: Denoiser, one: One, at: Stand, probe: Probe) -> Tensor:
+    """Concept-TRAK, query side: against the condition without the concept."""
+    assert one.without is not None
+    return contrast(model, one, at, one.without, probe.strength)
+
+
+def caption_reward(model: Denoiser, one: One, at: Stand, probe: Probe) -> Tensor:
+    """The same against the model's negative, for a sample's own caption."""
+    return contrast(model, one, at, one.negative, probe.strength)
+
+
+def unweighted(model: Denoiser, one: One, stands: list[Stand]) -> float:
+    return 1.0
+
+
+def squared_error(model: Denoiser, one: One, stands: list[Stand]) -> float:
+    """DAS: sum_t mean (eps - eps_theta)^2."""
+    with torch.no_grad():
+        return sum((s.eps - eps_of(model, s.x_t, s.t, one.cond)).square().mean().item() for s in stands)
+
+
+def caption_fit(model: Denoiser, one: One, stands: list[Stand]) -> float:
+    """clip(sum_t <eps - eps_neg, eps_c - eps_neg> / sum_t |eps_c - eps_neg|^2, 0, 1)."""
+    along = length = 0.0
+    with torch.no_grad():
+        for s in stands:
+            negative = eps_of(model, s.x_t, s.t, one.negative)
+            way = eps_of(model, s.x_t, s.t, one.cond) - negative
+            along += ((s.eps - negative) * way).sum().item()
+            length += (way * way).sum().item()
+    return min(1.0, max(0.0, along / length))
+
+
+PATHS: dict[str, Callable[[Denoiser, One, Probe, int], list[Stand]]] = {
+    "forward_noise": forward_noise,
+    "ddim_inversion": ddim_inversion,
+    "sampling": sampling,
+}
+LOSSES: dict[str, Callable[[Denoiser, One, Stand, Probe], Tensor]] = {
+    "denoising_error": denoising_error,
+    "prediction": prediction,
+    "prediction_sign": prediction_sign,
+    "reconstruction_reward": reconstruction_reward,
+    "concept_reward": concept_reward,
+    "caption_reward": caption_reward,
+}
+FACTORS: dict[str, Callable[[Denoiser, One, list[Stand]], float]] = {
+    "one": unweighted,
+    "squared_error": squared_error,
+    "caption_fit": caption_fit,
+}
+
+
+def twin(table: dict[str, Callable], name: str, what: str) -> Callable:
+    """The written-out form of a name in a row."""
+    if name not in table:
+        raise AssertionError(
+            f"the {what} {name!r} of a row of METHODS has no written-out twin: write its published formula as plain "
+            "loops or as a loss into tests/written_out.py, from the source and not from the code"
+        )
+    return table[name]
+
+
+def gradient(model: Denoiser, loss: Tensor) -> Tensor:
+    """[k], parameters in their order."""
+    slopes = torch.autograd.grad(loss, list(model.parameters.values()))
+    return torch.cat([slope.flatten() for slope in slopes])
+
+
+def feature(model: Denoiser, one: One, probe: Probe, unit: bool, seed: int) -> tuple[Tensor, list[Stand]]:
+    """phi = sum over states of grad L, each divided by its norm where the row says so; and the states."""
+    stands = twin(PATHS, probe.trajectory, "trajectory")(model, one, probe, seed)
+    loss = twin(LOSSES, probe.direction, "direction")
+    rows = [gradient(model, loss(model, one, at, probe)) for at in stands]
+    return sum((g / g.norm() if unit else g for g in rows), torch.zeros(())), stands
+
+
+def train_side(model: Denoiser, row: Method, ones: list[One], seed: int) -> tuple[Tensor, Tensor]:
+    """phi [n, k] and the weights [n]."""
+    weigh, phi, weights = twin(FACTORS, row.weight, "weight"), [], []
+    for one in ones:
+        made, stands = feature(model, one, row.train, row.unit, seed)
+        phi.append(made)
+        weights.append(weigh(model, one, stands))
+    return torch.stack(phi), torch.tensor(weights, dtype=torch.float64)
+
+
+def query_side(model: Denoiser, row: Method, ones: list[One], seed: int) -> Tensor:
+    """phi_q [k], the mean over the query's samples; a row that needs images takes those generated for them."""
+    if row.query.trajectory != "sampling":
+        ones = [One(o.id, o.cond, o.negative, o.without, generated(model, o, seed)) for o in ones]
+    return torch.stack([feature(model, one, row.query, row.unit, seed)[0] for one in ones]).mean(0)
+
+
+def scores(phi: Tensor, weights: Tensor, phi_q: Tensor, damping: float) -> Tensor:
+    """w_i phi_q^T (K + lambda I)^-1 phi_i with K = sum_i phi_i phi_i^T and lambda = damping tr(K) / k."""
+    k = phi.shape[1]
+    curvature = torch.zeros(k, k, dtype=torch.float64)
+    for row in phi:
+        curvature += torch.outer(row, row)
+    lam = damping * sum(curvature[i, i].item() for i in range(k)) / k
+    inverse_phi = torch.linalg.solve(curvature + lam * torch.eye(k, dtype=torch.float64), phi.T)
+    return weights * (phi_q @ inverse_phi)
