@@ -32,6 +32,14 @@ def velocity(x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
 TARGETS = {"epsilon": epsilon, "v_prediction": velocity}
 
 
+MIDDLE = (0.1, 0.7)
+"""Of the times: below, an image is all but there; above, all but noise."""
+MUON = 5.0
+"""Muon's rate over AdamW's; its steps are scaled to AdamW's size."""
+INNER = 64
+"""Least side of a matrix inside a network; inputs (pixels, one patch) and outputs have a smaller one."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """The numbers of one run."""
@@ -48,12 +56,20 @@ class Recipe:
     """Largest Euclidean norm of a step's gradient."""
     prediction_type: str = "v_prediction"
     """A row of `TARGETS`, by the name diffusers' schedulers give it."""
+    optimizer: str = "adamw"
+    """adamw, or muon for the matrices inside the network (see `optimizers`)."""
+    focus: float = 0.0
+    """Share of a batch whose times are drawn from `MIDDLE` alone, where it is decided what an image shows."""
 
     def __post_init__(self) -> None:
         if not 0 < self.warm_up < self.steps:
             raise ValueError(f"warm_up={self.warm_up}, steps={self.steps}: expected 0 < warm_up < steps")
         if self.prediction_type not in TARGETS:
             raise ValueError(f"prediction_type={self.prediction_type!r}: expected one of {', '.join(TARGETS)}")
+        if self.optimizer not in ("adamw", "muon") or not 0 <= self.focus <= 1:
+            raise ValueError(
+                f"optimizer={self.optimizer!r}, focus={self.focus}: expected adamw or muon, and a share in 0 ... 1"
+            )
         if self.batch < 1 or self.learning_rate <= 0 or not 0 <= self.decay < 1:
             raise ValueError(
                 f"batch={self.batch}, learning_rate={self.learning_rate}, decay={self.decay}: "
@@ -119,18 +135,48 @@ def fit(
     Step s draws its batch, times, noise and captions from the key (seed, s): the run depends on nothing else.
     """
     average = copy.deepcopy(network).requires_grad_(False).eval()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate)
+    falling = optimizers(network, recipe)
     network.train()
     for step in range(recipe.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * rate(step, recipe)
+        for optimizer, peak in falling:
+            for group in optimizer.param_groups:
+                group["lr"] = peak * rate(step, recipe)
         loss = denoising_loss(network, examples, alpha, sigma, recipe, key(recipe.seed, "batch", step))
-        optimizer.zero_grad()
+        network.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
-        optimizer.step()
+        for optimizer, _ in falling:
+            optimizer.step()
         _follow(average, network, min(recipe.decay, (1 + step) / (10 + step)))
         yield Progress(step, loss.item(), average)
+
+
+def optimizers(network: nn.Module, recipe: Recipe) -> list[tuple[torch.optim.Optimizer, float]]:
+    """What takes the steps, each with the peak of its rate.
+
+    Muon (Jordan et al. 2024) orthogonalises the update of a matrix, so that its weak directions learn as fast as its
+    strong ones. Here that decides: a colour is a strong direction and learnt at once, a shape a weak one. Inputs,
+    outputs and everything that is no matrix stay with AdamW.
+    """
+    inner = [m.weight for m in network.modules() if isinstance(m, nn.Linear) and min(m.weight.shape) >= INNER]
+    if recipe.optimizer == "adamw" or not inner:
+        return [(torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate), recipe.learning_rate)]
+    named = {id(weight) for weight in inner}
+    rest = [p for p in network.parameters() if id(p) not in named]
+    peak = MUON * recipe.learning_rate
+    return [
+        (torch.optim.Muon(inner, lr=peak, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"), peak),
+        (torch.optim.AdamW(rest, lr=recipe.learning_rate), recipe.learning_rate),
+    ]
+
+
+def times(count: int, share: float, number: int, draw: torch.Generator) -> Int[Tensor, " number"]:
+    """`number` times in 0 ... count - 1, uniform; about `share` of them from `MIDDLE` (in shares of count) instead."""
+    if share == 0:
+        return torch.randint(count, (number,), generator=draw)
+    inside, where = torch.rand(number, generator=draw) < share, torch.rand(number, generator=draw)
+    low, high = MIDDLE
+    return (count * torch.where(inside, low + where * (high - low), where)).long()
 
 
 def denoising_loss(
@@ -146,7 +192,7 @@ def denoising_loss(
     draw = torch.Generator().manual_seed(draws)
     rows = torch.randint(len(examples.images), (recipe.batch,), generator=draw)
     variant = torch.multinomial(examples.chances, recipe.batch, replacement=True, generator=draw)
-    t = torch.randint(len(alpha), (recipe.batch,), generator=draw)
+    t = times(len(alpha), recipe.focus, recipe.batch, draw)
     x_0 = unit_range(examples.images[rows])
     eps = torch.randn(x_0.shape, generator=draw)
     alpha_t, sigma_t = alpha[t].float().view(-1, 1, 1, 1), sigma[t].float().view(-1, 1, 1, 1)

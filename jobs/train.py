@@ -45,6 +45,10 @@ class TrainConfig:
     """Probability that a caption loses a factor, for each factor and for both at once; 0 keeps every caption whole."""
     wrong: float = 0.0
     """Probability that a training image has the caption of another combination."""
+    optimizer: str = "adamw"
+    """adamw, or muon for the matrices inside the network."""
+    focus: float = 0.0
+    """Share of the training times drawn from the middle ones alone."""
     judge_steps: int = 600
     samples: int = 64
     """Images generated per combination and guidance to measure the model."""
@@ -120,6 +124,8 @@ def train_model(config: TrainConfig, out: Path, report: Callable[[str], None]) -
         config.learning_rate,
         config.warm_up,
         prediction_type=pipeline.scheduler.config.prediction_type,
+        optimizer=config.optimizer,
+        focus=config.focus,
     )
     losses, refreshed = [], time.monotonic()
     for progress in fit(network, examples(config, pipeline.tokenizer), alphas.sqrt(), (1 - alphas).sqrt(), recipe):
