@@ -14,16 +14,8 @@ from concept_trak.data.synthetic import arrays
 from concept_trak.data.two_factors import SETS, caption
 from concept_trak.models import small
 from concept_trak.models.text_to_image import TextToImage
-from concept_trak.training import (
-    TARGETS,
-    Examples,
-    Recipe,
-    denoising_loss,
-    dropout,
-    fit,
-    rate,
-    unit_range,
-)
+from concept_trak.recipe import INNER, MIDDLE, TARGETS, Recipe, optimizers, rate, times
+from concept_trak.training import Examples, denoising_loss, dropout, fit, unit_range
 from jobs.configure import configure
 from jobs.train import TrainConfig, command, examples, listening, train, train_model, untrained
 
@@ -242,3 +234,37 @@ def test_unknown_settings_of_a_run_are_refused():
         TrainConfig(set="letters")
     with pytest.raises(ValueError, match="network='mlp'; expected one of: unet, transformer"):
         TrainConfig(network="mlp")
+
+
+def test_muon_takes_the_matrices_inside_and_adamw_the_rest():
+    network = small.patches(0, resolution=16).transformer
+    adamw = Recipe(steps=2, warm_up=1)
+    ((_, peak),) = optimizers(network, adamw)
+    assert peak == adamw.learning_rate
+    (muon, _), (rest, _) = optimizers(network, Recipe(steps=2, warm_up=1, optimizer="muon"))
+    inner = {id(p) for group in muon.param_groups for p in group["params"]}
+    outer = {id(p) for group in rest.param_groups for p in group["params"]}
+    names = {id(p): name for name, p in network.named_parameters()}
+    assert not inner & outer
+    assert inner | outer == set(names), "some parameter would never be trained"
+    assert {names[i] for i in inner} >= {f"transformer_blocks.{i}.attn2.to_q.weight" for i in range(4)}
+    assert not [names[i] for i in inner if "table" in names[i] or "proj_out" in names[i] or "bias" in names[i]]
+    assert all(min(p.shape) >= INNER for group in muon.param_groups for p in group["params"])
+
+
+def test_a_share_of_the_times_comes_from_the_middle():
+    drawn = times(1000, 0.7, 20_000, torch.Generator().manual_seed(0))
+    low, high = (round(1000 * end) for end in MIDDLE)
+    inside = ((drawn >= low) & (drawn < high)).float().mean().item()
+    expected = 0.7 + 0.3 * (MIDDLE[1] - MIDDLE[0])
+    assert abs(inside - expected) < 4 * (expected * (1 - expected) / 20_000) ** 0.5, "times are not drawn as said"
+    assert drawn.min() < low
+    assert drawn.max() >= high
+    plain = torch.randint(1000, (9,), generator=torch.Generator().manual_seed(3))
+    assert torch.equal(times(1000, 0.0, 9, torch.Generator().manual_seed(3)), plain), "the shipped demo was drawn so"
+
+
+@pytest.mark.parametrize("wrong", [{"optimizer": "sgd"}, {"focus": 1.5}])
+def test_a_recipe_refuses_what_it_does_not_know(wrong):
+    with pytest.raises(ValueError, match="expected adamw or muon, and a share in 0"):
+        Recipe(**wrong)

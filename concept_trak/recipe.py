@@ -1,0 +1,101 @@
+"""The numbers of one training run, and what follows from them: its target, its times, its optimizers, their rates."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+
+def epsilon(x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The noise (Ho et al. 2020, eq. 14)."""
+    return eps
+
+
+def velocity(x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """v = alpha eps - sigma x_0 (Salimans and Ho 2022): near pure noise it asks for the image, not for its input."""
+    return alpha * eps - sigma * x_0
+
+
+TARGETS = {"epsilon": epsilon, "v_prediction": velocity}
+
+
+MIDDLE = (0.1, 0.7)
+"""Of the times: below, an image is all but there; above, all but noise."""
+MUON = 5.0
+"""Muon's rate over AdamW's; its steps are scaled to AdamW's size."""
+INNER = 64
+"""Least side of a matrix inside a network; inputs (pixels, one patch) and outputs have a smaller one."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The numbers of one run."""
+
+    seed: int = 0
+    steps: int = 6000
+    batch: int = 16
+    learning_rate: float = 1.2e-3
+    """Peak of AdamW's rate: a linear rise over `warm_up` steps, then half a cosine down to 0."""
+    warm_up: int = 100
+    decay: float = 0.998
+    """Of the moving average of the weights, which is what is shipped; smaller in the first steps."""
+    clip: float = 1.0
+    """Largest Euclidean norm of a step's gradient."""
+    prediction_type: str = "v_prediction"
+    """A row of `TARGETS`, by the name diffusers' schedulers give it."""
+    optimizer: str = "adamw"
+    """adamw, or muon for the matrices inside the network (see `optimizers`)."""
+    focus: float = 0.0
+    """Share of a batch whose times are drawn from `MIDDLE` alone, where it is decided what an image shows."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.warm_up < self.steps:
+            raise ValueError(f"warm_up={self.warm_up}, steps={self.steps}: expected 0 < warm_up < steps")
+        if self.prediction_type not in TARGETS:
+            raise ValueError(f"prediction_type={self.prediction_type!r}: expected one of {', '.join(TARGETS)}")
+        if self.optimizer not in ("adamw", "muon") or not 0 <= self.focus <= 1:
+            raise ValueError(
+                f"optimizer={self.optimizer!r}, focus={self.focus}: expected adamw or muon, and a share in 0 ... 1"
+            )
+        if self.batch < 1 or self.learning_rate <= 0 or not 0 <= self.decay < 1:
+            raise ValueError(
+                f"batch={self.batch}, learning_rate={self.learning_rate}, decay={self.decay}: "
+                "expected batch >= 1, learning_rate > 0 and 0 <= decay < 1"
+            )
+
+
+def optimizers(network: nn.Module, recipe: Recipe) -> list[tuple[torch.optim.Optimizer, float]]:
+    """What takes the steps, each with the peak of its rate.
+
+    Muon (Jordan et al. 2024) orthogonalises the update of a matrix, so that its weak directions learn as fast as its
+    strong ones. Here that decides: a colour is a strong direction and learnt at once, a shape a weak one. Inputs,
+    outputs and everything that is no matrix stay with AdamW.
+    """
+    inner = [m.weight for m in network.modules() if isinstance(m, nn.Linear) and min(m.weight.shape) >= INNER]
+    if recipe.optimizer == "adamw" or not inner:
+        return [(torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate), recipe.learning_rate)]
+    named = {id(weight) for weight in inner}
+    rest = [p for p in network.parameters() if id(p) not in named]
+    peak = MUON * recipe.learning_rate
+    return [
+        (torch.optim.Muon(inner, lr=peak, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"), peak),
+        (torch.optim.AdamW(rest, lr=recipe.learning_rate), recipe.learning_rate),
+    ]
+
+
+def times(count: int, share: float, number: int, draw: torch.Generator) -> Int[Tensor, " number"]:
+    """`number` times in 0 ... count - 1, uniform; about `share` of them from `MIDDLE` (in shares of count) instead."""
+    if share == 0:
+        return torch.randint(count, (number,), generator=draw)
+    inside, where = torch.rand(number, generator=draw) < share, torch.rand(number, generator=draw)
+    low, high = MIDDLE
+    return (count * torch.where(inside, low + where * (high - low), where)).long()
+
+
+def rate(step: int, recipe: Recipe) -> float:
+    """The learning rate of a step, as a share of its peak, in (0, 1]."""
+    if step < recipe.warm_up:
+        return (step + 1) / recipe.warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - recipe.warm_up) / (recipe.steps - recipe.warm_up)))
