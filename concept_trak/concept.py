@@ -80,14 +80,19 @@ class Concept:
         return self.without_prompt if self.prompt else self.without_labels
 
 
-def negatives(denoiser: Denoiser, ids: Sequence[str], texts: Sequence[str], seed: int) -> Condition:
-    """The model's own negative for each sample: the empty condition, or another combination keyed by (seed, id)."""
+def negatives(denoiser: Denoiser, ids: Sequence[str], texts: Sequence[str], seed: int, turn: int = 0) -> Condition:
+    """The model's own negative for each sample: the empty condition, or another combination keyed by (seed, id).
+
+    `turn` counts on from there through the other combinations.
+    """
     if denoiser.negative == "empty":
         return denoiser.encode([""] * len(ids))
     others = [[c for c in denoiser.combinations if c != text] for text in texts]
     if not all(others):
         raise ValueError("model.negative=other_label needs model.combinations with at least two entries to draw from")
-    drawn = [o[choice(len(o), seed, sample, "negative")] for sample, o in zip(ids, others, strict=True)]
+    drawn = [
+        o[(choice(len(o), seed, sample, "negative") + turn) % len(o)] for sample, o in zip(ids, others, strict=True)
+    ]
     return denoiser.encode(drawn)
 
 

@@ -1,4 +1,4 @@
-"""The short loop that composes everything: phi(z) = P sum_{s in trajectory(z)} u(J(s)^T v(s))."""
+"""The short loop that composes everything: phi(z) = P sum_{s in trajectory(z)} a(s) u(J(s)^T v(s))."""
 
 from functools import partial
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from concept_trak.probe import Probe
 from concept_trak.projector import Projector
 from concept_trak.state import Batch, State
 from concept_trak.trajectory import TRAJECTORIES
-from concept_trak.weight import WEIGHTS
+from concept_trak.weight import GATES, WEIGHTS
 
 
 class Features(NamedTuple):
@@ -35,17 +35,19 @@ def features(
     """phi, weight and number of usable states of every sample of a batch; none depends on its batch mates.
 
     P is linear, so it is applied once, after the sum over states. `u` divides by the norm over all attributable
-    parameters.
+    parameters; the probe's gate multiplies after it.
     """
     pointer = partial(_point, denoiser, probe)
-    total, sums, states = None, torch.zeros(()), torch.zeros(len(batch.ids), dtype=torch.int64)
+    total, weights, states = None, torch.zeros(()), torch.zeros(len(batch.ids), dtype=torch.int64)
     for state in TRAJECTORIES[probe.trajectory](denoiser, batch, probe, seed):
         gradients, seen, v = pull_back(denoiser, state, pointer)
         states += (v.flatten(1) != 0).any(1).cpu()
-        sums = sums + WEIGHTS[weight].at(probe, state, seen, v).to(torch.promote_types(v.dtype, torch.float32)).cpu()
-        total = add(total, unit_norm(gradients) if unit else gradients)
+        weights = weights + WEIGHTS[weight](probe, state, seen, v).to(torch.promote_types(v.dtype, torch.float32)).cpu()
+        directed = unit_norm(gradients) if unit else gradients
+        gate = GATES[probe.gate](probe, state, seen, v)
+        total = add(total, directed if probe.gate == "one" else times(directed, gate))
     assert total is not None, "a probe without states"
-    return Features(projector(total), WEIGHTS[weight].of(sums), states)
+    return Features(projector(total), weights if weight != "one" else torch.ones_like(weights), states)
 
 
 def query_features(denoiser: Denoiser, projector: Projector, method: Method, batch: Batch, seed: int) -> Features:
@@ -56,7 +58,11 @@ def query_features(denoiser: Denoiser, projector: Projector, method: Method, bat
 def unit_norm(gradients: Gradients) -> Gradients:
     """u(g) = g / |g|, and 0 where g is 0."""
     length = norm(gradients)
-    factor = torch.where(length > 0, 1 / length, 0)
+    return times(gradients, torch.where(length > 0, 1 / length, 0))
+
+
+def times(gradients: Gradients, factor: Float[Tensor, " b"]) -> Gradients:
+    """Each sample's gradient times its factor."""
     return {name: g * factor.to(g.dtype).reshape(-1, *[1] * (g.dim() - 1)) for name, g in gradients.items()}
 
 

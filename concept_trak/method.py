@@ -6,7 +6,7 @@ from typing import Any
 from concept_trak.direction import DIRECTIONS
 from concept_trak.probe import Probe
 from concept_trak.trajectory import TRAJECTORIES
-from concept_trak.weight import WEIGHTS
+from concept_trak.weight import GATES, WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Method:
     """How training samples and queries become features, and how a finished score is weighted.
 
     `unit`: every per-state gradient is divided by its Euclidean norm over all attributable parameters, on both sides.
-    `weight`: a row of `weight.py`.
+    `weight`: a row of `WEIGHTS` in `weight.py`.
     """
 
     train: Probe
@@ -26,12 +26,14 @@ class Method:
         for probe in (self.train, self.query):
             _one_of("trajectory", probe.trajectory, TRAJECTORIES)
             _one_of("direction", probe.direction, DIRECTIONS)
+            _one_of("gate", probe.gate, GATES)
+            if probe.gate == "caption_fit" and (probe.direction != "caption_reward" or probe.trajectory == "sampling"):
+                raise ValueError(
+                    f"gate=caption_fit is measured along the caption's direction and against the state's noise, which "
+                    f"{probe.trajectory} with {probe.direction} does not have both of; choose caption_reward on "
+                    "forward_noise or ddim_inversion, or gate=one"
+                )
         _one_of("weight", self.weight, WEIGHTS)
-        if self.weight == "caption_fit" and self.train.direction != "caption_reward":
-            raise ValueError(
-                f"weight=caption_fit is measured along the caption's direction, which {self.train.direction} does not "
-                "take; choose train.direction=caption_reward, or weight=one"
-            )
         if self.train.trajectory == "sampling" or self.train.direction == "concept_reward":
             raise ValueError(
                 "the train side stands on its own images and captions: choose forward_noise or ddim_inversion, and a "
@@ -63,8 +65,10 @@ _concept_b = replace(_concept_a, train=Probe("forward_noise", "reconstruction_re
 _concept_c = replace(_concept_b, train=Probe("ddim_inversion", "reconstruction_reward", guidance=7.5))
 _concept_trak = replace(_concept_c, unit=True)
 _caption_trak = replace(_concept_trak, train=Probe("forward_noise", "caption_reward"))
-_recommended = replace(
-    _caption_trak, train=Probe("forward_noise", "caption_reward", times=(300, 500, 700)), weight="caption_fit"
+# A twelfth of the evaluations, and a picture counts only as far as it shows what its caption says.
+_fit_trak = replace(
+    _caption_trak,
+    train=Probe("forward_noise", "caption_reward", times=(300, 500, 700), negatives=3, gate="caption_fit"),
 )
 
 METHODS: dict[str, Method] = {
@@ -76,5 +80,5 @@ METHODS: dict[str, Method] = {
     "concept_c": _concept_c,
     "concept_trak": _concept_trak,
     "caption_trak": _caption_trak,
-    "recommended": _recommended,
+    "fit_trak": _fit_trak,
 }

@@ -30,6 +30,10 @@ class Probe:
     """sampling: DDIM's own stochasticity, 0 is deterministic."""
     strength: float = 1.0
     """concept_reward, caption_reward: w, the guidance that the reward pulls by."""
+    negatives: int = 1
+    """forward_noise with the negative `other_label`: how many other captions the states of a sample take in turn."""
+    gate: str = "one"
+    """A row of `GATES` in `weight.py`: what a state's gradient is multiplied by."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "times", tuple(self.times))
@@ -41,6 +45,8 @@ class Probe:
             raise ValueError(
                 f"points={self.points}, every={self.every}: expected points >= 3 and every in 1 ... points - 2"
             )
+        if self.negatives < 1:
+            raise ValueError(f"negatives={self.negatives}: expected at least 1")
         if self.eta < 0 or self.strength <= 0:
             raise ValueError(f"eta={self.eta}, strength={self.strength}: expected eta >= 0 and strength > 0")
 

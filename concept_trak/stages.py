@@ -112,7 +112,8 @@ class Featurize(WithModel):
         d, captions = self.denoiser, [s.caption for s in ready]
         ids = tuple(s.id for s in ready)
         x_0 = d.to_latent(torch.stack([s.pixels for s in ready]).to(d.device, d.dtype))
-        batch = Batch(ids, d.encode(captions), negatives(d, ids, captions, self.config.seed), x_0)
+        first, *others = [negatives(d, ids, captions, self.config.seed, turn) for turn in range(row.train.negatives)]
+        batch = Batch(ids, d.encode(captions), first, x_0, others=tuple(others))
         made = features(d, self.config.projector, row.train, batch, self.config.seed, row.unit, row.weight)
         return Features(made.phi.cpu(), made.weight, made.states)
 

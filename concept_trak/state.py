@@ -21,6 +21,13 @@ class Batch:
     negative: Condition
     x_0: Float[Tensor, "b c h w"] | None = None
     without: Condition | None = None
+    others: tuple[Condition, ...] = ()
+    """More negatives of each sample, where the model has more than one."""
+
+    def facing(self, turn: int) -> "Batch":
+        """The batch against its next negative: they come in turn."""
+        every = (self.negative, *self.others)
+        return replace(self, negative=every[turn % len(every)])
 
     def rows(self, rows: slice) -> "Batch":
         return Batch(
@@ -29,6 +36,7 @@ class Batch:
             take(self.negative, rows),
             None if self.x_0 is None else self.x_0[rows],
             None if self.without is None else take(self.without, rows),
+            tuple(take(other, rows) for other in self.others),
         )
 
 

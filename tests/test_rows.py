@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from concept_trak import concept as concept_module
 from concept_trak.concept import Concept, negatives, query_batch
@@ -20,7 +19,7 @@ from concept_trak.projector import Projector
 from concept_trak.scoring import scores
 from concept_trak.state import Batch
 from concept_trak.trajectory import TRAJECTORIES
-from concept_trak.weight import WEIGHTS
+from concept_trak.weight import GATES, WEIGHTS
 from tests import written_out
 from tests.tolerances import EXACT64
 
@@ -51,7 +50,8 @@ def patches(tmp_path_factory) -> TextToImage:
 def trained_on(denoiser: TextToImage) -> Batch:
     ids = tuple(f"s{i}" for i in range(len(CAPTIONS)))
     x_0 = torch.stack([normal(denoiser.shape, name, "x_0") for name in ids]).double()
-    return Batch(ids, denoiser.encode(CAPTIONS), negatives(denoiser, ids, CAPTIONS, SEED), x_0)
+    others = tuple(denoiser.encode([*CAPTIONS[i:], *CAPTIONS[:i]]) for i in (1, 2))
+    return Batch(ids, denoiser.encode(CAPTIONS), negatives(denoiser, ids, CAPTIONS, SEED), x_0, others=others)
 
 
 def few(probe: Probe) -> Probe:
@@ -70,18 +70,28 @@ def require_equal(ours, theirs, what: str, tolerance: float) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_row_is_its_published_formula(latents, name):
-    weights = require_agreement(latents, name, METHODS[name])
-    if METHODS[name].weight == "caption_fit":
-        assert {0.0, 1.0} < set(weights.tolist()), "choose another seed: none is clipped, or all are"
+    require_agreement(latents, name, METHODS[name])
 
 
-@pytest.mark.parametrize("name", ["concept_trak", "recommended"])
+def test_some_states_are_shut_out_and_some_count_in_part(latents):
+    """Or else the comparison above would say nothing of the gate."""
+    row, model = METHODS["fit_trak"], latents
+    gates = [
+        written_out.caption_fit(model, one, at)
+        for one in written_out.ones(trained_on(model))
+        for at in written_out.forward_noise(model, one, row.train, SEED)
+    ]
+    assert any(a == 0 for a in gates), gates
+    assert any(0 < a < 1 for a in gates), gates
+
+
+@pytest.mark.parametrize("name", ["concept_trak", "fit_trak"])
 def test_so_it_is_for_a_transformer_that_predicts_v(patches, name):
     require_agreement(patches, name, METHODS[name])
 
 
-def require_agreement(denoiser: TextToImage, name: str, row: Method) -> Tensor:
-    """Of both sides' features, the weights, and the scores in both forms of the solve; returns the weights."""
+def require_agreement(denoiser: TextToImage, name: str, row: Method) -> None:
+    """Of both sides' features, the weights, and the scores in both forms of the solve."""
     row, plain, batch = shortened(row), Projector("identity"), trained_on(denoiser)
     phi, weights = written_out.train_side(denoiser, row, written_out.ones(batch), SEED)
     made = features(denoiser, plain, row.train, batch, SEED, row.unit, row.weight)
@@ -103,7 +113,6 @@ def require_agreement(denoiser: TextToImage, name: str, row: Method) -> Tensor:
             weighted = scores(made.phi, made.weight.double(), solved.z)[:, 0]
             whole = written_out.scores(phi, weights, phi_q, damping)
             require_equal(weighted, whole, f"{name}, {form} weighted scores at damping {damping}", EXACT64)
-    return weights
 
 
 @pytest.mark.parametrize(
@@ -112,8 +121,9 @@ def require_agreement(denoiser: TextToImage, name: str, row: Method) -> Tensor:
         (TRAJECTORIES, "trajectory", lambda row: replace(row, train=replace(row.train, trajectory="new"))),
         (DIRECTIONS, "direction", lambda row: replace(row, train=replace(row.train, direction="new"))),
         (WEIGHTS, "weight", lambda row: replace(row, weight="new")),
+        (GATES, "gate", lambda row: replace(row, train=replace(row.train, gate="new"))),
     ],
-    ids=["trajectory", "direction", "weight"],
+    ids=["trajectory", "direction", "weight", "gate"],
 )
 def test_a_new_row_without_its_formula_is_not_passed_over(latents, monkeypatch, table, what, change):
     monkeypatch.setitem(table, "new", next(iter(table.values())))

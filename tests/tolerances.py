@@ -1,6 +1,7 @@
 """Every tolerance of the tests, named once. They are never loosened without a measurement beside them."""
 
 EXACT64 = 1e-9  # relative, two float64 implementations of one formula; whole rows of the method table: measured 3e-12
+SWEPT64 = 1e-9  # relative, an eigendecomposition against a dense solve, also of rank-deficient features; measured 2e-12
 BATCH32 = 2e-5  # relative, float32 features of one sample in two batches (matrix products block differently)
 STORED16 = 1e-3  # relative, features stored as float16 with a scale against float64
 TABLE32 = 1e-6  # relative, formulas in float64 against diffusers' own over its float32 noise table

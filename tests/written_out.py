@@ -29,6 +29,7 @@ class One:
     negative: Condition
     without: Condition | None = None
     x_0: Tensor | None = None
+    others: tuple[Condition, ...] = ()
 
 
 def ones(batch: Batch) -> list[One]:
@@ -39,17 +40,25 @@ def ones(batch: Batch) -> list[One]:
             take(batch.negative, slice(i, i + 1)),
             None if batch.without is None else take(batch.without, slice(i, i + 1)),
             None if batch.x_0 is None else batch.x_0[i : i + 1],
+            tuple(take(other, slice(i, i + 1)) for other in batch.others),
         )
         for i, name in enumerate(batch.ids)
     ]
 
 
 class Stand(NamedTuple):
-    """x_t at t, and the noise that makes it from x_0 where x_0 is known."""
+    """x_t at t, the noise that makes it from x_0 where x_0 is known, and its number among noised states."""
 
     x_t: Tensor
     t: int
     eps: Tensor | None = None
+    number: int = 0
+
+
+def faced(one: One, at: Stand) -> Condition:
+    """The negative of a state: the sample's own come in turn."""
+    every = [one.negative, *one.others]
+    return every[at.number % len(every)]
 
 
 def eps_of(model: Denoiser, x_t: Tensor, t: int, cond: Condition) -> Tensor:
@@ -81,9 +90,9 @@ def forward_noise(model: Denoiser, one: One, probe: Probe, seed: int) -> list[St
     """x_t = alpha_t x_0 + sigma_t eps, one noise per t for all samples."""
     assert probe.noise == "shared"
     stands = []
-    for t in probe.times:
+    for number, t in enumerate(probe.times):
         eps = noise(model, seed, "shared", t)
-        stands.append(Stand(model.alpha[t].item() * one.x_0 + model.sigma[t].item() * eps, t, eps))
+        stands.append(Stand(model.alpha[t].item() * one.x_0 + model.sigma[t].item() * eps, t, eps, number))
     return stands
 
 
@@ -162,7 +171,7 @@ def concept_reward(model: Denoiser, one: One, at: Stand, probe: Probe) -> Tensor
 
 def caption_reward(model: Denoiser, one: One, at: Stand, probe: Probe) -> Tensor:
     """The same against the model's negative, for a sample's own caption."""
-    return contrast(model, one, at, one.negative, probe.strength)
+    return contrast(model, one, at, faced(one, at), probe.strength)
 
 
 def unweighted(model: Denoiser, one: One, stands: list[Stand]) -> float:
@@ -175,16 +184,16 @@ def squared_error(model: Denoiser, one: One, stands: list[Stand]) -> float:
         return sum((s.eps - eps_of(model, s.x_t, s.t, one.cond)).square().mean().item() for s in stands)
 
 
-def caption_fit(model: Denoiser, one: One, stands: list[Stand]) -> float:
-    """clip(sum_t <eps - eps_neg, eps_c - eps_neg> / sum_t |eps_c - eps_neg|^2, 0, 1)."""
-    along = length = 0.0
+def open_gate(model: Denoiser, one: One, at: Stand) -> float:
+    return 1.0
+
+
+def caption_fit(model: Denoiser, one: One, at: Stand) -> float:
+    """clip(<eps - eps_neg, eps_c - eps_neg> / |eps_c - eps_neg|^2, 0, 1)."""
     with torch.no_grad():
-        for s in stands:
-            negative = eps_of(model, s.x_t, s.t, one.negative)
-            way = eps_of(model, s.x_t, s.t, one.cond) - negative
-            along += ((s.eps - negative) * way).sum().item()
-            length += (way * way).sum().item()
-    return min(1.0, max(0.0, along / length))
+        negative = eps_of(model, at.x_t, at.t, faced(one, at))
+        way = eps_of(model, at.x_t, at.t, one.cond) - negative
+        return ((at.eps - negative) * way).sum().div((way * way).sum()).clamp(0, 1).item()
 
 
 PATHS: dict[str, Callable[[Denoiser, One, Probe, int], list[Stand]]] = {
@@ -203,8 +212,8 @@ LOSSES: dict[str, Callable[[Denoiser, One, Stand, Probe], Tensor]] = {
 FACTORS: dict[str, Callable[[Denoiser, One, list[Stand]], float]] = {
     "one": unweighted,
     "squared_error": squared_error,
-    "caption_fit": caption_fit,
 }
+GATES: dict[str, Callable[[Denoiser, One, Stand], float]] = {"one": open_gate, "caption_fit": caption_fit}
 
 
 def twin(table: dict[str, Callable], name: str, what: str) -> Callable:
@@ -224,11 +233,11 @@ def gradient(model: Denoiser, loss: Tensor) -> Tensor:
 
 
 def feature(model: Denoiser, one: One, probe: Probe, unit: bool, seed: int) -> tuple[Tensor, list[Stand]]:
-    """phi = sum over states of grad L, each divided by its norm where the row says so; and the states."""
+    """phi = sum over states of grad L, divided by its norm where the row says so, times its gate; and the states."""
     stands = twin(PATHS, probe.trajectory, "trajectory")(model, one, probe, seed)
-    loss = twin(LOSSES, probe.direction, "direction")
-    rows = [gradient(model, loss(model, one, at, probe)) for at in stands]
-    return sum((g / g.norm() if unit else g for g in rows), torch.zeros(())), stands
+    loss, gate = twin(LOSSES, probe.direction, "direction"), twin(GATES, probe.gate, "gate")
+    rows = [(gradient(model, loss(model, one, at, probe)), gate(model, one, at)) for at in stands]
+    return sum((a * (g / g.norm() if unit else g) for g, a in rows), torch.zeros(())), stands
 
 
 def train_side(model: Denoiser, row: Method, ones: list[One], seed: int) -> tuple[Tensor, Tensor]:
