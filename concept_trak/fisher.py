@@ -3,7 +3,7 @@
 n training samples, k features, m queries. Sums are float32 products of float32 features; the solve is float64.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import NamedTuple
@@ -72,6 +72,21 @@ def solve_dual(phi: Float[Tensor, "n k"], lam: float, queries: Float[Tensor, "m 
     inner = solve(rows @ rows.T, lam, q @ rows.T).z
     z = (q - inner @ rows) / lam
     return Solved(z, _residual(z @ rows.T @ rows + lam * z, q))
+
+
+def sweep(
+    phi: Float[Tensor, "n k"], queries: Float[Tensor, "m k"], dampings: Sequence[float]
+) -> Iterator[Float[Tensor, "n m"]]:
+    """Phi (K + lambda I)^-1 q for each damping, float64, from one eigendecomposition of Phi Phi^T: n in the thousands.
+
+    Phi (Phi^T Phi + lambda I)^-1 = (Phi Phi^T + lambda I)^-1 Phi; the eigenvalues of K are those of Phi Phi^T.
+    """
+    rows = phi.double()
+    value, vector = torch.linalg.eigh(rows @ rows.T)
+    turned = vector.T @ (rows @ queries.double().T)
+    for damping in dampings:
+        lam = damping * value.clamp_min(0).sum() / phi.shape[1]
+        yield vector @ (turned / (value.clamp_min(0) + lam)[:, None])
 
 
 def _residual(left: Tensor, q: Tensor) -> Tensor:

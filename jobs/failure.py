@@ -8,8 +8,10 @@ from cluster.executor import InfrastructureExhausted, WorkerFailed
 from cluster.worker import Failure, classify
 from concept_trak.query import Question
 from concept_trak.reduction import Group, Scoring
+from concept_trak.rival import Rivalry
 from concept_trak.stages import Featuring
 from concept_trak.store.place import without_secrets
+from concept_trak.trial import Inquiry
 
 
 class Stopped(RuntimeError):
@@ -59,5 +61,9 @@ def label(item: Any) -> str:
             return f"{method}-{concept.name}"
         case Group(method, name):
             return f"{method}-{name}"
+        case Inquiry(_, concept):
+            return concept.name
+        case Rivalry(rival):
+            return rival
         case _:
             return getattr(item, "method", "item")

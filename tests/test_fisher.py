@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from concept_trak.fisher import gram, solve, solve_dual, total
+from concept_trak.fisher import gram, solve, solve_dual, sweep, total
 from concept_trak.scoring import scores, spread
-from tests.tolerances import EXACT64
+from tests.tolerances import EXACT64, SWEPT64
 
 
 def rows(n, k, seed=0):
@@ -63,3 +63,30 @@ def test_the_spread_of_scores_is_known_before_scoring():
     phi, z = rows(500, 10), rows(1, 10, seed=1)
     exact = scores(phi, torch.ones(500).double(), z).square().mean().sqrt().item()
     assert abs(spread(z[0], gram(phi).matrix, 500) / exact - 1) < EXACT64
+
+
+@pytest.mark.parametrize(("n", "k", "rank"), [(20, 40, 40), (200, 40, 40), (60, 40, 7), (30, 50, 1)])
+def test_a_sweep_is_a_dense_solve_at_every_damping(n, k, rank):
+    phi = rows(n, rank) @ rows(rank, k, seed=2) if rank < min(n, k) else rows(n, k)
+    queries, dampings = rows(3, k, seed=1), [1e-2, 1.0, 100.0, 1e4]
+    swept = list(sweep(phi, queries, dampings))
+    assert len(swept) == len(dampings)
+    for damping, ours in zip(dampings, swept, strict=True):
+        lam = damping * phi.square().sum() / k
+        dense = phi @ torch.linalg.solve(phi.T @ phi + lam * torch.eye(k).double(), queries.T)
+        error = ((ours - dense).norm() / dense.norm()).item()
+        assert error < SWEPT64, f"n={n}, k={k}, rank {rank}, damping {damping:g}: off by {error:.1e}"
+
+
+def test_a_sweep_agrees_with_the_audits_own_solve():
+    phi, queries = rows(50, 10), rows(2, 10, seed=1)
+    k = gram(phi)
+    (swept,) = sweep(phi, queries, [3.0])
+    solved = scores(phi, torch.ones(50).double(), solve(k.matrix, k.damped(3.0), queries).z)
+    torch.testing.assert_close(swept, solved, rtol=EXACT64, atol=1e-12)
+
+
+def test_a_sweep_tends_to_the_plain_inner_product():
+    phi, queries = rows(50, 10), rows(2, 10, seed=1)
+    (swept,) = sweep(phi, queries, [1e9])
+    torch.testing.assert_close(swept * gram(phi).damped(1e9), phi @ queries.T, rtol=1e-7, atol=1e-8)

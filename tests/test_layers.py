@@ -34,6 +34,8 @@ BELOW = {
     "metrics": set(),
     "features": {"denoiser", "direction", "gradient", "method", "probe", "projector", "state", "trajectory", "weight"},
     "concept": {"denoiser", "method", "noise", "probe", "state", "trajectory"},
+    "retrieval": {"concept", "data"},
+    "standings": {"retrieval"},
 }
 
 

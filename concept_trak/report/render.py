@@ -160,8 +160,9 @@ def _minus(text: str) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Where the templates beside this file are found, with the filters they share; everything is escaped."""
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
@@ -169,10 +170,10 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     functions = (columns, bars, is_log, place, number, ratio, gain, percent, duration, rate, reused, inline, is_small)
-    environment.filters.update({function.__name__: function for function in functions})
-    environment.filters["count"] = "{:,}".format
-    environment.filters["yes_or_no"] = lambda value: "yes" if value else "no"
-    return environment
+    made.filters.update({function.__name__: function for function in functions})
+    made.filters["count"] = "{:,}".format
+    made.filters["yes_or_no"] = lambda value: "yes" if value else "no"
+    return made
 
 
-_TEMPLATE = _environment().get_template("page.html")
+_TEMPLATE = environment().get_template("page.html")

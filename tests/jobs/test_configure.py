@@ -84,7 +84,7 @@ def test_the_demo_asks_for_what_is_in_the_repository():
         ("top=0", r"top=0; expected at least 1"),
         ("damping=0", r"damping=0.0; expected a positive number"),
         ("model.precision=int8", r"model.precision='int8'; expected one of: float32, "),
-        ("method=nope", r"method=nope is not known; expected one of: .*concept_trak, d_trak, das, trak"),
+        ("method=nope", r"method=nope is not known; expected one of: .*concept_trak, d_trak, das, .*trak"),
         ("method=[trak,nope]", r"method=nope is not known; expected one of: "),
         ("projector=scetch", r"projector=scetch is not known; expected one of: identity, mask, rademacher, sketch"),
         ("methods.concept_trak.train.trajectory=up", r"trajectory='up' is not known; expected one of: forward_noise"),

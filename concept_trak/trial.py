@@ -1,0 +1,125 @@
+"""The work of a benchmark: every query's own feature, every method's rankings at every damping, and their grades."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from concept_trak import fisher
+from concept_trak.concept import Concept, query_batch, query_side
+from concept_trak.data.parquet import label_values
+from concept_trak.data.shard import Shard
+from concept_trak.features import query_features
+from concept_trak.method import Method, describe
+from concept_trak.reduction import OnStore
+from concept_trak.results import shows
+from concept_trak.retrieval import Grades, grade
+from concept_trak.stages import Attempt, WithModel
+from concept_trak.store.manifest import Audit, read_table, write_table
+from concept_trak.store.records import Record
+from concept_trak.store.tables import from_columns
+
+Row = dict[str, float | int | str]
+
+PLAIN = float("inf")
+"""The damping of the plain inner product, to which the ranking tends."""
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """A concept asked the way of one query side; each of its samples is kept apart."""
+
+    method: Method
+    concept: Concept
+
+
+def inquiry_file(method: Method, concept: str) -> str:
+    """Named by what decides the numbers, so that methods with one query side share them."""
+    side = {"query": describe(method)["query"], "unit": method.unit}
+    digest = hashlib.sha256(json.dumps(side, sort_keys=True).encode()).hexdigest()[:12]
+    return f"inquiries/{digest}/{concept}.parquet"
+
+
+class Inquire(WithModel):
+    """phi_q of every sample of a concept, to the store; nothing is computed twice."""
+
+    def __call__(self, item: Inquiry, attempt: Attempt) -> str:
+        name = inquiry_file(item.method, item.concept.name)
+        audit = Audit(self.store, self.config.audit)
+        if self.store.size(audit.name(name)) is not None:
+            return name
+        batch, size, made = query_batch(self.denoiser, item.concept), self.batch_size(attempt), []
+        for i in range(0, len(batch.ids), size):
+            method, part = query_side(self.denoiser, item.method, item.concept, batch.rows(slice(i, i + size)))
+            made.append(query_features(self.denoiser, self.config.projector, method, part, item.concept.seed).phi)
+        phi = torch.cat(made).cpu().float().numpy()
+        kinds = {"sample": "string", "phi": "vector"}
+        write_table(audit, name, from_columns(kinds, {"sample": batch.ids, "phi": list(phi)}))
+        return name
+
+
+@dataclass(frozen=True)
+class Grading:
+    """The features of one method against its `own` queries or the `concept` query, for every concept and damping.
+
+    `each`: query samples that make one query; disjoint runs of so many. `plan`: the shards, for their labels.
+    """
+
+    method: str
+    asked: str
+    query: Method
+    records: tuple[Record, ...]
+    plan: tuple[Shard, ...]
+    dampings: tuple[float, ...]
+    each: int = 1
+
+
+GRADE_KINDS = {"concept": "string", "query": "int32", "damping": "float64", "flipped": "int32",
+               "base_rate": "float64", "average_precision": "float64", "precision_at_10": "float64",
+               "recall_at_carriers": "float64"}  # fmt: skip
+
+
+class Grade(OnStore):
+    """Rankings of all training samples by every query at every damping, with the scores' sign and against it."""
+
+    def __call__(self, item: Grading, attempt: Attempt) -> list[Row]:
+        ids, weight, phi = self._features(item)
+        labels = dict(pair for shard in item.plan for pair in label_values(shard, self.work.config.data))
+        concepts = self.work.config.concepts
+        queries = torch.cat([self._queries(item, c.name) for c in concepts])
+        relevant = {c.name: np.array([shows(c, labels[i]) for i in ids]) for c in concepts}
+        damped = [d for d in item.dampings if d != PLAIN]
+        made = zip(damped, fisher.sweep(phi, queries, damped), strict=True)
+        rows = []
+        for damping, scores in [*made, *[(d, phi @ queries.T) for d in item.dampings if d == PLAIN]]:
+            weighted = (weight[:, None] * scores).double().numpy()
+            for i, c in enumerate(concepts):
+                of = slice(i * len(queries) // len(concepts), (i + 1) * len(queries) // len(concepts))
+                for sign in (1, -1):
+                    graded = grade(sign * weighted[:, of], relevant[c.name], ids)
+                    rows += as_rows(graded, c.name, damping, int(sign < 0), relevant[c.name])
+        return rows
+
+    def _features(self, item: Grading) -> tuple[list[str], Tensor, Tensor]:
+        blocks = [block for record in item.records for block in self.features(record)]
+        ids = [i for names, _, _ in blocks for i in names]
+        return ids, torch.cat([w for _, w, _ in blocks]), torch.cat([p for _, _, p in blocks])
+
+    def _queries(self, item: Grading, concept: str) -> Tensor:
+        table = read_table(self.audit, inquiry_file(item.query, concept))
+        phi = torch.tensor(np.array(table["phi"].to_pylist(), np.float32))
+        return phi.unflatten(0, (-1, item.each)).mean(1)
+
+
+def as_rows(graded: Grades, concept: str, damping: float, flipped: int, relevant: np.ndarray) -> list[Row]:
+    """One row per query, with the columns of `GRADE_KINDS`."""
+    base = float(relevant.mean())
+    return [
+        dict(zip(GRADE_KINDS, (concept, i, damping, flipped, base, float(ap), float(p), float(r)), strict=True))
+        for i, (ap, p, r) in enumerate(
+            zip(graded.average_precision, graded.precision_at_10, graded.recall_at_carriers, strict=True)
+        )
+    ]
