@@ -37,8 +37,11 @@ class Run:
         """The records of every shard for every method; the missing shards are computed now."""
         p = self.prepared
         names = [shard.name for shard in p.plan]
-        found = {m: committed(p.store, fp, names) for m, fp in p.work.fingerprints.items()}
-        missing = [Featuring(m, shard) for m in found for shard in p.plan if shard.name not in found[m]]
+        # Methods that differ in their queries alone share one feature set, which the first of them computes.
+        sets = {fp: committed(p.store, fp, names) for fp in dict.fromkeys(p.work.fingerprints.values())}
+        found = {m: sets[fp] for m, fp in p.work.fingerprints.items()}
+        first = {fp: m for m, fp in reversed(p.work.fingerprints.items())}.values()
+        missing = [Featuring(m, shard) for m in found if m in first for shard in p.plan if shard.name not in found[m]]
         self.computed = {m: sum(item.shard.rows for item in missing if item.method == m) for m in found}
         self._say_what_is_there(found, missing)
         for item, record in self.map(
@@ -62,10 +65,9 @@ class Run:
                     wanted.setdefault(method, []).append(Group(method, group_name(group), kept))
             if method not in wanted:
                 raise Stopped(f"not one sample has a feature for {method}: all were rejected ({_counted(parts)})", 3)
-        todo = [
-            g for gs in wanted.values() for g in gs if gram_name(p.work.fingerprints[g.method], g.name) not in standing
-        ]
-        for _ in self.map("gram", "concept_trak.reduction:SumGroup", todo):
+        todo = {gram_name(p.work.fingerprints[g.method], g.name): g for gs in wanted.values() for g in gs}
+        missing = [group for name, group in todo.items() if name not in standing]
+        for _ in self.map("gram", "concept_trak.reduction:SumGroup", missing):
             pass
         return {method: tuple(g.name for g in gs) for method, gs in wanted.items()}
 
@@ -159,11 +161,14 @@ class Run:
                 )
 
     def _say_what_is_there(self, found: dict[str, dict[str, Record]], missing: Sequence[Featuring]) -> None:
+        by = {fp: m for m, fp in reversed(self.prepared.work.fingerprints.items())}
         for method, records in found.items():
-            left = sum(1 for item in missing if item.method == method)
-            done = f"{len(records)} of {len(self.prepared.plan)} shards are done"
+            first = by[self.prepared.work.fingerprints[method]]
+            left = sum(1 for item in missing if item.method == first)
             what = f"{left} to compute" if left else "no gradient work"
-            self.progress.line(f"features   {method}: {done}, {what}")
+            done = f"{len(records)} of {len(self.prepared.plan)} shards are done"
+            shared = f", shared with {first}" if first != method else ""
+            self.progress.line(f"features   {method}: {done}, {what}{shared}")
 
 
 def _counted(records: Iterable[Record]) -> str:

@@ -60,7 +60,7 @@ def test_the_authors_method_runs_on_pixels(world, tmp_path):
     assert found.top("concept_trak")[0]["sample_id"] == best
 
 
-def test_methods_stand_side_by_side_and_a_concept_may_be_one_image(world, tmp_path):
+def test_methods_stand_side_by_side_and_a_concept_may_be_one_image(world, tmp_path, capsys):
     draw(0, 99, SHAPES3.whole(), RESOLUTION).image.save(tmp_path / "one.png")
     local = f"{{name: here, prompt: a red triangle, without_prompt: red, scope: local, image: {tmp_path}/one.png}}"
     found = world.audit(tmp_path / "store", f"concepts=[{CONCEPT},{local}]", method="[trak,das,concept_a]", data="few")
@@ -70,6 +70,9 @@ def test_methods_stand_side_by_side_and_a_concept_may_be_one_image(world, tmp_pa
         assert np.linalg.norm(found.query(method, "here")["phi"]) > 0
     features = {method: found.features(method) for method in ("trak", "das", "concept_a")}
     np.testing.assert_array_equal(features["trak"][2], features["concept_a"][2], "one train side, one set of features")
+    said = capsys.readouterr().out
+    assert "concept_a: 0 of 2 shards are done, 2 to compute, shared with trak" in said
+    assert "featurize  4/4" in said, "the features that two methods share were computed twice"
     assert (features["trak"][1] == 1).all()
     assert (features["das"][1] > 0).all()
     assert len(set(features["das"][1])) > 1, "DAS weighs a sample by its own error"
