@@ -65,7 +65,7 @@ _concept_b = replace(_concept_a, train=Probe("forward_noise", "reconstruction_re
 _concept_c = replace(_concept_b, train=Probe("ddim_inversion", "reconstruction_reward", guidance=7.5))
 _concept_trak = replace(_concept_c, unit=True)
 _caption_trak = replace(_concept_trak, train=Probe("forward_noise", "caption_reward"))
-# A twelfth of the evaluations, and a picture counts only as far as it shows what its caption says.
+# Less than a tenth of concept_trak's evaluations; a picture counts only as far as it shows what its caption says.
 _fit_trak = replace(
     _caption_trak,
     train=Probe("forward_noise", "caption_reward", times=(300, 500, 700), negatives=3, gate="caption_fit"),

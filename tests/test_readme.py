@@ -11,6 +11,7 @@ import pytest
 from concept_trak.config import AuditConfig
 from concept_trak.method import METHODS
 from jobs.audit import audit
+from jobs.benchmark import BenchmarkConfig, require_pairs, trained
 from jobs.configure import configure
 from jobs.shapes import ShapesConfig, shapes
 from jobs.status import StatusConfig, status
@@ -58,6 +59,13 @@ def test_every_command_is_one_the_project_has():
 def test_audit_commands_are_accepted(command):
     config = configure(AuditConfig, "config", shlex.split(command)[3:])
     assert config.complete().concepts
+
+
+def test_the_benchmark_command_is_accepted_and_its_models_are_shipped():
+    (command,) = [c for c in commands() if "jobs.benchmark" in c]
+    config = configure(BenchmarkConfig, "benchmark", shlex.split(command)[3:])
+    for path in config.models:
+        require_pairs(config, trained(str(ROOT / path)))
 
 
 def test_make_audit_runs_the_demo():

@@ -11,11 +11,13 @@ import pytest
 import jobs.benchmark
 from concept_trak.concept import Concept
 from concept_trak.method import METHODS
+from concept_trak.models.text_to_image import TextToImage
 from concept_trak.rival import RIVALS, Rivalry
 from concept_trak.trial import Grading, Inquiry
 from jobs.benchmark import BenchmarkConfig, audit_of, benchmark, trained
 from jobs.configure import CONF, configure, main
 from jobs.failure import label
+from jobs.train import command
 from tests.jobs.world import files_under
 from tests.report.outline import parse
 
@@ -163,3 +165,19 @@ def test_a_training_record_that_is_no_record_is_refused(refused, tmp_path):
     record["settings"]["colour"] = "mauve"
     (model / "training.json").write_text(json.dumps(record))
     assert "training.json is not what `python -m jobs.train` writes: unknown key colour" in refused(f"models=[{model}]")
+
+
+@pytest.mark.parametrize("folder", sorted((DEMO.parent / "benchmark").iterdir()), ids=lambda folder: folder.name)
+def test_a_shipped_model_is_what_its_folder_says(folder):
+    """It loads with the benchmark's parameters, repeats its command, and is small enough to ship."""
+    made, usual = trained(str(folder)), BenchmarkConfig()
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 6_000_000
+    model = TextToImage(str(folder), usual.parameters)
+    assert sum(p.numel() for p in model.parameters.values()) > 1_200_000
+    assert model.resolution == made.side
+    said = json.loads((folder / "training.json").read_text())
+    assert command(made) == said["command"], "the settings and the command of training.json differ"
+    assert said["judge_accuracy"] > 0.99, "who judged it could not tell what an image shows"
+    drawn = said["shows_both_factors"]["guidance 1"]
+    right = [share for text, share in drawn.items() if text not in said["held_out"]]
+    assert min(right) > (0.6 if made.wrong else 0.9), f"it does not draw what it is asked: {drawn}"
