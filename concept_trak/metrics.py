@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 
 def precision_at(relevant: Sequence[bool], k: int) -> float:
@@ -30,11 +29,3 @@ def base_rate(relevant: Sequence[bool]) -> float:
 def recall_at_carriers(relevant: Sequence[bool]) -> float:
     """Share of the carriers found when as many samples are taken as there are carriers."""
     return precision_at(relevant, sum(relevant))
-
-
-def interval(values: Sequence[float], level: float = 0.95, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of independent values (Efron 1979)."""
-    data: NDArray[np.float64] = np.asarray(values, dtype=np.float64)
-    resampled = np.random.default_rng(seed).choice(data, (draws, len(data))).mean(1)
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

@@ -6,8 +6,7 @@ from typing import Any
 from concept_trak.report.league import render_league
 from concept_trak.standings import Standing, Table, best_baseline
 from concept_trak.store.commit import Store
-from concept_trak.store.manifest import to_parquet
-from concept_trak.store.tables import from_rows
+from concept_trak.store.tables import from_rows, to_parquet
 from concept_trak.trial import GRADE_KINDS
 
 GRADED = {"method": "string", "asked": "string", **GRADE_KINDS}

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from concept_trak.metrics import average_precision, base_rate, interval, precision_at, recall_at_carriers
+from concept_trak.metrics import average_precision, base_rate, precision_at, recall_at_carriers
 from concept_trak.scoring import BINS, TopK, bins
 
 values = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=40)
@@ -55,9 +55,3 @@ def test_average_precision_of_a_random_order_is_near_the_base_rate():
     rng = np.random.default_rng(0)
     mean = np.mean([average_precision((rng.permutation(300) < 100).tolist()) for _ in range(300)])
     assert abs(mean - 1 / 3) < 0.02
-
-
-def test_the_interval_covers_the_mean_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    covered = [low <= 0 <= high for low, high in (interval(list(rng.normal(size=40)), draws=400) for _ in range(200))]
-    assert 0.88 < np.mean(covered) < 0.99

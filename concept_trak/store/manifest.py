@@ -19,6 +19,7 @@ import yaml
 from concept_trak.store.commit import Store, refuse_credentials
 from concept_trak.store.identity import as_json, differences, encode_json
 from concept_trak.store.records import READERS, Record, part_name
+from concept_trak.store.tables import to_parquet
 
 PLAN = pa.schema(
     {"shard": pa.string(), "source": pa.string(), "version": pa.string(), "first_row": pa.int64(), "rows": pa.int64()}
@@ -74,13 +75,6 @@ def read_plan(audit: Audit) -> list[dict[str, Any]]:
 def write_table(audit: Audit, relative: str, table: pa.Table) -> bool:
     """Put a table as Parquet if absent; False if other bytes stand there, which then hold."""
     return write_bytes(audit, relative, to_parquet(table))
-
-
-def to_parquet(table: pa.Table) -> bytes:
-    """A table as the bytes of a Parquet file, with page checksums."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, write_page_checksum=True)
-    return sink.getvalue().to_pybytes()
 
 
 def write_json(audit: Audit, relative: str, obj: Any) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 KINDS: dict[str, pa.DataType] = {
     "string": pa.string(),
@@ -24,3 +25,10 @@ def from_rows(kinds: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> pa
 def from_columns(kinds: Mapping[str, str], columns: Mapping[str, Sequence[Any] | np.ndarray]) -> pa.Table:
     """The same from whole columns."""
     return pa.table({name: pa.array(columns[name], KINDS[kind]) for name, kind in kinds.items()})
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """A table as the bytes of a Parquet file, with page checksums."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, write_page_checksum=True)
+    return sink.getvalue().to_pybytes()
