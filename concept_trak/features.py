@@ -1,5 +1,6 @@
 """The short loop that composes everything: phi(z) = P sum_{s in trajectory(z)} a(s) u(J(s)^T v(s))."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -9,11 +10,12 @@ from torch import Tensor
 
 from concept_trak.denoiser import Denoiser, Prediction
 from concept_trak.direction import DIRECTIONS
-from concept_trak.gradient import Gradients, norm, pull_back
+from concept_trak.gradient import Pulled, pull_back_each
 from concept_trak.method import Method
 from concept_trak.probe import Probe
 from concept_trak.projector import Projector
 from concept_trak.state import Batch, State
+from concept_trak.total import running_total
 from concept_trak.trajectory import TRAJECTORIES
 from concept_trak.weight import GATES, WEIGHTS
 
@@ -29,25 +31,19 @@ class Features(NamedTuple):
     states: Int[Tensor, " b"]
 
 
+class Side(NamedTuple):
+    """One side of a method: what `features` is asked for."""
+
+    probe: Probe
+    unit: bool = False
+    weight: str = "one"
+
+
 def features(
     denoiser: Denoiser, projector: Projector, probe: Probe, batch: Batch, seed: int, unit: bool, weight: str = "one"
 ) -> Features:
-    """phi, weight and number of usable states of every sample of a batch; none depends on its batch mates.
-
-    P is linear, so it is applied once, after the sum over states. `u` divides by the norm over all attributable
-    parameters; the probe's gate multiplies after it.
-    """
-    pointer = partial(_point, denoiser, probe)
-    total, weights, states = None, torch.zeros(()), torch.zeros(len(batch.ids), dtype=torch.int64)
-    for state in TRAJECTORIES[probe.trajectory](denoiser, batch, probe, seed):
-        gradients, seen, v = pull_back(denoiser, state, pointer)
-        states += (v.flatten(1) != 0).any(1).cpu()
-        weights = weights + WEIGHTS[weight](probe, state, seen, v).to(torch.promote_types(v.dtype, torch.float32)).cpu()
-        directed = unit_norm(gradients) if unit else gradients
-        gate = GATES[probe.gate](probe, state, seen, v)
-        total = add(total, directed if probe.gate == "one" else times(directed, gate))
-    assert total is not None, "a probe without states"
-    return Features(projector(total), weights if weight != "one" else torch.ones_like(weights), states)
+    """phi, weight and number of usable states of every sample of a batch; none depends on its batch mates."""
+    return features_of_each(denoiser, projector, [Side(probe, unit, weight)], batch, seed)[0]
 
 
 def query_features(denoiser: Denoiser, projector: Projector, method: Method, batch: Batch, seed: int) -> Features:
@@ -55,19 +51,51 @@ def query_features(denoiser: Denoiser, projector: Projector, method: Method, bat
     return features(denoiser, projector, method.query, batch, seed, method.unit)
 
 
-def unit_norm(gradients: Gradients) -> Gradients:
-    """u(g) = g / |g|, and 0 where g is 0."""
-    length = norm(gradients)
-    return times(gradients, torch.where(length > 0, 1 / length, 0))
+def features_of_each(
+    denoiser: Denoiser, projector: Projector, sides: Sequence[Side], batch: Batch, seed: int
+) -> list[Features]:
+    """The features of several sides with one path: they stand on the same states, and share each state's forward.
+
+    Sides that also point the same way share its backward.
+    """
+    paths, directions = {side.probe.path for side in sides}, list(dict.fromkeys(side.probe.pointing for side in sides))
+    assert len(paths) == 1, f"sides with {len(paths)} paths cannot share their states"
+    pointers = [partial(_point, denoiser, probe) for probe in directions]
+    sums = [_Sum(denoiser, projector, side, len(batch.ids)) for side in sides]
+    for state in TRAJECTORIES[sides[0].probe.trajectory](denoiser, batch, sides[0].probe, seed):
+        pulled = pull_back_each(denoiser, state, pointers)
+        for one in sums:
+            one.add(state, pulled[directions.index(one.side.probe.pointing)])
+    return [one.features() for one in sums]
 
 
-def times(gradients: Gradients, factor: Float[Tensor, " b"]) -> Gradients:
-    """Each sample's gradient times its factor."""
-    return {name: g * factor.to(g.dtype).reshape(-1, *[1] * (g.dim() - 1)) for name, g in gradients.items()}
+class _Sum:
+    """One side's sum over the states.
 
+    `u` divides by the norm over all attributable parameters; the probe's gate multiplies after it.
+    """
 
-def add(a: Gradients | None, b: Gradients) -> Gradients:
-    return b if a is None else {name: a[name] + b[name] for name in b}
+    def __init__(self, denoiser: Denoiser, projector: Projector, side: Side, b: int) -> None:
+        self.side, self.total = side, running_total(projector, denoiser.parameters, b)
+        self.weight, self.states = torch.zeros(()), torch.zeros(b, dtype=torch.int64)
+
+    def add(self, state: State, pulled: Pulled) -> None:
+        probe, v = self.side.probe, pulled.v
+        self.states += (v.flatten(1) != 0).any(1).cpu()
+        weight = WEIGHTS[self.side.weight](probe, state, pulled.seen, v)
+        self.weight = self.weight + weight.to(torch.promote_types(v.dtype, torch.float32)).cpu()
+        factor = GATES[probe.gate](probe, state, pulled.seen, v).to(pulled.scale.dtype)
+        if self.side.unit:
+            length, pulled = pulled.measured()
+            factor = factor * torch.where(length > 0, 1 / length, 0)
+        else:
+            factor = factor * pulled.scale
+        for name, piece in pulled.pieces.items():
+            self.total.add(name, piece, factor)
+
+    def features(self) -> Features:
+        weight = self.weight if self.side.weight != "one" else torch.ones_like(self.weight)
+        return Features(self.total.phi(), weight, self.states)
 
 
 def _point(denoiser: Denoiser, probe: Probe, state: State, seen: Prediction) -> Tensor:

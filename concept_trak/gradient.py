@@ -1,13 +1,15 @@
 """Per-sample J(s)^T v(s): the direction pulled back to every attributable parameter, for each sample apart.
 
 The layers' inputs and the gradients at their outputs hold the per-sample gradient of every layer that `layer.py` can
-split (Goodfellow 2015): one forward, one backward to the activations, one product per layer. What no layer can split
-goes through one backward per sample, and the naive twin does everything so: it is the oracle.
+split (Goodfellow 2015): one forward, one backward to the activations, one product per layer, and that only where it is
+needed. What no layer can split goes through one backward per sample, and the naive twin does everything so: it is the
+oracle.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from concept_trak.denoiser import Denoiser, Prediction
 from concept_trak.layer import Call, per_sample, separable
+from concept_trak.piece import Piece, Whole, measured, wide
 from concept_trak.state import State
 
 Gradients = dict[str, Float[Tensor, "b ..."]]  # by parameter name: [b, *parameter.shape]
@@ -24,22 +27,54 @@ Pointer = Callable[[State, Prediction], Tensor]  # a direction with its denoiser
 log = logging.getLogger(__name__)
 
 
-def pull_back(denoiser: Denoiser, state: State, pointer: Pointer) -> tuple[Gradients, Prediction, Tensor]:
-    """(J(s)^T v(s) per sample, the prediction it stands on, v), from one forward graph.
+@dataclass(frozen=True)
+class Pulled:
+    """J(s)^T v(s) of b samples: `scale` times what `pieces` hold, by parameter name.
 
-    Equals `pull_back_naive` up to rounding, whatever the batch.
+    v goes through the network divided by `scale`, a power of two that brings its largest entry near 1: a reward's v is
+    of size 1e-7, which float16 does not know. In float32 this changes no digit.
     """
+
+    pieces: dict[str, Piece]
+    scale: Float[Tensor, " b"]
+    seen: Prediction
+    v: Tensor
+
+    def gradients(self) -> Gradients:
+        """[b, *shape] of every parameter, multiplied out."""
+        return {name: each(p.whole(), self.scale) for name, p in self.pieces.items()}
+
+    def measured(self) -> tuple[Float[Tensor, " b"], "Pulled"]:
+        """The Euclidean norm over all parameters of each sample's pieces (without `scale`), and the pieces since."""
+        known = {name: measured(piece) for name, piece in self.pieces.items()}
+        total = torch.stack([square for square, _ in known.values()]).sum(0)
+        return total.sqrt(), replace(self, pieces={name: piece for name, (_, piece) in known.items()})
+
+
+def pull_back(denoiser: Denoiser, state: State, pointer: Pointer) -> Pulled:
+    """J(s)^T v(s) of every sample, the prediction it stands on, and v. Equals `pull_back_naive` up to rounding."""
+    return pull_back_each(denoiser, state, [pointer])[0]
+
+
+def pull_back_each(denoiser: Denoiser, state: State, pointers: Sequence[Pointer]) -> list[Pulled]:
+    """The same for several directions from one state: one forward for all of them, one backward for each."""
     state = state.at(state.x_t.detach().requires_grad_())
     with torch.enable_grad():
         with _captured(denoiser) as calls:
             seen = denoiser(state.x_t, state.t, state.batch.cond)
-        v = pointer(state, seen)
-    gradients = _from_layers(denoiser, calls, seen.eps, v)
-    if rest := [name for name in denoiser.parameters if name not in gradients]:
-        _say_once(rest)
-        gradients |= _one_by_one(denoiser, state, v, rest)
-    ordered = {name: gradients[name] for name in denoiser.parameters}
-    return ordered, Prediction(seen.x_0.detach(), seen.eps.detach()), v.detach()
+        vs = [pointer(state, seen).detach() for pointer in pointers]
+    layers = _Layers(denoiser, calls, len(state.x_t))
+    found = []
+    for i, v in enumerate(vs):
+        scale = _power_of_two(v)
+        small = each(wide(v), 1 / scale).to(seen.eps.dtype)
+        pieces = layers.pieces(seen.eps, small, last=i == len(vs) - 1)
+        if rest := [name for name in denoiser.parameters if name not in pieces]:
+            _say_once(rest)
+            pieces |= {name: Whole(g) for name, g in _one_by_one(denoiser, state, small, rest).items()}
+        ordered = {name: pieces[name] for name in denoiser.parameters}
+        found.append(Pulled(ordered, scale, Prediction(seen.x_0.detach(), seen.eps.detach()), v))
+    return found
 
 
 def pull_back_naive(denoiser: Denoiser, state: State, pointer: Pointer) -> tuple[Gradients, Prediction, Tensor]:
@@ -59,15 +94,16 @@ def pull_back_naive(denoiser: Denoiser, state: State, pointer: Pointer) -> tuple
     return gradients, seen, torch.cat([row[2] for row in rows])
 
 
-def norm(gradients: Gradients) -> Float[Tensor, " b"]:
-    """Euclidean norm of each sample's gradient over all parameters, accumulated in float32 or wider."""
-    total = sum(g.flatten(1).to(_wide(g)).square().sum(1) for g in gradients.values())
-    assert isinstance(total, Tensor), "no attributable parameter"
-    return total.sqrt()
+def each(value: Float[Tensor, "b ..."], factor: Float[Tensor, " b"]) -> Float[Tensor, "b ..."]:
+    """Each sample's rows times its factor."""
+    return value * factor.to(value.dtype).reshape(-1, *[1] * (value.dim() - 1))
 
 
-def _wide(g: Tensor) -> torch.dtype:
-    return torch.promote_types(g.dtype, torch.float32)
+def _power_of_two(v: Tensor) -> Float[Tensor, " b"]:
+    """The power of two next to each sample's largest entry; 1 where all are 0 or one is not finite."""
+    largest = v.flatten(1).abs().amax(1).double()
+    usable = (largest > 0) & largest.isfinite()
+    return torch.exp2(torch.where(usable, largest, 1.0).log2().floor()).to(torch.promote_types(v.dtype, torch.float32))
 
 
 @contextmanager
@@ -88,29 +124,40 @@ def _captured(denoiser: Denoiser) -> Iterator[dict[nn.Module, list[Call]]]:
             handle.remove()
 
 
-def _from_layers(denoiser: Denoiser, calls: dict[nn.Module, list[Call]], eps: Tensor, v: Tensor) -> Gradients:
-    """The gradients of the parameters whose modules can all be split by sample; tied ones add up under one name."""
-    b, names = len(v), _names(denoiser)
-    whole = {m: called for m, called in calls.items() if all(separable(m, call, b) for call in called)}
-    closed = {names[p] for m in calls if m not in whole for p in m.parameters(recurse=False) if p in names}
-    outputs = [call.output for called in whole.values() for call in called]
-    slopes = iter(torch.autograd.grad(eps, outputs, v, allow_unused=True) if outputs else ())
-    gradients: Gradients = {}
-    for module, called in whole.items():
-        own = {
-            n: names[p] for n, p in module.named_parameters(recurse=False) if names.get(p, None) not in (None, *closed)
+class _Layers:
+    """The calls of one forward whose modules can all be split by sample."""
+
+    def __init__(self, denoiser: Denoiser, calls: dict[nn.Module, list[Call]], b: int) -> None:
+        names, self.parameters = _names(denoiser), denoiser.parameters
+        self.b, self.whole = b, {m: cs for m, cs in calls.items() if all(separable(m, c, b) for c in cs)}
+        closed = {names[p] for m in calls if m not in self.whole for p in m.parameters(recurse=False) if p in names}
+        self.own = {
+            m: {n: names[p] for n, p in m.named_parameters(recurse=False) if names.get(p, None) not in (None, *closed)}
+            for m in self.whole
         }
-        for name in own.values():
-            shape = (b, *denoiser.parameters[name].shape)
-            gradients.setdefault(name, torch.zeros(shape, dtype=denoiser.dtype, device=denoiser.device))
-        for call in called:
-            g = next(slopes)
-            if g is not None:
-                with torch.no_grad():
-                    for n, value in per_sample(module, call, g, b).items():
-                        if n in own:
-                            gradients[own[n]] += value
-    return gradients
+
+    def pieces(self, eps: Tensor, v: Tensor, last: bool) -> dict[str, Piece]:
+        """What each parameter gets from v at eps; tied parameters and repeated calls add up under one name."""
+        outputs = [call.output for called in self.whole.values() for call in called]
+        slopes = iter(torch.autograd.grad(eps, outputs, v, allow_unused=True, retain_graph=not last) if outputs else ())
+        found: dict[str, list[Piece]] = {name: [] for own in self.own.values() for name in own.values()}
+        with torch.no_grad():
+            for module, called in self.whole.items():
+                for call, g in zip(called, slopes, strict=False):
+                    if g is not None:
+                        for n, piece in per_sample(module, call, g, self.b, self.own[module]).items():
+                            found[self.own[module][n]].append(piece)
+        zero = v.new_zeros(())
+        return {
+            name: _joined(pieces, zero.expand(self.b, *self.parameters[name].shape)) for name, pieces in found.items()
+        }
+
+
+def _joined(pieces: Sequence[Piece], zero: Tensor) -> Piece:
+    """One piece of all of a parameter's; `zero` where there are none."""
+    if len(pieces) == 1:
+        return pieces[0]
+    return Whole(torch.stack([p.whole() for p in pieces]).sum(0) if pieces else zero)
 
 
 def _names(denoiser: Denoiser) -> dict[nn.Parameter, str]:

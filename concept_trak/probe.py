@@ -1,6 +1,6 @@
 """One side of a method, as numbers: which trajectory, which direction, and what both are run with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 def grid(points: int) -> list[int]:
@@ -49,6 +49,16 @@ class Probe:
             raise ValueError(f"negatives={self.negatives}: expected at least 1")
         if self.eta < 0 or self.strength <= 0:
             raise ValueError(f"eta={self.eta}, strength={self.strength}: expected eta >= 0 and strength > 0")
+
+    @property
+    def path(self) -> "Probe":
+        """What decides the states: probes with one path can share them."""
+        return replace(self, direction="", strength=1.0, gate="one")
+
+    @property
+    def pointing(self) -> "Probe":
+        """What decides v at a state; only the gate is left out."""
+        return replace(self, gate="one")
 
     @property
     def last(self) -> int:

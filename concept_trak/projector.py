@@ -13,13 +13,16 @@ on every device, for every batch; none is ever stored. Each function takes the g
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from concept_trak.gradient import Gradients
 from concept_trak.noise import key
+from concept_trak.piece import wide
+
+Gradients = dict[str, Float[Tensor, "b ..."]]  # by parameter name: [b, *parameter.shape]
 
 _BLOCK = 4096  # coordinates of P that exist at a time under `rademacher`: 4096 x k numbers
 
@@ -54,7 +57,7 @@ class Projector:
         return self.dim
 
     def __call__(self, gradients: Gradients) -> Float[Tensor, "b k"]:
-        flat = {name: g.flatten(1).to(torch.promote_types(g.dtype, torch.float32)) for name, g in gradients.items()}
+        flat = {name: wide(g.flatten(1)) for name, g in gradients.items()}
         return PROJECTORS[self.kind](flat, self.dim, self.seed)
 
 
@@ -67,6 +70,20 @@ def mask(gradients: Gradients, dim: int, seed: int) -> Float[Tensor, "b k"]:
     hashes = torch.cat([_hashes(seed, name, g.shape[1], g.device) for name, g in gradients.items()])
     keep = hashes.argsort(stable=True)[:dim]
     return torch.cat(list(gradients.values()), 1)[:, keep] * (len(hashes) / dim) ** 0.5
+
+
+@lru_cache(maxsize=8)
+def kept(
+    sizes: tuple[tuple[str, int], ...], dim: int, seed: int, device: torch.device
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """By parameter: which of its coordinates `mask` keeps, and the columns of phi that they go to."""
+    keep = torch.cat([_hashes(seed, name, size, device) for name, size in sizes]).argsort(stable=True)[:dim]
+    start, found = 0, {}
+    for name, size in sizes:
+        column = ((keep >= start) & (keep < start + size)).nonzero()[:, 0]
+        found[name] = (keep[column] - start, column)
+        start += size
+    return found
 
 
 def rademacher(gradients: Gradients, dim: int, seed: int) -> Float[Tensor, "b k"]:

@@ -43,7 +43,7 @@ def published_loss(name: str, denoiser: Denoiser, s: State) -> Tensor:
 def test_pulled_back_direction_is_the_gradient_of_the_published_loss(name):
     denoiser, probe = Toy(), Probe("forward_noise", name, times=(300,), strength=W)
     (state,) = forward_noise(denoiser, batch(denoiser, 3), probe, seed=1)
-    ours, _, _ = pull_back(denoiser, state, lambda s, seen: DIRECTIONS[name](denoiser, s, seen, probe))
+    ours = pull_back(denoiser, state, lambda s, seen: DIRECTIONS[name](denoiser, s, seen, probe)).gradients()
     for i in range(3):
         loss = published_loss(name, denoiser, state.rows(slice(i, i + 1)))
         theirs = torch.autograd.grad(loss, list(denoiser.parameters.values()), allow_unused=True)
@@ -59,7 +59,7 @@ def test_rewards_of_equal_conditions_have_no_direction():
     for name in ("concept_reward", "caption_reward"):
         probe = Probe("forward_noise", name, times=(300,))
         (state,) = forward_noise(denoiser, same, probe, seed=1)
-        _, _, v = pull_back(denoiser, state, lambda s, seen, p=probe: DIRECTIONS[p.direction](denoiser, s, seen, p))
+        v = pull_back(denoiser, state, lambda s, seen, p=probe: DIRECTIONS[p.direction](denoiser, s, seen, p)).v
         assert (v == 0).all(), f"{name}: rounding noise of equal conditions was taken for a direction"
 
 

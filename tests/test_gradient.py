@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from concept_trak.direction import DIRECTIONS
-from concept_trak.gradient import norm, pull_back, pull_back_naive
+from concept_trak.gradient import pull_back, pull_back_each, pull_back_naive
+from concept_trak.piece import Product, Whole, measured
 from concept_trak.probe import Probe
 from concept_trak.trajectory import forward_noise
 from tests.tolerances import EXACT64
@@ -14,7 +15,8 @@ from tests.toys import Toy, batch
 def pulled(denoiser, how, b, rows=slice(None), direction="reconstruction_reward"):
     probe = Probe("forward_noise", direction, times=(400,))
     (state,) = forward_noise(denoiser, batch(denoiser, b).rows(rows), probe, seed=0)
-    return how(denoiser, state, lambda s, seen: DIRECTIONS[direction](denoiser, s, seen, probe))
+    found = how(denoiser, state, lambda s, seen: DIRECTIONS[direction](denoiser, s, seen, probe))
+    return found if how is pull_back_naive else (found.gradients(), found.seen, found.v)
 
 
 @pytest.mark.parametrize("direction", ["reconstruction_reward", "denoising_error", "caption_reward"])
@@ -47,11 +49,59 @@ def test_parameters_without_a_rule_are_exact_and_said_once(caplog):
     assert len([r for r in caplog.records if "no layer rule" in r.message]) == len(said) <= 1
 
 
-def test_norm_runs_over_all_parameters_of_one_sample():
-    denoiser = Toy()
-    gradients, _, _ = pulled(denoiser, pull_back, 3)
-    flat = torch.cat([g.flatten(1) for g in gradients.values()], 1)
-    torch.testing.assert_close(norm(gradients), flat.norm(dim=1), rtol=EXACT64, atol=0)
+def test_the_norm_runs_over_all_parameters_of_one_sample():
+    denoiser, probe = Toy(), Probe("forward_noise", "denoising_error", times=(400,))
+    (state,) = forward_noise(denoiser, batch(denoiser, 3), probe, seed=0)
+    found = pull_back(denoiser, state, lambda s, seen: DIRECTIONS["denoising_error"](denoiser, s, seen, probe))
+    flat = torch.cat([g.flatten(1) for g in found.gradients().values()], 1)
+    length, since = found.measured()
+    torch.testing.assert_close(length * found.scale, flat.norm(dim=1), rtol=EXACT64, atol=0)
+    for name, g in since.gradients().items():
+        torch.testing.assert_close(g, found.gradients()[name], rtol=EXACT64, atol=0)
+
+
+@pytest.mark.parametrize("places", [2, 40])
+def test_a_product_answers_as_its_matrix_does(places):
+    """Norm, scaled sum and single entries, with the matrix cheaper than the factors (40 places) and dearer (2)."""
+    draw = torch.Generator().manual_seed(places)
+    g, x = (torch.randn(3, places, n, generator=draw, dtype=torch.float64) for n in (6, 8))
+    piece, matrix = Product(g, x, (6, 4, 2)), torch.einsum("bpo,bpi->boi", g, x)
+    assert piece.cheaper_apart == (places == 2)
+    square, since = measured(piece)
+    torch.testing.assert_close(square, matrix.square().sum((1, 2)), rtol=EXACT64, atol=0)
+    at, factor = torch.tensor([47, 0, 13]), torch.tensor([2.0, 0.0, -1.0], dtype=torch.float64)
+    for one in (piece, since):
+        total = torch.ones(3, 6, 4, 2, dtype=torch.float64)
+        one.add_to(total, factor)
+        expected = 1 + factor[:, None, None] * matrix
+        torch.testing.assert_close(total.flatten(1), expected.flatten(1), rtol=EXACT64, atol=1e-12)
+        torch.testing.assert_close(one.entries(at), matrix.flatten(1)[:, at], rtol=EXACT64, atol=1e-12)
+
+
+def test_several_directions_share_one_forward():
+    denoiser, forwards = Toy("wide"), []
+    probes = [Probe("forward_noise", name, times=(400,)) for name in ("denoising_error", "reconstruction_reward")]
+    (state,) = forward_noise(denoiser, batch(denoiser, 3), probes[0], seed=0)
+    pointers = [lambda s, seen, p=p: DIRECTIONS[p.direction](denoiser, s, seen, p) for p in probes]
+    alone = [pull_back(denoiser, state, pointer).gradients() for pointer in pointers]
+    handle = denoiser.network.register_forward_hook(lambda *_: forwards.append(1))
+    together = [found.gradients() for found in pull_back_each(denoiser, state, pointers)]
+    handle.remove()
+    assert len(forwards) == 1
+    for one, other in zip(alone, together, strict=True):
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], rtol=EXACT64, atol=0)
+
+
+def test_a_direction_below_the_range_of_float16_is_pulled_back_whole():
+    """v is brought near 1 by a power of two before it goes through the network, and the power is put back."""
+    denoiser = Toy("wide")
+    (state,) = forward_noise(denoiser, batch(denoiser, 3), Probe("forward_noise", "prediction", times=(400,)), 0)
+    plain = pull_back(denoiser, state, lambda s, seen: seen.eps.detach())
+    tiny = pull_back(denoiser, state, lambda s, seen: seen.eps.detach() * 2.0**-40)
+    assert (tiny.scale == plain.scale * 2.0**-40).all()
+    for name, piece in tiny.pieces.items():
+        torch.testing.assert_close(piece.whole(), plain.pieces[name].whole(), rtol=0, atol=0)
 
 
 def test_parameters_outside_the_pattern_stay_frozen():

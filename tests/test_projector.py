@@ -9,7 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from concept_trak.piece import Product, Whole
 from concept_trak.projector import PROJECTORS, Projector, _mix
+from concept_trak.total import running_total
 
 SHAPES = {"down.weight": (6, 4, 3, 3), "mid.bias": (7,), "up.weight": (11, 13)}
 D = 6 * 4 * 9 + 7 + 11 * 13
@@ -109,3 +111,22 @@ def test_refusals():
     assert Projector("identity", 11).width(10) == 10
     with pytest.raises(ValueError, match="expected one of: identity, mask"):
         Projector("jl")
+
+
+@pytest.mark.parametrize("kind", PROJECTORS)
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_running_total_is_the_projected_sum(kind, apart):
+    """Piece by piece, with factors, as products or multiplied out, against P of the sum."""
+    draw = torch.Generator().manual_seed(1)
+    parameters = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
+    total, plain = running_total(Projector(kind, 40), parameters, 2), gradients(2, 5)
+    plain = {name: torch.zeros_like(g) for name, g in plain.items()}
+    for _ in range(3):
+        factor = torch.randn(2, generator=draw, dtype=torch.float64)
+        for name, shape in SHAPES.items():
+            inputs = parameters[name].numel() // shape[0]
+            g, x = (torch.randn(2, 5, n, generator=draw, dtype=torch.float64) for n in (shape[0], inputs))
+            piece = Product(g, x, shape)
+            total.add(name, piece if apart else Whole(piece.whole()), factor)
+            plain[name] += factor.reshape(-1, *[1] * len(shape)) * piece.whole()
+    torch.testing.assert_close(total.phi(), Projector(kind, 40)(plain), rtol=1e-9, atol=1e-12)

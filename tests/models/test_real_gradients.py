@@ -9,7 +9,7 @@ import torch
 from concept_trak import gradient
 from concept_trak.direction import DIRECTIONS
 from concept_trak.features import features
-from concept_trak.gradient import norm, pull_back, pull_back_naive
+from concept_trak.gradient import pull_back, pull_back_naive
 from concept_trak.layer import ruled
 from concept_trak.method import METHODS
 from concept_trak.models.text_to_image import TextToImage
@@ -48,7 +48,8 @@ def test_every_parameter_is_pulled_back_by_its_layer(saved, kind, parameters, al
         return DIRECTIONS[direction](denoiser, s, seen, Probe("forward_noise", direction))
 
     with caplog.at_level(logging.INFO, logger=gradient.__name__):
-        fast, seen, v = pull_back(denoiser, state, pointer)
+        found = pull_back(denoiser, state, pointer)
+    fast, seen, v = found.gradients(), found.seen, found.v
     said = [f"no layer rule for {alone} parameters (scale_shift_table, ...)"] if alone else []
     heard = [r.getMessage().partition(":")[0] for r in caplog.records if r.name == gradient.__name__]
     assert heard == said, "other parameters than expected go one sample at a time, which doubles the work"
@@ -56,7 +57,9 @@ def test_every_parameter_is_pulled_back_by_its_layer(saved, kind, parameters, al
     torch.testing.assert_close(seen.eps, seen_slow.eps, rtol=EXACT64, atol=EXACT64)
     assert (v - v_slow).norm() < EXACT64 * v_slow.norm()
     assert list(fast) == list(slow) == list(denoiser.parameters)
-    whole = norm(slow)
+    whole = torch.cat([g.flatten(1) for g in slow.values()], 1).norm(dim=1)
+    length, _ = found.measured()
+    torch.testing.assert_close(length * found.scale, whole, rtol=EXACT64, atol=0)
     assert (whole > 0).all()
     for name in fast:
         error, size = (fast[name] - slow[name]).flatten(1).norm(dim=1), slow[name].flatten(1).norm(dim=1)
@@ -70,7 +73,7 @@ def test_a_direction_pulled_back_is_the_gradient_of_its_loss(path, direction):
     denoiser, probe = TextToImage(str(path), dtype=torch.float64), Probe("forward_noise", direction, (400,))
     b = batch(denoiser).rows(slice(0, 2))
     (state,) = forward_noise(denoiser, b, probe, 0)
-    fast, _, _ = pull_back(denoiser, state, lambda s, seen: DIRECTIONS[direction](denoiser, s, seen, probe))
+    fast = pull_back(denoiser, state, lambda s, seen: DIRECTIONS[direction](denoiser, s, seen, probe)).gradients()
     for i, one in enumerate(written_out.ones(b)):
         at = written_out.Stand(state.x_t[i : i + 1], state.t, state.noise[i : i + 1])
         slow = written_out.gradient(denoiser, written_out.LOSSES[direction](denoiser, one, at, probe))

@@ -1,0 +1,86 @@
+"""One parameter's per-sample gradient, as a layer leaves it: multiplied out, or still the product it is made of.
+
+The gradient of a matrix is a sum over the places where it was used, sum_p g_p x_p^T, of output gradients and inputs.
+Its norm, a scaled sum, and some of its entries can be had from the two factors without writing the matrix down.
+Letters: b samples, p places (tokens, pixels), o outputs, i inputs.
+
+A sample's norm costs p o i multiply-adds by the matrix, and p^2 (o + i) by the factors' Grams; the cheaper one is
+taken, layer by layer:
+
+    |sum_p g_p x_p^T|^2 = sum_{p, q} <g_p, g_q> <x_p, x_q>                                          (Goodfellow 2015)
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Multiplied out: [b, *shape of the parameter]."""
+
+    value: Float[Tensor, "b ..."]
+
+    def whole(self) -> Float[Tensor, "b ..."]:
+        return self.value
+
+    def square_norm(self) -> Float[Tensor, " b"]:
+        flat = wide(self.value.flatten(1))
+        return torch.linalg.vecdot(flat, flat)
+
+    def add_to(self, total: Float[Tensor, "b ..."], factor: Float[Tensor, " b"]) -> None:
+        total.addcmul_(wide(self.value), factor.to(total.dtype).reshape(-1, *[1] * (total.dim() - 1)))
+
+    def entries(self, at: Tensor) -> Float[Tensor, "b entries"]:
+        """The entries at flat positions `at`."""
+        return wide(self.value.flatten(1)[:, at])
+
+
+@dataclass(frozen=True)
+class Product:
+    """sum_p g_p x_p^T, for a parameter of `shape` with o rows: its factors."""
+
+    g: Float[Tensor, "b p o"]
+    x: Float[Tensor, "b p i"]
+    shape: tuple[int, ...]
+
+    @property
+    def cheaper_apart(self) -> bool:
+        """Whether the norm is cheaper by the factors than by the matrix."""
+        places, o, i = self.g.shape[1], self.g.shape[2], self.x.shape[2]
+        return places * (o + i) < o * i
+
+    def whole(self) -> Float[Tensor, "b ..."]:
+        return torch.bmm(self.g.transpose(1, 2), self.x).reshape(-1, *self.shape)
+
+    def square_norm(self) -> Float[Tensor, " b"]:
+        g, x = wide(self.g), wide(self.x)
+        return torch.linalg.vecdot(
+            torch.bmm(g, g.transpose(1, 2)).flatten(1), torch.bmm(x, x.transpose(1, 2)).flatten(1)
+        )
+
+    def add_to(self, total: Float[Tensor, "b ..."], factor: Float[Tensor, " b"]) -> None:
+        g = wide(self.g) * factor.to(total.dtype)[:, None, None]
+        total.view(len(g), g.shape[2], -1).baddbmm_(g.transpose(1, 2), wide(self.x))
+
+    def entries(self, at: Tensor) -> Float[Tensor, "b entries"]:
+        """The entries at flat positions `at`, place by place: the matrix is not needed for a few of them."""
+        row, column = at // self.x.shape[2], at % self.x.shape[2]
+        return (wide(self.g)[:, :, row] * wide(self.x)[:, :, column]).sum(1)
+
+
+Piece = Whole | Product
+
+
+def measured(piece: Piece) -> tuple[Float[Tensor, " b"], Piece]:
+    """|g|^2 of each sample, and the piece as it then is: multiplied out where that was the cheaper way to know."""
+    if isinstance(piece, Product) and not piece.cheaper_apart:
+        piece = Whole(piece.whole())
+    return piece.square_norm(), piece
+
+
+def wide(x: Tensor) -> Tensor:
+    """At least float32: what is added up is added up so."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
