@@ -125,14 +125,24 @@ def take(cond: Condition, rows: slice) -> Condition:
 
 
 def guided(
-    denoiser: Denoiser, x_t: Tensor, t: int, cond: Condition, negative: Condition, guidance: float
+    denoiser: Denoiser,
+    x_t: Tensor,
+    t: int,
+    cond: Condition,
+    negative: Condition,
+    guidance: float,
+    seen: Prediction | None = None,
 ) -> Prediction:
     """Classifier-free guidance, eps_neg + g (eps_c - eps_neg) (Ho and Salimans 2022), the two conditions in one batch.
 
-    g = 1 is the plain conditional prediction and needs no second one. x_0 is affine in eps, so it mixes alike.
+    g = 1 is the plain conditional prediction and needs no second one. x_0 is affine in eps, so it mixes alike. `seen`
+    is the conditional prediction here, where someone has made it.
     """
     if guidance == 1:
-        return denoiser(x_t, t, cond)
-    both = denoiser(torch.cat([x_t, x_t]), t, concat(cond, negative))
-    (x_c, x_n), (e_c, e_n) = both.x_0.chunk(2), both.eps.chunk(2)
+        return seen or denoiser(x_t, t, cond)
+    if seen is not None:
+        (x_c, e_c), (x_n, e_n) = seen, denoiser(x_t, t, negative)
+    else:
+        both = denoiser(torch.cat([x_t, x_t]), t, concat(cond, negative))
+        (x_c, x_n), (e_c, e_n) = both.x_0.chunk(2), both.eps.chunk(2)
     return Prediction(x_n + guidance * (x_c - x_n), e_n + guidance * (e_c - e_n))

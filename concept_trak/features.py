@@ -16,7 +16,7 @@ from concept_trak.probe import Probe
 from concept_trak.projector import Projector
 from concept_trak.state import Batch, State
 from concept_trak.total import running_total
-from concept_trak.trajectory import TRAJECTORIES
+from concept_trak.trajectory import TRAJECTORIES, States
 from concept_trak.weight import GATES, WEIGHTS
 
 
@@ -62,11 +62,22 @@ def features_of_each(
     assert len(paths) == 1, f"sides with {len(paths)} paths cannot share their states"
     pointers = [partial(_point, denoiser, probe) for probe in directions]
     sums = [_Sum(denoiser, projector, side, len(batch.ids)) for side in sides]
-    for state in TRAJECTORIES[sides[0].probe.trajectory](denoiser, batch, sides[0].probe, seed):
+    path = TRAJECTORIES[sides[0].probe.trajectory](denoiser, batch, sides[0].probe, seed)
+    state = next(path, None)
+    while state is not None:
         pulled = pull_back_each(denoiser, state, pointers)
         for one in sums:
             one.add(state, pulled[directions.index(one.side.probe.pointing)])
+        state = _onward(path, pulled[0].seen)
     return [one.features() for one in sums]
+
+
+def _onward(path: States, seen: Prediction) -> State | None:
+    """The next state of a path that goes on from what was seen at the last one; None at its end."""
+    try:
+        return path.send(seen)
+    except StopIteration:
+        return None
 
 
 class _Sum:

@@ -75,9 +75,9 @@ class Probe:
     @property
     def evaluations(self) -> int:
         """Network evaluations a sample costs: a forward of one condition is one, a backward counts two."""
-        conditions = 1 if self.guidance == 1 else 2
-        path = {"forward_noise": 0, "ddim_inversion": self.last, "sampling": self.points - 1}[
-            self.trajectory
-        ] * conditions
+        updates = {"forward_noise": 0, "ddim_inversion": self.last, "sampling": self.points - 1 - self.every}
+        path = updates[self.trajectory] * (1 if self.guidance == 1 else 2)
+        if path:
+            path -= len(self.states) - 1  # the evaluation at a state serves the path's next update too
         reward = {"reconstruction_reward": 2, "concept_reward": 1, "caption_reward": 1}.get(self.direction, 0)
         return path + len(self.states) * (1 + 2 + reward)

@@ -17,7 +17,7 @@ from concept_trak.config import AuditConfig
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import Shard
 from concept_trak.denoiser import Denoiser
-from concept_trak.features import Features, features
+from concept_trak.features import Features, Side, features_of_each
 from concept_trak.method import Method
 from concept_trak.models import load
 from concept_trak.plan import feature_settings
@@ -39,9 +39,9 @@ class Work:
 
 @dataclass(frozen=True)
 class Featuring:
-    """One shard for one method."""
+    """One shard for methods whose training sides stand on the same states, and so share each state's forward."""
 
-    method: str
+    methods: tuple[str, ...]
     shard: Shard
 
 
@@ -85,37 +85,61 @@ class WithModel:
 
 
 class Featurize(WithModel):
-    """One shard: read, invert, pull back, project, commit. Returns the record of what stands in the store.
+    """One shard: read, invert, pull back, project, commit. Returns what stands in the store, a record for each method.
 
     While one batch is computed the next is read and decoded; no more of the shard's images are in memory.
     """
 
-    def __call__(self, item: Featuring, attempt: Attempt) -> Record:
-        start, shard, fp = time.monotonic(), item.shard, self.work.fingerprints[item.method]
-        if attempt.number > 1 and (done := committed(self.store, fp, [shard.name])):
-            return done[shard.name]  # a worker that died had come as far as its part
-        row, ready, parts, rejects = self.config.methods[item.method], [], [], []
+    def __call__(self, item: Featuring, attempt: Attempt) -> list[Record]:
+        done = self._standing(item) if attempt.number > 1 else {}
+        if todo := [m for m in item.methods if m not in done]:
+            done |= self._computed(todo, item.shard, attempt)
+        return [done[m] for m in item.methods]
+
+    def _standing(self, item: Featuring) -> dict[str, Record]:
+        """What a worker that died had come as far as."""
+        name, fps = item.shard.name, self.work.fingerprints
+        found = {m: committed(self.store, fps[m], [name]) for m in item.methods}
+        return {m: records[name] for m, records in found.items() if records}
+
+    def _computed(self, methods: list[str], shard: Shard, attempt: Attempt) -> dict[str, Record]:
+        start, ready, made, rejects = time.monotonic(), [], [], []
         read = samples(shard, self.config.data, self.denoiser.resolution)
         for batch in ahead(_batches(read, self.batch_size(attempt))):
             rejects += [one for one in batch if isinstance(one, Reject)]
             if usable := [one for one in batch if isinstance(one, Sample)]:
-                parts.append(self._features(row, usable))
+                made.append(self._features([self.config.methods[m] for m in methods], usable))
                 ready += [(one.id, one.row) for one in usable]
+        seconds, kind, records = (time.monotonic() - start) / len(methods), self.config.feature, {}
+        for i, method in enumerate(methods):
+            part = self._part(method, shard, ready, [each[i] for each in made], rejects)
+            records[method] = commit_part(
+                self.store, part, kind.dtype, kind.encoding, seconds, attempt.number, socket.gethostname()
+            )
+        return records
+
+    def _part(
+        self,
+        method: str,
+        shard: Shard,
+        ready: Sequence[tuple[str, int]],
+        parts: Sequence[Features],
+        rejects: Sequence[Reject],
+    ) -> Part:
         good, bad = _sorted_out(ready, parts, shard)
         ids, everything = tuple(ready[i][0] for i in good), tuple(sorted((*rejects, *bad), key=lambda r: r.row))
         phi, weight = _stacked(parts, good, self._width())
-        part = Part(fp, shard.name, ids, weight, phi, everything)
-        kind, seconds = self.config.feature, time.monotonic() - start
-        return commit_part(self.store, part, kind.dtype, kind.encoding, seconds, attempt.number, socket.gethostname())
+        return Part(self.work.fingerprints[method], shard.name, ids, weight, phi, everything)
 
-    def _features(self, row: Method, ready: Sequence[Sample]) -> Features:
-        d, captions = self.denoiser, [s.caption for s in ready]
+    def _features(self, rows: Sequence[Method], ready: Sequence[Sample]) -> list[Features]:
+        d, captions, turns = self.denoiser, [s.caption for s in ready], range(rows[0].train.negatives)
         ids = tuple(s.id for s in ready)
         x_0 = d.to_latent(torch.stack([s.pixels for s in ready]).to(d.device, d.dtype))
-        first, *others = [negatives(d, ids, captions, self.config.seed, turn) for turn in range(row.train.negatives)]
+        first, *others = [negatives(d, ids, captions, self.config.seed, turn) for turn in turns]
         batch = Batch(ids, d.encode(captions), first, x_0, others=tuple(others))
-        made = features(d, self.config.projector, row.train, batch, self.config.seed, row.unit, row.weight)
-        return Features(made.phi.cpu(), made.weight, made.states)
+        sides = [Side(row.train, row.unit, row.weight) for row in rows]
+        made = features_of_each(d, self.config.projector, sides, batch, self.config.seed)
+        return [Features(one.phi.cpu(), one.weight, one.states) for one in made]
 
     def _width(self) -> int:
         return self.config.projector.width(sum(p.numel() for p in self.denoiser.parameters.values()))

@@ -1,12 +1,12 @@
 """Where to stand: from a batch of samples to the states at which gradients are taken.
 
 Each trajectory is a generator `(denoiser, batch, probe, seed) -> states`, and each says what t it visits. The paths
-run without gradients; guidance bends the path only, directions see the sample's own condition.
+run without gradients; guidance bends the path only, directions see the sample's own condition. Whoever evaluates the
+network at a state may send the prediction back, and the path goes on from it instead of making it again.
 """
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,8 @@ from concept_trak.noise import normal
 from concept_trak.probe import Probe, grid
 from concept_trak.state import Batch, State, required
 
-Trajectory = Callable[[Denoiser, Batch, Probe, int], Iterator[State]]
+States = Generator[State, Prediction | None, None]
+Trajectory = Callable[[Denoiser, Batch, Probe, int], States]
 
 
 def step(
@@ -38,7 +39,7 @@ def step(
     return x_s if noise is None else x_s + spread * noise
 
 
-def forward_noise(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> Iterator[State]:
+def forward_noise(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> States:
     """x_t = alpha_t x_0 + sigma_t eps at `probe.times`; eps is one tensor per t (`shared`) or one per sample and t."""
     x_0 = required(batch.x_0, "x_0", "forward_noise")
     for turn, t in enumerate(probe.times):
@@ -50,46 +51,59 @@ def forward_noise(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> 
         yield State(batch.facing(turn), denoiser.alpha[t].item() * x_0 + denoiser.sigma[t].item() * eps, t, eps)
 
 
-def ddim_inversion(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> Iterator[State]:
+def ddim_inversion(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> States:
     """Deterministic inversion of x_0: each update uses eps at the time it leaves, starting with x_0 placed at t = 0.
 
     Updates run up the grid to the last kept time; states after every `probe.every`-th. "The noise" of an inverted
     state is (x_t - alpha_t x_0) / sigma_t.
     """
     x_0 = x_t = required(batch.x_0, "x_0", "ddim_inversion")
-    times = grid(probe.points)
+    times, seen = grid(probe.points), None
     for i in range(probe.last):
-        with torch.no_grad():
-            prediction = guided(denoiser, x_t, times[i], batch.cond, batch.negative, probe.guidance)
-            x_t = step(denoiser, prediction, times[i], t := times[i + 1])
+        prediction = _guided(denoiser, x_t, times[i], batch, probe, seen)
+        x_t = step(denoiser, prediction, times[i], t := times[i + 1])
+        seen = None
         if (i + 1) % probe.every == 0:
-            yield State(batch, x_t, t, (x_t - denoiser.alpha[t].item() * x_0) / denoiser.sigma[t].item())
+            noise = (x_t - denoiser.alpha[t].item() * x_0) / denoiser.sigma[t].item()
+            seen = yield State(batch, x_t, t, noise)
 
 
-def sampling(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> Iterator[State]:
+def sampling(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> States:
     """DDIM down the grid from x_T ~ N(0, I), keyed by (seed, sample id); states at the times that inversion keeps."""
-    for i, x_t in _descend(denoiser, batch, probe, seed):
-        if i % probe.every == 0 and 0 < i <= probe.last:
-            yield State(batch, x_t, grid(probe.points)[i])
+    times, x_t = grid(probe.points), _start(denoiser, batch, probe, seed)
+    for i in range(len(times) - 1, probe.every, -1):
+        seen = (yield State(batch, x_t, times[i])) if i % probe.every == 0 and i <= probe.last else None
+        x_t = _down(denoiser, batch, probe, seed, x_t, i, seen)
+    yield State(batch, x_t, times[probe.every])
 
 
 def generate(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> Float[Tensor, "b c h w"]:
-    """The images that `sampling` ends in: the x_0 seen at the last point of the grid."""
-    ((_, x_t),) = deque(_descend(denoiser, batch, probe, seed), maxlen=1)
-    with torch.no_grad():
-        return guided(denoiser, x_t, 0, batch.cond, batch.negative, probe.guidance).x_0
+    """The images that the path of `sampling` ends in: the x_0 seen at the last point of the grid."""
+    x_t = _start(denoiser, batch, probe, seed)
+    for i in range(probe.points - 1, 0, -1):
+        x_t = _down(denoiser, batch, probe, seed, x_t, i)
+    return _guided(denoiser, x_t, 0, batch, probe).x_0
 
 
-def _descend(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> Iterator[tuple[int, Tensor]]:
+def _start(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> Tensor:
+    return _keyed(denoiser, batch, seed, grid(probe.points)[-1], "x_T").to(denoiser.device, denoiser.dtype)
+
+
+def _down(
+    denoiser: Denoiser, batch: Batch, probe: Probe, seed: int, x_t: Tensor, i: int, seen: Prediction | None = None
+) -> Tensor:
+    """One update of the path of `sampling`, from point i of the grid to i - 1."""
     times = grid(probe.points)
-    x_t = _keyed(denoiser, batch, seed, times[-1], "x_T").to(denoiser.device, denoiser.dtype)
-    for i in range(len(times) - 1, 0, -1):
-        yield i, x_t
-        with torch.no_grad():
-            prediction = guided(denoiser, x_t, times[i], batch.cond, batch.negative, probe.guidance)
-            noise = _keyed(denoiser, batch, seed, times[i], "eta").to(x_t) if probe.eta > 0 else None
-            x_t = step(denoiser, prediction, times[i], times[i - 1], probe.eta, noise)
-    yield 0, x_t
+    prediction = _guided(denoiser, x_t, times[i], batch, probe, seen)
+    noise = _keyed(denoiser, batch, seed, times[i], "eta").to(x_t) if probe.eta > 0 else None
+    return step(denoiser, prediction, times[i], times[i - 1], probe.eta, noise)
+
+
+@torch.no_grad()
+def _guided(
+    denoiser: Denoiser, x_t: Tensor, t: int, batch: Batch, probe: Probe, seen: Prediction | None = None
+) -> Prediction:
+    return guided(denoiser, x_t, t, batch.cond, batch.negative, probe.guidance, seen)
 
 
 def _keyed(denoiser: Denoiser, batch: Batch, seed: int, t: int, purpose: str) -> Tensor:

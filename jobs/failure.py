@@ -53,8 +53,8 @@ def failure(stage: str, errors: Sequence[str], total: int) -> Stopped:
 def label(item: Any) -> str:
     """What a failed item is called in the name of its log."""
     match item:
-        case Featuring(method, shard):
-            return f"{method}-{shard.name}"
+        case Featuring(methods, shard):
+            return f"{'-'.join(methods)}-{shard.name}"
         case Scoring(method, record):
             return f"{method}-{record.shard}"
         case Question(method, concept):

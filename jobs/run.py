@@ -9,6 +9,7 @@ from cluster.executor import Executor, Resources, Task
 from concept_trak.gallery import Look, Seen
 from concept_trak.layout import query_file
 from concept_trak.plan import group_name, groups
+from concept_trak.probe import Probe
 from concept_trak.query import Answer
 from concept_trak.reduction import Group, Scoring, Solution, System
 from concept_trak.results import Tally, rejects_by_reason
@@ -40,17 +41,30 @@ class Run:
         # Methods that differ in their queries alone share one feature set, which the first of them computes.
         sets = {fp: committed(p.store, fp, names) for fp in dict.fromkeys(p.work.fingerprints.values())}
         found = {m: sets[fp] for m, fp in p.work.fingerprints.items()}
-        first = {fp: m for m, fp in reversed(p.work.fingerprints.items())}.values()
-        missing = [Featuring(m, shard) for m in found if m in first for shard in p.plan if shard.name not in found[m]]
-        self.computed = {m: sum(item.shard.rows for item in missing if item.method == m) for m in found}
+        missing = self._missing(found)
+        self.computed = {m: sum(item.shard.rows for item in missing if m in item.methods) for m in found}
         self._say_what_is_there(found, missing)
-        for item, record in self.map(
+        for item, records in self.map(
             "featurize", "concept_trak.stages:Featurize", missing, lambda item: item.shard.rows
         ):
-            found[item.method][item.shard.name] = record
+            for method, record in zip(item.methods, records, strict=True):
+                found[method][item.shard.name] = record
             self._check_rejects(found)
         self._check_rejects(found)
         return {m: [records[name] for name in names] for m, records in found.items()}
+
+    def _missing(self, found: dict[str, dict[str, Record]]) -> list[Featuring]:
+        """The shards to compute; methods that stand on the same states are computed together."""
+        first, by_path, p = dict[str, str](), dict[Probe, list[str]](), self.prepared
+        for method, fp in p.work.fingerprints.items():
+            if first.setdefault(fp, method) == method:
+                by_path.setdefault(p.config.methods[method].train.path, []).append(method)
+        together = [
+            (tuple(m for m in methods if shard.name not in found[m]), shard)
+            for methods in by_path.values()
+            for shard in p.plan
+        ]
+        return [Featuring(methods, shard) for methods, shard in together if methods]
 
     def sum_grams(self, records: dict[str, list[Record]]) -> dict[str, tuple[str, ...]]:
         """The names of each method's groups whose Grams are in the store; the missing ones are summed now."""
@@ -164,7 +178,7 @@ class Run:
         by = {fp: m for m, fp in reversed(self.prepared.work.fingerprints.items())}
         for method, records in found.items():
             first = by[self.prepared.work.fingerprints[method]]
-            left = sum(1 for item in missing if item.method == first)
+            left = sum(1 for item in missing if first in item.methods)
             what = f"{left} to compute" if left else "no gradient work"
             done = f"{len(records)} of {len(self.prepared.plan)} shards are done"
             shared = f", shared with {first}" if first != method else ""

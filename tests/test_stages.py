@@ -1,8 +1,8 @@
 """The work of one shard and of one question, called as a worker is called."""
 
-import dataclasses
 import io
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from concept_trak.data.synthetic import draw
 from concept_trak.data.two_factors import SHAPES3
 from concept_trak.features import query_features
 from concept_trak.gallery import Look, Show
+from concept_trak.method import METHODS
 from concept_trak.query import Query, Question
 from concept_trak.stages import Featuring, Featurize
 from concept_trak.store.codec import blocks
@@ -43,11 +44,36 @@ def features(p: Prepared, record) -> tuple[list[str], np.ndarray]:
 
 
 def test_a_shard_becomes_a_part_and_its_record(prepared):
-    record = Featurize(prepared.work)(Featuring("caption_trak", prepared.plan[1]), Attempt(3, 0))
+    (record,) = Featurize(prepared.work)(Featuring(("caption_trak",), prepared.plan[1]), Attempt(3, 0))
     assert (record.shard, record.rows, record.rejected, record.attempt) == (prepared.plan[1].name, 8, 0, 3)
     ids, phi = features(prepared, record)
     assert ids == [f"shapes-{i:06d}" for i in range(8, 16)], "rows stand in the order of the source"
     assert record.sum_squares == pytest.approx((phi**2).sum(), rel=STORED16)
+
+
+def test_methods_on_the_same_states_are_computed_together(world, tmp_path):
+    """One forward a state serves all of them, each commits a part of its own, and their numbers are those of one
+    alone; a second attempt computes only what is missing."""
+    names = ("trak", "das", "caption_trak")
+    methods = {name: replace(METHODS[name], train=replace(METHODS[name].train, times=(300, 700))) for name in names}
+    exact = ("model.precision=float64", "feature.dtype=float32")
+    p, other = (
+        prepare(replace(world.config(tmp_path / name, *exact, data="few"), methods=methods))
+        for name in ("one", "other")
+    )
+    worker, forwards = Featurize(p.work), []
+    worker.denoiser.network.register_forward_hook(lambda *_: forwards.append(1))
+    records = worker(Featuring(names, p.plan[0]), FIRST)
+    assert [r.fingerprint for r in records] == [p.work.fingerprints[m] for m in names]
+    assert len(forwards) == 2 * 2, "two states: one evaluation for all three rows, and one of the caption's negative"
+    for name, record in zip(names, records, strict=True):
+        (alone,) = Featurize(other.work)(Featuring((name,), other.plan[0]), FIRST)
+        one, together = features(other, alone), features(p, record)
+        assert one[0] == together[0]
+        np.testing.assert_allclose(together[1], one[1], rtol=STORED16, atol=STORED16 * np.abs(one[1]).max())
+    forwards.clear()
+    assert worker(Featuring(names, p.plan[0]), Attempt(2, 0)) == records
+    assert not forwards, "a worker that died was done, and its shard is computed again"
 
 
 def test_half_a_batch_gives_the_same_features(world, tmp_path):
@@ -55,15 +81,15 @@ def test_half_a_batch_gives_the_same_features(world, tmp_path):
     exact = ("model.precision=float64", "feature.dtype=float32", "model.batch=8")
     prepared, other = (prepare(world.config(tmp_path / name, *exact, data="few")) for name in ("one", "other"))
     assert [Featurize(other.work).batch_size(Attempt(1, halvings)) for halvings in (0, 1, 3, 9)] == [8, 4, 1, 1]
-    whole = features(prepared, Featurize(prepared.work)(Featuring("caption_trak", prepared.plan[0]), FIRST))
-    halved = features(other, Featurize(other.work)(Featuring("caption_trak", other.plan[0]), Attempt(3, 2)))
+    whole = features(prepared, *Featurize(prepared.work)(Featuring(("caption_trak",), prepared.plan[0]), FIRST))
+    halved = features(other, *Featurize(other.work)(Featuring(("caption_trak",), other.plan[0]), Attempt(3, 2)))
     assert whole[0] == halved[0]
     error = np.linalg.norm(whole[1] - halved[1], axis=1) / np.linalg.norm(whole[1], axis=1)
     assert error.max() < BATCH32, "a feature depends on its batch mates"
 
 
 def test_a_worker_that_sees_another_model_refuses_to_work(prepared):
-    work = dataclasses.replace(prepared.work, fingerprints={"caption_trak": "0" * 16})
+    work = replace(prepared.work, fingerprints={"caption_trak": "0" * 16})
     with pytest.raises(
         ValueError, match=r"the driver expects 0000000000000000: they see different model files at .*Put"
     ):
@@ -77,7 +103,7 @@ def test_gradients_that_are_not_finite_are_rejects(world, tmp_path):
     tensors["conv_out.bias"] = torch.full_like(tensors["conv_out.bias"], torch.inf)
     save_file(tensors, weights, {"format": "pt"})
     p = prepare(world.config(tmp_path / "store", f"model.path={model}", data="few"))
-    record = Featurize(p.work)(Featuring("caption_trak", p.plan[0]), FIRST)
+    (record,) = Featurize(p.work)(Featuring(("caption_trak",), p.plan[0]), FIRST)
     assert (record.rows, record.rejects_by_reason) == (0, {"not_finite": 8})
     with pytest.raises(ValueError, match="concept 'triangle'"):
         Query(p.work)(p.questions[0], FIRST)
@@ -104,7 +130,7 @@ def test_a_question_is_the_mean_over_its_samples(world, tmp_path):
 def test_a_question_shows_its_own_images(prepared):
     worker, (question,) = Query(prepared.work), prepared.questions
     for shown in (1, 8):
-        pictures = worker(dataclasses.replace(question, shown=shown), FIRST).pictures
+        pictures = worker(replace(question, shown=shown), FIRST).pictures
         assert len(pictures) == min(shown, question.concept.samples)
         assert {Image.open(io.BytesIO(p)).size for p in pictures} == {(RESOLUTION, RESOLUTION)}
 

@@ -135,7 +135,7 @@ def test_the_next_batch_of_images_is_decoded_while_one_is_computed(world, tmp_pa
     monkeypatch.setattr(stages, "samples", counted)
     p = prepare(world.config(tmp_path, "model.batch=2", data="few"))
     worker = Watched(p.work)
-    record = worker(Featuring("caption_trak", p.plan[0]), FIRST)
+    (record,) = worker(Featuring(("caption_trak",), p.plan[0]), FIRST)
     assert (record.rows, worker.computed) == (8, 8)
     (block,) = blocks(read_part(p.store, record))
     assert block.ids == [f"shapes-{i:06d}" for i in range(8)], "rows stand in the order of the source"
