@@ -96,6 +96,11 @@ def negatives(denoiser: Denoiser, ids: Sequence[str], texts: Sequence[str], seed
     return denoiser.encode(drawn)
 
 
+def negatives_of(denoiser: Denoiser, asked: int) -> int:
+    """How many negatives a sample has where `asked` are: one if it is empty, else no more than there are others."""
+    return 1 if denoiser.negative == "empty" else max(1, min(asked, len(denoiser.combinations) - 1))
+
+
 def query_batch(denoiser: Denoiser, concept: Concept, pixels: Tensor | None = None) -> Batch:
     """The samples of a query; `pixels` [1, 3, h, w] is the image of a local one.
 

@@ -2,8 +2,8 @@
 
 Every loss touches theta only through eps_theta (its targets are stop-gradients), so its gradient is J(s)^T v(s). A
 direction gets the state, whose x_t requires gradients, and the prediction made there with its graph; it returns v,
-detached. D is the number of elements of x_t. Signs follow from v being the derivative of the loss and are never
-flipped by hand.
+detached, and how much the state counts with each sample: 1, but for `caption_fit`. D is the number of elements of x_t.
+Signs follow from v being the derivative of the loss and are never flipped by hand.
 
 | direction               | loss, mean over the D elements                              |
 |-------------------------|-------------------------------------------------------------|
@@ -13,74 +13,114 @@ flipped by hand.
 | reconstruction_reward   | (sg[eps_theta + grad_x r] - eps_theta)^2, r = mean (x_0hat - x_0)^2 |
 | concept_reward          | (sg[eps_c + w (eps_c - eps_c-)] - eps_c)^2                  |
 | caption_reward          | the same with the sample's own caption against the model's negative |
+| caption_fit             | the same against m negatives, each as far as the picture fits the caption and not it |
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import reduce
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from concept_trak.denoiser import Condition, Denoiser, Prediction, same
+from concept_trak.denoiser import Condition, Denoiser, Prediction, concat, same
 from concept_trak.probe import Probe
-from concept_trak.state import State, required
+from concept_trak.state import Pointed, State, required
 
-Direction = Callable[[Denoiser, State, Prediction, Probe], Tensor]
+Direction = Callable[[Denoiser, State, Prediction, Probe], Pointed]
 
 # Below this, eps_c - eps_c- is rounding of one evaluation in two batch positions, not a direction (relative to eps_c).
 ROUNDING = 1e-5
 
 
-def denoising_error(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Float[Tensor, "b c h w"]:
+def denoising_error(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Pointed:
     """v = 2 (eps_theta - eps) / D (TRAK's output function for diffusion, Park et al. 2023)."""
     noise = required(state.noise, "noise", "denoising_error")
-    return 2 * (seen.eps.detach() - noise) / noise[0].numel()
+    return _whole(2 * (seen.eps.detach() - noise) / noise[0].numel())
 
 
-def prediction(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Float[Tensor, "b c h w"]:
+def prediction(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Pointed:
     """v = 2 eps_theta / D (D-TRAK, Zheng et al. 2024)."""
-    return 2 * seen.eps.detach() / seen.eps[0].numel()
+    return _whole(2 * seen.eps.detach() / seen.eps[0].numel())
 
 
-def prediction_sign(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Float[Tensor, "b c h w"]:
+def prediction_sign(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Pointed:
     """v = sign(eps_theta) / D.
 
     The DAS paper and its code differ; this is the variant the Concept-TRAK authors compare with.
     """
-    return seen.eps.detach().sign() / seen.eps[0].numel()
+    return _whole(seen.eps.detach().sign() / seen.eps[0].numel())
 
 
-def reconstruction_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Float[Tensor, "b c h w"]:
+def reconstruction_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Pointed:
     """v = -2 grad_{x_t} r / D with r = mean (x_0hat - x_0)^2, through the network (DPS; Concept-TRAK's train side)."""
     x_0 = required(state.batch.x_0, "x_0", "reconstruction_reward")
     reward = (seen.x_0 - x_0).square().flatten(1).mean(1).sum()
     (slope,) = torch.autograd.grad(reward, state.x_t, retain_graph=True)
-    return -2 * slope / x_0[0].numel()
+    return _whole(-2 * slope / x_0[0].numel())
 
 
-def concept_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Float[Tensor, "b c h w"]:
+def concept_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Pointed:
     """v = -2 w (eps_c - eps_c-) / D, c- the concept's own `without` (Concept-TRAK's query side)."""
-    return _contrast(denoiser, state, seen, required(state.batch.without, "without", "concept_reward"), probe)
+    without = required(state.batch.without, "without", "concept_reward")
+    (difference,), _ = _differences(denoiser, state, seen, [without])
+    return _whole(-2 * probe.strength * difference / difference[0].numel())
 
 
-def caption_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Float[Tensor, "b c h w"]:
+def caption_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Pointed:
     """v = -2 w (eps_c - eps_neg) / D: the sample's own caption against the model's negative."""
-    return _contrast(denoiser, state, seen, state.batch.negative, probe)
+    (difference,), _ = _differences(denoiser, state, seen, [state.batch.negative])
+    return _whole(-2 * probe.strength * difference / difference[0].numel())
 
 
-def _contrast(denoiser: Denoiser, state: State, seen: Prediction, against: Condition, probe: Probe) -> Tensor:
-    """-2 w (eps_c - eps_against) / D, zero where the two conditions are equal or their difference is rounding."""
-    with torch.no_grad():
-        other = denoiser(state.x_t, state.t, against).eps
+def caption_fit(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Pointed:
+    """v = -2 w / (m D) sum_j a_j d_j with d_j = eps_c - eps_j, and fit = sum_j a_j |d_j| / sum_j |d_j|.
+
+    a_j = argmin_a |eps - eps_j - a d_j|^2, clipped to [0, 1], is how far the picture goes from the negative c_j to its
+    own caption c: 1 in expectation where it shows c, since then E[eps | x_t, c] = eps_c, and 0 where it shows c_j. So
+    what a picture does not share with its caption is left out, word by word, and a state counts as far as any is left.
+    Where none is, v is that of `caption_reward` and counts 0: to point, and to fit nothing, is not to have no direction.
+    """
+    noise = required(state.noise, "noise", "caption_fit")
+    d, others = _differences(denoiser, state, seen, [state.batch.negative, *state.batch.others])
+    length = d.flatten(2).norm(dim=2)
+    along = ((noise - others) * d).flatten(2).sum(2)
+    a = torch.where(length > 0, along / length.square(), 0.0).clamp(0, 1)
+    share = torch.where((a > 0).any(0), a, 1.0)
+    v = -2 * probe.strength * (share[:, :, None, None, None] * d).mean(0) / noise[0].numel()
+    size = length.sum(0)
+    return Pointed(v, torch.where(size > 0, (a * length).sum(0) / size, 0.0))
+
+
+def _whole(v: Tensor) -> Pointed:
+    """A direction for which every state counts."""
+    return Pointed(v, torch.ones(len(v), dtype=v.dtype, device=v.device))
+
+
+@torch.no_grad()
+def _differences(
+    denoiser: Denoiser, state: State, seen: Prediction, against: Sequence[Condition]
+) -> tuple[Float[Tensor, "m b c h w"], Float[Tensor, "m b c h w"]]:
+    """(eps_c - eps_j, eps_j) for every condition j, from one batch; a difference is 0 where the two are equal or it is
+    rounding."""
+    m, b = len(against), len(state.x_t)
+    others = denoiser(state.x_t.repeat(m, 1, 1, 1), state.t, reduce(concat, against)).eps.unflatten(0, (m, b))
     eps = seen.eps.detach()
-    difference = eps - other
-    small = difference.flatten(1).norm(dim=1) < ROUNDING * eps.flatten(1).norm(dim=1)
-    void = small | same(state.batch.cond, against)
-    difference = difference.masked_fill(void[:, None, None, None], 0.0)
-    return -2 * probe.strength * difference / eps[0].numel()
+    d = eps - others
+    small = d.flatten(2).norm(dim=2) < ROUNDING * eps.flatten(1).norm(dim=1)
+    void = small | torch.stack([same(state.batch.cond, other) for other in against])
+    return d.masked_fill(void[:, :, None, None, None], 0.0), others
 
 
 DIRECTIONS: dict[str, Direction] = {
     f.__name__: f
-    for f in (denoising_error, prediction, prediction_sign, reconstruction_reward, concept_reward, caption_reward)
+    for f in (
+        denoising_error,
+        prediction,
+        prediction_sign,
+        reconstruction_reward,
+        concept_reward,
+        caption_reward,
+        caption_fit,
+    )
 }

@@ -1,4 +1,7 @@
-"""The short loop that composes everything: phi(z) = P sum_{s in trajectory(z)} a(s) u(J(s)^T v(s))."""
+"""The short loop that composes everything: phi(z) = P sum_{s in trajectory(z)} a(s) u(J(s)^T v(s)).
+
+a(s), in [0, 1], is how much a state counts: 1, unless its direction says otherwise.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -12,12 +15,13 @@ from concept_trak.denoiser import Denoiser, Prediction
 from concept_trak.direction import DIRECTIONS
 from concept_trak.gradient import Pulled, pull_back_each
 from concept_trak.method import Method
+from concept_trak.piece import wide
 from concept_trak.probe import Probe
 from concept_trak.projector import Projector
-from concept_trak.state import Batch, State
+from concept_trak.state import Batch, Pointed, State
 from concept_trak.total import running_total
 from concept_trak.trajectory import TRAJECTORIES, States
-from concept_trak.weight import GATES, WEIGHTS
+from concept_trak.weight import WEIGHTS
 
 
 class Features(NamedTuple):
@@ -56,18 +60,18 @@ def features_of_each(
 ) -> list[Features]:
     """The features of several sides with one path: they stand on the same states, and share each state's forward.
 
-    Sides that also point the same way share its backward.
+    Sides with one probe also share its backward.
     """
-    paths, directions = {side.probe.path for side in sides}, list(dict.fromkeys(side.probe.pointing for side in sides))
+    paths, probes = {side.probe.path for side in sides}, list(dict.fromkeys(side.probe for side in sides))
     assert len(paths) == 1, f"sides with {len(paths)} paths cannot share their states"
-    pointers = [partial(_point, denoiser, probe) for probe in directions]
+    pointers = [partial(_point, denoiser, probe) for probe in probes]
     sums = [_Sum(denoiser, projector, side, len(batch.ids)) for side in sides]
     path = TRAJECTORIES[sides[0].probe.trajectory](denoiser, batch, sides[0].probe, seed)
     state = next(path, None)
     while state is not None:
         pulled = pull_back_each(denoiser, state, pointers)
         for one in sums:
-            one.add(state, pulled[directions.index(one.side.probe.pointing)])
+            one.add(state, pulled[probes.index(one.side.probe)])
         state = _onward(path, pulled[0].seen)
     return [one.features() for one in sums]
 
@@ -83,7 +87,7 @@ def _onward(path: States, seen: Prediction) -> State | None:
 class _Sum:
     """One side's sum over the states.
 
-    `u` divides by the norm over all attributable parameters; the probe's gate multiplies after it.
+    `u` divides by the norm over all attributable parameters; a(s) multiplies after it.
     """
 
     def __init__(self, denoiser: Denoiser, projector: Projector, side: Side, b: int) -> None:
@@ -91,11 +95,9 @@ class _Sum:
         self.weight, self.states = torch.zeros(()), torch.zeros(b, dtype=torch.int64)
 
     def add(self, state: State, pulled: Pulled) -> None:
-        probe, v = self.side.probe, pulled.v
-        self.states += (v.flatten(1) != 0).any(1).cpu()
-        weight = WEIGHTS[self.side.weight](probe, state, pulled.seen, v)
-        self.weight = self.weight + weight.to(torch.promote_types(v.dtype, torch.float32)).cpu()
-        factor = GATES[probe.gate](probe, state, pulled.seen, v).to(pulled.scale.dtype)
+        self.states += (pulled.pointed.v.flatten(1) != 0).any(1).cpu()
+        self.weight = self.weight + wide(WEIGHTS[self.side.weight](state, pulled.seen)).cpu()
+        factor = pulled.pointed.fit.to(pulled.scale.dtype)
         if self.side.unit:
             length, pulled = pulled.measured()
             factor = factor * torch.where(length > 0, 1 / length, 0)
@@ -109,5 +111,5 @@ class _Sum:
         return Features(self.total.phi(), weight, self.states)
 
 
-def _point(denoiser: Denoiser, probe: Probe, state: State, seen: Prediction) -> Tensor:
+def _point(denoiser: Denoiser, probe: Probe, state: State, seen: Prediction) -> Pointed:
     return DIRECTIONS[probe.direction](denoiser, state, seen, probe)

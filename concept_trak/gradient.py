@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from concept_trak.denoiser import Denoiser, Prediction
 from concept_trak.layer import Call, per_sample, separable
 from concept_trak.piece import Piece, Whole, measured, wide
-from concept_trak.state import State
+from concept_trak.state import Pointed, State
 
 Gradients = dict[str, Float[Tensor, "b ..."]]  # by parameter name: [b, *parameter.shape]
-Pointer = Callable[[State, Prediction], Tensor]  # a direction with its denoiser and probe already given
+Pointer = Callable[[State, Prediction], Pointed]  # a direction with its denoiser and probe already given
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Pulled:
     pieces: dict[str, Piece]
     scale: Float[Tensor, " b"]
     seen: Prediction
-    v: Tensor
+    pointed: Pointed
 
     def gradients(self) -> Gradients:
         """[b, *shape] of every parameter, multiplied out."""
@@ -52,7 +52,7 @@ class Pulled:
 
 
 def pull_back(denoiser: Denoiser, state: State, pointer: Pointer) -> Pulled:
-    """J(s)^T v(s) of every sample, the prediction it stands on, and v. Equals `pull_back_naive` up to rounding."""
+    """J(s)^T v(s) of every sample, its prediction and its direction. Equals `pull_back_naive` up to rounding."""
     return pull_back_each(denoiser, state, [pointer])[0]
 
 
@@ -62,18 +62,18 @@ def pull_back_each(denoiser: Denoiser, state: State, pointers: Sequence[Pointer]
     with torch.enable_grad():
         with _captured(denoiser) as calls:
             seen = denoiser(state.x_t, state.t, state.batch.cond)
-        vs = [pointer(state, seen).detach() for pointer in pointers]
+        points = [pointer(state, seen) for pointer in pointers]
     layers = _Layers(denoiser, calls, len(state.x_t))
     found = []
-    for i, v in enumerate(vs):
-        scale = _power_of_two(v)
-        small = each(wide(v), 1 / scale).to(seen.eps.dtype)
-        pieces = layers.pieces(seen.eps, small, last=i == len(vs) - 1)
+    for i, pointed in enumerate(points):
+        scale = _power_of_two(pointed.v)
+        small = each(wide(pointed.v), 1 / scale).to(seen.eps.dtype)
+        pieces = layers.pieces(seen.eps, small, last=i == len(points) - 1)
         if rest := [name for name in denoiser.parameters if name not in pieces]:
             _say_once(rest)
             pieces |= {name: Whole(g) for name, g in _one_by_one(denoiser, state, small, rest).items()}
         ordered = {name: pieces[name] for name in denoiser.parameters}
-        found.append(Pulled(ordered, scale, Prediction(seen.x_0.detach(), seen.eps.detach()), v))
+        found.append(Pulled(ordered, scale, Prediction(seen.x_0.detach(), seen.eps.detach()), pointed))
     return found
 
 
@@ -85,7 +85,7 @@ def pull_back_naive(denoiser: Denoiser, state: State, pointer: Pointer) -> tuple
         one = one.at(one.x_t.detach().requires_grad_())
         with torch.enable_grad():
             seen = denoiser(one.x_t, one.t, one.batch.cond)
-            v = pointer(one, seen)
+            v = pointer(one, seen).v
             rows.append((_backward(seen.eps, v, denoiser.parameters), seen, v.detach()))
     gradients = {name: torch.stack([row[0][name] for row in rows]) for name in denoiser.parameters}
     seen = Prediction(

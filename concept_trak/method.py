@@ -6,7 +6,7 @@ from typing import Any
 from concept_trak.direction import DIRECTIONS
 from concept_trak.probe import Probe
 from concept_trak.trajectory import TRAJECTORIES
-from concept_trak.weight import GATES, WEIGHTS
+from concept_trak.weight import WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,10 @@ class Method:
         for probe in (self.train, self.query):
             _one_of("trajectory", probe.trajectory, TRAJECTORIES)
             _one_of("direction", probe.direction, DIRECTIONS)
-            _one_of("gate", probe.gate, GATES)
-            if probe.gate == "caption_fit" and (probe.direction != "caption_reward" or probe.trajectory == "sampling"):
+            if probe.direction == "caption_fit" and probe.trajectory == "sampling":
                 raise ValueError(
-                    f"gate=caption_fit is measured along the caption's direction and against the state's noise, which "
-                    f"{probe.trajectory} with {probe.direction} does not have both of; choose caption_reward on "
-                    "forward_noise or ddim_inversion, or gate=one"
+                    "caption_fit compares a state's noise with the captions' predictions, and sampling has no noise; "
+                    "choose forward_noise or ddim_inversion, or the direction caption_reward"
                 )
         _one_of("weight", self.weight, WEIGHTS)
         if self.train.trajectory == "sampling" or self.train.direction == "concept_reward":
@@ -65,10 +63,11 @@ _concept_b = replace(_concept_a, train=Probe("forward_noise", "reconstruction_re
 _concept_c = replace(_concept_b, train=Probe("ddim_inversion", "reconstruction_reward", guidance=7.5))
 _concept_trak = replace(_concept_c, unit=True)
 _caption_trak = replace(_concept_trak, train=Probe("forward_noise", "caption_reward"))
-# Less than a tenth of concept_trak's evaluations; a picture counts only as far as it shows what its caption says.
+# Less than a tenth of concept_trak's evaluations; a picture counts only as far as it shows what its caption says. Its
+# two times are where it is decided which things a picture shows (500) and in which colours (700).
 _fit_trak = replace(
     _caption_trak,
-    train=Probe("forward_noise", "caption_reward", times=(300, 500, 700), negatives=3, gate="caption_fit"),
+    train=Probe("forward_noise", "caption_fit", times=(500, 700), negatives=3),
 )
 
 METHODS: dict[str, Method] = {

@@ -31,9 +31,7 @@ class Probe:
     strength: float = 1.0
     """concept_reward, caption_reward: w, the guidance that the reward pulls by."""
     negatives: int = 1
-    """forward_noise with the negative `other_label`: how many other captions the states of a sample take in turn."""
-    gate: str = "one"
-    """A row of `GATES` in `weight.py`: what a state's gradient is multiplied by."""
+    """caption_fit with the negative `other_label`: m, how many other captions (at most as many as there are)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "times", tuple(self.times))
@@ -53,12 +51,7 @@ class Probe:
     @property
     def path(self) -> "Probe":
         """What decides the states: probes with one path can share them."""
-        return replace(self, direction="", strength=1.0, gate="one")
-
-    @property
-    def pointing(self) -> "Probe":
-        """What decides v at a state; only the gate is left out."""
-        return replace(self, gate="one")
+        return replace(self, direction="", strength=1.0)
 
     @property
     def last(self) -> int:
@@ -79,5 +72,5 @@ class Probe:
         path = updates[self.trajectory] * (1 if self.guidance == 1 else 2)
         if path:
             path -= len(self.states) - 1  # the evaluation at a state serves the path's next update too
-        reward = {"reconstruction_reward": 2, "concept_reward": 1, "caption_reward": 1}.get(self.direction, 0)
-        return path + len(self.states) * (1 + 2 + reward)
+        reward = {"reconstruction_reward": 2, "concept_reward": 1, "caption_reward": 1, "caption_fit": self.negatives}
+        return path + len(self.states) * (1 + 2 + reward.get(self.direction, 0))

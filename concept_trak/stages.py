@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from concept_trak.concept import negatives
+from concept_trak.concept import negatives, negatives_of
 from concept_trak.config import AuditConfig
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import Shard
@@ -132,9 +132,10 @@ class Featurize(WithModel):
         return Part(self.work.fingerprints[method], shard.name, ids, weight, phi, everything)
 
     def _features(self, rows: Sequence[Method], ready: Sequence[Sample]) -> list[Features]:
-        d, captions, turns = self.denoiser, [s.caption for s in ready], range(rows[0].train.negatives)
+        d, captions = self.denoiser, [s.caption for s in ready]
         ids = tuple(s.id for s in ready)
         x_0 = d.to_latent(torch.stack([s.pixels for s in ready]).to(d.device, d.dtype))
+        turns = range(negatives_of(d, rows[0].train.negatives))
         first, *others = [negatives(d, ids, captions, self.config.seed, turn) for turn in turns]
         batch = Batch(ids, d.encode(captions), first, x_0, others=tuple(others))
         sides = [Side(row.train, row.unit, row.weight) for row in rows]

@@ -1,7 +1,7 @@
 """Who is asked (a batch of samples) and where they stand (a state on a trajectory)."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -23,11 +23,6 @@ class Batch:
     without: Condition | None = None
     others: tuple[Condition, ...] = ()
     """More negatives of each sample, where the model has more than one."""
-
-    def facing(self, turn: int) -> "Batch":
-        """The batch against its next negative: they come in turn."""
-        every = (self.negative, *self.others)
-        return replace(self, negative=every[turn % len(every)])
 
     def rows(self, rows: slice) -> "Batch":
         return Batch(
@@ -55,6 +50,13 @@ class State:
 
     def at(self, x_t: Tensor) -> "State":
         return replace(self, x_t=x_t)
+
+
+class Pointed(NamedTuple):
+    """A direction at a state: v = dL / d eps_theta, and how much the state counts with each sample, in [0, 1]."""
+
+    v: Float[Tensor, "b c h w"]
+    fit: Float[Tensor, " b"]
 
 
 def required(value: Any, what: str, needed_by: str) -> Any:

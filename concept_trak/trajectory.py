@@ -42,13 +42,13 @@ def step(
 def forward_noise(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> States:
     """x_t = alpha_t x_0 + sigma_t eps at `probe.times`; eps is one tensor per t (`shared`) or one per sample and t."""
     x_0 = required(batch.x_0, "x_0", "forward_noise")
-    for turn, t in enumerate(probe.times):
+    for t in probe.times:
         if probe.noise == "shared":
             eps = normal(denoiser.shape, seed, "shared", t)[None].expand(len(batch.ids), *denoiser.shape)
         else:
             eps = _keyed(denoiser, batch, seed, t, "noise")
         eps = eps.to(x_0)
-        yield State(batch.facing(turn), denoiser.alpha[t].item() * x_0 + denoiser.sigma[t].item() * eps, t, eps)
+        yield State(batch, denoiser.alpha[t].item() * x_0 + denoiser.sigma[t].item() * eps, t, eps)
 
 
 def ddim_inversion(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> States:

@@ -34,6 +34,10 @@ def published_loss(name: str, denoiser: Denoiser, s: State) -> Tensor:
         reward = ((seen.x_0 - s.batch.x_0) ** 2).mean()
         (slope,) = torch.autograd.grad(reward, x_t, create_graph=True)
         return (((eps + slope).detach() - eps) ** 2).mean()
+    if name == "caption_fit":
+        way = eps.detach() - denoiser(x_t, s.t, s.batch.negative).eps.detach()
+        a = (((s.noise - eps.detach() + way) * way).sum() / way.square().sum()).clamp(0, 1)
+        return ((eps.detach() + W * a * way - eps) ** 2).mean()
     against = s.batch.without if name == "concept_reward" else s.batch.negative
     other = denoiser(x_t, s.t, against).eps
     return (((eps + W * (eps - other)).detach() - eps) ** 2).mean()
@@ -59,7 +63,7 @@ def test_rewards_of_equal_conditions_have_no_direction():
     for name in ("concept_reward", "caption_reward"):
         probe = Probe("forward_noise", name, times=(300,))
         (state,) = forward_noise(denoiser, same, probe, seed=1)
-        v = pull_back(denoiser, state, lambda s, seen, p=probe: DIRECTIONS[p.direction](denoiser, s, seen, p)).v
+        v = pull_back(denoiser, state, lambda s, seen, p=probe: DIRECTIONS[p.direction](denoiser, s, seen, p)).pointed.v
         assert (v == 0).all(), f"{name}: rounding noise of equal conditions was taken for a direction"
 
 

@@ -14,6 +14,7 @@ from concept_trak.models.gaussian import Gaussian, Settings
 from concept_trak.probe import Probe
 from concept_trak.projector import Projector
 from concept_trak.scoring import scores
+from concept_trak.state import Pointed
 from tests.tolerances import EXACT64
 from tests.toys import Toy, batch
 
@@ -23,6 +24,10 @@ P = Projector("sketch", 64)
 
 def train(method: Method, denoiser, b, projector=P, seed=0):
     return features(denoiser, projector, method.train, b, seed, method.unit, method.weight)
+
+
+def times(pointed: Pointed, factor: float) -> Pointed:
+    return pointed._replace(v=factor * pointed.v)
 
 
 def changed(a: dict, b: dict) -> list[str]:
@@ -86,7 +91,7 @@ def test_a_direction_times_ten_changes_nothing_under_unit_norm(monkeypatch):
     loose = replace(row, unit=False)
     before, before_loose = train(row, denoiser, batch(denoiser)), train(loose, denoiser, batch(denoiser))
     original = direction_module.DIRECTIONS["reconstruction_reward"]
-    monkeypatch.setitem(direction_module.DIRECTIONS, "reconstruction_reward", lambda *a: 10 * original(*a))
+    monkeypatch.setitem(direction_module.DIRECTIONS, "reconstruction_reward", lambda *a: times(original(*a), 10))
     after, after_loose = train(row, denoiser, batch(denoiser)), train(loose, denoiser, batch(denoiser))
     torch.testing.assert_close(after.phi, before.phi, rtol=EXACT64, atol=1e-14)
     torch.testing.assert_close(after_loose.phi, 10 * before_loose.phi, rtol=EXACT64, atol=1e-18)
@@ -145,7 +150,7 @@ def test_a_flipped_sign_flips_the_scores(monkeypatch):
     phi = train(row, denoiser, b).phi
     right = phi @ query_features(denoiser, P, row, b, 0).phi.mean(0)
     original = direction_module.DIRECTIONS["concept_reward"]
-    monkeypatch.setitem(direction_module.DIRECTIONS, "concept_reward", lambda *a: -original(*a))
+    monkeypatch.setitem(direction_module.DIRECTIONS, "concept_reward", lambda *a: times(original(*a), -1))
     flipped = phi @ query_features(denoiser, P, row, b, 0).phi.mean(0)
     torch.testing.assert_close(flipped, -right, rtol=EXACT64, atol=1e-14)
 
@@ -184,6 +189,7 @@ def test_training_on_a_positively_scored_sample_improves_the_reward():
 def test_the_stated_cost_is_the_number_of_forwards_plus_two_a_backward(name):
     denoiser, row, seen = Toy("wide"), METHODS[name], []  # a layer with a rule: nothing is replayed
     b = batch(denoiser, 1)
+    b = replace(b, others=(b.negative,) * (row.train.negatives - 1))
     denoiser.network.register_forward_hook(lambda module, args, output: seen.append(len(output)))
     train(row, denoiser, b)
     backwards = len(row.train.states) * (2 if row.train.direction == "reconstruction_reward" else 1)

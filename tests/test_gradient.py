@@ -5,8 +5,9 @@ import torch
 
 from concept_trak.direction import DIRECTIONS
 from concept_trak.gradient import pull_back, pull_back_each, pull_back_naive
-from concept_trak.piece import Product, Whole, measured
+from concept_trak.piece import Product, measured
 from concept_trak.probe import Probe
+from concept_trak.state import Pointed
 from concept_trak.trajectory import forward_noise
 from tests.tolerances import EXACT64
 from tests.toys import Toy, batch
@@ -16,7 +17,7 @@ def pulled(denoiser, how, b, rows=slice(None), direction="reconstruction_reward"
     probe = Probe("forward_noise", direction, times=(400,))
     (state,) = forward_noise(denoiser, batch(denoiser, b).rows(rows), probe, seed=0)
     found = how(denoiser, state, lambda s, seen: DIRECTIONS[direction](denoiser, s, seen, probe))
-    return found if how is pull_back_naive else (found.gradients(), found.seen, found.v)
+    return found if how is pull_back_naive else (found.gradients(), found.seen, found.pointed.v)
 
 
 @pytest.mark.parametrize("direction", ["reconstruction_reward", "denoising_error", "caption_reward"])
@@ -97,8 +98,10 @@ def test_a_direction_below_the_range_of_float16_is_pulled_back_whole():
     """v is brought near 1 by a power of two before it goes through the network, and the power is put back."""
     denoiser = Toy("wide")
     (state,) = forward_noise(denoiser, batch(denoiser, 3), Probe("forward_noise", "prediction", times=(400,)), 0)
-    plain = pull_back(denoiser, state, lambda s, seen: seen.eps.detach())
-    tiny = pull_back(denoiser, state, lambda s, seen: seen.eps.detach() * 2.0**-40)
+    plain, tiny = (
+        pull_back(denoiser, state, lambda s, seen, f=f: Pointed(seen.eps.detach() * f, torch.ones(3)))
+        for f in (1.0, 2.0**-40)
+    )
     assert (tiny.scale == plain.scale * 2.0**-40).all()
     for name, piece in tiny.pieces.items():
         torch.testing.assert_close(piece.whole(), plain.pieces[name].whole(), rtol=0, atol=0)

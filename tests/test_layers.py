@@ -27,7 +27,7 @@ BELOW = {
     "piece": set(),
     "layer": {"piece"},
     "gradient": {"denoiser", "layer", "piece", "state"},
-    "weight": {"denoiser", "probe", "state"},
+    "weight": {"denoiser", "state"},
     "method": {"direction", "probe", "trajectory", "weight"},
     "projector": {"noise", "piece"},
     "total": {"piece", "projector"},
@@ -35,7 +35,8 @@ BELOW = {
     "scoring": set(),
     "metrics": set(),
     "features": {
-        *("denoiser", "direction", "gradient", "method", "probe", "projector", "state", "total", "trajectory", "weight")
+        *("denoiser", "direction", "gradient", "method", "piece", "probe", "projector", "state", "total"),
+        *("trajectory", "weight"),
     },
     "concept": {"denoiser", "method", "noise", "probe", "state", "trajectory"},
     "retrieval": {"concept", "data"},

@@ -19,7 +19,7 @@ from concept_trak.projector import Projector
 from concept_trak.scoring import scores
 from concept_trak.state import Batch
 from concept_trak.trajectory import TRAJECTORIES
-from concept_trak.weight import GATES, WEIGHTS
+from concept_trak.weight import WEIGHTS
 from tests import written_out
 from tests.tolerances import EXACT64
 
@@ -74,15 +74,16 @@ def test_a_row_is_its_published_formula(latents, name):
 
 
 def test_some_states_are_shut_out_and_some_count_in_part(latents):
-    """Or else the comparison above would say nothing of the gate."""
+    """Or else the comparison above would say nothing of the shares."""
     row, model = METHODS["fit_trak"], latents
-    gates = [
-        written_out.caption_fit(model, one, at)
+    shares = [
+        a
         for one in written_out.ones(trained_on(model))
         for at in written_out.forward_noise(model, one, row.train, SEED)
+        for a in written_out.shares(model, one, at)
     ]
-    assert any(a == 0 for a in gates), gates
-    assert any(0 < a < 1 for a in gates), gates
+    assert any(a == 0 for a in shares), shares
+    assert any(0 < a < 1 for a in shares), shares
 
 
 @pytest.mark.parametrize("name", ["concept_trak", "fit_trak"])
@@ -121,9 +122,8 @@ def require_agreement(denoiser: TextToImage, name: str, row: Method) -> None:
         (TRAJECTORIES, "trajectory", lambda row: replace(row, train=replace(row.train, trajectory="new"))),
         (DIRECTIONS, "direction", lambda row: replace(row, train=replace(row.train, direction="new"))),
         (WEIGHTS, "weight", lambda row: replace(row, weight="new")),
-        (GATES, "gate", lambda row: replace(row, train=replace(row.train, gate="new"))),
     ],
-    ids=["trajectory", "direction", "weight", "gate"],
+    ids=["trajectory", "direction", "weight"],
 )
 def test_a_new_row_without_its_formula_is_not_passed_over(latents, monkeypatch, table, what, change):
     monkeypatch.setitem(table, "new", next(iter(table.values())))

@@ -47,18 +47,11 @@ def ones(batch: Batch) -> list[One]:
 
 
 class Stand(NamedTuple):
-    """x_t at t, the noise that makes it from x_0 where x_0 is known, and its number among noised states."""
+    """x_t at t, and the noise that makes it from x_0 where x_0 is known."""
 
     x_t: Tensor
     t: int
     eps: Tensor | None = None
-    number: int = 0
-
-
-def faced(one: One, at: Stand) -> Condition:
-    """The negative of a state: the sample's own come in turn."""
-    every = [one.negative, *one.others]
-    return every[at.number % len(every)]
 
 
 def eps_of(model: Denoiser, x_t: Tensor, t: int, cond: Condition) -> Tensor:
@@ -90,9 +83,9 @@ def forward_noise(model: Denoiser, one: One, probe: Probe, seed: int) -> list[St
     """x_t = alpha_t x_0 + sigma_t eps, one noise per t for all samples."""
     assert probe.noise == "shared"
     stands = []
-    for number, t in enumerate(probe.times):
+    for t in probe.times:
         eps = noise(model, seed, "shared", t)
-        stands.append(Stand(model.alpha[t].item() * one.x_0 + model.sigma[t].item() * eps, t, eps, number))
+        stands.append(Stand(model.alpha[t].item() * one.x_0 + model.sigma[t].item() * eps, t, eps))
     return stands
 
 
@@ -171,7 +164,39 @@ def concept_reward(model: Denoiser, one: One, at: Stand, probe: Probe) -> Tensor
 
 def caption_reward(model: Denoiser, one: One, at: Stand, probe: Probe) -> Tensor:
     """The same against the model's negative, for a sample's own caption."""
-    return contrast(model, one, at, faced(one, at), probe.strength)
+    return contrast(model, one, at, one.negative, probe.strength)
+
+
+def caption_fit(model: Denoiser, one: One, at: Stand, probe: Probe) -> Tensor:
+    """mean (sg[eps_c + w / m sum_j a_j (eps_c - eps_j)] - eps_c)^2 over m negatives, with `shares` a_j."""
+    seen, every = eps_of(model, at.x_t, at.t, one.cond), [one.negative, *one.others]
+    target = seen.detach().clone()
+    for a, negative in zip(shares(model, one, at), every, strict=True):
+        target += probe.strength / len(every) * a * (seen - eps_of(model, at.x_t, at.t, negative)).detach()
+    return (target - seen).square().mean()
+
+
+@torch.no_grad()
+def shares(model: Denoiser, one: One, at: Stand) -> list[float]:
+    """a_j = clip(<eps - eps_j, eps_c - eps_j> / |eps_c - eps_j|^2, 0, 1)."""
+    found = []
+    for condition in (one.negative, *one.others):
+        negative = eps_of(model, at.x_t, at.t, condition)
+        way = eps_of(model, at.x_t, at.t, one.cond) - negative
+        found.append(((at.eps - negative) * way).sum().div((way * way).sum()).clamp(0, 1).item())
+    return found
+
+
+@torch.no_grad()
+def fit(model: Denoiser, one: One, at: Stand, probe: Probe) -> float:
+    """How much a state counts: sum_j a_j |eps_c - eps_j| / sum_j |eps_c - eps_j| under caption_fit, else 1."""
+    if probe.direction != "caption_fit":
+        return 1.0
+    own, part, whole = eps_of(model, at.x_t, at.t, one.cond), 0.0, 0.0
+    for a, condition in zip(shares(model, one, at), (one.negative, *one.others), strict=True):
+        length = (own - eps_of(model, at.x_t, at.t, condition)).norm().item()
+        part, whole = part + a * length, whole + length
+    return part / whole
 
 
 def unweighted(model: Denoiser, one: One, stands: list[Stand]) -> float:
@@ -182,18 +207,6 @@ def squared_error(model: Denoiser, one: One, stands: list[Stand]) -> float:
     """DAS: sum_t mean (eps - eps_theta)^2."""
     with torch.no_grad():
         return sum((s.eps - eps_of(model, s.x_t, s.t, one.cond)).square().mean().item() for s in stands)
-
-
-def open_gate(model: Denoiser, one: One, at: Stand) -> float:
-    return 1.0
-
-
-def caption_fit(model: Denoiser, one: One, at: Stand) -> float:
-    """clip(<eps - eps_neg, eps_c - eps_neg> / |eps_c - eps_neg|^2, 0, 1)."""
-    with torch.no_grad():
-        negative = eps_of(model, at.x_t, at.t, faced(one, at))
-        way = eps_of(model, at.x_t, at.t, one.cond) - negative
-        return ((at.eps - negative) * way).sum().div((way * way).sum()).clamp(0, 1).item()
 
 
 PATHS: dict[str, Callable[[Denoiser, One, Probe, int], list[Stand]]] = {
@@ -208,12 +221,12 @@ LOSSES: dict[str, Callable[[Denoiser, One, Stand, Probe], Tensor]] = {
     "reconstruction_reward": reconstruction_reward,
     "concept_reward": concept_reward,
     "caption_reward": caption_reward,
+    "caption_fit": caption_fit,
 }
 FACTORS: dict[str, Callable[[Denoiser, One, list[Stand]], float]] = {
     "one": unweighted,
     "squared_error": squared_error,
 }
-GATES: dict[str, Callable[[Denoiser, One, Stand], float]] = {"one": open_gate, "caption_fit": caption_fit}
 
 
 def twin(table: dict[str, Callable], name: str, what: str) -> Callable:
@@ -233,10 +246,10 @@ def gradient(model: Denoiser, loss: Tensor) -> Tensor:
 
 
 def feature(model: Denoiser, one: One, probe: Probe, unit: bool, seed: int) -> tuple[Tensor, list[Stand]]:
-    """phi = sum over states of grad L, divided by its norm where the row says so, times its gate; and the states."""
+    """phi = sum over states of grad L, divided by its norm where the row says so, times its fit; and the states."""
     stands = twin(PATHS, probe.trajectory, "trajectory")(model, one, probe, seed)
-    loss, gate = twin(LOSSES, probe.direction, "direction"), twin(GATES, probe.gate, "gate")
-    rows = [(gradient(model, loss(model, one, at, probe)), gate(model, one, at)) for at in stands]
+    loss = twin(LOSSES, probe.direction, "direction")
+    rows = [(gradient(model, loss(model, one, at, probe)), fit(model, one, at, probe)) for at in stands]
     return sum((a * (g / g.norm() if unit else g) for g, a in rows), torch.zeros(())), stands
 
 

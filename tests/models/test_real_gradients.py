@@ -49,7 +49,7 @@ def test_every_parameter_is_pulled_back_by_its_layer(saved, kind, parameters, al
 
     with caplog.at_level(logging.INFO, logger=gradient.__name__):
         found = pull_back(denoiser, state, pointer)
-    fast, seen, v = found.gradients(), found.seen, found.v
+    fast, seen, v = found.gradients(), found.seen, found.pointed.v
     said = [f"no layer rule for {alone} parameters (scale_shift_table, ...)"] if alone else []
     heard = [r.getMessage().partition(":")[0] for r in caplog.records if r.name == gradient.__name__]
     assert heard == said, "other parameters than expected go one sample at a time, which doubles the work"
