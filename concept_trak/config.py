@@ -66,12 +66,12 @@ class DataConfig:
 @dataclass(frozen=True)
 class FeatureConfig:
     dtype: str = "float16"
-    """float16 or float32: how phi / |phi| is stored."""
+    """float16, float32, or int8 (in steps of a row's largest entry): how phi is stored, beside a scale per row."""
     encoding: str = "binary"
     """binary (read at memory speed), or list (float32) for SQL arrays."""
 
     def __post_init__(self) -> None:
-        _one_of("feature.dtype", self.dtype, "float16", "float32")
+        _one_of("feature.dtype", self.dtype, "float16", "float32", "int8")
         _one_of("feature.encoding", self.encoding, "binary", "list")
 
 

@@ -79,7 +79,7 @@ def caption_fit(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe
     a_j = argmin_a |eps - eps_j - a d_j|^2, clipped to [0, 1], is how far the picture goes from the negative c_j to its
     own caption c: 1 in expectation where it shows c, since then E[eps | x_t, c] = eps_c, and 0 where it shows c_j. So
     what a picture does not share with its caption is left out, word by word, and a state counts as far as any is left.
-    Where none is, v is that of `caption_reward` and counts 0: to point, and to fit nothing, is not to have no direction.
+    Where none is, v is that of `caption_reward` and counts 0: who points and fits nothing is not without direction.
     """
     noise = required(state.noise, "noise", "caption_fit")
     d, others = _differences(denoiser, state, seen, [state.batch.negative, *state.batch.others])

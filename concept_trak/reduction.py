@@ -4,7 +4,8 @@ Workers read parts from the store and return small records. The order of every s
 twice is the same bytes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,16 +14,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from concept_trak import fisher, scoring
-from concept_trak.fisher import Gram
+from concept_trak.fisher import Gram, GramSum
 from concept_trak.layout import gram_file, plain, query_file, scores_file
-from concept_trak.scoring import Entry, TopK, bins
+from concept_trak.on_store import OnStore
+from concept_trak.scoring import Entry, Kept
 from concept_trak.stages import Attempt, Work
 from concept_trak.store.ahead import ahead
-from concept_trak.store.codec import blocks
-from concept_trak.store.commit import Store
 from concept_trak.store.grams import encode_gram, read_gram, write_gram
 from concept_trak.store.manifest import Audit, read_table, write_bytes, write_table
-from concept_trak.store.records import Record, read_part
+from concept_trak.store.part import Block
+from concept_trak.store.records import Record
 from concept_trak.store.tables import from_columns
 
 
@@ -35,35 +36,19 @@ class Group:
     records: tuple[Record, ...]
 
 
-class OnStore:
-    """A worker that needs the store and no model."""
-
-    def __init__(self, work: Work) -> None:
-        torch.set_num_threads(max(1, int(work.config.cluster.cpus)))
-        self.work, self.store = work, Store(work.config.store)
-        self.audit = Audit(self.store, work.config.audit)
-
-    def features(self, *records: Record) -> Iterator[tuple[list[str], Tensor, Tensor]]:
-        """(ids, weight [n], phi [n, k]) of each row group of the parts, in order, in float32.
-
-        Each part is checked against its record. The next one is read meanwhile, so two are in memory, however many.
-        """
-        for data in ahead(read_part(self.store, record) for record in records):
-            for block in blocks(data):
-                yield block.ids, torch.from_numpy(block.weight.copy()), torch.from_numpy(block.phi())
-
-
 class SumGroup(OnStore):
     """One group: the sum of phi phi^T over its shards, in order, to `grams/<group>.safetensors`."""
 
     def __call__(self, group: Group, attempt: Attempt) -> str:
-        fp = self.work.fingerprints[group.method]
-        total: Gram | None = None
-        for _, _, phi in self.features(*group.records):
-            total = fisher.gram(phi) if total is None else total + fisher.gram(phi)
-        if total is not None:
-            write_gram(self.store, fp, group.name, total.matrix.numpy(), total.count)
-        return group.name if total is not None else ""
+        total: GramSum | None = None
+        for block in self.blocks(*group.records):
+            total = total or GramSum(block.unit.shape[1])
+            total.add(torch.from_dlpack(block.unit), torch.from_dlpack(block.scale))
+        if total is None:
+            return ""
+        gram = total.gram()
+        write_gram(self.store, self.work.fingerprints[group.method], group.name, gram.matrix.numpy(), gram.count)
+        return group.name
 
 
 @dataclass(frozen=True)
@@ -126,7 +111,7 @@ class Solve(OnStore):
 
 @dataclass(frozen=True)
 class Column:
-    """What one shard says about one column of scores: its best, its worst, and its histogram."""
+    """What some shards say about one column of scores: its best, its worst, and its histogram."""
 
     top: list[Entry]
     bottom: list[Entry]
@@ -135,15 +120,19 @@ class Column:
 
 @dataclass(frozen=True)
 class Scoring:
-    """One part to be scored for one method."""
+    """Consecutive parts to be scored for one method."""
 
     method: str
-    record: Record
+    records: tuple[Record, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(record.rows for record in self.records)
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One part's columns, by name."""
+    """The columns of some parts, by name."""
 
     method: str
     columns: dict[str, Column]
@@ -158,36 +147,51 @@ class Queries:
     scale: list[float]
 
 
-class Score(OnStore):
-    """One shard against every concept, damped and plain; with `scores=all` also to `scores/<shard>.parquet`.
+SCORED_BYTES = 256 << 20  # some parts, so that reading and multiplying overlap, and a second or so of work
 
-    An item is one part, and a worker learns of the next when it is done with this one, so nothing is read ahead: while
-    one worker waits for storage the others compute.
-    """
+
+def scorings(method: str, records: Sequence[Record]) -> Iterator[Scoring]:
+    """All parts, in order, cut after every SCORED_BYTES: the same items whatever the number of workers."""
+    some, size = list[Record](), 0
+    for record in records:
+        some, size = [*some, record], size + record.bytes
+        if size >= SCORED_BYTES or record is records[-1]:
+            yield Scoring(method, tuple(some))
+            some, size = [], 0
+
+
+class Score(OnStore):
+    """Some shards against every concept, damped and plain; with `scores=all` also to `scores/<shard>.parquet`."""
 
     def __init__(self, work: Work) -> None:
         super().__init__(work)
         self.queries = {method: read_queries(self.audit, work, method) for method in work.config.methods}
 
     def __call__(self, item: Scoring, attempt: Attempt) -> Scored:
-        queries, ids, made = self.queries[item.method], [], []
-        for names, weight, phi in self.features(item.record):
-            ids += names
-            made.append(scoring.scores(phi, weight, queries.z))
-        values = torch.cat(made) if made else torch.zeros(0, len(queries.columns))
-        shard = item.record.shard
+        queries = self.queries[item.method]
+        kept = Kept(self.work.config.top, queries.scale)
+        with closing(self.blocks(*item.records)) as coming:
+            for record in item.records:
+                self._shard(item.method, record, coming, queries, kept)
+        columns = zip(queries.columns, kept.ends(), kept.histogram.tolist(), strict=True)
+        return Scored(item.method, {name: Column(ends.top, ends.bottom, counts) for name, ends, counts in columns})
+
+    def _shard(self, method: str, record: Record, coming: Iterator[Block], queries: Queries, kept: Kept) -> None:
+        """The next shard's own row groups, as many as its record has rows."""
+        ids: list[str] = []
+        values = torch.empty(record.rows, len(queries.columns))
+        while len(ids) < record.rows:
+            block = next(coming)
+            made = values[len(ids) : len(ids) + len(block.ids)]
+            unit, factor = torch.from_dlpack(block.unit), torch.from_dlpack(block.weight * block.scale)
+            scoring.stored_scores(unit, factor, queries.z, made)
+            kept.add(made, block.ids, record.shard)
+            ids += block.ids
         if self.work.config.scores == "all":
             kinds = {"sample_id": "string", **dict.fromkeys(queries.columns, "float32")}
             numbers = zip(queries.columns, values.T.numpy(), strict=True)
             table = from_columns(kinds, {"sample_id": ids, **dict(numbers)})
-            write_table(self.audit, scores_file(item.method, shard), table)
-        columns = zip(queries.columns, values.T, queries.scale, strict=True)
-        return Scored(item.method, {name: self._column(ids, v, scale, shard) for name, v, scale in columns})
-
-    def _column(self, ids: list[str], values: Tensor, scale: float, shard: str) -> Column:
-        ends = TopK(self.work.config.top)
-        ends.add([(v, sample, shard) for v, sample in zip(values.tolist(), ids, strict=True)])
-        return Column(ends.top, ends.bottom, bins(values, scale))
+            write_table(self.audit, scores_file(method, record.shard), table)
 
 
 def read_queries(audit: Audit, work: Work, method: str) -> Queries:

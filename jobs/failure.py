@@ -55,8 +55,8 @@ def label(item: Any) -> str:
     match item:
         case Featuring(methods, shard):
             return f"{'-'.join(methods)}-{shard.name}"
-        case Scoring(method, record):
-            return f"{method}-{record.shard}"
+        case Scoring(method, records):
+            return f"{method}-{records[0].shard}"
         case Question(method, concept):
             return f"{method}-{concept.name}"
         case Group(method, name):

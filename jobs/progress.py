@@ -37,7 +37,8 @@ class Stage:
         self.done += 1
         self.retries += outcome.attempts - 1
         self.failed += outcome.error is not None
-        self.rejected += outcome.result.rejected if isinstance(outcome.result, Record) else 0
+        found = outcome.result if isinstance(outcome.result, list) else []
+        self.rejected += sum(record.rejected for record in found if isinstance(record, Record))
         self.samples += samples if outcome.error is None else 0
         self.running = min(self.running, self.of - self.done)
         self.seconds = time.monotonic() - self.start

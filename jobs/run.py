@@ -11,7 +11,7 @@ from concept_trak.layout import query_file
 from concept_trak.plan import group_name, groups
 from concept_trak.probe import Probe
 from concept_trak.query import Answer
-from concept_trak.reduction import Group, Scoring, Solution, System
+from concept_trak.reduction import Group, Solution, System, scorings
 from concept_trak.results import Tally, rejects_by_reason
 from concept_trak.stages import Featuring
 from concept_trak.store.grams import gram_name
@@ -112,9 +112,9 @@ class Run:
 
     def score(self, records: dict[str, list[Record]]) -> Tally:
         """The tally of every score; with `scores=all`, every score is in the store as well."""
-        items = [Scoring(m, record) for m, parts in records.items() for record in parts]
+        items = [item for m, parts in records.items() for item in scorings(m, parts)]
         tally = Tally(self.prepared.config.top)
-        for _, scored in self.map("score", "concept_trak.reduction:Score", items, lambda item: item.record.rows):
+        for _, scored in self.map("score", "concept_trak.reduction:Score", items, lambda item: item.rows):
             tally.add(scored)
         return tally
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from concept_trak.fisher import gram, solve, solve_dual, sweep, total
+from concept_trak.fisher import PANEL, ROWS, GramSum, gram, solve, solve_dual, sweep, total
 from concept_trak.scoring import scores, spread
-from tests.tolerances import EXACT64, SWEPT64
+from tests.tolerances import DENSE32, EXACT64, SWEPT64
 
 
 def rows(n, k, seed=0):
@@ -32,6 +32,26 @@ def test_grams_add_in_any_grouping():
     torch.testing.assert_close(whole.matrix, parts.matrix, rtol=EXACT64, atol=1e-12)
     assert whole.count == parts.count == 30
     assert abs(whole.trace - phi.square().sum().item()) < 1e-9
+
+
+def summed(unit, scale, size):
+    total = GramSum(unit.shape[1])
+    for some, factor in zip(unit.split(size), scale.split(size), strict=True):
+        total.add(some, factor)
+    return total.gram()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int8])
+def test_a_sum_of_stored_rows_is_one_product_however_they_are_cut(dtype):
+    n, k = 2 * ROWS + 77, PANEL + 44
+    unit, scale = (20 * rows(n, k)).to(dtype), rows(n, 1)[:, 0].exp().float()
+    dense = gram(unit.double() * scale[:, None].double())
+    whole = summed(unit, scale, n)
+    assert whole.count == n
+    assert (whole.matrix - dense.matrix).abs().max() < DENSE32 * dense.matrix.abs().max(), "rows or panels are missing"
+    assert torch.equal(whole.matrix, whole.matrix.T), "the upper half is not the lower one"
+    for size in (1000, ROWS, 300):
+        assert torch.equal(summed(unit, scale, size).matrix, whole.matrix), "the sum depends on where blocks are cut"
 
 
 def test_damping_is_relative_to_the_mean_eigenvalue():

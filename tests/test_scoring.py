@@ -3,12 +3,14 @@
 from itertools import pairwise
 
 import numpy as np
+import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from concept_trak.metrics import average_precision, base_rate, precision_at, recall_at_carriers
-from concept_trak.scoring import BINS, TopK, bins
+from concept_trak.scoring import BINS, WIDE_BYTES, Kept, TopK, bins, scores, stored_scores
+from tests.tolerances import DENSE32
 
 values = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=40)
 
@@ -41,6 +43,42 @@ def test_histograms_add_up_and_count_everything(values, scale):
 def test_the_middle_of_the_histogram_is_zero():
     counts = bins(torch.tensor([-1e-6, 1e-6, 1e-6]), 1.0)
     assert counts[BINS // 2 - 1 : BINS // 2 + 1] == [1, 2]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_what_is_kept_of_several_columns_is_what_each_keeps_alone(data):
+    """Few different values, so that ties are many, and blocks longer and shorter than what is kept."""
+    n, c, m = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 3)), data.draw(st.integers(1, 5))
+    numbers = st.lists(st.integers(-9, 9).map(float), min_size=c, max_size=c)
+    table = torch.tensor(data.draw(st.lists(numbers, min_size=n, max_size=n)))
+    ids = data.draw(st.permutations([f"id{i:02d}" for i in range(n)]))
+    kept, scale, start = Kept(m, [float(j) for j in range(c)]), [float(j) for j in range(c)], 0
+    while start < n:
+        end = start + data.draw(st.integers(1, n))
+        kept.add(table[start:end], ids[start:end], "shard")
+        start = end
+    for j in range(c):
+        alone = TopK(m)
+        alone.add([(v, i, "shard") for v, i in zip(table[:, j].tolist(), ids, strict=True)])
+        assert kept.ends()[j] == alone, (
+            "an entry was lost before it was compared: a bound is too tight, or ties are cut"
+        )
+        assert kept.histogram[j].tolist() == bins(table[:, j], scale[j])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int8])
+@pytest.mark.parametrize(("n", "k"), [(0, 5), (3, 5), (700, 1000)])
+def test_scores_of_stored_rows_are_those_of_the_features(n, k, dtype):
+    """Also where they are widened in several pieces, the last of them shorter."""
+    rng = torch.Generator().manual_seed(0)
+    unit = (20 * torch.randn(n, k, generator=rng)).to(dtype)
+    scale, weight, z = torch.rand(n, generator=rng), torch.rand(n, generator=rng), torch.randn(4, k, generator=rng)
+    assert n < 700 or WIDE_BYTES // (4 * k) < n < 2 * WIDE_BYTES // (4 * k)
+    dense = scores(unit.double() * scale[:, None].double(), weight.double(), z.double())
+    found = torch.full((n, 4), torch.nan)
+    stored_scores(unit, weight * scale, z, found)
+    assert ((found - dense).abs() <= DENSE32 * dense.abs().max() if n else dense == 0).all()
 
 
 def test_average_precision_by_hand():

@@ -1,8 +1,8 @@
 """A part: the features of one shard as one Parquet file, and back without copying.
 
-Letters: n rows of the part, k projected dimensions. The column `feature` holds phi/scale with scale = ||phi||_2, so
-float16 keeps its relative precision whatever the size of a gradient; phi = unit * scale in float32. All other columns
-are plain, so DuckDB, Polars, pandas and Spark read the file without this module.
+Letters: n rows of the part, k projected dimensions. The column `feature` holds phi/scale, in as few bits as `rows`
+says; phi = unit * scale in float32. All other columns are plain, so DuckDB, Polars, pandas and Spark read the file
+without this module.
 """
 
 import dataclasses
@@ -13,10 +13,11 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Num
 
 from concept_trak.store.commit import Store
 from concept_trak.store.part import Block, Damaged, Footer, Part, Reject
+from concept_trak.store.rows import DTYPES, little, stored
 
 MAX_PART_BYTES = 90_000_000  # one PUT, one retry, and twice this in memory while encoding
 TAIL_BYTES = 64 << 10  # holds nearly every footer, so that reading one is one request
@@ -32,13 +33,15 @@ def encode(part: Part, dtype: str = "float16", encoding: str = "binary", group_b
     Raises:
         ValueError: an unknown dtype or encoding, or more than MAX_PART_BYTES.
     """
-    if dtype not in ("float16", "float32") or encoding not in ("binary", "list"):
-        raise ValueError(f"features as dtype={dtype}, encoding={encoding}: expected float16|float32 and binary|list.")
+    if dtype not in DTYPES or encoding not in ("binary", "list"):
+        raise ValueError(
+            f"features as dtype={dtype}, encoding={encoding}: expected {'|'.join(DTYPES)} and binary|list."
+        )
     dtype = "float32" if encoding == "list" else dtype
-    scale = _row_norms(part)
-    unit = part.phi / np.where(scale > 0, scale, np.float32(1))[:, None]
-    unit = unit.astype(_little(dtype))
-    table = _table(part, scale, unit, encoding)
+    assert len(part.ids) == len(part.weight) == len(part.phi), "ids, weight and phi name different numbers of rows"
+    assert np.isfinite(part.weight).all(), "a non-finite weight in a part: it is a reject, not a row"
+    scale, unit = stored(part.phi, dtype)
+    table = _table(part, Block(list(part.ids), part.weight, scale, unit), encoding)
     data = _parquet(table, max(1, group_bytes // (unit.shape[1] * unit.itemsize)), encoding)
     if len(data) > MAX_PART_BYTES:
         raise ValueError(
@@ -96,27 +99,18 @@ def blocks(data: bytes) -> Iterator[Block]:
         raise Damaged(f"shard {said.shard} is damaged: {error}") from error
 
 
-def feature_matrix(column: pa.ChunkedArray, k: int, dtype: str) -> list[Float[np.ndarray, "_ k"]]:
+def feature_matrix(column: pa.ChunkedArray, k: int, dtype: str) -> list[Num[np.ndarray, "_ k"]]:
     """The column `feature` of any Arrow table as matrices, one per chunk, sharing Arrow's memory (no copy).
 
     `k` and `dtype` stand in the schema's metadata as `feature.k` and `feature.dtype`. Multiply row i by scale[i], in
     float32, to get phi.
     """
-    return [_matrix(chunk, k, _little(dtype)) for chunk in column.chunks]
+    return [_matrix(chunk, k, little(dtype)) for chunk in column.chunks]
 
 
-def _row_norms(part: Part) -> Float32[np.ndarray, " n"]:
-    """scale = ‖φ‖₂ per row, summed in float64: the square of a float32 of 1e20 overflows float32."""
-    assert len(part.ids) == len(part.weight) == len(part.phi), "ids, weight and phi name different numbers of rows"
-    norm = np.sqrt(np.einsum("nk,nk->n", part.phi, part.phi, dtype=np.float64))
-    assert np.all(norm <= np.finfo(np.float32).max), "a non-finite feature in a part: it is a reject, not a row"
-    assert np.isfinite(part.weight).all(), "a non-finite weight in a part: it is a reject, not a row"
-    return norm.astype(np.float32)
-
-
-def _table(part: Part, scale: np.ndarray, unit: np.ndarray, encoding: str) -> pa.Table:
+def _table(part: Part, rows: Block, encoding: str) -> pa.Table:
     """The four columns, none nullable, and what the footer says."""
-    n, k = unit.shape
+    unit, (n, k) = rows.unit, rows.unit.shape
     if encoding == "list":
         item = pa.field("element", pa.float32(), nullable=False)
         feature = pa.FixedSizeListArray.from_arrays(pa.array(unit.reshape(-1)), type=pa.list_(item, k))
@@ -125,9 +119,9 @@ def _table(part: Part, scale: np.ndarray, unit: np.ndarray, encoding: str) -> pa
             pa.binary(k * unit.itemsize), n, [None, pa.py_buffer(np.ascontiguousarray(unit))]
         )
     columns = {
-        "sample_id": pa.array(part.ids, pa.string()),
-        "weight": pa.array(part.weight),
-        "scale": pa.array(scale),
+        "sample_id": pa.array(rows.ids, pa.string()),
+        "weight": pa.array(rows.weight),
+        "scale": pa.array(rows.scale),
         "feature": feature,
     }
     fields = [pa.field(name, column.type, nullable=False) for name, column in columns.items()]
@@ -139,15 +133,15 @@ def _table(part: Part, scale: np.ndarray, unit: np.ndarray, encoding: str) -> pa
         "concept_trak.fingerprint": part.fingerprint,
         "concept_trak.shard": part.shard,
         "concept_trak.rows": str(n),
-        "concept_trak.sum_squares": repr(sum_of_squares(scale)),
+        "concept_trak.sum_squares": repr(sum_of_squares(rows.norms())),
         "concept_trak.rejects": json.dumps([dataclasses.asdict(reject) for reject in part.rejects]),
     }
     return pa.table(list(columns.values()), schema=pa.schema(fields, metadata=metadata))
 
 
-def sum_of_squares(scale: Float32[np.ndarray, " n"]) -> float:
-    """Σ scale² in float64, correctly rounded, hence the same however the rows are cut."""
-    return math.fsum(np.square(scale, dtype=np.float64).tolist())
+def sum_of_squares(norm: Float[np.ndarray, " n"]) -> float:
+    """Σ‖φ‖² in float64, correctly rounded, hence the same however the rows are cut."""
+    return math.fsum(np.square(norm, dtype=np.float64).tolist())
 
 
 def _parquet(table: pa.Table, group_rows: int, encoding: str) -> bytes:
@@ -185,7 +179,3 @@ def _matrix(chunk: pa.Array, k: int, dtype: np.dtype) -> np.ndarray:
         )
     rows = np.frombuffer(chunk.buffers()[1], dtype, count=len(chunk) * k, offset=chunk.offset * width)
     return rows.reshape(len(chunk), k)
-
-
-def _little(dtype: str) -> np.dtype:
-    return np.dtype(dtype).newbyteorder("<")

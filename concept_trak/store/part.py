@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float32, Float64, Num
 
 
 class Damaged(ValueError):
@@ -35,7 +35,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Footer:
-    """What a part says of itself, without its rows. `sum_squares` is Σ scale² = Σ‖φ‖² over the rows."""
+    """What a part says of itself, without its rows. `sum_squares` is Σ‖φ‖² over the rows."""
 
     fingerprint: str
     shard: str
@@ -50,13 +50,30 @@ class Footer:
 
 @dataclass(frozen=True)
 class Block:
-    """One row group. `unit` is a read-only view into the file's bytes as Arrow decoded them, float16 or float32."""
+    """One row group. `unit` is a view of what Arrow decoded, float16, float32 or int8; φ = unit * scale.
+
+    `torch.from_dlpack(unit)` shares its memory as well.
+    """
 
     ids: list[str]
     weight: Float32[np.ndarray, " n"]
     scale: Float32[np.ndarray, " n"]
-    unit: Float[np.ndarray, "n k"]
+    unit: Num[np.ndarray, "n k"]
 
     def phi(self) -> Float32[np.ndarray, "n k"]:
         """The features: unit * scale, in float32."""
         return self.unit.astype(np.float32) * self.scale[:, None]
+
+    def norms(self) -> Float64[np.ndarray, " n"]:
+        """‖φ‖₂ per row: the scale itself, but of an int8 row ‖unit‖ scale, from a sum of whole numbers."""
+        scale = self.scale.astype(np.float64)
+        if self.unit.dtype != np.int8:
+            return scale
+        return scale * np.sqrt(np.einsum("nk,nk->n", self.unit, self.unit, dtype=np.int64))
+
+    def rounding(self) -> float:
+        """The largest relative error of a row that int8 explains, max √k scale / 2‖φ‖; 0 of a float row."""
+        if self.unit.dtype != np.int8:
+            return 0.0
+        half = np.sqrt(self.unit.shape[1]) * self.scale / 2
+        return float(np.max(half / np.where(self.scale > 0, self.norms(), 1.0), initial=0.0))

@@ -16,7 +16,8 @@ from concept_trak.store.commit import Store
 from concept_trak.store.identity import encode_json
 
 # Two roundings of one number to float16 differ by at most 2^-10, hence two stored rows by at most 1e-3. Five times
-# that leaves room for sums reordered by another batch size or device; what is above is another computation.
+# that leaves room for sums reordered by another batch size or device; what is above is another computation. int8
+# explains more, row by row: `Block.rounding`.
 ADOPT_TOLERANCE = 5e-3
 READERS = 16  # requests in flight while records are read: storage answers in tens of milliseconds each
 REPAIR = "Run `python -m jobs.verify repair=true`: it removes the record, then the part, and the shard is done again."
@@ -146,9 +147,10 @@ def _adopt(store: Store, name: str, ours: Part) -> None:
     cuts = np.cumsum([len(block.ids) for block in standing])[:-1]
     mine = np.split(ours.phi, cuts) if standing else []
     largest = max((_row_difference(a, block.phi()) for a, block in zip(mine, standing, strict=True)), default=0.0)
-    level = logging.WARNING if largest > ADOPT_TOLERANCE else logging.INFO
+    explained = ADOPT_TOLERANCE + max((block.rounding() for block in standing), default=0.0)
+    level = logging.WARNING if largest > explained else logging.INFO
     text = "adopted %s, written by another attempt; largest relative row difference %.2g (rounding explains %.2g)"
-    logger.log(level, text, where, largest, ADOPT_TOLERANCE)
+    logger.log(level, text, where, largest, explained)
 
 
 def _row_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -168,8 +170,8 @@ def _verified(data: bytes, fp: str, shard: str, where: str) -> Footer:
     """The footer of a part whose pages, rows and Σ‖φ‖² hold, and that is the shard it is named after."""
     try:
         said = codec.footer(data)
-        scale = [block.scale for block in codec.blocks(data)]
-        sum_squares = codec.sum_of_squares(np.concatenate([*scale, np.zeros(0, np.float32)]))
+        norms = [block.norms() for block in codec.blocks(data)]
+        sum_squares = codec.sum_of_squares(np.concatenate([*norms, np.zeros(0)]))
     except Damaged as error:
         raise Damaged(f"{where}: {error}. {REPAIR}") from error
     if (said.fingerprint, said.shard) != (fp, shard):

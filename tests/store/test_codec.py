@@ -16,7 +16,7 @@ from concept_trak.store.commit import Store
 from tests.store.parts import a_part
 from tests.tolerances import STORED16
 
-LAYOUTS = [("float16", "binary"), ("float32", "binary"), ("float32", "list")]
+LAYOUTS = [("float16", "binary"), ("float32", "binary"), ("float32", "list"), ("int8", "binary")]
 SMALLEST32 = 2.0**-149  # below it float32 has nothing: products of subnormal norms round to its multiples
 texts = st.text(max_size=12)
 
@@ -25,6 +25,15 @@ def decoded(data: bytes) -> tuple[list[str], np.ndarray, np.ndarray]:
     blocks = list(codec.blocks(data))
     ids = [sample_id for block in blocks for sample_id in block.ids]
     return ids, np.concatenate([block.weight for block in blocks]), np.concatenate([block.phi() for block in blocks])
+
+
+def allowed(phi: np.ndarray, dtype: str) -> np.ndarray:
+    """How far a stored row may be from itself, by theorem: half a unit of the last place, or half a step of int8, for
+    each entry; among the smallest numbers of float32 the scale is rounded as well, by half of one times 127."""
+    phi = phi.astype(np.float64)
+    half = np.abs(phi).max(1, initial=0) / 254 * (1 + 1e-5) if dtype == "int8" else 0
+    row = 0 if dtype == "int8" else {"float16": STORED16, "float32": 1e-6}[dtype] * np.linalg.norm(phi, axis=1)
+    return row + np.sqrt(phi.shape[1]) * (half + 64 * SMALLEST32)
 
 
 def relative_errors(found: np.ndarray, phi: np.ndarray) -> np.ndarray:
@@ -38,11 +47,11 @@ def test_every_layout_returns_the_part(dtype: str, encoding: str):
     ids, weight, phi = decoded(data)
     assert ids == list(part.ids), "rows came back in another order, or were lost at a row group's edge"
     np.testing.assert_array_equal(weight, part.weight)
-    assert relative_errors(phi, part.phi.astype(np.float64)).max() < (STORED16 if dtype == "float16" else 1e-6)
-    scale = np.linalg.norm(part.phi.astype(np.float64), axis=1).astype(np.float32).astype(np.float64)
-    expected = Footer("f00d", "train-0-20", 50, float(sum(scale**2)), part.rejects, dtype, 16, encoding, "little")
+    assert np.all(np.linalg.norm(phi - part.phi.astype(np.float64), axis=1) <= allowed(part.phi, dtype))
+    norms = np.linalg.norm((phi if dtype == "int8" else part.phi).astype(np.float64), axis=1)
+    expected = Footer("f00d", "train-0-20", 50, float(sum(norms**2)), part.rejects, dtype, 16, encoding, "little")
     said = codec.footer(data)
-    assert said.sum_squares == pytest.approx(expected.sum_squares, rel=1e-12)
+    assert said.sum_squares == pytest.approx(expected.sum_squares, rel=1e-6), "not Σ‖φ‖² of the rows as they stand"
     assert dataclasses.replace(said, sum_squares=0.0) == dataclasses.replace(expected, sum_squares=0.0)
 
 
@@ -52,6 +61,35 @@ def test_float16_with_scale_is_float64_to_a_thousandth_whatever_the_size_of_the_
     part = dataclasses.replace(a_part(121), phi=phi.astype(np.float32))
     errors = relative_errors(decoded(codec.encode(part))[2], phi)
     assert errors.max() < STORED16, "float16 without its scale flushes small rows to zero and large ones to infinity"
+
+
+def int8(phi: np.ndarray) -> codec.Block:
+    (block,) = codec.blocks(codec.encode(dataclasses.replace(a_part(len(phi)), phi=phi.astype(np.float32)), "int8"))
+    return block
+
+
+def test_int8_is_exact_where_255_steps_are_enough():
+    """Whole numbers of which the largest is 127, times a power of two a row: nothing is left to round."""
+    whole = np.random.default_rng(0).integers(-127, 128, (40, 33))
+    whole[:, 7] = 127 * (-1) ** np.arange(40)
+    phi = whole * 2.0 ** np.arange(-100, 100, 5)[:, None]
+    block = int8(phi)
+    np.testing.assert_array_equal(block.unit, whole)
+    np.testing.assert_array_equal(block.phi(), phi, err_msg="scale is not the largest entry over 127")
+    np.testing.assert_allclose(block.norms(), np.linalg.norm(phi, axis=1), rtol=1e-14)
+
+
+def test_int8_rounds_alike_on_both_sides_of_zero_and_halves_to_the_even():
+    phi = np.random.default_rng(0).normal(size=(20, 50))
+    np.testing.assert_array_equal(int8(-phi).unit, -int8(phi).unit, err_msg="-phi is not stored as -unit")
+    assert int8(np.array([[127, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5]])).unit.tolist() == [[127, 0, 2, 2, 0, -2, -2]]
+
+
+def test_what_int8_explains_bounds_what_it_did():
+    phi = np.random.default_rng(0).standard_cauchy((60, 80))
+    block = int8(phi)
+    assert relative_errors(block.phi(), phi).max() <= block.rounding() < 0.2
+    assert int8(np.zeros((3, 8))).rounding() == 0
 
 
 def test_zero_rows_stay_zero_and_a_shard_of_rejects_is_a_part():
@@ -87,9 +125,8 @@ def test_any_part_survives(data: st.DataObject):
         found_ids, found_weight, found = decoded(encoded)
         assert found_ids == list(ids)
         np.testing.assert_array_equal(found_weight, weight)
-        wide = phi.astype(np.float64)
-        error = np.linalg.norm(found - wide, axis=1)
-        assert np.all(error <= STORED16 * np.linalg.norm(wide, axis=1) + np.sqrt(k) * SMALLEST32)
+        stored = "float32" if encoding == "list" else dtype
+        assert np.all(np.linalg.norm(found - phi.astype(np.float64), axis=1) <= allowed(phi, stored))
 
 
 @pytest.mark.parametrize(("dtype", "encoding"), LAYOUTS)
@@ -107,7 +144,7 @@ def test_feature_matrix_shares_arrows_memory_also_for_a_slice(dtype: str, encodi
     buffer = sliced.chunk(0).buffers()[-1]
     assert np.shares_memory(unit, np.frombuffer(buffer, np.uint8)), "the matrix was copied out of Arrow's buffer"
     phi = unit.astype(np.float32) * table["scale"].slice(3, 5).to_numpy()[:, None]
-    assert relative_errors(phi, part.phi[3:8].astype(np.float64)).max() < STORED16
+    assert np.all(np.linalg.norm(phi - part.phi[3:8].astype(np.float64), axis=1) <= allowed(part.phi[3:8], stored))
 
 
 def test_blocks_are_views_of_row_groups_cut_by_bytes():
@@ -175,7 +212,7 @@ def test_refusals():
     large = Part("f", "s", ("x",) * n, np.ones(n, np.float32), np.ones((n, k), np.float32), ())
     with pytest.raises(ValueError, match=r"at most 90 MB.*lower shard_rows"):
         codec.encode(large, "float32")
-    with pytest.raises(ValueError, match=r"expected float16\|float32 and binary\|list"):
+    with pytest.raises(ValueError, match=r"expected float16\|float32\|int8 and binary\|list"):
         codec.encode(a_part(), "bfloat16")
     for bad in (np.nan, np.inf):
         phi = a_part().phi.copy()
