@@ -37,6 +37,10 @@ class Whole:
         """The entries at flat positions `at`."""
         return wide(self.value.flatten(1)[:, at])
 
+    def between(self, left: Float[Tensor, "o r"], right: Float[Tensor, "i c"]) -> Float[Tensor, "b r c"]:
+        """left^T G right of every sample, G as [o, everything else]."""
+        return left.T @ (wide(self.value.flatten(2)) @ right)
+
 
 @dataclass(frozen=True)
 class Product:
@@ -69,6 +73,10 @@ class Product:
         """The entries at flat positions `at`, place by place: the matrix is not needed for a few of them."""
         row, column = at // self.x.shape[2], at % self.x.shape[2]
         return (wide(self.g)[:, :, row] * wide(self.x)[:, :, column]).sum(1)
+
+    def between(self, left: Float[Tensor, "o r"], right: Float[Tensor, "i c"]) -> Float[Tensor, "b r c"]:
+        """left^T G right of every sample, and nothing wider than the factors."""
+        return torch.bmm((wide(self.g) @ left).transpose(1, 2), wide(self.x) @ right)
 
 
 Piece = Whole | Product

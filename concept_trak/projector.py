@@ -1,16 +1,21 @@
 """P: from per-sample gradients over d parameters to k numbers, preserving inner products in expectation.
 
 Every matrix is named by (seed, parameter name) and built from integer hashes, so that it is the same in every process,
-on every device, for every batch; none is ever stored. Each function takes the gradients by parameter name and returns
-[b, k].
+on every device, for every batch; nothing of size d k is ever stored. Each function takes the gradients by parameter
+name and returns [b, k].
 
     identity    phi = g, k = d
     mask        k of the d coordinates without replacement, times sqrt(d / k)
     rademacher  dense +-1 / sqrt(k);   Var<Pg, Ph> = (|g|^2 |h|^2 + <g,h>^2 - 2 sum g_i^2 h_i^2) / k
     sketch      one +-1 per coordinate in a random bucket (count sketch, Charikar 2002); the same variance, d instead
-    of d k products
+                of d k products
+    kronecker   S_o^T G S_i of every matrix, from its factors where it has some, and a sketch of that
+
+A smaller k is part of a larger one. `mask`, `rademacher`: its first columns, rescaled. `sketch`, `kronecker`: if k'
+divides k, its columns j, j + k', j + 2 k', ... added up.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,11 +25,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from concept_trak.noise import key
-from concept_trak.piece import wide
+from concept_trak.piece import Whole, wide
 
 Gradients = dict[str, Float[Tensor, "b ..."]]  # by parameter name: [b, *parameter.shape]
 
-_BLOCK = 4096  # coordinates of P that exist at a time under `rademacher`: 4096 x k numbers
+_ROWS = 1024  # of the signs that all blocks of `rademacher` share
+_BLOCKS = 64  # of them that are multiplied at a time: b x 64 x k numbers
+_SIDE = 16  # columns of either side of `kronecker`
 
 
 @dataclass(frozen=True)
@@ -57,19 +64,18 @@ class Projector:
         return self.dim
 
     def __call__(self, gradients: Gradients) -> Float[Tensor, "b k"]:
-        flat = {name: wide(g.flatten(1)) for name, g in gradients.items()}
-        return PROJECTORS[self.kind](flat, self.dim, self.seed)
+        return PROJECTORS[self.kind]({name: wide(g) for name, g in gradients.items()}, self.dim, self.seed)
 
 
 def identity(gradients: Gradients, dim: int, seed: int) -> Float[Tensor, "b k"]:
-    return torch.cat(list(gradients.values()), 1)
+    return torch.cat([g.flatten(1) for g in gradients.values()], 1)
 
 
 def mask(gradients: Gradients, dim: int, seed: int) -> Float[Tensor, "b k"]:
     """The k coordinates with the smallest hashes, in that order, so that a smaller k is a prefix of a larger one."""
-    hashes = torch.cat([_hashes(seed, name, g.shape[1], g.device) for name, g in gradients.items()])
-    keep = hashes.argsort(stable=True)[:dim]
-    return torch.cat(list(gradients.values()), 1)[:, keep] * (len(hashes) / dim) ** 0.5
+    flat = identity(gradients, dim, seed)
+    hashes = torch.cat([_hashes(seed, name, g[0].numel(), g.device) for name, g in gradients.items()])
+    return flat[:, hashes.argsort(stable=True)[:dim]] * (len(hashes) / dim) ** 0.5
 
 
 @lru_cache(maxsize=8)
@@ -87,33 +93,85 @@ def kept(
 
 
 def rademacher(gradients: Gradients, dim: int, seed: int) -> Float[Tensor, "b k"]:
-    """Dense signs from one hash per 32 columns; column j does not depend on k."""
-    total = torch.zeros((), device=next(iter(gradients.values())).device)
-    for name, g in gradients.items():
-        for start in range(0, g.shape[1], _BLOCK):
-            block = g[:, start : start + _BLOCK]
-            total = total + block @ _signs(seed, name, start, block.shape[1], dim, block)
+    """Dense signs d_i R[i mod m, j] e[i div m, j] / sqrt(k): d by coordinate, R shared, e by block of m coordinates.
+
+    Any two rows of one P are uncorrelated and every row has its own d_i, which is all that the variance asks of signs
+    that are independent everywhere; but only R costs m k of them. Column j does not depend on k.
+    """
+    first = next(iter(gradients.values()))
+    total, shared = first.new_zeros(len(first), dim), _signs(seed, "every block", range(_ROWS), dim, first)
+    for name, g in zip(gradients, (g.flatten(1) for g in gradients.values()), strict=True):
+        own = _signs(seed, name, range(-(-g.shape[1] // 32)), 32, g).flatten()
+        for start in range(0, g.shape[1], _ROWS * _BLOCKS):
+            here = slice(start, start + _ROWS * _BLOCKS)
+            cut = _in_blocks(g[:, here] * own[: g.shape[1]][here])
+            blocks = range(start // _ROWS, start // _ROWS + cut.shape[1])
+            total += (cut @ shared[: cut.shape[2]] * _signs(seed, f"{name} blocks", blocks, dim, g)).sum(1)
     return total / dim**0.5
 
 
+def _in_blocks(g: Float[Tensor, "b d"]) -> Float[Tensor, "b blocks rows"]:
+    """Cut after every `_ROWS` coordinates, with zeros at the end where one block does not hold all."""
+    rows = min(_ROWS, g.shape[1])
+    return torch.nn.functional.pad(g, (0, -g.shape[1] % rows)).unflatten(1, (-1, rows))
+
+
 def sketch(gradients: Gradients, dim: int, seed: int) -> Float[Tensor, "b k"]:
-    """Each coordinate is added, with its sign, to its bucket."""
+    """Each coordinate is added to its bucket: one of k if its sign is +, one of k others if it is -."""
     first = next(iter(gradients.values()))
-    total = first.new_zeros(len(first), dim)
+    total = first.new_zeros(len(first), 2 * dim)
+    bucket = _buckets(tuple((name, g[0].numel()) for name, g in gradients.items()), dim, seed, first.device)
     for name, g in gradients.items():
-        hashes = _hashes(seed, name, g.shape[1], g.device)
-        bucket, sign = (hashes >> 8) % dim, ((hashes & 1) * 2 - 1).to(g)
-        total.scatter_add_(1, bucket.expand(len(g), -1), g * sign)
-    return total
+        total.scatter_add_(1, bucket[name].expand(len(g), -1), g.flatten(1))
+    return total[:, dim:] - total[:, :dim]
 
 
-def _signs(seed: int, name: str, start: int, rows: int, dim: int, like: Tensor) -> Float[Tensor, "rows k"]:
-    words = -(-dim // 32)
-    columns = _mix(torch.arange(words, device=like.device) + key(seed, name, "columns") % 2**40)
-    here = _mix(torch.arange(start, start + rows, device=like.device) + key(seed, name, "rows") % 2**40)
+@lru_cache(maxsize=1)
+def _buckets(sizes: tuple[tuple[str, int], ...], dim: int, seed: int, device: torch.device) -> dict[str, Tensor]:
+    """By parameter, the bucket in 0 ... 2 k - 1 of each coordinate: 8 bytes of each, kept from batch to batch."""
+    hashes = {name: _hashes(seed, name, size, device) for name, size in sizes}
+    return {name: ((h >> 8) % dim).add_(h & 1, alpha=dim) for name, h in hashes.items()}
+
+
+def kronecker(gradients: Gradients, dim: int, seed: int) -> Float[Tensor, "b k"]:
+    """A sketch of S_o^T G S_i of every matrix; vectors are sketched as they are. Takes [b, *shape]."""
+    narrow = {
+        n: two_sided(g, *sides(n, g.shape[1:], seed, g.dtype, g.device)) if g.dim() > 2 else g
+        for n, g in gradients.items()
+    }
+    return sketch(narrow, dim, seed)
+
+
+def two_sided(g: Float[Tensor, "b ..."], left: Tensor, right: Tensor) -> Float[Tensor, "b p q"]:
+    """S_o^T G S_i, G as [o, everything else] and S of +-1 / sqrt(its columns).
+
+    Var<S_o^T G S_i, S_o^T H S_i> = U / p + V / q + W / (p q), with U = 1/2 sum_{a != b} (C_ab + C_ba)^2 of C = G H^T, V
+    the same of H^T G, and W = 1/4 sum_{a != b, c != d} (H_ac G_bd + H_ad G_bc + H_bc G_ad + H_bd G_ac)^2. It is worst
+    for gradients of one place, which have rank 1: U and V are then about 2 |G|^4, where k signs have 2 |G|^4 / k.
+    """
+    return Whole(g).between(left, right)
+
+
+@lru_cache(maxsize=4096)
+def sides(name: str, shape: torch.Size, seed: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """S_o [o, p] and S_i [i, q] of a matrix; a side with no more than `_SIDE` entries stays as it is."""
+
+    def side(which: str, n: int) -> Tensor:
+        if n <= _SIDE:
+            return torch.eye(n, dtype=dtype, device=device)
+        return _signs(seed, f"{name} {which}", range(n), _SIDE, torch.empty(0, dtype=dtype, device=device)) / _SIDE**0.5
+
+    return side("left", shape[0]), side("right", math.prod(shape[1:]))
+
+
+def _signs(seed: int, name: str, rows: range, dim: int, like: Tensor) -> Float[Tensor, "rows k"]:
+    """Rows `rows` of a matrix of signs without end, of which any entry is the same however many are asked for."""
+    words, device = -(-dim // 32), like.device
+    columns = _mix(torch.arange(words, device=device) + key(seed, name, "columns") % 2**40)
+    here = _mix(torch.arange(rows.start, rows.stop, device=device) + key(seed, name, "rows") % 2**40)
     bits = _mix(here[:, None] ^ columns[None, :])
-    shifts = torch.arange(8, 40, device=like.device)
-    return ((bits[:, :, None] >> shifts & 1) * 2 - 1).reshape(rows, -1)[:, :dim].to(like)
+    shifts = torch.arange(8, 40, device=device)
+    return ((bits[:, :, None] >> shifts & 1) * 2 - 1).reshape(len(rows), -1)[:, :dim].to(like)
 
 
 def _hashes(seed: int, name: str, count: int, device: torch.device) -> Int64[Tensor, " count"]:
@@ -136,4 +194,5 @@ PROJECTORS: dict[str, Callable[[Gradients, int, int], Tensor]] = {
     "mask": mask,
     "rademacher": rademacher,
     "sketch": sketch,
+    "kronecker": kronecker,
 }

@@ -10,8 +10,8 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from concept_trak.piece import Piece, wide
-from concept_trak.projector import Projector, kept
+from concept_trak.piece import Piece, Whole, wide
+from concept_trak.projector import Projector, kept, sides, sketch
 
 
 @runtime_checkable
@@ -24,17 +24,38 @@ class Total(Protocol):
 
 
 class Summed:
-    """For any P: the sum itself, at full width and at least float32, projected once."""
+    """For any P: the sum itself, at full width and at least float32, projected once.
+
+    It is the largest thing a batch needs. On a CPU fresh memory costs ten times what adding to it does (measured: 58 ms
+    against 5.6 for 16 x 1.0 M numbers), so the sum's goes on to the next one once phi is known.
+    """
 
     def __init__(self, projector: Projector, parameters: Mapping[str, Tensor], b: int) -> None:
-        self.projector = projector
-        self.sum = {name: wide(p.new_zeros(b, *p.shape)) for name, p in parameters.items()}
+        self.projector, sizes = projector, [b * p.numel() for p in parameters.values()]
+        self.room = _room(sum(sizes), wide(next(iter(parameters.values())).new_empty(0)))
+        parts = zip(parameters.items(), self.room[: sum(sizes)].zero_().split(sizes), strict=True)
+        self.sum = {name: part.view(b, *p.shape) for (name, p), part in parts}
 
     def add(self, name: str, piece: Piece, factor: Float[Tensor, " b"]) -> None:
         piece.add_to(self.sum[name], factor)
 
     def phi(self) -> Float[Tensor, "b k"]:
-        return self.projector(self.sum)
+        """Once: the sum is given up."""
+        phi, self.sum = self.projector(self.sum), {}
+        _spare.append(self.room)
+        return phi
+
+
+_spare: list[Tensor] = []
+
+
+def _room(size: int, like: Tensor) -> Tensor:
+    """Memory for at least `size` numbers of the kind of `like`: what another sum has left, or new."""
+    while _spare:
+        room = _spare.pop()
+        if len(room) >= size and (room.dtype, room.device) == (like.dtype, like.device):
+            return room
+    return like.new_empty(size)
 
 
 class Picked:
@@ -55,7 +76,27 @@ class Picked:
         return self.sum * self.grow
 
 
-TOTALS: dict[str, type[Total]] = {"mask": Picked}
+class Narrowed:
+    """For `kronecker`: matrices between their two sides, straight from a gradient's factors, sketched once."""
+
+    def __init__(self, projector: Projector, parameters: Mapping[str, Tensor], b: int) -> None:
+        self.projector, first = projector, next(iter(parameters.values()))
+        matrices, kind = {n: p for n, p in parameters.items() if p.dim() > 1}, wide(first.new_empty(0))
+        self.sides = {n: sides(n, p.shape, projector.seed, kind.dtype, kind.device) for n, p in matrices.items()}
+        self.sum = {name: kind.new_zeros(b, *self._shape(name, p)) for name, p in parameters.items()}
+
+    def _shape(self, name: str, p: Tensor) -> tuple[int, ...]:
+        return tuple(side.shape[1] for side in self.sides[name]) if name in self.sides else p.shape
+
+    def add(self, name: str, piece: Piece, factor: Float[Tensor, " b"]) -> None:
+        value = piece.between(*self.sides[name]) if name in self.sides else wide(piece.whole())
+        Whole(value).add_to(self.sum[name], factor)
+
+    def phi(self) -> Float[Tensor, "b k"]:
+        return sketch(self.sum, self.projector.dim, self.projector.seed)
+
+
+TOTALS: dict[str, type[Total]] = {"mask": Picked, "kronecker": Narrowed}
 """By projector; `PROJECTORS` says what each must equal."""
 
 

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from concept_trak import projector
 from concept_trak.piece import Product, Whole
-from concept_trak.projector import PROJECTORS, Projector, _mix
+from concept_trak.projector import PROJECTORS, Projector, _mix, sides, two_sided
 from concept_trak.total import running_total
 
 SHAPES = {"down.weight": (6, 4, 3, 3), "mid.bias": (7,), "up.weight": (11, 13)}
@@ -27,7 +28,8 @@ def flat(g):
 
 
 @pytest.mark.parametrize("kind", ["rademacher", "sketch"])
-def test_inner_products_are_preserved_with_the_stated_variance(kind):
+def test_inner_products_are_preserved_with_the_stated_variance(kind, monkeypatch):
+    monkeypatch.setattr(projector, "_ROWS", 32)  # so that several blocks share their signs, as in large parameters
     k, g = 32, gradients()
     (a, b), seeds = flat(g), range(600)
     estimates = torch.stack([(lambda p: p[0] @ p[1])(Projector(kind, k, seed)(g)) for seed in seeds])
@@ -38,6 +40,39 @@ def test_inner_products_are_preserved_with_the_stated_variance(kind):
     assert 0.8 < ratio < 1.25, (
         f"variance is {ratio:.2f} of theory: buckets or signs of different coordinates are correlated"
     )
+
+
+def test_two_sides_preserve_inner_products_with_the_stated_variance():
+    draw, seeds = torch.Generator().manual_seed(3), range(300)
+    g, h = (torch.randn(1, 20, 18, generator=draw, dtype=torch.float64) for _ in range(2))
+    g[0] += 3 * torch.outer(g[0, :, 0], g[0, 0])  # partly of rank one, as the gradient of a few places
+    h += g
+    both, kind = torch.cat([g, h]), (g.dtype, g.device)
+    made = [two_sided(both, *sides("w", both.shape[1:], seed, *kind)) for seed in seeds]
+    estimates = torch.stack([(a * b).sum() for a, b in made])
+    variance = _two_sided_variance(g[0], h[0])
+    z = (estimates.mean() - (g * h).sum()) / (variance / len(seeds)).sqrt()
+    assert abs(z) < 4, f"two sides are biased by {z:.1f} standard errors: one is not scaled by its own width"
+    ratio = estimates.var() / variance
+    assert 0.75 < ratio < 1.33, f"variance is {ratio:.2f} of theory: the two sides share signs, or their rows do"
+
+
+def _two_sided_variance(g: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    def apart(c: torch.Tensor) -> torch.Tensor:
+        return ((c + c.T) ** 2).sum() - ((c + c.T).diagonal() ** 2).sum()
+
+    k = torch.einsum("ac,bd->abcd", h, g)
+    k = k + k.transpose(2, 3)
+    k = (k + k.transpose(0, 1)) ** 2
+    no_a, no_c = (1 - torch.eye(n, dtype=g.dtype) for n in g.shape)
+    both = torch.einsum("abcd,ab,cd->", k, no_a, no_c) / 4
+    return apart(g @ h.T) / 2 / 16 + apart(h.T @ g) / 2 / 16 + both / 16**2
+
+
+@pytest.mark.parametrize("kind", ["sketch", "kronecker"])
+def test_columns_of_a_larger_k_add_up_to_a_smaller_one(kind):
+    short, long = Projector(kind, 24)(gradients()), Projector(kind, 96)(gradients())
+    torch.testing.assert_close(short, long.unflatten(1, (4, 24)).sum(1))
 
 
 def test_mask_is_unbiased_and_a_prefix():
@@ -88,7 +123,7 @@ def digest() -> str:
     """Bytes of the exact (+-1 and 0) part of each projection of integers, so that no rounding is in the way."""
     whole = {n: torch.arange(x.numel(), dtype=torch.float64).reshape(x.shape) % 7 - 3 for n, x in gradients().items()}
     return hashlib.sha256(
-        b"".join(Projector(k, 20, 5)(whole).numpy().tobytes() for k in ("sketch", "mask"))
+        b"".join(Projector(k, 20, 5)(whole).numpy().tobytes() for k in ("sketch", "mask", "kronecker"))
     ).hexdigest()
 
 
@@ -130,3 +165,21 @@ def test_a_running_total_is_the_projected_sum(kind, apart):
             total.add(name, piece if apart else Whole(piece.whole()), factor)
             plain[name] += factor.reshape(-1, *[1] * len(shape)) * piece.whole()
     torch.testing.assert_close(total.phi(), Projector(kind, 40)(plain), rtol=1e-9, atol=1e-12)
+
+
+def test_sums_that_run_together_share_no_memory_and_later_ones_start_at_zero():
+    parameters = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
+    g = gradients()
+
+    def added(total):
+        for name, value in g.items():
+            total.add(name, Whole(value), torch.ones(2, dtype=torch.float64))
+        return total
+
+    first, second = (running_total(Projector("sketch", 40), parameters, 2) for _ in range(2))
+    added(added(first)), added(second)
+    expected = Projector("sketch", 40)(g)
+    torch.testing.assert_close(first.phi(), 2 * expected)
+    torch.testing.assert_close(second.phi(), expected)
+    fewer = running_total(Projector("sketch", 40), parameters, 1)
+    assert not fewer.phi().any(), "a sum starts from what an earlier one left in its memory"

@@ -86,7 +86,7 @@ def test_the_demo_asks_for_what_is_in_the_repository():
         ("model.precision=int8", r"model.precision='int8'; expected one of: float32, "),
         ("method=nope", r"method=nope is not known; expected one of: .*concept_trak, d_trak, das, .*trak"),
         ("method=[trak,nope]", r"method=nope is not known; expected one of: "),
-        ("projector=scetch", r"projector=scetch is not known; expected one of: identity, mask, rademacher, sketch"),
+        ("projector=scetch", r"projector=scetch is not known; expected one of: identity, kronecker, mask, rademacher, sketch"),
         ("methods.concept_trak.train.trajectory=up", r"trajectory='up' is not known; expected one of: forward_noise"),
         ("concepts=[{name: a, prompt: b, wihtout: c}]", r"concepts.0.wihtout \(did you mean without_prompt\?\)"),
         ("concepts=[{prompt: b}]", r"concepts.0.name is missing; give it a value"),
