@@ -1,12 +1,13 @@
 # Two commands do everything on a fresh machine: `make audit` and `make test`. Each sets up what it needs in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+RIVALS := results/benchmarks/rivals-venv
 # One thread a process: the workers of a run divide the cores among them. No hub is asked for anything.
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export PYTHONPATH :=
 
-.PHONY: audit test soak check format clean s3
+.PHONY: audit test soak bench check format clean s3
 
 .venv/ready: pyproject.toml infra/constraints.txt
 	$(PYTHON) -m venv .venv
@@ -27,6 +28,18 @@ test: .venv/ready
 # Long faults and sizes (at most 30 minutes).
 soak: .venv/ready
 	$(BIN)/python -m pytest -m soak
+
+# Speed against the floors, the authors' way and the rivals: one run, one page. It wants an idle machine.
+bench: .venv/ready $(RIVALS)/ready
+	$(BIN)/python -m tests.benchmarks
+
+# The rivals live apart, with the same torch. kronfluence brings a package named tests, which would hide ours.
+$(RIVALS)/ready: tests/benchmarks/rivals.txt infra/constraints.txt
+	$(PYTHON) -m venv $(RIVALS)
+	$(RIVALS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  -r tests/benchmarks/rivals.txt -c infra/constraints.txt
+	rm -rf $(RIVALS)/lib/python*/site-packages/tests
+	touch $@
 
 # A real S3 server for the tests: Debian's Ceph, 286 MB. Where it cannot be installed this says what is missing and fails;
 # the tests then use moto, and name what they could not check.
