@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from concept_trak.concept import Concept
 from concept_trak.data.two_factors import Pair, TwoFactors, caption
@@ -42,11 +42,15 @@ def cells(kinds: TwoFactors, pairs: Sequence[Pair] = ()) -> list[Cell]:
     return [Cell(pair, factor, pair in kinds.held_out) for pair in asked for factor in kinds.columns]
 
 
-def question(cell: Cell, kinds: TwoFactors, empty: bool, samples: int, said: bool) -> Concept:
+TRUTHS = {"shown": ("",), "said": ("said_",), "both": ("", "said_")}
+"""What counts as found: the image shows the factor, its caption says it, or both; by the prefixes of their labels."""
+
+
+def question(cell: Cell, kinds: TwoFactors, empty: bool, samples: int, truth: str) -> Concept:
     """The cell as a concept with `samples` query trajectories.
 
     c-minus leaves the factor out where the model knows such captions (`empty`), else it says the factor's next value.
-    `said`: an image counts only if its caption names the factor too.
+    `truth`: a row of `TRUTHS`.
     """
     thing, colour = cell.pair
     if cell.factor == "colour":
@@ -55,8 +59,8 @@ def question(cell: Cell, kinds: TwoFactors, empty: bool, samples: int, said: boo
     else:
         other = None if empty else _next(thing, kinds.things)
         without = caption(other, colour)
-    truth = {cell.factor: cell.value} | ({f"said_{cell.factor}": cell.value} if said else {})
-    return Concept(cell.name, caption(*cell.pair), without, samples=samples, truth=truth)
+    shows = {f"{prefix}{cell.factor}": cell.value for prefix in TRUTHS[truth]}
+    return Concept(cell.name, caption(*cell.pair), without, samples=samples, truth=shows)
 
 
 def _next(value: str, values: Sequence[str]) -> str:
@@ -74,9 +78,7 @@ class Grades:
 
 def grade(scores: Float[np.ndarray, "n m"], relevant: Bool[np.ndarray, " n"], ids: Sequence[str]) -> Grades:
     """The measures of `metrics.py` for every column of scores at once; ties are ordered by sample id."""
-    order = np.argsort(np.asarray(ids, dtype=str), kind="stable")
-    ranking = order[np.argsort(-scores[order], axis=0, kind="stable")]
-    hits = relevant[ranking]
+    hits = relevant[_order(scores, ids)]
     found, total = hits.cumsum(0), int(relevant.sum())
     precision = found / np.arange(1, len(hits) + 1)[:, None]
     return Grades(
@@ -84,6 +86,17 @@ def grade(scores: Float[np.ndarray, "n m"], relevant: Bool[np.ndarray, " n"], id
         hits[:10].mean(0),
         found[total - 1] / total if total else np.zeros(hits.shape[1]),
     )
+
+
+def ranked(scores: Float[np.ndarray, " n"], ids: Sequence[str]) -> list[str]:
+    """The ids in the order that `grade` measures: best first."""
+    return [str(ids[i]) for i in _order(scores[:, None], ids)[:, 0]]
+
+
+def _order(scores: Float[np.ndarray, "n m"], ids: Sequence[str]) -> Int[np.ndarray, "n m"]:
+    """The rows of each column, best first; ties by id."""
+    order = np.argsort(np.asarray(ids, dtype=str), kind="stable")
+    return order[np.argsort(-scores[order], axis=0, kind="stable")]
 
 
 def merit(values: Values) -> float:

@@ -30,8 +30,9 @@ from concept_trak.results import shows
 from concept_trak.retrieval import grade
 from concept_trak.stages import Attempt, WithModel
 from concept_trak.state import Batch
+from concept_trak.store.manifest import Audit
 from concept_trak.trajectory import forward_noise, generate
-from concept_trak.trial import PLAIN, Row, as_rows
+from concept_trak.trial import PLAIN, Row, Top, as_rows, write_ranking
 
 SEEN = Probe("forward_noise", "prediction", times=(300,))
 """Where `activation` looks: noise hides fine texture there and leaves what is shown."""
@@ -138,9 +139,12 @@ class Compete(WithModel):
     def __call__(self, item: Rivalry, attempt: Attempt) -> list[Row]:
         data, side = self.config.data, self.denoiser.resolution
         train = [s for shard in item.plan for s in samples(shard, data, side) if isinstance(s, Sample)]
-        sight, ids, rows = Sight(self.denoiser, train, self.config.seed), [s.id for s in train], []
+        sight, ids = Sight(self.denoiser, train, self.config.seed), [s.id for s in train]
+        rows, tops = list[Row](), list[Top]()
         for concept in self.config.concepts:
             relevant = np.array([shows(concept, s.labels) for s in train])
             scores = RIVALS[item.rival](sight, concept, item.m).double().numpy()
             rows += as_rows(grade(scores, relevant, ids), concept.name, PLAIN, 0, relevant)
+            tops.append(Top.of(concept.name, PLAIN, scores, ids, relevant))
+        write_ranking(Audit(self.store, self.config.audit), item.rival, "none", tops)
         return rows

@@ -11,8 +11,9 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from concept_trak.noise import key
@@ -63,6 +64,22 @@ def dropout(p: float) -> Float[Tensor, " 4"]:
     probability p, and besides both at once with probability p, all three independently."""
     kept = (1 - p) * torch.tensor([(1 - p) ** 2, (1 - p) * p, p * (1 - p), p * p])
     return kept + p * torch.tensor([0.0, 0.0, 0.0, 1.0])
+
+
+def refilled(removed: Bool[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Which image stands in each of n places once some are removed: itself, or in place of a removed one one of those
+    kept, in turn from the first on.
+
+    So a run with all images and one without some draw the same batches, but for the places of those removed.
+
+    Raises:
+        ValueError: none is kept.
+    """
+    rows, kept = np.arange(len(removed)), np.flatnonzero(~removed)
+    if not len(kept):
+        raise ValueError(f"all {len(removed)} training images are removed; expected some to be left")
+    rows[removed] = np.resize(kept, int(removed.sum()))
+    return rows
 
 
 def fit(

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from concept_trak.features import query_features
 from concept_trak.method import Method, describe
 from concept_trak.reduction import OnStore
 from concept_trak.results import shows
-from concept_trak.retrieval import Grades, grade
+from concept_trak.retrieval import Grades, grade, ranked
 from concept_trak.stages import Attempt, WithModel
 from concept_trak.store.manifest import Audit, read_table, write_table
 from concept_trak.store.records import Record
@@ -36,18 +38,23 @@ class Inquiry:
     concept: Concept
 
 
-def inquiry_file(method: Method, concept: str) -> str:
-    """Named by what decides the numbers, so that methods with one query side share them."""
+def inquiry_file(method: Method, concept: Concept) -> str:
+    """Named by what decides the numbers, so that methods with one query side share them.
+
+    So do concepts with one prompt, as the two factors of a pair, where the side does not look at what they leave out.
+    """
     side = {"query": describe(method)["query"], "unit": method.unit}
-    digest = hashlib.sha256(json.dumps(side, sort_keys=True).encode()).hexdigest()[:12]
-    return f"inquiries/{digest}/{concept}.parquet"
+    asked = {"text": concept.text, "seed": concept.seed, "samples": concept.samples, "image": concept.image}
+    without = {"without": concept.without} if method.query.direction == "concept_reward" else {}
+    what = json.dumps(side | asked | without, sort_keys=True)
+    return f"inquiries/{hashlib.sha256(what.encode()).hexdigest()[:16]}.parquet"
 
 
 class Inquire(WithModel):
     """phi_q of every sample of a concept, to the store; nothing is computed twice."""
 
     def __call__(self, item: Inquiry, attempt: Attempt) -> str:
-        name = inquiry_file(item.method, item.concept.name)
+        name = inquiry_file(item.method, item.concept)
         audit = Audit(self.store, self.config.audit)
         if self.store.size(audit.name(name)) is not None:
             return name
@@ -82,6 +89,42 @@ GRADE_KINDS = {"concept": "string", "query": "int32", "damping": "float64", "fli
                "recall_at_carriers": "float64"}  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Top:
+    """The head of one ranking, as long as there are samples that show the concept: what taught it most, by this method.
+
+    The ranking is by the mean of all queries' scores.
+    """
+
+    concept: str
+    damping: float
+    ids: tuple[str, ...]
+
+    @classmethod
+    def of(cls, concept: str, damping: float, scores: np.ndarray, ids: Sequence[str], relevant: np.ndarray) -> "Top":
+        return cls(concept, damping, tuple(ranked(scores.mean(1), ids)[: int(relevant.sum())]))
+
+
+def ranking_file(method: str, asked: str) -> str:
+    return f"rankings/{method}-{asked}.parquet"
+
+
+def write_ranking(audit: Audit, method: str, asked: str, tops: Sequence[Top]) -> None:
+    """One row per concept, damping and rank, from 1."""
+    kinds = {"concept": "string", "damping": "float64", "rank": "int64", "sample_id": "string"}
+    columns = {
+        "concept": _long(tops, (t.concept for t in tops)),
+        "damping": _long(tops, (t.damping for t in tops)),
+        "rank": [rank for t in tops for rank in range(1, len(t.ids) + 1)],
+        "sample_id": [i for t in tops for i in t.ids],
+    }
+    write_table(audit, ranking_file(method, asked), from_columns(kinds, columns))
+
+
+def _long(tops: Sequence[Top], values: Iterable[str | float]) -> list[str | float]:
+    return list(chain.from_iterable([value] * len(t.ids) for t, value in zip(tops, values, strict=True)))
+
+
 class Grade(OnStore):
     """Rankings of all training samples by every query at every damping, with the scores' sign and against it."""
 
@@ -89,18 +132,19 @@ class Grade(OnStore):
         ids, weight, phi = self._features(item)
         labels = dict(pair for shard in item.plan for pair in label_values(shard, self.work.config.data))
         concepts = self.work.config.concepts
-        queries = torch.cat([self._queries(item, c.name) for c in concepts])
+        queries = torch.cat([self._queries(item, c) for c in concepts])
         relevant = {c.name: np.array([shows(c, labels[i]) for i in ids]) for c in concepts}
         damped = [d for d in item.dampings if d != PLAIN]
         made = zip(damped, fisher.sweep(phi, queries, damped), strict=True)
-        rows = []
+        rows, tops = list[Row](), list[Top]()
         for damping, scores in [*made, *[(d, phi @ queries.T) for d in item.dampings if d == PLAIN]]:
             weighted = (weight[:, None] * scores).double().numpy()
-            for i, c in enumerate(concepts):
-                of = slice(i * len(queries) // len(concepts), (i + 1) * len(queries) // len(concepts))
+            for c, own in zip(concepts, np.split(weighted, len(concepts), axis=1), strict=True):
                 for sign in (1, -1):
-                    graded = grade(sign * weighted[:, of], relevant[c.name], ids)
+                    graded = grade(sign * own, relevant[c.name], ids)
                     rows += as_rows(graded, c.name, damping, int(sign < 0), relevant[c.name])
+                tops.append(Top.of(c.name, damping, own, ids, relevant[c.name]))
+        write_ranking(self.audit, item.method, item.asked, tops)
         return rows
 
     def _features(self, item: Grading) -> tuple[list[str], Tensor, Tensor]:
@@ -108,7 +152,7 @@ class Grade(OnStore):
         ids = [i for names, _, _ in blocks for i in names]
         return ids, torch.cat([w for _, w, _ in blocks]), torch.cat([p for _, _, p in blocks])
 
-    def _queries(self, item: Grading, concept: str) -> Tensor:
+    def _queries(self, item: Grading, concept: Concept) -> Tensor:
         table = read_table(self.audit, inquiry_file(item.query, concept))
         phi = torch.tensor(np.array(table["phi"].to_pylist(), np.float32))
         return phi.unflatten(0, (-1, item.each)).mean(1)

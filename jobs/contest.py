@@ -8,15 +8,15 @@ from typing import Any
 from concept_trak.method import METHODS, Method
 from concept_trak.rival import RIVALS, Rivalry
 from concept_trak.store.records import Record
-from concept_trak.trial import Grading, Inquiry, inquiry_file
+from concept_trak.trial import Grading, Inquiry, inquiry_file, ranking_file
 from jobs.run import Run
 
 
 def inquire(run: Run) -> list[str]:
-    """phi_q of every query of every side; returns the files."""
+    """phi_q of every query of every side, once for all that ask alike; returns the files."""
     config = run.prepared.config
     asked = {
-        inquiry_file(m, c.name): Inquiry(m, c)
+        inquiry_file(m, c): Inquiry(m, c)
         for row, c in product(config.methods.values(), config.concepts)
         for m in sides(row).values()
     }
@@ -44,7 +44,14 @@ def rivals(run: Run, queries: int) -> Iterator[dict[str, Any]]:
         yield from ({"method": item.rival, "asked": "none", **row} for row in found)
 
 
+def rankings(run: Run) -> list[str]:
+    """The files of every arm's ranking, which its grading wrote."""
+    arms = [(name, asked) for name, method in run.prepared.config.methods.items() for asked in sides(method)]
+    return [ranking_file(*arm) for arm in (*arms, *((rival, "none") for rival in RIVALS))]
+
+
 def sides(method: Method) -> dict[str, Method]:
-    """The method with its own query, and with the concept query where that is another."""
-    concept = replace(method, query=METHODS["concept_trak"].query)
-    return {"own": method} | ({"concept": concept} if concept != method else {})
+    """The method with its own query, and a whole-image row with the concept query too."""
+    if method.query.direction == "concept_reward":
+        return {"own": method}
+    return {"own": method, "concept": replace(method, query=METHODS["concept_trak"].query)}

@@ -6,8 +6,9 @@ from typing import Any
 from concept_trak.report.league import render_league
 from concept_trak.standings import Standing, Table, best_baseline
 from concept_trak.store.commit import Store
+from concept_trak.store.manifest import Audit, read_table
 from concept_trak.store.tables import from_rows, to_parquet
-from concept_trak.trial import GRADE_KINDS
+from concept_trak.trial import GRADE_KINDS, ranking_file
 
 GRADED = {"method": "string", "asked": "string", **GRADE_KINDS}
 STANDINGS = {"set": "string", "arm": "string", "method": "string", "asked": "string", "flipped": "int32",
@@ -31,6 +32,28 @@ def publish(
     }
     for file, content in files.items():
         store.replace(f"benchmarks/{name}/{file}", content)
+
+
+TOPS = {"set": "string", "model": "string", "method": "string", "asked": "string", "concept": "string",
+        "damping": "float64", "scored": "int64", "rank": "int64", "sample_id": "string"}  # fmt: skip
+
+
+def publish_tops(
+    store: Store, name: str, audits: Mapping[str, Mapping[str, str]], tables: Sequence[Table], scored: int
+) -> None:
+    """tops.parquet: what every arm says taught each concept, at the damping of its standing, best first.
+
+    Of the `scored` samples of a model as many as show the concept. `audits`: by set and model the audit they are of.
+    """
+    rows = [
+        {"set": one.title, "model": model, "method": arm.method, "asked": arm.asked, "scored": scored, **top}
+        for one in tables
+        for model, audit in audits[one.title].items()
+        for arm, damping in ((line.arm, line.damping) for line in one.lines if not line.arm.flipped)
+        for top in read_table(Audit(store, audit), ranking_file(arm.method, arm.asked)).to_pylist()
+        if top["damping"] == damping
+    ]
+    store.replace(f"benchmarks/{name}/tops.parquet", to_parquet(from_rows(TOPS, rows)))
 
 
 def standing_row(line: Standing, one: Table) -> dict[str, Any]:

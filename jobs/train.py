@@ -7,67 +7,18 @@ made and how well the model does what it is asked, combination by combination. `
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from concept_trak import classifier as judge
-from concept_trak.data.synthetic import arrays
-from concept_trak.data.two_factors import SETS, TwoFactors, caption
-from concept_trak.models import small
-from concept_trak.models.text_to_image import NETWORKS, TextToImage
-from concept_trak.training import Examples, Progress, Recipe, TextConditioned, dropout, fit
+from concept_trak.data.two_factors import caption
+from concept_trak.models.small import Size
+from concept_trak.models.text_to_image import TextToImage
+from concept_trak.schooling import TrainConfig, train_model
 from jobs.configure import main
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """What `train` needs; the defaults are the run behind `assets/demo`."""
-
-    out: str = "assets/demo"
-    set: str = "shapes3"
-    """shapes3, shapes2 or digits."""
-    network: str = "unet"
-    """unet (1.0 M parameters) or transformer (1.2 M)."""
-    seed: int = 0
-    steps: int = 6000
-    batch: int = 16
-    learning_rate: float = 1.2e-3
-    warm_up: int = 100
-    """Steps before the learning rate reaches its peak."""
-    images: int = 20_000
-    """Training images, all drawn up front; those of held-out combinations are never among them."""
-    resolution: int = 0
-    """Side of an image; 0 is the data set's own."""
-    dropped: float = 0.15
-    """Probability that a caption loses a factor, for each factor and for both at once; 0 keeps every caption whole."""
-    wrong: float = 0.0
-    """Probability that a training image has the caption of another combination."""
-    optimizer: str = "adamw"
-    """adamw, or muon for the matrices inside the network."""
-    focus: float = 0.0
-    """Share of the training times drawn from the middle ones alone."""
-    judge_steps: int = 600
-    samples: int = 64
-    """Images generated per combination and guidance to measure the model."""
-    refresh: float = 120.0
-    """Seconds between refreshes of `out` during training."""
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        for key, value, known in (("set", self.set, SETS), ("network", self.network, NETWORKS)):
-            if value not in known:
-                raise ValueError(f"{key}={value!r}; expected one of: {', '.join(known)}")
-
-    @property
-    def kinds(self) -> TwoFactors:
-        return SETS[self.set]
-
-    @property
-    def side(self) -> int:
-        return self.resolution or self.kinds.resolution
 
 
 def train(config: TrainConfig, report: Callable[[str], None] = print) -> dict[str, Any]:
@@ -86,8 +37,7 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> dict[st
 def describe(config: TrainConfig, classifier: judge.Classifier, right: float, seconds: int) -> dict[str, Any]:
     """How the model in `out` was made, in how many seconds, and what it and its judge are worth."""
     return {
-        "command": command(config),
-        "settings": {name: value for name, value in asdict(config).items() if name != "out"},
+        **made_how(config),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "seconds": seconds,
@@ -95,6 +45,15 @@ def describe(config: TrainConfig, classifier: judge.Classifier, right: float, se
         "held_out": [caption(*pair) for pair in config.kinds.held_out],
         "samples_per_combination": config.samples,
         "shows_both_factors": measure(config, classifier, TextToImage(config.out, device=config.device)),
+    }
+
+
+def made_how(config: TrainConfig) -> dict[str, Any]:
+    """What repeats a run, and whether anything was trained in it."""
+    return {
+        "command": command(config),
+        "settings": {name: value for name, value in asdict(config).items() if name != "out"},
+        "weights": f"after {config.steps} steps" if config.steps else "initial: never trained",
     }
 
 
@@ -112,58 +71,6 @@ def train_judge(config: TrainConfig, out: Path) -> tuple[judge.Classifier, float
     return classifier, right.float().mean().item()
 
 
-def train_model(config: TrainConfig, out: Path, report: Callable[[str], None]) -> None:
-    """Fits the pipeline and keeps its moving average in `out`."""
-    pipeline, average = untrained(config), untrained(config)
-    alphas = pipeline.scheduler.alphas_cumprod.double()
-    network = listening(config, pipeline).to(config.device)
-    recipe = Recipe(
-        config.seed,
-        config.steps,
-        config.batch,
-        config.learning_rate,
-        config.warm_up,
-        prediction_type=pipeline.scheduler.config.prediction_type,
-        optimizer=config.optimizer,
-        focus=config.focus,
-    )
-    losses, refreshed = [], time.monotonic()
-    for progress in fit(network, examples(config, pipeline.tokenizer), alphas.sqrt(), (1 - alphas).sqrt(), recipe):
-        losses.append(progress.loss)
-        if progress.step % 50 == 0:
-            report(f"step {progress.step}: loss {sum(losses[-50:]) / len(losses[-50:]):.4f}")
-        if time.monotonic() - refreshed > config.refresh or progress.step == config.steps - 1:
-            write(progress, listening(config, average), average, out)
-            refreshed = time.monotonic()
-
-
-def untrained(config: TrainConfig) -> Any:
-    """The pipeline that training starts from; the same for the same seed."""
-    if config.network == "unet":
-        return small.pixels(config.seed, config.side)
-    return small.patches(config.seed, ("a", *config.kinds.colours, *config.kinds.things), config.side)
-
-
-def listening(config: TrainConfig, pipeline: Any) -> TextConditioned:
-    """The networks of a pipeline as one to fit."""
-    return TextConditioned(getattr(pipeline, config.network), pipeline.text_encoder, NETWORKS[config.network].ask)
-
-
-def examples(config: TrainConfig, tokenizer: Any) -> Examples:
-    """The training set: drawings without the held-out combinations, each with its four captions in tokens."""
-    images, drawn = arrays(config.seed, 0, config.images, config.kinds, config.side, config.wrong)
-    said = [d.said for d in drawn]
-    captions = [caption(t, c) for thing, colour in said for t in (thing, None) for c in (colour, None)]
-    tokens = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
-    return Examples(torch.from_numpy(images), tokens.view(len(images), 4, -1), dropout(config.dropped))
-
-
-def write(progress: Progress, network: TextConditioned, pipeline: Any, out: Path) -> None:
-    """The moving average of `progress`, moved into `pipeline`, whose networks `network` joins, and saved."""
-    network.load_state_dict(progress.average.state_dict())
-    pipeline.save_pretrained(out)
-
-
 def measure(config: TrainConfig, classifier: judge.Classifier, denoiser: TextToImage) -> dict[str, dict[str, float]]:
     """By guidance and caption, the share of generated images that show what was asked for, held out or not."""
     strengths = (
@@ -178,8 +85,14 @@ def measure(config: TrainConfig, classifier: judge.Classifier, denoiser: TextToI
 
 def command(config: TrainConfig) -> str:
     """The command line that repeats this run, to whatever `out`."""
-    changed = [f for f in fields(config) if f.name != "out" and getattr(config, f.name) != f.default]
-    return " ".join(["python -m jobs.train", *(f"{f.name}={getattr(config, f.name)}" for f in changed)])
+    usual = TrainConfig(out=config.out)
+    changed = {f.name: v for f in fields(config) if (v := getattr(config, f.name)) != getattr(usual, f.name)}
+    given = [f"{name}={value}" for name, value in changed.items() if name != "size"]
+    return " ".join(["python -m jobs.train", *given, *_sizes(config.size, usual.size)])
+
+
+def _sizes(size: Size, usual: Size) -> list[str]:
+    return [f"size.{name}={value}" for name, value in asdict(size).items() if value != getattr(usual, name)]
 
 
 def run(config: TrainConfig) -> int:

@@ -104,21 +104,21 @@ def test_cells_are_both_factors_of_every_pair():
     ],
 )
 def test_a_question_leaves_out_the_factor_or_says_another(factor, empty, without, truth):
-    asked = question(Cell(("triangle", "red"), factor, True), SHAPES2, empty, 5, said=False)
+    asked = question(Cell(("triangle", "red"), factor, True), SHAPES2, empty, 5, truth="shown")
     assert (asked.prompt, asked.without_prompt, asked.samples) == ("a red triangle", without, 5)
     assert asked.truth == truth
     assert asked.scope == "global"
 
 
 def test_with_wrong_captions_the_caption_must_name_it_too():
-    asked = question(RED_TRIANGLE, SHAPES3, True, 2, said=True)
+    asked = question(RED_TRIANGLE, SHAPES3, True, 2, truth="both")
     assert asked.truth == {"colour": "red", "said_colour": "red"}
 
 
 def test_another_value_is_never_the_same():
     for kinds in (SHAPES2, SHAPES3, DIGITS):
         for cell in cells(kinds):
-            asked = question(cell, kinds, False, 1, said=False)
+            asked = question(cell, kinds, False, 1, truth="shown")
             words = set(asked.prompt.split()) ^ set(asked.without_prompt.split())
             assert cell.value in words, f"{cell.name}: {asked.without_prompt!r} does not leave the factor out"
             assert len(words) == 2, f"{cell.name}: {asked.without_prompt!r} changes more than the factor"

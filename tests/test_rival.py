@@ -19,8 +19,8 @@ from concept_trak.rival import Sight, activation, agnostic, lookup, pixels, rand
 from concept_trak.training import unit_range
 from tests.tolerances import BATCH32
 
-SHAPE, COLOUR = (question(Cell(("triangle", "red"), f, True), SHAPES3, True, 3, said=False) for f in SHAPES3.columns)
-SAID = question(Cell(("triangle", "red"), "colour", True), SHAPES3, True, 3, said=True)
+SHAPE, COLOUR = (question(Cell(("triangle", "red"), f, True), SHAPES3, True, 3, truth="shown") for f in SHAPES3.columns)
+SAID = question(Cell(("triangle", "red"), "colour", True), SHAPES3, True, 3, truth="both")
 
 
 @pytest.fixture(scope="module", params=["pixels", "patches"])

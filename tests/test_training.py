@@ -4,6 +4,7 @@ import itertools
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -13,11 +14,13 @@ from concept_trak import classifier as judge
 from concept_trak.data.synthetic import arrays
 from concept_trak.data.two_factors import SETS, caption
 from concept_trak.models import small
+from concept_trak.models.small import Size
 from concept_trak.models.text_to_image import TextToImage
 from concept_trak.recipe import INNER, MIDDLE, TARGETS, Recipe, optimizers, rate, times
-from concept_trak.training import Examples, denoising_loss, dropout, fit, unit_range
+from concept_trak.schooling import TrainConfig, examples, listening, train_model, untrained
+from concept_trak.training import Examples, denoising_loss, dropout, fit, refilled, unit_range
 from jobs.configure import configure
-from jobs.train import TrainConfig, command, examples, listening, train, train_model, untrained
+from jobs.train import command, made_how, train
 
 ALPHAS = small.scheduler("epsilon").alphas_cumprod.double()
 ALPHA, SIGMA = ALPHAS.sqrt(), (1 - ALPHAS).sqrt()
@@ -214,6 +217,62 @@ def test_the_command_on_record_repeats_the_run(tmp_path, tiny):
     assert command(TrainConfig()) == "python -m jobs.train"
 
 
+def weights_of(folder):
+    return torch.cat([p.flatten() for p in TextToImage(str(folder)).parameters.values()])
+
+
+def test_no_steps_write_the_initial_weights_and_say_so(tmp_path):
+    config = replace(TRANSFORMER, steps=0, out=str(tmp_path / "model"))
+    train_model(config, tmp_path / "model", lambda line: None)
+    untrained(config).save_pretrained(tmp_path / "initial")
+    assert torch.equal(weights_of(tmp_path / "model"), weights_of(tmp_path / "initial"))
+    assert made_how(config)["weights"] == "initial: never trained"
+    assert made_how(replace(config, steps=7))["weights"] == "after 7 steps"
+
+
+def test_images_that_are_left_out_give_their_places_to_others():
+    """All other places hold what they held, so that batches differ in those places alone."""
+    tokenizer, ids = untrained(TRANSFORMER).tokenizer, [d.id for d in arrays(0, 0, 16, SETS["shapes2"], 16)[1]]
+    whole, part = (examples(TRANSFORMER, tokenizer, without) for without in ((), (ids[3], ids[9])))
+    places = [i for i in range(16) if i not in (3, 9)]
+    for before, after in ((whole.images, part.images), (whole.tokens, part.tokens)):
+        assert torch.equal(before[places], after[places])
+        assert torch.equal(after[[3, 9]], before[[0, 1]]), "an image that was left out is still there"
+
+
+@pytest.mark.parametrize("removed", [(), (0,), (0, 1, 2, 3, 4)])
+def test_whoever_takes_a_place_is_kept_and_none_much_more_often_than_others(removed):
+    rows = refilled(np.isin(np.arange(7), removed))
+    assert not set(rows) & set(removed)
+    counts = np.bincount(rows, minlength=7)[[i for i in range(7) if i not in removed]]
+    assert counts.max() - counts.min() <= 1
+
+
+def test_a_training_set_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="all 3 training images are removed"):
+        refilled(np.ones(3, bool))
+
+
+def test_another_seed_can_train_on_the_same_images():
+    pipeline = untrained(TRANSFORMER)
+    same, other = (
+        examples(replace(TRANSFORMER, seed=5, images_seed=i), pipeline.tokenizer) for i in (TRANSFORMER.seed, -1)
+    )
+    assert torch.equal(same.images, examples(TRANSFORMER, pipeline.tokenizer).images)
+    assert not torch.equal(other.images, same.images)
+
+
+def test_the_published_size_builds_and_takes_a_step(tmp_path):
+    """Its own network where it is cheap to ask, a smaller one where it would take long."""
+    config = configure(TrainConfig, "train", ["--config-name=train_paper", "device=cpu", "images=4", "batch=2"])
+    assert (config.side, config.size, config.recipe.decay) == (64, Size(6, 8, 64), 0.0)
+    tiny = replace(config, steps=2, warm_up=1, size=Size(1, 2, 32))
+    train_model(tiny, tmp_path, lambda line: None)
+    model = TextToImage(str(tmp_path))
+    assert (model.resolution, model.prediction_type) == (64, "epsilon")
+    assert config.steps * 128 == pytest.approx(100 * 10_000, rel=1e-3), "not a hundred epochs"
+
+
 def test_captions_that_are_never_dropped_are_whole():
     data = examples(TRANSFORMER, untrained(TRANSFORMER).tokenizer)
     assert data.chances.tolist() == [1, 0, 0, 0], "a caption loses a factor although dropped=0"
@@ -230,7 +289,7 @@ def test_wrong_captions_reach_training_and_images_do_not_change():
 
 
 def test_unknown_settings_of_a_run_are_refused():
-    with pytest.raises(ValueError, match="set='letters'; expected one of: shapes3, shapes2, digits"):
+    with pytest.raises(ValueError, match="set='letters'; expected one of: shapes3, shapes2, shapes2_paper, digits"):
         TrainConfig(set="letters")
     with pytest.raises(ValueError, match="network='mlp'; expected one of: unet, transformer"):
         TrainConfig(network="mlp")

@@ -1,6 +1,7 @@
 """The benchmark's own workers against the audit they stand beside: the same features, queries, scores and grades."""
 
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from concept_trak.retrieval import grade
 from concept_trak.rival import RIVALS, Compete, Rivalry
 from concept_trak.store.manifest import read_table
 from concept_trak.store.records import Record, committed
-from concept_trak.trial import GRADE_KINDS, PLAIN, Grade, Grading, Inquire, Inquiry, inquiry_file
+from concept_trak.trial import GRADE_KINDS, PLAIN, Grade, Grading, Inquire, Inquiry, inquiry_file, ranking_file
 from jobs.prepare import Prepared, prepare
 from tests.jobs.world import CONCEPT, Found, World, build
 from tests.tolerances import DENSE32
@@ -106,7 +107,7 @@ def test_a_query_is_a_run_of_samples_of_its_own(done, each, queries):
     rows = done.grade("fit_trak", (1.0, PLAIN), each)
     ids, weight, phi = Found(Path(done.p.config.store), done.p.audit.id).features("fit_trak")
     for concept in done.concepts:
-        file = inquiry_file(done.p.config.methods["fit_trak"], concept.name)
+        file = inquiry_file(done.p.config.methods["fit_trak"], concept)
         asked = np.array(read_table(done.p.audit, file)["phi"].to_pylist())
         runs = np.stack([asked[i : i + each].mean(0) for i in range(0, 4, each)])
         relevant = np.array([shows(concept, done.labels[i]) for i in ids])
@@ -137,7 +138,7 @@ def test_an_inquirys_mean_is_the_audits_own_query(done):
     for method, row in done.p.config.methods.items():
         for concept in done.concepts:
             (asked,) = read_table(done.p.audit, f"{method}/queries/{concept.name}.parquet").to_pylist()
-            found = np.array(read_table(done.p.audit, inquiry_file(row, concept.name))["phi"].to_pylist())
+            found = np.array(read_table(done.p.audit, inquiry_file(row, concept))["phi"].to_pylist())
             whole = np.array(asked["phi"])
             assert len(found) == concept.samples
             assert np.abs(found.mean(0) - whole).max() < DENSE32 * np.abs(whole).max(), f"{method}, {concept.name}"
@@ -146,23 +147,42 @@ def test_an_inquirys_mean_is_the_audits_own_query(done):
 
 def test_nothing_is_asked_twice(done):
     row, concept = done.p.config.methods["das"], done.concepts[0]
-    file = done.path(inquiry_file(row, concept.name))
+    file = done.path(inquiry_file(row, concept))
     before = (file.stat().st_mtime_ns, file.read_bytes())
-    assert Inquire(done.p.work)(Inquiry(row, concept), FIRST) == inquiry_file(row, concept.name)
+    assert Inquire(done.p.work)(Inquiry(row, concept), FIRST) == inquiry_file(row, concept)
     assert (file.stat().st_mtime_ns, file.read_bytes()) == before
 
 
 def test_a_file_is_shared_by_what_asks_alike_and_by_nothing_else():
-    ours, caption = METHODS["fit_trak"], METHODS["caption_trak"]
-    assert inquiry_file(ours, "red") == inquiry_file(caption, "red"), "one query side is computed for every row"
+    ours, caption, whole = METHODS["fit_trak"], METHODS["caption_trak"], METHODS["d_trak"]
+    red = Concept("red", "a red triangle", "a triangle")
+    triangle = replace(red, name="triangle", without_prompt="red")
+    assert inquiry_file(ours, red) == inquiry_file(caption, red), "one query side is computed for every row"
+    assert inquiry_file(ours, red) == inquiry_file(ours, replace(red, name="other", truth={"colour": "red"}))
+    assert inquiry_file(whole, red) == inquiry_file(whole, triangle), "a whole image is asked twice for its two factors"
+    asked = [replace(red, prompt="a red circle"), replace(red, seed=1), replace(red, samples=3), red]
     others = [
-        inquiry_file(replace(ours, unit=False), "red"),
-        inquiry_file(replace(ours, query=replace(ours.query, eta=0.5)), "red"),
-        inquiry_file(METHODS["d_trak"], "red"),
-        inquiry_file(ours, "blue"),
-        inquiry_file(ours, "red"),
+        inquiry_file(replace(ours, unit=False), red),
+        inquiry_file(replace(ours, query=replace(ours.query, eta=0.5)), red),
+        inquiry_file(ours, triangle),
+        *(inquiry_file(row, concept) for row in (ours, whole) for concept in asked),
     ]
     assert len(set(others)) == len(others), "other numbers under one name"
+
+
+def test_a_ranking_is_kept_as_far_as_there_are_carriers(done):
+    """Its share of carriers is the recall of all queries as one, whose scores are the mean of theirs."""
+    done.path(ranking_file("das", "own")).unlink(missing_ok=True)
+    rows = {(r["concept"], r["damping"], r["flipped"]): r for r in done.grade("das", (10.0, PLAIN), each=4)}
+    done.path(ranking_file("das", "own")).unlink()
+    done.grade("das", (10.0, PLAIN), each=1)
+    kept = read_table(done.p.audit, ranking_file("das", "own")).to_pylist()
+    for concept, damping in product(done.concepts, (10.0, PLAIN)):
+        carriers = {i for i, labels in done.labels.items() if shows(concept, labels)}
+        top = [r for r in kept if (r["concept"], r["damping"]) == (concept.name, damping)]
+        assert [r["rank"] for r in top] == list(range(1, len(carriers) + 1))
+        found = len(carriers & {r["sample_id"] for r in top}) / len(carriers)
+        assert found == pytest.approx(rows[concept.name, damping, 0]["recall_at_carriers"]), "another order than graded"
 
 
 def test_an_inquiry_that_is_missing_is_no_zero(done):

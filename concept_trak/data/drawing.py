@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 SHAPES = ("triangle", "circle", "square")
 COLOURS = ("red", "green", "blue")
 PAINT = {"red": (215, 45, 45), "green": (45, 165, 70), "blue": (50, 80, 215)}
+PURE = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 
 _CORNERS = {"triangle": 3, "circle": 64, "square": 4}
 _OVERSAMPLING = 4  # drawn larger and averaged down: antialiasing, and sizes finer than a pixel
@@ -30,6 +31,26 @@ def render(shape: str, colour: str, rng: np.random.Generator, resolution: int = 
     pencil = ImageDraw.Draw(image)
     pencil.polygon((edge + shift).ravel().tolist(), fill=_colour(rng.uniform(10, 60, 1).repeat(3)))
     pencil.polygon((inside + shift).ravel().tolist(), fill=_colour(PAINT[colour] + rng.uniform(-25, 25, 3)))
+    return image.resize((resolution, resolution), Image.Resampling.BOX)
+
+
+def render_as_published(shape: str, colour: str, rng: np.random.Generator, resolution: int = 64) -> Image.Image:
+    """As in the synthetic experiment of Concept-TRAK: pure colour, black outline, white page; only the place varies.
+
+    Of 64 pixels the shape reaches 10 to each side of its middle, and the outline is 2 wide.
+    """
+    size = resolution * _OVERSAMPLING
+    reach, outline = round(10 / 64 * size), round(2 / 64 * size)
+    x, y = rng.uniform(reach, size - 1 - reach, 2)
+    box = (x - reach, y - reach, x + reach, y + reach)
+    image = Image.new("RGB", (size, size), (255, 255, 255))
+    pencil, ink, paint = ImageDraw.Draw(image), (0, 0, 0), PURE[colour]
+    if shape == "circle":
+        pencil.ellipse(box, fill=paint, outline=ink, width=outline)
+    else:
+        assert shape == "triangle", f"the published experiment has no {shape}"
+        corners = [(x, y - reach), (x + reach, y + reach), (x - reach, y + reach)]
+        pencil.polygon(corners, fill=paint, outline=ink, width=outline)
     return image.resize((resolution, resolution), Image.Resampling.BOX)
 
 

@@ -76,23 +76,28 @@ def write(
     resolution: int | None = None,
     first: int = 0,
     wrong: float = 0.0,
+    unsaid: str = "",
 ) -> list[Path]:
     """Images `first` to `first + rows` as `files` Parquet files of the layout and metadata of Hugging Face `datasets`.
 
     Columns: id, image (PNG bytes and a path), caption, the two factors (shape, colour), and where some captions are
-    wrong what they say (said_shape, said_colour). The same arguments give the same bytes. A file
-    that is already there and equal is left untouched, for its version (and so every feature computed from it) hangs on
-    its modification time; one that differs raises ValueError.
+    wrong what they say (said_shape, said_colour). Captions leave out the factor `unsaid` ("colour"), if there is one.
+    The same arguments give the same bytes. A file that is already there and equal is left untouched, for its version
+    (and so every feature computed from it) hangs on its modification time; one that differs raises ValueError.
     """
     if not 0 < files <= rows:
         raise ValueError(f"cannot write {rows} rows into {files} files; expected 1 <= files <= rows.")
+    if unsaid and unsaid not in kinds.columns:
+        raise ValueError(
+            f"unsaid={unsaid!r} is no factor of {kinds.name}; expected {' or '.join(kinds.columns)}, or ''"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     bounds = [first + rows * part // files for part in range(files + 1)]
     paths = [folder / f"train-{part:05d}-of-{files:05d}.parquet" for part in range(files)]
     for path, (start, stop) in zip(paths, itertools.pairwise(bounds), strict=True):
         drawings = [draw(seed, index, kinds, resolution, wrong) for index in range(start, stop)]
-        _put(path, _parquet(drawings, labels_of(kinds, wrong)))
+        _put(path, _parquet(drawings, labels_of(kinds, wrong), [name == unsaid for name in kinds.columns]))
     return paths
 
 
@@ -101,12 +106,12 @@ def labels_of(kinds: TwoFactors, wrong: float = 0.0) -> tuple[str, ...]:
     return kinds.columns + (tuple(f"said_{name}" for name in kinds.columns) if wrong else ())
 
 
-def _parquet(drawings: list[Drawing], labels: tuple[str, ...]) -> bytes:
+def _parquet(drawings: list[Drawing], labels: tuple[str, ...], unsaid: list[bool]) -> bytes:
     rows = [
         {
             "id": drawing.id,
             "image": {"bytes": _png(drawing.image), "path": f"{drawing.id}.png"},
-            "caption": drawing.caption,
+            "caption": caption(*(None if left_out else v for v, left_out in zip(drawing.said, unsaid, strict=True))),
             **dict(zip(labels, (*drawing.shown, *drawing.said), strict=False)),
         }
         for drawing in drawings

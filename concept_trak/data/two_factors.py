@@ -71,6 +71,8 @@ SHAPES3 = TwoFactors("shapes3", "shape", drawing.SHAPES, drawing.COLOURS, (("tri
 SHAPES2 = TwoFactors(
     "shapes2", "shape", ("triangle", "circle"), ("red", "blue"), (("triangle", "red"),), 32, drawing.render
 )
+# The same at the published size and in the published manner; for a GPU (conf/train_paper.yaml).
+SHAPES2_PAPER = replace(SHAPES2, name="shapes2_paper", resolution=64, render=drawing.render_as_published)
 # Real handwriting; several pairs held out, so that no single one decides.
 DIGITS = TwoFactors(
     "digits",
@@ -82,4 +84,4 @@ DIGITS = TwoFactors(
     handwriting.render,
 )
 
-SETS = {kinds.name: kinds for kinds in (SHAPES3, SHAPES2, DIGITS)}
+SETS = {kinds.name: kinds for kinds in (SHAPES3, SHAPES2, SHAPES2_PAPER, DIGITS)}

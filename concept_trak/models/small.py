@@ -8,6 +8,7 @@ its own. `pixels` and `patches` have no VAE and denoise RGB directly, so diffuse
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from string import ascii_lowercase
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+Prediction = Literal["epsilon", "v_prediction"]
 WORDS = ("a", "red", "green", "blue", "triangle", "circle", "square")
 LENGTH = 8
 """Tokens per text, both ends included: three words fit, and nothing may assume CLIP's 77."""
@@ -40,22 +42,38 @@ def pixels(seed: int, resolution: int = 32) -> StableDiffusionPipeline:
     return _pipeline(seed, None, "v_prediction", channels=3, sample_size=resolution, widths=(16, 32, 64))
 
 
-def patches(seed: int, words: Sequence[str] = WORDS, resolution: int = 32) -> PixArtAlphaPipeline:
-    """A transformer of 1.2 M parameters on patches of 4 x 4 pixels of RGB in [-1, 1], untrained; it predicts v.
+@dataclass(frozen=True)
+class Size:
+    """Of a transformer: `heads` of so many channels each, in so many layers."""
+
+    layers: int = 4
+    heads: int = 4
+    head_width: int = 32
+
+
+def patches(
+    seed: int,
+    words: Sequence[str] = WORDS,
+    resolution: int = 32,
+    size: Size = Size(),
+    predicts: Prediction = "v_prediction",
+) -> PixArtAlphaPipeline:
+    """A transformer on patches of 4 x 4 pixels of RGB in [-1, 1], untrained: 1.2 M parameters, and v is predicted,
+    unless told otherwise.
 
     PixArt's own layout (attention among patches, cross attention to the text, one table of shifts and scales for all
     blocks), but CLIP's kind of text encoder in place of T5, which is trained along with it.
     """
-    vocabulary, heads, width = tokenizer(words), 4, 32
+    vocabulary = tokenizer(words)
     with _seeded(seed):
         text_encoder = _text_encoder(vocabulary)
         network = PixArtTransformer2DModel(
-            num_attention_heads=heads,
-            attention_head_dim=width,
-            cross_attention_dim=heads * width,
+            num_attention_heads=size.heads,
+            attention_head_dim=size.head_width,
+            cross_attention_dim=size.heads * size.head_width,
             in_channels=3,
             out_channels=3,
-            num_layers=4,
+            num_layers=size.layers,
             sample_size=resolution,
             patch_size=4,
             caption_channels=WIDTH,
@@ -66,7 +84,7 @@ def patches(seed: int, words: Sequence[str] = WORDS, resolution: int = 32) -> Pi
         "text_encoder": text_encoder,
         "tokenizer": vocabulary,
         "transformer": network,
-        "scheduler": scheduler("v_prediction"),
+        "scheduler": scheduler(predicts),
     }
     return PixArtAlphaPipeline(**parts)
 
@@ -105,7 +123,7 @@ def tokenizer(words: Sequence[str] = WORDS, length: int = LENGTH) -> CLIPTokeniz
     )
 
 
-def scheduler(prediction_type: Literal["epsilon", "v_prediction"]) -> DDIMScheduler:
+def scheduler(prediction_type: Prediction) -> DDIMScheduler:
     """The noise process of Ho et al. (2020): 1000 steps, beta linear from 1e-4 to 0.02.
 
     `steps_offset=1` moves none of the noise levels; the pipeline's constructor warns about any other value.
@@ -125,7 +143,7 @@ def scheduler(prediction_type: Literal["epsilon", "v_prediction"]) -> DDIMSchedu
 def _pipeline(
     seed: int,
     vae: Any,
-    prediction_type: Literal["epsilon", "v_prediction"],
+    prediction_type: Prediction,
     channels: int,
     sample_size: int,
     widths: tuple[int, ...],

@@ -32,3 +32,8 @@ def to_parquet(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, write_page_checksum=True)
     return sink.getvalue().to_pybytes()
+
+
+def read_parquet(data: bytes) -> pa.Table:
+    """The table that `to_parquet` wrote, page checksums verified."""
+    return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)

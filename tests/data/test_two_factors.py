@@ -1,5 +1,6 @@
 """What the benchmark's sets show and say: nothing held out, as many wrong captions as asked for, real handwriting."""
 
+import functools
 import itertools
 import math
 import sys
@@ -17,12 +18,13 @@ from concept_trak.data.two_factors import DIGITS, SETS, SHAPES2, SHAPES3
 from jobs.shapes import ShapesConfig, shapes
 
 SMALL = 8  # pixels: the pairs do not depend on the side, and a small drawing is cheap
-MANY = 2000
+MANY = 1000
 DEVIATIONS = 4.5  # standard deviations of a binomial count, exceeded by chance once in 150 000 such tests
 
 every_set = pytest.mark.parametrize("kinds", SETS.values(), ids=SETS)
 
 
+@functools.cache
 def many(kinds, wrong=0.0):
     return [draw(5, index, kinds, SMALL, wrong) for index in range(MANY)]
 
@@ -71,6 +73,27 @@ def test_the_share_of_wrong_captions_is_the_one_asked_for(kinds):
 
 
 @every_set
+def test_shuffled_captions_say_nothing_about_their_image(kinds):
+    """With probability 1 - 1/n of another pair's caption, each of the n is said as often of every image."""
+    drawn = many(kinds, 1 - 1 / len(kinds.pairs))
+    for shown in kinds.pairs[:3]:
+        told = [d.said for d in drawn if d.shown == shown]
+        for said in kinds.pairs:
+            expected = len(told) / len(kinds.pairs)
+            assert abs(told.count(said) - expected) < DEVIATIONS * math.sqrt(expected), f"{shown} tends to be {said}"
+
+
+@every_set
+def test_captions_leave_out_the_factor_that_is_to_be_unsaid(kinds, tmp_path):
+    whole, part = (rows_of(tmp_path / (name or "whole"), kinds, 20, unsaid=name) for name in ("", "colour"))
+    assert [row["caption"] for row in part] == [f"a {row[kinds.factor]}" for row in whole]
+    keep = {"id", "image", kinds.factor, "colour"}
+    assert [{k: row[k] for k in keep} for row in part] == [{k: row[k] for k in keep} for row in whole]
+    with pytest.raises(ValueError, match=rf"unsaid='size' is no factor of {kinds.name}; expected {kinds.factor} or"):
+        write(tmp_path / "wrong", 4, 0, kinds, unsaid="size")
+
+
+@every_set
 def test_wrong_captions_leave_the_images_alone(kinds, tmp_path):
     right, wrong = (rows_of(tmp_path / str(share), kinds, 60, wrong=share) for share in (0.0, 0.2))
     assert [r["image"] for r in right] == [r["image"] for r in wrong], "the caption is drawn from the image's numbers"
@@ -80,7 +103,7 @@ def test_wrong_captions_leave_the_images_alone(kinds, tmp_path):
 
 @every_set
 def test_columns_say_what_is_shown_and_what_is_said(kinds, tmp_path):
-    factor = {"shapes3": "shape", "shapes2": "shape", "digits": "digit"}[kinds.name]
+    factor = "digit" if kinds is DIGITS else "shape"
     right, wrong = (rows_of(tmp_path / str(share), kinds, 40, wrong=share) for share in (0.0, 0.5))
     assert set(right[0]) == {"id", "image", "caption", factor, "colour"}, "nobody asked for what the captions say"
     assert set(wrong[0]) == set(right[0]) | {f"said_{factor}", "said_colour"}
@@ -172,7 +195,7 @@ def test_the_job_writes_the_set_that_is_named(tmp_path, capsys):
     assert [row["id"] for row in rows] == [f"digits-{index:06d}" for index in range(6)]
     assert "said_digit" in rows[0]
     assert capsys.readouterr().out.startswith("6 images in 2 files")
-    with pytest.raises(ValueError, match="set='letters'; expected one of: shapes3, shapes2, digits"):
+    with pytest.raises(ValueError, match="set='letters'; expected one of: shapes3, shapes2, shapes2_paper, digits"):
         shapes(ShapesConfig(set="letters"))
 
 
