@@ -11,6 +11,7 @@ from concept_trak.data.image import read
 from concept_trak.data.shard import Shard
 from concept_trak.denoiser import Denoiser, same
 from concept_trak.plan import feature_settings, shards, survey
+from concept_trak.preflight import require_batch_consistency
 from concept_trak.query import Question
 from concept_trak.stages import Work, open_model
 from concept_trak.store.commit import Store
@@ -62,6 +63,9 @@ def prepare(config: AuditConfig) -> Prepared:
     settings = {n: feature_settings(config, m, denoiser, identity) for n, m in config.methods.items()}
     for concept in config.concepts:
         _require_direction(denoiser, concept)
+    if config.model.batch > 1:
+        texts = dict.fromkeys(text for concept in config.concepts for text in (concept.text, concept.without))
+        require_batch_consistency(denoiser, list(texts)[: config.model.batch])
     plan = shards(found, _shard_rows(store, settings, config.data.shard_rows))
     audit = Audit(store, config.audit)
     work = Work(config, {name: fingerprint(s) for name, s in settings.items()})

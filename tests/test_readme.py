@@ -19,7 +19,10 @@ from jobs.status import StatusConfig, status
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 # What makes the README's commands small enough for a test, and keeps them away from the user's own results.
-SMALL = ("cluster=serial", "projector.dim=64", "data.shard_rows=16", "methods.caption_trak.train.times=[300,700]")
+SMALL = (
+    "cluster=serial", "projector.dim=64", "data.shard_rows=16", "methods.caption_trak.train.times=[300,700]",
+    "methods.caption_trak.query.points=11", "methods.caption_trak.query.every=4",
+)  # fmt: skip
 
 
 def blocks(language: str) -> list[str]:

@@ -102,7 +102,7 @@ def test_gradients_that_are_not_finite_are_rejects(world, tmp_path):
     tensors = load_file(weights)
     tensors["conv_out.bias"] = torch.full_like(tensors["conv_out.bias"], torch.inf)
     save_file(tensors, weights, {"format": "pt"})
-    p = prepare(world.config(tmp_path / "store", f"model.path={model}", data="few"))
+    p = prepare(world.config(tmp_path / "store", f"model.path={model}", "model.batch=1", data="few"))
     (record,) = Featurize(p.work)(Featuring(("caption_trak",), p.plan[0]), FIRST)
     assert (record.rows, record.rejects_by_reason) == (0, {"not_finite": 8})
     with pytest.raises(ValueError, match="concept 'triangle'"):

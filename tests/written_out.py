@@ -168,10 +168,12 @@ def caption_reward(model: Denoiser, one: One, at: Stand, probe: Probe) -> Tensor
 
 
 def caption_fit(model: Denoiser, one: One, at: Stand, probe: Probe) -> Tensor:
-    """mean (sg[eps_c + w / m sum_j a_j (eps_c - eps_j)] - eps_c)^2 over m negatives, with `shares` a_j."""
+    """mean (sg[eps_c + w / m sum_j a_j (eps_c - eps_j)] - eps_c)^2 over m negatives, with `shares` a_j; where all of
+    these are 0, so that the state counts 0, with a_j = 1."""
     seen, every = eps_of(model, at.x_t, at.t, one.cond), [one.negative, *one.others]
     target = seen.detach().clone()
-    for a, negative in zip(shares(model, one, at), every, strict=True):
+    found = shares(model, one, at)
+    for a, negative in zip(found if any(found) else [1.0] * len(every), every, strict=True):
         target += probe.strength / len(every) * a * (seen - eps_of(model, at.x_t, at.t, negative)).detach()
     return (target - seen).square().mean()
 

@@ -16,7 +16,7 @@ from concept_trak.store.commit import Store
 from concept_trak.store.records import derive_record
 from jobs.configure import CONF
 from tests.faults.sound import lasting, temporaries
-from tests.faults.watcher import SmallFiles, appear
+from tests.faults.watcher import BoundByModes, SmallFiles, appear
 from tests.jobs.world import files_under
 
 # The disk is gone with its namespace, so what stood on it is copied out first.
@@ -33,23 +33,11 @@ def on_a_disk(size: str, disk: Path, out: Path, command: list[str]) -> subproces
     """Run a command with a tmpfs of that size at `disk`; what stands there in the end is copied to `out`."""
     disk.mkdir()
     out.mkdir()
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     return subprocess.run(
         [*NAMESPACE, "sh", "-c", ON_A_DISK, "sh", size, str(disk), str(out), *command],
-        cwd=CONF.parent, env=bare(), capture_output=True, text=True, check=False,
+        cwd=CONF.parent, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
-
-
-def bare() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-
-
-def bound_by_modes() -> list[str]:
-    """A prefix after which file modes bind: root is above them unless it gives that up."""
-    if os.geteuid():
-        return []
-    if shutil.which("setpriv") is None:
-        pytest.skip("as root without setpriv: no file mode binds, so a folder cannot be made read-only")
-    return ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
 
 
 def require_whole(store: Path) -> int:
@@ -61,22 +49,12 @@ def require_whole(store: Path) -> int:
     return len(parts)
 
 
-@pytest.fixture
-def command(world, tmp_path):
-    """The audit as one types it, giving up after the second failure of a shard; the store is the folder given."""
-
-    def command(store: Path, *more: str) -> list[str]:
-        arguments = world.arguments(store, "budget.infrastructure=1", *more, model="pixels")
-        return [sys.executable, "-m", "jobs.audit", *arguments]
-
-    return command
-
-
-def test_a_full_disk(command, start, undisturbed, tmp_path):
+def test_a_full_disk(world, start, undisturbed, tmp_path):
     if shutil.which("unshare") is None or subprocess.run([*NAMESPACE, "true"], check=False).returncode:
         pytest.skip("no mount namespace can be made here, so no small disk")
     out, disk = tmp_path / "store", tmp_path / "disk"
-    ended = on_a_disk("64k", disk, out, command(disk))
+    arguments = world.arguments(disk, "budget.infrastructure=1", model="pixels")
+    ended = on_a_disk("64k", disk, out, [sys.executable, "-m", "jobs.audit", *arguments])
     assert ended.returncode == 4, ended.stdout + ended.stderr
     assert "No space left on device" in ended.stderr
     assert f"{disk}/features/" in ended.stderr, "the message names the file"
@@ -91,33 +69,28 @@ def test_a_full_disk(command, start, undisturbed, tmp_path):
     undisturbed.require_same(out)
 
 
-def test_a_folder_that_may_not_be_written_from_the_beginning(command, tmp_path):
+def test_a_folder_that_may_not_be_written_from_the_beginning(start, tmp_path):
     store = tmp_path / "store"
     store.mkdir(mode=0o555)
-    ended = subprocess.run(
-        [*bound_by_modes(), *command(store)], cwd=CONF.parent, env=bare(), capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 2, ended.stderr
-    assert f"error: store {store} cannot be used: [Errno 13] Permission denied" in ended.stderr
-    assert "Expected permission to write" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    refused = start(BoundByModes())
+    assert refused.wait() == 2, refused.said
+    assert f"error: store {store} cannot be used: [Errno 13] Permission denied" in refused.said
+    assert "Expected permission to write" in refused.said
+    assert "Traceback" not in refused.said
     assert not list(store.iterdir())
 
 
-def test_a_folder_that_may_not_be_written_any_more(command, start, undisturbed, tmp_path):
+def test_a_folder_that_may_not_be_written_any_more(start, undisturbed, tmp_path):
     store = tmp_path / "store"
-    process = subprocess.Popen(
-        [*bound_by_modes(), *command(store)],
-        cwd=CONF.parent, env=bare(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    driver = start(BoundByModes(), more=("budget.infrastructure=1",))
     appear(store, "features/*/commits/*.json", 2)
     (parts,) = store.glob("features/*/parts")
     parts.chmod(0o555)
-    _, said = process.communicate()
+    code = driver.wait()
     parts.chmod(0o755)
-    assert process.returncode == 4, said
-    assert "Permission denied" in said
-    assert f"{parts}/" in said
+    assert code == 4, driver.said
+    assert "Permission denied" in driver.said
+    assert f"{parts}/" in driver.said
     stood = require_whole(store)
     assert 0 < stood < 8
     resumed = start()

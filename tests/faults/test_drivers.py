@@ -24,7 +24,13 @@ def done(files: dict[str, int]) -> int:
     return sum("/parts/" in name and name.endswith(".parquet") for name in files)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+# Whatever stands on storage is looked at in one place; these differ from the others in how much stands.
+LIKE_OTHERS = ("before the plan", "during the Gram", "during scoring")
+
+
+@pytest.mark.parametrize(
+    "moment", [pytest.param(m, marks=pytest.mark.soak if m in LIKE_OTHERS else ()) for m in MOMENTS]
+)
 def test_a_killed_driver_is_resumed_by_the_same_command(moment, start, undisturbed, tmp_path, capsys):
     store = tmp_path / "store"
     assert start(MOMENTS[moment]).wait() == -signal.SIGKILL, "the driver ended before it could be killed"

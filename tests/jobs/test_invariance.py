@@ -57,7 +57,11 @@ def timeless(found: Found) -> dict[str, str]:
     return {n: f["sha256"] for n, f in found.manifest["files"].items() if any(word in n for word in TIMELESS)}
 
 
-@pytest.mark.parametrize("changed", [("data.shard_rows=5",), ("data.shard_rows=64", "model.batch=7")])
+@pytest.mark.parametrize(
+    "changed",
+    [("data.shard_rows=16", "model.batch=7"), pytest.param(("data.shard_rows=5",), marks=pytest.mark.soak)],
+    ids=str,
+)
 def test_neither_batch_nor_shard_size_changes_the_answer(world, baseline, tmp_path, changed):
     assert_same_answer(world.audit(tmp_path, *changed), baseline)
 

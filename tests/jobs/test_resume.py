@@ -24,32 +24,32 @@ def copy(baseline, tmp_path):
     return shutil.copytree(baseline.store, tmp_path / "store", copy_function=shutil.copy2)
 
 
-@pytest.fixture
-def own(world, tmp_path):
-    """A store with a finished audit of two shards, for one test alone."""
-    return world.audit(tmp_path / "store", data="few").store
+@pytest.fixture(scope="module")
+def finished(world, tmp_path_factory):
+    """The store of a finished audit of two shards."""
+    return world.audit(tmp_path_factory.mktemp("finished"), data="few").store
 
 
 def only(files: dict[str, int], folder: str) -> dict[str, int]:
     return {name: time for name, time in files.items() if f"/{folder}/" in name}
 
 
-def test_the_same_command_again_does_nothing_and_says_so(world, own, capsys):
-    before = files_under(own)
+def test_the_same_command_again_does_nothing_and_says_so(world, finished, capsys):
+    before = files_under(finished)
     capsys.readouterr()
-    assert world.audit(own, data="few").code == 0
-    assert files_under(own) == before, "a finished audit was written to"
+    assert world.audit(finished, data="few").code == 0
+    assert files_under(finished) == before, "a finished audit was written to"
     said = capsys.readouterr().out
     assert "audit first is finished: nothing to compute, no gradient work done" in said
     assert "shapes-0000" in said, "the answer is shown again"
 
 
-def test_an_audit_without_its_manifest_is_ended_without_gradient_work(world, own, capsys):
-    (own / "audits/first/manifest.json").unlink()
-    before = files_under(own)
+def test_an_audit_without_its_manifest_is_ended_without_gradient_work(world, finished, capsys):
+    (finished / "audits/first/manifest.json").unlink()
+    before = files_under(finished)
     capsys.readouterr()
-    assert world.audit(own, data="few").code == 0
-    after = files_under(own)
+    assert world.audit(finished, data="few").code == 0
+    after = files_under(finished)
     assert {n for n in after if after[n] != before.get(n)} == {
         "audits/first/manifest.json", "audits/first/progress.json", "audits/latest.json",
     }  # fmt: skip

@@ -16,9 +16,13 @@ from concept_trak.store.commit import Store
 from concept_trak.store.manifest import Audit
 from jobs.audit import audit
 from jobs.configure import configure
+from tests.jobs.world import RESOLUTION
 
 CONCEPT = "concepts=[{name: red, prompt: a red circle, without_prompt: a circle, samples: 2}]"
-SMALL = ("cluster=serial", "projector.dim=64", "method=caption_trak", "methods.caption_trak.train.times=[500]", CONCEPT)
+SMALL = (
+    "cluster=serial", "projector.dim=64", "method=caption_trak", CONCEPT, "methods.caption_trak.train.times=[500]",
+    "methods.caption_trak.query.points=11", "methods.caption_trak.query.every=5",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,9 @@ class Audited:
 
 def build(root: Path) -> Audited:
     """Two audits, `older` and `demo`: 32 images in 2 files, 4 shards."""
-    pixels(0).save_pretrained(root / "model")
+    pixels(0, RESOLUTION).save_pretrained(root / "model")
     made = Audited(root)
-    write(made.data, 32, 0, files=2)
+    write(made.data, 32, 0, files=2, resolution=RESOLUTION)
     assert made.run("older", "damping=10") == 0
     assert made.run("demo") == 0
     shutil.copytree(root / "live", root / "pristine")

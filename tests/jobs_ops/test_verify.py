@@ -18,6 +18,7 @@ from concept_trak.store.records import derive_record, part_name, record_name
 from jobs.configure import configure
 from jobs.prepare import prepare
 from jobs.verify import VerifyConfig, settings, verify
+from tests.jobs.world import RESOLUTION
 from tests.jobs_ops.audited import SMALL, Audited, cut, flip, unfinish
 from tests.tolerances import BATCH32, STORED16
 
@@ -203,7 +204,7 @@ def test_nothing_is_deleted_when_the_source_changed(audited: Audited, said):
 
 def test_an_audit_of_the_grown_data_mends_what_an_older_one_cannot(audited: Audited, said):
     part, before = audited.parts()[0], audited.written()
-    write(audited.data / "more", 8, 0, files=1, first=32)
+    write(audited.data / "more", 8, 0, files=1, first=32, resolution=RESOLUTION)
     assert audited.run("grown") == 0
     flip(part)
     code, _, err = said(repair=True, audit="demo")
@@ -216,9 +217,10 @@ def test_an_audit_of_the_grown_data_mends_what_an_older_one_cannot(audited: Audi
 
 def test_methods_that_share_features_compute_a_shard_once(audited: Audited, said):
     sides = ("trak.train", "trak.query", "concept_a.train")
-    times = [f"methods.{side}.times=[500]" for side in sides]
+    short = [f"methods.{side}.times=[500]" for side in sides]
+    short += ["methods.concept_a.query.points=11", "methods.concept_a.query.every=5"]
     shared = [key for key in SMALL if "caption_trak" not in key]
-    assert audited.run("twins", "method=[trak,concept_a]", *times, small=shared) == 0
+    assert audited.run("twins", "method=[trak,concept_a]", *short, small=shared) == 0
     (fp,) = fingerprints(audited.audit("twins"))
     part = next((audited.store / "features" / fp / "parts").iterdir())
     flip(part)

@@ -128,7 +128,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("case", "expected"), CASES.items(), ids=lambda value: " ".join(map(str, value)))
+@pytest.mark.parametrize(("case", "expected"), CASES.items(), ids=[" ".join(map(str, case)) for case in CASES])
 def test_who_is_believed(audit: Audit, case: tuple[str, str, bool], expected: set[tuple[str, str]]):
     (what, record, finished), store = case, audit.store
     data = store.read(PART)
