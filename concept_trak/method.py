@@ -64,11 +64,8 @@ _concept_c = replace(_concept_b, train=Probe("ddim_inversion", "reconstruction_r
 _concept_trak = replace(_concept_c, unit=True)
 _caption_trak = replace(_concept_trak, train=Probe("forward_noise", "caption_reward"))
 # Less than a tenth of concept_trak's evaluations; a picture counts only as far as it shows what its caption says. Its
-# two times are where it is decided which things a picture shows (500) and in which colours (700).
-_fit_trak = replace(
-    _caption_trak,
-    train=Probe("forward_noise", "caption_fit", times=(500, 700), negatives=3),
-)
+# two times were chosen on one small model, a fifth of whose captions were wrong (assets/results.md).
+_fit_trak = replace(_caption_trak, train=Probe("forward_noise", "caption_fit", times=(500, 700), negatives=3))
 
 METHODS: dict[str, Method] = {
     "trak": _trak,

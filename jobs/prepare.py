@@ -19,6 +19,9 @@ from concept_trak.store.identity import fingerprint, open_feature_set
 from concept_trak.store.manifest import Audit, begin, refuse_secrets
 from jobs.configure import absolute, plain_values
 
+TOGETHER = 8
+"""Prompts predicted together and alone before an audit: two see each other already, and each costs two evaluations."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -65,7 +68,7 @@ def prepare(config: AuditConfig) -> Prepared:
         _require_direction(denoiser, concept)
     if config.model.batch > 1:
         texts = dict.fromkeys(text for concept in config.concepts for text in (concept.text, concept.without))
-        require_batch_consistency(denoiser, list(texts)[: config.model.batch])
+        require_batch_consistency(denoiser, list(texts)[: min(config.model.batch, TOGETHER)])
     plan = shards(found, _shard_rows(store, settings, config.data.shard_rows))
     audit = Audit(store, config.audit)
     work = Work(config, {name: fingerprint(s) for name, s in settings.items()})

@@ -5,10 +5,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.numpy import load_file, save_file
 
 import jobs.audit
+from concept_trak import preflight
 from concept_trak.config import AuditConfig
 from jobs.configure import main
 from tests.jobs.world import altered, files_under
@@ -141,3 +143,10 @@ def test_an_audit_resumed_with_other_weights_is_refused(refused, world, tmp_path
     tensors["conv_in.bias"] = tensors["conv_in.bias"] + np.float32(1)
     save_file(tensors, weights, {"format": "pt"})
     assert "begun with other settings: fingerprints.caption_trak" in refused(f"model.path={model}", data="few")
+
+
+def test_a_model_whose_samples_see_each_other(refused, monkeypatch):
+    """That it is looked for before anything starts; what counts as seeing each other: tests/test_preflight.py."""
+    monkeypatch.setitem(preflight.ROUNDING, torch.float32, -1.0)  # so that any model does
+    assert "than for the same sample alone" in refused()
+    assert "model.batch=1" in refused()
