@@ -80,12 +80,19 @@ def caption_fit(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe
     own caption c: 1 in expectation where it shows c, since then E[eps | x_t, c] = eps_c, and 0 where it shows c_j. So
     what a picture does not share with its caption is left out, word by word, and a state counts as far as any is left.
     Where none is, v is that of `caption_reward` and counts 0: who points and fits nothing is not without direction.
+
+    As a least-squares coefficient, a_j has the standard error s / |d_j| with s^2 = mean (eps - eps_c)^2, what the
+    caption leaves unexplained. Above `probe.doubt` the model cannot tell by this picture which of the two captions it
+    shows, as no untrained model can, and a_j is 0: without that, such a model would still tell the captions themselves
+    apart, and rank by their words alone.
     """
     noise = required(state.noise, "noise", "caption_fit")
     d, others = _differences(denoiser, state, seen, [state.batch.negative, *state.batch.others])
     length = d.flatten(2).norm(dim=2)
     along = ((noise - others) * d).flatten(2).sum(2)
-    a = torch.where(length > 0, along / length.square(), 0.0).clamp(0, 1)
+    unexplained = (noise - seen.eps.detach()).square().flatten(1).mean(1).sqrt()
+    known = (length > 0) & (unexplained <= probe.doubt * length)
+    a = torch.where(known, along / length.square(), 0.0).clamp(0, 1)
     share = torch.where((a > 0).any(0), a, 1.0)
     v = -2 * probe.strength * (share[:, :, None, None, None] * d).mean(0) / noise[0].numel()
     size = length.sum(0)

@@ -126,14 +126,15 @@ def sweep(
 ) -> Iterator[Float[Tensor, "n m"]]:
     """Phi (K + lambda I)^-1 q for each damping, float64, from one eigendecomposition of Phi Phi^T: n in the thousands.
 
-    Phi (Phi^T Phi + lambda I)^-1 = (Phi Phi^T + lambda I)^-1 Phi; the eigenvalues of K are those of Phi Phi^T.
+    Phi (Phi^T Phi + lambda I)^-1 = (Phi Phi^T + lambda I)^-1 Phi; the eigenvalues of K are those of Phi Phi^T. Features
+    that are all zero, and so K and lambda, score zero.
     """
     rows = phi.double()
     value, vector = torch.linalg.eigh(rows @ rows.T)
     turned = vector.T @ (rows @ queries.double().T)
     for damping in dampings:
-        lam = damping * value.clamp_min(0).sum() / phi.shape[1]
-        yield vector @ (turned / (value.clamp_min(0) + lam)[:, None])
+        shifted = value.clamp_min(0) + damping * value.clamp_min(0).sum() / phi.shape[1]
+        yield vector @ torch.where(shifted > 0, 1 / shifted, 0)[:, None].mul(turned)
 
 
 def _residual(left: Tensor, q: Tensor) -> Tensor:

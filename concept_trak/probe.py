@@ -32,6 +32,9 @@ class Probe:
     """concept_reward, caption_reward: w, the guidance that the reward pulls by."""
     negatives: int = 1
     """caption_fit with the negative `other_label`: m, how many other captions (at most as many as there are)."""
+    doubt: float = 0.25
+    """caption_fit: largest standard error of a fit that counts; a fit is 0 where the picture shows the other caption, 1
+    where it shows its own. Initial weights know it to 0.4 or worse, trained ones to 0.2 or better (results.md)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "times", tuple(self.times))
@@ -45,13 +48,15 @@ class Probe:
             )
         if self.negatives < 1:
             raise ValueError(f"negatives={self.negatives}: expected at least 1")
+        if not self.doubt > 0:
+            raise ValueError(f"doubt={self.doubt}: expected a positive standard error, inf to believe every fit")
         if self.eta < 0 or self.strength <= 0:
             raise ValueError(f"eta={self.eta}, strength={self.strength}: expected eta >= 0 and strength > 0")
 
     @property
     def path(self) -> "Probe":
         """What decides the states: probes with one path can share them."""
-        return replace(self, direction="", strength=1.0)
+        return replace(self, direction="", strength=1.0, doubt=1.0)
 
     @property
     def last(self) -> int:

@@ -89,6 +89,11 @@ class Solve(OnStore):
     def __call__(self, system: System, attempt: Attempt) -> Solution:
         gram, queries = self._sum(system), torch.tensor(system.phi, dtype=torch.float64)
         write_bytes(self.audit, gram_file(system.method), encode_gram(gram.matrix.numpy(), gram.count))
+        if gram.trace == 0:
+            raise ValueError(
+                f"all features of {system.method} are zero: by no picture could the model tell its caption from "
+                "another; there is nothing to attribute (is it trained?). Choose another method, or another model"
+            )
         lam = gram.damped(self.work.config.damping)
         if gram.count < len(gram.matrix):
             # All of them at once: they are fewer rows than K has, so less memory than K itself.

@@ -1,5 +1,6 @@
 """The direction `caption_fit`: a picture counts only as far as it shows what its caption says, word by word."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -7,19 +8,24 @@ import torch
 from torch import Tensor
 
 from concept_trak.concept import negatives_of
+from concept_trak.data.synthetic import arrays
 from concept_trak.denoiser import Prediction
 from concept_trak.direction import DIRECTIONS, caption_fit
 from concept_trak.features import features
 from concept_trak.method import METHODS, Method
+from concept_trak.models import small
 from concept_trak.models.gaussian import Gaussian, Settings
+from concept_trak.models.text_to_image import TextToImage
 from concept_trak.probe import Probe
 from concept_trak.projector import Projector
 from concept_trak.state import Batch, Pointed, State
+from concept_trak.training import unit_range
 from concept_trak.trajectory import forward_noise
 from tests.tolerances import EXACT64
 from tests.toys import Toy, batch
 
-PROBE = Probe("forward_noise", "caption_fit", times=(300, 500, 700))
+# Every fit is believed here, but where doubt is what is tested.
+PROBE = Probe("forward_noise", "caption_fit", times=(300, 500, 700), doubt=math.inf)
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -33,12 +39,12 @@ class Told(Toy):
         return Prediction(cond["eps"], cond["eps"])
 
 
-def told(eps: Tensor, noise: Tensor, *negatives: Tensor, strength: float = 1.0) -> Pointed:
+def told(eps: Tensor, noise: Tensor, *negatives: Tensor, strength: float = 1.0, doubt: float = math.inf) -> Pointed:
     """The direction of a state with prediction eps under its caption and `negatives` under the others."""
     first, *others = [{"eps": negative} for negative in negatives]
     ids = tuple(map(str, range(len(eps))))
     state = State(Batch(ids, {"eps": eps}, first, others=tuple(others)), eps, 500, noise)
-    return caption_fit(Told(), state, Prediction(eps, eps), replace(PROBE, strength=strength))
+    return caption_fit(Told(), state, Prediction(eps, eps), replace(PROBE, strength=strength, doubt=doubt))
 
 
 def test_the_whole_step_is_one_and_the_opposite_nothing():
@@ -75,6 +81,46 @@ def test_no_direction_counts_nothing():
     found = told(eps, drawn(2, 2, 4, 4, seed=2), negative)
     assert found.fit[1] == 0
     assert (found.v[1] == 0).all()
+
+
+def test_a_fit_that_is_known_too_badly_counts_nothing():
+    """The standard error of least squares: of a in eps - eps_neg = a d + rest, |rest| / sqrt(D) / |d|."""
+    d, negative, rest = drawn(1, 2, 4, 4), drawn(1, 2, 4, 4, seed=1), drawn(1, 2, 4, 4, seed=2)
+    rest -= d * (rest * d).sum() / d.square().sum()
+    error = (rest.norm() / 32**0.5 / d.norm()).item()
+    seen = negative + d
+    assert told(seen, seen + rest, negative, doubt=1.01 * error).fit.item() == pytest.approx(1)
+    assert told(seen, seen + rest, negative, doubt=0.99 * error).fit.item() == 0
+    assert (told(seen, seen + rest, negative, doubt=0.99 * error).v != 0).any(), "who is doubted is no reject"
+
+
+def test_the_standard_error_is_the_spread_of_the_fit_over_noise():
+    """Noise around eps_c of s in each number moves the fit a by s / |d|: 2,000 draws, to four standard errors."""
+    n, s = 2000, 0.3
+    d, negative = drawn(1, 2, 4, 4), drawn(1, 2, 4, 4, seed=1)
+    noise = negative + d + s * drawn(n, 2, 4, 4, seed=2)
+    a = ((noise - negative) * d).flatten(1).sum(1) / d.square().sum()
+    assert abs(a.std() / (s / d.norm()) - 1) < 4 / (2 * n) ** 0.5
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_initial_weights_tell_no_picture_from_another(tmp_path, seed):
+    """The control that every row of the table must fall to chance in: at the benchmark's own size, random weights see
+    captions apart and pictures not, so all that `fit_trak` could rank by is words, and it ranks by nothing."""
+    small.patches(seed).save_pretrained(tmp_path)
+    model, said = TextToImage(str(tmp_path), r"^proj_out\."), ["a red circle", "a blue circle", "a red square"]
+    images, _ = arrays(seed, 0, 3)
+    others = [model.encode([*said[i:], *said[:i]]) for i in (1, 2)]
+    b = Batch(tuple("abc"), model.encode(said), others[0], unit_range(torch.from_numpy(images)), others=(others[1],))
+    row, p = METHODS["fit_trak"], Projector("identity")
+    assert (features(model, p, row.train, b, 0, row.unit).phi == 0).all(), "untrained, and yet it has something to say"
+    believed = features(model, p, replace(row.train, doubt=math.inf), b, 0, row.unit).phi
+    assert (believed != 0).any(), "without doubt it would have said something: nothing was tried"
+
+
+def test_doubt_is_a_positive_number():
+    with pytest.raises(ValueError, match=r"doubt=0\.0: expected a positive standard error, inf to believe every fit"):
+        replace(PROBE, doubt=0.0)
 
 
 def gaussian() -> tuple[Gaussian, Batch]:

@@ -110,3 +110,8 @@ def test_a_sweep_tends_to_the_plain_inner_product():
     phi, queries = rows(50, 10), rows(2, 10, seed=1)
     (swept,) = sweep(phi, queries, [1e9])
     torch.testing.assert_close(swept * gram(phi).damped(1e9), phi @ queries.T, rtol=1e-7, atol=1e-8)
+
+
+def test_features_that_are_all_zero_score_zero():
+    (swept,) = sweep(torch.zeros(5, 10), rows(2, 10, seed=1), [3.0])
+    assert (swept == 0).all(), "0 / 0: such a ranking would be of undefined numbers"

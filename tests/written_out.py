@@ -172,20 +172,23 @@ def caption_fit(model: Denoiser, one: One, at: Stand, probe: Probe) -> Tensor:
     these are 0, so that the state counts 0, with a_j = 1."""
     seen, every = eps_of(model, at.x_t, at.t, one.cond), [one.negative, *one.others]
     target = seen.detach().clone()
-    found = shares(model, one, at)
+    found = shares(model, one, at, probe)
     for a, negative in zip(found if any(found) else [1.0] * len(every), every, strict=True):
         target += probe.strength / len(every) * a * (seen - eps_of(model, at.x_t, at.t, negative)).detach()
     return (target - seen).square().mean()
 
 
 @torch.no_grad()
-def shares(model: Denoiser, one: One, at: Stand) -> list[float]:
-    """a_j = clip(<eps - eps_j, eps_c - eps_j> / |eps_c - eps_j|^2, 0, 1)."""
-    found = []
+def shares(model: Denoiser, one: One, at: Stand, probe: Probe) -> list[float]:
+    """a_j = clip(<eps - eps_j, eps_c - eps_j> / |eps_c - eps_j|^2, 0, 1), a coefficient of least squares; 0 where its
+    standard error, root mean (eps - eps_c)^2 / |eps_c - eps_j|, is above `doubt`."""
+    found, own = [], eps_of(model, at.x_t, at.t, one.cond)
     for condition in (one.negative, *one.others):
         negative = eps_of(model, at.x_t, at.t, condition)
-        way = eps_of(model, at.x_t, at.t, one.cond) - negative
-        found.append(((at.eps - negative) * way).sum().div((way * way).sum()).clamp(0, 1).item())
+        way = own - negative
+        coefficient = ((at.eps - negative) * way).sum().div((way * way).sum()).clamp(0, 1).item()
+        error = (at.eps - own).square().mean().sqrt().div(way.norm()).item()
+        found.append(coefficient if error <= probe.doubt else 0.0)
     return found
 
 
@@ -195,7 +198,7 @@ def fit(model: Denoiser, one: One, at: Stand, probe: Probe) -> float:
     if probe.direction != "caption_fit":
         return 1.0
     own, part, whole = eps_of(model, at.x_t, at.t, one.cond), 0.0, 0.0
-    for a, condition in zip(shares(model, one, at), (one.negative, *one.others), strict=True):
+    for a, condition in zip(shares(model, one, at, probe), (one.negative, *one.others), strict=True):
         length = (own - eps_of(model, at.x_t, at.t, condition)).norm().item()
         part, whole = part + a * length, whole + length
     return part / whole

@@ -71,3 +71,11 @@ def test_a_shard_of_rejects_alone_commits_and_a_run_of_them_ends(world, tmp_path
     none = altered(world, tmp_path / "none", lambda rows: blank(rows, 0))
     assert world.audit(tmp_path / "store", f"data.uri={none}", "audit=none", "budget.rejects=1").code == 3
     assert "not one sample has a feature for caption_trak: all were rejected (16 no_caption)" in capsys.readouterr().err
+
+
+def test_a_model_that_learnt_nothing_is_told_so(world, tmp_path, capsys):
+    """Random weights tell no picture from another: every feature is zero, and no number is made up."""
+    assert world.audit(tmp_path, method="fit_trak", data="few").code == 2
+    said = capsys.readouterr().err
+    assert "all features of fit_trak are zero: by no picture could the model tell" in said, said
+    assert "Choose another method, or another model" in said
