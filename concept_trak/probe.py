@@ -1,5 +1,6 @@
 """One side of a method, as numbers: which trajectory, which direction, and what both are run with."""
 
+import math
 from dataclasses import dataclass, replace
 
 
@@ -48,8 +49,8 @@ class Probe:
             )
         if self.negatives < 1:
             raise ValueError(f"negatives={self.negatives}: expected at least 1")
-        if not self.doubt > 0:
-            raise ValueError(f"doubt={self.doubt}: expected a positive standard error, inf to believe every fit")
+        if not 0 < self.doubt < math.inf:
+            raise ValueError(f"doubt={self.doubt}: expected a positive standard error; 1000 believes every fit")
         if self.eta < 0 or self.strength <= 0:
             raise ValueError(f"eta={self.eta}, strength={self.strength}: expected eta >= 0 and strength > 0")
 

@@ -150,6 +150,11 @@ class Grade(OnStore):
     def _features(self, item: Grading) -> tuple[list[str], Tensor, Tensor]:
         blocks = [block for record in item.records for block in self.features(record)]
         ids = [i for names, _, _ in blocks for i in names]
+        if not ids:
+            raise ValueError(
+                f"no training sample has a feature of {item.method}: all are rejects. Where they are no_direction, the "
+                "model predicts the same whatever the caption says, and there is nothing to rank"
+            )
         return ids, torch.cat([w for _, w, _ in blocks]), torch.cat([p for _, _, p in blocks])
 
     def _queries(self, item: Grading, concept: Concept) -> Tensor:

@@ -1,6 +1,5 @@
 """The direction `caption_fit`: a picture counts only as far as it shows what its caption says, word by word."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -25,7 +24,7 @@ from tests.tolerances import EXACT64
 from tests.toys import Toy, batch
 
 # Every fit is believed here, but where doubt is what is tested.
-PROBE = Probe("forward_noise", "caption_fit", times=(300, 500, 700), doubt=math.inf)
+PROBE = Probe("forward_noise", "caption_fit", times=(300, 500, 700), doubt=1e9)
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -39,7 +38,7 @@ class Told(Toy):
         return Prediction(cond["eps"], cond["eps"])
 
 
-def told(eps: Tensor, noise: Tensor, *negatives: Tensor, strength: float = 1.0, doubt: float = math.inf) -> Pointed:
+def told(eps: Tensor, noise: Tensor, *negatives: Tensor, strength: float = 1.0, doubt: float = 1e9) -> Pointed:
     """The direction of a state with prediction eps under its caption and `negatives` under the others."""
     first, *others = [{"eps": negative} for negative in negatives]
     ids = tuple(map(str, range(len(eps))))
@@ -114,12 +113,12 @@ def test_initial_weights_tell_no_picture_from_another(tmp_path, seed):
     b = Batch(tuple("abc"), model.encode(said), others[0], unit_range(torch.from_numpy(images)), others=(others[1],))
     row, p = METHODS["fit_trak"], Projector("identity")
     assert (features(model, p, row.train, b, 0, row.unit).phi == 0).all(), "untrained, and yet it has something to say"
-    believed = features(model, p, replace(row.train, doubt=math.inf), b, 0, row.unit).phi
+    believed = features(model, p, replace(row.train, doubt=1e9), b, 0, row.unit).phi
     assert (believed != 0).any(), "without doubt it would have said something: nothing was tried"
 
 
 def test_doubt_is_a_positive_number():
-    with pytest.raises(ValueError, match=r"doubt=0\.0: expected a positive standard error, inf to believe every fit"):
+    with pytest.raises(ValueError, match=r"doubt=0\.0: expected a positive standard error; 1000 believes every fit"):
         replace(PROBE, doubt=0.0)
 
 

@@ -61,9 +61,10 @@ def world(tmp_path_factory) -> World:
 def done(world, tmp_path_factory) -> Done:
     """48 rows, 64 features: dual. A weighted unit-norm row with a concept query, and a weighted whole-image row."""
     store, concepts = tmp_path_factory.mktemp("audit"), CONCEPT.replace("samples: 2", "samples: 4")
-    chosen = {"method": "[fit_trak,das]"}
-    assert world.audit(store, f"concepts=[{concepts},{RED}]", **chosen).code == 0
-    p = prepare(world.config(store, f"concepts=[{concepts},{RED}]", **chosen))
+    # Random weights: unless every fit is believed, nothing is left of the row.
+    chosen = (f"concepts=[{concepts},{RED}]", "methods.fit_trak.train.doubt=1e9")
+    assert world.audit(store, *chosen, method="[fit_trak,das]").code == 0
+    p = prepare(world.config(store, *chosen, method="[fit_trak,das]"))
     names = [shard.name for shard in p.plan]
     found = {m: committed(p.store, fp, names) for m, fp in p.work.fingerprints.items()}
     worker = Inquire(p.work)
@@ -189,6 +190,12 @@ def test_an_inquiry_that_is_missing_is_no_zero(done):
     row = replace(done.p.config.methods["das"], unit=True)
     item = Grading("das", "own", row, done.records["das"], tuple(done.p.plan), (1.0,), 1)
     with pytest.raises(FileNotFoundError):
+        Grade(done.p.work)(item, FIRST)
+
+
+def test_a_method_without_any_feature_is_told_so(done):
+    item = Grading("das", "own", done.p.config.methods["das"], (), tuple(done.p.plan), (1.0,), 1)
+    with pytest.raises(ValueError, match="no training sample has a feature of das: all are rejects"):
         Grade(done.p.work)(item, FIRST)
 
 
