@@ -86,6 +86,9 @@ class Standing:
     behind: tuple[float, float]
     """Interval of the reference's merit minus this one's."""
     behind_per_model: tuple[float, ...]
+    mean_behind: tuple[float, float]
+    """The same of the mean over the cells, in place of the worst one."""
+    mean_behind_per_model: tuple[float, ...]
 
 
 def standings(grades: Grades, cells: Sequence[Cell], reference: Arm) -> list[Standing]:
@@ -103,8 +106,10 @@ def _standing(arm: Arm, damping: float, m: Measured, cells: Sequence[Cell], ours
     single = tuple(merit(m.gain[i : i + 1]) for i in range(len(m.gain)))
     theirs = tuple(merit(ours[i : i + 1]) - s for i, s in enumerate(single))
     worst, each = cells[int(by_cell.argmin())].name, tuple(by_cell.tolist())
-    behind = interval_of_difference(ours, m.gain)
-    return Standing(arm, damping, merit(m.gain), worst, single, each, sides[0], sides[1], sides[2], behind, theirs)
+    behind, means = interval_of_difference(ours, m.gain), tuple((ours - m.gain).mean((1, 2)).tolist())
+    mean_behind = interval_of_difference(ours, m.gain, over=np.mean)
+    measured = (merit(m.gain), worst, single, each, sides[0], sides[1], sides[2])
+    return Standing(arm, damping, *measured, behind, theirs, mean_behind, means)
 
 
 def _mean(values: Values) -> float:

@@ -15,7 +15,8 @@ STANDINGS = {"set": "string", "arm": "string", "method": "string", "asked": "str
              "evaluations": "int64", "damping": "float64", "merit": "float64", "worst_cell": "string",
              "merit_per_model": "vector", "gain_in": "float64", "gain_out": "float64", "precision_in": "float64",
              "precision_out": "float64", "recall_in": "float64", "recall_out": "float64", "behind_low": "float64",
-             "behind_high": "float64", "behind_per_model": "vector"}  # fmt: skip
+             "behind_high": "float64", "behind_per_model": "vector", "mean_behind_low": "float64",
+             "mean_behind_high": "float64", "mean_behind_per_model": "vector"}  # fmt: skip
 
 
 def publish(
@@ -72,17 +73,25 @@ def standing_row(line: Standing, one: Table) -> dict[str, Any]:
         "behind_low": line.behind[0],
         "behind_high": line.behind[1],
         "behind_per_model": line.behind_per_model,
+        "mean_behind_low": line.mean_behind[0],
+        "mean_behind_high": line.mean_behind[1],
+        "mean_behind_per_model": line.mean_behind_per_model,
     }
 
 
 def as_text(one: Table) -> str:
-    """The table in Markdown, best first, and the comparison that decides."""
+    """The table in Markdown, best first, and the comparisons that decide."""
     head = "| arm | evaluations | damping | merit | per model | P@10 in / out | reference ahead by |"
     lines = [_line(line, one) for line in one.lines if not line.arm.flipped or line.merit > 0]
     beat = best_baseline(one.lines)
     verdict = (
         f"Merit of {one.reference} less that of the best baseline, {beat.arm}: {beat.behind[0]:+.3f} to "
         f"{beat.behind[1]:+.3f} (95 % interval); model by model {_list(beat.behind_per_model)}."
+    )
+    lookup = next(line for line in one.lines if line.arm.method == "lookup")
+    verdict += (
+        f" Its mean AP less that of caption lookup: {lookup.mean_behind[0]:+.3f} to {lookup.mean_behind[1]:+.3f}; "
+        f"model by model {_list(lookup.mean_behind_per_model)}."
     )
     what = f"{len(one.models)} models, {one.queries} queries in each of {len(one.cells)} cells"
     return "\n".join([f"\n## {one.title}", f"{what}.\n", head, "|---|" + "---:|" * 6, *lines, "", verdict])

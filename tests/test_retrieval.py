@@ -62,6 +62,15 @@ def test_a_shift_is_found_exactly():
     assert (low, high) == pytest.approx((0.2, 0.2), abs=1e-12)
 
 
+def test_of_the_mean_over_cells_one_cell_moves_a_share():
+    """The worst cell moves as far as it is moved; the mean over c cells by a c-th of that."""
+    ours, theirs = drawn(0) * 0, drawn(0) * 0
+    theirs[..., 0] -= 0.3
+    assert interval_of_difference(ours, theirs) == pytest.approx((0.3, 0.3))
+    share = 0.3 / ours.shape[-1]
+    assert interval_of_difference(ours, theirs, over=np.mean) == pytest.approx((share, share))
+
+
 def test_one_model_that_disagrees_widens_the_interval():
     ours = drawn(0)
     apart = ours.copy()
