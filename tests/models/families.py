@@ -1,0 +1,93 @@
+"""A tiny random instance of every family, of the real classes, for the conformance suite: a new family is a line."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from concept_trak.denoiser import Denoiser
+from concept_trak.models import small
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A family's pipeline, and how diffusers itself runs it.
+
+    build: the pipeline, whose weights are drawn from torch's own generator or a seed of its own.
+    part: its denoising network.
+    call: (pipeline, text, x_T, ours): the pipeline's own call from x_T, unguided.
+    reads: (ours, x_t, t, raw output): (x_0, eps), by the formula of its prediction type.
+    index: (ours, the time a network is told): t.
+    their_step: (pipeline, raw output, t, x_t): x at t - 20, by the pipeline's scheduler.
+    texts: what to ask for: three conditions, then the empty one.
+    group: named parameters that it has, beside `attention` and `all`.
+    """
+
+    build: Callable[[], Any]
+    part: str
+    call: Callable[[Any, str, Tensor, Denoiser], Any]
+    reads: Callable[[Denoiser, Tensor, int, Tensor], tuple[Tensor, Tensor]]
+    index: Callable[[Denoiser, float], int]
+    their_step: Callable[[Any, Tensor, int, Tensor], Tensor]
+    texts: tuple[str, ...] = ("a red circle", "a blue square", "a green triangle", "")
+    group: str = "cross_attention"
+
+
+def draw(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
+    return pipe(text, num_inference_steps=20, guidance_scale=1.0, latents=x_t, output_type="latent")
+
+
+def draw_patches(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
+    """Encoded by us, since the tiny pipeline has CLIP's kind of encoder where PixArt's own call masks T5's padding."""
+    encoded = ours.encode([text])["text"]
+    given = {"prompt_embeds": encoded, "prompt_attention_mask": torch.ones(encoded.shape[:2])}
+    ways = {"guidance_scale": 1.0, "use_resolution_binning": False, "output_type": "latent"}
+    return pipe(num_inference_steps=20, latents=x_t, **given, **ways)
+
+
+def levels(ours: Denoiser, t: int) -> tuple[float, float]:
+    return ours.alpha[t].item(), ours.sigma[t].item()
+
+
+def from_eps(ours: Denoiser, x_t: Tensor, t: int, raw: Tensor) -> tuple[Tensor, Tensor]:
+    alpha, sigma = levels(ours, t)
+    return (x_t - sigma * raw) / alpha, raw
+
+
+def from_v(ours: Denoiser, x_t: Tensor, t: int, raw: Tensor) -> tuple[Tensor, Tensor]:
+    alpha, sigma = levels(ours, t)
+    return alpha * x_t - sigma * raw, sigma * x_t + alpha * raw
+
+
+def itself(ours: Denoiser, time: float) -> int:
+    return int(time)
+
+
+def ddim(pipe: Any, raw: Tensor, t: int, x_t: Tensor) -> Tensor:
+    pipe.scheduler.set_timesteps(50)
+    return pipe.scheduler.step(raw, t, x_t).prev_sample
+
+
+def stable_diffusion(prediction_type: small.Prediction) -> Any:
+    pipe = small.latents(0)
+    pipe.register_modules(scheduler=small.scheduler(prediction_type))
+    return pipe
+
+
+def pixart() -> Any:
+    return small.patches(0, resolution=16, size=small.Size(2, 2, 16), predicts="epsilon")
+
+
+FAMILIES: dict[str, Tiny] = {
+    "stable_diffusion_eps": Tiny(lambda: stable_diffusion("epsilon"), "unet", draw, from_eps, itself, ddim),
+    "stable_diffusion_v": Tiny(lambda: stable_diffusion("v_prediction"), "unet", draw, from_v, itself, ddim),
+    "pixart": Tiny(pixart, "transformer", draw_patches, from_eps, itself, ddim),
+}
+
+
+def seeded(build: Callable[[], Any]) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build()
