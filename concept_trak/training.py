@@ -36,7 +36,7 @@ class Examples:
 class TextConditioned(nn.Module):
     """A denoising network and the text encoder it listens to, as one to fit: f_theta(x_t, t, tokens).
 
-    `ask(network, x_t, t, text)` is how the raw output of such a network is asked for.
+    `ask(network, x_t, t, condition)` is how the raw output of such a network is asked for.
     """
 
     def __init__(self, network: nn.Module, text_encoder: nn.Module, ask: Callable[..., Tensor]) -> None:
@@ -47,7 +47,7 @@ class TextConditioned(nn.Module):
         self, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], tokens: Int[Tensor, "b l"]
     ) -> Float[Tensor, "b c h w"]:
         text = self.text_encoder(tokens)[0]
-        return self.ask(self.network, x_t, t, text)
+        return self.ask(self.network, x_t, t, {"text": text})
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,26 @@
-"""One file per model family; `load` opens the family that a pipeline directory belongs to."""
+"""One file per model family; `load` opens the family that a pipeline directory belongs to.
 
+A family's file says in `PIPELINES` which pipeline classes (`_class_name` of model_index.json) it opens and with which
+`Denoiser`; nothing else needs to know of it.
+"""
+
+import pkgutil
 from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
 
 import torch
 
 from concept_trak.denoiser import Denoiser
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def families() -> dict[str, type]:
+    """The `Denoiser` of every pipeline class that a file here opens."""
+    # Imported when a model is opened: diffusers takes seconds to import, and only who loads a model pays.
+    files = [import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_modules(__path__)]
+    return {name: family for file in files for name, family in getattr(file, "PIPELINES", {}).items()}
 
 
 def load(
@@ -17,9 +31,17 @@ def load(
     device: str = "cpu",
     precision: str = "float32",
 ) -> Denoiser:
-    """The pipeline directory at `path` as a `Denoiser` (see `text_to_image.TextToImage` for the arguments)."""
-    from concept_trak.models.text_to_image import (
-        TextToImage,
-    )  # diffusers takes seconds to import: only who loads a model pays
+    """The pipeline directory at `path` as a `Denoiser` (see `text_to_image.TextToImage` for the arguments).
 
-    return TextToImage(path, parameters, negative, combinations, device, PRECISIONS[precision])
+    Raises:
+        ValueError: no family opens such a pipeline, or its own refuses the directory.
+    """
+    from concept_trak.models.directory import pipeline_class
+
+    known, name = families(), pipeline_class(Path(path))
+    if name not in known:
+        raise ValueError(
+            f"model.path={path!r} is a {name}, which no family here opens; expected one of {', '.join(sorted(known))}. "
+            "Save the model as one of these, or add a file to concept_trak/models/."
+        )
+    return known[name](path, parameters, negative, combinations, device, PRECISIONS[precision])

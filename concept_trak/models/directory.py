@@ -15,10 +15,11 @@ transformers.utils.logging.disable_progress_bar()
 diffusers.utils.logging.disable_progress_bar()
 
 
-def index_of(path: Path, needed: tuple[str, ...]) -> dict[str, str]:
-    """The class of every part that model_index.json names, once it is sure that none of `needed` is missing.
+def settings_of(path: Path, needed: tuple[str, ...] = ("a denoising network", "a scheduler")) -> dict[str, Any]:
+    """model_index.json as it stands; `needed` tells what is expected of the directory.
 
-    `unet|transformer` needs one of the two.
+    Raises:
+        ValueError: it is not there, or is no mapping.
     """
     if not (path / "model_index.json").is_file():
         what = "has no model_index.json" if path.is_dir() else "does not exist"
@@ -26,10 +27,22 @@ def index_of(path: Path, needed: tuple[str, ...]) -> dict[str, str]:
             f"model.path={str(path)!r} {what}; expected a diffusers pipeline directory with {', '.join(needed)}"
         )
     try:
-        index = dict(json.loads((path / "model_index.json").read_text()))
+        return dict(json.loads((path / "model_index.json").read_text()))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}/model_index.json is not a JSON mapping ({error}); save the pipeline again") from None
-    parts = {part: entry[1] for part, entry in index.items() if isinstance(entry, list) and entry[1] is not None}
+
+
+def pipeline_class(path: Path) -> str:
+    return str(settings_of(path).get("_class_name", "pipeline without a _class_name"))
+
+
+def index_of(path: Path, needed: tuple[str, ...]) -> dict[str, str]:
+    """The class of every part that model_index.json names, once it is sure that none of `needed` is missing.
+
+    `unet|transformer` needs one of the two.
+    """
+    settings = settings_of(path, needed)
+    parts = {part: entry[1] for part, entry in settings.items() if isinstance(entry, list) and entry[1] is not None}
     missing = [n for n in needed if not any(p in parts and any((path / p).glob("*")) for p in n.split("|"))]
     if missing:
         raise ValueError(
@@ -67,4 +80,4 @@ def load(kind: Any, path: Path, dtype: torch.dtype, device: str) -> Any:
         raise ValueError(
             f"{path} lacks {len(absent)} weights ({absent[0]}, ...), which would be random; save the pipeline again"
         )
-    return model.to(device).eval()
+    return model.to(device, dtype).eval()  # diffusers leaves some networks in the precision of their file

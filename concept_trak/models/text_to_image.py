@@ -7,11 +7,10 @@ The directory is the model: `unet/` (Stable Diffusion) or `transformer/` (PixArt
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import diffusers
 import torch
-import transformers
 from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
@@ -19,43 +18,50 @@ from torch import Tensor
 
 from concept_trak.denoiser import Condition, Denoiser, Prediction, attributable
 from concept_trak.models.directory import index_of, kind, load, read
+from concept_trak.models.reader import open_reader, tokenizer_of
 from concept_trak.store.identity import file_digest
 
-_NEEDED = ("unet|transformer", "text_encoder", "tokenizer", "scheduler")
+
+def unet(network: Any, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
+    return network(x_t, times, encoder_hidden_states=cond["text"], return_dict=False)[0]
 
 
-def unet(network: Any, x_t: Tensor, times: Tensor, text: Tensor) -> Tensor:
-    return network(x_t, times, encoder_hidden_states=text, return_dict=False)[0]
-
-
-def transformer(network: Any, x_t: Tensor, times: Tensor, text: Tensor) -> Tensor:
+def transformer(network: Any, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
     """PixArt's call; where it also learns a variance, that is the second half of the channels and not asked for."""
     no_size = {"resolution": None, "aspect_ratio": None}
-    raw = network(x_t, encoder_hidden_states=text, timestep=times, added_cond_kwargs=no_size, return_dict=False)[0]
-    return raw[:, : x_t.shape[1]]
+    asked = {"encoder_hidden_states": cond["text"], "timestep": times, "added_cond_kwargs": no_size}
+    return network(x_t, **asked, return_dict=False)[0][:, : x_t.shape[1]]
 
 
-def _middle(blocks: Any) -> Any:
-    return blocks[len(blocks) // 2]
+def halfway(network: Any) -> Any:
+    """The middle of a transformer's blocks."""
+    return network.transformer_blocks[len(network.transformer_blocks) // 2]
+
+
+ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 class Family(NamedTuple):
     """A denoising network: its class, how its raw output is asked for, and which of its modules stands halfway."""
 
     kind: Any
-    ask: Callable[[Any, Tensor, Tensor, Tensor], Tensor]
+    ask: Callable[[Any, Tensor, Tensor, Condition], Tensor]
     middle: Callable[[Any], Any]
 
 
 # By the name of its part in the pipeline directory.
 NETWORKS: dict[str, Family] = {
     "unet": Family(UNet2DConditionModel, unet, lambda network: network.mid_block),
-    "transformer": Family(PixArtTransformer2DModel, transformer, lambda network: _middle(network.transformer_blocks)),
+    "transformer": Family(PixArtTransformer2DModel, transformer, halfway),
 }
 
 
 class TextToImage(Denoiser):
-    """A pipeline directory as a denoiser.
+    """A pipeline directory as a denoiser: Stable Diffusion 1.x and 2.x, PixArt. Other families say what differs.
+
+    Class attributes:
+        networks: the denoising networks it knows, by their part of the directory.
+        encoders: the text encoders that must be there, each with a tokenizer of the same ending.
 
     Args:
         path: the directory.
@@ -68,6 +74,9 @@ class TextToImage(Denoiser):
         ValueError: the directory is no such pipeline, its weights are not safetensors, or a setting does not fit it.
     """
 
+    networks: ClassVar[dict[str, Family]] = NETWORKS
+    encoders: tuple[str, ...] = ("text_encoder",)
+
     def __init__(
         self,
         path: str,
@@ -77,16 +86,16 @@ class TextToImage(Denoiser):
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.path, index = Path(path), index_of(Path(path), _NEEDED)
+        texts = [part for encoder in self.encoders for part in (encoder, tokenizer_of(encoder))]
+        self.path, index = Path(path), index_of(Path(path), ("|".join(self.networks), *texts, "scheduler"))
         self.negative, self.combinations = negative, tuple(combinations)
-        self.part = next(part for part in NETWORKS if part in index)
-        self.family = NETWORKS[self.part]
+        self.part = next(part for part in self.networks if part in index)
+        self.family = self.networks[self.part]
         self.network = load(self.family.kind, self.path / self.part, dtype, device)
         self.middle = self.family.middle(self.network)
         self.parameters = attributable(self.network, parameters)
-        self.tokenizer = read(kind(transformers, index, "tokenizer"), self.path / "tokenizer")
-        text_encoder = kind(transformers, index, "text_encoder")
-        self.text_encoder = load(text_encoder, self.path / "text_encoder", dtype, device).requires_grad_(False)
+        heard = [encoder for encoder in ENCODERS if encoder in index]
+        self.readers = {encoder: open_reader(self.path, index, encoder, dtype, device) for encoder in heard}
         self.vae = None
         if "vae" in index:
             vae = load(kind(diffusers, index, "vae"), self.path / "vae", dtype, device)
@@ -110,7 +119,7 @@ class TextToImage(Denoiser):
 
     def __call__(self, x_t: Float[Tensor, "b c h w"], t: int, cond: Condition) -> Prediction:
         times = torch.full((len(x_t),), t, device=x_t.device)
-        raw = self.family.ask(self.network, x_t, times, cond["text"])
+        raw = self.family.ask(self.network, x_t, times, cond)
         alpha, sigma = self.alpha[t].item(), self.sigma[t].item()
         if self.prediction_type == "v_prediction":
             # In eps units a loss on v is weighted by alpha^2: eps = sigma x_t + alpha v.
@@ -123,13 +132,7 @@ class TextToImage(Denoiser):
 
         There is an attention mask only where the text encoder's configuration asks for one.
         """
-        length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
-        tokens = self.tokenizer(
-            list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).to(self.device)
-        asks = getattr(self.text_encoder.config, "use_attention_mask", False)
-        mask = tokens.attention_mask if asks else None
-        return {"text": self.text_encoder(tokens.input_ids, attention_mask=mask)[0]}
+        return {"text": self.readers["text_encoder"].last(texts)}
 
     @torch.no_grad()
     def to_latent(self, pixels: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b c h w"]:
@@ -156,10 +159,15 @@ class TextToImage(Denoiser):
         """sha256 of every file that moves a feature, by its name in the directory, and of the noise process."""
         names = [
             p
-            for part in (self.part, "text_encoder", "tokenizer", "vae")
+            for part in (self.part, *(p for e in self.readers for p in (e, tokenizer_of(e))), "vae")
             for p in sorted((self.path / part).rglob("*"))
             if p.is_file()
         ]
         digests = {p.relative_to(self.path).as_posix(): file_digest(p) for p in names}
         schedule = self.prediction_type.encode() + self.alpha.numpy().tobytes()
         return {**digests, "schedule": hashlib.sha256(schedule).hexdigest()}
+
+
+PIPELINES = {
+    name: TextToImage for name in ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "PixArtAlphaPipeline")
+}
