@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from concept_trak.denoiser import Denoiser
-from concept_trak.models import small
+from tests.models.tiny import pixart, sd3, sdxl, stable_diffusion
 
 
 @dataclass(frozen=True)
@@ -70,19 +71,31 @@ def ddim(pipe: Any, raw: Tensor, t: int, x_t: Tensor) -> Tensor:
     return pipe.scheduler.step(raw, t, x_t).prev_sample
 
 
-def stable_diffusion(prediction_type: small.Prediction) -> Any:
-    pipe = small.latents(0)
-    pipe.register_modules(scheduler=small.scheduler(prediction_type))
-    return pipe
+def from_flow(ours: Denoiser, x_t: Tensor, t: int, raw: Tensor) -> tuple[Tensor, Tensor]:
+    """x_t = (1 - s) x_0 + s eps and v = eps - x_0, solved for both, with s of an unshifted flow of 1000 steps by 3."""
+    s = 3 * (t + 1) / 1000 / (1 + 2 * (t + 1) / 1000)
+    return x_t - s * raw, x_t + (1 - s) * raw
 
 
-def pixart() -> Any:
-    return small.patches(0, resolution=16, size=small.Size(2, 2, 16), predicts="epsilon")
+def of_flow(ours: Denoiser, time: float) -> int:
+    return int((1000 * ours.sigma - time).abs().argmin())
+
+
+def euler(pipe: Any, raw: Tensor, t: int, x_t: Tensor) -> Tensor:
+    """diffusers' step between two of its own 1000 noise levels."""
+    levels = FlowMatchEulerDiscreteScheduler(shift=3.0).sigmas.flip(0)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    scheduler.set_timesteps(sigmas=[levels[t].item(), levels[t - 20].item()])
+    return scheduler.step(raw, scheduler.timesteps[0], x_t).prev_sample
 
 
 FAMILIES: dict[str, Tiny] = {
     "stable_diffusion_eps": Tiny(lambda: stable_diffusion("epsilon"), "unet", draw, from_eps, itself, ddim),
     "stable_diffusion_v": Tiny(lambda: stable_diffusion("v_prediction"), "unet", draw, from_v, itself, ddim),
+    "sdxl": Tiny(lambda: sdxl(zeros=True), "unet", draw, from_eps, itself, ddim),
+    "sdxl_encoded_empty": Tiny(lambda: sdxl(zeros=False), "unet", draw, from_eps, itself, ddim),
+    "sd3": Tiny(lambda: sd3(t5=False), "transformer", draw, from_flow, of_flow, euler, group="attention"),
+    "sd3_t5": Tiny(lambda: sd3(t5=True), "transformer", draw, from_flow, of_flow, euler, group="attention"),
     "pixart": Tiny(pixart, "transformer", draw_patches, from_eps, itself, ddim),
 }
 

@@ -9,6 +9,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
+from concept_trak.models import load
 from concept_trak.models.text_to_image import TextToImage
 
 
@@ -170,6 +171,13 @@ def test_a_directory_that_is_no_such_pipeline_is_refused_with_the_remedy(model, 
     spoil(model)
     with pytest.raises(ValueError, match=REFUSALS[spoil]):
         TextToImage(str(model))
+
+
+def test_another_class_of_pipeline_is_refused_with_those_that_open(model):
+    edit(model / "model_index.json", _class_name="FluxPipeline")
+    expected = r"is a FluxPipeline, which no family here opens; expected one of PixArtAlphaPipeline, .*XLPipeline"
+    with pytest.raises(ValueError, match=expected):
+        load(str(model))
 
 
 def test_a_pattern_without_parameters_is_refused_with_examples(saved):

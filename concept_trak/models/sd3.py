@@ -1,0 +1,77 @@
+"""Stable Diffusion 3: a transformer on text and image tokens together, trained as a rectified flow.
+
+Esser et al. (2024): x_t = (1 - sigma) x_0 + sigma eps, and the network predicts v = eps - x_0. Hence
+
+    x_0 = x_t - sigma v,        eps = x_t + (1 - sigma) v,        alpha = 1 - sigma
+
+t = 0 ... 999 stands for the scheduler's own 1000 noise levels, from the smallest to pure noise (alpha = 0). In eps
+units a loss on v is weighted by (1 - sigma)^2, so pure noise teaches nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+from jaxtyping import Float
+from torch import Tensor
+
+from concept_trak.denoiser import Condition, Denoiser, Prediction
+from concept_trak.models.text_to_image import Family, TextToImage, halfway
+
+T5_LENGTH = 256
+"""Tokens of the third encoder, as `StableDiffusion3Pipeline` asks for them."""
+
+
+def transformer(network: Any, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
+    asked = {"encoder_hidden_states": cond["text"], "pooled_projections": cond["pooled"], "timestep": times}
+    return network(x_t, **asked, return_dict=False)[0]
+
+
+class StableDiffusion3(TextToImage):
+    """A condition has `text` [b, tokens of CLIP and T5, width] and `pooled` [b, widths of both CLIPs].
+
+    T5 may be missing (`text_encoder_3` null in model_index.json); then its tokens are zeros, as in diffusers.
+    """
+
+    networks: ClassVar[dict[str, Family]] = {"transformer": Family(SD3Transformer2DModel, transformer, halfway)}
+    encoders = ("text_encoder", "text_encoder_2")
+
+    def _read_schedule(self, scheduler: Any) -> None:
+        kind, config = type(scheduler).__name__, scheduler.config
+        fits = kind == "FlowMatchEulerDiscreteScheduler" and config["num_train_timesteps"] == 1000
+        if not fits or config.get("use_dynamic_shifting") or config.get("invert_sigmas"):
+            raise ValueError(
+                f"{self.path}/scheduler is a {kind}, but the model is a rectified flow; expected a "
+                "FlowMatchEulerDiscreteScheduler of 1000 steps with use_dynamic_shifting and invert_sigmas false. Save "
+                "the pipeline with that scheduler."
+            )
+        self.sigma = scheduler.sigmas.double().flip(0)
+        self.alpha, self.prediction_type = 1 - self.sigma, "flow"
+
+    def __call__(self, x_t: Float[Tensor, "b c h w"], t: int, cond: Condition) -> Prediction:
+        alpha, sigma = self.alpha[t].item(), self.sigma[t].item()
+        times = torch.full((len(x_t),), 1000 * sigma, device=x_t.device)
+        v = self.family.ask(self.network, x_t, times, cond)
+        return Prediction(x_t - sigma * v, x_t + alpha * v)
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Condition:
+        """The two CLIPs side by side, padded with zeros to the network's width, then T5's tokens."""
+        said = [self.readers[name].before_last(texts) for name in self.encoders]
+        config: Any = self.network.config
+        width = config["joint_attention_dim"]
+        clip = torch.cat([states for states, _ in said], -1)
+        clip = F.pad(clip, (0, width - clip.shape[-1]))
+        text = torch.cat([clip, self._t5(texts, width)], 1)
+        return {"text": text, "pooled": torch.cat([pooled for _, pooled in said], -1)}
+
+    def _t5(self, texts: Sequence[str], width: int) -> Tensor:
+        if "text_encoder_3" not in self.readers:
+            return torch.zeros(len(texts), T5_LENGTH, width, device=self.device, dtype=self.dtype)
+        return replace(self.readers["text_encoder_3"], limit=T5_LENGTH).last(texts)
+
+
+PIPELINES: dict[str, type[Denoiser]] = {"StableDiffusion3Pipeline": StableDiffusion3}

@@ -1,0 +1,56 @@
+"""Stable Diffusion XL: two text encoders, and a pooled text and the image's sizes as added conditions.
+
+Podell et al. (2023), as `StableDiffusionXLPipeline` asks its network: the two encoders' layers before the last stand
+side by side, the second one's projected end of text is the pooled one, and the six sizes (original, crop, target) are
+those of an uncropped image of the model's own resolution.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor
+
+from concept_trak.denoiser import Condition
+from concept_trak.models.directory import settings_of
+from concept_trak.models.text_to_image import Family, TextToImage
+
+
+def unet(network: Any, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
+    added = {"text_embeds": cond["pooled"], "time_ids": cond["sizes"]}
+    return network(x_t, times, encoder_hidden_states=cond["text"], added_cond_kwargs=added, return_dict=False)[0]
+
+
+class StableDiffusionXL(TextToImage):
+    """A condition has `text` [b, tokens, both widths], `pooled` [b, width of the second] and `sizes` [b, 6]."""
+
+    networks: ClassVar[dict[str, Family]] = {
+        "unet": Family(UNet2DConditionModel, unet, lambda network: network.mid_block)
+    }
+    encoders = ("text_encoder", "text_encoder_2")
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Condition:
+        """Text encodings, padded to the model's own length, without an attention mask.
+
+        "" is all zeros where the pipeline's `force_zeros_for_empty_prompt` says that the model was trained so.
+        """
+        said = {name: self.readers[name].before_last(texts) for name in self.encoders}
+        text = torch.cat([states for states, _ in said.values()], -1)
+        pooled = said["text_encoder_2"][1]
+        if self._zeros():
+            spoken = torch.tensor([bool(one) for one in texts], device=self.device)
+            text, pooled = text * spoken[:, None, None], pooled * spoken[:, None]
+        side = self.resolution
+        sizes = torch.tensor([[side, side, 0, 0, side, side]] * len(texts), device=self.device, dtype=self.dtype)
+        return {"text": text, "pooled": pooled, "sizes": sizes}
+
+    def _zeros(self) -> bool:
+        return bool(settings_of(self.path).get("force_zeros_for_empty_prompt", True))
+
+    def identity(self) -> dict[str, str]:
+        return {**super().identity(), "empty": "zeros" if self._zeros() else "encoded"}
+
+
+PIPELINES = {"StableDiffusionXLPipeline": StableDiffusionXL, "StableDiffusionXLImg2ImgPipeline": StableDiffusionXL}
