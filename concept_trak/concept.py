@@ -101,11 +101,28 @@ def negatives_of(denoiser: Denoiser, asked: int) -> int:
     return 1 if denoiser.negative == "empty" else max(1, min(asked, len(denoiser.combinations) - 1))
 
 
+def require_whole(denoiser: Denoiser, concept: Concept) -> None:
+    """That the model reads both conditions to their ends.
+
+    Raises:
+        ValueError: it does not; the message names the concept, the tokens and the limit.
+    """
+    for text in (concept.text, concept.without):
+        try:
+            denoiser.require_whole(text)
+        except ValueError as error:
+            raise ValueError(f"concept {concept.name!r}: {error}") from None
+
+
 def query_batch(denoiser: Denoiser, concept: Concept, pixels: Tensor | None = None) -> Batch:
     """The samples of a query; `pixels` [1, 3, h, w] is the image of a local one.
 
     A query's samples are named by their number, so that concepts with one seed share their noise.
+
+    Raises:
+        ValueError: the model does not read all of a condition; a concept cut short is another concept.
     """
+    require_whole(denoiser, concept)
     count = 1 if concept.scope == "local" else concept.samples
     ids = tuple(f"query-{i}" for i in range(count))
     cond, without = denoiser.encode([concept.text] * count), denoiser.encode([concept.without] * count)

@@ -62,6 +62,13 @@ class Denoiser(ABC):
     def encode(self, texts: Sequence[str]) -> Condition:
         """The condition of each text."""
 
+    def require_whole(self, text: str) -> None:  # noqa: B027
+        """Nothing where the model reads all of a text; `encode` cuts what is longer, as training on captions does.
+
+        Raises:
+            ValueError: the model would not see the end of the text.
+        """
+
     @abstractmethod
     def to_latent(self, pixels: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b c h w"]:
         """Images in [-1, 1] as x_0."""

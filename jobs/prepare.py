@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from concept_trak.concept import Concept
+from concept_trak.concept import Concept, require_whole
 from concept_trak.config import AuditConfig, outcome_settings
 from concept_trak.data.image import read
 from concept_trak.data.shard import Shard
@@ -79,7 +79,8 @@ def prepare(config: AuditConfig) -> Prepared:
 
 
 def _require_direction(denoiser: Denoiser, concept: Concept) -> None:
-    """That the model itself tells the two conditions apart; it may read two spellings as one text."""
+    """That the model reads both conditions whole and tells them apart; it may read two spellings as one text."""
+    require_whole(denoiser, concept)
     if same(denoiser.encode([concept.text]), denoiser.encode([concept.without])).all():
         raise ValueError(
             f"concept {concept.name!r}: the model encodes {concept.text!r} and {concept.without!r} alike, so there is "

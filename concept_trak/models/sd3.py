@@ -39,6 +39,11 @@ class StableDiffusion3(TextToImage):
     networks: ClassVar[dict[str, Family]] = {"transformer": Family(SD3Transformer2DModel, transformer, halfway)}
     encoders = ("text_encoder", "text_encoder_2")
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if t5 := self.readers.get("text_encoder_3"):
+            self.readers["text_encoder_3"] = replace(t5, limit=T5_LENGTH)
+
     def _read_schedule(self, scheduler: Any) -> None:
         kind, config = type(scheduler).__name__, scheduler.config
         fits = kind == "FlowMatchEulerDiscreteScheduler" and config["num_train_timesteps"] == 1000
@@ -71,7 +76,7 @@ class StableDiffusion3(TextToImage):
     def _t5(self, texts: Sequence[str], width: int) -> Tensor:
         if "text_encoder_3" not in self.readers:
             return torch.zeros(len(texts), T5_LENGTH, width, device=self.device, dtype=self.dtype)
-        return replace(self.readers["text_encoder_3"], limit=T5_LENGTH).last(texts)
+        return self.readers["text_encoder_3"].last(texts)
 
 
 PIPELINES: dict[str, type[Denoiser]] = {"StableDiffusion3Pipeline": StableDiffusion3}

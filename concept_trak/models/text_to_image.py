@@ -134,6 +134,14 @@ class TextToImage(Denoiser):
         """
         return {"text": self.readers["text_encoder"].last(texts)}
 
+    def require_whole(self, text: str) -> None:
+        for encoder, reader in self.readers.items():
+            if (length := reader.length(text)) > reader.limit:
+                raise ValueError(
+                    f"{text!r} has {length} tokens, and the model's {encoder} reads {reader.limit}, those around the "
+                    "text included: the rest would be ignored. Shorten it."
+                )
+
     @torch.no_grad()
     def to_latent(self, pixels: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b c h w"]:
         """The mode of the VAE's posterior, (mode - shift) * scaling; the pixels themselves without a VAE."""
