@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 KINDS: dict[str, pa.DataType] = {
     "string": pa.string(),
+    "bool": pa.bool_(),
     "int32": pa.int32(),
     "int64": pa.int64(),
     "float32": pa.float32(),
