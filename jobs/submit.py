@@ -1,0 +1,91 @@
+"""An audit as a job of a Ray cluster: `python -m jobs.submit address=http://head:8265 -- audit=week-1 [key=value ...]`.
+
+What follows `--` are the arguments of `jobs.audit`; `cluster=ray` is added. The submission id is `{audit}-{attempt}`;
+the log is followed and the job's exit code is this one's. `action=status|stop|logs audit=week-1` speak of the last
+attempt. A cluster with a token wants RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH).
+"""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from concept_trak.config import AuditConfig
+from concept_trak.store.commit import Store
+from concept_trak.store.manifest import Audit
+from jobs.configure import CONF, absolute, configure, main
+from jobs.failure import ended
+
+EXCLUDED = ("/outputs", "/results", ".git", ".venv")
+
+
+@dataclass(frozen=True)
+class SubmitConfig:
+    address: str = "http://127.0.0.1:8265"
+    action: Literal["submit", "status", "stop", "logs"] = "submit"
+    audit: str = ""
+    """For status, stop and logs; an audit that is submitted is named after `--`."""
+    env: tuple[str, ...] = ()
+    """Names of this environment's variables that the job gets; their values are never written down here."""
+    follow: bool = True
+    python: str = "python"
+    """The interpreter on the cluster."""
+
+
+def submit(config: SubmitConfig, arguments: Sequence[str] = ()) -> int:
+    """Do the action; the exit code is the job's for submit, else 0.
+
+    Raises:
+        ValueError: the audit's arguments are wrong, a variable of `env` is not set, nobody answers at the address, the
+            token is missing or wrong, or the audit was never submitted there.
+    """
+    return ended(lambda: _start(config, arguments) if config.action == "submit" else _tell(config))
+
+
+def _start(config: SubmitConfig, arguments: Sequence[str]) -> int:
+    from cluster import submission
+
+    asked = configure(AuditConfig, "config", arguments)
+    if not asked.audit:
+        raise ValueError("the submitted audit needs a name, which a next attempt resumes: -- audit=week-1 ...")
+    Audit(Store(absolute(asked.store)), asked.audit)  # refuses a bad name
+    if missing := [name for name in config.env if name not in os.environ]:
+        raise ValueError(f"env: {', '.join(missing)} not set here; export it, or take it out of env=[...]")
+    chosen = [] if any(a.startswith("cluster=") for a in arguments) else ["cluster=ray"]
+    entry = shlex.join([config.python, "-m", "jobs.audit", *arguments, *chosen])
+    jobs = submission.client(config.address)
+    variables = {name: os.environ[name] for name in config.env}
+    name = submission.submit(jobs, asked.audit, entry, str(CONF.parent), variables, EXCLUDED)
+    print(f"submitted  {name} to {config.address}", flush=True)
+    return submission.follow(jobs, name, _print) if config.follow else 0
+
+
+def _tell(config: SubmitConfig) -> int:
+    from cluster import submission
+
+    jobs = submission.client(config.address)
+    known = submission.attempts(jobs, config.audit)
+    if not known:
+        raise ValueError(
+            f"{config.address} has no job of audit {config.audit!r}; expected audit= of one submitted there"
+        )
+    if config.action == "stop":
+        jobs.stop_job(known[-1])
+    if config.action == "logs":
+        _print(jobs.get_job_logs(known[-1]))
+    for name in known if config.action == "status" else ():
+        info = jobs.get_job_info(name)
+        print(f"{name}: {info.status}, exit code {info.driver_exit_code}")
+    return 0
+
+
+def _print(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+if __name__ == "__main__":
+    cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    rest, sys.argv = sys.argv[cut + 1 :], sys.argv[:cut]
+    main(SubmitConfig, "submit", lambda config: submit(config, rest))
