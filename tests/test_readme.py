@@ -13,8 +13,10 @@ from concept_trak.method import METHODS
 from jobs.audit import audit
 from jobs.benchmark import BenchmarkConfig, require_pairs, trained
 from jobs.configure import configure
+from jobs.diff import DiffConfig
 from jobs.shapes import ShapesConfig, shapes
 from jobs.status import StatusConfig, status
+from jobs.submit import SubmitConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -80,6 +82,14 @@ def test_status_command(shown, capsys):
     assert any("jobs.status" in c for c in commands())
     assert status(StatusConfig(store=f"{shown}/results")) == 0
     assert "demo: finished" in capsys.readouterr().out
+
+
+def test_submit_and_diff_commands_are_accepted():
+    for words in (shlex.split(c, comments=True)[2:] for c in commands() if "jobs.submit" in c or "jobs.diff" in c):
+        own, _, audits = " ".join(words[1:]).partition(" -- ")
+        kind = SubmitConfig if words[0] == "jobs.submit" else DiffConfig
+        assert configure(kind, words[0].removeprefix("jobs."), own.split())
+        assert not audits or configure(AuditConfig, "config", audits.split()).audit
 
 
 def test_verify_and_gc_commands(shown, capsys):
