@@ -1,0 +1,90 @@
+"""What an edit does to what a model draws, by dose, against as many parameters chosen at random or by their size.
+
+The judge of the data set looks at pictures of every pair from the same noises, before and after. For every value of
+both factors, `presence` is the mean probability that it is seen where the prompt names it.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from concept_trak.ablation import Choice, Masks, choose, edited
+from concept_trak.accrual import Inquest, Opened, Unit, wanted
+from concept_trak.classifier import Classifier, presence
+from concept_trak.components import alpha, mean
+from concept_trak.counterfactual import Pictures, drawn, judge_of
+from concept_trak.data.two_factors import SHAPES3, TwoFactors
+from concept_trak.stages import Attempt
+
+ARMS = ("alpha", "random", "size")
+DOSES = {"concept": "string", "objective": "string", "arm": "string", "ratio": "float64", "factor": "float64",
+         "edited": "int64", "value": "string", "of": "string", "presence": "float64",
+         "samples": "int32"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Dose:
+    """One edit of one concept's units, not written but looked at: an arm of `ARMS`, or `none`."""
+
+    units: tuple[Unit, ...]
+    arm: str
+    choice: Choice
+    factor: float
+    samples: int
+
+
+class Administer(Opened):
+    """Edits in memory, draws, judges, and restores; the rows of one dose, one per value of each factor."""
+
+    def __init__(self, inquest: Inquest) -> None:
+        super().__init__(inquest)
+        self.judge = judge_of(inquest.config.model.path, SHAPES3)
+
+    def __call__(self, item: Dose, attempt: Attempt) -> list[dict[str, Any]]:
+        scores = wanted(self.inquest.objective, alpha(self.denoiser, mean(self.read(item.units))))
+        before = {n: p.detach().clone() for n, p in self.denoiser.parameters.items()}
+        masks = {} if item.arm == "none" else masks_of(item.arm, choose(scores, item.choice), scores, before)
+        try:
+            self._put(edited(before, masks, item.factor))
+            pictures = drawn(self.denoiser, SHAPES3, item.samples)
+        finally:
+            self._put(before)
+        said = {"concept": item.units[0].concept.name, "objective": self.inquest.objective, "arm": item.arm}
+        how = {"ratio": item.choice.ratio, "factor": item.factor, "samples": item.samples}
+        count = sum(int(mask.sum()) for mask in masks.values())
+        return [{**said, **how, "edited": count, **row} for row in shown(self.judge, SHAPES3, pictures)]
+
+    @torch.no_grad()
+    def _put(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.denoiser.parameters[name].copy_(value)
+
+
+def masks_of(arm: str, chosen: Masks, scores: dict[str, Tensor], theta: dict[str, Tensor]) -> Masks:
+    """`alpha`: those chosen; the others take as many of every tensor: drawn by its name, or of the largest |theta|."""
+    if arm == "alpha":
+        return chosen
+    masks = {}
+    for name, mask in chosen.items():
+        rank = theta[name].abs() if arm == "size" else _keyed(name, scores[name])
+        best = rank.flatten().topk(int(mask.sum())).indices
+        masks[name] = torch.zeros(mask.numel(), dtype=torch.bool).index_fill(0, best, True).view(mask.shape)
+    return masks
+
+
+def shown(judge: Classifier, kinds: TwoFactors, pictures: Pictures) -> list[dict[str, Any]]:
+    """By value of each factor: the mean probability that the judge sees it where the prompt names it."""
+    rows = []
+    for place, (of, values) in enumerate((("thing", kinds.things), ("colour", kinds.colours))):
+        for value in values:
+            seen = [presence(judge, x, **{of: value}) for pair, x in pictures.items() if pair[place] == value]
+            rows.append({"value": value, "of": of, "presence": float(torch.cat(seen).mean())})
+    return rows
+
+
+def _keyed(name: str, like: Tensor) -> Tensor:
+    draw = torch.Generator().manual_seed(int(hashlib.sha256(name.encode()).hexdigest()[:8], 16))
+    return torch.rand(like.shape, generator=draw)

@@ -1,0 +1,145 @@
+"""The job: units in any order and on any executor, a lost file, an edit that is a model, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import duckdb
+import pytest
+from safetensors.torch import load_file
+
+from jobs.components import ComponentsConfig, components
+from jobs.configure import configure
+from tests.jobs.world import World, files_under
+
+RED = "{name: red, prompt: a red triangle, without_prompt: a triangle}"
+BLUE = "{name: blue, prompt: a blue circle, without_prompt: a circle}"
+
+
+def run(world: World, store: Path, *more: str) -> int:
+    usual = (f"store={store}", f"model.path={world.root}/pixels", f"concepts=[{RED}]", "seeds=[0,1]", "probe.points=5",
+             "probe.every=2", "cluster=serial", "top=5")  # fmt: skip
+    said = {k: v for k, v in (a.split("=", 1) for a in (*usual, *more))}
+    return components(configure(ComponentsConfig, "components", [f"{k}={v}" for k, v in said.items()]))
+
+
+def asked(sql: str) -> list[tuple]:
+    found = duckdb.sql(sql)
+    assert found is not None
+    return found.fetchall()
+
+
+def groups(store: Path) -> list[tuple]:
+    where = f"'{store}/components/demo/components_groups/*.parquet'"
+    return asked(f"SELECT * FROM {where} ORDER BY concept, tensor, row NULLS FIRST")
+
+
+@pytest.fixture(scope="module")
+def plain(world, tmp_path_factory) -> Path:
+    store = tmp_path_factory.mktemp("plain")
+    assert run(world, store) == 0
+    return store
+
+
+def test_the_tables_are_read_by_strangers(plain):
+    where = f"'{plain}/components/demo/components_top/*.parquet'"
+    found = asked(f'SELECT "end", count(*), min(rank), max(rank) FROM {where} GROUP BY 1 ORDER BY 1')
+    assert found == [("negative", 5, 1, 5), ("positive", 5, 1, 5)]
+    assert {row[2] for row in groups(plain)} == {"tensor", "row"}
+
+
+def test_a_unit_that_is_lost_is_measured_again_and_alone(world, plain, capsys):
+    """What a killed run leaves is some of the units; the next measures the others, and the tables are the same."""
+    before, tables = files_under(plain), groups(plain)
+    first, second = sorted((plain / "components/units").iterdir())
+    data = first.read_bytes()
+    first.unlink()
+    assert run(world, plain) == 0
+    assert "2 trajectories, 1 of them to measure" in capsys.readouterr().out
+    assert first.read_bytes() == data
+    assert groups(plain) == tables
+    name = second.relative_to(plain).as_posix()
+    assert files_under(plain)[name] == before[name], "what was there is not touched"
+
+
+def test_how_the_work_is_cut_does_not_matter(world, plain, tmp_path):
+    """Seeds in another order, one at a time, another concept beside it."""
+    assert run(world, tmp_path, "seeds=[1]") == 0
+    assert run(world, tmp_path, "seeds=[1,0]", f"concepts=[{BLUE},{RED}]") == 0
+    ours = [row for row in groups(tmp_path) if row[0] == "red"]
+    assert ours == groups(plain)
+
+
+def test_a_file_cut_short_is_named(world, tmp_path, capsys):
+    assert run(world, tmp_path) == 0
+    unit = next((tmp_path / "components/units").iterdir())
+    unit.write_bytes(unit.read_bytes()[:100])
+    assert run(world, tmp_path) == 2
+    assert f"{unit.name} is not as it was written" in capsys.readouterr().err
+
+
+def test_an_edit_is_a_model_with_its_record(world, plain, tmp_path):
+    out = tmp_path / "edited"
+    assert run(world, plain, f"edit.out={out}", "edit.gate.moves=0", "edit.choice.ratio=0.01", "edit.factor=0.5") == 0
+    record = json.loads((out / "edit.json").read_text())
+    before, after = (load_file(d / "unet/diffusion_pytorch_model.safetensors") for d in (world.root / "pixels", out))
+    changed = {n: int((before[n] != after[n]).sum()) for n in before}
+    assert {n: k for n, k in changed.items() if k} == record["by_tensor"]
+    assert sum(changed.values()) == record["edited"]
+    assert record["concept"]["prompt"] == "a red triangle"
+    for name, x in after.items():
+        assert ((x == before[name]) | (x == before[name] / 2)).all()
+    assert run(world, tmp_path / "of_it", f"model.path={out}") == 0, "it opens like any model"
+    with pytest.raises(ValueError, match="exists; an edit overwrites nothing"):
+        run(world, plain, f"edit.out={out}", "edit.gate.moves=0")
+
+
+def test_amplify_takes_the_parameters_that_hinder(world, tmp_path):
+    more = ("objective=amplify", "probe.times=[500]", "seeds=[0]", f"edit.out={tmp_path}/louder")
+    assert run(world, tmp_path / "store", *more) == 0
+    record = json.loads((tmp_path / "louder/edit.json").read_text())
+    assert record["edited"] > 0
+    assert record["objective"] == "amplify"
+
+
+def test_a_model_that_does_not_draw_the_concept_is_not_edited(world, tmp_path):
+    """Untrained, its prediction moves with the prompt all the same; the judge sees that it draws nothing."""
+    model = tmp_path / "model"
+    shutil.copytree(world.root / "pixels", model)
+    shutil.copy("assets/demo/classifier.safetensors", model)
+    concept = f"concepts=[{RED[:-1]}, truth: {{shape: triangle, colour: red}}}}]"
+    with pytest.raises(ValueError, match=r"the judge sees it in pictures of 'a red triangle' with 0\.\d+, under"):
+        run(world, tmp_path, f"model.path={model}", concept, f"edit.out={tmp_path}/never", "edit.gate.samples=2")
+    assert not (tmp_path / "never").exists()
+
+
+def test_doses_are_looked_at_and_leave_nothing_behind(world, tmp_path):
+    """Every arm at every dose changes as many parameters; what is drawn without an edit is drawn once."""
+    model = tmp_path / "model"
+    shutil.copytree(world.root / "pixels", model)
+    shutil.copy("assets/demo/classifier.safetensors", model)
+    assert run(world, tmp_path, f"model.path={model}", "doses=[0.01]", "samples=1", "seeds=[0]") == 0
+    where = f"'{tmp_path}/components/demo/components_doses.parquet'"
+    rows = asked(f"SELECT arm, any_value(edited), count(*) FROM {where} GROUP BY 1 ORDER BY 1")
+    assert [(row[0], row[2]) for row in rows] == [("alpha", 6), ("none", 6), ("random", 6), ("size", 6)]
+    assert rows[0][1] == rows[2][1] == rows[3][1] > rows[1][1] == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (
+            ["edit.out=/tmp/never", "edit.gate.moves=1"],
+            "is not expressed: .* under edit.gate.moves=1; change the prompts",
+        ),
+        (["objective=earse"], "expected one of: erase, amplify"),
+        (["seeds=[1,1]"], "none twice"),
+        (["edit.factor=1"], "less than 1"),
+        (["edit.out=x", f"concepts=[{RED},{BLUE}]"], "give one"),
+        (["concepts=[]"], "concepts is not set"),
+        (["model.path="], "model.path is not set"),
+    ],
+)
+def test_mistakes_are_one_message(world, plain, more, said):
+    with pytest.raises(ValueError, match=said):
+        run(world, plain, *more)
