@@ -12,6 +12,7 @@ from concept_trak.config import AuditConfig
 from concept_trak.method import METHODS
 from jobs.audit import audit
 from jobs.benchmark import BenchmarkConfig, require_pairs, trained
+from jobs.components import ComponentsConfig, components
 from jobs.configure import configure
 from jobs.diff import DiffConfig
 from jobs.shapes import ShapesConfig, shapes
@@ -71,6 +72,16 @@ def test_the_benchmark_command_is_accepted_and_its_models_are_shipped():
     config = configure(BenchmarkConfig, "benchmark", shlex.split(command)[3:])
     for path in config.models:
         require_pairs(config, trained(str(ROOT / path)))
+
+
+def test_the_components_command_writes_its_tables(tmp_path):
+    (command,) = [c for c in commands() if "jobs.components" in c]
+    small = (f"store={tmp_path}", f"model.path={ROOT}/assets/demo", "cluster=serial", "seeds=[0]", "probe.points=5",
+             "probe.every=2")  # fmt: skip
+    said = [w for w in shlex.split(command)[3:] if w.partition("=")[0] not in ("store", "model.path")]
+    assert components(configure(ComponentsConfig, "components", [*said, *small])) == 0
+    for table in ("components_groups", "components_top"):
+        assert list((tmp_path / "components/demo" / table).glob("red.parquet"))
 
 
 def test_make_audit_runs_the_demo():
