@@ -81,3 +81,25 @@ def test_pickled_weights_of_the_second_encoder_are_not_read(made, tmp_path):
     file.unlink()
     with pytest.raises(ValueError, match=r"text_encoder_2 holds no \.safetensors weights; convert them"):
         load(str(model))
+
+
+def test_pixart_with_t5_is_refused_rather_than_asked_without_its_mask(made, tmp_path):
+    FAMILIES["pixart"].build().save_pretrained(tmp_path)
+    for part in ("text_encoder", "tokenizer"):
+        shutil.rmtree(tmp_path / part)
+        shutil.copytree(made["sd3_t5"] / f"{part}_3", tmp_path / part)
+    edit(tmp_path / "model_index.json", text_encoder=["transformers", "T5EncoderModel"])
+    edit(tmp_path / "model_index.json", tokenizer=["transformers", "T5Tokenizer"])
+    with pytest.raises(
+        ValueError, match=r"listens to a T5 encoder, whose padding it masks, which is not supported yet"
+    ):
+        load(str(tmp_path))
+
+
+def test_a_transformer_told_sizes_is_refused(tmp_path):
+    pipe = FAMILIES["pixart"].build()
+    config = dict(pipe.transformer.config) | {"use_additional_conditions": True}
+    pipe.transformer = type(pipe.transformer).from_config(config)
+    pipe.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"listens to image sizes, which is not supported yet"):
+        load(str(tmp_path))
