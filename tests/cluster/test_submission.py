@@ -102,3 +102,15 @@ def test_a_wrong_token_is_one_message(head):
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "RAY_AUTH_TOKEN" in done.stderr
+
+
+def test_the_verbs_carry_an_audits_own_exit_code(head):
+    """An audit without a model ends with 2 on the cluster, and so does the command that submitted it."""
+    said = [f"address={head}", f"python={sys.executable}"]
+    audit = ["--config-name", "demo", "audit=week-7", "model.path=/nowhere", "store=/tmp/nowhere"]
+    done = python("-m", "jobs.submit", *said, "--", *audit, RAY_AUTH_TOKEN=TOKEN)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "submitted  week-7-1" in done.stdout
+    assert "Traceback" not in done.stderr
+    status = python("-m", "jobs.submit", *said, "action=status", "audit=week-7", RAY_AUTH_TOKEN=TOKEN)
+    assert "week-7-1: FAILED, exit code 2" in status.stdout
