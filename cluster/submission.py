@@ -46,16 +46,22 @@ def submit(
     env_vars: Mapping[str, str],
     excludes: Sequence[str],
 ) -> str:
-    """Start the next attempt at an audit; returns its submission id."""
+    """Start the next attempt at an audit; returns its submission id.
+
+    Raises:
+        ValueError: Ray refuses it, as when another submission took the same attempt at the same moment.
+    """
     standing = attempts(jobs, audit)
     number = 1 + max((int(name.rpartition("-")[2]) for name in standing), default=0)
     runtime: dict[str, Any] = {"working_dir": working_dir, "env_vars": dict(env_vars), "excludes": list(excludes)}
-    return jobs.submit_job(
-        entrypoint=entrypoint,
-        submission_id=f"{audit}-{number}",
-        metadata={"audit": audit, "attempt": str(number)},
-        runtime_env=runtime,
-    )
+    name, metadata = f"{audit}-{number}", {"audit": audit, "attempt": str(number)}
+    try:
+        return jobs.submit_job(entrypoint=entrypoint, submission_id=name, metadata=metadata, runtime_env=runtime)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the cluster refused {name}: {error}. If another submission took this attempt just now, give the same "
+            "command again for the next one"
+        ) from None
 
 
 def follow(jobs: JobSubmissionClient, name: str, line: Callable[[str], None]) -> int:

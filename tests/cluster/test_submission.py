@@ -23,6 +23,11 @@ for code in (0, 3):
     name = submission.submit(jobs, "week-1", entry, sys.argv[2], {"GREETING": "hello"}, [])
     print(name, "ended with", submission.follow(jobs, name, lambda text: print(text, end="")))
 print(submission.attempts(jobs, "week-1"), submission.attempts(jobs, "week"))
+submission.attempts = lambda jobs, audit: []  # as another driver saw it before either had submitted
+try:
+    submission.submit(jobs, "week-1", "true", sys.argv[2], {}, [])
+except ValueError as error:
+    print("refused:", error)
 """
 
 
@@ -95,6 +100,8 @@ def test_exit_codes_logs_and_attempts_come_back(head, tmp_path):
     assert "week-1-1 ended with 0" in done.stdout
     assert "week-1-2 ended with 3" in done.stdout
     assert "['week-1-1', 'week-1-2'] []" in done.stdout
+    assert "refused: the cluster refused week-1-1" in done.stdout
+    assert "give the same command again for the next one" in done.stdout
 
 
 def test_a_wrong_token_is_one_message(head):
