@@ -22,8 +22,9 @@ results/shapes: | .venv/ready
 audit: .venv/ready results/shapes
 	$(BIN)/python -m jobs.audit --config-name demo
 
+# A file of tests stays in one process, so that what its tests share is made once.
 test: .venv/ready
-	$(BIN)/python -m pytest -m "not soak and not gpu"
+	$(BIN)/python -m pytest -m "not soak and not gpu" -n 2 --dist loadfile
 
 # Long faults and sizes (at most 30 minutes).
 soak: .venv/ready
