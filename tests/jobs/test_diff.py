@@ -10,6 +10,7 @@ from concept_trak.audit_diff import Difference, Move, cosine, moves
 from concept_trak.data.synthetic import write
 from jobs.configure import configure
 from jobs.diff import DiffConfig, diff
+from jobs.verify import VerifyConfig, verify
 from tests.jobs.world import RESOLUTION, files_under
 
 PLAN = [
@@ -94,6 +95,7 @@ def test_a_grown_data_set_computes_only_its_new_shard_and_the_difference_says_so
     written = files_under(store)
     assert compare(store, "week-1", "week-2") == 0
     assert files_under(store) == written, "a second time changes nothing"
+    assert verify(VerifyConfig(str(store))) == 0, "what is not in the manifest is taken for damage"
 
 
 def test_mistakes_are_one_message(weeks, world, tmp_path):
