@@ -80,4 +80,6 @@ def load(kind: Any, path: Path, dtype: torch.dtype, device: str) -> Any:
         raise ValueError(
             f"{path} lacks {len(absent)} weights ({absent[0]}, ...), which would be random; save the pipeline again"
         )
-    return model.to(device, dtype).eval()  # diffusers leaves some networks in the precision of their file
+    # diffusers leaves some networks in the precision of their file; what is right is not cast, which would warn.
+    cast = any(p.dtype != dtype for p in model.parameters())
+    return (model.to(device, dtype) if cast else model.to(device)).eval()
