@@ -83,7 +83,7 @@ def caption_fit(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe
 
     As a least-squares coefficient, a_j has the standard error s / |d_j| with s^2 = mean (eps - eps_c)^2, what the
     caption leaves unexplained. Above `probe.doubt` the model cannot tell by this picture which of the two captions it
-    shows, as no untrained model can, and a_j is 0: without that, such a model would still tell the captions themselves
+    shows, as with initial weights, and a_j is 0: without that, such a model would still tell the captions themselves
     apart, and rank by their words alone.
     """
     noise = required(state.noise, "noise", "caption_fit")

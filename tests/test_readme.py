@@ -96,7 +96,9 @@ def test_status_command(shown, capsys):
 
 
 def test_submit_and_diff_commands_are_accepted():
-    for words in (shlex.split(c, comments=True)[2:] for c in commands() if "jobs.submit" in c or "jobs.diff" in c):
+    found = [shlex.split(c, comments=True)[2:] for c in commands() if "jobs.submit" in c or "jobs.diff" in c]
+    assert {words[0] for words in found} == {"jobs.submit", "jobs.diff"}, "the README no longer shows both"
+    for words in found:
         own, _, audits = " ".join(words[1:]).partition(" -- ")
         kind = SubmitConfig if words[0] == "jobs.submit" else DiffConfig
         assert configure(kind, words[0].removeprefix("jobs."), own.split())
