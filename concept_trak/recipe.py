@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from concept_trak.muon import Muon
+
 
 def epsilon(x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """The noise (Ho et al. 2020, eq. 14)."""
@@ -80,7 +82,7 @@ def optimizers(network: nn.Module, recipe: Recipe) -> list[tuple[torch.optim.Opt
     rest = [p for p in network.parameters() if id(p) not in named]
     peak = MUON * recipe.learning_rate
     return [
-        (torch.optim.Muon(inner, lr=peak, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"), peak),
+        (Muon(inner, lr=peak), peak),
         (torch.optim.AdamW(rest, lr=recipe.learning_rate), recipe.learning_rate),
     ]
 
