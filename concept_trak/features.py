@@ -41,18 +41,26 @@ class Side(NamedTuple):
     probe: Probe
     unit: bool = False
     weight: str = "one"
+    over: str = "all"
 
 
 def features(
-    denoiser: Denoiser, projector: Projector, probe: Probe, batch: Batch, seed: int, unit: bool, weight: str = "one"
+    denoiser: Denoiser,
+    projector: Projector,
+    probe: Probe,
+    batch: Batch,
+    seed: int,
+    unit: bool,
+    weight: str = "one",
+    over: str = "all",
 ) -> Features:
     """phi, weight and number of usable states of every sample of a batch; none depends on its batch mates."""
-    return features_of_each(denoiser, projector, [Side(probe, unit, weight)], batch, seed)[0]
+    return features_of_each(denoiser, projector, [Side(probe, unit, weight, over)], batch, seed)[0]
 
 
 def query_features(denoiser: Denoiser, projector: Projector, method: Method, batch: Batch, seed: int) -> Features:
     """The query side of a method over the samples of one concept; the query's feature is their mean."""
-    return features(denoiser, projector, method.query, batch, seed, method.unit)
+    return features(denoiser, projector, method.query, batch, seed, method.unit, over=method.over)
 
 
 def features_of_each(
@@ -87,7 +95,7 @@ def _onward(path: States, seen: Prediction) -> State | None:
 class _Sum:
     """One side's sum over the states.
 
-    `u` divides by the norm over all attributable parameters; a(s) multiplies after it.
+    `u` divides by the norm over all attributable parameters, or each layer by its own; a(s) multiplies after it.
     """
 
     def __init__(self, denoiser: Denoiser, projector: Projector, side: Side, b: int) -> None:
@@ -99,12 +107,12 @@ class _Sum:
         self.weight = self.weight + wide(WEIGHTS[self.side.weight](state, pulled.seen)).cpu()
         factor = pulled.pointed.fit.to(pulled.scale.dtype)
         if self.side.unit:
-            length, pulled = pulled.measured()
-            factor = factor * torch.where(length > 0, 1 / length, 0)
+            length, pulled = pulled.measured(self.side.over)
+            size = {name: torch.where(n > 0, 1 / n, 0) for name, n in length.items()}
         else:
-            factor = factor * pulled.scale
+            size = dict.fromkeys(pulled.pieces, pulled.scale)
         for name, piece in pulled.pieces.items():
-            self.total.add(name, piece, factor)
+            self.total.add(name, piece, factor * size[name])
 
     def features(self) -> Features:
         weight = self.weight if self.side.weight != "one" else torch.ones_like(self.weight)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from concept_trak.denoiser import Denoiser, Prediction
 from concept_trak.layer import Call, per_sample, separable
-from concept_trak.piece import Piece, Whole, measured, wide
+from concept_trak.piece import Piece, Whole, lengths, wide
 from concept_trak.state import Pointed, State
 
 Gradients = dict[str, Float[Tensor, "b ..."]]  # by parameter name: [b, *parameter.shape]
@@ -44,11 +44,11 @@ class Pulled:
         """[b, *shape] of every parameter, multiplied out."""
         return {name: each(p.whole(), self.scale) for name, p in self.pieces.items()}
 
-    def measured(self) -> tuple[Float[Tensor, " b"], "Pulled"]:
-        """The Euclidean norm over all parameters of each sample's pieces (without `scale`), and the pieces since."""
-        known = {name: measured(piece) for name, piece in self.pieces.items()}
-        total = torch.stack([square for square, _ in known.values()]).sum(0)
-        return total.sqrt(), replace(self, pieces={name: piece for name, (_, piece) in known.items()})
+    def measured(self, over: str = "all") -> tuple[dict[str, Float[Tensor, " b"]], "Pulled"]:
+        """By parameter name, the Euclidean norm of each sample's pieces (without `scale`) over `all` parameters, or
+        over those of its `layer`; and the pieces since."""
+        length, since = lengths(self.pieces, over)
+        return length, replace(self, pieces=since)
 
 
 def pull_back(denoiser: Denoiser, state: State, pointer: Pointer) -> Pulled:

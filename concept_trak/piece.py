@@ -10,6 +10,7 @@ taken, layer by layer:
     |sum_p g_p x_p^T|^2 = sum_{p, q} <g_p, g_q> <x_p, x_q>                                          (Goodfellow 2015)
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -81,12 +82,33 @@ class Product:
 
 Piece = Whole | Product
 
+DEAD = 1e-5
+"""Share of the whole gradient's norm below which a layer's own is rounding: keys where one token is attended to."""
+
 
 def measured(piece: Piece) -> tuple[Float[Tensor, " b"], Piece]:
     """|g|^2 of each sample, and the piece as it then is: multiplied out where that was the cheaper way to know."""
     if isinstance(piece, Product) and not piece.cheaper_apart:
         piece = Whole(piece.whole())
     return piece.square_norm(), piece
+
+
+def lengths(pieces: Mapping[str, Piece], over: str) -> tuple[dict[str, Float[Tensor, " b"]], dict[str, Piece]]:
+    """By parameter name, each sample's Euclidean norm over `all` of them, or over those of its `layer`, 0 where that is
+    rounding; and the pieces since (see `measured`)."""
+    known = {name: measured(piece) for name, piece in pieces.items()}
+    since, squares = {n: piece for n, (_, piece) in known.items()}, dict[str, list[Tensor]]()
+    for name, (square, _) in known.items():
+        squares.setdefault(layer_of(name), []).append(square)
+    square = {layer: torch.stack(found).sum(0) for layer, found in squares.items()}
+    whole = torch.stack(list(square.values())).sum(0).sqrt()
+    own = {layer: torch.where(s.sqrt() > DEAD * whole, s.sqrt(), 0) for layer, s in square.items()}
+    return {name: whole if over == "all" else own[layer_of(name)] for name in known}, since
+
+
+def layer_of(name: str) -> str:
+    """The module that owns a parameter: its weight and its bias are one layer."""
+    return name.rpartition(".")[0]
 
 
 def wide(x: Tensor) -> Tensor:

@@ -66,6 +66,7 @@ def feature_settings(
         "negative": [denoiser.negative, *(denoiser.combinations if denoiser.negative == "other_label" else ())],
         "train": row["train"],
         "unit": row["unit"],
+        "over": row["over"],
         "weight": row["weight"],
         "seed": config.seed,
         "projector": {

@@ -138,7 +138,7 @@ class Featurize(WithModel):
         turns = range(negatives_of(d, rows[0].train.negatives))
         first, *others = [negatives(d, ids, captions, self.config.seed, turn) for turn in turns]
         batch = Batch(ids, d.encode(captions), first, x_0, others=tuple(others))
-        sides = [Side(row.train, row.unit, row.weight) for row in rows]
+        sides = [Side(row.train, row.unit, row.weight, row.over) for row in rows]
         made = features_of_each(d, self.config.projector, sides, batch, self.config.seed)
         return [Features(one.phi.cpu(), one.weight, one.states) for one in made]
 

@@ -43,7 +43,7 @@ def inquiry_file(method: Method, concept: Concept) -> str:
 
     So do concepts with one prompt, as the two factors of a pair, where the side does not look at what they leave out.
     """
-    side = {"query": describe(method)["query"], "unit": method.unit}
+    side = {"query": describe(method)["query"], "unit": method.unit, "over": method.over}
     asked = {"text": concept.text, "seed": concept.seed, "samples": concept.samples, "image": concept.image}
     without = {"without": concept.without} if method.query.direction == "concept_reward" else {}
     what = json.dumps(side | asked | without, sort_keys=True)

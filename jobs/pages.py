@@ -60,7 +60,7 @@ def facts(run: Run, found: Found, method: str) -> Facts:
         method=method,
         train=f"{row.train.trajectory} · {row.train.direction}",
         query=f"{row.query.trajectory} · {row.query.direction}",
-        unit=row.unit,
+        unit={"all": "over all parameters", "layer": "layer by layer"}[row.over] if row.unit else "no",
         fingerprint=run.prepared.work.fingerprints[method],
         evaluations=row.train.evaluations,
         seconds=float(sum(r.seconds for r in parts)),

@@ -102,7 +102,7 @@ def require_agreement(denoiser: TextToImage, name: str, row: Method) -> None:
     """Of both sides' features, the weights, and the scores in both forms of the solve."""
     row, plain, batch = shortened(row), Projector("identity"), trained_on(denoiser)
     phi, weights = written_out.train_side(denoiser, row, written_out.ones(batch), SEED)
-    made = features(denoiser, plain, row.train, batch, SEED, row.unit, row.weight)
+    made = features(denoiser, plain, row.train, batch, SEED, row.unit, row.weight, row.over)
     require_equal(made.phi, phi, f"{name}, {row.train.trajectory} with {row.train.direction}", EXACT64)
     require_equal(made.weight, weights, f"{name}, weight {row.weight}", EXACT64)
 

@@ -156,14 +156,16 @@ def test_nothing_is_asked_twice(done):
 
 def test_a_file_is_shared_by_what_asks_alike_and_by_nothing_else():
     ours, caption, whole = METHODS["fit_trak"], METHODS["caption_trak"], METHODS["d_trak"]
+    published = METHODS["concept_trak"]
     red = Concept("red", "a red triangle", "a triangle")
     triangle = replace(red, name="triangle", without_prompt="red")
-    assert inquiry_file(ours, red) == inquiry_file(caption, red), "one query side is computed for every row"
+    assert inquiry_file(published, red) == inquiry_file(caption, red), "one query side is computed for every row"
     assert inquiry_file(ours, red) == inquiry_file(ours, replace(red, name="other", truth={"colour": "red"}))
     assert inquiry_file(whole, red) == inquiry_file(whole, triangle), "a whole image is asked twice for its two factors"
     asked = [replace(red, prompt="a red circle"), replace(red, seed=1), replace(red, samples=3), red]
     others = [
         inquiry_file(replace(ours, unit=False), red),
+        inquiry_file(published, red),
         inquiry_file(replace(ours, query=replace(ours.query, eta=0.5)), red),
         inquiry_file(ours, triangle),
         *(inquiry_file(row, concept) for row in (ours, whole) for concept in asked),

@@ -250,19 +250,31 @@ def gradient(model: Denoiser, loss: Tensor) -> Tensor:
     return torch.cat([slope.flatten() for slope in slopes])
 
 
-def feature(model: Denoiser, one: One, probe: Probe, unit: bool, seed: int) -> tuple[Tensor, list[Stand]]:
+def scaled(model: Denoiser, g: Tensor, row: Method) -> Tensor:
+    """A gradient as the row says: as it is, over its norm, or each layer's part over that part's norm."""
+    if not row.unit:
+        return g
+    if row.over == "all":
+        return g / g.norm()
+    parts = dict(zip(model.parameters, g.split([p.numel() for p in model.parameters.values()]), strict=True))
+    layers = {name: name[: max(0, name.rfind("."))] for name in parts}
+    size = {layer: torch.cat([p for n, p in parts.items() if layers[n] == layer]).norm() for layer in layers.values()}
+    return torch.cat([p / size[layers[n]] if size[layers[n]] > 1e-5 * g.norm() else 0 * p for n, p in parts.items()])
+
+
+def feature(model: Denoiser, one: One, probe: Probe, row: Method, seed: int) -> tuple[Tensor, list[Stand]]:
     """phi = sum over states of grad L, divided by its norm where the row says so, times its fit; and the states."""
     stands = twin(PATHS, probe.trajectory, "trajectory")(model, one, probe, seed)
     loss = twin(LOSSES, probe.direction, "direction")
     rows = [(gradient(model, loss(model, one, at, probe)), fit(model, one, at, probe)) for at in stands]
-    return sum((a * (g / g.norm() if unit else g) for g, a in rows), torch.zeros(())), stands
+    return sum((a * scaled(model, g, row) for g, a in rows), torch.zeros(())), stands
 
 
 def train_side(model: Denoiser, row: Method, ones: list[One], seed: int) -> tuple[Tensor, Tensor]:
     """phi [n, k] and the weights [n]."""
     weigh, phi, weights = twin(FACTORS, row.weight, "weight"), [], []
     for one in ones:
-        made, stands = feature(model, one, row.train, row.unit, seed)
+        made, stands = feature(model, one, row.train, row, seed)
         phi.append(made)
         weights.append(weigh(model, one, stands))
     return torch.stack(phi), torch.tensor(weights, dtype=torch.float64)
@@ -272,7 +284,7 @@ def query_side(model: Denoiser, row: Method, ones: list[One], seed: int) -> Tens
     """phi_q [k], the mean over the query's samples; a row that needs images takes those generated for them."""
     if row.query.trajectory != "sampling":
         ones = [One(o.id, o.cond, o.negative, o.without, generated(model, o, seed)) for o in ones]
-    return torch.stack([feature(model, one, row.query, row.unit, seed)[0] for one in ones]).mean(0)
+    return torch.stack([feature(model, one, row.query, row, seed)[0] for one in ones]).mean(0)
 
 
 def scores(phi: Tensor, weights: Tensor, phi_q: Tensor, damping: float) -> Tensor:

@@ -62,7 +62,8 @@ class Facts:
     method: str
     train: str
     query: str
-    unit: bool
+    unit: str
+    """What a state's gradient is scaled to norm 1 over, or that it is not."""
     fingerprint: str
     evaluations: int
     seconds: float

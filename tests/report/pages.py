@@ -96,7 +96,7 @@ def facts(method: str) -> Facts:
         method=method,
         train="ddim_inversion, guidance 7.5 · reconstruction_reward",
         query="sampling · concept_reward",
-        unit=method == "concept_trak",
+        unit="over all parameters" if method == "concept_trak" else "no",
         fingerprint="9f2c41d07be3a855",
         evaluations=144,
         seconds=4210.0,
