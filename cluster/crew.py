@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError, RuntimeEnvSetupError
 
-from cluster.executor import Outcome, Resources, Task, source_digest
+from cluster.executor import Load, Outcome, Resources, Task, source_digest
 from cluster.queue import Constructions, Lease, Queue, overdue
 from cluster.room import actor_options, shortage
 from cluster.worker import Failure, Place, Reply, classify, where
@@ -71,6 +71,16 @@ class Crew:
         # Before the caller sees the outcome: nobody should idle while it is looked at.
         self._hand_out(time.monotonic())
         return outcome
+
+    @property
+    def load(self) -> Load:
+        """What the map is at now."""
+        called = self._called.values()
+        waiting = sum(not member.host for member in called)
+        working = sum(member.lease is not None for member in called)
+        workers = {"waiting": waiting, "building": len(called) - waiting - working, "working": working}
+        queue = self._queue
+        return Load(queue.leased, queue.pending, workers | {"idle": len(self._idle)}, dict(queue.retries))
 
     def dismiss(self) -> None:
         """Kill every actor; where the connection is gone Ray has done so."""

@@ -8,8 +8,8 @@ effect must be idempotent: a worker that was given up for dead may still be comp
 import hashlib
 import math
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -91,11 +91,25 @@ class Budgets:
     lease: float = math.inf
 
 
-Watch = Callable[[int], None]
+@dataclass(frozen=True)
+class Load:
+    """What a map is at: items that run and items in its queue, workers by what they do, tries repeated so far.
+
+    workers: how many are waiting (for room on a node), building, idle or working.
+    retries: how often an item was put back since the map began, by the class of the failure.
+    """
+
+    running: int
+    queued: int = 0
+    workers: Mapping[str, int] = field(default_factory=dict)
+    retries: Mapping[str, int] = field(default_factory=dict)
 
 
-def unwatched(running: int) -> None:
-    """Nobody wants to know how many items are running."""
+Watch = Callable[[Load], None]
+
+
+def unwatched(load: Load) -> None:
+    """Nobody wants to know what the map is at."""
 
 
 class Executor(Protocol):
@@ -106,8 +120,8 @@ class Executor(Protocol):
     ) -> Iterator[Outcome]:
         """Every item's outcome exactly once, in the order in which they end.
 
-        `watch` is told, by the thread that iterates, how many items are running: whenever that may have changed, and
-        again and again while the map waits for what runs elsewhere.
+        `watch` is told, by the thread that iterates, what the map is at: whenever that may have changed, and again and
+        again while the map waits for what runs elsewhere.
 
         An item whose own error is over its budget comes out with `error`, and the others go on. An item over its
         infrastructure budget does too, and the map ends with `InfrastructureExhausted`: after the last item, or at once

@@ -60,7 +60,7 @@ class OnRay:
         try:
             while queue.unfinished:
                 outcome = crew.step()
-                watch(queue.leased)
+                watch(crew.load)
                 if outcome is not None:
                     yield outcome
                     queue.raise_if_exhausted()

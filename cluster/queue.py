@@ -62,6 +62,7 @@ class Queue:
         self._failures: defaultdict[int, Counter[Failure]] = defaultdict(Counter)
         self._exhausted: list[Outcome] = []
         self._exhausted_in_a_row = 0
+        self.retries: Counter[str] = Counter()  # items put back so far, by class of failure
 
     @property
     def unfinished(self) -> int:
@@ -72,6 +73,11 @@ class Queue:
     def leased(self) -> int:
         """How many items are given out now."""
         return len(self._leased)
+
+    @property
+    def pending(self) -> int:
+        """How many items wait to be given out, or given out again."""
+        return len(self._pending)
 
     @property
     def ready_at(self) -> float:
@@ -108,6 +114,7 @@ class Queue:
         return outcome
 
     def _put_back(self, lease: Lease, reply: Reply, failure: Failure, now: float) -> None:
+        self.retries[failure.value] += 1
         times = self._failures[lease.index][failure]
         pause = backoff(times) if failure is Failure.INFRASTRUCTURE else 0.0
         heapq.heappush(self._pending, (now + pause, lease.index))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from cluster.executor import ONE_CPU, Budgets, Outcome, Resources, Task, Watch, unwatched
+from cluster.executor import ONE_CPU, Budgets, Load, Outcome, Resources, Task, Watch, unwatched
 from cluster.queue import Constructions, Queue
 from cluster.worker import Worker, answer, build
 
@@ -35,7 +35,7 @@ class Serial:
             if lease is None:
                 self.sleep(max(0.0, queue.ready_at - self.clock()))
                 continue
-            watch(queue.leased)
+            watch(Load(queue.leased, queue.pending, {"working": queue.leased}, dict(queue.retries)))
             reply = answer(partial(worker, lease.item, lease.attempt))
             outcome = queue.settle(lease, reply, self.clock())
             if outcome is not None:

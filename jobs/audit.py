@@ -8,12 +8,14 @@ adds 6: something on storage is not as it was written.
 import math
 
 from cluster.executor import Budgets, Executor
+from cluster.metrics import exported
 from cluster.serial import Serial
 from concept_trak.config import AuditConfig
 from concept_trak.results import measured
 from concept_trak.store.manifest import manifest
 from jobs.configure import CONF, main
 from jobs.failure import ended
+from jobs.meter import METRICS, Meter
 from jobs.outcome import conclude, tell
 from jobs.pages import Found
 from jobs.prepare import Prepared, prepare
@@ -28,7 +30,7 @@ def audit(config: AuditConfig) -> int:
 
 def _audit(config: AuditConfig) -> int:
     p = prepare(config)
-    progress = Progress(p.audit, config.interval)
+    progress = Progress(p.audit, config.interval, meter(config, p.audit.id))
     _announce(p, progress)
     standing = manifest(p.audit)
     if standing is not None:
@@ -63,6 +65,11 @@ def executor(config: AuditConfig) -> Executor:
     if c.kind == "local":
         return OnRay(None, c.workers, {"PYTHONPATH": root}, budgets=budgets)
     return OnRay(c.address, c.workers, working_dir=root, budgets=budgets)
+
+
+def meter(config: AuditConfig, audit: str) -> Meter:
+    """Where the numbers of a run go: to the metrics of a standing cluster, else nowhere."""
+    return Meter(exported(METRICS, {"audit": audit})) if config.cluster.kind == "ray" else Meter()
 
 
 def _announce(p: Prepared, progress: Progress) -> None:

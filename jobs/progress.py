@@ -9,9 +9,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cluster.executor import Outcome
+from cluster.executor import Load, Outcome
 from concept_trak.store.manifest import Audit, progress
 from concept_trak.store.records import Record
+from jobs.meter import Meter
 
 LOG = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class Progress:
 
     audit: Audit
     interval: float
+    meter: Meter = field(default_factory=Meter)
     stages: dict[str, Stage] = field(default_factory=dict)
     now: str = ""
     said: float = 0.0
@@ -90,10 +92,12 @@ class Progress:
         """Pass outcomes on, counting them; `samples` is how many samples an item stands for."""
         stage = self.stages[name] = Stage(of)
         self.now = name
+        self.meter.begin(name)
         self._note()
         with tqdm(total=of, desc=f"{name:<10}", unit="item", disable=not sys.stderr.isatty()) as bar:
             for outcome in outcomes:
                 stage.count(outcome, samples(outcome.item))
+                self.meter.ended(outcome, samples(outcome.item))
                 bar.set_postfix_str(f"{stage.rate:.1f} samples/s" if stage.samples else "", refresh=False)
                 bar.update()
                 if stage.done == of or self._due:
@@ -101,12 +105,14 @@ class Progress:
                     if bar.disable:
                         self.line(f"{name:<10} {stage}")
                 yield outcome
+        self.meter.at(stage.done - stage.failed, stage.failed, Load(running=0))
 
-    def watch(self, running: int) -> None:
-        """What an executor says while the outcomes of the present stage are tracked: so many items are running."""
+    def watch(self, load: Load) -> None:
+        """What an executor says while the outcomes of the present stage are tracked."""
         stage = self.stages[self.now]
-        first = stage.running == stage.done == 0 < running
-        stage.running = running
+        first = stage.running == stage.done == 0 < load.running
+        stage.running = load.running
+        self.meter.at(stage.done - stage.failed, stage.failed, load)
         if first or self._due:  # the first at once: an executor may have nothing more to say until that item has ended
             self._note()
 

@@ -25,12 +25,24 @@ def test_every_item_comes_out_once_with_its_result(make_executor):
     assert all(outcome.error is None and outcome.attempts == 1 and outcome.host for outcome in ended.values())
 
 
-def test_who_watches_hears_how_many_items_are_running(make_executor):
+def test_who_watches_hears_how_many_items_run_and_wait(make_executor):
     heard = []
     list(make_executor().map(Task("workers:Square", None), range(5), watch=heard.append))
     assert heard, "nothing was said"
-    assert 1 in heard, "while something ran nobody said so"
-    assert set(heard) <= {0, 1, 2}
+    running, queued = [load.running for load in heard], [load.queued for load in heard]
+    assert 1 in running, "while something ran nobody said so"
+    assert set(running) <= {0, 1, 2}
+    assert queued == sorted(queued, reverse=True), "nothing failed, so nothing went back to the queue"
+    assert queued[-1] == 0
+    assert all(load.workers.get("working", 0) == load.running for load in heard), "who has an item works"
+    assert not any(load.retries for load in heard)
+
+
+def test_who_watches_hears_what_is_tried_again_and_why(make_executor):
+    heard = []
+    items = [("application", 2), ("memory", 3)]
+    list(make_executor().map(MOODY, items, watch=heard.append))
+    assert heard[-1].retries == {"application": 2, "memory": 3}
 
 
 def test_no_items_need_no_worker(make_executor):

@@ -50,11 +50,11 @@ def test_a_killed_worker_is_replaced_and_its_item_done_again(on_ray, tmp_path):
 @pytest.mark.parametrize("how", ["waits for ever", "is stopped"])
 def test_a_worker_that_hangs_is_killed_and_its_item_done_again(on_ray, tmp_path, caplog, how):
     """Whether it still listens or not: a stopped process answers nothing, not even that it should end."""
-    running = []
+    loads = []
     executor = on_ray(budgets=Budgets(lease=8.0))
     outcomes = list(
         executor.map(
-            Task("workers:Hanging", Settings(str(tmp_path), how)), ["a", "victim", "b", "c"], watch=running.append
+            Task("workers:Hanging", Settings(str(tmp_path), how)), ["a", "victim", "b", "c"], watch=loads.append
         )
     )
     assert {outcome.item: outcome.result for outcome in outcomes} == {"a": 1, "victim": 2, "b": 1, "c": 1}, (
@@ -65,8 +65,8 @@ def test_a_worker_that_hangs_is_killed_and_its_item_done_again(on_ray, tmp_path,
     assert "raise budget.lease" in caplog.text
     (pid,) = hung_workers(tmp_path)
     wait_until(lambda: not alive(pid), f"the end of the worker that hung ({pid}), which still holds its memory and GPU")
-    assert 0 < max(running) <= 2, "two workers never have more than two items"
-    assert running[-1] == 0
+    assert 0 < max(load.running for load in loads) <= 2, "two workers never have more than two items"
+    assert (loads[-1].running, loads[-1].retries) == (0, {"infrastructure": 1})
 
 
 def test_a_construction_that_hangs_is_ended_too(on_ray, tmp_path):

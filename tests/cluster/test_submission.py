@@ -1,19 +1,14 @@
 """Jobs on a real Ray head that asks for a token: exit codes, attempts, logs, and the message for a wrong token."""
 
-import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
 
+from tests.cluster.head import TOKEN, environment, standing
+
 ROOT = Path(__file__).resolve().parents[2]
-TOKEN = "a" * 64
 ONE_JOB = """
 import sys
 from cluster import submission
@@ -31,58 +26,11 @@ except ValueError as error:
 """
 
 
-def free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]
-    for one in held:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
-
-
-def environment(**more: str) -> dict[str, str]:
-    usual = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    return usual | {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"} | more
-
-
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
-    """The dashboard's address of a head of our own, in a process group of its own."""
-    gcs, dashboard, agent, grpc, metrics = free_ports(5)
-    log = tmp_path_factory.mktemp("head") / "log"
-    command = [
-        str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={gcs}",
-        "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-        f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
-        f"--metrics-export-port={metrics}", "--object-store-memory=100000000", "--include-dashboard=true",
-    ]  # fmt: skip
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=out, env=environment(RAY_AUTH_TOKEN=TOKEN), start_new_session=True
-        )
-    try:
-        wait_for(f"http://127.0.0.1:{dashboard}", process, log)
-        yield f"http://127.0.0.1:{dashboard}"
-    finally:
-        process.send_signal(signal.SIGTERM)  # --block stops the processes it started
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def wait_for(address: str, process: subprocess.Popen, log: Path) -> None:
-    end = time.monotonic() + 60
-    request = urllib.request.Request(f"{address}/api/version", headers={"Authorization": f"Bearer {TOKEN}"})
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            urllib.request.urlopen(request, timeout=5).close()
-            return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.3)
-    raise AssertionError(log.read_text())
+    """The dashboard's address of a head of our own."""
+    with standing(tmp_path_factory.mktemp("head")) as head:
+        yield head.dashboard
 
 
 def python(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.executor import Task
+from cluster.executor import Load, Task
 from cluster.serial import Serial
 from concept_trak.config import AuditConfig, BudgetConfig, ClusterConfig
 from concept_trak.store.commit import Store
@@ -70,12 +70,12 @@ def test_in_one_process_the_item_that_runs_is_told_when_it_begins(tmp_path, caps
 
 
 def test_a_driver_that_says_nothing_any_more_is_told(tmp_path, capsys):
-    outcomes = Serial().map(Task("observed:Asking", str(tmp_path)), range(2), watch=(lambda running: None))
+    outcomes = Serial().map(Task("observed:Asking", str(tmp_path)), range(2), watch=(lambda load: None))
     progress = Progress(Audit(Store(str(tmp_path)), "first"), 20.0)
     tracking = progress.track("featurize", outcomes, 2, lambda item: 1)
     next(tracking)
     progress.said = 0.0
-    progress.watch(1)
+    progress.watch(Load(running=1))
     file = tmp_path / "audits/first/progress.json"
     said = json.loads(file.read_text())
     assert "running" in told(tmp_path)[1], "it has just spoken"
