@@ -1,0 +1,123 @@
+"""The image: linted, pinned, without rights, and its install steps run in a clean environment."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import venv
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+from tests.infra.image import DOCKERFILE, instructions, texts
+from tests.infra.manifests import ROOT
+
+HADOLINT = Path(sys.executable).parent / "hadolint"
+
+
+def test_the_linter_has_nothing_to_say():
+    done = subprocess.run([HADOLINT, DOCKERFILE], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_linter_can_say_something(tmp_path):
+    wrong = DOCKERFILE.read_text().replace("--no-install-recommends ", "")
+    (tmp_path / "Dockerfile").write_text(wrong)
+    done = subprocess.run([HADOLINT, tmp_path / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert "DL3015" in done.stdout
+
+
+def test_it_runs_as_the_user_of_the_pods_and_asks_for_a_token():
+    assert instructions()[-2:] == [("USER", "1000:1000"), ("CMD", '["python", "-m", "jobs.audit"]')]
+    (variables,) = texts("ENV")
+    assert "RAY_AUTH_MODE=token" in variables
+    assert "HF_HUB_OFFLINE=1" in variables
+
+
+def test_everything_is_pinned():
+    (base,) = texts("FROM")
+    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-bookworm", base), "a tag that moves is another image tomorrow"
+    installs = [text for text in texts("RUN") if "pip install" in text]
+    assert len(installs) == 2
+    for text in installs:
+        assert "--no-cache-dir" in text
+        assert "-c infra/constraints.txt" in text
+
+
+def test_what_changes_most_comes_last():
+    """Else a changed line of code would install torch again."""
+    words = [f"{word} {text}" for word, text in instructions()]
+    last_install = max(i for i, text in enumerate(words) if "pip install" in text)
+    code = [i for i, text in enumerate(words) if text.startswith("COPY") and " /app/" in text]
+    assert min(code) > last_install
+    assert (
+        "pip install" in words[last_install - 3] or "torch" in words[min(i for i, t in enumerate(words) if "pip" in t)]
+    )
+
+
+def test_the_code_is_all_there_and_nothing_else_is_sent():
+    sources = [words.split()[:-1] for words in texts("COPY")]
+    copied = {name for names in sources for name in names}
+    assert {"concept_trak", "cluster", "jobs", "conf"} <= copied
+    allowed = (ROOT / "infra/Dockerfile.dockerignore").read_text().splitlines()
+    assert allowed[0] == "*", "a store, a .git or a key in the folder would travel"
+    for name in copied:
+        assert (ROOT / name).exists()
+        assert any(fnmatch(name, line[1:]) for line in allowed if line.startswith("!")), f"{name} is not let through"
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1500)
+def test_its_install_steps_run_in_a_clean_environment(tmp_path):
+    """Every RUN that installs Python packages, in a new environment, with the files that COPY brings and no others.
+
+    Without TORCH_INDEX: torch comes from the index that pip is set up with.
+    """
+    build, app = tmp_path / "build", tmp_path / "app"
+    venv.create(tmp_path / "venv", with_pip=True)
+    path = f"{tmp_path}/venv/bin:/usr/bin:/bin"
+    kept = {k: v for k, v in os.environ.items() if k.startswith("PIP_") or k in ("HOME", "LANG")}
+    variables = kept | {"PATH": path, "TORCH_INDEX": "", "PYTHONDONTWRITEBYTECODE": "1"}
+    for word, text in instructions():
+        if word == "COPY":
+            *names, target = text.split()
+            for name in names:
+                bring(ROOT / name, Path(target.replace("/app", str(app))) if "/app" in target else build / target)
+        elif word == "RUN" and "pip" in text:
+            subprocess.run(["sh", "-c", text], cwd=build, env=variables, check=True)
+    checked = subprocess.run(
+        [tmp_path / "venv/bin/python", "-m", "jobs.audit", "--config-name", "weekly", "store=/proc/nowhere"],
+        cwd=tmp_path, env=variables | {"PYTHONPATH": str(app)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert checked.returncode == 2, checked.stdout + checked.stderr
+    assert "say cluster.shared_store=true" in checked.stderr, "the verb runs as far as its first check of the world"
+    imports = "import ray, diffusers, transformers, s3fs, cluster.on_ray, cluster.submission, concept_trak.stages"
+    subprocess.run([tmp_path / "venv/bin/python", "-c", imports], cwd=app, env=variables, check=True)
+    frozen = subprocess.run(
+        [tmp_path / "venv/bin/pip", "freeze"], env=variables, check=True, capture_output=True, text=True
+    )
+    pinned = {
+        line.partition("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "infra/constraints.txt").read_text().splitlines()
+    }
+    installed = {
+        line.partition("==")[0].partition(" @")[0].lower().replace("_", "-") for line in frozen.stdout.splitlines()
+    }
+    assert installed <= pinned, f"installed, and pinned nowhere: {installed - pinned}"
+    assert "concept-trak" not in installed, "a copy that would hide the code a job ships"
+
+
+def bring(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+        shutil.copy(source, target)
+
+
+def test_shell_words_of_every_run_are_readable():
+    for text in texts("RUN"):
+        assert shlex.split(text)
