@@ -13,12 +13,15 @@ import numpy as np
 import yaml
 
 from concept_trak.layout import query_file
+from concept_trak.novelty import CHANGED, NEW, Side, novelty
 from concept_trak.results import FORMS
+from concept_trak.store.commit import Store
 from concept_trak.store.manifest import Audit, manifest, read_plan, read_table, write_table
 from concept_trak.store.tables import from_rows
 
 Row = Mapping[str, Any]
 UNASKED = ("truth",)  # grades the answer and is no part of the question
+REMOVED = "removed"
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class Move:
     rank_after: int | None
     score_before: float | None
     score_after: float | None
-    new: bool
-    """Whether its shard (source, version, rows) was not in the earlier audit: added or changed data."""
+    data: str
+    """same in both audits; changed in between; new in the later; removed from it. See `novelty`."""
     caption: str
 
 
@@ -51,63 +54,73 @@ class Difference:
     def count(self, change: str) -> int:
         return sum(move.change == change for move in self.moves)
 
-    @property
-    def new_share(self) -> float:
-        """The share of the later top that is new data."""
-        standing = [move.new for move in self.moves if move.rank_after is not None]
+    def share(self, data: str) -> float:
+        """The share of the later top that is `data` (same, changed or new)."""
+        standing = [move.data == data for move in self.moves if move.rank_after is not None]
         return sum(standing) / len(standing) if standing else 0.0
 
 
 MOVE_KINDS = {"concept": "string", "method": "string", "form": "string", "sample_id": "string", "change": "string",
               "rank_before": "int32", "rank_after": "int32", "score_before": "float32", "score_after": "float32",
-              "new": "bool", "caption": "string"}  # fmt: skip
+              "data": "string", "caption": "string"}  # fmt: skip
 SUMMARY_KINDS = {"concept": "string", "method": "string", "form": "string", "entered": "int64", "left": "int64",
-                 "stayed": "int64", "new_share": "float64", "query_cosine": "float64"}  # fmt: skip
+                 "stayed": "int64", "new_share": "float64", "changed_share": "float64",
+                 "query_cosine": "float64"}  # fmt: skip
 
 
 def compare(before: Audit, after: Audit) -> list[Difference]:
-    """Every question that both audits answered.
+    """Every question that both audits answered. The later one needs its tables, and no manifest yet.
 
     Raises:
-        ValueError: it is twice the same audit, one is missing or unfinished, or they asked nothing in common.
+        ValueError: it is twice the same audit, the earlier is missing or unfinished, or they asked nothing in common.
     """
     if before.id == after.id:
         raise ValueError(f"before={before.id} and after={after.id} are the same audit; expected two")
-    prints = [finished(audit)["settings"]["fingerprints"] for audit in (before, after)]
+    finished(before)
     asked = common(before, after)
     tops = [read_table(audit, "top.parquet").to_pylist() for audit in (before, after)]
-    known, plan = {row["shard"] for row in read_plan(before)}, read_plan(after)
     found = []
-    for (concept, method), form in product(asked, FORMS):
-        old, new = (_top(top, concept, method, form) for top in tops)
-        same_space = prints[0][method] == prints[1][method]
-        drift = cosine(*(_phi(audit, method, concept) for audit in (before, after))) if same_space else None
-        found.append(Difference(concept, method, form, tuple(moves(old, new, known, plan)), drift))
-    return found
+    for method in dict.fromkeys(method for _, method in asked):
+        old, new = _side(before, method), _side(after, method)
+        data = _data([[row for row in top if row["method"] == method] for top in tops], after.store, old, new)
+        for concept, form in product([c for c, m in asked if m == method], FORMS):
+            moved = tuple(moves(*(_top(top, concept, method, form) for top in tops), data=data))
+            drift = _drift(before, after, method, concept) if old.fingerprint == new.fingerprint else None
+            found.append(Difference(concept, method, form, moved, drift))
+    order = {pair: i for i, pair in enumerate(asked)}
+    return sorted(found, key=lambda d: order[d.concept, d.method])
 
 
-def moves(before: Sequence[Row], after: Sequence[Row], known: set[str], plan: Sequence[Row]) -> Iterator[Move]:
+def moves(before: Sequence[Row], after: Sequence[Row], data: Mapping[str, str]) -> Iterator[Move]:
     """The moves between two tops (rows of `top.parquet`): the later one in order, then who left it.
 
-    `known` are the shards of the earlier audit, `plan` the plan of the later one.
+    `data` says of every sample in either what became of it: same, changed, new or removed.
     """
     old, new = ({row["sample_id"]: row for row in top} for top in (before, after))
     for sample, row in new.items():
         was = old.get(sample, {})
         change = "stayed" if was else "entered"
         ranks, scores = (was.get("rank"), row["rank"]), (was.get("score"), row["score"])
-        yield Move(sample, change, *ranks, *scores, shard_of(row, plan) not in known, row["caption"])
+        yield Move(sample, change, *ranks, *scores, data[sample], row["caption"])
     for sample, row in old.items():
         if sample not in new:
-            yield Move(sample, "left", row["rank"], None, row["score"], None, False, row["caption"])
+            yield Move(sample, "left", row["rank"], None, row["score"], None, data[sample], row["caption"])
 
 
-def shard_of(row: Row, plan: Sequence[Row]) -> str:
-    """The shard of a plan that holds a row of a source."""
-    for shard in plan:
-        if shard["source"] == row["source"] and 0 <= row["row"] - shard["first_row"] < shard["rows"]:
-            return shard["shard"]
-    raise AssertionError(f"{row['source']} row {row['row']} is in the top and in no shard of the plan")
+def _data(tops: Sequence[Sequence[Row]], store: Store, before: Side, after: Side) -> dict[str, str]:
+    """What became of every sample of both tops of a method."""
+    standing = novelty(store, tops[1], before, after)
+    gone = novelty(store, [row for row in tops[0] if row["sample_id"] not in standing], after, before)
+    return standing | {sample: REMOVED if what == NEW else what for sample, what in gone.items()}
+
+
+def _side(audit: Audit, method: str) -> Side:
+    settings = yaml.safe_load(audit.store.read(audit.name("audit.yaml")))
+    return Side(settings["fingerprints"][method], read_plan(audit))
+
+
+def _drift(before: Audit, after: Audit, method: str, concept: str) -> float | None:
+    return cosine(*(_phi(audit, method, concept) for audit in (before, after)))
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float | None:
@@ -154,14 +167,19 @@ def write(before: Audit, after: Audit, found: Sequence[Difference]) -> list[str]
     """
     asked = [{"concept": d.concept, "method": d.method, "form": d.form} for d in found]
     rows = [{**a, **asdict(move)} for a, d in zip(asked, found, strict=True) for move in d.moves]
-    sums = [{**a, **{c: d.count(c) for c in ("entered", "left", "stayed")}, "new_share": d.new_share,
-             "query_cosine": d.cosine} for a, d in zip(asked, found, strict=True)]  # fmt: skip
+    sums = [{**a, **summary(d)} for a, d in zip(asked, found, strict=True)]
     tables = {f"diff-{before.id}.parquet": from_rows(MOVE_KINDS, rows),
               f"diff-{before.id}.summary.parquet": from_rows(SUMMARY_KINDS, sums)}  # fmt: skip
     for name, table in tables.items():
         if not write_table(after, name, table) and not read_table(after, name).equals(table):
             raise ValueError(f"{after.name(name)} holds another comparison: {before.id} was made anew; remove the file")
     return [after.name(name) for name in tables]
+
+
+def summary(d: Difference) -> dict[str, Any]:
+    """One difference in numbers."""
+    shares = {"new_share": d.share(NEW), "changed_share": d.share(CHANGED)}
+    return {**{change: d.count(change) for change in ("entered", "left", "stayed")}, **shares, "query_cosine": d.cosine}
 
 
 def _top(rows: Sequence[Row], concept: str, method: str, form: str) -> list[Row]:

@@ -7,7 +7,8 @@ either top, and `diff-<before>.summary.parquet`, a row for each concept, method 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from concept_trak.audit_diff import Difference, Move, compare, write
+from concept_trak.audit_diff import Difference, Move, compare, finished, write
+from concept_trak.novelty import CHANGED, NEW
 from concept_trak.store.commit import Store
 from concept_trak.store.manifest import Audit
 from jobs.configure import absolute, main
@@ -37,6 +38,7 @@ def _diff(config: DiffConfig) -> int:
         raise ValueError("two audits are compared: before=AUDIT after=AUDIT; `python -m jobs.status` lists them")
     store = Store(absolute(config.store))
     before, after = Audit(store, config.before), Audit(store, config.after)
+    finished(after)
     found = compare(before, after)
     names = write(before, after, found)
     for difference in found:
@@ -50,7 +52,8 @@ def described(d: Difference) -> Iterator[str]:
     """A line of counts, then the first of those that entered, left, or changed their rank."""
     drift = "not comparable (another model or other features)" if d.cosine is None else f"cosine {d.cosine:.6f}"
     counts = ", ".join(f"{d.count(change)} {change}" for change in ("entered", "left", "stayed"))
-    yield f"{d.concept} by {d.method}: {counts}; new data is {d.new_share:.0%} of the top; query {drift}"
+    data = f"of the top {d.share(NEW):.0%} is new data, {d.share(CHANGED):.0%} changed"
+    yield f"{d.concept} by {d.method}: {counts}; {data}; query {drift}"
     changed = [move for move in d.moves if move.rank_before != move.rank_after]
     yield from (_line(move) for move in changed[:SHOWN])
     if len(changed) > SHOWN:
@@ -61,7 +64,7 @@ def _line(move: Move) -> str:
     ranks, scores = (move.rank_before, move.rank_after), (move.score_before, move.score_after)
     rank = " -> ".join("-" if r is None else str(r) for r in ranks)
     score = " -> ".join("-" if s is None else f"{s:.3g}" for s in scores)
-    return f"  {move.change:<8} {rank:<12} {score:<24} {move.sample_id:<20} {'new  ' * move.new}{move.caption}"
+    return f"  {move.change:<8} {rank:<12} {score:<24} {move.sample_id:<20} {move.data:<8} {move.caption}"
 
 
 if __name__ == "__main__":

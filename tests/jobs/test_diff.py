@@ -3,6 +3,7 @@
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,11 +14,6 @@ from jobs.diff import DiffConfig, diff
 from jobs.verify import VerifyConfig, verify
 from tests.jobs.world import RESOLUTION, files_under
 
-PLAN = [
-    {"shard": "a-0", "source": "a", "first_row": 0, "rows": 2},
-    {"shard": "a-2", "source": "a", "first_row": 2, "rows": 2},
-]
-
 
 def top(*samples: tuple[str, int, float]) -> list[dict]:
     return [
@@ -27,21 +23,22 @@ def top(*samples: tuple[str, int, float]) -> list[dict]:
 
 
 def test_moves_by_hand():
-    found = tuple(moves(top(("x", 0, 3.0), ("y", 1, 2.0)), top(("z", 2, 4.0), ("x", 0, 2.5)), {"a-0"}, PLAN))
+    data = {"x": "same", "y": "removed", "z": "new"}
+    found = tuple(moves(top(("x", 0, 3.0), ("y", 1, 2.0)), top(("z", 2, 4.0), ("x", 0, 2.5)), data))
     assert found == (
-        Move("z", "entered", None, 1, None, 4.0, True, "Z"),
-        Move("x", "stayed", 1, 2, 3.0, 2.5, False, "X"),
-        Move("y", "left", 2, None, 2.0, None, False, "Y"),
+        Move("z", "entered", None, 1, None, 4.0, "new", "Z"),
+        Move("x", "stayed", 1, 2, 3.0, 2.5, "same", "X"),
+        Move("y", "left", 2, None, 2.0, None, "removed", "Y"),
     )
     difference = Difference("c", "m", "damped", found, None)
     assert [difference.count(c) for c in ("entered", "left", "stayed")] == [1, 1, 1]
-    assert difference.new_share == 0.5, "who left does not count"
+    assert [difference.share(d) for d in ("new", "same", "removed")] == [0.5, 0.5, 0.0], "who left does not count"
 
 
 def test_equal_tops_have_no_moves_and_no_new_data():
     same = top(("x", 0, 3.0), ("y", 1, 2.0))
-    assert {m.change for m in moves(same, same, {"a-0", "a-2"}, PLAN)} == {"stayed"}
-    assert Difference("c", "m", "damped", (), None).new_share == 0.0
+    assert {m.change for m in moves(same, same, dict.fromkeys("xy", "same"))} == {"stayed"}
+    assert Difference("c", "m", "damped", (), None).share("new") == 0.0
 
 
 def test_the_cosine_of_features():
@@ -87,7 +84,10 @@ def test_a_grown_data_set_computes_only_its_new_shard_and_the_difference_says_so
         assert {i for i, r in mine.items() if r["change"] == "entered"} == set(after) - set(before)
         assert {i for i, r in mine.items() if r["change"] == "left"} == set(before) - set(after)
         assert all(r["rank_after"] == (after[i]["rank"] if i in after else None) for i, r in mine.items())
-        assert {i for i, r in mine.items() if r["new"]} == {i for i in after if "z-more" in after[i]["source"]}
+        assert {i for i, r in mine.items() if r["data"] == "new"} == {
+            i for i in after if "z-more" in after[i]["source"]
+        }
+        assert {r["data"] for r in mine.values()} == {"same", "new"}
     summary = pq.read_table(folder / "diff-week-1.summary.parquet").to_pylist()
     assert all(row["query_cosine"] == pytest.approx(1.0) for row in summary), "the model is the same"
     assert all(0 < row["new_share"] < 1 for row in summary)
@@ -113,3 +113,23 @@ def test_mistakes_are_one_message(weeks, world, tmp_path):
     (store / "audits/week-1/manifest.json").unlink()
     with pytest.raises(ValueError, match="week-1 is not finished"):
         compare(store, "week-1", "week-2")
+
+
+def test_of_a_file_that_was_written_anew_only_what_changed_counts_as_changed(world, tmp_path):
+    """The file's version is another, so both shards are; its rows: one caption changed, one gone, one added."""
+    data = shutil.copytree(world.root / "few", tmp_path / "data")
+    (source,) = data.iterdir()
+    table = pq.read_table(source)
+    rows, more = table.to_pylist(), {"image": table.to_pylist()[0]["image"]}
+    ids = [row["id"] for row in rows]
+    assert world.audit(tmp_path / "store", "audit=week-1", f"data.uri={data}", "data.id_column=id").code == 0
+    changed = [{**rows[0], "caption": rows[0]["caption"] + " again"}, *rows[2:], {**rows[1], "id": "added"} | more]
+    pq.write_table(pa.Table.from_pylist(changed, table.schema), source)
+    found = world.audit(tmp_path / "store", "audit=week-2", f"data.uri={data}", "data.id_column=id")
+    assert found.code == 0
+    assert compare(tmp_path / "store", "week-1", "week-2") == 0
+    moved = pq.read_table(found.folder / "diff-week-1.parquet").to_pylist()
+    told = {row["sample_id"]: row["data"] for row in moved if row["form"] == "damped"}
+    assert told == dict.fromkeys(ids, "same") | {ids[0]: "changed", ids[1]: "removed", "added": "new"}
+    (summary, _) = pq.read_table(found.folder / "diff-week-1.summary.parquet").to_pylist()
+    assert (summary["new_share"], summary["changed_share"]) == pytest.approx((1 / 16, 1 / 16))
