@@ -1,0 +1,122 @@
+"""No configuration, model or data file can make a process run code: nothing here unpickles, evaluates or imports by it.
+
+The one pickle is Ray's way: records between a driver and its own workers, over a channel that a token guards.
+"""
+
+import ast
+from collections.abc import Iterator
+
+import pytest
+
+from concept_trak.config import AuditConfig
+from jobs.configure import CONF, configure
+from tests.infra.manifests import ROOT
+
+MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "subprocess", "runpy", "code"}
+CALLS = {
+    *(
+        "eval",
+        "exec",
+        "compile",
+        "__import__",
+        "import_module",
+        "read_pickle",
+        "unsafe_load",
+        "full_load",
+        "full_load_all",
+    ),
+    *("system", "popen", "instantiate", "get_class", "get_method", "get_object"),
+}
+# (file, what): why it is none of that.
+KNOWN = {
+    ("cluster/crew.py", "import pickle"): "the driver's own configuration, to its own workers",
+    ("cluster/worker.py", "import pickle"): "the same, opened once the sources were compared",
+    ("cluster/worker.py", "import_module()"): "the entry of a Task, which the code names and no configuration",
+    ("concept_trak/models/__init__.py", "import_module()"): "the files of its own folder",
+}
+FILES = [p for top in ("concept_trak", "cluster", "jobs", "infra") for p in sorted((ROOT / top).rglob("*.py"))]
+
+
+def found(source: str) -> Iterator[str]:
+    """What a file does that could run code from data."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (f"import {a.name}" for a in node.names if a.name.split(".")[0] in MODULES)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in MODULES:
+            yield f"import {node.module}"
+        elif isinstance(node, ast.Call):
+            yield from _called(node)
+
+
+def _called(call: ast.Call) -> Iterator[str]:
+    name = ast.unparse(call.func)
+    last = name.rpartition(".")[2]
+    said = {k.arg: ast.unparse(k.value) for k in call.keywords}
+    # `eval` of a network only switches it to inference, `compile` of `re` or torch reads no source.
+    harmless = (last == "eval" and "." in name) or (last == "compile" and "." in name)
+    if last in CALLS and not harmless:
+        yield f"{last}()"
+    if name in ("yaml.load", "yaml.load_all") and "Safe" not in said.get("Loader", ""):
+        yield f"{name}()"
+    if name == "torch.load" and said.get("weights_only") != "True":
+        yield "torch.load()"
+    if last in ("load", "memmap") and said.get("allow_pickle") == "True":
+        yield f"{name}(allow_pickle=True)"
+    if said.get("trust_remote_code", "False") != "False" or said.get("use_safetensors") == "False":
+        yield f"{name}() of what a model brings"
+
+
+def test_nothing_runs_code_from_data():
+    assert len(FILES) > 80
+    uses = {(p.relative_to(ROOT).as_posix(), what) for p in FILES for what in found(p.read_text())}
+    assert uses == set(KNOWN), "either a use that needs a reason in KNOWN, or a reason that nothing needs any more"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle", "from cloudpickle import loads", "eval(text)", "exec(text)", "yaml.load(text)",
+        "yaml.load(text, Loader=yaml.Loader)", "yaml.unsafe_load(text)", "torch.load(path)",
+        "torch.load(path, weights_only=False)", "numpy.load(path, allow_pickle=True)", "importlib.import_module(name)",
+        "os.system(name)", "hydra.utils.instantiate(config)", "AutoModel.from_pretrained(path, trust_remote_code=True)",
+    ],
+)  # fmt: skip
+def test_each_way_is_seen(source):
+    assert list(found(source))
+
+
+@pytest.mark.parametrize("source", ["network.eval()", "re.compile(text)", "torch.load(p, weights_only=True)"])
+def test_what_is_harmless_is_let_be(source):
+    assert not list(found(source))
+
+
+def test_entries_of_tasks_stand_in_the_code():
+    """`cluster/worker.py` imports by name; the names come from literals, so no configuration can give one."""
+    calls = [
+        (path.name, node) for path in (ROOT / "jobs").glob("*.py") for node in ast.walk(ast.parse(path.read_text()))
+    ]
+    made = [(file, c.args[0]) for file, c in calls if isinstance(c, ast.Call) and ast.unparse(c.func) == "Task"]
+    # Run.map(stage, entry, ...) makes the one whose entry is an argument; so its callers are looked at as well.
+    handed_on = [(file, c.args[1]) for file, c in calls if isinstance(c, ast.Call) and is_run_map(c)]
+    assert len(made) >= 5
+    assert len(handed_on) >= 9
+    assert [(file, ast.unparse(e)) for file, e in made if not isinstance(e, ast.Constant)] == [("run.py", "entry")]
+    assert all(isinstance(entry, ast.Constant) for _, entry in handed_on)
+
+
+def is_run_map(call: ast.Call) -> bool:
+    return ast.unparse(call.func) in ("self.map", "run.map") and isinstance(call.args[0], ast.Constant)
+
+
+@pytest.mark.parametrize("override", ["+model._target_=os.system", "+_target_=os.system", "+data.loader=pickle"])
+def test_a_configuration_names_no_code(override):
+    with pytest.raises(ValueError, match="unknown key"):
+        configure(AuditConfig, "config", [override])
+
+
+def test_shipped_configuration_is_values_only():
+    for path in CONF.rglob("*.yaml"):
+        text = path.read_text()
+        assert "_target_" not in text, path
+        assert "!!" not in text, f"{path}: a YAML tag"
+        assert "${" not in text, f"{path}: an interpolation can read the environment"
