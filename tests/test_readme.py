@@ -145,3 +145,9 @@ def test_the_table_of_methods_is_the_table():
 def test_files_it_points_at_exist():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / target).exists(), f"README points at {target}, which is not there"
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert "infra/README.md" in links
+    assert [link for link in links if not (ROOT / link).exists()] == []
