@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from concept_trak.concept import Concept
+from concept_trak.data.config import DataConfig
 from concept_trak.method import METHODS, Method
 from concept_trak.projector import Projector
 
@@ -44,23 +45,6 @@ class ModelConfig:
         _one_of("model.device", self.device, "auto", "cpu", "cuda")
         _one_of("model.precision", self.precision, "float32", "bfloat16", "float16", "float64")
         _at_least("model.batch", self.batch, 1)
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    uri: str = ""
-    """A Parquet file, or a folder of them, as Hugging Face `datasets` writes them."""
-    image_column: str = "image"
-    caption_column: str = "caption"
-    id_column: str = ""
-    """A column of unique ids; without one an id is made from source and row."""
-    label_columns: tuple[str, ...] = ()
-    """Columns that travel to the results and that `truth` of a concept may name."""
-    shard_rows: int = 64
-    """Rows a shard: about ten minutes of work, at most 90 MB of features. Fixed when a feature set is created."""
-
-    def __post_init__(self) -> None:
-        _at_least("data.shard_rows", self.shard_rows, 1)
 
 
 @dataclass(frozen=True)

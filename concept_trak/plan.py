@@ -6,8 +6,9 @@ from typing import Any
 
 from concept_trak import NUMERICS
 from concept_trak.config import AuditConfig, DataConfig
+from concept_trak.data.caption import caption_columns
+from concept_trak.data.format import format_of, sources
 from concept_trak.data.ids import check_ids
-from concept_trak.data.parquet import check_columns, sources
 from concept_trak.data.shard import Shard, Source, cut
 from concept_trak.denoiser import Denoiser
 from concept_trak.method import Method, describe
@@ -19,9 +20,9 @@ def survey(data: DataConfig) -> list[Source]:
     Raises:
         ValueError: nothing there, a column missing or of another type, ids that occur twice.
     """
-    found = sources(data.uri)
+    found = sources(data)
     for source in found:
-        check_columns(source, data)
+        format_of(source, data).check(source, data)
     check_ids(found, data)
     return found
 
@@ -74,10 +75,16 @@ def feature_settings(
             "dim": config.projector.width(sum(p.numel() for p in denoiser.parameters.values())),
             "seed": config.projector.seed,
         },
-        "preprocessing": {"resolution": denoiser.resolution},
-        "columns": [config.data.image_column, config.data.caption_column],
+        "preprocessing": {"resolution": denoiser.resolution, **_changed(config.data, "crop", "enlarge", "buckets")},
+        "columns": [config.data.image_column, *caption_columns(config.data)],
+        **_changed(config.data, "captions"),
         # Ids that are made tell where below data.uri a row lies, and noise is keyed by ids.
         "ids": config.data.id_column or f"made below {config.data.uri}",
         "precision": config.model.precision,
         "stored": [config.feature.dtype, config.feature.encoding],
     }
+
+
+def _changed(data: DataConfig, *names: str) -> dict[str, Any]:
+    """The settings that are not what they are by default: a setting that is added leaves fingerprints as they were."""
+    return {n: getattr(data, n) for n in names if getattr(data, n) != getattr(DataConfig(), n)}

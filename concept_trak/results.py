@@ -11,7 +11,7 @@ import numpy as np
 from concept_trak import metrics
 from concept_trak.concept import Concept
 from concept_trak.config import AuditConfig
-from concept_trak.data.parquet import label_values
+from concept_trak.data.format import label_values
 from concept_trak.data.shard import Shard
 from concept_trak.gallery import Seen
 from concept_trak.layout import plain, scores_file

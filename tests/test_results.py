@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from concept_trak.concept import Concept
 from concept_trak.config import AuditConfig, DataConfig
-from concept_trak.data.parquet import sources
+from concept_trak.data.format import sources
 from concept_trak.data.synthetic import arrays, write
 from concept_trak.gallery import Seen
 from concept_trak.layout import scores_file
@@ -111,7 +111,7 @@ def test_top_names_each_end_of_each_column():
 
 def test_metrics_are_those_counted_by_hand(tmp_path):
     write(tmp_path / "data", 12, seed=0, files=2, resolution=16)
-    plan = shards(sources(str(tmp_path / "data")), 4)
+    plan = shards(sources(DataConfig(uri=str(tmp_path / "data"))), 4)
     audit = Audit(Store(str(tmp_path / "store")), "a")
     ids = [f"shapes-{i:06d}" for i in range(12)]
     scores = np.random.default_rng(3).integers(0, 6, (12, 4)).astype(np.float32)  # ties among twelve

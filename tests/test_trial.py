@@ -9,7 +9,7 @@ import pytest
 
 from cluster.executor import Attempt
 from concept_trak.concept import Concept
-from concept_trak.data.parquet import label_values
+from concept_trak.data.format import label_values
 from concept_trak.layout import scores_file
 from concept_trak.method import METHODS
 from concept_trak.metrics import average_precision

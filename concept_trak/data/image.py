@@ -5,6 +5,7 @@ EXIF rotation, RGB on white, short side resized, centre crop, [-1, 1].
 
 import io
 import warnings
+from collections.abc import Sequence
 
 import fsspec
 import numpy as np
@@ -66,14 +67,32 @@ def read(path: str) -> bytes:
 
 
 def fit(image: Image.Image, resolution: int) -> Image.Image:
-    """Short side to `resolution` (antialiased), then the centre square.
+    """Short side to `resolution` (antialiased), then the centre square."""
+    return crop(image, (resolution, resolution))
 
-    Only that square is computed: a strip of 1 x 50,000 pixels would otherwise take gigabytes.
+
+def crop(image: Image.Image, size: tuple[int, int], place: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
+    """Resized (antialiased) until it just covers `size`, [height, width]; then that size, cut out at `place`.
+
+    `place`, in [0, 1] down and across, says where the cut lies in what is left over: 0.5 is the centre. Only what is
+    kept is computed: a strip of 1 x 50,000 pixels would otherwise take gigabytes.
     """
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = (left, top, left + side, top + side)
-    return image.resize((resolution, resolution), Image.Resampling.BICUBIC, box=square)
+    height, width = size
+    kept_width = min(image.width, image.height * width / height)
+    kept_height = min(image.height, image.width * height / width)
+    left, top = (image.width - kept_width) * place[1], (image.height - kept_height) * place[0]
+    if height == width and place == (0.5, 0.5):
+        left, top = int(left), int(top)  # whole pixels, so that a crop at scale 1 blurs nothing
+    right, bottom = min(left + kept_width, image.width), min(top + kept_height, image.height)
+    return image.resize((width, height), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
+
+
+def bucket(image: Image.Image, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The [height, width] whose ratio is nearest to the image's: least |h_image w - w_image h|, the last of equals.
+
+    As `find_nearest_bucket` in the training scripts of diffusers.
+    """
+    return min(reversed(sizes), key=lambda size: abs(image.height * size[1] - image.width * size[0]))
 
 
 def to_tensor(image: Image.Image) -> Float[Tensor, "3 h w"]:

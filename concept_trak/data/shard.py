@@ -1,32 +1,40 @@
-"""A shard: some rows of one version of one file, named by what it holds and never by its position."""
+"""A shard: some rows of one version of one source, named by what it holds and never by its position."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file of the data set: its URL, its version (etag, or size and modification time) and how many rows it has."""
+    """A file of the data set, or a folder of images: its URL, its version and how many rows it has.
+
+    The version is the store's etag, or size and modification time. It is empty where each range of rows has its own, a
+    hash over its `places`. `places` says of every row where it lies, in formats that do not tell by themselves.
+    """
 
     uri: str
     version: str
     rows: int
+    places: Sequence[Any] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows first_row ... first_row + rows - 1 of a source."""
+    """Rows first_row ... first_row + rows - 1 of a source; `places` of these rows alone."""
 
     source: str
     version: str
     first_row: int
     rows: int
+    places: tuple[Any, ...] = field(default=(), compare=False, repr=False)
 
     @cached_property
     def name(self) -> str:
         """A readable stem, the first row, and a hash over source, version and range."""
-        stem = self.source.rpartition("/")[2].split(".")[0][:40]
+        stem = self.source.rstrip("/").rpartition("/")[2].split(".")[0][:40]
         return f"{stem}-{self.first_row:09d}-{self.hash[:12]}"
 
     @cached_property
@@ -37,7 +45,15 @@ class Shard:
 
 def cut(source: Source, shard_rows: int) -> list[Shard]:
     """A source's shards, aligned to its start; the last may be shorter."""
-    return [
-        Shard(source.uri, source.version, first, min(shard_rows, source.rows - first))
-        for first in range(0, source.rows, shard_rows)
-    ]
+    return [_range(source, first, min(shard_rows, source.rows - first)) for first in range(0, source.rows, shard_rows)]
+
+
+def whole(source: Source) -> Shard:
+    """All rows of a source."""
+    return _range(source, 0, source.rows)
+
+
+def _range(source: Source, first: int, rows: int) -> Shard:
+    places = tuple(source.places[first : first + rows])
+    version = source.version or hashlib.sha256(repr(places).encode()).hexdigest()[:32]
+    return Shard(source.uri, version, first, rows, places)

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from concept_trak.config import DataConfig
-from concept_trak.data.parquet import sources
-from concept_trak.data.shard import Shard
+from concept_trak.data import format
+from concept_trak.data.shard import Shard, Source
 from concept_trak.plan import shards
 
 IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
@@ -52,4 +52,8 @@ def write(
 
 
 def plan(data: DataConfig) -> list[Shard]:
-    return shards(sources(data.uri), data.shard_rows)
+    return shards(format.sources(data), data.shard_rows)
+
+
+def sources(uri: str) -> list[Source]:
+    return format.sources(DataConfig(uri=uri))

@@ -14,15 +14,20 @@ from hypothesis import strategies as st
 
 from cluster.worker import Failure, classify
 from concept_trak.config import DataConfig
-from concept_trak.data.parquet import label_values, rows, sources
+from concept_trak.data import format
+from concept_trak.data.format import label_values
 from concept_trak.data.sample import Sample, found, samples
 from concept_trak.data.shard import cut
 from concept_trak.plan import survey
 from concept_trak.store.part import Reject
 from tests.data import files
-from tests.data.files import plan, write
+from tests.data.files import plan, sources, write
 
 INTEGERS = {"id": pa.int64()}
+
+
+def rows(shard, columns):
+    return ((row.number, row.values) for row in format.rows(shard, DataConfig(), columns))
 
 
 def read(data: DataConfig, resolution: int = 4) -> list[Sample | Reject]:

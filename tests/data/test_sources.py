@@ -6,12 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from concept_trak.config import DataConfig
-from concept_trak.data.parquet import sources
 from concept_trak.data.sample import samples
 from concept_trak.data.shard import Source
 from concept_trak.plan import shards, survey
 from tests.data import files
-from tests.data.files import plan, write
+from tests.data.files import plan, sources, write
 
 
 def test_files_in_nested_folders_are_found_by_name_and_only_data(tmp_path):
@@ -53,7 +52,7 @@ def test_a_missing_id_is_refused_with_its_file(tmp_path):
         ({"label_columns": ("n", "nn")}, r"data\.label_columns='nn' is not a column .*did you mean 'n'\?"),
         ({"image_column": "caption"}, r"data\.image_column='caption' is string; expected struct<bytes: binary"),
         ({"caption_column": "n"}, r"data\.caption_column='n' holds int64; expected strings"),
-        ({"id_column": "f"}, r"data\.id_column='f' holds double; expected strings"),
+        ({"id_column": "f"}, r"data\.id_column='f' holds double; expected strings or integers"),
     ],
 )  # fmt: skip
 def test_columns_that_cannot_be_used_are_refused(tmp_path, settings_, message):
@@ -71,12 +70,12 @@ def test_a_column_that_only_one_file_lacks_is_found(tmp_path):
 
 
 def test_nothing_there_no_rows_and_no_parquet_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere' does not exist; expected a Parquet file or a folder of them"):
+    with pytest.raises(ValueError, match=r"nowhere' does not exist; expected a file of training samples, or a folder"):
         sources(str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match=r"holds no \.parquet files"):
+    with pytest.raises(ValueError, match=r"holds no .*\.parquet.* files"):
         sources(str(tmp_path))
     write(tmp_path / "empty.parquet", files.rows(0))
-    with pytest.raises(ValueError, match=r"has 1 Parquet files but no rows; point it at the data set"):
+    with pytest.raises(ValueError, match=r"has 1 parquet files but no rows; point it at the data set"):
         sources(str(tmp_path))
     write(tmp_path / "full.parquet", files.rows(3))
     assert [s.rows for s in shards(survey(DataConfig(uri=str(tmp_path))), 2)] == [2, 1], "an empty file has no shard"

@@ -49,7 +49,7 @@ def refused(world, tmp_path, monkeypatch, capsys):
         (["concepts=[]"], "concepts is not set; expected something like concepts=[{name: red"),
         (["model.path=''"], "model.path is not set; expected something like"),
         (["model.path=/nowhere"], "model.path='/nowhere' does not exist; expected a diffusers pipeline directory with"),
-        (["data.uri=/nowhere"], "data.uri='/nowhere' does not exist; expected a Parquet file or a folder of them"),
+        (["data.uri=/nowhere"], "data.uri='/nowhere' does not exist; expected a file of training samples, or a folder"),
         (["data.uri=nowhere://x"], "Protocol not known: nowhere"),
         (["data.caption_column=captoin"], "data.caption_column='captoin' is not a column of"),
         (["data.caption_column=captoin"], "did you mean 'caption'?"),
@@ -84,9 +84,9 @@ def test_a_store_that_lets_a_second_create_overwrite_the_first(refused):
 
 def test_data_without_files_rows_or_unique_ids(refused, world, tmp_path):
     (tmp_path / "nothing").mkdir()
-    assert "holds no .parquet files" in refused(f"data.uri={tmp_path}/nothing")
+    assert "files; expected a file of training samples" in refused(f"data.uri={tmp_path}/nothing")
     empty = altered(world, tmp_path / "empty", lambda rows: rows.clear())
-    assert "has 1 Parquet files but no rows" in refused(f"data.uri={empty}")
+    assert "has 1 parquet files but no rows" in refused(f"data.uri={empty}")
     twice = altered(world, tmp_path / "twice", lambda rows: rows[3].update(id="shapes-000001"))
     said = refused(f"data.uri={twice}")
     assert "data.id_column='id' is not unique: shapes-000001 occur more than once" in said

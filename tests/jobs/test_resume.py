@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from concept_trak.data.parquet import sources
+from concept_trak.config import DataConfig
+from concept_trak.data.format import sources
 from concept_trak.data.synthetic import write
 from concept_trak.plan import shards
 from jobs.audit import executor
@@ -70,7 +71,7 @@ def closing(uri: str, files: list, wanted: list[int]) -> None:
     for second in range(1_000_000_000, 1_000_100_000):
         for file in files:
             os.utime(file, (second, second))
-        plan = shards(sources(uri), 8)
+        plan = shards(sources(DataConfig(uri=uri)), 8)
         if [i for i, shard in enumerate(plan) if int(shard.hash, 16) % 16 == 0] == wanted:
             return
     raise AssertionError("no such time")
