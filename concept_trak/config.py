@@ -72,6 +72,8 @@ class ClusterConfig:
     gpus: float = 0.0
     memory: int = 0
     """Bytes a worker asks the scheduler for; 0 asks for nothing."""
+    price: float = 0.0
+    """Of one worker for an hour, in any currency: what `preflight` reckons the cost with."""
     shared_store: bool = False
     """ray: says that a `file` store is one shared folder on every node."""
 
@@ -79,6 +81,7 @@ class ClusterConfig:
         _one_of("cluster.kind", self.kind, "serial", "local", "ray")
         _at_least("cluster.workers", self.workers, 0)
         _at_least("cluster.cpus", self.cpus, 0.01)
+        _at_least("cluster.price", self.price, 0)
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,11 @@ class AuditConfig:
     """Images a row on the page."""
     interval: float = 10.0
     """Seconds between two words about progress: lines where there is no terminal, and progress.json everywhere."""
+    preflight: bool = False
+    """Only load everything, run two samples and one query end to end, and print what the whole run will take."""
+    keep_states: bool = False
+    """Whether inverted states are kept in the store (states/), so that other parameters, projectors and seeds skip the
+    inversion. Bytes: samples x states x size of x_t."""
     feature: FeatureConfig = field(default_factory=FeatureConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
@@ -163,7 +171,17 @@ class AuditConfig:
 
 
 # What may differ between two runs of one audit: how the work is done, never what comes out.
-EXECUTION = ("store", "cluster", "budget", "interval", "model.batch", "model.device", "data.shard_rows")
+EXECUTION = (
+    "store",
+    "cluster",
+    "budget",
+    "interval",
+    "preflight",
+    "keep_states",
+    "model.batch",
+    "model.device",
+    "data.shard_rows",
+)
 
 
 def outcome_settings(values: dict[str, Any]) -> dict[str, Any]:

@@ -60,22 +60,28 @@ def percentile(rank: int, end: str, count: int) -> float:
 def top_rows(
     config: AuditConfig, tally: Tally, seen: dict[str, Seen], counts: dict[str, int]
 ) -> Iterator[dict[str, Any]]:
-    """One row per concept, method, form, end and rank: the best and worst samples with where they lie."""
+    """One row per concept, method, form, end and rank: the best and worst samples with where they lie.
+
+    `duplicate_of` names the sample of a better rank (at the bottom: a worse score) that shows the model the same image.
+    """
     for method, concept, form in product(config.methods, config.concepts, FORMS):
         ends = tally.ends[method, column(concept.name, form)]
         for end, entries in (("top", ends.top), ("bottom", ends.bottom)):
+            first: dict[str, str] = {}
             for rank, (score, sample, _) in enumerate(entries, 1):
                 s = seen[sample]
                 asked = {"concept": concept.name, "method": method, "form": form, "end": end, "rank": rank}
                 answer = {"sample_id": sample, "score": score, "percentile": percentile(rank, end, counts[method])}
-                yield {**asked, **answer, "caption": s.caption, "source": s.source, "row": s.row, **s.labels}
+                same = first.setdefault(s.content or sample, sample)
+                place = {"caption": s.caption, "source": s.source, "row": s.row}
+                yield {**asked, **answer, **place, "duplicate_of": "" if same == sample else same, **s.labels}
 
 
 def top_kinds(config: AuditConfig) -> dict[str, str]:
     """The columns of `top.parquet`."""
     asked = {"concept": "string", "method": "string", "form": "string", "end": "string", "rank": "int32"}
     answer = {"sample_id": "string", "score": "float32", "percentile": "float64"}
-    place = {"caption": "string", "source": "string", "row": "int64"}
+    place = {"caption": "string", "source": "string", "row": "int64", "duplicate_of": "string"}
     return {**asked, **answer, **place, **dict.fromkeys(config.data.label_columns, "string")}
 
 

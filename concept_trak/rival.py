@@ -24,6 +24,7 @@ from concept_trak.concept import UNGUIDED, Concept, negatives, query_batch
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import Shard
 from concept_trak.denoiser import Denoiser
+from concept_trak.encoding import encoded
 from concept_trak.noise import key
 from concept_trak.probe import Probe
 from concept_trak.results import shows
@@ -49,8 +50,8 @@ class Sight:
     @cached_property
     def batch(self) -> Batch:
         d, captions, ids = self.denoiser, [s.caption for s in self.train], tuple(s.id for s in self.train)
-        x_0 = d.to_latent(torch.stack([s.pixels for s in self.train]).to(d.device, d.dtype))
-        return Batch(ids, d.encode(captions), negatives(d, ids, captions, self.seed), x_0)
+        x_0, cond = encoded(d, self.train)
+        return Batch(ids, cond, negatives(d, ids, captions, self.seed), x_0)
 
     @cached_property
     def seen(self) -> Float[Tensor, "n width"]:

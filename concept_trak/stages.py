@@ -17,7 +17,9 @@ from concept_trak.config import AuditConfig
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import Shard
 from concept_trak.denoiser import Denoiser
+from concept_trak.encoding import alike, encoded
 from concept_trak.features import Features, Side, features_of_each
+from concept_trak.inversion import Inversions
 from concept_trak.method import Method
 from concept_trak.models import load
 from concept_trak.plan import feature_settings
@@ -70,7 +72,7 @@ class WithModel:
         self.work, self.config = work, work.config
         torch.set_num_threads(max(1, int(work.config.cluster.cpus)))
         self.store, self.denoiser = Store(work.config.store), open_model(work.config)
-        identity = self.denoiser.identity()
+        self.identity = identity = self.denoiser.identity()
         for name, method in work.config.methods.items():
             ours = fingerprint(feature_settings(work.config, method, self.denoiser, identity))
             if ours != work.fingerprints[name]:
@@ -107,7 +109,7 @@ class Featurize(WithModel):
         read = samples(shard, self.config.data, self.denoiser.resolution)
         for batch in ahead(_batches(read, self.batch_size(attempt))):
             rejects += [one for one in batch if isinstance(one, Reject)]
-            if usable := [one for one in batch if isinstance(one, Sample)]:
+            for usable in alike(one for one in batch if isinstance(one, Sample)):
                 made.append(self._features([self.config.methods[m] for m in methods], usable))
                 ready += [(one.id, one.row) for one in usable]
         seconds, kind, records = (time.monotonic() - start) / len(methods), self.config.feature, {}
@@ -134,10 +136,13 @@ class Featurize(WithModel):
     def _features(self, rows: Sequence[Method], ready: Sequence[Sample]) -> list[Features]:
         d, captions = self.denoiser, [s.caption for s in ready]
         ids = tuple(s.id for s in ready)
-        x_0 = d.to_latent(torch.stack([s.pixels for s in ready]).to(d.device, d.dtype))
+        x_0, cond = encoded(d, ready)
         turns = range(negatives_of(d, rows[0].train.negatives))
         first, *others = [negatives(d, ids, captions, self.config.seed, turn) for turn in turns]
-        batch = Batch(ids, d.encode(captions), first, x_0, others=tuple(others))
+        batch = Batch(ids, cond, first, x_0, others=tuple(others))
+        if self.config.keep_states and rows[0].train.trajectory == "ddim_inversion":
+            settings = feature_settings(self.config, rows[0], d, self.identity)
+            batch = Inversions(self.store, settings, rows[0].train).known(d, batch, ready)
         sides = [Side(row.train, row.unit, row.weight, row.over) for row in rows]
         made = features_of_each(d, self.config.projector, sides, batch, self.config.seed)
         return [Features(one.phi.cpu(), one.weight, one.states) for one in made]
@@ -183,4 +188,4 @@ def _sorted_out(
             bad.append(Reject(sample, shard.source, row, "no_direction", why))
         else:
             good.append(i)
-    return good, bad
+    return sorted(good, key=lambda i: ready[i][1]), bad

@@ -23,6 +23,8 @@ class Batch:
     without: Condition | None = None
     others: tuple[Condition, ...] = ()
     """More negatives of each sample, where the model has more than one."""
+    path: Float[Tensor, "b states c h w"] | None = None
+    """x_t at every state of the inversion, where it is known: it is not made again."""
 
     def rows(self, rows: slice) -> "Batch":
         return Batch(
@@ -32,6 +34,7 @@ class Batch:
             None if self.x_0 is None else self.x_0[rows],
             None if self.without is None else take(self.without, rows),
             tuple(take(other, rows) for other in self.others),
+            None if self.path is None else self.path[rows],
         )
 
 

@@ -44,9 +44,9 @@ def forward_noise(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> 
     x_0 = required(batch.x_0, "x_0", "forward_noise")
     for t in probe.times:
         if probe.noise == "shared":
-            eps = normal(denoiser.shape, seed, "shared", t)[None].expand(len(batch.ids), *denoiser.shape)
+            eps = normal(tuple(x_0.shape[1:]), seed, "shared", t)[None].expand(x_0.shape)
         else:
-            eps = _keyed(denoiser, batch, seed, t, "noise")
+            eps = _keyed(tuple(x_0.shape[1:]), batch, seed, t, "noise")
         eps = eps.to(x_0)
         yield State(batch, denoiser.alpha[t].item() * x_0 + denoiser.sigma[t].item() * eps, t, eps)
 
@@ -59,13 +59,20 @@ def ddim_inversion(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) ->
     """
     x_0 = x_t = required(batch.x_0, "x_0", "ddim_inversion")
     times, seen = grid(probe.points), None
+    if batch.path is not None:
+        for x_t, t in zip(batch.path.unbind(1), probe.states, strict=True):
+            yield State(batch, x_t, t, _noise(denoiser, x_t, x_0, t))
+        return
     for i in range(probe.last):
         prediction = _guided(denoiser, x_t, times[i], batch, probe, seen)
         x_t = step(denoiser, prediction, times[i], t := times[i + 1])
         seen = None
         if (i + 1) % probe.every == 0:
-            noise = (x_t - denoiser.alpha[t].item() * x_0) / denoiser.sigma[t].item()
-            seen = yield State(batch, x_t, t, noise)
+            seen = yield State(batch, x_t, t, _noise(denoiser, x_t, x_0, t))
+
+
+def _noise(denoiser: Denoiser, x_t: Tensor, x_0: Tensor, t: int) -> Tensor:
+    return (x_t - denoiser.alpha[t].item() * x_0) / denoiser.sigma[t].item()
 
 
 def sampling(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> States:
@@ -86,7 +93,7 @@ def generate(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> Float
 
 
 def _start(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> Tensor:
-    return _keyed(denoiser, batch, seed, grid(probe.points)[-1], "x_T").to(denoiser.device, denoiser.dtype)
+    return _keyed(denoiser.shape, batch, seed, grid(probe.points)[-1], "x_T").to(denoiser.device, denoiser.dtype)
 
 
 def _down(
@@ -95,7 +102,7 @@ def _down(
     """One update of the path of `sampling`, from point i of the grid to i - 1."""
     times = grid(probe.points)
     prediction = _guided(denoiser, x_t, times[i], batch, probe, seen)
-    noise = _keyed(denoiser, batch, seed, times[i], "eta").to(x_t) if probe.eta > 0 else None
+    noise = _keyed(denoiser.shape, batch, seed, times[i], "eta").to(x_t) if probe.eta > 0 else None
     return step(denoiser, prediction, times[i], times[i - 1], probe.eta, noise)
 
 
@@ -106,8 +113,8 @@ def _guided(
     return guided(denoiser, x_t, t, batch.cond, batch.negative, probe.guidance, seen)
 
 
-def _keyed(denoiser: Denoiser, batch: Batch, seed: int, t: int, purpose: str) -> Tensor:
-    return torch.stack([normal(denoiser.shape, seed, sample, purpose, t) for sample in batch.ids])
+def _keyed(shape: tuple[int, ...], batch: Batch, seed: int, t: int, purpose: str) -> Tensor:
+    return torch.stack([normal(shape, seed, sample, purpose, t) for sample in batch.ids])
 
 
 TRAJECTORIES: dict[str, Trajectory] = {

@@ -8,7 +8,8 @@ class DataConfig:
     uri: str = ""
     """A file, or a folder of them: Parquet as Hugging Face `datasets` writes it, WebDataset tars, or images."""
     format: str = "auto"
-    """auto (by the endings of the files), or a file of concept_trak/data/ that defines one: parquet, webdataset, folder."""
+    """auto (by the endings of the files), or a file of concept_trak/data/ that defines one: parquet, webdataset,
+    folder, latents."""
     image_column: str = "image"
     caption_column: str = "caption"
     """In a tar: txt, cls, or a field of the json. In a folder: txt (a file beside the image), label (the folder's

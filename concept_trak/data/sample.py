@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -11,6 +12,7 @@ from concept_trak.config import DataConfig
 from concept_trak.data.caption import caption, caption_columns
 from concept_trak.data.format import Row, named_columns, rows, sample_id
 from concept_trak.data.image import bucket, crop, decode, to_tensor
+from concept_trak.data.latents import Precomputed, finite
 from concept_trak.data.shard import Shard
 from concept_trak.noise import key
 from concept_trak.store.part import Reject
@@ -18,13 +20,29 @@ from concept_trak.store.part import Reject
 
 @dataclass(frozen=True)
 class Sample:
-    """One training image with its caption; `row` is its row in the source."""
+    """One training image with its caption; `row` is its row in the source, `origin` names source, version and row.
+
+    `pixels` are in [-1, 1]; None of a sample that brings along what the encoders would make of it.
+    """
 
     id: str
     caption: str
-    pixels: Float[Tensor, "3 h w"]
+    pixels: Float[Tensor, "3 h w"] | None
     row: int
     labels: dict[str, str]
+    origin: str = ""
+    precomputed: Precomputed | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.content.shape
+
+    @property
+    def content(self) -> Tensor:
+        """What the model learns from: the pixels, or the latent."""
+        one = self.precomputed.latent if self.precomputed else self.pixels
+        assert one is not None, "a sample has pixels, or a latent"
+        return one
 
 
 class Unusable(ValueError):
@@ -43,29 +61,35 @@ def samples(shard: Shard, data: DataConfig, resolution: int) -> Iterator[Sample 
     for row in rows(shard, data, list(dict.fromkeys(column for _, column in named_columns(data)))):
         name = sample_id(row, data)
         try:
-            yield _sample(row, name, data, resolution)
+            yield _sample(row, name, data, resolution, f"{shard.source}\n{shard.version}\n{row.number}")
         except Unusable as error:
             yield Reject(name, shard.source, row.number, error.reason, str(error)[:300])
 
 
-def _sample(row: Row, name: str, data: DataConfig, resolution: int) -> Sample:
+def _sample(row: Row, name: str, data: DataConfig, resolution: int, origin: str) -> Sample:
     if row.flaw:
         raise Unusable(*row.flaw)
-    text = _caption(row, name, data)
+    image, labels = row.values[data.image_column], {c: str(row.values[c]) for c in data.label_columns}
+    ready = image if isinstance(image, Precomputed) else None
+    text = _caption(row, name, data, needed=ready is None)
+    if ready is not None:
+        if not finite(ready):
+            raise Unusable("decode", "its latent or embedding has an infinite or undefined number; encode it again")
+        return Sample(name, text, None, row.number, labels, origin, ready)
+    assert image is None or isinstance(image, dict), "an image is bytes in a mapping, as datasets writes it"
     try:
-        image = decode((row.values[data.image_column] or {}).get("bytes") or b"")
+        picture = decode((image or {}).get("bytes") or b"")
     except ValueError as error:
         raise Unusable("decode", str(error)) from None
-    pixels = to_tensor(_fitted(image, name, data, resolution))
-    return Sample(name, text, pixels, row.number, {c: str(row.values[c]) for c in data.label_columns})
+    return Sample(name, text, to_tensor(_fitted(picture, name, data, resolution)), row.number, labels, origin)
 
 
-def _caption(row: Row, name: str, data: DataConfig) -> str:
+def _caption(row: Row, name: str, data: DataConfig, needed: bool) -> str:
     try:
         text = caption(row.values, name, data)
     except ValueError as error:
         raise Unusable("caption_type", str(error)) from None
-    if not text:
+    if needed and not text:
         raise Unusable("no_caption", f"{', '.join(caption_columns(data))} is empty; give the image a caption")
     return text
 

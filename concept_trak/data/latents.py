@@ -1,0 +1,140 @@
+"""Training sets that were encoded once: safetensors files of latents and embeddings, n samples each.
+
+    latents              [n, c, h, w]   x_0 as the network denoises it: the VAE's latents, shifted and scaled
+    condition.<name>     [n, ...]       each part of the model's condition: text, and pooled where there is one
+    metadata `columns`   JSON, {column: n values}: ids, captions and labels; a caption may be missing here
+
+Only the bytes of a shard's rows are read, and no picture or text is encoded again.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fsspec
+import torch
+from safetensors.torch import load, save_file
+from torch import Tensor
+
+from concept_trak.config import DataConfig
+from concept_trak.data.format import Files, Format, Row, named_columns
+from concept_trak.data.listing import below, planned, version
+from concept_trak.data.shard import Shard, Source
+
+AT_ONCE = 16  # rows read together
+CONDITION = "condition."
+
+
+class Precomputed(NamedTuple):
+    """What a row brings along instead of an image and a text: x_0 [c, h, w], and each part of its condition."""
+
+    latent: Tensor
+    condition: dict[str, Tensor]
+
+
+class _Header(NamedTuple):
+    tensors: dict[str, dict[str, Any]]
+    columns: dict[str, list[Any]]
+    start: int
+
+    @property
+    def rows(self) -> int:
+        return self.tensors["latents"]["shape"][0]
+
+
+def write(
+    path: str | Path, latents: Tensor, condition: Mapping[str, Tensor], columns: Mapping[str, Sequence[Any]]
+) -> None:
+    """A file of this format."""
+    tensors = {"latents": latents, **{f"{CONDITION}{name}": value for name, value in condition.items()}}
+    said = {name: list(values) for name, values in columns.items()}
+    save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, path, {"columns": json.dumps(said)})
+
+
+def sources(fs: Any, path: str, files: Files, data: DataConfig) -> list[Source]:
+    """Every file, by name."""
+    found = []
+    for name, info in files.items():
+        with fs.open(name) as file:
+            found.append(Source(fs.unstrip_protocol(name), version(info), _header(file, name).rows))
+    return found
+
+
+def _header(file: Any, name: str) -> _Header:
+    """What a file says of itself.
+
+    Raises:
+        ValueError: it is no file of this format; the message says what is missing.
+    """
+    try:
+        size = int.from_bytes(file.read(8), "little")
+        tensors = json.loads(file.read(size))
+        columns = json.loads(tensors.pop("__metadata__", {}).get("columns", "{}"))
+        header = _Header(tensors, columns, 8 + size)
+        lengths = {n: t["shape"][0] for n, t in tensors.items()} | {n: len(values) for n, values in columns.items()}
+        wrong = [n for n, length in lengths.items() if length != header.rows]
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, MemoryError) as error:
+        raise ValueError(
+            f"{name} is no safetensors file with `latents` [n, c, h, w] ({type(error).__name__}: {error}); write it "
+            "with concept_trak.data.latents.write"
+        ) from None
+    if wrong or not any(n.startswith(CONDITION) for n in tensors) or len(tensors["latents"]["shape"]) != 4:
+        what = (
+            f"{wrong[0]} has {lengths[wrong[0]]} rows, not {header.rows}" if wrong else "no condition, or a wrong shape"
+        )
+        raise ValueError(f"{name}: {what}; expected latents [n, c, h, w] and condition.<name> [n, ...]")
+    return header
+
+
+def check(source: Source, data: DataConfig) -> None:
+    """That the named columns are there; captions may be missing, unless one is asked for by another name."""
+    with fsspec.open(source.uri) as file:
+        there = _header(file, source.uri).columns
+    default = DataConfig()
+    for key, column in named_columns(data):
+        free = column in (default.image_column, default.caption_column) and key != "data.label_columns"
+        if column not in there and not free:
+            near = difflib.get_close_matches(column, there, 1, 0.4)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{key}={column!r} is no column of {source.uri} (columns: {', '.join(there)}){hint}")
+
+
+def rows(shard: Shard, data: DataConfig, columns: Sequence[str]) -> Iterator[Row]:
+    """The rows of a shard; the image of each is `Precomputed`."""
+    made = below(shard.source, data.uri) or "rows"
+    with planned(shard) as file:
+        header, end = _header(file, shard.source), shard.first_row + shard.rows
+        for first in range(shard.first_row, end, AT_ONCE):
+            count = min(AT_ONCE, end - first)
+            tensors = _tensors(file, header, first, count) if data.image_column in columns else {}
+            for i in range(count):
+                values = {c: header.columns[c][first + i] if c in header.columns else None for c in columns}
+                if tensors:
+                    condition = {n.removeprefix(CONDITION): t[i] for n, t in tensors.items() if n != "latents"}
+                    values[data.image_column] = Precomputed(tensors["latents"][i], condition)
+                yield Row(first + i, f"{made}:{first + i}", values)
+
+
+def _tensors(file: Any, header: _Header, first: int, count: int) -> dict[str, Tensor]:
+    """These rows of every tensor: their bytes under a header of their own, which the library reads."""
+    own, body = {}, b""
+    for name, told in header.tensors.items():
+        begin, end = told["data_offsets"]
+        row = (end - begin) // header.rows
+        file.seek(header.start + begin + first * row)
+        content = file.read(count * row)
+        offsets = [len(body), len(body) + len(content)]
+        own[name] = {"dtype": told["dtype"], "shape": [count, *told["shape"][1:]], "data_offsets": offsets}
+        body += content
+    text = json.dumps(own).encode()
+    text += b" " * (-len(text) % 8)
+    return load(len(text).to_bytes(8, "little") + text + body)
+
+
+def finite(one: Precomputed) -> bool:
+    return all(bool(torch.isfinite(t).all()) for t in (one.latent, *one.condition.values()) if t.is_floating_point())
+
+
+FORMAT = Format((".safetensors",), sources, check, rows)

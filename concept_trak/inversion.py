@@ -1,0 +1,93 @@
+"""Inverted states kept in the store, so that other parameters, another projector or seed need not invert again.
+
+`states/<fingerprint>/<sample>.safetensors`: x_t at every state of one sample's path, exact, in the model's precision.
+The fingerprint covers what decides a path, which is less than decides a feature; the name covers the sample's id, its
+source, version and row. One file a sample, so that batches and shards may be cut otherwise.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from concept_trak.data.sample import Sample
+from concept_trak.denoiser import Denoiser
+from concept_trak.probe import Probe
+from concept_trak.state import Batch
+from concept_trak.store.commit import Store
+from concept_trak.store.identity import fingerprint
+from concept_trak.store.part import Damaged
+from concept_trak.trajectory import ddim_inversion
+
+IN_FLIGHT = 8
+NOT_OF_PATHS = ("parameters", "unit", "weight", "projector", "stored")  # settings of features that bend no path
+
+
+@dataclass(frozen=True)
+class Inversions:
+    """The kept states of one path; `settings` are those of the features (`plan.feature_settings`)."""
+
+    store: Store
+    settings: dict[str, Any]
+    probe: Probe
+
+    @property
+    def folder(self) -> str:
+        s = {k: v for k, v in self.settings.items() if k not in NOT_OF_PATHS}
+        if s["negative"][0] == "empty" or self.probe.guidance == 1:
+            del s["seed"]  # it draws nothing but another label
+        return f"states/{fingerprint({**s, 'train': asdict(self.probe.path)})}"
+
+    def known(self, denoiser: Denoiser, batch: Batch, samples: Sequence[Sample]) -> Batch:
+        """The batch with its path: read where every sample's is kept, else inverted now and kept."""
+        names = [f"{self.folder}/{_name(s)}.safetensors" for s in samples]
+        with ThreadPoolExecutor(IN_FLIGHT) as pool:
+            kept = list(pool.map(self._read, names))
+            missing = [i for i, one in enumerate(kept) if one is None]
+            if missing:
+                made = _inverted(denoiser, batch, self.probe, missing)
+                list(pool.map(self._write, [names[i] for i in missing], made))
+                for i, one in zip(missing, made, strict=True):
+                    kept[i] = one
+        path = torch.stack([one for one in kept if one is not None])
+        return replace(batch, path=path.to(denoiser.device, denoiser.dtype))
+
+    def _read(self, name: str) -> Tensor | None:
+        try:
+            data = self.store.read(name)
+        except FileNotFoundError:
+            return None
+        try:
+            x, said = (load(data)[part] for part in ("x_t", "sha256"))
+        except (SafetensorError, KeyError) as error:
+            raise Damaged(f"{self.store.uri}/{name} is damaged ({error}); remove it: it is made again") from error
+        if bytes(said.tolist()) != _digest(x):
+            raise Damaged(f"{self.store.uri}/{name} was altered; remove it: it is made again")
+        return x
+
+    def _write(self, name: str, x: Tensor) -> None:
+        x = x.cpu().contiguous()
+        self.store.create(name, save({"x_t": x, "sha256": torch.tensor(list(_digest(x)), dtype=torch.uint8)}))
+
+
+def _inverted(denoiser: Denoiser, batch: Batch, probe: Probe, rows: Sequence[int]) -> Float[Tensor, "n s c h w"]:
+    """x_t at every state, of these rows of the batch."""
+    some = [batch.rows(slice(i, i + 1)) for i in rows]
+    if len(some) == len(batch.ids):
+        return torch.stack([state.x_t for state in ddim_inversion(denoiser, batch, probe, 0)], 1)
+    return torch.cat([_inverted(denoiser, one, probe, [0]) for one in some])
+
+
+def _digest(x: Tensor) -> bytes:
+    return hashlib.sha256(x.contiguous().view(torch.uint8).numpy().tobytes()).digest()
+
+
+def _name(sample: Sample) -> str:
+    return hashlib.sha256(f"{sample.origin}\n{sample.id}".encode()).hexdigest()[:32]
