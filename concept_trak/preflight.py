@@ -9,7 +9,11 @@ from collections.abc import Sequence
 
 import torch
 
+from concept_trak.data.config import DataConfig
+from concept_trak.data.sample import Sample, samples
+from concept_trak.data.shard import Shard
 from concept_trak.denoiser import Denoiser, take
+from concept_trak.encoding import encoded
 from concept_trak.noise import normal
 
 # Relative difference of a prediction in two batches that rounding explains: kernels are chosen by size and block
@@ -52,3 +56,29 @@ def require_batch_consistency(denoiser: Denoiser, texts: Sequence[str]) -> float
             "mode, or set model.batch=1."
         )
     return found
+
+
+@torch.no_grad()
+def require_fit(denoiser: Denoiser, shard: Shard, data: DataConfig) -> None:
+    """That the model takes what the data give it: every bucket's size, and the latents and embeddings they bring along.
+
+    Raises:
+        ValueError: it does not; the message names the size.
+    """
+    first = next((s for s in samples(shard, data, denoiser.resolution) if isinstance(s, Sample)), None)
+    if first is not None and first.precomputed is not None:
+        encoded(denoiser, [first])
+    for height, width in data.buckets:
+        pixels = torch.zeros(1, 3, height, width, device=denoiser.device, dtype=denoiser.dtype)
+        try:
+            x_0 = denoiser.to_latent(pixels)
+            seen = denoiser(x_0, 500, denoiser.encode([""])).eps.shape
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise ValueError(
+                f"data.buckets: the model cannot take images of {height} x {width} ({str(error)[:200]}); expected "
+                "sizes that its network halves evenly, such as multiples of 64"
+            ) from error
+        if seen != x_0.shape:
+            raise ValueError(
+                f"data.buckets: of {height} x {width} the model makes {list(seen[2:])}, not {list(x_0.shape[2:])}"
+            )

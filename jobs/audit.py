@@ -18,14 +18,15 @@ from jobs.failure import ended
 from jobs.meter import METRICS, Meter
 from jobs.outcome import conclude, tell
 from jobs.pages import Found
+from jobs.preflight import preflight
 from jobs.prepare import Prepared, prepare
 from jobs.progress import Progress
 from jobs.run import Run
 
 
 def audit(config: AuditConfig) -> int:
-    """Run one audit to its manifest, or say that it is finished; the result is the exit code."""
-    return ended(lambda: _audit(config))
+    """Run one audit to its manifest, or say that it is finished, or only its preflight; the result is the exit code."""
+    return ended(lambda: preflight(config, executor) if config.preflight else _audit(config))
 
 
 def _audit(config: AuditConfig) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from concept_trak.layout import gram_file, query_file, scores_file
 from concept_trak.report.render import render
-from concept_trak.results import REJECT_KINDS, reject_rows, top_kinds, top_rows
+from concept_trak.results import REJECT_KINDS, reject_rows, rejects_by_reason, top_kinds, top_rows
 from concept_trak.store.manifest import finish, read_table, write_bytes, write_json, write_table
 from concept_trak.store.tables import from_rows
 from jobs.pages import Found, facts, page
@@ -22,10 +22,16 @@ def conclude(run: Run, found: Found) -> None:
     write_table(p.audit, "top.parquet", from_rows(top_kinds(config), top))
     write_table(p.audit, "rejects.parquet", from_rows(REJECT_KINDS, list(reject_rows(p.store, found.records))))
     costs = {method: _cost(run, found, method) for method in config.methods}
-    metrics = {"concepts": found.measures, "methods": costs, "stages": run.progress.counters()}
+    metrics = {"data": _data(p, found), "concepts": found.measures, "methods": costs, "stages": run.progress.counters()}
     write_json(p.audit, "metrics.json", metrics)
     write_bytes(p.audit, "report.html", render(page(run, found)).encode())
     finish(p.audit, _files(p, found), found.parts, {"fingerprints": p.work.fingerprints})
+
+
+def _data(p: Prepared, found: Found) -> dict[str, Any]:
+    """What the data are: samples planned, and how many were rejected for each reason; empty captions are no_caption."""
+    first = next(iter(found.records.values()))
+    return {"samples": p.samples, "sources": p.sources, "rejected": rejects_by_reason(first)}
 
 
 COSTS = ("evaluations", "seconds", "samples", "computed", "rejected", "features", "trace", "lam")
@@ -48,14 +54,20 @@ def tell(p: Prepared, line: Callable[[str], None]) -> None:
     """A table per concept from what lies in the store, and where the page is."""
     table = read_table(p.audit, "top.parquet").to_pylist()
     best = [r for r in table if (r["form"], r["end"]) == ("damped", "top") and r["rank"] <= 5]
-    metrics = json.loads(p.store.read(p.audit.name("metrics.json")))["concepts"]
+    told = json.loads(p.store.read(p.audit.name("metrics.json")))
+    metrics, rejected = told["concepts"], told["data"]["rejected"]
+    if rejected:
+        counted = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
+        empty = rejected.get("no_caption", 0) / p.samples
+        line(f"rejected   {counted} of {p.samples} samples ({empty:.1%} without a caption)")
     for concept in p.config.concepts:
         line(f"\n{concept.name}: {concept.text!r} without it: {concept.without!r} ({concept.scope})")
         for method in p.config.methods:
             line(f"  {method}{_grade(metrics.get(concept.name, {}).get(method))}")
             for r in best:
                 if (r["concept"], r["method"]) == (concept.name, method):
-                    line(f"    {r['rank']:>3}  {r['score']:>10.3g}  {r['sample_id']:<20} {r['caption']}")
+                    same = f"  (the same image as {r['duplicate_of']})" if r["duplicate_of"] else ""
+                    line(f"    {r['rank']:>3}  {r['score']:>10.3g}  {r['sample_id']:<20} {r['caption']}{same}")
     where = p.store.uri.removeprefix("file://")
     line(f"\nreport     {where}/{p.audit.name('report.html')}")
 

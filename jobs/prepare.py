@@ -8,10 +8,10 @@ from typing import Any
 from concept_trak.concept import Concept, require_whole
 from concept_trak.config import AuditConfig, outcome_settings
 from concept_trak.data.image import read
-from concept_trak.data.shard import Shard
+from concept_trak.data.shard import Shard, cut
 from concept_trak.denoiser import Denoiser, same
 from concept_trak.plan import feature_settings, shards, survey
-from concept_trak.preflight import require_batch_consistency
+from concept_trak.preflight import require_batch_consistency, require_fit
 from concept_trak.query import Question
 from concept_trak.stages import Work, open_model
 from concept_trak.store.commit import Store
@@ -69,6 +69,7 @@ def prepare(config: AuditConfig) -> Prepared:
     if config.model.batch > 1:
         texts = dict.fromkeys(text for concept in config.concepts for text in (concept.text, concept.without))
         require_batch_consistency(denoiser, list(texts)[: min(config.model.batch, TOGETHER)])
+    require_fit(denoiser, cut(next(source for source in found if source.rows), 1)[0], config.data)
     plan = shards(found, _shard_rows(store, settings, config.data.shard_rows))
     audit = Audit(store, config.audit)
     work = Work(config, {name: fingerprint(s) for name, s in settings.items()})
