@@ -18,6 +18,9 @@ from jaxtyping import Bool
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from concept_trak.groups import GRANULARITIES, Heads, as_groups
+from concept_trak.specificity import AGAINST, Worth
+
 Masks = dict[str, Bool[Tensor, "..."]]
 
 
@@ -26,45 +29,89 @@ class Choice:
     """How many parameters, and which are candidates."""
 
     by: str = "global"
-    """`global`: the first of all candidates; `per_row`: of every row of every matrix (the published setting)."""
+    """`global`: the first of all candidates; `per_tensor`: of every tensor; `per_row`: of every row of every matrix
+    (the published setting)."""
     ratio: float = 0.003
-    """Share of the candidates, or of each row; above 0, at most 1."""
+    """Share of the candidates, or of those of each tensor or row; above 0, at most 1."""
     pattern: str = ""
     """Searched in the parameter names; the published setting is `ff`."""
+    granularity: str = "scalar"
+    """What is chosen as a whole: scalar, row (a neuron or channel), head or tensor, each by the sum of its scalars."""
+    against: str = "none"
+    """How references count, a row of `specificity.py`: none, margin, surgery, surgery_by_tensor or reach."""
+    floor: float = 1.0
+    """reach: added to every price, in units of the mean price, so that nothing is divided by 0."""
 
     def __post_init__(self) -> None:
-        if self.by not in ("global", "per_row"):
-            raise ValueError(f"edit.choice.by={self.by!r}; expected global or per_row")
-        if not 0 < self.ratio <= 1:
-            raise ValueError(f"edit.choice.ratio={self.ratio}; expected a share above 0, at most 1")
+        for key, value, known in (
+            ("by", self.by, ("global", "per_tensor", "per_row")),
+            ("granularity", self.granularity, GRANULARITIES),
+            ("against", self.against, AGAINST),
+        ):
+            if value not in known:
+                raise ValueError(f"edit.choice.{key}={value!r}; expected one of: {', '.join(known)}")
+        if self.by == "per_row" and self.granularity != "scalar":
+            raise ValueError(
+                f"edit.choice.by=per_row chooses single parameters; granularity={self.granularity} does not"
+            )
+        if not 0 < self.ratio <= 1 or self.floor <= 0:
+            raise ValueError(
+                f"edit.choice.ratio={self.ratio}, floor={self.floor}; expected 0 < ratio <= 1 and floor above 0"
+            )
         try:
             re.compile(self.pattern)
         except re.error as error:
             raise ValueError(f"edit.choice.pattern={self.pattern!r} is not a regular expression: {error}") from None
 
 
-def choose(scores: dict[str, Tensor], choice: Choice) -> Masks:
-    """The parameters with the highest scores, of those only the positive: a mask for every tensor that has any.
+def choose(found: Worth, choice: Choice, heads: Heads) -> Masks:
+    """The candidates with the highest scores, of those only the positive: a mask for every tensor that has any.
 
     Raises:
-        ValueError: the pattern or the ratio leaves nothing to choose.
+        ValueError: the pattern, the granularity or the ratio leaves nothing to choose.
     """
-    found = {
-        n: a for n, a in scores.items() if re.search(choice.pattern, n) and (choice.by == "global" or a.dim() == 2)
-    }
-    if not found:
-        kind = "parameters" if choice.by == "global" else "matrices"
-        raise ValueError(
-            f"edit.choice.pattern={choice.pattern!r} matches none of the {kind}; expected a part of names such as: "
-            f"{', '.join(list(scores)[:: max(1, len(scores) // 4)][:4])}"
-        )
-    masks = _first_of_all(found, choice.ratio) if choice.by == "global" else _first_of_rows(found, choice.ratio)
-    chosen = {name: mask for name, mask in masks.items() if mask.any()}
+    scores = scored(found, choice, heads)
+    chosen = {name: mask for name, mask in _first(scores, choice).items() if mask.any()}
     if not chosen:
         raise ValueError(
-            f"edit.choice.ratio={choice.ratio} chooses no parameter ({_sizes(found, choice.by)}); raise it"
+            f"edit.choice.ratio={choice.ratio} chooses no parameter ({_sizes(scores, choice.by)}); raise it"
         )
-    return chosen
+    shapes = {name: found.benefit[name].shape for name in chosen}
+    return {
+        n: mask.reshape(-1, 1).expand(-1, shapes[n].numel() // mask.numel()).reshape(shapes[n])
+        for n, mask in chosen.items()
+    }
+
+
+def scored(found: Worth, choice: Choice, heads: Heads) -> dict[str, Tensor]:
+    """Of every candidate: [groups] by tensor, or the tensor's own shape for single parameters.
+
+    benefit, or benefit / (price + floor mean price), the mean over all single candidates.
+    """
+    fit = {
+        n: a
+        for n, a in found.benefit.items()
+        if re.search(choice.pattern, n)
+        and (choice.by != "per_row" or a.dim() == 2)
+        and (choice.granularity != "head" or n in heads)
+    }
+    if not fit:
+        kind = {"per_row": "matrices"}.get(choice.by, "parameters" if choice.granularity != "head" else "heads")
+        raise ValueError(
+            f"edit.choice.pattern={choice.pattern!r} matches none of the {kind}; expected a part of names such as: "
+            f"{', '.join(list(found.benefit)[:: max(1, len(found.benefit) // 4)][:4])}"
+        )
+
+    def summed(x: Tensor, name: str) -> Tensor:
+        return x if choice.granularity == "scalar" else as_groups(x, choice.granularity, heads.get(name)).sum(1)
+
+    if found.price is None:
+        return {n: summed(a, n) for n, a in fit.items()}
+    total = sum(found.price[n].double().sum().item() for n in fit)
+    least = choice.floor * total / sum(a.numel() for a in fit.values())
+    if least <= 0:
+        raise ValueError("none of the candidates moves any reference, so that they are free: choose against=none")
+    return {n: summed(a, n) / (summed(found.price[n], n) + least) for n, a in fit.items()}
 
 
 def edited(state: dict[str, Tensor], masks: Masks, factor: float) -> dict[str, Tensor]:
@@ -104,6 +151,14 @@ def _rewritten(folder: Path, masks: Masks, factor: float) -> set[str]:
     return seen
 
 
+def _first(scores: dict[str, Tensor], choice: Choice) -> Masks:
+    if choice.by == "global":
+        return _first_of_all(scores, choice.ratio)
+    if choice.by == "per_row":
+        return {name: _first_of_rows(a, choice.ratio) for name, a in scores.items()}
+    return {name: _first_of_all({name: a}, choice.ratio)[name] for name, a in scores.items()}
+
+
 def _first_of_all(scores: dict[str, Tensor], ratio: float) -> Masks:
     flat = torch.cat([a.flatten() for a in scores.values()])
     mask = torch.zeros_like(flat, dtype=torch.bool)
@@ -112,17 +167,14 @@ def _first_of_all(scores: dict[str, Tensor], ratio: float) -> Masks:
     return {name: part.view(a.shape) for (name, a), part in zip(scores.items(), parts, strict=True)}
 
 
-def _first_of_rows(scores: dict[str, Tensor], ratio: float) -> Masks:
+def _first_of_rows(a: Tensor, ratio: float) -> Tensor:
     """int(ratio * in_features) of every row, then only alpha > 0 (as CAD publishes it)."""
-    masks = {}
-    for name, a in scores.items():
-        best = a.topk(int(ratio * a.shape[1]), dim=1).indices
-        masks[name] = torch.zeros_like(a, dtype=torch.bool).scatter(1, best, True) & (a > 0)
-    return masks
+    best = a.topk(int(ratio * a.shape[1]), dim=1).indices
+    return torch.zeros_like(a, dtype=torch.bool).scatter(1, best, True) & (a > 0)
 
 
 def _sizes(scores: dict[str, Tensor], by: str) -> str:
-    if by == "global":
-        return f"{sum(a.numel() for a in scores.values())} candidates"
+    if by != "per_row":
+        return f"{sum(a.numel() for a in scores.values())} candidates in {len(scores)} tensors"
     widths = sorted({a.shape[1] for a in scores.values()})
     return f"rows of {widths[0]} to {widths[-1]}, of which the whole part of the ratio is taken"

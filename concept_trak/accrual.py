@@ -10,34 +10,26 @@ from typing import Any
 
 import torch
 
-from concept_trak.ablation import Choice, choose, write
-from concept_trak.components import (
-    Measurement,
-    alpha,
-    decode,
-    encode,
-    expressed,
-    group_rows,
-    mean,
-    measure,
-    states_of,
-    top_rows,
-)
+from concept_trak.ablation import Choice, Masks, choose, write
+from concept_trak.components import Measurement, alpha, decode, encode, expressed, mean, measure, states_of
 from concept_trak.concept import Concept
 from concept_trak.config import AuditConfig
 from concept_trak.data.image import decode as decode_image
 from concept_trak.data.image import fit, to_tensor
 from concept_trak.gate import Gate, require, shown
+from concept_trak.groups import group_rows, heads_of, top_rows
 from concept_trak.probe import Probe
+from concept_trak.specificity import Worth, worth
 from concept_trak.stages import Attempt, open_model
 from concept_trak.store.commit import Store
 from concept_trak.store.identity import fingerprint
 from concept_trak.store.tables import from_rows, to_parquet
 
-NUMERICS = 1  # rises when the numbers of a measurement change
-GROUPS = {"concept": "string", "objective": "string", "granularity": "string", "tensor": "string", "row": "int32",
-          "parameters": "int64", "alpha": "float64", "alpha_positive": "float64", "alpha_negative": "float64",
-          "se_seeds": "float64", "se_states": "float64", "z": "float64", "seeds": "int32",
+UNITS = "components/units"
+NUMERICS = 2  # rises when the numbers of a measurement change
+GROUPS = {"concept": "string", "objective": "string", "granularity": "string", "tensor": "string", "head": "int32",
+          "row": "int32", "parameters": "int64", "alpha": "float64", "alpha_positive": "float64",
+          "alpha_negative": "float64", "se_seeds": "float64", "se_states": "float64", "z": "float64", "seeds": "int32",
           "states": "int32"}  # fmt: skip
 TOP = {"concept": "string", "objective": "string", "end": "string", "rank": "int32", "tensor": "string",
        "row": "int32", "column": "int32", "theta": "float64", "gradient": "float64", "alpha": "float64"}  # fmt: skip
@@ -45,11 +37,27 @@ TOP = {"concept": "string", "objective": "string", "end": "string", "rank": "int
 
 @dataclass(frozen=True)
 class Unit:
-    """One trajectory: a concept, and the seed of its noise; `image` are the bytes of a local concept's."""
+    """One trajectory: a concept with one of its prompts, what is measured, and the seed of its noise.
+
+    `image` are the bytes of a local concept's.
+    """
 
     concept: Concept
+    objective: str
     seed: int
     image: bytes = b""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is concluded about one concept: its units, and those of each reference (all prompts of one name)."""
+
+    units: tuple[Unit, ...]
+    references: tuple[tuple[Unit, ...], ...] = ()
+
+    @property
+    def concept(self) -> Concept:
+        return self.units[0].concept
 
 
 @dataclass(frozen=True)
@@ -69,8 +77,9 @@ class Inquest:
         c, m = item.concept, self.config.model
         seen = {"identity": self.identity, "parameters": m.parameters, "precision": m.precision, "numerics": NUMERICS}
         asked = {"prompt": c.text, "without": c.without, "scope": c.scope, "image": item.image.hex(), "seed": item.seed}
-        how = {"objective": self.objective, "probe": asdict(self.probe), "unit": self.unit, "negative": m.negative}
-        return f"components/units/{fingerprint({**seen, **asked, **how})}.safetensors"
+        unit = self.unit and item.objective != "reach"
+        how = {"objective": item.objective, "probe": asdict(self.probe), "unit": unit, "negative": m.negative}
+        return f"{UNITS}/{fingerprint({**seen, **asked, **how})}.safetensors"
 
     def table(self, kind: str, concept: Concept) -> str:
         return f"components/{self.name}/{kind}/{concept.name}.parquet"
@@ -94,6 +103,17 @@ class Opened:
         for name in map(self.inquest.file, items):
             yield decode(self.store.read(name), f"{self.store.uri}/{name}")
 
+    def worth(self, case: Case, choice: Choice) -> Worth:
+        """Of every parameter: highest is what is to go. Erase lowers its J, amplify raises its."""
+        sign = {"erase": 1, "amplify": -1}[self.inquest.objective]
+        target = {name: sign * g for name, g in mean(self.read(case.units)).gradient.items()}
+        theta = {name: p.detach().cpu() for name, p in self.denoiser.parameters.items()}
+        references = [] if choice.against == "none" else [mean(self.read(units)) for units in case.references]
+        return worth(choice.against, theta, target, references)
+
+    def choose(self, case: Case, choice: Choice) -> Masks:
+        return choose(self.worth(case, choice), choice, heads_of(self.denoiser.network))
+
 
 class Measure(Opened):
     """One trajectory, to the store; returns the name of its file. Nothing is measured twice."""
@@ -104,8 +124,8 @@ class Measure(Opened):
             side, pixels = self.denoiser.resolution, None
             if item.image:
                 pixels = to_tensor(fit(decode_image(item.image), side))[None]
-            states = states_of(self.denoiser, q.objective, q.probe, item.concept, item.seed, pixels)
-            self.store.create(name, encode(measure(self.denoiser, q.objective, states, q.unit)))
+            states = states_of(self.denoiser, item.objective, q.probe, item.concept, item.seed, pixels)
+            self.store.create(name, encode(measure(self.denoiser, item.objective, states, q.unit, item.seed)))
         return name
 
 
@@ -120,13 +140,13 @@ class Concluded:
 
 
 class Conclude(Opened):
-    """A concept's units, added in the order of their seeds, as tables in the store."""
+    """A concept's units, added in the order of the case, as tables in the store."""
 
-    def __call__(self, items: tuple[Unit, ...], attempt: Attempt) -> Concluded:
-        q, concept, found = self.inquest, items[0].concept, mean(self.read(items))
+    def __call__(self, item: Case, attempt: Attempt) -> Concluded:
+        q, concept, found = self.inquest, item.concept, mean(self.read(item.units))
         alphas, parameters = alpha(self.denoiser, found), {n: p.detach() for n, p in self.denoiser.parameters.items()}
         said = {"concept": concept.name, "objective": q.objective}
-        groups = [{**said, **row} for row in group_rows(alphas, found, len(items))]
+        groups = [{**said, **row} for row in group_rows(alphas, found, heads_of(self.denoiser.network))]
         tops = [{**said, **row} for row in top_rows(parameters, alphas, found, q.top)]
         for kind, kinds, rows in (("components_groups", GROUPS, groups), ("components_top", TOP, tops)):
             self.store.replace(q.table(kind, concept), to_parquet(from_rows(kinds, rows)))
@@ -138,25 +158,24 @@ class Conclude(Opened):
 class Edit(Opened):
     """The edited copy of the model directory; runs where it is to lie."""
 
-    def __call__(self, items: tuple[Unit, ...], choice: Choice, factor: float, out: str, gate: Gate) -> int:
+    def __call__(self, case: Case, choice: Choice, factor: float, out: str, gate: Gate) -> int:
         """How many parameters were changed.
 
         Raises:
             ValueError: the concept is not expressed, so that alphas predict nothing.
         """
-        q, concept, found = self.inquest, items[0].concept, mean(self.read(items))
-        moves = expressed(found) if q.objective == "erase" else None
-        shows = shown(self.denoiser, q.config.model.path, concept, gate.samples) if q.objective == "erase" else None
-        require(concept, gate, moves, shows)
-        masks = choose(wanted(q.objective, alpha(self.denoiser, found)), choice)
+        q, concept, model = self.inquest, case.concept, self.inquest.config.model.path
+        shows = shown(self.denoiser, model, concept, gate.samples) if q.objective == "erase" else None
+        require(concept, gate, shows)
+        masks = self.choose(case, choice)
         record: dict[str, Any] = {"model": q.identity, "objective": q.objective, "concept": asdict(concept)}
-        how = {"seeds": [i.seed for i in items], "choice": asdict(choice), "unit": q.unit, "probe": asdict(q.probe)}
-        measured = {"gate": asdict(gate), "moves": moves, "shows": shows}
-        write(q.config.model.path, out, masks, factor, {**record, **how, **measured})
+        asked = {"asked": _told(case.units), "references": [_told(units) for units in case.references]}
+        how = {"choice": asdict(choice), "unit": q.unit, "probe": asdict(q.probe), "gate": asdict(gate), "shows": shows}
+        write(model, out, masks, factor, {**record, **asked, **how})
         return sum(int(mask.sum()) for mask in masks.values())
 
 
-def wanted(objective: str, alphas: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Scores whose highest are to go: erase lowers its J, amplify raises its."""
-    sign = {"erase": 1, "amplify": -1}[objective]
-    return {name: sign * a for name, a in alphas.items()}
+def _told(units: tuple[Unit, ...]) -> list[dict[str, Any]]:
+    return [
+        {"name": u.concept.name, "prompt": u.concept.text, "without": u.concept.without, "seed": u.seed} for u in units
+    ]

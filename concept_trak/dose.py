@@ -11,29 +11,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from concept_trak.ablation import Choice, Masks, choose, edited
-from concept_trak.accrual import Inquest, Opened, Unit, wanted
+from concept_trak.ablation import Choice, Masks, edited
+from concept_trak.accrual import Case, Inquest, Opened
 from concept_trak.classifier import Classifier, presence
-from concept_trak.components import alpha, mean
 from concept_trak.counterfactual import Pictures, drawn, judge_of
-from concept_trak.data.two_factors import SHAPES3, TwoFactors
+from concept_trak.data.two_factors import TwoFactors
+from concept_trak.gate import known_to
 from concept_trak.stages import Attempt
 
 ARMS = ("alpha", "random", "size")
 DOSES = {"concept": "string", "objective": "string", "arm": "string", "ratio": "float64", "factor": "float64",
          "edited": "int64", "value": "string", "of": "string", "presence": "float64",
-         "samples": "int32"}  # fmt: skip
+         "samples": "int32", "seed": "int32"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Dose:
-    """One edit of one concept's units, not written but looked at: an arm of `ARMS`, or `none`."""
+    """One edit for one concept, not written but looked at: an arm of `ARMS`, or `none`."""
 
-    units: tuple[Unit, ...]
+    case: Case
     arm: str
     choice: Choice
     factor: float
     samples: int
+    seed: int
+    """Of the noises that the pictures start from."""
 
 
 class Administer(Opened):
@@ -41,21 +43,21 @@ class Administer(Opened):
 
     def __init__(self, inquest: Inquest) -> None:
         super().__init__(inquest)
-        self.judge = judge_of(inquest.config.model.path, SHAPES3)
+        self.kinds = known_to(inquest.config.model.path)
+        self.judge = judge_of(inquest.config.model.path, self.kinds)
 
     def __call__(self, item: Dose, attempt: Attempt) -> list[dict[str, Any]]:
-        scores = wanted(self.inquest.objective, alpha(self.denoiser, mean(self.read(item.units))))
         before = {n: p.detach().clone() for n, p in self.denoiser.parameters.items()}
-        masks = {} if item.arm == "none" else masks_of(item.arm, choose(scores, item.choice), scores, before)
+        masks = {} if item.arm == "none" else masks_of(item.arm, self.choose(item.case, item.choice), before)
         try:
             self._put(edited(before, masks, item.factor))
-            pictures = drawn(self.denoiser, SHAPES3, item.samples)
+            pictures = drawn(self.denoiser, self.kinds, item.samples, seed=item.seed)
         finally:
             self._put(before)
-        said = {"concept": item.units[0].concept.name, "objective": self.inquest.objective, "arm": item.arm}
-        how = {"ratio": item.choice.ratio, "factor": item.factor, "samples": item.samples}
+        said = {"concept": item.case.concept.name, "objective": self.inquest.objective, "arm": item.arm}
+        how = {"ratio": item.choice.ratio, "factor": item.factor, "samples": item.samples, "seed": item.seed}
         count = sum(int(mask.sum()) for mask in masks.values())
-        return [{**said, **how, "edited": count, **row} for row in shown(self.judge, SHAPES3, pictures)]
+        return [{**said, **how, "edited": count, **row} for row in shown(self.judge, self.kinds, pictures)]
 
     @torch.no_grad()
     def _put(self, values: dict[str, Tensor]) -> None:
@@ -63,13 +65,13 @@ class Administer(Opened):
             self.denoiser.parameters[name].copy_(value)
 
 
-def masks_of(arm: str, chosen: Masks, scores: dict[str, Tensor], theta: dict[str, Tensor]) -> Masks:
+def masks_of(arm: str, chosen: Masks, theta: dict[str, Tensor]) -> Masks:
     """`alpha`: those chosen; the others take as many of every tensor: drawn by its name, or of the largest |theta|."""
     if arm == "alpha":
         return chosen
     masks = {}
     for name, mask in chosen.items():
-        rank = theta[name].abs() if arm == "size" else _keyed(name, scores[name])
+        rank = theta[name].abs() if arm == "size" else _keyed(name, theta[name])
         best = rank.flatten().topk(int(mask.sum())).indices
         masks[name] = torch.zeros(mask.numel(), dtype=torch.bool).index_fill(0, best, True).view(mask.shape)
     return masks

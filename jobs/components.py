@@ -4,14 +4,14 @@ Every (concept, seed) is one trajectory and one file in the store, measured once
 with `edit.out`, a copy of the model without what holds it. The same command goes on where it stopped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
 from cluster.executor import Resources, Task
 from concept_trak.ablation import Choice
-from concept_trak.accrual import Concluded, Edit, Inquest, Unit
+from concept_trak.accrual import Case, Concluded, Edit, Inquest, Unit
 from concept_trak.components import OBJECTIVES
 from concept_trak.concept import Concept
 from concept_trak.config import AuditConfig, BudgetConfig, ClusterConfig, ModelConfig
@@ -19,6 +19,7 @@ from concept_trak.data.image import read
 from concept_trak.dose import ARMS, DOSES, Dose
 from concept_trak.gate import Gate
 from concept_trak.probe import Probe
+from concept_trak.specificity import measured_for
 from concept_trak.stages import open_model
 from concept_trak.store.commit import Store
 from concept_trak.store.tables import from_rows, to_parquet
@@ -49,7 +50,10 @@ class ComponentsConfig:
     """The tables lie in components/<name>/."""
     model: ModelConfig = field(default_factory=ModelConfig)
     concepts: tuple[Concept, ...] = ()
-    """As in an audit; `samples` is not used, and `truth` only tells the gate's judge what to look for."""
+    """As in an audit; `samples` is not used, and `truth` only tells the gate's judge what to look for. Those of one
+    name are one concept with several prompts."""
+    references: tuple[Concept, ...] = ()
+    """What an edit is to leave as it is (edit.choice.against); those with a concept's own name are none of its."""
     objective: str = "erase"
     """erase: what the concept's prediction differs by; amplify: how well images of the concept are denoised."""
     seeds: tuple[int, ...] = (0, 1, 2, 3)
@@ -65,6 +69,8 @@ class ComponentsConfig:
     """Ratios at which edit.choice is tried, unwritten, for what the model then draws (shapes of jobs.train only)."""
     samples: int = 8
     """Pictures per prompt and dose."""
+    pictures_seed: int = 0
+    """Names the noises they start from: choose a dose on some, and report it on others."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
 
@@ -75,8 +81,9 @@ class ComponentsConfig:
             raise ValueError(f"seeds={list(self.seeds)}; expected at least one, none twice")
         if min(self.top, self.samples) < 1:
             raise ValueError(f"top={self.top}, samples={self.samples}; expected at least 1")
-        if self.edit.out and len(self.concepts) != 1:
-            raise ValueError(f"edit.out edits for one concept, and {len(self.concepts)} are asked; give one")
+        names = {concept.name for concept in self.concepts}
+        if self.edit.out and len(names) != 1:
+            raise ValueError(f"edit.out edits for one concept, and {len(names)} are asked; give one")
 
 
 def components(config: ComponentsConfig) -> int:
@@ -91,16 +98,16 @@ def _components(config: ComponentsConfig) -> int:
     ):
         if not value:
             raise ValueError(f"{key} is not set; expected something like {example}")
-    inquest = inquest_of(config)
-    concepts = units_of(config)
-    measure(config, inquest, [unit for units in concepts for unit in units])
-    for _, found in mapped(config, "conclude", Task("concept_trak.accrual:Conclude", inquest), concepts):
+    inquest, cases = inquest_of(config), cases_of(config)
+    asked = [units for case in cases for units in (case.units, *case.references)]
+    measure(config, inquest, {inquest.file(unit): unit for units in asked for unit in units})
+    for _, found in mapped(config, "conclude", Task("concept_trak.accrual:Conclude", inquest), cases):
         print(told(found, config.objective))
     print(f"tables     {config.store}/components/{config.name}/components_groups/*.parquet, components_top/*.parquet")
     if config.doses:
-        dosed(config, inquest, concepts)
+        dosed(config, inquest, cases)
     if e := config.edit if config.edit.out else None:
-        changed = Edit(inquest)(concepts[0], e.choice, e.factor, e.out, e.gate)
+        changed = Edit(inquest)(cases[0], e.choice, e.factor, e.out, e.gate)
         print(f"edited     {changed} parameters times {e.factor:g}: {e.out}")
     return 0
 
@@ -113,36 +120,46 @@ def inquest_of(config: ComponentsConfig) -> Inquest:
     return Inquest(whole, config.name, config.objective, config.probe, config.unit, config.top, identity)
 
 
-def units_of(config: ComponentsConfig) -> list[tuple[Unit, ...]]:
-    """By concept, in the order of the seeds: the order in which they are added."""
+def cases_of(config: ComponentsConfig) -> list[Case]:
+    """By concept, its units in the order of prompts and seeds: the order in which they are added."""
+    against = config.edit.choice.against
+    held = {} if against == "none" else by_name(config, config.references, measured_for(against, config.objective))
+    asked = by_name(config, config.concepts, config.objective)
     return [
-        tuple(Unit(c, seed, read(c.image) if c.image else b"") for seed in sorted(config.seeds))
-        for c in config.concepts
+        Case(units, tuple(theirs for other, theirs in held.items() if other != name)) for name, units in asked.items()
     ]
 
 
-def measure(config: ComponentsConfig, inquest: Inquest, units: Sequence[Unit]) -> None:
-    """The trajectories that have no file yet."""
+def by_name(config: ComponentsConfig, concepts: Sequence[Concept], objective: str) -> dict[str, tuple[Unit, ...]]:
+    found = dict[str, tuple[Unit, ...]]()
+    for c in concepts:
+        units = (Unit(c, objective, seed, read(c.image) if c.image else b"") for seed in sorted(config.seeds))
+        found[c.name] = (*found.get(c.name, ()), *units)
+    return found
+
+
+def measure(config: ComponentsConfig, inquest: Inquest, units: Mapping[str, Unit]) -> None:
+    """The trajectories, by their files, that have none yet."""
     store = Store(config.store)
-    missing = [unit for unit in units if store.size(inquest.file(unit)) is None]
+    missing = [unit for name, unit in units.items() if store.size(name) is None]
     print(f"measure    {len(units)} trajectories, {len(missing)} of them to measure", flush=True)
     for _ in mapped(config, "measure", Task("concept_trak.accrual:Measure", inquest), missing):
         pass
 
 
-def dosed(config: ComponentsConfig, inquest: Inquest, concepts: Sequence[tuple[Unit, ...]]) -> None:
+def dosed(config: ComponentsConfig, inquest: Inquest, cases: Sequence[Case]) -> None:
     """What is drawn without an edit, and with every arm at every dose, as components_doses.parquet."""
     e, n = config.edit, config.samples
     items = [
-        Dose(units, arm, replace(e.choice, ratio=ratio), e.factor, n)
-        for units in concepts
+        Dose(case, arm, replace(e.choice, ratio=ratio), e.factor, n, config.pictures_seed)
+        for case in cases
         for arm, ratio in [("none", e.choice.ratio), *product(ARMS, config.doses)]
     ]
     rows = list[dict[str, Any]]()
     for item, found in mapped(config, "doses", Task("concept_trak.dose:Administer", inquest), items):
         seen = ", ".join(f"{row['value']} {row['presence']:.2f}" for row in found)
         ratio = "" if item.arm == "none" else f" {item.choice.ratio:g} ({found[0]['edited']})"
-        print(f"dose       {item.units[0].concept.name}, {item.arm}{ratio}: {seen}")
+        print(f"dose       {item.case.concept.name}, {item.arm}{ratio}: {seen}")
         rows += found
     name = f"components/{config.name}/components_doses.parquet"
     Store(config.store).replace(name, to_parquet(from_rows(DOSES, rows)))

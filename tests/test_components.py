@@ -8,22 +8,13 @@ import pytest
 import torch
 
 from concept_trak.ablation import Choice, choose, edited
-from concept_trak.components import (
-    Measurement,
-    alpha,
-    decode,
-    encode,
-    expressed,
-    group_rows,
-    mean,
-    measure,
-    states_of,
-    top_rows,
-)
+from concept_trak.components import Measurement, alpha, decode, encode, expressed, mean, measure, states_of
 from concept_trak.concept import Concept
 from concept_trak.direction import concept_reward
 from concept_trak.gradient import pull_back_naive
+from concept_trak.groups import group_rows, top_rows
 from concept_trak.probe import Probe
+from concept_trak.specificity import Worth
 from concept_trak.state import State, required
 from concept_trak.trajectory import States
 from tests.toys import Toy
@@ -45,7 +36,9 @@ def states(toy: Toy, objective: str = "erase", seed: int = 0) -> list[State]:
 
 
 def given(found: list[State]) -> States:
-    yield from found
+    """As a path gives them, which can be told what was seen."""
+    for state in found:  # noqa: UP028 (a list cannot be told)
+        yield state
 
 
 def found_of(toy: Toy, objective: str = "erase", seed: int = 0, unit: bool = False) -> Measurement:
@@ -95,25 +88,28 @@ def test_groups_add_up(toy):
     """The alpha of a tensor is that of its rows, and that of its scalars; so are the positive and negative parts."""
     found = mean([found_of(toy, seed=s) for s in (0, 1)])
     alphas = alpha(toy, found)
-    rows = list(group_rows(alphas, found, 2))
+    rows = list(group_rows(alphas, found, {"mix.weight": 2}))
     for tensor in (row for row in rows if row["granularity"] == "tensor"):
         a, name = alphas[tensor["tensor"]], tensor["tensor"]
         assert tensor["alpha"] == pytest.approx(a.sum().item(), rel=1e-9, abs=1e-15)
         parts = [row for row in rows if row["granularity"] == "row" and row["tensor"] == name]
         assert len(parts) == (len(a) if a.dim() > 1 else 0), "never a row per scalar"
-        for key in ("alpha", "alpha_positive", "alpha_negative", "parameters") if parts else ():
-            assert sum(part[key] for part in parts) == pytest.approx(tensor[key], rel=1e-9, abs=1e-15)
+        heads = [row for row in rows if row["granularity"] == "head" and row["tensor"] == name]
+        assert len(heads) == (2 if name == "mix.weight" else 0)
+        for some in filter(None, (parts, heads)):
+            for key in ("alpha", "alpha_positive", "alpha_negative", "parameters"):
+                assert sum(part[key] for part in some) == pytest.approx(tensor[key], rel=1e-9, abs=1e-15)
 
 
 def test_errors_are_those_of_the_means_over_seeds_and_states(toy):
     each = [found_of(toy, seed=s) for s in (0, 1, 2)]
     name, whole = "first.weight", mean(each)
     of_seed = torch.stack([(toy.parameters[name] * m.gradient[name]).sum() for m in each]).detach()
-    (row,) = [r for r in group_rows({name: alpha(toy, whole)[name]}, whole, 3) if r["granularity"] == "tensor"]
+    (row,) = [r for r in group_rows({name: alpha(toy, whole)[name]}, whole, {}) if r["granularity"] == "tensor"]
     assert row["se_seeds"] == pytest.approx((of_seed.std() / 3**0.5).item())
     assert row["z"] == pytest.approx((of_seed.mean() / (of_seed.std() / 3**0.5)).item())
     assert (row["seeds"], row["states"]) == (3, sum(len(m.strength) for m in each))
-    alone = next(iter(group_rows(alpha(toy, each[0]), each[0], 1)))
+    alone = next(iter(group_rows(alpha(toy, each[0]), each[0], {})))
     assert (alone["se_seeds"], alone["z"]) == (None, None), "one seed says nothing about seeds"
 
 
@@ -159,7 +155,7 @@ SCORES = {
 
 
 def chosen(choice: Choice) -> Iterator[tuple[str, list[int]]]:
-    for name, mask in choose(SCORES, choice).items():
+    for name, mask in choose(Worth(SCORES), choice, {"attn.weight": 1}).items():
         yield name, mask.flatten().nonzero().flatten().tolist()
 
 
@@ -167,19 +163,27 @@ def test_per_row_takes_the_whole_part_of_each_row_then_only_what_is_positive():
     assert dict(chosen(Choice("per_row", 0.5, "ff"))) == {"ff.weight": [0, 2]}, "a row without positive ones loses none"
     assert dict(chosen(Choice("per_row", 0.49, "ff"))) == {"ff.weight": [0]}
     with pytest.raises(ValueError, match=r"ratio=0.2 chooses no parameter \(rows of 4 to 4.*raise it"):
-        choose(SCORES, Choice("per_row", 0.2, "ff"))
+        choose(Worth(SCORES), Choice("per_row", 0.2, "ff"), {})
 
 
 def test_global_takes_the_first_of_all_candidates():
     assert dict(chosen(Choice("global", 3 / 12))) == {"ff.bias": [0, 1], "attn.weight": [1]}
     assert dict(chosen(Choice("global", 1.0, "ff.weight"))) == {"ff.weight": [0, 1, 2]}
     with pytest.raises(ValueError, match=r"matches none of the parameters; expected a part of names such as: ff"):
-        choose(SCORES, Choice(pattern="conv"))
+        choose(Worth(SCORES), Choice(pattern="conv"), {})
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
-    [({"by": "row"}, "global or per_row"), ({"ratio": 0.0}, "above 0"), ({"pattern": "("}, "not a regular expression")],
+    [
+        ({"by": "per_row", "granularity": "row"}, "chooses single parameters"),
+        ({"against": "all"}, "none, margin, surg"),
+        ({"floor": 0.0}, "floor above 0"),
+        ({"granularity": "heads"}, "scalar, row, head, tensor"),
+        ({"by": "row"}, "one of: global, per_tensor, per_row"),
+        ({"ratio": 0.0}, "above 0"),
+        ({"pattern": "("}, "not a regular expression"),
+    ],
 )
 def test_a_wrong_choice_is_refused(wrong, said):
     with pytest.raises(ValueError, match=re.escape(said)):
@@ -187,8 +191,30 @@ def test_a_wrong_choice_is_refused(wrong, said):
 
 
 def test_an_edit_multiplies_the_chosen_and_nothing_else():
-    masks = choose(SCORES, Choice("global", 3 / 12))
+    masks = choose(Worth(SCORES), Choice("global", 3 / 12), {})
     after = edited(SCORES, masks, 0.5)
     assert after["ff.bias"].tolist() == [4.5, 4]
     assert after["attn.weight"].tolist() == [[5, 3]]
     assert after["ff.weight"] is SCORES["ff.weight"]
+
+
+def test_groups_are_chosen_by_their_sums():
+    row = dict(chosen(Choice("global", 2 / 5, granularity="row")))
+    assert row == {"ff.bias": [0], "attn.weight": [0, 1]}, "rows: 5, -10; 9 and 8 alone; 11"
+    tensor = dict(chosen(Choice("global", 1 / 3, granularity="tensor")))
+    assert tensor == {"ff.bias": [0, 1]}, "-5, 17, 11"
+    assert dict(chosen(Choice("global", 1.0, granularity="head"))) == {"attn.weight": [0, 1]}
+    with pytest.raises(ValueError, match="matches none of the heads"):
+        choose(Worth(SCORES), Choice(granularity="head"), {})
+    each = dict(chosen(Choice("per_tensor", 0.5)))
+    assert each == {"ff.weight": [0, 1, 2], "ff.bias": [0], "attn.weight": [1]}, "three of four are positive"
+
+
+def test_a_price_is_weighed_against_the_benefit():
+    """Half the benefit at a hundredth of the price goes first; what is free is held to the floor."""
+    benefit = {"a": torch.tensor([4.0, 2, 1e-6])}
+    price = {"a": torch.tensor([10.0, 0.1, 0])}
+    first = choose(Worth(benefit, price), Choice("global", 1 / 3), {})
+    assert first["a"].tolist() == [False, True, False]
+    with pytest.raises(ValueError, match="they are free"):
+        choose(Worth(benefit, {"a": torch.zeros(3)}), Choice(), {})

@@ -45,7 +45,7 @@ def test_the_tables_are_read_by_strangers(plain):
     where = f"'{plain}/components/demo/components_top/*.parquet'"
     found = asked(f'SELECT "end", count(*), min(rank), max(rank) FROM {where} GROUP BY 1 ORDER BY 1')
     assert found == [("negative", 5, 1, 5), ("positive", 5, 1, 5)]
-    assert {row[2] for row in groups(plain)} == {"tensor", "row"}
+    assert {row[2] for row in groups(plain)} == {"tensor", "head", "row"}
 
 
 def test_a_unit_that_is_lost_is_measured_again_and_alone(world, plain, capsys):
@@ -80,7 +80,7 @@ def test_a_file_cut_short_is_named(world, tmp_path, capsys):
 
 def test_an_edit_is_a_model_with_its_record(world, plain, tmp_path):
     out = tmp_path / "edited"
-    assert run(world, plain, f"edit.out={out}", "edit.gate.moves=0", "edit.choice.ratio=0.01", "edit.factor=0.5") == 0
+    assert run(world, plain, f"edit.out={out}", "edit.choice.ratio=0.01", "edit.factor=0.5") == 0
     record = json.loads((out / "edit.json").read_text())
     before, after = (load_file(d / "unet/diffusion_pytorch_model.safetensors") for d in (world.root / "pixels", out))
     changed = {n: int((before[n] != after[n]).sum()) for n in before}
@@ -91,7 +91,7 @@ def test_an_edit_is_a_model_with_its_record(world, plain, tmp_path):
         assert ((x == before[name]) | (x == before[name] / 2)).all()
     assert run(world, tmp_path / "of_it", f"model.path={out}") == 0, "it opens like any model"
     with pytest.raises(ValueError, match="exists; an edit overwrites nothing"):
-        run(world, plain, f"edit.out={out}", "edit.gate.moves=0")
+        run(world, plain, f"edit.out={out}")
 
 
 def test_amplify_takes_the_parameters_that_hinder(world, tmp_path):
@@ -106,7 +106,8 @@ def test_a_model_that_does_not_draw_the_concept_is_not_edited(world, tmp_path):
     """Untrained, its prediction moves with the prompt all the same; the judge sees that it draws nothing."""
     model = tmp_path / "model"
     shutil.copytree(world.root / "pixels", model)
-    shutil.copy("assets/demo/classifier.safetensors", model)
+    for name in ("classifier.safetensors", "training.json"):
+        shutil.copy(f"assets/demo/{name}", model)
     concept = f"concepts=[{RED[:-1]}, truth: {{shape: triangle, colour: red}}}}]"
     with pytest.raises(ValueError, match=r"the judge sees it in pictures of 'a red triangle' with 0\.\d+, under"):
         run(world, tmp_path, f"model.path={model}", concept, f"edit.out={tmp_path}/never", "edit.gate.samples=2")
@@ -117,7 +118,8 @@ def test_doses_are_looked_at_and_leave_nothing_behind(world, tmp_path):
     """Every arm at every dose changes as many parameters; what is drawn without an edit is drawn once."""
     model = tmp_path / "model"
     shutil.copytree(world.root / "pixels", model)
-    shutil.copy("assets/demo/classifier.safetensors", model)
+    for name in ("classifier.safetensors", "training.json"):
+        shutil.copy(f"assets/demo/{name}", model)
     assert run(world, tmp_path, f"model.path={model}", "doses=[0.01]", "samples=1", "seeds=[0]") == 0
     where = f"'{tmp_path}/components/demo/components_doses.parquet'"
     rows = asked(f"SELECT arm, any_value(edited), count(*) FROM {where} GROUP BY 1 ORDER BY 1")
@@ -128,10 +130,7 @@ def test_doses_are_looked_at_and_leave_nothing_behind(world, tmp_path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (
-            ["edit.out=/tmp/never", "edit.gate.moves=1"],
-            "is not expressed: .* under edit.gate.moves=1; change the prompts",
-        ),
+        (["edit.out=/tmp/never", "edit.choice.against=reach"], "references are empty; name what is to stay"),
         (["objective=earse"], "expected one of: erase, amplify"),
         (["seeds=[1,1]"], "none twice"),
         (["edit.factor=1"], "less than 1"),
