@@ -4,19 +4,26 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
+import aiohttp
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 import cluster.on_ray  # noqa: F401  sets what Ray reads when it is imported
+from cluster.executor import InfrastructureExhausted
 
 TOKEN = (
     "the cluster asks for a token and this one is missing or wrong: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN (or "
     "RAY_AUTH_TOKEN_PATH, a file that holds it) to the cluster's own"
 )
 POLL = 0.5
+LOST = (aiohttp.ClientError, OSError, RuntimeError)  # what Ray's client raises when nobody answers any more
+
+
+class Lost(InfrastructureExhausted):
+    """Nobody answers any more while a job is followed; the job itself may go on."""
 
 
 def client(address: str) -> JobSubmissionClient:
@@ -65,11 +72,18 @@ def submit(
 
 
 def follow(jobs: JobSubmissionClient, name: str, line: Callable[[str], None]) -> int:
-    """Hand on the job's log until it ends; its exit code."""
+    """Hand on the job's log, from its beginning until the job ends; its exit code.
+
+    Raises:
+        Lost: the connection broke. What `line` raises is its own.
+    """
     asyncio.run(_tail(jobs, name, line))
-    while not jobs.get_job_status(name).is_terminal():
-        time.sleep(POLL)
-    return exit_code(jobs, name)
+    try:
+        while not jobs.get_job_status(name).is_terminal():
+            time.sleep(POLL)
+        return exit_code(jobs, name)
+    except LOST as error:
+        raise _lost(name, error) from None
 
 
 def exit_code(jobs: JobSubmissionClient, name: str) -> int:
@@ -81,8 +95,26 @@ def exit_code(jobs: JobSubmissionClient, name: str) -> int:
 
 
 async def _tail(jobs: JobSubmissionClient, name: str, line: Callable[[str], None]) -> None:
-    async for text in jobs.tail_job_logs(name):
+    async for text in _told(jobs, name):
         line(text)
+
+
+async def _told(jobs: JobSubmissionClient, name: str) -> AsyncIterator[str]:
+    """The log as it comes. Apart from its reader, so that an error of the reader's is not taken for the network's."""
+    coming = jobs.tail_job_logs(name)
+    while True:
+        try:
+            text = await anext(coming)
+        except StopAsyncIteration:
+            return
+        except LOST as error:
+            raise _lost(name, error) from None
+        yield text
+
+
+def _lost(name: str, error: Exception) -> Lost:
+    why = (str(error) or type(error).__name__).partition("\n")[0]
+    return Lost(f"the connection to the cluster was lost while {name} was followed ({why}); the job may well go on")
 
 
 def _explained(error: Exception, address: str) -> ValueError:

@@ -18,6 +18,7 @@ from concept_trak.store.commit import Store
 from concept_trak.store.identity import fingerprint, open_feature_set
 from concept_trak.store.manifest import Audit, begin, refuse_secrets
 from jobs.configure import absolute, plain_values
+from jobs.tick import named
 
 TOGETHER = 8
 """Prompts predicted together and alone before an audit: two see each other already, and each costs two evaluations."""
@@ -108,7 +109,8 @@ def located(config: AuditConfig) -> AuditConfig:
             )
     if config.store.startswith("memory://") and kind != "serial":
         raise ValueError(f"store={config.store!r} lives in one process; use it with cluster=serial, or choose a folder")
-    audit = config.audit or datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    now = datetime.now(UTC)
+    audit = named(config.audit, now) or now.strftime("%Y%m%dT%H%M%SZ")
     model, data = (
         replace(config.model, path=absolute(config.model.path)),
         replace(config.data, uri=absolute(config.data.uri)),

@@ -1,6 +1,7 @@
-"""A Ray head of our own that asks for a token, on ports of its own, beside whatever else runs on this machine."""
+"""A Ray cluster of our own that asks for a token, on ports of its own, beside whatever else runs on this machine."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -9,11 +10,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a" * 64
+# A machine that many share is slow, and not dead: Ray would give up a node that registers late, or answers late.
+PATIENT = {"RAY_raylet_start_wait_time_s": "200", "RAY_health_check_failure_threshold": "40"}
 
 
 @dataclass(frozen=True)
@@ -26,34 +30,53 @@ class Head:
 
 
 def environment(**more: str) -> dict[str, str]:
+    """Of who has the token's mode and nothing of another Ray; `more` has the token itself, or where it lies."""
     usual = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     return usual | {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"} | more
 
 
 @contextlib.contextmanager
-def standing(folder: Path, **settings: str) -> Iterator[Head]:
-    """A head with two cores in a process group of its own, until the block ends; `settings` are variables for it."""
-    gcs, dashboard, agent, grpc, metrics = free_ports(5)
-    log = folder / "log"
-    command = [
-        str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={gcs}",
-        "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-        f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
-        f"--metrics-export-port={metrics}", "--object-store-memory=100000000", "--include-dashboard=true",
-    ]  # fmt: skip
-    with log.open("w") as out:
-        variables = environment(RAY_AUTH_TOKEN=TOKEN, **settings)
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=variables, start_new_session=True)
+def standing(folder: Path, cpus: int = 2, workers: int = 0, **settings: str) -> Iterator[Head]:
+    """A head, and `workers` more nodes that join it, each of `cpus` cores and in a process group of its own, until the
+    block ends; `settings` are variables for them."""
+    gcs, dashboard, metrics = free_ports(3)
+    answers = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", f"http://127.0.0.1:{metrics}/metrics")
+    own = ("--head", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+           "--include-dashboard=true")  # fmt: skip
+    started: list[subprocess.Popen[bytes]] = []
     try:
-        wait_for(f"http://127.0.0.1:{dashboard}", process, log)
-        yield Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", f"http://127.0.0.1:{metrics}/metrics")
+        started.append(_node(folder / "head", metrics, cpus, settings, *own))
+        # The dashboard is there before the node is.
+        _wait_for(lambda: len(nodes(answers.dashboard)) == 1, started[0], folder / "head")
+        for i in range(workers):
+            joined = (free_ports(1)[0], cpus, settings, f"--address={answers.address}")
+            started.append(_node(folder / f"node-{i}", *joined))
+            _wait_for(lambda: len(nodes(answers.dashboard)) == len(started), started[-1], folder / f"node-{i}")
+        yield answers
     finally:
-        process.send_signal(signal.SIGTERM)  # --block stops the processes it started
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        _end(started)
+
+
+def nodes(dashboard: str) -> list[str]:
+    """The ids of the nodes that the cluster counts as alive."""
+    request = urllib.request.Request(
+        f"{dashboard}/nodes?view=summary", headers={"Authorization": f"Bearer {TOKEN}"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            found = json.load(answer)["data"]["summary"]
+    except (urllib.error.URLError, OSError):
+        return []
+    raylets = [one.get("raylet", {}) for one in found]
+    return [one["nodeId"] for one in raylets if one.get("state") == "ALIVE"]
+
+
+def python(*arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
+    """Run to its end as a user does, from the repository."""
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment(**more), capture_output=True, text=True, timeout=600, check=False
+    )
 
 
 def free_ports(count: int) -> list[int]:
@@ -66,13 +89,33 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def wait_for(address: str, process: subprocess.Popen, log: Path) -> None:
-    end = time.monotonic() + 60
-    request = urllib.request.Request(f"{address}/api/version", headers={"Authorization": f"Bearer {TOKEN}"})
+def _node(log: Path, metrics: int, cpus: int, settings: dict[str, str], *own: str) -> "subprocess.Popen[bytes]":
+    agent, grpc = free_ports(2)
+    command = [
+        str(Path(sys.executable).parent / "ray"), "start", *own, "--block", f"--num-cpus={cpus}",
+        "--node-ip-address=127.0.0.1", f"--dashboard-agent-listen-port={agent}",
+        f"--dashboard-agent-grpc-port={grpc}", f"--metrics-export-port={metrics}", "--object-store-memory=100000000",
+    ]  # fmt: skip
+    variables = environment(RAY_AUTH_TOKEN=TOKEN, **(PATIENT | settings))
+    with log.open("wb") as out:
+        return subprocess.Popen(command, stdout=out, stderr=out, env=variables, start_new_session=True)
+
+
+def _wait_for(ready: Callable[[], bool], process: "subprocess.Popen[bytes]", log: Path) -> None:
+    end = time.monotonic() + 200
     while time.monotonic() < end and process.poll() is None:
-        try:
-            urllib.request.urlopen(request, timeout=5).close()
+        if ready():
             return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.3)
-    raise AssertionError(log.read_text())
+        time.sleep(0.3)
+    raise AssertionError(f"the cluster does not come up: {log.read_text()}")
+
+
+def _end(started: "list[subprocess.Popen[bytes]]") -> None:
+    for one in reversed(started):
+        one.send_signal(signal.SIGTERM)  # --block stops the processes it started
+    for one in reversed(started):
+        try:
+            one.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(one.pid, signal.SIGKILL)
+            one.wait()

@@ -2,13 +2,13 @@
 
 import subprocess
 import sys
-from pathlib import Path
+import time
 
 import pytest
 
-from tests.cluster.head import TOKEN, environment, standing
+from tests.cluster.head import ROOT, TOKEN, environment, python, standing
+from tests.cluster.wire import Wire
 
-ROOT = Path(__file__).resolve().parents[2]
 ONE_JOB = """
 import sys
 from cluster import submission
@@ -24,6 +24,12 @@ try:
 except ValueError as error:
     print("refused:", error)
 """
+LONG_JOB = """
+import sys
+from cluster import submission
+entry = f"{sys.executable} -uc 'import time; print(\\"at work\\"); time.sleep(600)'"
+print(submission.submit(submission.client(sys.argv[1]), "week-2", entry, sys.argv[2], {}, []))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +39,8 @@ def head(tmp_path_factory):
         yield head.dashboard
 
 
-def python(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *arguments]
-    return subprocess.run(
-        command, cwd=ROOT, env=environment(**more), capture_output=True, text=True, timeout=120, check=False
-    )
+def verb(head: str, *said: str, **more: str) -> "subprocess.CompletedProcess[str]":
+    return python("-m", "jobs.submit", f"address={head}", *said, **({"RAY_AUTH_TOKEN": TOKEN} | more))
 
 
 def test_exit_codes_logs_and_attempts_come_back(head, tmp_path):
@@ -52,20 +55,70 @@ def test_exit_codes_logs_and_attempts_come_back(head, tmp_path):
     assert "give the same command again for the next one" in done.stdout
 
 
-def test_a_wrong_token_is_one_message(head):
-    done = python("-m", "jobs.submit", f"address={head}", "action=status", "audit=week-1", RAY_AUTH_TOKEN="b" * 64)
+@pytest.mark.parametrize(
+    "token",
+    [
+        {"RAY_AUTH_TOKEN": "b" * 64},
+        {"RAY_AUTH_TOKEN": ""},
+        {"RAY_AUTH_TOKEN": "", "RAY_AUTH_MODE": "disabled"},
+        {"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": "/nowhere/token"},
+    ],
+    ids=["wrong", "missing", "mode not set", "a file that is not there"],
+)
+def test_a_token_that_does_not_fit_is_one_message(head, tmp_path, token):
+    done = verb(head, "action=status", "audit=week-1", HOME=str(tmp_path), **token)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith(f"error: {head}: the cluster asks for a token and this one is missing or wrong")
+    assert done.stderr.count("\n") == 1, f"more than one message: {done.stderr}"
+    assert "RAY_AUTH_TOKEN_PATH" in done.stderr
+    assert "b" * 64 not in done.stderr
+    assert not (tmp_path / ".ray").exists(), "a token was made up, and left in the home directory"
+
+
+def test_a_token_in_a_file_opens_the_cluster(head, tmp_path):
+    (tmp_path / "token").write_text(TOKEN + "\n")
+    done = verb(head, "action=logs", "audit=nobody", RAY_AUTH_TOKEN="", RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))
     assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert "RAY_AUTH_TOKEN" in done.stderr
+    assert done.stderr == f"error: {head} has no job of audit 'nobody'; expected audit= of one submitted there\n"
 
 
 def test_the_verbs_carry_an_audits_own_exit_code(head):
     """An audit without a model ends with 2 on the cluster, and so does the command that submitted it."""
-    said = [f"address={head}", f"python={sys.executable}"]
     audit = ["--config-name", "demo", "audit=week-7", "model.path=/nowhere", "store=/tmp/nowhere"]
-    done = python("-m", "jobs.submit", *said, "--", *audit, RAY_AUTH_TOKEN=TOKEN)
+    done = verb(head, f"python={sys.executable}", "--", *audit)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "submitted  week-7-1" in done.stdout
     assert "Traceback" not in done.stderr
-    status = python("-m", "jobs.submit", *said, "action=status", "audit=week-7", RAY_AUTH_TOKEN=TOKEN)
+    status = verb(head, "action=status", "audit=week-7")
     assert "week-7-1: FAILED, exit code 2" in status.stdout
+    logs = verb(head, "action=logs", "audit=week-7")
+    assert logs.returncode == 0
+    assert "error: " in logs.stdout, "the job's own message is in its log"
+    assert verb(head, "action=follow", "audit=week-7").returncode == 2
+
+
+def test_a_lost_connection_is_one_message_and_the_job_can_be_followed_again_and_stopped(head, tmp_path):
+    submitted = python("-c", LONG_JOB, head, str(tmp_path), RAY_AUTH_TOKEN=TOKEN)
+    assert submitted.stdout == "week-2-1\n", submitted.stderr
+    wire = Wire(int(head.rpartition(":")[2]))
+    command = [sys.executable, "-m", "jobs.submit", f"address={wire.address}", "action=follow", "audit=week-2"]
+    own = environment(RAY_AUTH_TOKEN=TOKEN)
+    with subprocess.Popen(command, cwd=ROOT, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as one:
+        assert one.stdout is not None
+        try:
+            assert any("at work" in line for line in one.stdout)
+            wire.cut()
+            _, errors = one.communicate(timeout=60)
+        finally:
+            one.kill()
+    assert one.returncode == 4, errors
+    assert errors.count("\n") == 1, f"more than one message: {errors}"
+    assert errors.startswith("error: the connection to the cluster was lost while week-2-1 was followed")
+    assert f"`python -m jobs.submit address={wire.address} audit=week-2 action=status`" in errors
+    assert "RUNNING" in verb(head, "action=status", "audit=week-2").stdout, "the job does not depend on who follows it"
+    assert verb(head, "action=stop", "audit=week-2").stdout == "week-2-1: stopping\n"
+    end = time.monotonic() + 60
+    while "STOPPED" not in (told := verb(head, "action=status", "audit=week-2").stdout):
+        assert time.monotonic() < end, f"it does not stop: {told}"
+    assert verb(head, "action=follow", "audit=week-2").returncode == 4, "a stopped job is not done"
+    assert verb(head, "action=stop", "audit=week-2").stdout == "week-2-1: has ended already\n"
