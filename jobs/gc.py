@@ -1,8 +1,10 @@
-"""What nothing needs any more: `python -m jobs.gc [store=results] [delete=false] [grace_hours=48] [keep=0]`.
+"""What nothing needs any more: `python -m jobs.gc [store=results] [delete=false] [grace_hours=48] [keep=0] [days=0]`.
 
 Lists parts, records, Grams and feature sets that no audit names, and what killed writes left; `delete=true` removes
-them. Every audit without a manifest counts as alive, but for one that a gc was removing when it was killed: the next
-finishes it, unless the audit was resumed since. Nothing younger than the grace is touched. Uploads to S3 that
+them. `keep` and `days` say which finished audits go, and with them the features that no other names; the newest stays.
+An audit without a manifest counts as alive until `unfinished_days` have passed without a word from it, but for one that
+a gc was removing when it was killed: the next finishes it, unless it was resumed since. Nothing younger than the grace
+is touched. Uploads to S3 that
 were broken off are no objects: a lifecycle rule of the bucket (AbortIncompleteMultipartUpload) removes them.
 """
 
@@ -11,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from math import inf
 from operator import add
 from typing import Any
 
@@ -19,7 +22,7 @@ from concept_trak.plan import group_name, groups
 from concept_trak.store.commit import Store
 from concept_trak.store.manifest import Audit
 from concept_trak.store.removal import remove
-from concept_trak.store.retention import Needs, Waste, expired, files_of, needs, temporary, unneeded
+from concept_trak.store.retention import Needs, Rules, Waste, expired, files_of, needs, temporary, unneeded
 from jobs.configure import absolute, main
 from jobs.failure import ended
 from jobs.status import audits_of
@@ -34,10 +37,20 @@ class GcConfig:
     """Hours; what is younger is never touched."""
     keep: int = 0
     """Finished audits to keep, the newest; 0 keeps all."""
+    days: float = 0.0
+    """Finished audits that are older go, but for the newest; 0 keeps all."""
+    unfinished_days: float = 0.0
+    """Unfinished audits that wrote nothing for so long are given up; 0 keeps all."""
 
     def __post_init__(self) -> None:
-        if self.grace_hours < 0 or self.keep < 0:
-            raise ValueError(f"grace_hours={self.grace_hours}, keep={self.keep}; expected at least 0")
+        for key in ("grace_hours", "keep", "days", "unfinished_days"):
+            if not getattr(self, key) >= 0:
+                raise ValueError(f"{key}={getattr(self, key)}; expected at least 0")
+
+    def rules(self, now: float) -> Rules:
+        """The same in unix seconds."""
+        finished, unfinished = (now - d * 86400 if d else -inf for d in (self.days, self.unfinished_days))
+        return Rules(now - self.grace_hours * 3600, self.keep, finished, unfinished)
 
 
 def gc(config: GcConfig) -> int:
@@ -50,13 +63,13 @@ def gc(config: GcConfig) -> int:
 
 
 def _gc(config: GcConfig) -> int:
-    store, before = Store(absolute(config.store)), time.time() - config.grace_hours * 3600
+    store, rules = Store(absolute(config.store)), config.rules(time.time())
     names = store.names("features")  # before the audits: what an audit that is begun now computes is not among them
     audits = [Audit(store, name) for name in audits_of(store)]
-    leaving = expired(audits, config.keep, before)
+    leaving = expired(audits, rules)
     living = {audit.id: needs(audit, gram_names) for audit in audits if audit not in leaving}
-    waste = [w for audit in leaving for w in files_of(audit)]
-    waste += unneeded(store, names, reduce(add, living.values(), Needs()), before) + temporary(store, before)
+    waste = [w for audit in leaving for w in files_of(audit)] + temporary(store, rules.before)
+    waste += unneeded(store, names, reduce(add, living.values(), Needs()), rules.before)
 
     def newly_needed() -> Needs:
         began = (Audit(store, name) for name in audits_of(store) if name not in living)

@@ -29,10 +29,11 @@ def remove(store: Store, waste: Sequence[Waste], newly_needed: Callable[[], Need
     """
     asked = {w.name: w for w in waste}
     marks = {name: Waste(AUDIT, name, 0) for name in {_mark(w.name) for w in waste if w.kind == AUDIT}}
+    unmarked = {name: mark for name, mark in marks.items() if name not in asked}
     with ThreadPoolExecutor(READERS) as hands:
         for _, same in groupby(sorted((marks | asked).values(), key=_turn), key=lambda w: _turn(w)[:3]):
             files = list(same)
-            if _turn(files[0])[::2] == (0, STEPS["manifest.json"]):
+            if unmarked.pop(_mark(files[0].name) if files[0].kind == AUDIT else "", None):
                 store.create(_mark(files[0].name), b"{}")
             for start in range(0, len(files), BATCH):
                 batch = _still_waste(store, files[start : start + BATCH], newly_needed())

@@ -6,6 +6,7 @@ Candidates are listed before audits: what an audit names that began meanwhile is
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from concept_trak.store.claim import fingerprints, plan
@@ -71,16 +72,31 @@ def needs(audit: Audit, gram_names: GramNames) -> Needs:
     return Needs(frozenset(files) | {gram_name(fp, group) for fp in sets for group in groups}, sets)
 
 
-def expired(audits: Sequence[Audit], keep: int, before: float) -> list[Audit]:
-    """Audits to be removed: finished ones beyond the newest `keep` (0 keeps all), and those that were being removed.
+@dataclass(frozen=True)
+class Rules:
+    """Which audits go, in unix seconds of the storage's own clock; what is younger than `before` never does.
 
-    None of which a file, but for the mark of being removed, is younger than `before` (unix time): that one was resumed.
+    Finished ones beyond the newest `keep` (0 keeps all), and those finished before `finished`, but for the newest of
+    all; unfinished ones of which nothing was written since `unfinished`. -inf for either keeps all of its kind.
     """
+
+    before: float
+    keep: int = 0
+    finished: float = -inf
+    unfinished: float = -inf
+
+
+def expired(audits: Sequence[Audit], rules: Rules) -> list[Audit]:
+    """Audits to be removed by the rules, and those that were being removed, unless one was resumed since."""
     marked = [audit for audit in audits if given_up(audit)]
     others = [audit for audit in audits if audit not in marked]
-    finished = sorted(((when, audit.id, audit) for audit in others if (when := _finished(audit))), reverse=True)
-    beyond = [audit for _, _, audit in finished[keep:]] if keep else []
-    return [audit for audit in (*marked, *beyond) if _old(audit, before)]
+    when = {audit: _finished(audit) for audit in others}
+    finished = sorted((audit for audit in others if when[audit]), key=lambda a: (when[a], a.id), reverse=True)
+    beyond = finished[rules.keep :] if rules.keep else []
+    aged = [audit for audit in finished[1:] if audit not in beyond and _age(audit) < rules.finished]
+    begun = [audit for audit in others if audit.store.size(audit.name("manifest.json")) is None]
+    left = [audit for audit in begun if _old(audit, rules.unfinished)]
+    return [audit for audit in (*marked, *beyond, *aged, *left) if _old(audit, rules.before)]
 
 
 def files_of(audit: Audit) -> list[Waste]:
@@ -135,6 +151,8 @@ def _names(audit: Audit) -> list[str]:
 
 def _old(audit: Audit, before: float) -> bool:
     """Whether no file but the mark of being removed is younger."""
+    if before == -inf:
+        return False
     names = [name for name in _names(audit) if name != audit.name(GIVEN_UP)]
     return all(age < before for _, _, age in _looked_up(audit.store, names))
 
@@ -145,6 +163,12 @@ def _finished(audit: Audit) -> str:
         return str((manifest(audit) or {}).get("finished", ""))
     except (ValueError, AttributeError):
         return ""
+
+
+def _age(audit: Audit) -> float:
+    """When its manifest was written, by the storage's clock; one that is gone by now is young."""
+    written = audit.store.modified(audit.name("manifest.json"))
+    return inf if written is None else written
 
 
 def _looked_up(store: Store, names: Sequence[str]) -> list[tuple[str, int, float]]:

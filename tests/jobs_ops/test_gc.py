@@ -11,6 +11,7 @@ import pytest
 from concept_trak.store.claim import fingerprints, plan
 from concept_trak.store.commit import Store
 from concept_trak.store.manifest import manifest
+from concept_trak.store.retention import Rules
 from jobs import gc as job
 from jobs.configure import configure
 from jobs.gc import GcConfig, gc, gram_names
@@ -302,7 +303,23 @@ def test_gram_names_are_those_that_an_audit_writes(audited: Audited):
     assert set(gram_names(plan(audited.audit("demo")) or [])) == {gram.stem for gram in audited.grams()}
 
 
+def test_what_was_given_up_and_what_is_too_old_goes_by_days(audited: Audited, collected):
+    """Everything was written three days ago: `demo` never ended, `older` is the newest that did."""
+    unfinish(audited, "demo")
+    age(audited.store)
+    assert collected(days=1)[0] == collected(unfinished_days=4)[0] == set()
+    names, _ = collected(unfinished_days=2, delete=True)
+    assert names
+    assert all(name.startswith("audits/demo/") for name in names), "the features are those of `older` as well"
+    assert audited.run("demo") == 0
+    age(audited.store)
+    names, _ = collected(days=2)
+    assert {name.split("/")[1] for name in names} == {"older"}
+
+
 def test_the_command_line():
     assert configure(GcConfig, "gc", ["delete=true", "grace_hours=1", "keep=3"]) == GcConfig("results", True, 1.0, 3)
+    days = configure(GcConfig, "gc", ["days=90", "unfinished_days=30"])
+    assert days.rules(1e9) == Rules(1e9 - 48 * 3600, 0, 1e9 - 90 * 86400, 1e9 - 30 * 86400)
     with pytest.raises(ValueError, match="keep=-1; expected at least 0"):
         configure(GcConfig, "gc", ["keep=-1"])

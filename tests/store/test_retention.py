@@ -12,7 +12,7 @@ from concept_trak.store.grams import gram_name
 from concept_trak.store.manifest import Audit
 from concept_trak.store.records import commit_part, part_name, record_name
 from concept_trak.store.removal import remove
-from concept_trak.store.retention import Needs, Waste, expired, files_of, needs, temporary, unneeded
+from concept_trak.store.retention import Needs, Rules, Waste, expired, files_of, needs, temporary, unneeded
 from tests.store.parts import a_part
 from tests.store.test_s3 import endpoint, server  # noqa: F401  (fixtures: an S3 server and an empty bucket)
 
@@ -136,14 +136,23 @@ def test_expired_are_the_oldest_finished(store: Store):
     for audit, day in zip(audits[1:4], (2, 1, 3), strict=True):
         manifest.write_json(audit, "manifest.json", {"finished": f"2026-01-0{day}T00:00:00+00:00"})
     manifest.write_bytes(audits[4], "manifest.json", b"{")
-    assert [a.id for a in expired(audits, 1, LATER)] == ["b", "a"]
-    assert [a.id for a in expired(audits, 2, LATER)] == ["a"]
-    assert expired(audits, 3, LATER) == expired(audits, 0, LATER) == []
-    assert expired(audits, 1, 0.0) == [], "they are young"
+
+    def left(keep: int, before: float = LATER, **more: float) -> list[str]:
+        return [audit.id for audit in expired(audits, Rules(before, keep, **more))]
+
+    assert left(1) == ["b", "a"]
+    assert left(2) == ["a"]
+    assert left(3) == left(0) == []
+    assert left(1, 0.0) == [], "they are young"
+    assert left(0, finished=LATER) == ["b", "a"], "the newest stays, however old"
+    assert left(2, finished=LATER) == ["a", "b"], "each rule takes its own, and none twice"
+    assert left(0, 0.0, finished=LATER) == left(0, finished=0.0) == []
+    assert left(0, unfinished=LATER) == ["unfinished"], "a manifest that is damaged is one all the same"
+    assert left(0, unfinished=0.0) == left(0, 0.0, unfinished=LATER) == []
     audits[0].store.create(audits[0].name(manifest.GIVEN_UP), b"{}")
-    assert [a.id for a in expired(audits, 0, LATER)] == ["unfinished"], "a gc was killed while it removed this one"
-    assert expired(audits, 0, 0.0) == [], "it was begun again since"
-    assert [a.id for a in expired(audits, 2, LATER)] == ["unfinished", "a"]
+    assert left(0) == ["unfinished"], "a gc was killed while it removed this one"
+    assert left(0, 0.0) == [], "it was begun again since"
+    assert left(2) == ["unfinished", "a"]
 
 
 def test_the_age_of_the_mark_does_not_count(tmp_path):
@@ -152,7 +161,7 @@ def test_the_age_of_the_mark_does_not_count(tmp_path):
     for path in tmp_path.rglob("*.*"):
         os.utime(path, (1e9, 1e9))
     store.create(audit.name(manifest.GIVEN_UP), b"{}")
-    assert expired([audit], 0, 1e9 + 1) == [audit], "what a killed gc left would stay for another grace"
+    assert expired([audit], Rules(1e9 + 1)) == [audit], "what a killed gc left would stay for another grace"
 
 
 def test_an_audit_that_is_begun_again_while_it_is_removed_keeps_what_is_left(store: Store):
@@ -168,6 +177,23 @@ def test_an_audit_that_is_begun_again_while_it_is_removed_keeps_what_is_left(sto
     gone = [w.name for w in remove(store, files_of(audit), newly_needed)]
     assert gone == [audit.name("manifest.json")]
     assert store.names("audits") == [audit.name(n) for n in ("a.json", "audit.yaml", "b.json", "plan.parquet")]
+
+
+def test_an_unfinished_audit_is_marked_before_it_goes_too(store: Store):
+    audit = begun(store, "demo", "aaaa", "s1")
+    removal = remove(store, files_of(audit), Needs)
+    assert next(removal).name == audit.name("plan.parquet")
+    assert manifest.given_up(audit), "killed now, the next gc would not know that it is to go"
+    assert [w.name for w in removal] == [audit.name("audit.yaml")]
+    assert store.names("audits") == []
+
+
+def test_a_marked_audit_that_is_begun_again_before_it_is_its_turn_stays(store: Store):
+    audit = begun(store, "demo", "aaaa", "s1")
+    store.create(audit.name(manifest.GIVEN_UP), b"{}")
+    listed = files_of(audit)
+    begun(store, "demo", "aaaa", "s1")
+    assert list(remove(store, listed, Needs)) == []
 
 
 def test_things_go_in_the_order_that_leaves_no_lie(store: Store):
