@@ -102,8 +102,31 @@ def to_tensor(image: Image.Image) -> Float[Tensor, "3 h w"]:
 
 def to_png(pixels: Float[Tensor, "3 h w"]) -> bytes:
     """Pixels in [-1, 1], clipped, as a PNG file."""
+    return png(_image(pixels))
+
+
+def to_thumbnail(pixels: Float[Tensor, "3 h w"], side: int) -> tuple[bytes, str]:
+    """A small file of the picture and its suffix: PNG as it is where no side is longer than `side`, else a JPEG."""
+    image = _image(pixels)
+    if max(image.size) <= side:
+        return png(image), "png"
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=85)
+    return out.getvalue(), "jpg"
+
+
+def suffix(data: bytes) -> str:
+    """What files of this picture's format are called, from its bytes alone: png, jpeg, webp, …"""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data)) as image:
+            return (image.format or "image").lower()
+
+
+def _image(pixels: Float[Tensor, "3 h w"]) -> Image.Image:
     levels = ((pixels.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return png(Image.fromarray(levels.permute(1, 2, 0).numpy()))
+    return Image.fromarray(levels.permute(1, 2, 0).numpy())
 
 
 def png(image: Image.Image) -> bytes:

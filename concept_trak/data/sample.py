@@ -1,6 +1,6 @@
 """From the rows of a shard to samples ready for the model, or rejects that say why not."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -115,3 +115,10 @@ def found(shard: Shard, data: DataConfig, resolution: int, ids: Sequence[str]) -
     """The samples of a shard with these ids: what the page shows."""
     wanted = set(ids)
     return [s for s in samples(shard, data, resolution) if isinstance(s, Sample) and s.id in wanted]
+
+
+def originals(shard: Shard, data: DataConfig, ids: Collection[str]) -> dict[str, bytes]:
+    """The image files of these samples, as they lie in the data."""
+    columns = [data.image_column, *([data.id_column] if data.id_column else [])]
+    named = ((sample_id(row, data), row.values) for row in rows(shard, data, columns))
+    return {name: values[data.image_column]["bytes"] for name, values in named if name in ids}

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 class Thumb:
     """One training image of a ranking. `percentile`: share of all samples scored no higher, in percent.
 
-    `relevant` says whether its labels show the concept, None where labels are not known.
+    `relevant` says whether its labels show the concept, None where labels are not known. `file` and `original`, where
+    the page has its pictures beside it, are relative to the folder of the concept pages; `png` is then empty, and
+    `small` says whether the picture is to be enlarged with sharp edges. `origin`: the source and row it lies in.
     """
 
     sample_id: str
@@ -18,6 +20,22 @@ class Thumb:
     png: bytes
     labels: dict[str, str] = field(default_factory=dict)
     relevant: bool | None = None
+    file: str = ""
+    original: str = ""
+    small: bool = False
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Samples of one source, label or word. `share`: of the sum of all positive scores; `errors`: how many standard
+    errors their mean lies above that of all samples."""
+
+    name: str
+    samples: int
+    mean: float
+    share: float
+    errors: float
 
 
 @dataclass(frozen=True)
@@ -26,7 +44,8 @@ class Ranking:
 
     `form` is `damped` (with the inverse of K) or `plain` (the inner product). `histogram` has equal bins over
     [-span, span], in units of the score; what lies outside is in the outermost bins. `metrics` (average_precision,
-    base_rate, precision_at_10, recall_at_carriers) is empty where labels are not known.
+    base_rate, precision_at_10, recall_at_carriers) is empty where labels are not known. `groups` has, by what they have
+    in common (source, label, word), those that stand out most.
     """
 
     method: str
@@ -36,11 +55,43 @@ class Ranking:
     histogram: tuple[int, ...]
     span: float
     metrics: dict[str, float] = field(default_factory=dict)
+    groups: dict[str, tuple[Group, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """One sample whose rank is another than in the earlier audit; None where it did not stand in the top.
+
+    `data` says whether the sample itself is the same, changed, new or removed.
+    """
+
+    sample_id: str
+    caption: str
+    before: int | None
+    after: int | None
+    data: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of the top of one method since the earlier audit. Shares are of the top as it is now."""
+
+    method: str
+    entered: int
+    left: int
+    stayed: int
+    new: float
+    changed: float
+    cosine: float | None
+    moved: tuple[Moved, ...]
 
 
 @dataclass(frozen=True)
 class Section:
-    """One concept: what was asked, the query's own images (PNG), and every ranking."""
+    """One concept: what was asked, the query's own images (PNG), every ranking, and what changed.
+
+    `files` are the query's images as files, where the page has its pictures beside it; `small` as of a `Thumb`.
+    """
 
     name: str
     text: str
@@ -49,6 +100,9 @@ class Section:
     truth: dict[str, str]
     pictures: tuple[bytes, ...]
     rankings: tuple[Ranking, ...]
+    changes: tuple[Change, ...] = ()
+    files: tuple[str, ...] = ()
+    small: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +131,8 @@ class Facts:
 
 @dataclass(frozen=True)
 class Page:
-    """One audit. `settings` are dotted keys and their values as text; `rejects` counts samples by reason."""
+    """One audit. `settings` are dotted keys and their values as text; `rejects` counts samples by reason. `since` names
+    the audit that changes are counted from. With `files` every concept is a page of its own and pictures are files."""
 
     audit: str
     finished: str
@@ -90,3 +145,5 @@ class Page:
     facts: tuple[Facts, ...]
     rejects: dict[str, int]
     settings: dict[str, str]
+    since: str = ""
+    files: bool = False

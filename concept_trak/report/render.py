@@ -42,9 +42,23 @@ class Bar:
     side: str
 
 
+# Where pictures may come from: the page itself, or files of its own folder, which browsers name by either word.
+INLINE, BESIDE = "data:", "data: 'self' file:"
+
+
 def render(page: Page) -> str:
     """The audit `page` as a complete HTML document. Equal pages give equal text."""
-    return _TEMPLATE.render(page=page, known={facts.method for facts in page.facts}, graded=_graded(page.sections))
+    return _TEMPLATE.render(_context(page), base="report/", home="", graded=_graded(page.sections))
+
+
+def render_concept(page: Page, section: Section) -> str:
+    """One concept of a page with `files`, as the document `report/<concept>.html`."""
+    return _CONCEPT.render(_context(page), section=section, base="", home="../report.html")
+
+
+def _context(page: Page) -> dict[str, object]:
+    known = {facts.method for facts in page.facts}
+    return {"page": page, "known": known, "pictures": BESIDE if page.files else INLINE}
 
 
 def columns(section: Section) -> tuple[Column, ...]:
@@ -177,3 +191,4 @@ def environment() -> Environment:
 
 
 _TEMPLATE = environment().get_template("page.html")
+_CONCEPT = environment().get_template("concept.html")

@@ -9,8 +9,8 @@ from itertools import pairwise
 import pytest
 from numpy import float32
 
-from concept_trak.report.page import Page, Ranking
-from concept_trak.report.render import LEGIBLE, duration, gain, inline, number, percent, render
+from concept_trak.report.page import Change, Group, Moved, Page, Ranking, Thumb
+from concept_trak.report.render import LEGIBLE, duration, gain, inline, number, percent, render, render_concept
 from tests.report import pages
 from tests.report.outline import Element, parse
 
@@ -107,6 +107,65 @@ def test_what_is_written_in_the_data_stays_text(page: Page) -> None:
     expected = " ".join(HOSTILE.split())
     assert [caption.text for caption in document.all("span", "caption")] == [expected] * 2
     assert document.all("h2")[2].text == section.name
+
+
+def light(page: Page) -> Page:
+    """The same with every picture as a file, with groups and changes."""
+
+    def as_file(thumb: Thumb) -> Thumb:
+        name = f"{thumb.sample_id}.png"
+        return replace(thumb, png=b"", file=f"thumbnails/{name}", original=f"originals/{name}", small=True)
+
+    def ends(ranking: Ranking) -> Ranking:
+        groups = {kind: (Group(HOSTILE, 1234, 0.5, 0.25, -3.0),) for kind in ("source", "label", "word")}
+        top, bottom = (tuple(map(as_file, some)) for some in (ranking.top, ranking.bottom))
+        return replace(ranking, top=top, bottom=bottom, groups=groups)
+
+    moved = (Moved(HOSTILE, HOSTILE, None, 1, "new"), Moved("x", "", 2, None, "removed"))
+    changes = (
+        Change("concept_trak", 1, 1, 23, 0.125, 0.0, 0.9994, moved),
+        Change("d_trak", 0, 0, 1, 0.0, 0.0, None, ()),
+    )
+    sections = tuple(
+        replace(s, rankings=tuple(map(ends, s.rankings)), pictures=(), files=("queries/a.png",), changes=changes)
+        for s in page.sections
+    )
+    return replace(page, sections=sections, since="last-week", files=True)
+
+
+def test_a_light_page_names_files_beside_it_and_no_other_place(page: Page) -> None:
+    shown = light(page)
+    documents = [parse(render(shown)), *(parse(render_concept(shown, section)) for section in shown.sections)]
+    for document, folder in zip(documents, ("report/", "", "", ""), strict=True):
+        named = [e.attributes[n] for e in document.all() for n in ("src", "href") if n in e.attributes]
+        inside = re.compile(
+            rf"#|data:,|{folder}(thumbnails|originals|queries)/|(report/)?\w+\.html$|\.\./(index|report)\.html"
+        )
+        assert [name for name in named if not inside.match(name)] == [], "a page names what is not beside it"
+        policy = next(m for m in document.all("meta") if "http-equiv" in m.attributes).attributes["content"]
+        assert policy == "default-src 'none'; img-src data: 'self' file:; style-src 'unsafe-inline'"
+        pictures = [image for image in document.all("img") if image.inside("li")]
+        assert pictures
+        assert all(image.attributes["loading"] == "lazy" and "small" in image.classes for image in pictures)
+        assert all(image.inside("a") for image in pictures), "an original that cannot be reached"
+        ids = [element.attributes["id"] for element in document.all() if "id" in element.attributes]
+        assert len(ids) == len(set(ids))
+    assert len(documents[0].all("img")) == 8 * len(shown.sections), "the overview is to be light"
+
+
+def test_groups_and_changes_stand_on_the_page_as_text(page: Page) -> None:
+    shown = light(page)
+    for document in (parse(render_concept(shown, shown.sections[0])), parse(render(replace(shown, files=False)))):
+        assert not document.all("script")
+        text, hostile = document.text, " ".join(HOSTILE.split())
+        assert "Since last-week" in text
+        assert "concept_trak: 1 entered the top, 1 left it, 23 stayed. 12.5 % of the top is new data" in text
+        assert "the queries cannot be compared" in text
+        assert f"Which source taught it: {hostile}" in text
+        rows = [[cell.text for cell in row.all() if cell.tag in ("td", "th")] for row in document.all("tr")]
+        assert [hostile, "1,234", "0.500", "25.0 %", "−3.00"] in rows
+        assert [hostile, "–", "1", "new", hostile] in rows
+        assert ["x", "2", "–", "removed", ""] in rows
 
 
 def test_every_image_stands_with_its_numbers(page: Page, document: Element) -> None:
