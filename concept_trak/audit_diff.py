@@ -10,17 +10,16 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-import yaml
 
 from concept_trak.layout import query_file
 from concept_trak.novelty import CHANGED, NEW, Side, novelty
+from concept_trak.precedent import common, finished, settings
 from concept_trak.results import FORMS
 from concept_trak.store.commit import Store
-from concept_trak.store.manifest import Audit, manifest, read_plan, read_table, write_table
+from concept_trak.store.manifest import Audit, read_plan, read_table, write_table
 from concept_trak.store.tables import from_rows
 
 Row = Mapping[str, Any]
-UNASKED = ("truth",)  # grades the answer and is no part of the question
 REMOVED = "removed"
 
 
@@ -77,7 +76,7 @@ def compare(before: Audit, after: Audit) -> list[Difference]:
     if before.id == after.id:
         raise ValueError(f"before={before.id} and after={after.id} are the same audit; expected two")
     finished(before)
-    asked = common(before, after)
+    asked = common(before, after.id, settings(after))
     tops = [read_table(audit, "top.parquet").to_pylist() for audit in (before, after)]
     found = []
     for method in dict.fromkeys(method for _, method in asked):
@@ -115,8 +114,7 @@ def _data(tops: Sequence[Sequence[Row]], store: Store, before: Side, after: Side
 
 
 def _side(audit: Audit, method: str) -> Side:
-    settings = yaml.safe_load(audit.store.read(audit.name("audit.yaml")))
-    return Side(settings["fingerprints"][method], read_plan(audit))
+    return Side(settings(audit)["fingerprints"][method], read_plan(audit))
 
 
 def _drift(before: Audit, after: Audit, method: str, concept: str) -> float | None:
@@ -129,38 +127,15 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float | None:
     return float(a @ b) / size if size else None
 
 
-def common(before: Audit, after: Audit) -> list[tuple[str, str]]:
-    """(concept, method) that both asked alike, in the later audit's order; ValueError if there is none."""
-    old, new = (yaml.safe_load(audit.store.read(audit.name("audit.yaml"))) for audit in (before, after))
-    questions = [
-        {c["name"]: {k: v for k, v in c.items() if k not in UNASKED} for c in s["concepts"]} for s in (old, new)
-    ]
-    concepts = [name for name, asked in questions[1].items() if questions[0].get(name) == asked]
-    methods = [method for method in new["methods"] if method in old["methods"]]
-    if not concepts or not methods:
-        sides = (f"{a.id}: {', '.join(s['methods'])} about {', '.join(q)}"
-                 for a, s, q in zip((before, after), (old, new), questions, strict=True))  # fmt: skip
-        raise ValueError(
-            f"the audits have no question in common ({'; '.join(sides)}); expected a method, and a concept of the same "
-            "name, prompts, samples and seed, in both"
-        )
-    return list(product(concepts, methods))
-
-
-def finished(audit: Audit) -> dict[str, Any]:
-    """The manifest of an audit; ValueError if there is none."""
-    done = manifest(audit)
-    if done is None and not audit.store.names(f"audits/{audit.id}"):
-        raise ValueError(f"{audit.store.uri} has no audit {audit.id!r}; `python -m jobs.status` lists those there are")
-    if done is None:
-        raise ValueError(f"audit {audit.id} is not finished; run its command again, then compare")
-    return done
+def difference_files(before: Audit) -> tuple[str, str]:
+    """The moves and the summary, below the later audit."""
+    return f"diff-{before.id}.parquet", f"diff-{before.id}.summary.parquet"
 
 
 def write(before: Audit, after: Audit, found: Sequence[Difference]) -> list[str]:
     """Put both tables into the later audit's folder, with which they are removed; returns their names.
 
-    The manifest does not list them: they are made from finished audits, and can be made again.
+    The manifest lists them only if the later audit was told to compare itself (`since`); they can be made again.
 
     Raises:
         ValueError: other numbers stand there, from an earlier audit of the same name.
@@ -168,12 +143,11 @@ def write(before: Audit, after: Audit, found: Sequence[Difference]) -> list[str]
     asked = [{"concept": d.concept, "method": d.method, "form": d.form} for d in found]
     rows = [{**a, **asdict(move)} for a, d in zip(asked, found, strict=True) for move in d.moves]
     sums = [{**a, **summary(d)} for a, d in zip(asked, found, strict=True)]
-    tables = {f"diff-{before.id}.parquet": from_rows(MOVE_KINDS, rows),
-              f"diff-{before.id}.summary.parquet": from_rows(SUMMARY_KINDS, sums)}  # fmt: skip
-    for name, table in tables.items():
+    tables = zip(difference_files(before), (from_rows(MOVE_KINDS, rows), from_rows(SUMMARY_KINDS, sums)), strict=True)
+    for name, table in tables:
         if not write_table(after, name, table) and not read_table(after, name).equals(table):
             raise ValueError(f"{after.name(name)} holds another comparison: {before.id} was made anew; remove the file")
-    return [after.name(name) for name in tables]
+    return [after.name(name) for name in difference_files(before)]
 
 
 def summary(d: Difference) -> dict[str, Any]:

@@ -112,7 +112,8 @@ class AuditConfig:
     store: str = "results"
     """Where everything lies: a folder or an object-store URL."""
     audit: str = ""
-    """Its name; empty is the UTC time. An audit of the same name is resumed."""
+    """Its name; empty is the UTC time; @hourly, @daily, @weekly or @monthly the tick that the time is in (2026-W48). An
+    audit of the same name is resumed."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     methods: dict[str, Method] = field(default_factory=dict)
@@ -127,8 +128,16 @@ class AuditConfig:
     """Best and worst samples kept per concept."""
     scores: str = "top"
     """top: only those; all: every score as Parquet, which precision and AP need."""
+    aggregates: bool = True
+    """Whether scores are summed by source, label and caption word, as Parquet and on the page."""
+    since: str = ""
+    """An earlier audit of the store to compare with, on the page and as `jobs.diff` does; latest: the newest that is
+    finished by then and has a question in common, if there is one."""
     shown: int = 24
     """Images a row on the page."""
+    report: str = "auto"
+    """file: one page that holds everything; folder: a light page, and beside it one for each concept, thumbnails, and
+    the shown images as they lie in the data; auto: folder for more than 200 images."""
     interval: float = 10.0
     """Seconds between two words about progress: lines where there is no terminal, and progress.json everywhere."""
     preflight: bool = False
@@ -142,6 +151,7 @@ class AuditConfig:
 
     def __post_init__(self) -> None:
         _one_of("scores", self.scores, "top", "all")
+        _one_of("report", self.report, "auto", "file", "folder")
         _at_least("top", self.top, 1)
         if self.damping <= 0:
             raise ValueError(

@@ -7,6 +7,7 @@ twice is the same bytes.
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -14,8 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from concept_trak import fisher, scoring
+from concept_trak.aggregate import Sums, groups_of, sums_table
+from concept_trak.data.shard import Shard
+from concept_trak.data.text import written
 from concept_trak.fisher import Gram, GramSum
-from concept_trak.layout import gram_file, plain, query_file, scores_file
+from concept_trak.layout import gram_file, plain, query_file, scores_file, sums_file
 from concept_trak.on_store import OnStore
 from concept_trak.scoring import Entry, Kept
 from concept_trak.stages import Attempt, Work
@@ -125,10 +129,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Scoring:
-    """Consecutive parts to be scored for one method."""
+    """Consecutive parts to be scored for one method; with their shards also to be summed by what is written of them."""
 
     method: str
     records: tuple[Record, ...]
+    shards: tuple[Shard, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -155,18 +160,22 @@ class Queries:
 SCORED_BYTES = 256 << 20  # some parts, so that reading and multiplying overlap, and a second or so of work
 
 
-def scorings(method: str, records: Sequence[Record]) -> Iterator[Scoring]:
-    """All parts, in order, cut after every SCORED_BYTES: the same items whatever the number of workers."""
-    some, size = list[Record](), 0
-    for record in records:
-        some, size = [*some, record], size + record.bytes
-        if size >= SCORED_BYTES or record is records[-1]:
-            yield Scoring(method, tuple(some))
-            some, size = [], 0
+def scorings(method: str, records: Sequence[Record], plan: Sequence[Shard] = ()) -> Iterator[Scoring]:
+    """All parts, in order, cut after every SCORED_BYTES: the same items whatever the number of workers.
+
+    `plan`: the shards of the parts, if their scores are to be summed too.
+    """
+    first, size = 0, 0
+    for end, record in enumerate(records, 1):
+        size += record.bytes
+        if size >= SCORED_BYTES or end == len(records):
+            yield Scoring(method, tuple(records[first:end]), tuple(plan[first:end]))
+            first, size = end, 0
 
 
 class Score(OnStore):
-    """Some shards against every concept, damped and plain; with `scores=all` also to `scores/<shard>.parquet`."""
+    """Some shards against every concept, damped and plain; with `scores=all` also to `scores/<shard>.parquet`, and with
+    their shards also summed, to `sums/<first shard>.parquet`."""
 
     def __init__(self, work: Work) -> None:
         super().__init__(work)
@@ -174,15 +183,22 @@ class Score(OnStore):
 
     def __call__(self, item: Scoring, attempt: Attempt) -> Scored:
         queries = self.queries[item.method]
-        kept = Kept(self.work.config.top, queries.scale)
+        kept, sums = Kept(self.work.config.top, queries.scale), Sums(queries.columns)
         with closing(self.blocks(*item.records)) as coming:
-            for record in item.records:
-                self._shard(item.method, record, coming, queries, kept)
+            for record, shard in zip_longest(item.records, item.shards):
+                ids, values = self._shard(item.method, record, coming, queries, kept)
+                if shard is not None:
+                    told = written(shard, self.work.config.data)
+                    sums.add_scores(values.numpy(), [groups_of(told[i], shard) for i in ids])
+        if item.shards:
+            write_table(self.audit, sums_file(item.method, item.records[0].shard), sums_table(sums))
         columns = zip(queries.columns, kept.ends(), kept.histogram.tolist(), strict=True)
         return Scored(item.method, {name: Column(ends.top, ends.bottom, counts) for name, ends, counts in columns})
 
-    def _shard(self, method: str, record: Record, coming: Iterator[Block], queries: Queries, kept: Kept) -> None:
-        """The next shard's own row groups, as many as its record has rows."""
+    def _shard(
+        self, method: str, record: Record, coming: Iterator[Block], queries: Queries, kept: Kept
+    ) -> tuple[list[str], Float[Tensor, "n c"]]:
+        """The next shard's own row groups, as many as its record has rows; its ids and scores."""
         ids: list[str] = []
         values = torch.empty(record.rows, len(queries.columns))
         while len(ids) < record.rows:
@@ -197,6 +213,7 @@ class Score(OnStore):
             numbers = zip(queries.columns, values.T.numpy(), strict=True)
             table = from_columns(kinds, {"sample_id": ids, **dict(numbers)})
             write_table(self.audit, scores_file(method, record.shard), table)
+        return ids, values
 
 
 def read_queries(audit: Audit, work: Work, method: str) -> Queries:

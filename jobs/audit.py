@@ -49,9 +49,9 @@ def _stages(run: Run) -> None:
     answers = run.ask()
     solved = run.solve(answers, records, summed)
     tally = run.score(records)
-    p = run.prepared
+    p, aggregated = run.prepared, run.aggregate(records)
     measures = measured(p.audit, p.config, p.plan)
-    conclude(run, Found(records, answers, solved, tally, run.look(tally), measures))
+    conclude(run, Found(records, answers, solved, tally, run.look(tally), measures, aggregated))
 
 
 def executor(config: AuditConfig) -> Executor:

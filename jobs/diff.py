@@ -1,18 +1,22 @@
 """What changed between two finished audits: `python -m jobs.diff store=results before=week-1 after=week-2`.
 
-Prints it and writes it as Parquet beside the later audit's results: `diff-<before>.parquet`, a row for each sample in
-either top, and `diff-<before>.summary.parquet`, a row for each concept, method and form.
+Prints it and writes it beside the later audit's results: `diff-<before>.parquet`, a row for each sample in either top,
+`diff-<before>.summary.parquet`, a row for each concept, method and form, and `diff-<before>.html`. An audit with
+`since=latest` does the same when it ends.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from concept_trak.audit_diff import Difference, Move, compare, finished, write
+from concept_trak.audit_diff import Difference, Move, compare, write
 from concept_trak.novelty import CHANGED, NEW
+from concept_trak.precedent import finished
 from concept_trak.store.commit import Store
 from concept_trak.store.manifest import Audit
 from jobs.configure import absolute, main
+from jobs.differences import write_page
 from jobs.failure import ended
+from jobs.index import write_index
 
 SHOWN = 10
 
@@ -40,7 +44,8 @@ def _diff(config: DiffConfig) -> int:
     before, after = Audit(store, config.before), Audit(store, config.after)
     finished(after)
     found = compare(before, after)
-    names = write(before, after, found)
+    names = [*write(before, after, found), write_page(before, after, found)]
+    write_index(store)
     for difference in found:
         if difference.form == "damped":
             print("\n".join(described(difference)))

@@ -22,9 +22,10 @@ from concept_trak.plan import group_name, groups
 from concept_trak.store.commit import Store
 from concept_trak.store.manifest import Audit
 from concept_trak.store.removal import remove
-from concept_trak.store.retention import Needs, Rules, Waste, expired, files_of, needs, temporary, unneeded
+from concept_trak.store.retention import AUDIT, Needs, Rules, Waste, expired, files_of, needs, temporary, unneeded
 from jobs.configure import absolute, main
 from jobs.failure import ended
+from jobs.index import write_index
 from jobs.status import audits_of
 
 
@@ -79,6 +80,8 @@ def _gc(config: GcConfig) -> int:
     for w in remove(store, waste, newly_needed) if config.delete else waste:
         print(f"{w.kind:<15} {w.name}")
         gone.append(w)
+    if any(w.kind == AUDIT for w in gone) and config.delete:
+        write_index(store)
     print("\n".join(_counted(gone, config)))
     return 0
 

@@ -2,14 +2,21 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from concept_trak.layout import gram_file, query_file, scores_file
-from concept_trak.report.render import render
+from concept_trak.aggregate import KINDS
+from concept_trak.audit_diff import compare, difference_files, write
+from concept_trak.layout import beside_report, gram_file, groups_file, query_file, scores_file, sums_file
+from concept_trak.precedent import earlier
+from concept_trak.reduction import scorings
+from concept_trak.report.render import render, render_concept
 from concept_trak.results import REJECT_KINDS, reject_rows, rejects_by_reason, top_kinds, top_rows
 from concept_trak.store.manifest import finish, read_table, write_bytes, write_json, write_table
 from concept_trak.store.tables import from_rows
-from jobs.pages import Found, facts, page
+from jobs.differences import page_file, write_page
+from jobs.index import write_index
+from jobs.pages import Found, facts, page, picture
 from jobs.prepare import Prepared
 from jobs.run import Run
 
@@ -24,8 +31,36 @@ def conclude(run: Run, found: Found) -> None:
     costs = {method: _cost(run, found, method) for method in config.methods}
     metrics = {"data": _data(p, found), "concepts": found.measures, "methods": costs, "stages": run.progress.counters()}
     write_json(p.audit, "metrics.json", metrics)
-    write_bytes(p.audit, "report.html", render(page(run, found)).encode())
-    finish(p.audit, _files(p, found), found.parts, {"fingerprints": p.work.fingerprints})
+    found, compared = _compared(p, found)
+    finish(p.audit, [*_files(p, found), *compared, *_report(run, found)], found.parts,
+           {"fingerprints": p.work.fingerprints})  # fmt: skip
+    write_index(p.store)
+
+
+def _compared(p: Prepared, found: Found) -> tuple[Found, list[str]]:
+    """With the differences since the audit that `since` names, and the files about them."""
+    before = earlier(p.audit, p.config.since)
+    if before is None:
+        return found, []
+    differences = tuple(compare(before, p.audit))
+    write(before, p.audit, differences)
+    write_page(before, p.audit, differences)
+    return replace(found, since=before.id, differences=differences), [*difference_files(before), page_file(before)]
+
+
+def _report(run: Run, found: Found) -> list[str]:
+    """Write the page, and what stands beside it; all their names."""
+    shown, audit = page(run, found), run.prepared.audit
+    files = {"report.html": render(shown).encode()}
+    if shown.files:
+        files |= {beside_report(f"{s.name}.html"): render_concept(shown, s).encode() for s in shown.sections}
+        for concept in run.prepared.config.concepts:
+            pictures = found.answers[next(iter(run.prepared.config.methods)), concept.name].pictures
+            files |= {beside_report(picture(concept.name, i)): png for i, png in enumerate(pictures)}
+    for name, data in files.items():
+        write_bytes(audit, name, data)
+    pictures = (name for seen in found.seen.values() for name in (seen.thumbnail, seen.original) if name)
+    return [*files, *dict.fromkeys(map(beside_report, pictures))]
 
 
 def _data(p: Prepared, found: Found) -> dict[str, Any]:
@@ -43,10 +78,13 @@ def _cost(run: Run, found: Found, method: str) -> dict[str, Any]:
 
 
 def _files(p: Prepared, found: Found) -> list[str]:
-    whole = ["audit.yaml", "plan.parquet", "top.parquet", "rejects.parquet", "metrics.json", "report.html"]
+    whole = ["audit.yaml", "plan.parquet", "top.parquet", "rejects.parquet", "metrics.json"]
     for method, parts in found.records.items():
         whole += [gram_file(method), *(query_file(method, c.name) for c in p.config.concepts)]
         whole += [scores_file(method, r.shard) for r in parts if p.config.scores == "all"]
+        if p.config.aggregates:
+            whole += [groups_file(method, kind) for kind in KINDS]
+            whole += [sums_file(method, item.records[0].shard) for item in scorings(method, parts)]
     return whole
 
 

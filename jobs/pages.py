@@ -2,15 +2,19 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from concept_trak.aggregate import Aggregated
+from concept_trak.audit_diff import Difference
 from concept_trak.concept import Concept
 from concept_trak.gallery import Seen
+from concept_trak.novelty import CHANGED, NEW
 from concept_trak.query import Answer
 from concept_trak.reduction import Solution
-from concept_trak.report.page import Facts, Page, Ranking, Section, Thumb
+from concept_trak.report.page import Change, Facts, Group, Moved, Page, Ranking, Section, Thumb
+from concept_trak.report.render import PIXELATED_BELOW
 from concept_trak.results import FORMS, Tally, column, percentile, rejects_by_reason, shows
 from concept_trak.scoring import SPAN, Entry
 from concept_trak.store.records import Record
@@ -20,7 +24,10 @@ from jobs.run import Run
 
 @dataclass(frozen=True)
 class Found:
-    """What the stages of a run found: by method, or by (method, concept); `measures` by concept, then column."""
+    """What the stages of a run found: by method, or by (method, concept); `measures` by concept, then column.
+
+    `since` names the audit that it was compared with, "" none; `differences` are what came out.
+    """
 
     records: dict[str, list[Record]]
     answers: dict[tuple[str, str], Answer]
@@ -28,6 +35,9 @@ class Found:
     tally: Tally
     seen: dict[str, Seen]
     measures: dict[str, dict[str, dict[str, float]]]
+    aggregated: dict[str, Aggregated]
+    since: str = ""
+    differences: tuple[Difference, ...] = ()
 
     @property
     def parts(self) -> list[Record]:
@@ -50,6 +60,8 @@ def page(run: Run, found: Found) -> Page:
         facts=tuple(facts(run, found, method) for method in config.methods),
         rejects=rejects_by_reason(found.parts),
         settings=dict(_flat(plain_values(config))),
+        since=found.since,
+        files=run.files(found.tally),
     )
 
 
@@ -77,7 +89,32 @@ def _section(run: Run, found: Found, concept: Concept) -> Section:
     methods = run.prepared.config.methods
     rankings = tuple(_ranking(run, found, concept, method, form) for method in methods for form in FORMS)
     pictures = found.answers[next(iter(methods)), concept.name].pictures
-    return Section(concept.name, concept.text, concept.without, concept.scope, dict(concept.truth), pictures, rankings)
+    changes = tuple(_change(d) for d in found.differences if (d.concept, d.form) == (concept.name, "damped"))
+    asked = (concept.name, concept.text, concept.without, concept.scope, dict(concept.truth))
+    if not run.files(found.tally):
+        return Section(*asked, pictures, rankings, changes)
+    files = tuple(picture(concept.name, i) for i in range(len(pictures)))
+    return Section(*asked, (), rankings, changes, files, _small(run))
+
+
+def _small(run: Run) -> bool:
+    """Whether pictures, which are as large as the model's, are enlarged with sharp edges."""
+    return run.prepared.resolution < PIXELATED_BELOW
+
+
+def picture(concept: str, number: int) -> str:
+    """One of a query's own pictures as a file beside the report."""
+    return f"queries/{concept}-{number}.png"
+
+
+def _change(d: Difference) -> Change:
+    moved = tuple(
+        Moved(m.sample_id, m.caption, m.rank_before, m.rank_after, m.data)
+        for m in d.moves
+        if m.rank_before != m.rank_after
+    )
+    counts = (d.count("entered"), d.count("left"), d.count("stayed"))
+    return Change(d.method, *counts, d.share(NEW), d.share(CHANGED), d.cosine, moved)
 
 
 def _ranking(run: Run, found: Found, concept: Concept, method: str, form: str) -> Ranking:
@@ -85,20 +122,32 @@ def _ranking(run: Run, found: Found, concept: Concept, method: str, form: str) -
     ends, solved = found.tally.ends[key], found.solved[method]
     spread = solved.spread[config.concepts.index(concept)][FORMS.index(form)]
     top, bottom = (
-        tuple(_thumb(found, concept, entry, rank, end, solved.count) for rank, entry in enumerate(entries, 1))
+        tuple(_thumb(run, found, concept, entry, rank, end, solved.count) for rank, entry in enumerate(entries, 1))
         for end, entries in (("top", ends.top[: config.shown]), ("bottom", ends.bottom[: config.shown]))
     )
     histogram = tuple(int(count) for count in found.tally.histogram[key])
     metrics = found.measures.get(concept.name, {}).get(column(method, form), {})
-    return Ranking(method, form, top, bottom, histogram, SPAN * spread, metrics)
+    return Ranking(method, form, top, bottom, histogram, SPAN * spread, metrics, _groups(found, *key))
 
 
-def _thumb(found: Found, concept: Concept, entry: Entry, rank: int, end: str, count: int) -> Thumb:
+def _groups(found: Found, method: str, name: str) -> dict[str, tuple[Group, ...]]:
+    shown = found.aggregated[method].shown.get(name, {}) if method in found.aggregated else {}
+    return {kind: tuple(Group(**asdict(one)) for one in rows) for kind, rows in shown.items() if rows}
+
+
+def _thumb(run: Run, found: Found, concept: Concept, entry: Entry, rank: int, end: str, count: int) -> Thumb:
     score, sample, _ = entry
     seen = found.seen[sample]
     relevant = shows(concept, seen.labels) if concept.truth else None
     share = percentile(rank, end, count)
-    return Thumb(sample, seen.caption, score, share, rank, seen.png, seen.labels, relevant)
+    answer = (sample, seen.caption, score, share, rank, seen.png, seen.labels, relevant)
+    return Thumb(
+        *answer,
+        seen.thumbnail,
+        seen.original,
+        run.prepared.resolution < PIXELATED_BELOW,
+        f"{seen.source}, row {seen.row}",
+    )
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

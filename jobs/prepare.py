@@ -11,11 +11,12 @@ from concept_trak.data.image import read
 from concept_trak.data.shard import Shard, cut
 from concept_trak.denoiser import Denoiser, same
 from concept_trak.plan import feature_settings, shards, survey
+from concept_trak.precedent import require_comparable
 from concept_trak.preflight import require_batch_consistency, require_fit
 from concept_trak.query import Question
 from concept_trak.stages import Work, open_model
 from concept_trak.store.commit import Store
-from concept_trak.store.identity import fingerprint, open_feature_set
+from concept_trak.store.identity import as_json, fingerprint, open_feature_set
 from concept_trak.store.manifest import Audit, begin, refuse_secrets
 from jobs.configure import absolute, plain_values
 from jobs.tick import named
@@ -76,6 +77,7 @@ def prepare(config: AuditConfig) -> Prepared:
     work = Work(config, {name: fingerprint(s) for name, s in settings.items()})
     # Fingerprints stand beside the settings, so that a model changed under an audit is refused like any change.
     standing = {**outcome_settings(plain_values(config)), "fingerprints": work.fingerprints}
+    require_comparable(audit, config.since, as_json(standing, "config"))
     begin(audit, standing, [_planned(shard) for shard in plan])
     return Prepared(work, store, audit, plan, len(found), settings, questions, parameters, denoiser.resolution)
 

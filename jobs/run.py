@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.executor import Executor, Resources, Task
+from concept_trak.aggregate import Aggregated, Aggregating
 from concept_trak.gallery import Look, Seen
 from concept_trak.layout import query_file
 from concept_trak.plan import group_name, groups
@@ -23,6 +24,7 @@ from jobs.prepare import Prepared
 from jobs.progress import Progress
 
 LOG = logging.getLogger(__name__)
+INLINE_AT_MOST = 200  # pictures in a page of one file: beyond, it takes seconds to load
 
 
 @dataclass
@@ -112,21 +114,28 @@ class Run:
 
     def score(self, records: dict[str, list[Record]]) -> Tally:
         """The tally of every score; with `scores=all`, every score is in the store as well."""
-        items = [item for m, parts in records.items() for item in scorings(m, parts)]
+        plan = self.prepared.plan if self.prepared.config.aggregates else ()
+        items = [item for m, parts in records.items() for item in scorings(m, parts, plan)]
         tally = Tally(self.prepared.config.top)
         for _, scored in self.map("score", "concept_trak.reduction:Score", items, lambda item: item.rows):
             tally.add(scored)
         return tally
 
+    def aggregate(self, records: dict[str, list[Record]]) -> dict[str, Aggregated]:
+        """By method what the page shows of the tables by source, label and word; {} where none are asked for."""
+        cut = {m: tuple(item.records[0].shard for item in scorings(m, parts)) for m, parts in records.items()}
+        items = [Aggregating(m, tables) for m, tables in cut.items()] if self.prepared.config.aggregates else []
+        return {done.method: done for _, done in self.map("aggregate", "concept_trak.aggregate:Aggregate", items)}
+
     def look(self, tally: Tally) -> dict[str, Seen]:
         """Captions and labels of every sample at an end, and pictures of those the page shows."""
-        config, plan = self.prepared.config, {shard.name: shard for shard in self.prepared.plan}
+        plan = {shard.name: shard for shard in self.prepared.plan}
         wanted: dict[str, set[str]] = {}
         for _, sample, shard in tally.entries():
             wanted.setdefault(shard, set()).add(sample)
-        shown = {e[1] for ends in tally.ends.values() for e in ends.top[: config.shown] + ends.bottom[: config.shown]}
+        shown, files = self._shown(tally), self.files(tally)
         looks = [
-            Look(plan[name], tuple(sorted(ids)), frozenset(ids & shown), self.prepared.resolution)
+            Look(plan[name], tuple(sorted(ids)), frozenset(ids & shown), self.prepared.resolution, files)
             for name, ids in wanted.items()
         ]
         return {
@@ -134,6 +143,16 @@ class Run:
             for _, all_seen in self.map("look", "concept_trak.gallery:Show", looks)
             for seen in all_seen
         }
+
+    def _shown(self, tally: Tally) -> set[str]:
+        """The samples whose pictures the page shows."""
+        shown = self.prepared.config.shown
+        return {e[1] for ends in tally.ends.values() for e in ends.top[:shown] + ends.bottom[:shown]}
+
+    def files(self, tally: Tally) -> bool:
+        """Whether the report is a folder, with pictures as files, and not one page that holds everything."""
+        kind = self.prepared.config.report
+        return kind == "folder" or (kind == "auto" and len(self._shown(tally)) > INLINE_AT_MOST)
 
     def map(
         self, stage: str, entry: str, items: Sequence[Any], samples: Callable[[Any], int] = lambda item: 0

@@ -118,7 +118,8 @@ def found(shard: Shard, data: DataConfig, resolution: int, ids: Sequence[str]) -
 
 
 def originals(shard: Shard, data: DataConfig, ids: Collection[str]) -> dict[str, bytes]:
-    """The image files of these samples, as they lie in the data."""
+    """The image files of these samples, as they lie in the data; none where the data are encoded already."""
     columns = [data.image_column, *([data.id_column] if data.id_column else [])]
     named = ((sample_id(row, data), row.values) for row in rows(shard, data, columns))
-    return {name: values[data.image_column]["bytes"] for name, values in named if name in ids}
+    images = ((name, values[data.image_column]) for name, values in named if name in ids)
+    return {name: image["bytes"] for name, image in images if isinstance(image, dict)}

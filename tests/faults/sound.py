@@ -75,4 +75,8 @@ def temporaries(store: Path) -> list[Path]:
 
 def lasting(files: dict[str, int]) -> dict[str, int]:
     """Those of `files_under` that are written once and never again."""
-    return {n: t for n, t in files.items() if not n.endswith((".tmp", "/progress.json", "/latest.json"))}
+    return {
+        n: t
+        for n, t in files.items()
+        if not n.endswith((".tmp", "/progress.json", "/latest.json", "audits/index.html"))
+    }

@@ -110,6 +110,10 @@ def test_mistakes_are_one_message(weeks, world, tmp_path):
     settings.write_text(settings.read_text().replace("name: triangle", "name: other"))
     with pytest.raises(ValueError, match="no question in common"):
         compare(store, "week-1", "week-2")
+    for since, why in (("week-3", "has no audit"), ("third", "this audit itself"), ("week-1", "no question in common")):
+        with pytest.raises(ValueError, match=why):
+            world.audit(store, "audit=third", f"since={since}", data="few")
+    assert not (store / "audits/third").exists(), "what cannot be compared is said before anything begins"
     (store / "audits/week-1/manifest.json").unlink()
     with pytest.raises(ValueError, match="week-1 is not finished"):
         compare(store, "week-1", "week-2")
