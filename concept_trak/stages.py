@@ -28,7 +28,7 @@ from concept_trak.store.ahead import ahead
 from concept_trak.store.commit import Store
 from concept_trak.store.identity import fingerprint
 from concept_trak.store.part import Part, Reject
-from concept_trak.store.records import Record, commit_part, committed
+from concept_trak.store.records import Record, commit_part, standing
 
 
 @dataclass(frozen=True)
@@ -93,16 +93,12 @@ class Featurize(WithModel):
     """
 
     def __call__(self, item: Featuring, attempt: Attempt) -> list[Record]:
-        done = self._standing(item) if attempt.number > 1 else {}
+        # Since this run was planned, a worker that died, or another audit of the same data, may have done it.
+        found = {m: standing(self.store, self.work.fingerprints[m], item.shard.name) for m in item.methods}
+        done = {m: record for m, record in found.items() if record is not None}
         if todo := [m for m in item.methods if m not in done]:
             done |= self._computed(todo, item.shard, attempt)
         return [done[m] for m in item.methods]
-
-    def _standing(self, item: Featuring) -> dict[str, Record]:
-        """What a worker that died had come as far as."""
-        name, fps = item.shard.name, self.work.fingerprints
-        found = {m: committed(self.store, fps[m], [name]) for m in item.methods}
-        return {m: records[name] for m, records in found.items() if records}
 
     def _computed(self, methods: list[str], shard: Shard, attempt: Attempt) -> dict[str, Record]:
         start, ready, made, rejects = time.monotonic(), [], [], []

@@ -120,8 +120,17 @@ def finish(audit: Audit, files: Sequence[str], parts: Sequence[Record], settings
     write_json(audit, "manifest.json", ours)
     standing = manifest(audit)
     assert standing is not None, "a manifest that was created can be read"
-    store.replace(LATEST, encode_json({"audit": audit.id, "finished": standing["finished"]}))
+    if standing["finished"] >= _latest(store):  # another driver may end an audit that was finished long ago
+        store.replace(LATEST, encode_json({"audit": audit.id, "finished": standing["finished"]}))
     return standing
+
+
+def _latest(store: Store) -> str:
+    """When the audit that the hint names was finished; "" if there is none that can be read."""
+    try:
+        return str(json.loads(store.read(LATEST))["finished"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def manifest(audit: Audit) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """The proof that a shard is done: a part, created once, and a record derived by reading that part back."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -129,6 +130,19 @@ def committed(store: Store, fp: str, shards: Sequence[str]) -> dict[str, Record]
         found = dict(zip(done, readers.map(lambda shard: read_record(store, fp, shard), done), strict=True))
     found |= {shard: derive_record(store, fp, shard) for shard in orphans}
     return {shard: found[shard] for shard in shards if shard in found}
+
+
+def standing(store: Store, fp: str, shard: str) -> Record | None:
+    """The record of one shard, derived if only its part is there; None if it is not done. It asks for names, not lists.
+
+    Raises:
+        ValueError: what stands there is damaged, or another shard's.
+    """
+    if store.size(part_name(fp, shard)) is None:
+        return None
+    with contextlib.suppress(FileNotFoundError):
+        return read_record(store, fp, shard)
+    return derive_record(store, fp, shard)
 
 
 def _adopt(store: Store, name: str, ours: Part) -> None:
