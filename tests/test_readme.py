@@ -116,10 +116,9 @@ def test_verify_and_gc_commands(shown, capsys):
 
 def test_sql_reads_the_results(shown, monkeypatch):
     monkeypatch.chdir(shown)
-    for query in blocks("sql"):
-        rows = duckdb.sql(query).fetchall()
-        assert len(rows) == 3, "three ranks of one concept and method"
-        assert [row[2] for row in rows] == [1, 2, 3]
+    ranked, taught = (duckdb.sql(query).fetchall() for query in blocks("sql"))
+    assert [row[2] for row in ranked] == [1, 2, 3], "three ranks of one concept and method"
+    assert [row[2] for row in taught] == [16, 16], "two sources"
 
 
 def test_python_reads_the_features(shown, capsys):
