@@ -53,9 +53,8 @@ def test_what_changes_most_comes_last():
     last_install = max(i for i, text in enumerate(words) if "pip install" in text)
     code = [i for i, text in enumerate(words) if text.startswith("COPY") and " /app/" in text]
     assert min(code) > last_install
-    assert (
-        "pip install" in words[last_install - 3] or "torch" in words[min(i for i, t in enumerate(words) if "pip" in t)]
-    )
+    first = next(text for text in words if "pip install" in text)
+    assert first.endswith(" torch"), "the largest layer, which changes least, is the first"
 
 
 def test_the_code_is_all_there_and_nothing_else_is_sent():
@@ -70,17 +69,17 @@ def test_the_code_is_all_there_and_nothing_else_is_sent():
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(1800)
 def test_its_install_steps_run_in_a_clean_environment(tmp_path):
     """Every RUN that installs Python packages, in a new environment, with the files that COPY brings and no others.
 
-    Without TORCH_INDEX: torch comes from the index that pip is set up with.
+    Without TORCH_INDEX: torch comes from the index that pip is set up with. Nothing is compiled, which takes minutes.
     """
     build, app = tmp_path / "build", tmp_path / "app"
     venv.create(tmp_path / "venv", with_pip=True)
     path = f"{tmp_path}/venv/bin:/usr/bin:/bin"
     kept = {k: v for k, v in os.environ.items() if k.startswith("PIP_") or k in ("HOME", "LANG")}
-    variables = kept | {"PATH": path, "TORCH_INDEX": "", "PYTHONDONTWRITEBYTECODE": "1"}
+    variables = kept | {"PATH": path, "TORCH_INDEX": "", "PIP_NO_COMPILE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     for word, text in instructions():
         if word == "COPY":
             *names, target = text.split()
@@ -96,18 +95,17 @@ def test_its_install_steps_run_in_a_clean_environment(tmp_path):
     assert "say cluster.shared_store=true" in checked.stderr, "the verb runs as far as its first check of the world"
     imports = "import ray, diffusers, transformers, s3fs, cluster.on_ray, cluster.submission, concept_trak.stages"
     subprocess.run([tmp_path / "venv/bin/python", "-c", imports], cwd=app, env=variables, check=True)
-    frozen = subprocess.run(
-        [tmp_path / "venv/bin/pip", "freeze"], env=variables, check=True, capture_output=True, text=True
+    freeze = [tmp_path / "venv/bin/pip", "freeze", "--all", "--exclude=pip"]
+    frozen = subprocess.run(freeze, env=variables, check=True, capture_output=True, text=True).stdout
+    assert not versions(frozen) - versions((ROOT / "infra/constraints.txt").read_text()), (
+        "installed otherwise than pinned; the package itself would hide the code that a job ships"
     )
-    pinned = {
-        line.partition("==")[0].lower().replace("_", "-")
-        for line in (ROOT / "infra/constraints.txt").read_text().splitlines()
-    }
-    installed = {
-        line.partition("==")[0].partition(" @")[0].lower().replace("_", "-") for line in frozen.stdout.splitlines()
-    }
-    assert installed <= pinned, f"installed, and pinned nowhere: {installed - pinned}"
-    assert "concept-trak" not in installed, "a copy that would hide the code a job ships"
+
+
+def versions(lines: str) -> set[tuple[str, str]]:
+    """(name, version) of every line `name==version`, however the name is spelt, without a build such as +cpu."""
+    parts = [line.partition("==") for line in lines.splitlines() if not line.startswith("#")]
+    return {(name.lower().replace("_", "-"), version.partition("+")[0]) for name, _, version in parts}
 
 
 def bring(source: Path, target: Path) -> None:

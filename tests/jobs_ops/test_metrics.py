@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -48,6 +49,7 @@ def test_a_run_on_a_cluster_is_scraped_while_it_happens_and_after(head, tmp_path
 
     def shows(expected: dict[tuple[str, ...], float]) -> bool:
         assert driver.poll() is None, driver.stderr.read().decode()[-3000:]
+        time.sleep(0.2)  # as long as the head takes between two reports
         seen.clear()
         seen.update(scraped(head.metrics))
         return expected.items() <= seen.items()
