@@ -9,4 +9,4 @@ __version__ = "0.1.0"
 
 # Part of every fingerprint. Rises whenever a change moves the numbers of a feature beyond rounding, so that features
 # of two numerics are never mixed.
-NUMERICS = 3
+NUMERICS = 4

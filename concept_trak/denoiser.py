@@ -56,7 +56,7 @@ class Denoiser(ABC):
 
     @abstractmethod
     def __call__(self, x_t: Float[Tensor, "b c h w"], t: int, cond: Condition) -> Prediction:
-        """The prediction at (x_t, t, cond). Never clips x_0."""
+        """The prediction at (x_t, t, cond), in the precision of x_t whatever the network runs in. Never clips x_0."""
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> Condition:

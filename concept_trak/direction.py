@@ -55,9 +55,10 @@ def prediction_sign(denoiser: Denoiser, state: State, seen: Prediction, probe: P
 def reconstruction_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Pointed:
     """v = -2 grad_{x_t} r / D with r = mean (x_0hat - x_0)^2, through the network (DPS; Concept-TRAK's train side)."""
     x_0 = required(state.batch.x_0, "x_0", "reconstruction_reward")
-    reward = (seen.x_0 - x_0).square().flatten(1).mean(1).sum()
-    (slope,) = torch.autograd.grad(reward, state.x_t, retain_graph=True)
-    return _whole(-2 * slope / x_0[0].numel())
+    elements = x_0[0].numel()
+    # Of the sum: what the mean sends into a float16 network is next to nothing there.
+    (slope,) = torch.autograd.grad((seen.x_0 - x_0).square().sum(), state.x_t, retain_graph=True)
+    return _whole(-2 * slope / elements**2)
 
 
 def concept_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Pointed:

@@ -15,7 +15,7 @@ from concept_trak.denoiser import Denoiser, Prediction
 from concept_trak.direction import DIRECTIONS
 from concept_trak.gradient import Pulled, pull_back_each
 from concept_trak.method import Method
-from concept_trak.piece import wide
+from concept_trak.precision import wide
 from concept_trak.probe import Probe
 from concept_trak.projector import Projector
 from concept_trak.state import Batch, Pointed, State

@@ -17,8 +17,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from concept_trak.denoiser import Denoiser, Prediction
-from concept_trak.layer import Call, per_sample, separable
-from concept_trak.piece import Piece, Whole, lengths, wide
+from concept_trak.layer import Call, noted, per_sample, separable
+from concept_trak.piece import Piece, Whole, lengths
+from concept_trak.precision import wide
 from concept_trak.state import Pointed, State
 
 Gradients = dict[str, Float[Tensor, "b ..."]]  # by parameter name: [b, *parameter.shape]
@@ -41,8 +42,8 @@ class Pulled:
     pointed: Pointed
 
     def gradients(self) -> Gradients:
-        """[b, *shape] of every parameter, multiplied out."""
-        return {name: each(p.whole(), self.scale) for name, p in self.pieces.items()}
+        """[b, *shape] of every parameter, multiplied out, at least float32: float16 may not know `scale`."""
+        return {name: each(wide(p.whole()), self.scale) for name, p in self.pieces.items()}
 
     def measured(self, over: str = "all") -> tuple[dict[str, Float[Tensor, " b"]], "Pulled"]:
         """By parameter name, the Euclidean norm of each sample's pieces (without `scale`) over `all` parameters, or
@@ -113,7 +114,7 @@ def _captured(denoiser: Denoiser) -> Iterator[dict[nn.Module, list[Call]]]:
     calls: dict[nn.Module, list[Call]] = {}
 
     def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        calls.setdefault(module, []).append(Call(args, kwargs, output))
+        calls.setdefault(module, []).append(noted(module, args, kwargs, output))
 
     owners = [m for m in denoiser.network.modules() if any(p in names for p in m.parameters(recurse=False))]
     handles = [owner.register_forward_hook(note, with_kwargs=True) for owner in owners]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
 from concept_trak.piece import Piece, Product, Whole
+from concept_trak.precision import wide
 
 # Replayed outputs that differ by more than this (relative) mean that the layer's inputs cannot be told apart by sample.
 REPLAYED = 1e-4
@@ -22,11 +23,25 @@ REPLAYED = 1e-4
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a layer: what went in and what came out, all samples together."""
+    """One call of a layer: what went in and what came out, all samples together.
+
+    `version` is the output's when it came out: of what is written over in place afterwards, the gradient is another's.
+    `moments` are the mean and 1 / standard deviation that a group norm has found, [b, groups] each.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any
+    version: int = 0
+    moments: tuple[Tensor, Tensor] | None = None
+
+
+def noted(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Call:
+    """A call at the moment it returns, while its node in the graph is its own and still holds what it saved."""
+    node, version = getattr(output, "grad_fn", None), getattr(output, "_version", 0)
+    if type(layer) is nn.GroupNorm and node is not None and node.name() == "NativeGroupNormBackward0":
+        return Call(args, kwargs, output, version, (node._saved_result1, node._saved_result2))
+    return Call(args, kwargs, output, version)
 
 
 def ruled(layer: nn.Module) -> bool:
@@ -38,7 +53,7 @@ def ruled(layer: nn.Module) -> bool:
 def separable(layer: nn.Module, call: Call, b: int) -> bool:
     """Whether each of b samples has rows of its own in a call, so that the layer's gradient can be split by sample."""
     y = call.output
-    if not isinstance(y, Tensor) or not y.requires_grad or y.dim() == 0:
+    if not isinstance(y, Tensor) or not y.requires_grad or y.dim() == 0 or y._version != call.version:
         return False
     if ruled(layer):
         return y.shape[0] % b == 0 and call.args[0].shape[0] == y.shape[0]
@@ -51,8 +66,8 @@ def per_sample(layer: nn.Module, call: Call, g: Tensor, b: int, wanted: Iterable
     own = {name: p for name, p in layer.named_parameters(recurse=False) if name in wanted}
     if not ruled(layer):
         return {name: Whole(value) for name, value in _replayed(layer, call, g, own, b).items()}
-    rule, x = RULES[type(layer)], call.args[0].detach()
-    return {name: rule(layer, name, x, g, b) for name in own}
+    rule = RULES[type(layer)]
+    return {name: rule(layer, name, call, g, b) for name in own}
 
 
 def _replayed(layer: nn.Module, call: Call, g: Tensor, own: dict[str, nn.Parameter], b: int) -> dict[str, Tensor]:
@@ -81,15 +96,17 @@ def _same(again: Tensor, y: Tensor) -> bool:
     return again.shape == y.shape and bool((again - y).norm() <= REPLAYED * y.norm())
 
 
-def _linear(layer: nn.Linear, own: str, x: Tensor, g: Tensor, b: int) -> Piece:
+def _linear(layer: nn.Linear, own: str, call: Call, g: Tensor, b: int) -> Piece:
+    x = call.args[0].detach()
     x, g = x.reshape(b, -1, x.shape[-1]), g.reshape(b, -1, g.shape[-1])
-    return Whole(g.sum(1)) if own == "bias" else Product(g, x, tuple(layer.weight.shape))
+    return Whole(wide(g).sum(1)) if own == "bias" else Product(g, x, tuple(layer.weight.shape))
 
 
-def _conv2d(layer: nn.Conv2d, own: str, x: Tensor, g: Tensor, b: int) -> Piece:
+def _conv2d(layer: nn.Conv2d, own: str, call: Call, g: Tensor, b: int) -> Piece:
     """Weight [o, i / groups, p, q]; a layer that looks at single pixels is linear in them."""
+    x = call.args[0].detach()
     if own == "bias":
-        return Whole(g.reshape(b, -1, *g.shape[1:]).sum((1, 3, 4)))
+        return Whole(wide(g).reshape(b, -1, *g.shape[1:]).sum((1, 3, 4)))
     if layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0) and layer.groups == 1:
         g, x = (y.reshape(b, -1, *y.shape[1:]).transpose(2, -1).flatten(1, -2) for y in (g.flatten(2), x.flatten(2)))
         return Product(g, x, tuple(layer.weight.shape))
@@ -106,25 +123,37 @@ def _grouped(layer: nn.Conv2d, x: Tensor, g: Tensor, b: int) -> Tensor:
     return weight.reshape(b, o, *rest)
 
 
-def _normalised(layer: nn.Module, own: str, g: Tensor, x_hat: Tensor, keep: int, b: int) -> Piece:
-    product = g if own == "bias" else g * x_hat
-    product = product.movedim(1, -1) if isinstance(layer, nn.GroupNorm) else product
-    return Whole(product.reshape(b, -1, keep).sum(1).reshape(b, *getattr(layer, own).shape))
+def _group_norm(layer: nn.GroupNorm, own: str, call: Call, g: Tensor, b: int) -> Piece:
+    """sum_p g_p x_hat_p = (sum_p g_p x_p - mean sum_p g_p) / deviation, by channel, as in the plain backward.
+
+    So the layer is not run again for x_hat, which cost as much as its forward.
+    """
+    x, g = (wide(y).flatten(2) for y in (call.args[0].detach(), g))
+    total = g.sum(2)
+    if own == "weight":
+        mean, rate = call.moments or _moments(layer, x)
+        mean, rate = (m.reshape(len(x), -1, 1).expand(-1, -1, x.shape[1] // layer.num_groups).flatten(1)
+                      for m in (mean, rate))  # fmt: skip
+        total = ((g * x).sum(2) - mean * total) * rate
+    return Whole(total.reshape(b, -1, layer.num_channels).sum(1))
 
 
-def _group_norm(layer: nn.GroupNorm, own: str, x: Tensor, g: Tensor, b: int) -> Piece:
-    return _normalised(layer, own, g, F.group_norm(x, layer.num_groups, eps=layer.eps), layer.num_channels, b)
+def _moments(layer: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+    variance, mean = torch.var_mean(x.reshape(len(x), layer.num_groups, -1), 2, correction=0)
+    return mean, (variance + layer.eps).rsqrt()
 
 
-def _layer_norm(layer: nn.LayerNorm, own: str, x: Tensor, g: Tensor, b: int) -> Piece:
-    x_hat = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
-    return _normalised(layer, own, g, x_hat, layer.weight.numel(), b)
+def _layer_norm(layer: nn.LayerNorm, own: str, call: Call, g: Tensor, b: int) -> Piece:
+    product = wide(g)
+    if own == "weight":
+        product = product * F.layer_norm(wide(call.args[0].detach()), layer.normalized_shape, eps=layer.eps)
+    return Whole(product.reshape(b, -1, *layer.normalized_shape).sum(1))
 
 
-def _embedding(layer: nn.Embedding, own: str, x: Tensor, g: Tensor, b: int) -> Piece:
-    rows, g = x.reshape(b, -1), g.reshape(b, -1, layer.embedding_dim)
-    total = g.new_zeros(b, layer.num_embeddings, layer.embedding_dim)
-    return Whole(total.scatter_add_(1, rows[..., None].expand_as(g), g))
+def _embedding(layer: nn.Embedding, own: str, call: Call, g: Tensor, b: int) -> Piece:
+    rows, g = call.args[0].reshape(b, -1), g.reshape(b, -1, layer.embedding_dim)
+    total = wide(g).new_zeros(b, layer.num_embeddings, layer.embedding_dim)
+    return Whole(total.scatter_add_(1, rows[..., None].expand_as(g), wide(g)))
 
 
 RULES: dict[type[nn.Module], Callable[..., Piece]] = {

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from concept_trak.precision import wide
+
 
 @dataclass(frozen=True)
 class Whole:
@@ -28,11 +30,12 @@ class Whole:
         return self.value
 
     def square_norm(self) -> Float[Tensor, " b"]:
-        flat = wide(self.value.flatten(1))
-        return torch.linalg.vecdot(flat, flat)
+        return torch.linalg.vector_norm(wide(self.value.flatten(1)), dim=1).square()
 
-    def add_to(self, total: Float[Tensor, "b ..."], factor: Float[Tensor, " b"]) -> None:
-        total.addcmul_(wide(self.value), factor.to(total.dtype).reshape(-1, *[1] * (total.dim() - 1)))
+    def add_to(self, total: Float[Tensor, "b ..."], factor: Float[Tensor, " b"], first: bool = False) -> None:
+        """`first`: in place of what `total` held, which is then not read."""
+        value, factor = wide(self.value), factor.to(total.dtype).reshape(-1, *[1] * (total.dim() - 1))
+        _ = torch.mul(value, factor, out=total) if first else total.addcmul_(value, factor)
 
     def entries(self, at: Tensor) -> Float[Tensor, "b entries"]:
         """The entries at flat positions `at`."""
@@ -66,9 +69,9 @@ class Product:
             torch.bmm(g, g.transpose(1, 2)).flatten(1), torch.bmm(x, x.transpose(1, 2)).flatten(1)
         )
 
-    def add_to(self, total: Float[Tensor, "b ..."], factor: Float[Tensor, " b"]) -> None:
+    def add_to(self, total: Float[Tensor, "b ..."], factor: Float[Tensor, " b"], first: bool = False) -> None:
         g = wide(self.g) * factor.to(total.dtype)[:, None, None]
-        total.view(len(g), g.shape[2], -1).baddbmm_(g.transpose(1, 2), wide(self.x))
+        total.view(len(g), g.shape[2], -1).baddbmm_(g.transpose(1, 2), wide(self.x), beta=0 if first else 1)
 
     def entries(self, at: Tensor) -> Float[Tensor, "b entries"]:
         """The entries at flat positions `at`, place by place: the matrix is not needed for a few of them."""
@@ -109,8 +112,3 @@ def lengths(pieces: Mapping[str, Piece], over: str) -> tuple[dict[str, Float[Ten
 def layer_of(name: str) -> str:
     """The module that owns a parameter: its weight and its bias are one layer."""
     return name.rpartition(".")[0]
-
-
-def wide(x: Tensor) -> Tensor:
-    """At least float32: what is added up is added up so."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

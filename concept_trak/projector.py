@@ -25,7 +25,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from concept_trak.noise import key
-from concept_trak.piece import Whole, wide
+from concept_trak.piece import Whole
+from concept_trak.precision import wide
 
 Gradients = dict[str, Float[Tensor, "b ..."]]  # by parameter name: [b, *parameter.shape]
 

@@ -10,7 +10,8 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from concept_trak.piece import Piece, Whole, wide
+from concept_trak.piece import Piece, Whole
+from concept_trak.precision import wide
 from concept_trak.projector import Projector, kept, sides, sketch
 
 
@@ -33,14 +34,18 @@ class Summed:
     def __init__(self, projector: Projector, parameters: Mapping[str, Tensor], b: int) -> None:
         self.projector, sizes = projector, [b * p.numel() for p in parameters.values()]
         self.room = _room(sum(sizes), wide(next(iter(parameters.values())).new_empty(0)))
-        parts = zip(parameters.items(), self.room[: sum(sizes)].zero_().split(sizes), strict=True)
+        parts = zip(parameters.items(), self.room[: sum(sizes)].split(sizes), strict=True)
         self.sum = {name: part.view(b, *p.shape) for (name, p), part in parts}
+        self.empty = set(self.sum)
 
     def add(self, name: str, piece: Piece, factor: Float[Tensor, " b"]) -> None:
-        piece.add_to(self.sum[name], factor)
+        piece.add_to(self.sum[name], factor, first=name in self.empty)
+        self.empty.discard(name)
 
     def phi(self) -> Float[Tensor, "b k"]:
         """Once: the sum is given up."""
+        for name in self.empty:
+            self.sum[name].zero_()
         phi, self.sum = self.projector(self.sum), {}
         _spare.append(self.room)
         return phi
@@ -70,6 +75,8 @@ class Picked:
 
     def add(self, name: str, piece: Piece, factor: Float[Tensor, " b"]) -> None:
         at, column = self.kept[name]
+        if len(at) == 0:
+            return
         self.sum[:, column] += piece.entries(at) * factor.to(self.sum.dtype)[:, None]
 
     def phi(self) -> Float[Tensor, "b k"]:

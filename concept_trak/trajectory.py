@@ -2,7 +2,8 @@
 
 Each trajectory is a generator `(denoiser, batch, probe, seed) -> states`, and each says what t it visits. The paths
 run without gradients; guidance bends the path only, directions see the sample's own condition. Whoever evaluates the
-network at a state may send the prediction back, and the path goes on from it instead of making it again.
+network at a state may send the prediction back, and the path goes on from it instead of making it again. States are at
+least float32 whatever the network runs in.
 """
 
 import math
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from concept_trak.denoiser import Denoiser, Prediction, guided
 from concept_trak.noise import normal
+from concept_trak.precision import wide
 from concept_trak.probe import Probe, grid
 from concept_trak.state import Batch, State, required
 
@@ -41,7 +43,7 @@ def step(
 
 def forward_noise(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> States:
     """x_t = alpha_t x_0 + sigma_t eps at `probe.times`; eps is one tensor per t (`shared`) or one per sample and t."""
-    x_0 = required(batch.x_0, "x_0", "forward_noise")
+    x_0 = wide(required(batch.x_0, "x_0", "forward_noise"))
     for t in probe.times:
         if probe.noise == "shared":
             eps = normal(tuple(x_0.shape[1:]), seed, "shared", t)[None].expand(x_0.shape)
@@ -57,10 +59,10 @@ def ddim_inversion(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) ->
     Updates run up the grid to the last kept time; states after every `probe.every`-th. "The noise" of an inverted
     state is (x_t - alpha_t x_0) / sigma_t.
     """
-    x_0 = x_t = required(batch.x_0, "x_0", "ddim_inversion")
+    x_0 = x_t = wide(required(batch.x_0, "x_0", "ddim_inversion"))
     times, seen = grid(probe.points), None
     if batch.path is not None:
-        for x_t, t in zip(batch.path.unbind(1), probe.states, strict=True):
+        for x_t, t in zip(wide(batch.path).unbind(1), probe.states, strict=True):
             yield State(batch, x_t, t, _noise(denoiser, x_t, x_0, t))
         return
     for i in range(probe.last):
@@ -93,7 +95,8 @@ def generate(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> Float
 
 
 def _start(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> Tensor:
-    return _keyed(denoiser.shape, batch, seed, grid(probe.points)[-1], "x_T").to(denoiser.device, denoiser.dtype)
+    x_t = _keyed(denoiser.shape, batch, seed, grid(probe.points)[-1], "x_T")
+    return x_t.to(denoiser.device, torch.promote_types(denoiser.dtype, x_t.dtype))
 
 
 def _down(

@@ -1,10 +1,13 @@
 """The layer rules against one plain backward per sample."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from concept_trak.direction import DIRECTIONS
 from concept_trak.gradient import pull_back, pull_back_each, pull_back_naive
+from concept_trak.layer import noted, per_sample
 from concept_trak.piece import Product, measured
 from concept_trak.probe import Probe
 from concept_trak.state import Pointed
@@ -127,3 +130,31 @@ def test_parameters_outside_the_pattern_stay_frozen():
         Toy("no such layer")
     with pytest.raises(ValueError, match="not a regular expression"):
         Toy("(")
+
+
+def test_a_layer_whose_output_is_written_over_is_still_exact(monkeypatch):
+    """The gradient at what stands there afterwards is not the layer's own: such a layer goes one sample at a time."""
+    plain = torch.nn.functional.silu
+    monkeypatch.setattr(torch.nn.functional, "silu", lambda h: plain(h, inplace=True))
+    denoiser = Toy("wide")
+    fast, _, _ = pulled(denoiser, pull_back, 3)
+    slow, _, _ = pulled(denoiser, pull_back_naive, 3)
+    for name in fast:
+        torch.testing.assert_close(fast[name], slow[name], rtol=EXACT64, atol=1e-15)
+
+
+def test_a_group_norm_is_split_with_and_without_the_moments_it_found():
+    """Several groups, a mean far from 0, samples of two rows each: against autograd through one sample."""
+    draw = torch.Generator().manual_seed(4)
+    layer = torch.nn.GroupNorm(3, 6).double()
+    x, g = (torch.randn(8, 6, 5, generator=draw, dtype=torch.float64) + shift for shift in (30, 0))
+    y = layer(x)
+    call = noted(layer, (x,), {}, y)
+    assert call.moments is not None, "this version of PyTorch keeps the moments elsewhere: they are computed again"
+    for one in (call, replace(call, moments=None)):
+        found = per_sample(layer, one, g, 4, ["weight", "bias"])
+        for i in range(4):
+            rows = slice(2 * i, 2 * i + 2)
+            exact = torch.autograd.grad(layer(x[rows]), [layer.weight, layer.bias], g[rows])
+            for name, expected in zip(("weight", "bias"), exact, strict=True):
+                torch.testing.assert_close(found[name].whole()[i], expected, rtol=EXACT64, atol=1e-11)

@@ -59,7 +59,7 @@ class StableDiffusion3(TextToImage):
     def __call__(self, x_t: Float[Tensor, "b c h w"], t: int, cond: Condition) -> Prediction:
         alpha, sigma = self.alpha[t].item(), self.sigma[t].item()
         times = torch.full((len(x_t),), 1000 * sigma, device=x_t.device)
-        v = self.family.ask(self.network, x_t, times, cond)
+        v = self.family.ask(self.network, x_t.to(self.dtype), times, cond).to(x_t.dtype)
         return Prediction(x_t - sigma * v, x_t + alpha * v)
 
     @torch.no_grad()

@@ -132,7 +132,7 @@ class TextToImage(Denoiser):
 
     def __call__(self, x_t: Float[Tensor, "b c h w"], t: int, cond: Condition) -> Prediction:
         times = torch.full((len(x_t),), t, device=x_t.device)
-        raw = self.family.ask(self.network, x_t, times, cond)
+        raw = self.family.ask(self.network, x_t.to(self.dtype), times, cond).to(x_t.dtype)
         alpha, sigma = self.alpha[t].item(), self.sigma[t].item()
         if self.prediction_type == "v_prediction":
             # In eps units a loss on v is weighted by alpha^2: eps = sigma x_t + alpha v.
@@ -169,7 +169,7 @@ class TextToImage(Denoiser):
         if self.vae is None:
             return x_0
         shift = self.vae.config.get("shift_factor") or 0.0
-        return self.vae.decode(x_0 / self.vae.config["scaling_factor"] + shift).sample
+        return self.vae.decode((x_0 / self.vae.config["scaling_factor"] + shift).to(self.dtype)).sample
 
     @property
     def resolution(self) -> int:
