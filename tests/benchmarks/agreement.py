@@ -14,6 +14,7 @@ def spearman(answer: Answer, truth: np.ndarray) -> float | None:
     if scores is None:
         return None
     assert scores.shape == truth.shape, f"scores {scores.shape} against {truth.shape}: not the same samples"
+    assert (np.ptp(truth, axis=1) > 0).all(), "all true scores of a query are equal: there is no order to agree with"
     return float(np.mean([correlation(np.delete(a, q), np.delete(b, q)) for q, (a, b) in _pairs(scores, truth)]))
 
 

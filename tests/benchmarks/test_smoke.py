@@ -94,6 +94,8 @@ def test_agreement_is_spearmans():
     features = np.array([[1.0, 0.0], [0.1, 5.0], [0.3, 1.0], [0.2, 2.0], [0.4, 9.0]])
     assert spearman(Answer(features, None, None), truth) == pytest.approx(1 - 6 * 2 / (4 * 15))
     assert spearman(Answer(None, None, None), truth) is None
+    with pytest.raises(AssertionError, match="no order to agree with"):
+        spearman(Answer(features, None, None), np.zeros((1, 5)))
     assert least_cosine(np.array([[1.0, 0.0], [1.0, 1.0]]), np.array([[2.0, 0.0], [1.0, 0.0]])) == pytest.approx(
         0.5**0.5
     )

@@ -1,0 +1,232 @@
+"""Speed and memory on one GPU, in one run of less than ten minutes: one table.
+
+    python -m tests.benchmarks.gpu                          # Stable Diffusion 1.x's UNet, 64 x 64 latents, bfloat16
+    python -m tests.benchmarks.gpu --size tiny --device cpu # the same lines in seconds: that it runs, no speed
+
+The network has random weights, for speed does not depend on them. Every line is a floor (the passes that the
+mathematics needs) or a worker's own `features`, at the largest batch that memory holds; a line says samples a second,
+the operations its passes need (a backward counts as two forwards) over a matrix product's measured ceiling, and peak
+memory. `channels-last` and `compile` are
+what a run could be set to; the layers' inputs and outputs cannot be had from a compiled network, so it is measured
+where nothing is pulled back: on the path of a guided inversion, which is two thirds of concept_trak.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from concept_trak.method import METHODS
+from concept_trak.models.text_to_image import TextToImage
+from concept_trak.noise import normal
+from concept_trak.probe import Probe
+from concept_trak.state import Batch
+from tests.benchmarks import floors, ours, work
+from tests.benchmarks.work import ROOT, Task, Work
+
+ROW = Probe("forward_noise", "denoising_error", times=(500,))
+STATES = replace(METHODS["concept_b"].train, times=(300, 700))
+ATTENTION, ALL = r"attn2", work.LAYERS
+# The UNet of Stable Diffusion 1.x, whose other settings are diffusers' own defaults.
+SD = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
+
+
+@dataclass(frozen=True)
+class Line:
+    """What is measured: `passes` alone (a floor), `forward` (no gradient), or `features` with so many columns."""
+
+    what: str
+    parameters: str
+    probe: Probe
+    kind: str = ""
+    dim: int = 4096
+    option: str = ""
+
+
+LINES = (
+    Line("forward", ATTENTION, ROW),
+    Line("forward", ATTENTION, ROW, option="channels-last"),
+    Line("forward", ATTENTION, ROW, option="compile"),
+    *(Line(what, p, ROW, kind, option=o)
+      for p in (ATTENTION, ALL)
+      for what, kind in (("passes", ""), ("features", "mask"), ("features", "kronecker"), ("features", "sketch"))
+      for o in ("", "channels-last")),
+    *(Line(what, ATTENTION, STATES, "sketch") for what in ("passes", "features")),
+)  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> Path:
+    asked = _asked(arguments)
+    start, found = time.monotonic(), []
+    conditions = {**_conditions(asked.device), "size": asked.size, "precision": asked.precision}
+    with TemporaryDirectory() as folder:
+        model = _model(asked, Path(folder))
+        ceiling = _ceiling(asked.device, model.dtype, 256 if asked.size == "tiny" else 8192)
+        for line in LINES:
+            if line.option == "compile" and asked.device == "cpu":
+                continue  # it needs a compiler of C++, and what it would show is not about GPUs
+            left = 60 * asked.minutes - (time.monotonic() - start)
+            found.append({**_named(line), **(_measured(asked, model, line) if left > 0 else {"left_out": "time"})})
+            print(json.dumps(found[-1]), flush=True)
+    for row in found:
+        if "tflops" in row:
+            row["of_ceiling"] = row["tflops"] / ceiling
+    asked.out.mkdir(parents=True, exist_ok=True)
+    (asked.out / "gpu.json").write_text(json.dumps({**conditions, "ceiling_tflops": ceiling, "lines": found}, indent=1))
+    (asked.out / "gpu.md").write_text(page(conditions, ceiling, found))
+    return asked.out / "gpu.md"
+
+
+def page(conditions: dict[str, Any], ceiling: float, found: list[dict[str, Any]]) -> str:
+    keys = ("what", "parameters", "states", "projector", "option", "batch", "per_second", "of_passes", "tflops",
+            "of_ceiling", "peak_gb", "left_out")  # fmt: skip
+    rows = [[_cell(row.get(key, "")) for key in keys] for row in _beside_floor(found)]
+    said = ", ".join(f"{k} {v}" for k, v in conditions.items())
+    table = "\n".join(f"| {' | '.join(row)} |" for row in ([*keys], ["---"] * len(keys), *rows))
+    return f"# One GPU\n\n{said}; a matrix product reaches {ceiling:.3g} TFLOP/s.\n\n{table}\n"
+
+
+def _beside_floor(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """`of_passes`: of the plain passes with the same parameters, states and option."""
+    same = ("parameters", "states", "option")
+    floor = {tuple(r[k] for k in same): r["per_second"] for r in found if r["what"] == "passes" and "per_second" in r}
+    for row in found:
+        plain = floor.get(tuple(row[k] for k in same))
+        yield {**row, "of_passes": row["per_second"] / plain} if plain and "per_second" in row else row
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _named(line: Line) -> dict[str, Any]:
+    name = {ATTENTION: "cross attention", ALL: "all"}[line.parameters]
+    kind = f"{line.kind} {line.dim}" if line.what == "features" else ""
+    return {"what": line.what, "parameters": name, "states": len(line.probe.states), "projector": kind,
+            "option": line.option}  # fmt: skip
+
+
+def _asked(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.gpu")
+    parser.add_argument("--size", choices=("sd", "tiny"), default="sd")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--precision", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument("--batch", type=int, default=32, help="the first batch tried; halved until it fits")
+    parser.add_argument("--rounds", type=int, default=3, help="measured rounds of each line, of which the least counts")
+    parser.add_argument(
+        "--minutes", type=float, default=8, help="lines that would begin later are left out, and say so"
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "results/benchmarks/gpu")
+    return parser.parse_args(arguments)
+
+
+def _model(asked: argparse.Namespace, folder: Path) -> TextToImage:
+    """The pipeline on disk, opened as anyone's would be."""
+    pipe = work.tiny()
+    if asked.size == "sd":
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+        pipe.register_modules(unet=UNet2DConditionModel(**SD).to(getattr(torch, asked.precision)))
+    pipe.save_pretrained(folder)
+    return TextToImage(str(folder), ALL, device=asked.device, dtype=getattr(torch, asked.precision))
+
+
+def _measured(asked: argparse.Namespace, model: TextToImage, line: Line) -> dict[str, Any]:
+    """At the first batch, halved from `asked.batch`, that fits."""
+    batch = asked.batch
+    while batch:
+        try:
+            return {"batch": batch, **_timed(asked, _opened(model, line), line, batch)}
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            batch //= 2
+    return {"left_out": "memory"}
+
+
+def _opened(model: TextToImage, line: Line) -> TextToImage:
+    from concept_trak.denoiser import attributable
+
+    model.parameters = attributable(model.network, line.parameters)
+    layout = torch.channels_last if line.option == "channels-last" else torch.contiguous_format
+    model.network.to(memory_format=layout)
+    return model
+
+
+def _timed(asked: argparse.Namespace, model: TextToImage, line: Line, size: int) -> dict[str, Any]:
+    todo = Work(Task(line.probe, True, line.parameters), model, (_batch(model, size),))
+    round = _round(todo, line)
+    cuda, best = asked.device == "cuda", float("inf")
+    with FlopCounterMode(display=False) as counted:
+        floors.build(todo, False)()
+    evaluations = 1 if line.what == "forward" else line.probe.evaluations / len(line.probe.states)
+    round()  # warms up
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(asked.rounds):
+        best = min(best, _seconds(round, cuda))
+    peak = {"peak_gb": torch.cuda.max_memory_allocated() / 1e9} if cuda else {}
+    # The plain passes' operations in every line: what is done beside them is no achievement.
+    tflops = counted.get_total_flops() * evaluations / best / 1e12
+    return {"per_second": size / best, "tflops": tflops, **peak}
+
+
+def _round(todo: Work, line: Line) -> Callable[[], object]:
+    if line.what == "features":
+        return ours.build(todo, line.kind, line.dim)
+    if line.option != "compile":
+        return floors.build(todo, line.what == "passes")
+    (state,) = todo.states(todo.batches[0])
+    d, network = todo.denoiser, torch.compile(todo.denoiser.network)
+    x_t, times = state.x_t.to(d.dtype), torch.full((len(state.x_t),), state.t, device=d.device)
+    return torch.no_grad()(partial(network, x_t, times, encoder_hidden_states=state.batch.cond["text"]))
+
+
+def _batch(model: TextToImage, size: int) -> Batch:
+    """Random latents and encodings: 77 tokens of the width that the network listens to."""
+    config: Any = model.network.config
+    ids = tuple(f"s{i}" for i in range(size))
+
+    def drawn(shape: tuple[int, ...], what: str) -> torch.Tensor:
+        return torch.stack([normal(shape, one, what) for one in ids]).to(model.device)
+
+    texts = [{"text": drawn((77, config["cross_attention_dim"]), one).to(model.dtype)} for one in ("c", "empty")]
+    return Batch(ids, texts[0], texts[1], drawn(model.shape, "x_0"))
+
+
+def _ceiling(device: str, dtype: torch.dtype, n: int) -> float:
+    """TFLOP/s of one large matrix product: what nothing on this machine exceeds."""
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    product = partial(torch.mm, a, b)
+    product()
+    return 2 * n**3 / min(_seconds(product, device == "cuda") for _ in range(5)) / 1e12
+
+
+def _seconds(call: Callable[[], object], cuda: bool) -> float:
+    """By the device's own clock; on a CPU the processor's."""
+    if not cuda:
+        start = time.process_time()
+        call()
+        return time.process_time() - start
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
+def _conditions(device: str) -> dict[str, Any]:
+    name = torch.cuda.get_device_name() if device == "cuda" else "CPU: no figure of this page is about a GPU"
+    return {"device": name, "torch": torch.__version__}
+
+
+if __name__ == "__main__":
+    print(main())

@@ -1,0 +1,37 @@
+"""The benchmark for a GPU on a CPU, at a size at which it says nothing about speed: that every line runs."""
+
+import json
+
+from tests.benchmarks import gpu
+
+
+def test_every_line_runs_without_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "LINES", [line for line in gpu.LINES if not line.option or line.what == "forward"])
+    page = gpu.main(
+        ["--size", "tiny", "--device", "cpu", "--batch", "1", "--rounds", "1", "--precision", "float32", "--out",
+         str(tmp_path)]
+    )  # fmt: skip
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    lines = [line for line in gpu.LINES if line.option != "compile"]
+    assert len(found["lines"]) == len(lines)
+    for line in found["lines"]:
+        assert line["per_second"] > 0, f"a line was left out: {line}"
+        assert line["of_ceiling"] > 0, "operations were not counted"
+    text = page.read_text()
+    assert "no figure of this page is about a GPU" in text
+
+
+def test_time_that_is_up_leaves_lines_out_and_says_so(tmp_path):
+    arguments = [
+        "--size",
+        "tiny",
+        "--device",
+        "cpu",
+        "--precision",
+        "float32",
+        "--minutes",
+        "0",
+        "--out",
+        str(tmp_path),
+    ]
+    assert gpu.main(arguments).read_text().count("| time |") == sum(line.option != "compile" for line in gpu.LINES)
