@@ -20,7 +20,7 @@ def build(work: Work, kind: str, dim: int) -> Round:
     def round() -> Output:
         task, made = work.task, []
         for batch in work.batches:
-            made.append(features(work.denoiser, projector, task.probe, batch, SEED, task.unit).phi)
+            made.append(features(work.denoiser, projector, task.probe, batch, SEED, task.unit, over=task.over).phi)
         phi = torch.cat(made)
         return Output(phi, stored=2 * phi.shape[1] + BESIDE)
 

@@ -88,7 +88,10 @@ def _work(method: Method, precision: str, rows: int) -> Work:
 def _truth(method: Method, rows: int) -> tuple[Tensor, dict[str, tuple[int, ...]]]:
     """Unprojected float64 features of the images, then of the demo's concepts, and the parameters' shapes."""
     work, identity = _work(method, "float64", rows), Projector("identity")
-    made = [features(work.denoiser, identity, method.train, b, SEED, method.unit).phi for b in work.batches]
+    made = [
+        features(work.denoiser, identity, method.train, b, SEED, method.unit, over=method.over).phi
+        for b in work.batches
+    ]
     phi = torch.cat([*made, _queries(work.denoiser, method)])
     assert phi.dtype == torch.float64
     return phi, {name: tuple(p.shape) for name, p in work.denoiser.parameters.items()}
@@ -137,7 +140,9 @@ def _costs(method: Method, kinds: Sequence[tuple[str, int]], rounds: int) -> dic
     for number in range(rounds + 1):
         for kind in (bare, *kinds):
             start = time.process_time()
-            features(work.denoiser, Projector(*kind), method.train, work.batches[0], SEED, method.unit)
+            features(
+                work.denoiser, Projector(*kind), method.train, work.batches[0], SEED, method.unit, over=method.over
+            )
             spent = (time.process_time() - start) / work.n
             least[kind] = min(least.get(kind, spent), spent) if number else spent
     return {kind: least[kind] - least[bare] for kind in kinds}

@@ -19,8 +19,8 @@ def build(work: Work) -> Round:
     """Scores [queries, n]: inner products of the first samples' gradients with everybody's."""
 
     def round() -> Output:
-        probe, unit = work.task.probe, work.task.unit
-        rows = [feature(work.denoiser, one, probe, unit, SEED)[0] for batch in work.batches for one in ones(batch)]
+        task = work.task
+        rows = [feature(work.denoiser, one, task.probe, task, SEED)[0] for batch in work.batches for one in ones(batch)]
         phi = torch.stack(rows)
         assert phi.dtype == torch.float64
         return Output(scores=phi[:QUERIES] @ phi.T)

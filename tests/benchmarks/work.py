@@ -38,6 +38,7 @@ class Task:
     probe: Probe
     unit: bool
     parameters: str = LAYERS
+    over: str = "all"
 
 
 _row = Probe("forward_noise", "denoising_error", times=(500,))
@@ -46,7 +47,7 @@ TASKS = {
     "attention": Task(_row, unit=False, parameters=ATTENTION),
     "states": Task(METHODS["concept_b"].train, unit=True),
     "side": Task(METHODS["concept_trak"].train, unit=True),
-    "cheaper": Task(replace(METHODS["fit_trak"].train, doubt=1000.0), unit=True),
+    "cheaper": Task(replace(METHODS["fit_trak"].train, doubt=1000.0), unit=True, over=METHODS["fit_trak"].over),
 }
 """rows: one denoising error a sample. states: the reward at nine noised states, unit norm, summed. side: the same with
 guided inversion, concept_trak's whole training side. cheaper: fit_trak's, which believes every fit here: random weights
