@@ -32,7 +32,7 @@ class Concept:
     name: str
     """Letters, digits, `.`, `_`, `-`: it names files and columns."""
     prompt: str = ""
-    """The condition with the concept: "a red triangle"."""
+    """The condition with the concept: "a red triangle". A model without conditions is asked about an image alone."""
     without_prompt: str = ""
     """The same without it ("red" asks for the triangle); empty is the model's empty condition."""
     labels: str = ""
@@ -53,11 +53,11 @@ class Concept:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             self._refuse("name must be letters, digits, '.', '_' or '-', because it names files and columns")
-        if bool(self.prompt) == bool(self.labels):
+        if bool(self.prompt) == bool(self.labels) and (self.prompt or not self.image):
             self._refuse("give either prompt or labels: the condition that has the concept")
         if self.without_labels if self.prompt else self.without_prompt:
             self._refuse("prompt goes with without_prompt, and labels with without_labels")
-        if self.text == self.without:
+        if self.text and self.text == self.without:
             self._refuse(
                 f"both conditions are {self.text!r}, so there is no direction between them; change without_prompt"
             )
@@ -87,7 +87,8 @@ def negatives(denoiser: Denoiser, ids: Sequence[str], texts: Sequence[str], seed
     """
     if denoiser.negative == "empty":
         return denoiser.encode([""] * len(ids))
-    others = [[c for c in denoiser.combinations if c != text] for text in texts]
+    said = denoiser.spelled
+    others = [[c for c in denoiser.combinations if said(c) != said(text)] for text in texts]
     if not all(others):
         raise ValueError("model.negative=other_label needs model.combinations with at least two entries to draw from")
     drawn = [

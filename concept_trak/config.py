@@ -27,12 +27,19 @@ def _at_least(key: str, value: float | int, least: float | int) -> None:
 class ModelConfig:
     path: str = ""
     """A diffusers pipeline directory, safetensors only."""
+    weights: str = ""
+    """A full fine-tune of its denoising network, used in place of the base's: a folder, or one safetensors file."""
+    lora: str = ""
+    """A LoRA beside its weights: a safetensors file, or a folder as diffusers or peft saves it."""
+    embeddings: tuple[str, ...] = ()
+    """Textual inversions (safetensors), whose tokens texts may then use."""
     parameters: str = "all"
-    """Attributable parameters: all, attention, cross_attention, self_attention_out, or a pattern of names."""
+    """Attributable parameters: all, attention, cross_attention, self_attention_out, lora (the adapter's matrices), or a
+    pattern of names."""
     negative: str = "empty"
-    """The model's negative: empty (trained with dropped captions) or other_label."""
+    """The model's negative: empty (trained with dropped captions or classes) or other_label."""
     combinations: tuple[str, ...] = ()
-    """other_label: the captions another one is drawn from."""
+    """other_label: the captions or classes another one is drawn from; empty is all classes."""
     device: str = "auto"
     """auto (a GPU where the worker owns one), cpu, or cuda."""
     precision: str = "float32"

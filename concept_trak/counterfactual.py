@@ -27,7 +27,7 @@ from concept_trak.classifier import Classifier, presence
 from concept_trak.concept import UNGUIDED
 from concept_trak.data.two_factors import Pair, TwoFactors, caption
 from concept_trak.denoiser import Denoiser
-from concept_trak.models.text_to_image import TextToImage
+from concept_trak.models import load
 from concept_trak.retrieval import Cell
 from concept_trak.schooling import TrainConfig, train_model
 from concept_trak.stages import Attempt
@@ -84,7 +84,7 @@ class Retrain:
         if self.store.size(name) is None:
             with tempfile.TemporaryDirectory() as out:
                 train_model(replace(made, refresh=float("inf")), Path(out), lambda line: None, item.without)
-                pictures = drawn(TextToImage(out, device=made.device), made.kinds, self.bench.samples)
+                pictures = drawn(load(out, device=made.device), made.kinds, self.bench.samples)
             self.store.create(name, encoded(pictures))
         return name
 

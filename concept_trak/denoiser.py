@@ -7,8 +7,8 @@ Shapes: b samples, c h w the space the model denoises in (pixels, or latents of 
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,12 +17,14 @@ from torch import Tensor, nn
 # What the model is conditioned on: named tensors with the samples first. Text models have {"text": [b, tokens, width]}.
 Condition = dict[str, Tensor]
 
-# Parameters as people think of them; anything else is a pattern searched in the parameter names.
+# Parameters as people think of them; anything else is a pattern searched in the parameter names. Attention is called
+# attn1 (to itself) and attn2 (to the text) in a block of a transformer, and stands bare in the UNets without texts.
 GROUPS = {
     "all": "",
-    "attention": r"\battn\d*\.",
+    "attention": r"\battn\d*\.|\battentions\.\d+\.to_",
     "cross_attention": r"\battn2\.",
-    "self_attention_out": r"\battn1\.to_out\.",
+    "self_attention_out": r"\battn1\.to_out\.|\battentions\.\d+\.to_out\.",
+    "lora": r"\.lora_",
 }
 
 
@@ -41,9 +43,12 @@ class Denoiser(ABC):
         middle: a module of it halfway through, whose output [b, ...] is what the model itself makes of an image.
         alpha, sigma: float64 [1000], the noise process, so that x_t = alpha[t] x_0 + sigma[t] eps.
         shape: (c, h, w) of x_t.
+        groups: the names that its attributable parameters go by, each with its pattern.
         negative: `empty` or `other_label`, the model's own c-minus (see `negatives`).
         combinations: the conditions `other_label` draws from, as texts.
     """
+
+    groups: ClassVar[Mapping[str, str]] = GROUPS
 
     network: nn.Module
     middle: nn.Module
@@ -61,6 +66,14 @@ class Denoiser(ABC):
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> Condition:
         """The condition of each text."""
+
+    def spelled(self, text: str) -> str:
+        """One spelling of all texts that are one condition: the number of a class.
+
+        Raises:
+            ValueError: it is no condition of this model, such as a class that it does not have.
+        """
+        return text
 
     def require_whole(self, text: str) -> None:  # noqa: B027
         """Nothing where the model reads all of a text; `encode` cuts what is longer, as training on captions does.
@@ -82,6 +95,11 @@ class Denoiser(ABC):
         """What makes this model another model, as digests: its part of a feature's fingerprint."""
 
     @property
+    def hears(self) -> str:
+        """What it is conditioned on: `text`, `labels` (classes, by number or name) or `nothing`."""
+        return "text"
+
+    @property
     def resolution(self) -> int:
         """Side of the images the model was made for, in pixels."""
         return self.shape[-1]
@@ -95,27 +113,35 @@ class Denoiser(ABC):
         return next(self.network.parameters()).dtype
 
 
-def attributable(network: nn.Module, parameters: str) -> dict[str, nn.Parameter]:
-    """The parameters that a group (`GROUPS`) or a pattern names; only they require gradients afterwards.
+def attributable(network: nn.Module, parameters: str, groups: Mapping[str, str] = GROUPS) -> dict[str, nn.Parameter]:
+    """The parameters that a group or a pattern names; only they require gradients afterwards.
 
     Raises:
         ValueError: the pattern is not a regular expression, or names no parameter.
     """
     named = dict(network.named_parameters())
     try:
-        pattern = re.compile(GROUPS.get(parameters, parameters))
+        pattern = re.compile(groups.get(parameters, parameters))
     except re.error as error:
         raise ValueError(f"model.parameters={parameters!r} is not a regular expression: {error}") from None
     chosen = {name: p for name, p in named.items() if pattern.search(name)}
     if not chosen:
         examples = ", ".join(list(named)[:: max(1, len(named) // 5)][:5])
+        lora = " A LoRA is loaded by model.lora=<file or folder>." if parameters == "lora" else ""
         raise ValueError(
-            f"model.parameters={parameters!r} matches none of the {len(named)} parameters of the denoising network. "
-            f"Expected a group ({', '.join(GROUPS)}) or a pattern found in names such as: {examples}"
+            f"model.parameters={parameters!r} matches none of the {len(named)} tensors of the denoising network.{lora} "
+            f"It has {_groups_of(named, groups)}; or give a pattern found in names such as: {examples}"
         )
     for name, p in named.items():
         p.requires_grad_(name in chosen)
     return chosen
+
+
+def _groups_of(named: Mapping[str, nn.Parameter], groups: Mapping[str, str]) -> str:
+    """The groups with any parameters: `all` (1,234 in 56 tensors), ..."""
+    found = {group: [p.numel() for name, p in named.items() if re.search(pattern, name)]
+             for group, pattern in groups.items()}  # fmt: skip
+    return ", ".join(f"{group} ({sum(n):,} in {len(n)} tensors)" for group, n in found.items() if n)
 
 
 def same(a: Condition, b: Condition) -> Bool[Tensor, " b"]:

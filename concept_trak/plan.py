@@ -14,12 +14,17 @@ from concept_trak.denoiser import Denoiser
 from concept_trak.method import Method, describe
 
 
-def survey(data: DataConfig) -> list[Source]:
-    """The data set's files, once their columns and ids are known to be usable.
+def survey(data: DataConfig, hears: str = "text") -> list[Source]:
+    """The data set's files, once their columns and ids are known to be usable by a model that hears this.
 
     Raises:
         ValueError: nothing there, a column missing or of another type, ids that occur twice.
     """
+    if not data.caption_column and hears != "nothing":
+        raise ValueError(f"data.caption_column is empty, and the model listens to {hears}; name the column that has it")
+    if (data.captions == "class") != (hears == "labels") and hears != "nothing":
+        remedy = "class" if hears == "labels" else "first"
+        raise ValueError(f"data.captions={data.captions}, and the model listens to {hears}; set data.captions={remedy}")
     found = sources(data)
     for source in found:
         format_of(source, data).check(source, data)

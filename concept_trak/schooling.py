@@ -14,11 +14,13 @@ import torch
 
 from concept_trak.data.synthetic import arrays
 from concept_trak.data.two_factors import SETS, TwoFactors, caption
-from concept_trak.models import small
+from concept_trak.models import pixart, small, text_to_image
 from concept_trak.models.small import Prediction, Size
-from concept_trak.models.text_to_image import NETWORKS
 from concept_trak.recipe import Recipe
 from concept_trak.training import Examples, Progress, TextConditioned, dropout, fit, refilled
+
+ASKS = {"unet": text_to_image.unet, "transformer": pixart.transformer}
+"""The networks to train, and how each is asked."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class TrainConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for key, value, known in (("set", self.set, SETS), ("network", self.network, NETWORKS)):
+        for key, value, known in (("set", self.set, SETS), ("network", self.network, ASKS)):
             if value not in known:
                 raise ValueError(f"{key}={value!r}; expected one of: {', '.join(known)}")
         if self.steps < 0 or self.images < 1:
@@ -118,7 +120,7 @@ def untrained(config: TrainConfig) -> Any:
 
 def listening(config: TrainConfig, pipeline: Any) -> TextConditioned:
     """The networks of a pipeline as one to fit."""
-    return TextConditioned(getattr(pipeline, config.network), pipeline.text_encoder, NETWORKS[config.network].ask)
+    return TextConditioned(getattr(pipeline, config.network), pipeline.text_encoder, ASKS[config.network])
 
 
 def examples(config: TrainConfig, tokenizer: Any, without: Collection[str] = ()) -> Examples:

@@ -62,7 +62,7 @@ def open_model(config: AuditConfig) -> Denoiser:
     m = config.model
     owned = "cuda" if config.cluster.gpus > 0 and torch.cuda.is_available() else "cpu"
     device = owned if m.device == "auto" else m.device
-    return load(m.path, m.parameters, m.negative, m.combinations, device, m.precision)
+    return load(m.path, m.parameters, m.negative, m.combinations, device, m.precision, m.weights, m.lora, m.embeddings)
 
 
 class WithModel:
@@ -104,8 +104,9 @@ class Featurize(WithModel):
         start, ready, made, rejects = time.monotonic(), [], [], []
         read = samples(shard, self.config.data, self.denoiser.resolution)
         for batch in ahead(_batches(read, self.batch_size(attempt))):
-            rejects += [one for one in batch if isinstance(one, Reject)]
-            for usable in alike(one for one in batch if isinstance(one, Sample)):
+            known = [self._known(one, shard) for one in batch]
+            rejects += [one for one in known if isinstance(one, Reject)]
+            for usable in alike(one for one in known if isinstance(one, Sample)):
                 made.append(self._features([self.config.methods[m] for m in methods], usable))
                 ready += [(one.id, one.row) for one in usable]
         seconds, kind, records = (time.monotonic() - start) / len(methods), self.config.feature, {}
@@ -115,6 +116,16 @@ class Featurize(WithModel):
                 self.store, part, kind.dtype, kind.encoding, seconds, attempt.number, socket.gethostname()
             )
         return records
+
+    def _known(self, one: Sample | Reject, shard: Shard) -> Sample | Reject:
+        """A sample whose caption is no condition of the model is a reject."""
+        if isinstance(one, Reject):
+            return one
+        try:
+            self.denoiser.spelled(one.caption)
+        except ValueError as error:
+            return Reject(one.id, shard.source, one.row, "no_class", str(error)[:300])
+        return one
 
     def _part(
         self,

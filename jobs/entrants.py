@@ -127,7 +127,7 @@ def audit_of(config: BenchmarkConfig, path: str, made: TrainConfig) -> AuditConf
     negative = {} if empty else {"negative": "other_label", "combinations": tuple(caption(*p) for p in kinds.all_pairs)}
     audit = AuditConfig(
         store=config.store,
-        model=ModelConfig(path, config.parameters, batch=config.batch, **negative),
+        model=ModelConfig(path, parameters=config.parameters, batch=config.batch, **negative),
         data=DataConfig(
             data_of(config, made), id_column="id", label_columns=labels_of(kinds, made.wrong), shard_rows=250
         ),

@@ -15,8 +15,9 @@ import torch
 
 from concept_trak import classifier as judge
 from concept_trak.data.two_factors import caption
+from concept_trak.denoiser import Denoiser
+from concept_trak.models import load
 from concept_trak.models.small import Size
-from concept_trak.models.text_to_image import TextToImage
 from concept_trak.schooling import TrainConfig, train_model
 from jobs.configure import main
 
@@ -44,7 +45,7 @@ def describe(config: TrainConfig, classifier: judge.Classifier, right: float, se
         "judge_accuracy": right,
         "held_out": [caption(*pair) for pair in config.kinds.held_out],
         "samples_per_combination": config.samples,
-        "shows_both_factors": measure(config, classifier, TextToImage(config.out, device=config.device)),
+        "shows_both_factors": measure(config, classifier, load(config.out, device=config.device)),
     }
 
 
@@ -71,7 +72,7 @@ def train_judge(config: TrainConfig, out: Path) -> tuple[judge.Classifier, float
     return classifier, right.float().mean().item()
 
 
-def measure(config: TrainConfig, classifier: judge.Classifier, denoiser: TextToImage) -> dict[str, dict[str, float]]:
+def measure(config: TrainConfig, classifier: judge.Classifier, denoiser: Denoiser) -> dict[str, dict[str, float]]:
     """By guidance and caption, the share of generated images that show what was asked for, held out or not."""
     strengths = (
         (1.0, 2.0) if config.dropped else (1.0,)

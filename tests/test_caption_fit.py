@@ -12,9 +12,8 @@ from concept_trak.denoiser import Prediction
 from concept_trak.direction import DIRECTIONS, caption_fit
 from concept_trak.features import features
 from concept_trak.method import METHODS, Method
-from concept_trak.models import small
+from concept_trak.models import load, small
 from concept_trak.models.gaussian import Gaussian, Settings
-from concept_trak.models.text_to_image import TextToImage
 from concept_trak.probe import Probe
 from concept_trak.projector import Projector
 from concept_trak.state import Batch, Pointed, State
@@ -107,7 +106,7 @@ def test_initial_weights_tell_no_picture_from_another(tmp_path, seed):
     """The control that every row of the table must fall to chance in: at the benchmark's own size, random weights see
     captions apart and pictures not, so all that `fit_trak` could rank by is words, and it ranks by nothing."""
     small.patches(seed).save_pretrained(tmp_path)
-    model, said = TextToImage(str(tmp_path), r"^proj_out\."), ["a red circle", "a blue circle", "a red square"]
+    model, said = load(str(tmp_path), r"^proj_out\."), ["a red circle", "a blue circle", "a red square"]
     images, _ = arrays(seed, 0, 3)
     others = [model.encode([*said[i:], *said[:i]]) for i in (1, 2)]
     b = Batch(tuple("abc"), model.encode(said), others[0], unit_range(torch.from_numpy(images)), others=(others[1],))

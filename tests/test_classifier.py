@@ -8,7 +8,7 @@ import torch
 from concept_trak import classifier as judge
 from concept_trak.data.synthetic import draw
 from concept_trak.data.two_factors import SETS, SHAPES3
-from concept_trak.models.text_to_image import TextToImage
+from concept_trak.models import load
 
 DEMO = Path(__file__).parents[1] / "assets" / "demo"
 
@@ -22,7 +22,7 @@ def test_the_shipped_judge_is_right_about_fresh_drawings():
 
 
 def test_the_shipped_model_draws_what_it_is_asked():
-    classifier, denoiser = judge.load(DEMO / "classifier.safetensors"), TextToImage(str(DEMO))
+    classifier, denoiser = judge.load(DEMO / "classifier.safetensors"), load(str(DEMO))
     shares = judge.obedience(classifier, denoiser, [("circle", "blue"), ("square", "green")], samples=8, seed=3)
     assert min(shares.values()) >= 7 / 8, f"jobs.train and this test sample differently: {shares}"
 

@@ -96,6 +96,9 @@ def test_every_setting_was_put_to_one_of_the_two():
     }  # fmt: skip
     assert set(asdict(ModelConfig())) == {
         "path",
+        "weights",
+        "lora",
+        "embeddings",
         "parameters",
         "negative",
         "combinations",

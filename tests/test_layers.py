@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # (where, what it must not import, except in)
 CONTRACTS = (
     ("concept_trak", ("ray", "hydra", "omegaconf", "cluster", "jobs", "pydantic"), ()),
-    ("concept_trak", ("diffusers", "transformers"), ("concept_trak/models",)),
+    ("concept_trak", ("diffusers", "transformers", "peft"), ("concept_trak/models",)),
     ("concept_trak", ("pyarrow", "fsspec", "s3fs"), ("concept_trak/store", "concept_trak/data")),
     ("concept_trak", ("sklearn",), ("concept_trak/data/handwriting.py",)),
     ("cluster", ("torch", "concept_trak", "jobs", "hydra", "omegaconf"), ()),

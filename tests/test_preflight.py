@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from concept_trak.models import small
-from concept_trak.models.text_to_image import TextToImage
+from concept_trak.models import load, small
 from concept_trak.preflight import ROUNDING, batch_consistency, require_batch_consistency
 from tests.toys import Toy
 
@@ -21,7 +20,7 @@ def path(request, tmp_path_factory) -> str:
 
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 def test_real_pipelines_agree_up_to_rounding(path, dtype):
-    found = require_batch_consistency(TextToImage(path, dtype=dtype), TEXTS)
+    found = require_batch_consistency(load(path, precision=str(dtype).removeprefix("torch.")), TEXTS)
     assert found < ROUNDING[dtype] / 2, (
         "the tolerance is nearly used up: measure it again before it refuses good models"
     )

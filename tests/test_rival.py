@@ -10,9 +10,8 @@ from concept_trak.data.sample import Sample
 from concept_trak.data.synthetic import arrays
 from concept_trak.data.two_factors import SHAPES3
 from concept_trak.denoiser import Denoiser
-from concept_trak.models import small
+from concept_trak.models import load, small
 from concept_trak.models.gaussian import Gaussian
-from concept_trak.models.text_to_image import TextToImage
 from concept_trak.results import shows
 from concept_trak.retrieval import Cell, grade, question
 from concept_trak.rival import Sight, activation, agnostic, lookup, pixels, random
@@ -24,10 +23,10 @@ SAID = question(Cell(("triangle", "red"), "colour", True), SHAPES3, True, 3, tru
 
 
 @pytest.fixture(scope="module", params=["pixels", "patches"])
-def denoiser(request, tmp_path_factory) -> TextToImage:
+def denoiser(request, tmp_path_factory) -> Denoiser:
     folder = tmp_path_factory.mktemp(request.param)
     {"pixels": small.pixels, "patches": small.patches}[request.param](0, resolution=16).save_pretrained(folder)
-    return TextToImage(str(folder))
+    return load(str(folder))
 
 
 def drawn(count: int, wrong: float = 0.0) -> list[Sample]:
@@ -110,7 +109,7 @@ def test_lookup_takes_whole_words():
     assert lookup(blind(train), COLOUR, 1).floor()[:, 0].tolist() == [0, 1], "'red' was found inside another word"
 
 
-def with_the_queries_own(denoiser: TextToImage) -> tuple[Sight, int]:
+def with_the_queries_own(denoiser: Denoiser) -> tuple[Sight, int]:
     """Training samples of which the last three are the images that the concept's queries generate, and their place."""
     train = drawn(10)
     made = denoiser.to_pixels(sight(denoiser, train).generated(COLOUR, 3).x_0)

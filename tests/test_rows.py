@@ -7,12 +7,12 @@ import torch
 
 from concept_trak import concept as concept_module
 from concept_trak.concept import Concept, negatives, query_batch
+from concept_trak.denoiser import Denoiser
 from concept_trak.direction import DIRECTIONS
 from concept_trak.features import features, query_features
 from concept_trak.fisher import gram, solve, solve_dual
 from concept_trak.method import METHODS, Method
-from concept_trak.models import small
-from concept_trak.models.text_to_image import TextToImage
+from concept_trak.models import load, small
 from concept_trak.noise import normal
 from concept_trak.probe import Probe
 from concept_trak.projector import Projector
@@ -34,22 +34,22 @@ TRANSFORMER = r"^(scale_shift_table|proj_out\.bias)$|^transformer_blocks\.1\.sca
 
 
 @pytest.fixture(scope="module")
-def latents(tmp_path_factory) -> TextToImage:
+def latents(tmp_path_factory) -> Denoiser:
     """A UNet of random weights that predicts the noise of latents of 2 x 2."""
     folder = tmp_path_factory.mktemp("latents")
     small.latents(0, resolution=8).save_pretrained(folder)
-    return TextToImage(str(folder), UNET, dtype=torch.float64)
+    return load(str(folder), UNET, precision="float64")
 
 
 @pytest.fixture(scope="module")
-def patches(tmp_path_factory) -> TextToImage:
+def patches(tmp_path_factory) -> Denoiser:
     """A transformer of random weights that predicts v on 8 x 8 pixels, attributed to what no layer rule covers."""
     folder = tmp_path_factory.mktemp("patches")
     small.patches(0, resolution=8).save_pretrained(folder)
-    return TextToImage(str(folder), TRANSFORMER, dtype=torch.float64)
+    return load(str(folder), TRANSFORMER, precision="float64")
 
 
-def trained_on(denoiser: TextToImage) -> Batch:
+def trained_on(denoiser: Denoiser) -> Batch:
     ids = tuple(f"s{i}" for i in range(len(CAPTIONS)))
     x_0 = torch.stack([normal(denoiser.shape, name, "x_0") for name in ids]).double()
     others = tuple(denoiser.encode([*CAPTIONS[i:], *CAPTIONS[:i]]) for i in (1, 2))
@@ -84,7 +84,7 @@ def test_some_states_are_shut_out_and_some_count_in_part(latents):
     assert any(a == 0 and b > 0 for a, b in zip(shares, all_believed, strict=True)), "nothing is doubted"
 
 
-def shares_of(model: TextToImage, probe: Probe) -> list[float]:
+def shares_of(model: Denoiser, probe: Probe) -> list[float]:
     return [
         a
         for one in written_out.ones(trained_on(model))
@@ -98,7 +98,7 @@ def test_so_it_is_for_a_transformer_that_predicts_v(patches, name):
     require_agreement(patches, name, METHODS[name])
 
 
-def require_agreement(denoiser: TextToImage, name: str, row: Method) -> None:
+def require_agreement(denoiser: Denoiser, name: str, row: Method) -> None:
     """Of both sides' features, the weights, and the scores in both forms of the solve."""
     row, plain, batch = shortened(row), Projector("identity"), trained_on(denoiser)
     phi, weights = written_out.train_side(denoiser, row, written_out.ones(batch), SEED)

@@ -13,9 +13,8 @@ from torch import nn
 from concept_trak import classifier as judge
 from concept_trak.data.synthetic import arrays
 from concept_trak.data.two_factors import SETS, caption
-from concept_trak.models import small
+from concept_trak.models import load, small
 from concept_trak.models.small import Size
-from concept_trak.models.text_to_image import TextToImage
 from concept_trak.recipe import INNER, MIDDLE, TARGETS, Recipe, optimizers, rate, times
 from concept_trak.schooling import TrainConfig, examples, listening, train_model, untrained
 from concept_trak.training import Examples, denoising_loss, dropout, fit, refilled, unit_range
@@ -138,7 +137,7 @@ def test_the_rate_rises_to_its_peak_and_falls_towards_zero():
 def test_the_directory_is_a_diffusers_pipeline(build, absent, tmp_path):
     pipeline = build(seed=1)
     pipeline.save_pretrained(tmp_path)
-    loaded, adapted = DiffusionPipeline.from_pretrained(tmp_path, **absent), TextToImage(str(tmp_path))
+    loaded, adapted = DiffusionPipeline.from_pretrained(tmp_path, **absent), load(str(tmp_path))
     tokens = pipeline.tokenizer("a red circle", padding="max_length", return_tensors="pt").input_ids
     x_t = torch.randn(1, *adapted.shape)
     more = {}
@@ -191,7 +190,7 @@ def test_every_word_is_one_token_and_no_other_word_is_mistaken_for_one(words):
 def test_train_writes_a_pipeline_its_judge_and_how_they_were_made(tmp_path, tiny):
     config = replace(tiny, out=str(tmp_path / "model"))
     record = train(config, report=lambda line: None)
-    denoiser, written = TextToImage(config.out), (tmp_path / "model/training.json").read_text()
+    denoiser, written = load(config.out), (tmp_path / "model/training.json").read_text()
     assert (denoiser.part, denoiser.resolution) == (tiny.network, 16)
     judge.load(tmp_path / "model/classifier.safetensors", tiny.kinds)
     assert json.loads(written) == record
@@ -218,7 +217,7 @@ def test_the_command_on_record_repeats_the_run(tmp_path, tiny):
 
 
 def weights_of(folder):
-    return torch.cat([p.flatten() for p in TextToImage(str(folder)).parameters.values()])
+    return torch.cat([p.flatten() for p in load(str(folder)).parameters.values()])
 
 
 def test_no_steps_write_the_initial_weights_and_say_so(tmp_path):
@@ -268,7 +267,7 @@ def test_the_published_size_builds_and_takes_a_step(tmp_path):
     assert (config.side, config.size, config.recipe.decay) == (64, Size(6, 8, 64), 0.0)
     tiny = replace(config, steps=2, warm_up=1, size=Size(1, 2, 32))
     train_model(tiny, tmp_path, lambda line: None)
-    model = TextToImage(str(tmp_path))
+    model = load(str(tmp_path))
     assert (model.resolution, model.prediction_type) == (64, "epsilon")
     assert config.steps * 128 == pytest.approx(100 * 10_000, rel=1e-3), "not a hundred epochs"
 

@@ -60,6 +60,10 @@ class Toy(Denoiser):
         eps = self.network(x_t, t / 1000, cond["label"])
         return Prediction((x_t - self.sigma[t].item() * eps) / self.alpha[t].item(), eps)
 
+    @property
+    def hears(self) -> str:
+        return "labels"
+
     def encode(self, texts: Sequence[str]) -> Condition:
         return {"label": torch.tensor([int(text) for text in texts])}
 

@@ -13,12 +13,12 @@ class DataConfig:
     image_column: str = "image"
     caption_column: str = "caption"
     """In a tar: txt, cls, or a field of the json. In a folder: txt (a file beside the image), label (the folder's
-    name), or a column of its metadata.jsonl or metadata.csv."""
+    name), or a column of its metadata.jsonl or metadata.csv. Empty where an unconditional model was told nothing."""
     other_captions: tuple[str, ...] = ()
     """More columns with captions. A column may also hold a list of them."""
     captions: str = "first"
     """Of several captions: first (that is not empty), join (all, with a comma), one (drawn, always the same for an
-    id)."""
+    id). Or class: what the model was told is a class, a number or a name."""
     id_column: str = ""
     """A column of unique ids (in a tar `__key__` is one); without one an id is made from source and row."""
     label_columns: tuple[str, ...] = ()
@@ -35,7 +35,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         for key, value, known in (("crop", self.crop, ("center", "random")),
-                                  ("captions", self.captions, ("first", "join", "one"))):  # fmt: skip
+                                  ("captions", self.captions, ("first", "join", "one", "class"))):  # fmt: skip
             if value not in known:
                 raise ValueError(f"data.{key}={value!r}; expected one of: {', '.join(known)}")
         if self.shard_rows < 1:

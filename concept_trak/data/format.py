@@ -112,10 +112,10 @@ def rows(shard: Shard, data: DataConfig, columns: Sequence[str]) -> Iterator[Row
 
 def named_columns(data: DataConfig) -> list[tuple[str, str]]:
     """(configuration key, column) of every column the configuration names."""
-    single = [("data.image_column", data.image_column), ("data.caption_column", data.caption_column)]
+    single = [("data.caption_column", data.caption_column), ("data.id_column", data.id_column)]
     more = [("data.other_captions", c) for c in data.other_captions]
-    ids = [("data.id_column", data.id_column)] if data.id_column else []
-    return [*single, *more, *ids, *(("data.label_columns", c) for c in data.label_columns)]
+    named = [("data.image_column", data.image_column), *(one for one in single if one[1])]
+    return [*named, *more, *(("data.label_columns", c) for c in data.label_columns)]
 
 
 def sample_id(row: Row, data: DataConfig) -> str:

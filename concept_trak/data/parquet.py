@@ -70,13 +70,16 @@ def check_columns(source: Source, data: DataConfig) -> None:
         raise ValueError(
             f"data.image_column={data.image_column!r} is {kind}; expected struct<bytes: binary, path: string>"
         )
-    texts = [("data.caption_column", data.caption_column), *(("data.other_captions", c) for c in data.other_captions)]
+    texts = [one for one in named_columns(data) if one[0] in ("data.caption_column", "data.other_captions")]
     for key, column in texts:
         kind = schema.field(column).type
+        if data.captions == "class" and pa.types.is_integer(kind):
+            continue
         if not (
             _is_text(kind) or ((pa.types.is_list(kind) or pa.types.is_large_list(kind)) and _is_text(kind.value_type))
         ):
-            raise ValueError(f"{key}={column!r} holds {kind}; expected strings, or lists of strings")
+            hint = "; set data.captions=class where it holds classes" if pa.types.is_integer(kind) else ""
+            raise ValueError(f"{key}={column!r} holds {kind}; expected strings, or lists of strings{hint}")
     kind = schema.field(data.id_column).type if data.id_column else pa.string()
     if not (_is_text(kind) or pa.types.is_integer(kind)):
         raise ValueError(f"data.id_column={data.id_column!r} holds {kind}; expected strings or integers")

@@ -89,7 +89,7 @@ def _caption(row: Row, name: str, data: DataConfig, needed: bool) -> str:
         text = caption(row.values, name, data)
     except ValueError as error:
         raise Unusable("caption_type", str(error)) from None
-    if needed and not text:
+    if needed and not text and caption_columns(data):
         raise Unusable("no_caption", f"{', '.join(caption_columns(data))} is empty; give the image a caption")
     return text
 

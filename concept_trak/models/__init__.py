@@ -8,6 +8,7 @@ import pkgutil
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,12 +31,16 @@ def load(
     combinations: Sequence[str] = (),
     device: str = "cpu",
     precision: str = "float32",
+    weights: str = "",
+    lora: str = "",
+    embeddings: Sequence[str] = (),
 ) -> Denoiser:
-    """The pipeline directory at `path` as a `Denoiser` (see `text_to_image.TextToImage` for the arguments).
+    """The pipeline directory at `path` as a `Denoiser` (see `pipeline.Pipeline` and `beside.Beside` for the arguments).
 
     Raises:
         ValueError: no family opens such a pipeline, or its own refuses the directory.
     """
+    from concept_trak.models.beside import Beside
     from concept_trak.models.directory import pipeline_class
 
     known, name = families(), pipeline_class(Path(path))
@@ -44,4 +49,6 @@ def load(
             f"model.path={path!r} is a {name}, which no family here opens; expected one of {', '.join(sorted(known))}. "
             "Save the model as one of these, or add a file to concept_trak/models/."
         )
-    return known[name](path, parameters, negative, combinations, device, PRECISIONS[precision])
+    opened: Any = known[name]
+    beside = Beside(weights, lora, tuple(embeddings))
+    return opened(path, parameters, negative, combinations, device, PRECISIONS[precision], beside)

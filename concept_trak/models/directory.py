@@ -45,9 +45,7 @@ def index_of(path: Path, needed: tuple[str, ...]) -> dict[str, str]:
     parts = {part: entry[1] for part, entry in settings.items() if isinstance(entry, list) and entry[1] is not None}
     missing = [n for n in needed if not any(p in parts and any((path / p).glob("*")) for p in n.split("|"))]
     if missing:
-        raise ValueError(
-            f"model.path={str(path)!r} lacks {', '.join(missing)}; a text-to-image pipeline has {', '.join(needed)}"
-        )
+        raise ValueError(f"model.path={str(path)!r} lacks {', '.join(missing)}; it needs {', '.join(needed)}")
     return parts
 
 

@@ -58,6 +58,10 @@ class Gaussian(Denoiser):
         x_0 = mu + alpha * s**2 / (alpha**2 * s**2 + sigma**2) * (x_t - alpha * mu)
         return Prediction(x_0, (x_t - alpha * x_0) / sigma)
 
+    @property
+    def hears(self) -> str:
+        return "labels"
+
     def encode(self, texts: Sequence[str]) -> Condition:
         return {"label": torch.tensor([int(text) for text in texts], device=self.device)}
 

@@ -8,7 +8,7 @@ t = 0 ... 999 stands for the scheduler's own 1000 noise levels, from the smalles
 units a loss on v is weighted by (1 - sigma)^2, so pure noise teaches nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -18,9 +18,12 @@ from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from jaxtyping import Float
 from torch import Tensor
 
-from concept_trak.denoiser import Condition, Denoiser, Prediction
-from concept_trak.models.text_to_image import Family, TextToImage, halfway
+from concept_trak.denoiser import GROUPS, Condition, Denoiser, Prediction
+from concept_trak.models.pipeline import Family, halfway
+from concept_trak.models.reader import Reader
+from concept_trak.models.text_to_image import TextToImage
 
+CLIPS = ("text_encoder", "text_encoder_2")
 T5_LENGTH = 256
 """Tokens of the third encoder, as `StableDiffusion3Pipeline` asks for them."""
 
@@ -37,12 +40,13 @@ class StableDiffusion3(TextToImage):
     """
 
     networks: ClassVar[dict[str, Family]] = {"transformer": Family(SD3Transformer2DModel, transformer, halfway)}
-    encoders = ("text_encoder", "text_encoder_2")
+    # Text and image share each attention; what is called attn2 in some blocks is the image's, to itself.
+    groups: ClassVar[Mapping[str, str]] = {name: GROUPS[name] for name in ("all", "attention", "lora")}
+    conditioners: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if t5 := self.readers.get("text_encoder_3"):
-            self.readers["text_encoder_3"] = replace(t5, limit=T5_LENGTH)
+    def _reader(self, index: dict[str, str], encoder: str, dtype: torch.dtype, device: str) -> Reader:
+        reader = super()._reader(index, encoder, dtype, device)
+        return replace(reader, limit=T5_LENGTH) if encoder == "text_encoder_3" else reader
 
     def _read_schedule(self, scheduler: Any) -> None:
         kind, config = type(scheduler).__name__, scheduler.config
@@ -65,7 +69,7 @@ class StableDiffusion3(TextToImage):
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Condition:
         """The two CLIPs side by side, padded with zeros to the network's width, then T5's tokens."""
-        said = [self.readers[name].before_last(texts) for name in self.encoders]
+        said = [self.readers[name].before_last(texts) for name in CLIPS]
         config: Any = self.network.config
         width = config["joint_attention_dim"]
         clip = torch.cat([states for states, _ in said], -1)

@@ -14,7 +14,10 @@ from torch import Tensor
 
 from concept_trak.denoiser import Condition
 from concept_trak.models.directory import settings_of
-from concept_trak.models.text_to_image import Family, TextToImage
+from concept_trak.models.pipeline import Family
+from concept_trak.models.text_to_image import TextToImage
+
+CLIPS = ("text_encoder", "text_encoder_2")
 
 
 def unet(network: Any, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
@@ -28,7 +31,7 @@ class StableDiffusionXL(TextToImage):
     networks: ClassVar[dict[str, Family]] = {
         "unet": Family(UNet2DConditionModel, unet, lambda network: network.mid_block)
     }
-    encoders = ("text_encoder", "text_encoder_2")
+    conditioners: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Condition:
@@ -36,7 +39,7 @@ class StableDiffusionXL(TextToImage):
 
         "" is all zeros where the pipeline's `force_zeros_for_empty_prompt` says that the model was trained so.
         """
-        said = {name: self.readers[name].before_last(texts) for name in self.encoders}
+        said = {name: self.readers[name].before_last(texts) for name in CLIPS}
         text = torch.cat([states for states, _ in said.values()], -1)
         pooled = said["text_encoder_2"][1]
         if self._zeros():

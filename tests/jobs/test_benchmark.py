@@ -12,7 +12,7 @@ import pytest
 import jobs.benchmark
 from concept_trak.concept import Concept
 from concept_trak.method import METHODS
-from concept_trak.models.text_to_image import TextToImage
+from concept_trak.models import load
 from concept_trak.rival import RIVALS, Rivalry
 from concept_trak.trial import Grading, Inquiry
 from jobs.benchmark import benchmark, title_of
@@ -225,7 +225,7 @@ def test_a_shipped_model_is_what_its_folder_says(folder):
     """It loads with the benchmark's parameters, repeats its command, and is small enough to ship."""
     made, usual = trained(str(folder)), BenchmarkConfig()
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 6_000_000
-    model = TextToImage(str(folder), usual.parameters)
+    model = load(str(folder), usual.parameters)
     assert sum(p.numel() for p in model.parameters.values()) > 1_200_000
     assert model.resolution == made.side
     said = json.loads((folder / "training.json").read_text())

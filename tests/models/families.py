@@ -1,15 +1,16 @@
 """A tiny random instance of every family, of the real classes, for the conformance suite: a new family is a line."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from concept_trak.denoiser import Denoiser
-from tests.models.tiny import pixart, sd3, sdxl, stable_diffusion
+from tests.models.tiny import ddpm, dit, pixart, pixart_t5, sd3, sdxl, stable_diffusion
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,9 @@ class Tiny:
     reads: (ours, x_t, t, raw output): (x_0, eps), by the formula of its prediction type.
     index: (ours, the time a network is told): t.
     their_step: (pipeline, raw output, t, x_t): x at t - 20, by the pipeline's scheduler.
-    texts: what to ask for: three conditions, then the empty one.
+    texts: what to ask for: three conditions, then the one that stands for none.
     group: named parameters that it has, beside `attention` and `all`.
+    ways: what else `load` is told.
     """
 
     build: Callable[[], Any]
@@ -34,6 +36,7 @@ class Tiny:
     their_step: Callable[[Any, Tensor, int, Tensor], Tensor]
     texts: tuple[str, ...] = ("a red circle", "a blue square", "a green triangle", "")
     group: str = "cross_attention"
+    ways: dict[str, Any] = field(default_factory=dict)
 
 
 def draw(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
@@ -46,6 +49,25 @@ def draw_patches(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
     given = {"prompt_embeds": encoded, "prompt_attention_mask": torch.ones(encoded.shape[:2])}
     ways = {"guidance_scale": 1.0, "use_resolution_binning": False, "output_type": "latent"}
     return pipe(num_inference_steps=20, latents=x_t, **given, **ways)
+
+
+def draw_masked(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
+    """By its own encoder and mask; `clean_caption` is a matter of another package."""
+    ways = {"clean_caption": False, "use_resolution_binning": False, "output_type": "latent"}
+    return pipe(text, num_inference_steps=20, guidance_scale=1.0, latents=x_t, **ways)
+
+
+def draw_class(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
+    return pipe([int(text)], num_inference_steps=20, guidance_scale=1.0)
+
+
+def draw_anything(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
+    return pipe(num_inference_steps=20)
+
+
+def call_with_class(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
+    """`DDPMPipeline` calls its network without a class, so this is the call that `UNet2DModel` documents."""
+    return pipe.unet(x_t, 950, class_labels=torch.tensor([int(text)]))
 
 
 def levels(ours: Denoiser, t: int) -> tuple[float, float]:
@@ -71,6 +93,12 @@ def ddim(pipe: Any, raw: Tensor, t: int, x_t: Tensor) -> Tensor:
     return pipe.scheduler.step(raw, t, x_t).prev_sample
 
 
+def ddim_of_ddpm(pipe: Any, raw: Tensor, t: int, x_t: Tensor) -> Tensor:
+    """DDIM over a DDPM's noise levels; its own sampler adds noise, and clips."""
+    return ddim(SimpleNamespace(scheduler=DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False,
+                                                                    set_alpha_to_one=False)), raw, t, x_t)  # fmt: skip
+
+
 def from_flow(ours: Denoiser, x_t: Tensor, t: int, raw: Tensor) -> tuple[Tensor, Tensor]:
     """x_t = (1 - s) x_0 + s eps and v = eps - x_0, solved for both, with s of an unshifted flow of 1000 steps by 3."""
     s = 3 * (t + 1) / 1000 / (1 + 2 * (t + 1) / 1000)
@@ -89,6 +117,7 @@ def euler(pipe: Any, raw: Tensor, t: int, x_t: Tensor) -> Tensor:
     return scheduler.step(raw, scheduler.timesteps[0], x_t).prev_sample
 
 
+LABELS = ("0", "1", "2", "")
 FAMILIES: dict[str, Tiny] = {
     "stable_diffusion_eps": Tiny(lambda: stable_diffusion("epsilon"), "unet", draw, from_eps, itself, ddim),
     "stable_diffusion_v": Tiny(lambda: stable_diffusion("v_prediction"), "unet", draw, from_v, itself, ddim),
@@ -97,7 +126,14 @@ FAMILIES: dict[str, Tiny] = {
     "sd3": Tiny(lambda: sd3(t5=False), "transformer", draw, from_flow, of_flow, euler, group="attention"),
     "sd3_t5": Tiny(lambda: sd3(t5=True), "transformer", draw, from_flow, of_flow, euler, group="attention"),
     "pixart": Tiny(pixart, "transformer", draw_patches, from_eps, itself, ddim),
-}
+    "pixart_t5": Tiny(lambda: pixart_t5(sizes=False), "transformer", draw_masked, from_eps, itself, ddim),
+    "pixart_t5_sizes": Tiny(lambda: pixart_t5(sizes=True), "transformer", draw_masked, from_eps, itself, ddim),
+    "dit": Tiny(dit, "transformer", draw_class, from_eps, itself, ddim, LABELS, "self_attention_out"),
+    "unet_2d": Tiny(lambda: ddpm(4), "unet", call_with_class, from_eps, itself, ddim_of_ddpm, ("0", "1", "2", "3"),
+                    "self_attention_out", {"negative": "other_label"}),
+    "ddpm": Tiny(lambda: ddpm(None), "unet", draw_anything, from_eps, itself, ddim_of_ddpm, ("",) * 4,
+                 "self_attention_out"),
+}  # fmt: skip
 
 
 def seeded(build: Callable[[], Any]) -> Any:

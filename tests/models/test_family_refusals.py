@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from concept_trak.concept import Concept, query_batch
+from concept_trak.hearing import require_conditions, require_heard
+from concept_trak.method import METHODS
 from concept_trak.models import load, small
 from tests.models.families import FAMILIES, seeded
 
@@ -17,7 +19,10 @@ LONG = "a red circle a red circle a red circle"  # 9 words and the two tokens ar
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The directories of the families that are refused something here."""
-    paths = {name: tmp_path_factory.mktemp(name) for name in ("stable_diffusion_eps", "sdxl", "sd3_t5")}
+    paths = {
+        name: tmp_path_factory.mktemp(name)
+        for name in ("stable_diffusion_eps", "sdxl", "sd3_t5", "dit", "unet_2d", "ddpm")
+    }
     for name, path in paths.items():
         seeded(FAMILIES[name].build).save_pretrained(path)
     return paths
@@ -46,7 +51,7 @@ def test_a_concept_longer_than_the_model_reads_is_refused_and_a_caption_is_cut(m
 def test_a_missing_text_encoder_is_named(made, tmp_path, name, part):
     model = shutil.copytree(made[name], tmp_path / "model")
     shutil.rmtree(model / part)
-    with pytest.raises(ValueError, match=rf"model' lacks {part}; a text-to-image pipeline has .*{part}"):
+    with pytest.raises(ValueError, match=rf"model' lacks {part}; it needs .*{part}"):
         load(str(model))
 
 
@@ -83,23 +88,66 @@ def test_pickled_weights_of_the_second_encoder_are_not_read(made, tmp_path):
         load(str(model))
 
 
-def test_pixart_with_t5_is_refused_rather_than_asked_without_its_mask(made, tmp_path):
-    FAMILIES["pixart"].build().save_pretrained(tmp_path)
-    for part in ("text_encoder", "tokenizer"):
-        shutil.rmtree(tmp_path / part)
-        shutil.copytree(made["sd3_t5"] / f"{part}_3", tmp_path / part)
-    edit(tmp_path / "model_index.json", text_encoder=["transformers", "T5EncoderModel"])
-    edit(tmp_path / "model_index.json", tokenizer=["transformers", "T5Tokenizer"])
-    with pytest.raises(
-        ValueError, match=r"listens to a T5 encoder, whose padding it masks, which is not supported yet"
-    ):
-        load(str(tmp_path))
+def test_classes_that_are_none_are_refused_with_those_there_are(made):
+    names = {"0": "tench, Tinca tinca", "1": "goldfish", "2": "crane"}
+    edit(made["dit"] / "model_index.json", id2label=names)  # as published; diffusers reads it and does not write it
+    model = load(str(made["dit"]))
+    expected = (
+        r"'shark' is no class of the model; expected a number in 0 \.\.\. 2, or a name such as 'tench', 'Tinca tinca'"
+    )
+    with pytest.raises(ValueError, match=expected):
+        model.encode(["shark"])
+    with pytest.raises(ValueError, match=r"'3' is no class of the model"):
+        model.encode(["3"])  # the class that stands for none is asked for by saying nothing
+    assert model.encode(["tench", "Tinca tinca", "0", "crane", ""])["label"].tolist() == [0, 0, 0, 2, 3]
 
 
-def test_a_transformer_told_sizes_is_refused(tmp_path):
-    pipe = FAMILIES["pixart"].build()
-    config = dict(pipe.transformer.config) | {"use_additional_conditions": True}
-    pipe.transformer = type(pipe.transformer).from_config(config)
-    pipe.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"listens to image sizes, which is not supported yet"):
-        load(str(tmp_path))
+def test_a_unet_without_an_empty_class_needs_another_negative(made):
+    with pytest.raises(ValueError, match=r"no class that stands for none, .* set model\.negative=other_label"):
+        load(str(made["unet_2d"]))
+    model = load(str(made["unet_2d"]), negative="other_label")
+    assert model.combinations == ("0", "1", "2", "3")
+    with pytest.raises(ValueError, match=r"the model has no class that stands for none, .* without_labels"):
+        model.encode([""])
+
+
+def test_classes_that_are_no_numbers_are_refused(made, tmp_path):
+    model = shutil.copytree(made["ddpm"], tmp_path / "model")
+    edit(model / "unet/config.json", class_embed_type="identity")
+    with pytest.raises(ValueError, match=r"class_embed_type='identity', whose classes are no numbers; expected"):
+        load(str(model))
+
+
+PROMPT = {"prompt": "a dog", "without_prompt": "a"}
+LABELS = {"labels": "1", "without_labels": "2"}
+ALONE = {"scope": "local", "image": "dog.png"}
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "says"),
+    [
+        ("dit", PROMPT, r"it has prompt='a dog', and the model listens to classes: give labels and without_labels"),
+        ("dit", ALONE, r"it has neither prompt nor labels, and the model listens to classes"),
+        ("ddpm", PROMPT, r"it has prompt='a dog', and the model is unconditional .*: ask about an image alone"),
+        ("ddpm", LABELS, r"it has labels='1', and the model is unconditional and listens to nothing"),
+        ("sdxl", LABELS, r"it has labels='1', and the model listens to text: give prompt and without_prompt"),
+        ("sdxl", ALONE, r"it has neither prompt nor labels, and the model listens to text"),
+    ],
+)
+def test_a_concept_that_the_model_cannot_hear_is_refused(made, name, asked, says):
+    with pytest.raises(ValueError, match=rf"^concept 'dog': {says}"):
+        require_heard(load(str(made[name])), Concept("dog", **asked))
+
+
+def test_a_concept_that_the_model_hears_is_not(made):
+    for name, asked in (("dit", LABELS), ("ddpm", ALONE), ("sdxl", PROMPT)):
+        require_heard(load(str(made[name])), Concept("dog", **asked))
+
+
+@pytest.mark.parametrize("row", [name for name in METHODS if name not in ("trak", "d_trak", "das")])
+def test_a_row_between_conditions_is_refused_where_there_are_none(made, row):
+    model = load(str(made["ddpm"]))
+    with pytest.raises(ValueError, match=rf"method={row}: its \w+ side, \w+_\w+, points from one condition to another"):
+        require_conditions(model, {row: METHODS[row]})
+    require_conditions(model, {"das": METHODS["das"]})
+    require_conditions(load(str(made["dit"])), METHODS)

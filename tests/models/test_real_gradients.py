@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from concept_trak import gradient
+from concept_trak.denoiser import Denoiser
 from concept_trak.direction import DIRECTIONS
 from concept_trak.features import features
 from concept_trak.gradient import pull_back, pull_back_naive
 from concept_trak.layer import ruled
 from concept_trak.method import METHODS
-from concept_trak.models.text_to_image import TextToImage
+from concept_trak.models import load
 from concept_trak.noise import normal
 from concept_trak.probe import Probe
 from concept_trak.projector import Projector
@@ -25,7 +26,7 @@ OF_LAYERS = r"\.(weight|bias)$"  # what layers own: everything but a transformer
 CAPTIONS = ["a red circle", "a blue square", "a green triangle", "blue"]
 
 
-def batch(denoiser: TextToImage) -> Batch:
+def batch(denoiser: Denoiser) -> Batch:
     ids = tuple(f"s{i}" for i in range(len(CAPTIONS)))
     x_0 = torch.stack([normal(denoiser.shape, name, "x_0") for name in ids]).to(denoiser.dtype)
     return Batch(ids, denoiser.encode(CAPTIONS), denoiser.encode([""] * len(ids)), x_0)
@@ -41,7 +42,7 @@ def test_every_parameter_is_pulled_back_by_its_layer(saved, kind, parameters, al
     those of the blocks are replayed.
     """
     monkeypatch.setattr(gradient, "_said", set())  # said once a process: another test may have
-    denoiser = TextToImage(str(saved(kind)), parameters, dtype=torch.float64)
+    denoiser = load(str(saved(kind)), parameters, precision="float64")
     (state,) = forward_noise(denoiser, batch(denoiser).rows(slice(0, 3)), Probe("forward_noise", direction, (400,)), 0)
 
     def pointer(s, seen):
@@ -71,7 +72,7 @@ def test_every_parameter_is_pulled_back_by_its_layer(saved, kind, parameters, al
 @pytest.mark.parametrize("direction", [name for name in written_out.LOSSES if name != "concept_reward"])
 def test_a_direction_pulled_back_is_the_gradient_of_its_loss(path, direction):
     """J^T v of every parameter against autograd through the published loss, which forms no v."""
-    denoiser, probe = TextToImage(str(path), dtype=torch.float64), Probe("forward_noise", direction, (400,))
+    denoiser, probe = load(str(path), precision="float64"), Probe("forward_noise", direction, (400,))
     b = batch(denoiser).rows(slice(0, 2))
     (state,) = forward_noise(denoiser, b, probe, 0)
     fast = pull_back(denoiser, state, lambda s, seen: DIRECTIONS[direction](denoiser, s, seen, probe)).gradients()
@@ -84,7 +85,7 @@ def test_a_direction_pulled_back_is_the_gradient_of_its_loss(path, direction):
 
 def test_the_common_layers_have_rules(path):
     """Only the pooled text's position, one small vector, and a transformer's tables of shifts have none."""
-    network = TextToImage(str(path)).network
+    network = load(str(path)).network
     owners = [m for m in network.modules() if next(m.parameters(recurse=False), None) is not None]
     others = {"AttentionPooling", "BasicTransformerBlock", "PixArtTransformer2DModel"}
     assert {type(m).__name__ for m in owners if not ruled(m)} <= others, "a common layer goes one by one"
@@ -103,7 +104,11 @@ def test_the_common_layers_have_rules(path):
 )
 def test_a_feature_does_not_depend_on_its_batch(path, name, dtype, tolerance):
     """Few states of each kind; in float32 the kernels chosen for a batch of four round differently."""
-    row, denoiser, projector = METHODS[name], TextToImage(str(path), dtype=dtype), Projector("sketch", 256)
+    row, denoiser, projector = (
+        METHODS[name],
+        load(str(path), precision=str(dtype).removeprefix("torch.")),
+        Projector("sketch", 256),
+    )
     probe = replace(row.train, times=(100, 500, 900), points=13, every=5)
     b = batch(denoiser)
     whole = features(denoiser, projector, probe, b, 0, row.unit)

@@ -4,11 +4,18 @@ from typing import Any
 
 from diffusers import (
     AutoencoderKL,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    UNet2DModel,
 )
 from transformers import (
     CLIPTextConfig,
@@ -31,6 +38,64 @@ def stable_diffusion(prediction_type: small.Prediction) -> Any:
 
 def pixart() -> Any:
     return small.patches(0, resolution=16, size=small.Size(2, 2, 16), predicts="epsilon")
+
+
+def letters(width: int, limit: int) -> tuple[T5EncoderModel, T5Tokenizer]:
+    """T5 with a token per word."""
+    pieces = [(piece, -1.0) for piece in ("<pad>", "</s>", "<unk>", *(f"▁{word}" for word in small.WORDS))]
+    config = T5Config(vocab_size=len(pieces), d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    return T5EncoderModel(config), T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=limit)
+
+
+def pixart_t5(sizes: bool) -> PixArtAlphaPipeline:
+    """As published: T5 behind a mask, a learned variance, latents; told sizes where it learned at 1024 pixels.
+
+    diffusers' call tells sizes where `sample_size` is 128, which large patches keep small.
+    """
+    network = PixArtTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        cross_attention_dim=24,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        sample_size=128 if sizes else 8,
+        patch_size=32 if sizes else 2,
+        caption_channels=32,
+        use_additional_conditions=sizes,
+    )
+    t5, words = letters(32, 512)
+    parts: dict[str, Any] = {"vae": vae(4, mid_block_add_attention=not sizes), "text_encoder": t5, "tokenizer": words}
+    parts |= {"transformer": network}
+    return PixArtAlphaPipeline(**parts, scheduler=small.scheduler("epsilon"))
+
+
+def dit() -> DiTPipeline:
+    network = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        sample_size=8,
+        patch_size=2,
+        num_embeds_ada_norm=3,
+    )
+    return DiTPipeline(transformer=network, vae=vae(4), scheduler=small.scheduler("epsilon"))
+
+
+def ddpm(classes: int | None) -> DDPMPipeline:
+    network = UNet2DModel(
+        sample_size=16,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=8,
+        num_class_embeds=classes,
+    )
+    return DDPMPipeline(unet=network, scheduler=DDPMScheduler())
 
 
 def clip(kind: Any, words: CLIPTokenizer, width: int, projection: int) -> Any:
@@ -104,12 +169,11 @@ def sd3(t5: bool) -> StableDiffusion3Pipeline:
         qk_norm="rms_norm" if t5 else None,  # of 3.5
         dual_attention_layers=(0,) if t5 else (),
     )
-    pieces = [(piece, -1.0) for piece in ("<pad>", "</s>", "<unk>", *(f"▁{word}" for word in small.WORDS))]
-    letters = T5Config(vocab_size=len(pieces), d_model=32, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    encoder, tokens = letters(32, 256)
     kind, texts = CLIPTextModelWithProjection, {}
     texts |= {"text_encoder": clip(kind, words, 12, 12), "text_encoder_2": clip(kind, words, 14, 10)}
-    texts |= {"text_encoder_3": T5EncoderModel(letters) if t5 else None}
+    texts |= {"text_encoder_3": encoder if t5 else None}
     texts |= {"tokenizer": words, "tokenizer_2": words}
-    texts |= {"tokenizer_3": T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=256) if t5 else None}
+    texts |= {"tokenizer_3": tokens if t5 else None}
     noise = FlowMatchEulerDiscreteScheduler(shift=3.0)
     return StableDiffusion3Pipeline(transformer=transformer, scheduler=noise, vae=vae(4, shift_factor=0.25), **texts)

@@ -1,0 +1,49 @@
+"""A UNet without texts (Ho et al. 2020): unconditional, or conditioned on a class where it has an embedding of classes.
+
+diffusers' own `DDPMPipeline` and `DDIMPipeline` hold one; their calls draw unconditionally, so a class-conditional UNet
+saved in one is asked as `UNet2DModel` documents it.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from torch import Tensor
+
+from concept_trak.denoiser import Condition, Denoiser
+from concept_trak.models.labels import Classes, Labelled, named
+from concept_trak.models.pipeline import Family
+
+
+def unet(network: Any, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
+    """Where it also learns a variance, that is the second half of the channels and not asked for."""
+    return network(x_t, times, class_labels=cond.get("label"), return_dict=False)[0][:, : x_t.shape[1]]
+
+
+class UNet2D(Labelled):
+    """None of its classes is known to stand for none. So the negative is another class, any of them unless
+    `combinations` says which; who trained with an empty class names it there alone.
+    """
+
+    networks: ClassVar[dict[str, Family]] = {"unet": Family(UNet2DModel, unet, lambda network: network.mid_block)}
+
+    def _read_conditioners(self, index: dict[str, str], dtype: torch.dtype, device: str) -> None:
+        config: Any = self.network.config
+        if config["class_embed_type"] is not None:
+            raise ValueError(
+                f"{self.path}/unet has class_embed_type={config['class_embed_type']!r}, whose classes are no numbers; "
+                "expected class_embed_type null with num_class_embeds, or neither"
+            )
+        count = config["num_class_embeds"]
+        self.classes = None if count is None else Classes(count, named(self.path))
+        if self.classes is None:
+            return
+        if self.negative == "empty":
+            raise ValueError(
+                f"{self.path}/unet has no class that stands for none, so model.negative=empty has no meaning; set "
+                "model.negative=other_label (model.combinations=[<class>, ...] says which others, if not all)"
+            )
+        self.combinations = self.combinations or tuple(str(i) for i in range(self.classes.count))
+
+
+PIPELINES: dict[str, type[Denoiser]] = {"DDPMPipeline": UNet2D, "DDIMPipeline": UNet2D}
