@@ -11,6 +11,7 @@ from cluster.executor import Budgets, Executor
 from cluster.metrics import exported
 from cluster.serial import Serial
 from concept_trak.config import AuditConfig
+from concept_trak.demand import readable
 from concept_trak.results import measured
 from concept_trak.store.manifest import manifest
 from jobs.configure import CONF, main
@@ -77,8 +78,13 @@ def _announce(p: Prepared, progress: Progress) -> None:
     kind = p.config.cluster.kind
     progress.line(f"audit      {p.audit.id} on {p.store.uri} (cluster={kind})")
     progress.line(f"data       {p.samples} samples in {p.sources} sources, {len(p.plan)} shards")
+    d, m, sets = p.demand, p.config.model, len(set(p.work.fingerprints.values()))
     progress.line(
-        f"model      {p.config.model.path}: {p.parameters:,} attributable parameters ({p.config.model.parameters})"
+        f"model      {m.path}: {d.parameters:,} attributable parameters in {d.tensors} tensors ({m.parameters})"
+    )
+    progress.line(
+        f"size       features {readable(d.feature)} a sample and method, {readable(d.feature * p.samples * sets)} "
+        f"in all; gradients at most {readable(d.gradient * m.batch)} a worker at model.batch={m.batch}"
     )
 
 

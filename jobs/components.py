@@ -18,6 +18,7 @@ from concept_trak.config import AuditConfig, BudgetConfig, ClusterConfig, ModelC
 from concept_trak.data.image import read
 from concept_trak.dose import ARMS, DOSES, Dose
 from concept_trak.gate import Gate
+from concept_trak.hearing import require_heard
 from concept_trak.probe import Probe
 from concept_trak.specificity import measured_for
 from concept_trak.stages import open_model
@@ -84,6 +85,12 @@ class ComponentsConfig:
         names = {concept.name for concept in self.concepts}
         if self.edit.out and len(names) != 1:
             raise ValueError(f"edit.out edits for one concept, and {len(names)} are asked; give one")
+        m = self.model
+        if self.edit.out and (m.weights or m.lora or m.embeddings):
+            raise ValueError(
+                "edit.out writes the directory at model.path, and model.weights, lora and embeddings lie beside it; "
+                "save the model as one pipeline first, with fuse_lora() for a LoRA"
+            )
 
 
 def components(config: ComponentsConfig) -> int:
@@ -116,7 +123,10 @@ def inquest_of(config: ComponentsConfig) -> Inquest:
     """What workers are told; mistakes in the store and the model are found here, before they run."""
     Store(config.store).probe()
     whole = AuditConfig(store=config.store, model=config.model, cluster=config.cluster, budget=config.budget)
-    identity = open_model(whole).identity()
+    denoiser = open_model(whole)
+    for concept in config.concepts:
+        require_heard(denoiser, concept)
+    identity = denoiser.identity()
     return Inquest(whole, config.name, config.objective, config.probe, config.unit, config.top, identity)
 
 

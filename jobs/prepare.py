@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from concept_trak.concept import Concept, require_whole
-from concept_trak.config import AuditConfig, outcome_settings
+from concept_trak.config import AuditConfig, ModelConfig, outcome_settings
 from concept_trak.data.image import read
 from concept_trak.data.shard import Shard, cut
+from concept_trak.demand import Demand, demand
 from concept_trak.denoiser import Denoiser, same
+from concept_trak.hearing import require_conditions, require_heard
 from concept_trak.plan import feature_settings, shards, survey
 from concept_trak.precedent import require_comparable
 from concept_trak.preflight import require_batch_consistency, require_fit
@@ -36,12 +38,16 @@ class Prepared:
     sources: int
     settings: dict[str, dict[str, Any]]
     questions: tuple[Question, ...]
-    parameters: int
+    demand: Demand
     resolution: int
 
     @property
     def config(self) -> AuditConfig:
         return self.work.config
+
+    @property
+    def parameters(self) -> int:
+        return self.demand.parameters
 
     @property
     def samples(self) -> int:
@@ -61,16 +67,17 @@ def prepare(config: AuditConfig) -> Prepared:
     )
     store = Store(config.store)
     store.probe()
-    found = survey(config.data)
     denoiser = open_model(config)
-    parameters = sum(p.numel() for p in denoiser.parameters.values())
+    found = survey(config.data, denoiser.hears)
+    require_conditions(denoiser, config.methods)
     identity = denoiser.identity()
     settings = {n: feature_settings(config, m, denoiser, identity) for n, m in config.methods.items()}
     for concept in config.concepts:
         _require_direction(denoiser, concept)
     if config.model.batch > 1:
-        texts = dict.fromkeys(text for concept in config.concepts for text in (concept.text, concept.without))
-        require_batch_consistency(denoiser, list(texts)[: min(config.model.batch, TOGETHER)])
+        texts = list(dict.fromkeys(text for concept in config.concepts for text in (concept.text, concept.without)))
+        texts = texts if len(texts) > 1 else texts * 2  # an unconditional model has one
+        require_batch_consistency(denoiser, texts[: min(config.model.batch, TOGETHER)])
     require_fit(denoiser, cut(next(source for source in found if source.rows), 1)[0], config.data)
     plan = shards(found, _shard_rows(store, settings, config.data.shard_rows))
     audit = Audit(store, config.audit)
@@ -79,12 +86,17 @@ def prepare(config: AuditConfig) -> Prepared:
     standing = {**outcome_settings(plain_values(config)), "fingerprints": work.fingerprints}
     require_comparable(audit, config.since, as_json(standing, "config"))
     begin(audit, standing, [_planned(shard) for shard in plan])
-    return Prepared(work, store, audit, plan, len(found), settings, questions, parameters, denoiser.resolution)
+    return Prepared(
+        work, store, audit, plan, len(found), settings, questions, demand(config, denoiser), denoiser.resolution
+    )
 
 
 def _require_direction(denoiser: Denoiser, concept: Concept) -> None:
-    """That the model reads both conditions whole and tells them apart; it may read two spellings as one text."""
+    """That the model hears both conditions, whole, and tells them apart; it may read two spellings as one text."""
+    require_heard(denoiser, concept)
     require_whole(denoiser, concept)
+    if denoiser.hears == "nothing":
+        return
     if same(denoiser.encode([concept.text]), denoiser.encode([concept.without])).all():
         raise ValueError(
             f"concept {concept.name!r}: the model encodes {concept.text!r} and {concept.without!r} alike, so there is "
@@ -101,8 +113,8 @@ def located(config: AuditConfig) -> AuditConfig:
     """
     kind = config.cluster.kind
     if kind == "ray":
-        for key, value in (("store", config.store), ("model.path", config.model.path), ("data.uri", config.data.uri)):
-            if "://" not in value and not Path(value).is_absolute():
+        for key, value in (("store", config.store), ("data.uri", config.data.uri), *_of_model(config.model)):
+            if value and "://" not in value and not Path(value).is_absolute():
                 raise ValueError(f"{key}={value!r} is another folder on each node; give an absolute path or a URL")
         if Store(config.store).scheme == "file" and not config.cluster.shared_store:
             raise ValueError(
@@ -114,10 +126,24 @@ def located(config: AuditConfig) -> AuditConfig:
     now = datetime.now(UTC)
     audit = named(config.audit, now) or now.strftime("%Y%m%dT%H%M%SZ")
     model, data = (
-        replace(config.model, path=absolute(config.model.path)),
+        _placed(config.model),
         replace(config.data, uri=absolute(config.data.uri)),
     )
     return replace(config, audit=audit, store=absolute(config.store), model=model, data=data)
+
+
+def _of_model(model: ModelConfig) -> list[tuple[str, str]]:
+    """(key, path) of everything that the model is read from."""
+    return [
+        *((f"model.{key}", getattr(model, key)) for key in ("path", "weights", "lora")),
+        *(("model.embeddings", path) for path in model.embeddings),
+    ]
+
+
+def _placed(model: ModelConfig) -> ModelConfig:
+    more = {key: absolute(value) for key in ("weights", "lora") if (value := getattr(model, key))}
+    embeddings = tuple(absolute(path) for path in model.embeddings)
+    return replace(model, path=absolute(model.path), embeddings=embeddings, **more)
 
 
 def _shard_rows(store: Store, settings: dict[str, dict[str, Any]], asked: int) -> int:

@@ -1,0 +1,91 @@
+"""Every kind of model is audited from its directory, end to end: text, classes, nothing; an adapter beside its base."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from concept_trak.models import small
+from tests.jobs.world import World
+from tests.models.families import FAMILIES, seeded
+
+TRIANGLE = "{name: triangle, labels: triangle, without_labels: '', samples: 2, truth: {shape: triangle}}"
+
+
+@pytest.fixture
+def saved(tmp_path):
+    def save(name: str) -> Path:
+        seeded(FAMILIES[name].build).save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    return save
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+def test_text_to_image(world: World, saved, tmp_path, name, capsys):
+    more = [f"model.path={saved(name)}", f"model={name}", "model.batch=8"]
+    found = world.audit(tmp_path / "store", *more, data="few")
+    assert found.code == 0
+    ids, _, phi = found.features()
+    assert (len(ids), phi.shape[1]) == (16, 64)
+    assert len({row["score"] for row in found.top()}) > 8, "samples of different captions score alike"
+    said = capsys.readouterr().out
+    assert f"tensors ({'cross_attention' if name == 'sdxl' else 'attention'})" in said
+    assert "features 128 B a sample and method, 2.05 kB in all; gradients at most " in said
+
+
+def test_classes_by_name_from_a_label_column(world: World, saved, tmp_path):
+    """One class is none of the model's: those rows are rejects that say so, and the rest is audited."""
+    path = saved("dit")
+    index = json.loads((path / "model_index.json").read_text())
+    (path / "model_index.json").write_text(json.dumps(index | {"id2label": {"0": "triangle", "1": "circle"}}))
+    more = [
+        "model=dit",
+        f"model.path={path}",
+        "data.caption_column=shape", "data.captions=class",
+        "budget.rejects=1",
+        f"concepts=[{TRIANGLE}]",
+    ]
+    found = world.audit(tmp_path / "store", *more, data="few")
+    assert found.code == 0
+    (source,) = (world.root / "few").iterdir()
+    shapes = {row["id"]: row["shape"] for row in pq.read_table(source).to_pylist()}
+    rejects = pq.read_table(found.folder / "rejects.parquet").to_pylist()
+    assert {r["sample_id"] for r in rejects} == {i for i, shape in shapes.items() if shape == "square"} != set()
+    assert {r["reason"] for r in rejects} == {"no_class"}
+    assert "'square' is no class of the model; expected a number in 0 ... 2, or a name such as" in rejects[0]["message"]
+    assert set(found.features()[0]) == {i for i, shape in shapes.items() if shape != "square"}
+
+
+def test_an_unconditional_model_finds_the_image_it_is_asked_about(world: World, saved, tmp_path):
+    """Phi (K + lambda)^-1 phi_q goes to e_q for a training image with k > N and lambda to 0: its own score is 1."""
+    (source,) = (world.root / "few").iterdir()
+    row = pq.read_table(source).to_pylist()[5]
+    (tmp_path / "asked.png").write_bytes(row["image"]["bytes"])
+    concept = f"concepts=[{{name: it, scope: local, image: {tmp_path}/asked.png}}]"
+    more = ["model=ddpm", f"model.path={saved('ddpm')}", "data.caption_column=''", "damping=1e-6", concept]
+    found = world.audit(tmp_path / "store", *more, data="few", method="trak")
+    assert found.code == 0
+    first, second = found.top("trak")[:2]
+    assert first["sample_id"] == row["id"]
+    assert first["score"] == pytest.approx(1, abs=0.02)
+    assert abs(second["score"]) < 0.02
+
+
+def test_an_adapter_alone_is_attributed_and_is_part_of_the_fingerprint(world: World, tmp_path, capsys):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LoraConfig(r=2, target_modules=["to_k", "to_v"], init_lora_weights=False)
+        adapted = get_peft_model(small.latents(0, 16).unet, config)
+    adapted.save_pretrained(tmp_path / "lora")
+    ours = sum(p.numel() for name, p in adapted.named_parameters() if "lora_" in name)
+    more = [f"model.lora={tmp_path}/lora", "model.parameters=lora"]
+    found = world.audit(tmp_path / "store", *more, data="few")
+    assert found.code == 0
+    assert f": {ours:,} attributable parameters in " in capsys.readouterr().out
+    settings = json.loads(next((tmp_path / "store/features").glob("*/feature_set.json")).read_text())["settings"]
+    assert {name for name in settings["model"] if name.startswith("lora/")} == {
+        "lora/adapter_config.json", "lora/adapter_model.safetensors"}  # fmt: skip
