@@ -4,13 +4,15 @@
 it, so that it is computed once; `components/<name>/` what is read off their mean. Gradients go through the store.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from concept_trak.ablation import Choice, Masks, choose, write
+from concept_trak.ablation import Choice, Masks, choose, edited, write
+from concept_trak.casebook import UNITS
 from concept_trak.components import Measurement, alpha, decode, encode, expressed, mean, measure, states_of
 from concept_trak.concept import Concept
 from concept_trak.config import AuditConfig
@@ -25,7 +27,6 @@ from concept_trak.store.commit import Store
 from concept_trak.store.identity import fingerprint
 from concept_trak.store.tables import from_rows, to_parquet
 
-UNITS = "components/units"
 NUMERICS = 2  # rises when the numbers of a measurement change
 GROUPS = {"concept": "string", "objective": "string", "granularity": "string", "tensor": "string", "head": "int32",
           "row": "int32", "parameters": "int64", "alpha": "float64", "alpha_positive": "float64",
@@ -103,6 +104,17 @@ class Opened:
         for name in map(self.inquest.file, items):
             yield decode(self.store.read(name), f"{self.store.uri}/{name}")
 
+    @contextmanager
+    def ablated(self, masks: Masks, factor: float) -> Iterator[None]:
+        """The model with an edit, in memory and for a while."""
+        own = {name: self.denoiser.parameters[name] for name in masks}
+        before = {name: p.detach().clone() for name, p in own.items()}
+        try:
+            _put(own, edited(before, masks, factor))
+            yield
+        finally:
+            _put(own, before)
+
     def worth(self, case: Case, choice: Choice) -> Worth:
         """Of every parameter: highest is what is to go. Erase lowers its J, amplify raises its."""
         sign = {"erase": 1, "amplify": -1}[self.inquest.objective]
@@ -173,6 +185,12 @@ class Edit(Opened):
         how = {"choice": asdict(choice), "unit": q.unit, "probe": asdict(q.probe), "gate": asdict(gate), "shows": shows}
         write(model, out, masks, factor, {**record, **asked, **how})
         return sum(int(mask.sum()) for mask in masks.values())
+
+
+@torch.no_grad()
+def _put(parameters: dict[str, torch.nn.Parameter], values: dict[str, torch.Tensor]) -> None:
+    for name, value in values.items():
+        parameters[name].copy_(value)
 
 
 def _told(units: tuple[Unit, ...]) -> list[dict[str, Any]]:

@@ -16,6 +16,8 @@ is one trajectory: the mean of its states' gradients (of F: one z a state), and 
 from which errors are told.
 """
 
+import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -158,9 +160,10 @@ def expressed(found: Measurement) -> float:
 
 
 def encode(found: Measurement) -> bytes:
-    """As safetensors."""
+    """As safetensors, with its own sha256."""
     named = {f"gradient/{n}": g.contiguous() for n, g in found.gradient.items()}
-    return save({**named, **{f"rows/{n}": r.contiguous() for n, r in found.rows.items()}, "strength": found.strength})
+    named |= {f"rows/{n}": r.contiguous() for n, r in found.rows.items()} | {"strength": found.strength}
+    return save(named, {"sha256": hashlib.sha256(save(named)).hexdigest()})
 
 
 def decode(data: bytes, name: str) -> Measurement:
@@ -171,7 +174,10 @@ def decode(data: bytes, name: str) -> Measurement:
     """
     try:
         read = load(data)
-    except SafetensorError as error:
+        said = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["sha256"]
+        if said != hashlib.sha256(save(read)).hexdigest():
+            raise ValueError("its numbers were altered")
+    except (SafetensorError, ValueError, KeyError) as error:
         raise ValueError(f"{name} is not as it was written ({error}); delete it and run the command again") from None
     cut = {p: {n.removeprefix(p): x for n, x in read.items() if n.startswith(p)} for p in ("gradient/", "rows/")}
     return Measurement(cut["gradient/"], cut["rows/"], read["strength"])

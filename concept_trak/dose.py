@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from concept_trak.ablation import Choice, Masks, edited
+from concept_trak.ablation import Choice, Masks
 from concept_trak.accrual import Case, Inquest, Opened
 from concept_trak.classifier import Classifier, presence
 from concept_trak.counterfactual import Pictures, drawn, judge_of
@@ -47,22 +47,14 @@ class Administer(Opened):
         self.judge = judge_of(inquest.config.model.path, self.kinds)
 
     def __call__(self, item: Dose, attempt: Attempt) -> list[dict[str, Any]]:
-        before = {n: p.detach().clone() for n, p in self.denoiser.parameters.items()}
-        masks = {} if item.arm == "none" else masks_of(item.arm, self.choose(item.case, item.choice), before)
-        try:
-            self._put(edited(before, masks, item.factor))
+        theta = {n: p.detach() for n, p in self.denoiser.parameters.items()}
+        masks = {} if item.arm == "none" else masks_of(item.arm, self.choose(item.case, item.choice), theta)
+        with self.ablated(masks, item.factor):
             pictures = drawn(self.denoiser, self.kinds, item.samples, seed=item.seed)
-        finally:
-            self._put(before)
         said = {"concept": item.case.concept.name, "objective": self.inquest.objective, "arm": item.arm}
         how = {"ratio": item.choice.ratio, "factor": item.factor, "samples": item.samples, "seed": item.seed}
         count = sum(int(mask.sum()) for mask in masks.values())
         return [{**said, **how, "edited": count, **row} for row in shown(self.judge, self.kinds, pictures)]
-
-    @torch.no_grad()
-    def _put(self, values: dict[str, Tensor]) -> None:
-        for name, value in values.items():
-            self.denoiser.parameters[name].copy_(value)
 
 
 def masks_of(arm: str, chosen: Masks, theta: dict[str, Tensor]) -> Masks:

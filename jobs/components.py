@@ -10,8 +10,11 @@ from itertools import product
 from typing import Any
 
 from cluster.executor import Resources, Task
+from concept_trak import calibration
 from concept_trak.ablation import Choice
 from concept_trak.accrual import Case, Concluded, Edit, Inquest, Unit
+from concept_trak.calibration import Trials
+from concept_trak.casebook import open_book
 from concept_trak.components import OBJECTIVES
 from concept_trak.concept import Concept
 from concept_trak.config import AuditConfig, BudgetConfig, ClusterConfig, ModelConfig
@@ -45,6 +48,18 @@ class EditConfig:
 
 
 @dataclass(frozen=True)
+class CalibrationConfig:
+    fractions: tuple[float, ...] = (0.001, 0.01, 0.1)
+    """Shares of all parameters that are ablated at random."""
+    ablations: int = 0
+    """How many at each fraction; 0 skips the calibration. CAD's own has 1,000."""
+
+    def __post_init__(self) -> None:
+        if not self.fractions or not all(0 < f < 1 for f in self.fractions) or self.ablations < 0:
+            raise ValueError(f"calibration={self}; expected fractions above 0 and below 1, and ablations >= 0")
+
+
+@dataclass(frozen=True)
 class ComponentsConfig:
     store: str = "results"
     name: str = "demo"
@@ -72,6 +87,7 @@ class ComponentsConfig:
     """Pictures per prompt and dose."""
     pictures_seed: int = 0
     """Names the noises they start from: choose a dose on some, and report it on others."""
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
 
@@ -82,6 +98,10 @@ class ComponentsConfig:
             raise ValueError(f"seeds={list(self.seeds)}; expected at least one, none twice")
         if min(self.top, self.samples) < 1:
             raise ValueError(f"top={self.top}, samples={self.samples}; expected at least 1")
+        if self.calibration.ablations and (self.unit or self.objective != "erase"):
+            raise ValueError(
+                "calibration predicts J of erase itself; set unit=false and objective=erase, or calibration.ablations=0"
+            )
         names = {concept.name for concept in self.concepts}
         if self.edit.out and len(names) != 1:
             raise ValueError(f"edit.out edits for one concept, and {len(names)} are asked; give one")
@@ -107,12 +127,16 @@ def _components(config: ComponentsConfig) -> int:
             raise ValueError(f"{key} is not set; expected something like {example}")
     inquest, cases = inquest_of(config), cases_of(config)
     asked = [units for case in cases for units in (case.units, *case.references)]
-    measure(config, inquest, {inquest.file(unit): unit for units in asked for unit in units})
+    units = {inquest.file(unit): unit for some in asked for unit in some}
+    open_book(Store(config.store), config.name, list(units))
+    measure(config, inquest, units)
     for _, found in mapped(config, "conclude", Task("concept_trak.accrual:Conclude", inquest), cases):
         print(told(found, config.objective))
     print(f"tables     {config.store}/components/{config.name}/components_groups/*.parquet, components_top/*.parquet")
     if config.doses:
         dosed(config, inquest, cases)
+    if config.calibration.ablations:
+        calibrated(config, inquest, cases)
     if e := config.edit if config.edit.out else None:
         changed = Edit(inquest)(cases[0], e.choice, e.factor, e.out, e.gate)
         print(f"edited     {changed} parameters times {e.factor:g}: {e.out}")
@@ -173,6 +197,23 @@ def dosed(config: ComponentsConfig, inquest: Inquest, cases: Sequence[Case]) -> 
         rows += found
     name = f"components/{config.name}/components_doses.parquet"
     Store(config.store).replace(name, to_parquet(from_rows(DOSES, rows)))
+
+
+AT_ONCE = 25  # ablations in an item: their states are made once
+
+
+def calibrated(config: ComponentsConfig, inquest: Inquest, cases: Sequence[Case]) -> None:
+    """Predicted and actual J of random ablations, as components_calibration.parquet; Pearson in words."""
+    c = config.calibration
+    starts = range(0, c.ablations, AT_ONCE)
+    numbers = [tuple(range(first, min(first + AT_ONCE, c.ablations))) for first in starts]
+    items = [Trials(case, fraction, some) for case in cases for fraction in c.fractions for some in numbers]
+    found = mapped(config, "calibration", Task("concept_trak.calibration:Calibrate", inquest), items)
+    rows = [row for _, some in found for row in some]
+    for case in cases:
+        print(*calibration.told([row for row in rows if row["concept"] == case.concept.name]), sep="\n")
+    name = f"components/{config.name}/components_calibration.parquet"
+    Store(config.store).replace(name, to_parquet(from_rows(calibration.CALIBRATION, rows)))
 
 
 def mapped(config: ComponentsConfig, stage: str, task: Task, items: Sequence[Any]) -> list[tuple[Any, Any]]:

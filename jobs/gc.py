@@ -1,10 +1,10 @@
 """What nothing needs any more: `python -m jobs.gc [store=results] [delete=false] [grace_hours=48] [keep=0] [days=0]`.
 
-Lists parts, records, Grams and feature sets that no audit names, and what killed writes left; `delete=true` removes
-them. `keep` and `days` say which finished audits go, and with them the features that no other names; the newest stays.
-An audit without a manifest counts as alive until `unfinished_days` have passed without a word from it, but for one that
-a gc was removing when it was killed: the next finishes it, unless it was resumed since. Nothing younger than the grace
-is touched. Uploads to S3 that
+Lists parts, records, Grams and feature sets that no audit names, units that no inquiry into components names, and what
+killed writes left; `delete=true` removes them. `keep` and `days` say which finished audits go, and with them the
+features that no other names; the newest stays. An audit without a manifest counts as alive until `unfinished_days` have
+passed without a word from it, but for one that a gc was removing when it was killed: the next finishes it, unless it was
+resumed since. Nothing younger than the grace is touched. Uploads to S3 that
 were broken off are no objects: a lifecycle rule of the bucket (AbortIncompleteMultipartUpload) removes them.
 """
 
@@ -17,6 +17,7 @@ from math import inf
 from operator import add
 from typing import Any
 
+from concept_trak import casebook
 from concept_trak.data.shard import Shard
 from concept_trak.plan import group_name, groups
 from concept_trak.store.commit import Store
@@ -70,11 +71,12 @@ def _gc(config: GcConfig) -> int:
     leaving = expired(audits, rules)
     living = {audit.id: needs(audit, gram_names) for audit in audits if audit not in leaving}
     waste = [w for audit in leaving for w in files_of(audit)] + temporary(store, rules.before)
+    waste += casebook.unneeded(store, rules.before)
     waste += unneeded(store, names, reduce(add, living.values(), Needs()), rules.before)
 
     def newly_needed() -> Needs:
         began = (Audit(store, name) for name in audits_of(store) if name not in living)
-        return reduce(add, (needs(audit, gram_names) for audit in began), Needs())
+        return reduce(add, (needs(audit, gram_names) for audit in began), Needs(casebook.named(store)))
 
     gone: list[Waste] = []
     for w in remove(store, waste, newly_needed) if config.delete else waste:

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 import yaml
 
 from cluster.executor import Executor
+from concept_trak import casebook
 from concept_trak.config import AuditConfig, ClusterConfig
 from concept_trak.stages import Work
-from concept_trak.store.check import ALTERED, SOUND, TRUNCATED, Finding, check
+from concept_trak.store.check import ALTERED, MISSING, SOUND, TRUNCATED, Finding, check
 from concept_trak.store.claim import claim, fingerprints, plan
 from concept_trak.store.commit import Store
 from concept_trak.store.manifest import Audit, given_up
@@ -49,7 +50,8 @@ def verify(config: VerifyConfig) -> int:
 def _verify(config: VerifyConfig) -> int:
     store = Store(absolute(config.store))
     known = [name for name in audits_of(store) if not given_up(Audit(store, name))]
-    if not known or (config.audit and config.audit not in known):
+    units = 0 if config.audit else _units(store, config.repair)
+    if (not known and not store.names("components")) or (config.audit and config.audit not in known):
         raise ValueError(f"{store.uri} has no audit {config.audit or 'at all'}; it has: {', '.join(known) or 'none'}")
     audits = [Audit(store, name) for name in known if config.audit in ("", name)]
     wrong = _told(audits)
@@ -59,7 +61,20 @@ def _verify(config: VerifyConfig) -> int:
         wrong = _told(audits, wrong)
     elif wrong:
         print("repair=true computes damaged features again")
-    return WRONG if wrong else 0
+    return WRONG if wrong or units else 0
+
+
+def _units(store: Store, repair: bool) -> int:
+    """How many units of components are damaged and stay so; a damaged one that is mended is removed, to be measured
+    again by its command."""
+    left = 0
+    for finding in (finding for finding in casebook.look(store) if finding.damage):
+        print(f"{finding.what:<20} {finding.name}: the same jobs.components command measures it again")
+        if repair and finding.what != MISSING:
+            store.delete(finding.name)
+        else:
+            left += 1
+    return left
 
 
 def _told(audits: Sequence[Audit], only: Sequence[Finding] = ()) -> list[Finding]:

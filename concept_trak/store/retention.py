@@ -17,6 +17,7 @@ from concept_trak.store.part import Damaged
 from concept_trak.store.records import READERS, part_name, record_name
 
 RECORD, PART, GRAM, FEATURE_SET, TEMPORARY, AUDIT = "record", "part", "Gram", "feature set", "temporary file", "audit"
+UNIT = "unit"  # of components/
 FOLDERS = {"commits": (RECORD, ".json"), "parts": (PART, ".parquet"), "grams": (GRAM, ".safetensors")}
 
 GramNames = Callable[[Sequence[Mapping[str, Any]]], Iterable[str]]
@@ -119,8 +120,8 @@ def unneeded(store: Store, names: Iterable[str], living: Needs, before: float) -
 
 
 def temporary(store: Store, before: float) -> list[Waste]:
-    """What writes that were killed left under features/ and audits/, older than `before` (unix time)."""
-    left = [name for folder in ("features", "audits") for name in store.leftovers(folder)]
+    """What writes that were killed left, older than `before` (unix time)."""
+    left = [name for folder in ("features", "audits", "components") for name in store.leftovers(folder)]
     return [Waste(TEMPORARY, name, size) for name, size, age in _looked_up(store, left) if age < before]
 
 

@@ -27,6 +27,7 @@ from concept_trak import stages
 from concept_trak.config import AuditConfig
 from concept_trak.store.commit import Store
 from jobs.audit import audit
+from jobs.components import ComponentsConfig, components
 from jobs.configure import CONF, main
 from jobs.gc import GcConfig, gc
 
@@ -223,7 +224,11 @@ def drive(arguments: Sequence[str], log: Path, *faults: Fault, verb: str = "audi
     return Driver(process, log)
 
 
-VERBS = {"audit": (AuditConfig, "config", audit), "gc": (GcConfig, "gc", gc)}
+VERBS = {
+    "audit": (AuditConfig, "config", audit),
+    "gc": (GcConfig, "gc", gc),
+    "components": (ComponentsConfig, "components", components),
+}
 
 
 def _main(verb: str, arguments: tuple[str, ...], log: str, faults: tuple[Fault, ...]) -> None:
