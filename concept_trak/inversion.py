@@ -27,7 +27,7 @@ from concept_trak.store.part import Damaged
 from concept_trak.trajectory import ddim_inversion
 
 IN_FLIGHT = 8
-NOT_OF_PATHS = ("parameters", "unit", "weight", "projector", "stored")  # settings of features that bend no path
+NOT_OF_PATHS = ("parameters", "unit", "over", "weight", "projector", "stored")  # settings of features that bend no path
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ EXACT64 = 1e-9  # relative, two float64 implementations of one formula; whole ro
 SWEPT64 = 1e-9  # relative, an eigendecomposition against a dense solve, also of rank-deficient features; measured 2e-12
 BATCH32 = 2e-5  # relative, float32 features of one sample in two batches (matrix products block differently)
 STORED16 = 1e-3  # relative, features stored as float16 with a scale against float64
+STORED32 = 2e-7  # relative, float64 features stored as float32: each number by at most 2^-24
 TABLE32 = 1e-6  # relative, formulas in float64 against diffusers' own over its float32 noise table
 LEVELS = 2  # of 255: rounding to 8 bits between two bicubic passes, in either order: twice 0.5 (1 + 1.3) at most
 SCORE16 = 2e-4  # relative to the root mean square of the scores, float16 features in other batches; measured 5e-5

@@ -33,6 +33,7 @@ KNOWN = {
     ("cluster/worker.py", "import pickle"): "the same, opened once the sources were compared",
     ("cluster/worker.py", "import_module()"): "the entry of a Task, which the code names and no configuration",
     ("concept_trak/models/__init__.py", "import_module()"): "the files of its own folder",
+    ("concept_trak/data/format.py", "import_module()"): "the files of its own folder",
 }
 FILES = [p for top in ("concept_trak", "cluster", "jobs", "infra") for p in sorted((ROOT / top).rglob("*.py"))]
 
