@@ -11,6 +11,7 @@ import torch
 from concept_trak.config import AuditConfig
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import Shard
+from concept_trak.encoding import alike
 from concept_trak.stages import Attempt, Featuring, Featurize
 from concept_trak.store.records import Record
 
@@ -38,7 +39,8 @@ class Rehearse(Featurize):
         start = time.monotonic()
         read = samples(item.shard, self.config.data, self.denoiser.resolution)
         usable = [one for one in read if isinstance(one, Sample)]
-        self._features([self.config.methods[m] for m in item.methods], usable)
+        for some in alike(usable):
+            self._features([self.config.methods[m] for m in item.methods], some)
         seconds = time.monotonic() - start
         device = torch.cuda.max_memory_allocated() if self.denoiser.device.type == "cuda" else 0
         return Rehearsed(tuple(records), seconds, peak_bytes(), device)

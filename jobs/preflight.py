@@ -50,7 +50,10 @@ def preflight(config: AuditConfig, executor: Callable[[AuditConfig], Executor]) 
 @contextmanager
 def _scratch(config: AuditConfig) -> Iterator[AuditConfig]:
     Store(config.store).probe()
-    own = replace(config, store=f"{config.store.rstrip('/')}/preflight-{uuid.uuid4().hex[:8]}", audit="preflight")
+    folder = f"{config.store.rstrip('/')}/preflight-{uuid.uuid4().hex[:8]}"
+    own = replace(
+        config, store=folder, audit="preflight", keep_states=False
+    )  # states that are kept would hide the time
     try:
         yield own
     finally:

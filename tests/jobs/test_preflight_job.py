@@ -1,6 +1,7 @@
 """`preflight=true`: everything is tried, the whole is reckoned, and nothing stays."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -46,8 +47,6 @@ def test_a_preflight_finds_what_an_audit_would_stumble_over(world, tmp_path, cap
     none = altered(world, tmp_path / "none", lambda rows: [row.update(caption="") for row in rows])
     with pytest.raises(ValueError, match=r"not one sample of .* can be used; the first is rejected for no_caption"):
         world.audit(tmp_path / "store", "preflight=true", f"data.uri={none}")
-    import shutil
-
     model = shutil.copytree(world.root / "latents", tmp_path / "model")
     weights = model / "unet/diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)
