@@ -1,0 +1,20 @@
+"""A worker of its own, so that its memory is its own: every shard of an audit, and the most it ever held.
+
+`python -m tests.s3.streamed key=value ...` prints samples, bytes at the start of the work, and peak bytes.
+"""
+
+import sys
+
+from cluster.executor import Attempt
+from concept_trak.config import AuditConfig
+from concept_trak.rehearsal import peak_bytes
+from concept_trak.stages import Featuring, Featurize
+from jobs.configure import configure
+from jobs.prepare import prepare
+
+if __name__ == "__main__":
+    p = prepare(configure(AuditConfig, "config", sys.argv[1:]))
+    worker, planned, rows = Featurize(p.work), peak_bytes(), 0
+    for shard in p.plan:
+        rows += sum(record.rows for record in worker(Featuring(tuple(p.config.methods), shard), Attempt(1, 0)))
+    print(rows, planned, peak_bytes())
