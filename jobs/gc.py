@@ -1,11 +1,11 @@
 """What nothing needs any more: `python -m jobs.gc [store=results] [delete=false] [grace_hours=48] [keep=0] [days=0]`.
 
-Lists parts, records, Grams and feature sets that no audit names, units that no inquiry into components names, and what
-killed writes left; `delete=true` removes them. `keep` and `days` say which finished audits go, and with them the
-features that no other names; the newest stays. An audit without a manifest counts as alive until `unfinished_days` have
-passed without a word from it, but for one that a gc was removing when it was killed: the next finishes it, unless it was
-resumed since. Nothing younger than the grace is touched. Uploads to S3 that
-were broken off are no objects: a lifecycle rule of the bucket (AbortIncompleteMultipartUpload) removes them.
+Lists parts, records, Grams and feature sets that no audit names, units that no inquiry into components names, and
+what killed writes left; `delete=true` removes them. `keep` and `days` say which finished audits go, and with them the
+features that no other names; the newest stays. An audit without a manifest counts as alive until `unfinished_days`
+have passed without a word from it, but for one that a gc was removing when it was killed: the next finishes it,
+unless it was resumed since. Nothing younger than the grace is touched. Uploads to S3 that were broken off are no
+objects: a lifecycle rule of the bucket (AbortIncompleteMultipartUpload) removes them.
 """
 
 import time
