@@ -59,9 +59,7 @@ def standing(folder: Path, cpus: int = 2, workers: int = 0, **settings: str) -> 
 
 def nodes(dashboard: str) -> list[str]:
     """The ids of the nodes that the cluster counts as alive."""
-    request = urllib.request.Request(
-        f"{dashboard}/nodes?view=summary", headers={"Authorization": f"Bearer {TOKEN}"}
-    )
+    request = urllib.request.Request(f"{dashboard}/nodes?view=summary", headers={"Authorization": f"Bearer {TOKEN}"})
     try:
         with urllib.request.urlopen(request, timeout=5) as answer:
             found = json.load(answer)["data"]["summary"]

@@ -45,7 +45,8 @@ def test_classes_by_name_from_a_label_column(world: World, saved, tmp_path):
     more = [
         "model=dit",
         f"model.path={path}",
-        "data.caption_column=shape", "data.captions=class",
+        "data.caption_column=shape",
+        "data.captions=class",
         "budget.rejects=1",
         f"concepts=[{TRIANGLE}]",
     ]
