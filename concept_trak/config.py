@@ -43,15 +43,17 @@ class ModelConfig:
     device: str = "auto"
     """auto (a GPU where the worker owns one), cpu, or cuda."""
     precision: str = "float32"
-    """float32, bfloat16, float16 or float64."""
+    """What the networks run in: float32, bfloat16, float16 or float64; states, sums and norms are at least float32. A
+    guided inversion amplifies rounding, so rows with one should not run in bfloat16 unless you have compared."""
     batch: int = 32
-    """Samples at a time on a worker; halved when memory runs out. Not part of a feature's identity."""
+    """Samples at a time on a worker; halved when memory runs out. 0: as many as free memory holds, by what one more
+    sample needs (`room.py`). Not part of a feature's identity."""
 
     def __post_init__(self) -> None:
         _one_of("model.negative", self.negative, "empty", "other_label")
         _one_of("model.device", self.device, "auto", "cpu", "cuda")
         _one_of("model.precision", self.precision, "float32", "bfloat16", "float16", "float64")
-        _at_least("model.batch", self.batch, 1)
+        _at_least("model.batch", self.batch, 0)
 
 
 @dataclass(frozen=True)

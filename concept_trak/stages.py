@@ -3,10 +3,12 @@
 Everything that crosses machines is a file name or a small record; features go to the store and come from it.
 """
 
+import os
 import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -23,6 +25,7 @@ from concept_trak.inversion import Inversions
 from concept_trak.method import Method
 from concept_trak.models import load
 from concept_trak.plan import feature_settings
+from concept_trak.room import fitting
 from concept_trak.state import Batch
 from concept_trak.store.ahead import ahead
 from concept_trak.store.commit import Store
@@ -83,7 +86,14 @@ class WithModel:
                 )
 
     def batch_size(self, attempt: Attempt) -> int:
-        return max(1, self.config.model.batch >> attempt.halvings)
+        return max(1, (self.config.model.batch or self._fitting) >> attempt.halvings)
+
+    @cached_property
+    def _fitting(self) -> int:
+        c = self.config.cluster
+        beside = max(1, c.workers or int((os.cpu_count() or 1) / c.cpus)) if c.kind != "serial" else 1
+        memory = c.memory if self.denoiser.device.type == "cpu" else 0
+        return fitting(self.denoiser, self.config.projector, len(self.config.methods), memory or None, beside)
 
 
 class Featurize(WithModel):

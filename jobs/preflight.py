@@ -96,7 +96,7 @@ def report(p: Prepared, rehearsed: dict[str, Rehearsed], asking: float) -> list[
     hours = (each * p.samples + asking * queries) / 3600
     host, device = (max(getattr(r, kind) for r in rehearsed.values()) for kind in ("host_bytes", "device_bytes"))
     size, k = feature_bytes(config, p.parameters), config.projector.width(p.parameters)
-    batch = "" if config.model.batch > 1 else " (not checked: model.batch=1)"
+    batch = "" if config.model.batch != 1 else " (not checked: model.batch=1)"
     workers = f"; {hours / c.workers:.3g} h on {c.workers} workers" if c.workers else ""
     price = f" x {c.price:g} = {hours * c.price:.4g}" if c.price else "; cluster.price=<of one> shows the cost"
     return [

@@ -74,10 +74,10 @@ def prepare(config: AuditConfig) -> Prepared:
     settings = {n: feature_settings(config, m, denoiser, identity) for n, m in config.methods.items()}
     for concept in config.concepts:
         _require_direction(denoiser, concept)
-    if config.model.batch > 1:
+    if config.model.batch != 1:
         texts = list(dict.fromkeys(text for concept in config.concepts for text in (concept.text, concept.without)))
         texts = texts if len(texts) > 1 else texts * 2  # an unconditional model has one
-        require_batch_consistency(denoiser, texts[: min(config.model.batch, TOGETHER)])
+        require_batch_consistency(denoiser, texts[: min(config.model.batch or TOGETHER, TOGETHER)])
     require_fit(denoiser, cut(next(source for source in found if source.rows), 1)[0], config.data)
     plan = shards(found, _shard_rows(store, settings, config.data.shard_rows))
     audit = Audit(store, config.audit)
