@@ -50,6 +50,10 @@ def at(config=CONFIG, **changes):
         {"data__caption_column": "text"},
         {"data__image_column": "picture"},
         {"data__uri": "s3://bucket"},
+        {"data__captions": "join"},
+        {"data__crop": "random"},
+        {"data__enlarge": False},
+        {"data__buckets": ((16, 32),)},
     ],
     ids=str,
 )
@@ -80,6 +84,11 @@ def test_where_made_ids_begin_matters_only_while_ids_are_made():
         {"scores": "all"},
         {"shown": 3},
         {"interval": 1.0},
+        {"preflight": True},
+        {"keep_states": True},
+        {"aggregates": False},
+        {"since": "latest"},
+        {"report": "folder"},
         {"methods": METHODS},
     ],
     ids=lambda changes: ",".join(changes),
@@ -92,7 +101,8 @@ def test_every_setting_was_put_to_one_of_the_two():
     """A new field of the configuration must be placed above."""
     assert set(asdict(CONFIG)) == {
         "store", "audit", "model", "data", "methods", "projector", "concepts", "damping", "seed", "top", "scores",
-        "shown", "interval", "feature", "cluster", "budget",
+        "shown", "interval", "feature", "cluster", "budget", "preflight", "keep_states", "aggregates", "since",
+        "report",
     }  # fmt: skip
     assert set(asdict(ModelConfig())) == {
         "path",
@@ -145,4 +155,5 @@ def test_the_train_side_of_a_method_changes_the_fingerprint_and_the_query_side_d
     for changed in ({"guidance": 2.0}, {"points": 101}, {"every": 3}, {"direction": "prediction"}):
         assert named(method=replace(row, train=replace(row.train, **changed))) != rows["concept_trak"], changed
     assert named(method=replace(row, unit=False)) != rows["concept_trak"]
+    assert named(method=replace(row, over="layer")) != rows["concept_trak"]
     assert named(method=replace(METHODS["das"], weight="one")) != rows["das"]
