@@ -55,6 +55,14 @@ def test_a_trajectory_that_is_told_what_was_seen_is_the_same(toy):
         torch.testing.assert_close(g, again.gradient[name], rtol=1e-10, atol=1e-18)
 
 
+def test_a_trajectory_costs_what_the_probe_says(toy, monkeypatch):
+    """A forward is one evaluation, a backward two: what was seen at a state is not made again for the path."""
+    asked, call = [], Toy.__call__
+    monkeypatch.setattr(Toy, "__call__", lambda *args: asked.append(args) or call(*args))
+    found = measure(toy, "erase", states_of(toy, "erase", SHORT, CONCEPT, 0))
+    assert len(asked) + 2 * len(found.strength) == SHORT.evaluations
+
+
 G = {"a": torch.tensor([[3.0, 1], [2, 0]]), "b": torch.tensor([5.0])}
 OTHERS = [{"a": torch.tensor([[1.0, 0], [0, 0]]), "b": torch.tensor([1.0])},
           {"a": torch.tensor([[0.0, 2], [0, 0]]), "b": torch.tensor([0.0])},
