@@ -35,15 +35,16 @@ def whole(world: World, tmp_path_factory) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.soak
 def test_a_worker_killed_on_ray_costs_nothing_but_its_trajectory(world, whole, tmp_path):
     store = tmp_path / "store"
     driver = start(world, store, cluster="local", seeds="[0,1]")
-    appear(store, UNITS, 1)
+    appear(store, UNITS, 1, seconds=600)
     killed = [pid for pid, command in descendants(driver.pid).items() if command.startswith("ray::")]
     assert killed, "no worker of Ray was found: the work did not go there"
     for pid in killed:
         os.kill(pid, signal.SIGKILL)
-    assert driver.wait() == 0, driver.said
+    assert driver.wait(600) == 0, driver.said
     assert results(store) == whole, "not what an undisturbed run in one process leaves"
 
 
