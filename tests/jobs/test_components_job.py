@@ -94,6 +94,22 @@ def test_an_edit_is_a_model_with_its_record(world, plain, tmp_path):
         run(world, plain, f"edit.out={out}")
 
 
+def test_the_published_choice_on_a_relative_of_stable_diffusion(world, tmp_path):
+    """The feed-forward matrices alone, and of every row the whole part of the ratio at most (CAD's own setting)."""
+    out, ratio = tmp_path / "edited", 0.1
+    more = ("model.path=" + f"{world.root}/latents", "model.parameters=ff", "edit.choice.by=per_row",
+            "edit.choice.pattern=ff", f"edit.choice.ratio={ratio}", "seeds=[0]")  # fmt: skip
+    assert run(world, tmp_path / "store", *more, f"edit.out={out}") == 0
+    file = "unet/diffusion_pytorch_model.safetensors"
+    before, after = (load_file(d / file) for d in (world.root / "latents", out))
+    changed = {name: x != before[name] for name, x in after.items() if not bool((x == before[name]).all())}
+    assert changed
+    for name, mask in changed.items():
+        assert ".ff." in name
+        assert mask.dim() == 2
+        assert mask.sum(1).max() <= int(ratio * mask.shape[1])
+
+
 def test_amplify_takes_the_parameters_that_hinder(world, tmp_path):
     more = ("objective=amplify", "probe.times=[500]", "seeds=[0]", f"edit.out={tmp_path}/louder")
     assert run(world, tmp_path / "store", *more) == 0
