@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from concept_trak.denoiser import Denoiser
 from concept_trak.direction import DIRECTIONS
 from concept_trak.features import Features, features
 from concept_trak.gradient import pull_back, pull_back_naive
 from concept_trak.method import METHODS
-from concept_trak.models import small
-from concept_trak.models.text_to_image import TextToImage
+from concept_trak.models import load, small
 from concept_trak.noise import normal
 from concept_trak.piece import Product, Whole
 from concept_trak.probe import Probe
@@ -35,11 +35,11 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
-def opened(path: Path, dtype: torch.dtype, device: str = "cpu") -> TextToImage:
-    return TextToImage(str(path), r"\.(weight|bias)$", device=device, dtype=dtype)
+def opened(path: Path, dtype: torch.dtype, device: str = "cpu") -> Denoiser:
+    return load(str(path), r"\.(weight|bias)$", device=device, precision=str(dtype).removeprefix("torch."))
 
 
-def batch(denoiser: TextToImage) -> Batch:
+def batch(denoiser: Denoiser) -> Batch:
     """Images as a worker hands them on: float32, or what is wider."""
     ids = tuple(f"s{i}" for i in range(len(CAPTIONS)))
     x_0 = torch.stack([normal(denoiser.shape, name, "x_0") for name in ids])
@@ -47,7 +47,7 @@ def batch(denoiser: TextToImage) -> Batch:
     return Batch(ids, denoiser.encode(CAPTIONS), denoiser.encode([""] * len(ids)), x_0)
 
 
-def calls(denoiser: TextToImage) -> int:
+def calls(denoiser: Denoiser) -> int:
     """How many layers one evaluation calls."""
     count, b = [], batch(denoiser)
     leaves = [m for m in denoiser.network.modules() if not any(True for _ in m.children())]
@@ -101,7 +101,7 @@ def test_features_in_few_bits_point_where_float64_does(path, name, dtype, device
     row = METHODS[name]
     probe = replace(row.train, times=(300, 700))
 
-    def made(denoiser: TextToImage) -> Features:
+    def made(denoiser: Denoiser) -> Features:
         return features(denoiser, Projector("kronecker", 1024), probe, batch(denoiser), 0, unit=True)
 
     high = opened(path, torch.float64)
