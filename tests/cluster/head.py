@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -44,17 +45,21 @@ def standing(folder: Path, cpus: int = 2, workers: int = 0, **settings: str) -> 
     own = ("--head", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
            "--include-dashboard=true")  # fmt: skip
     started: list[subprocess.Popen[bytes]] = []
+    places = contextlib.ExitStack()
     try:
         started.append(_node(folder / "head", metrics, cpus, settings, *own))
         # The dashboard is there before the node is.
         _wait_for(lambda: len(nodes(answers.dashboard)) == 1, started[0], folder / "head")
         for i in range(workers):
-            joined = (free_ports(1)[0], cpus, settings, f"--address={answers.address}")
+            # A node unpacks a job's working directory anew, and would do so under the feet of another in one folder.
+            apart = f"--temp-dir={places.enter_context(tempfile.TemporaryDirectory(prefix='ray-'))}"
+            joined = (free_ports(1)[0], cpus, settings, f"--address={answers.address}", apart)
             started.append(_node(folder / f"node-{i}", *joined))
             _wait_for(lambda: len(nodes(answers.dashboard)) == len(started), started[-1], folder / f"node-{i}")
         yield answers
     finally:
         _end(started)
+        places.close()
 
 
 def nodes(dashboard: str) -> list[str]:

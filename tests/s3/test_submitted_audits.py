@@ -36,7 +36,8 @@ SETTINGS = (
 )  # fmt: skip
 
 
-pytestmark = pytest.mark.timeout(1500)  # minutes only where many share the machine: nothing here waits for time to pass
+# Minutes only where many share the machine: nothing here waits for time to pass.
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1500)]
 
 
 @dataclass(frozen=True)
