@@ -126,8 +126,7 @@ def _components(config: ComponentsConfig) -> int:
         if not value:
             raise ValueError(f"{key} is not set; expected something like {example}")
     inquest, cases = inquest_of(config), cases_of(config)
-    asked = [units for case in cases for units in (case.units, *case.references)]
-    units = {inquest.file(unit): unit for some in asked for unit in some}
+    units = {inquest.file(unit): unit for c in cases for some in (c.units, *c.references) for unit in some}
     open_book(Store(config.store), config.name, list(units))
     measure(config, inquest, units)
     for _, found in mapped(config, "conclude", Task("concept_trak.accrual:Conclude", inquest), cases):

@@ -137,8 +137,8 @@ def test_the_files_shown_exist(shown):
 
 
 def test_the_table_of_methods_is_the_table():
-    rows = re.findall(r"^\| `(\w+)` \|", README, re.M)
-    assert rows == list(METHODS)
+    table = README[README.index("| row | training side |") :].split("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.M) == list(METHODS)
 
 
 def test_files_it_points_at_exist():
