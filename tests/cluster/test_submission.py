@@ -114,8 +114,8 @@ def test_a_lost_connection_is_one_message_and_the_job_can_be_followed_again_and_
     assert one.returncode == 4, errors
     ours = [line for line in errors.splitlines() if "INFO sdk.py" not in line]  # Ray's own word on its socket
     assert len(ours) == 1, f"more than one message: {errors}"
-    assert errors.startswith("error: the connection to the cluster was lost while week-2-1 was followed")
-    assert f"`python -m jobs.submit address={wire.address} audit=week-2 action=status`" in errors
+    assert ours[0].startswith("error: the connection to the cluster was lost while week-2-1 was followed")
+    assert f"`python -m jobs.submit address={wire.address} audit=week-2 action=status`" in ours[0]
     assert "RUNNING" in verb(head, "action=status", "audit=week-2").stdout, "the job does not depend on who follows it"
     assert verb(head, "action=stop", "audit=week-2").stdout == "week-2-1: stopping\n"
     end = time.monotonic() + 60
