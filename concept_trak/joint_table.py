@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from concept_trak.audit_diff import finished
 from concept_trak.joint import Layers
 from concept_trak.layout import query_file
 from concept_trak.novelty import shard_of
+from concept_trak.precedent import finished
 from concept_trak.store.codec import blocks
 from concept_trak.store.manifest import Audit, read_plan, read_table, write_table
 from concept_trak.store.records import part_name

@@ -10,7 +10,7 @@ taken, layer by layer:
     |sum_p g_p x_p^T|^2 = sum_{p, q} <g_p, g_q> <x_p, x_q>                                          (Goodfellow 2015)
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -100,13 +100,19 @@ def lengths(pieces: Mapping[str, Piece], over: str) -> tuple[dict[str, Float[Ten
     """By parameter name, each sample's Euclidean norm over `all` of them, or over those of its `layer`, 0 where that is
     rounding; and the pieces since (see `measured`)."""
     known = {name: measured(piece) for name, piece in pieces.items()}
-    since, squares = {n: piece for n, (_, piece) in known.items()}, dict[str, list[Tensor]]()
+    since, whole = {n: piece for n, (_, piece) in known.items()}, _root_of_sum([s for s, _ in known.values()])
+    if over == "all":
+        return dict.fromkeys(known, whole), since
+    members: dict[str, list[Tensor]] = {}
     for name, (square, _) in known.items():
-        squares.setdefault(layer_of(name), []).append(square)
-    square = {layer: torch.stack(found).sum(0) for layer, found in squares.items()}
-    whole = torch.stack(list(square.values())).sum(0).sqrt()
-    own = {layer: torch.where(s.sqrt() > DEAD * whole, s.sqrt(), 0) for layer, s in square.items()}
-    return {name: whole if over == "all" else own[layer_of(name)] for name in known}, since
+        members.setdefault(layer_of(name), []).append(square)
+    own = {layer: _root_of_sum(squares) for layer, squares in members.items()}
+    alive = {layer: torch.where(length > DEAD * whole, length, 0) for layer, length in own.items()}
+    return {name: alive[layer_of(name)] for name in known}, since
+
+
+def _root_of_sum(squares: Sequence[Float[Tensor, " b"]]) -> Float[Tensor, " b"]:
+    return torch.stack(list(squares)).sum(0).sqrt()
 
 
 def layer_of(name: str) -> str:

@@ -8,7 +8,7 @@ import torch
 from concept_trak.direction import DIRECTIONS
 from concept_trak.gradient import pull_back, pull_back_each, pull_back_naive
 from concept_trak.layer import noted, per_sample
-from concept_trak.piece import Product, measured
+from concept_trak.piece import Product, Whole, lengths, measured
 from concept_trak.probe import Probe
 from concept_trak.state import Pointed
 from concept_trak.trajectory import forward_noise
@@ -75,6 +75,16 @@ def test_the_norm_of_a_layer_runs_over_its_weight_and_bias():
     for name, names in owned.items():
         layer = torch.cat([gradients[n].flatten(1) for n in names], 1)
         torch.testing.assert_close(length[name] * found.scale, layer.norm(dim=1), rtol=EXACT64, atol=1e-15, msg=name)
+
+
+def test_a_layer_that_is_rounding_counts_nothing():
+    """Or else a norm of its own would make it as loud as any other."""
+    parts = {"a.weight": (3.0, 1.0), "a.bias": (4.0, 0.0), "b.weight": (4e-5, 1.0)}
+    pieces = {name: Whole(torch.tensor(values, dtype=torch.float64)[:, None]) for name, values in parts.items()}
+    length, _ = lengths(pieces, "layer")
+    assert {name: found.tolist() for name, found in length.items()} == {
+        "a.weight": [5, 1], "a.bias": [5, 1], "b.weight": [0, 1],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("places", [2, 40])

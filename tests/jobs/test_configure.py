@@ -92,6 +92,7 @@ def test_the_demo_asks_for_what_is_in_the_repository():
         ("method=[trak,nope]", r"method=nope is not known; expected one of: "),
         ("projector=scetch", r"projector=scetch is not known; expected one of: identity, kronecker, mask, rademacher"),
         ("methods.concept_trak.train.trajectory=up", r"trajectory='up' is not known; expected one of: forward_noise"),
+        ("methods.concept_trak.over=tensor", r"over='tensor' is not known; expected one of: all, layer"),
         ("concepts=[{name: a, prompt: b, wihtout: c}]", r"concepts.0.wihtout \(did you mean without_prompt\?\)"),
         ("concepts=[{prompt: b}]", r"concepts.0.name is missing; give it a value"),
         ("concepts=[{name: a/b, prompt: b}]", r"concept 'a/b': name must be letters"),
