@@ -105,9 +105,17 @@ make_disk() {
   ceph-osd -i 0 --mkfs --osd-uuid "$id"
 }
 
+# Again where a disk that has just started did not answer in time: a gateway without its user refuses every request. What
+# the program prints holds the keys, so it is kept nowhere.
 make_user() {
-  radosgw-admin user create --uid=test --display-name=test \
-    --access-key="${S3_KEY:-testkey}" --secret-key="${S3_SECRET:-testsecret}"
+  for _ in $(seq 5); do
+    if radosgw-admin user create --uid=test --display-name=test \
+      --access-key="${S3_KEY:-testkey}" --secret-key="${S3_SECRET:-testsecret}" >/dev/null 2>>"$DIR/log/make.out" ||
+      radosgw-admin user info --uid=test >/dev/null 2>>"$DIR/log/make.out"; then return 0; fi
+    sleep 1
+  done
+  echo "the S3 server's user could not be made; radosgw-admin said: $(tail -3 "$DIR/log/make.out")" >&2
+  return 1
 }
 
 start() {
@@ -121,8 +129,10 @@ start() {
   alive mon || launch mon ceph-mon -i a -f
   if [ $new = 1 ]; then make_disk >>"$DIR/log/make.out" 2>&1; fi
   alive osd || launch osd ceph-osd -i 0 -f
-  # What it prints holds the keys, so it is kept nowhere.
-  if [ $new = 1 ]; then make_user >/dev/null 2>>"$DIR/log/make.out" && touch "$DIR/made"; fi
+  if [ $new = 1 ]; then
+    make_user
+    touch "$DIR/made"
+  fi
   alive rgw || launch rgw radosgw -n client.rgw.a -f --rgw-frontends="beast endpoint=127.0.0.1:$PORT"
   await
 }
