@@ -37,7 +37,7 @@ def keys() -> Iterator[dict[str, tuple[str, str]]]:
             patch.setenv(name, "root")
         patch.setenv("AWS_ENDPOINT_URL", server)
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        storage, iam = boto3.client("s3"), boto3.client("iam")
+        storage, iam = boto3.Session().client("s3"), boto3.Session().client("iam")
         storage.create_bucket(Bucket="bucket")
         storage.put_object(Bucket="bucket", Key="train/0.parquet", Body=b"pictures")
         storage.put_object(Bucket="bucket", Key="results/features/a/parts/b.parquet", Body=b"a part")

@@ -128,7 +128,7 @@ def test_a_missing_bucket_is_one_message(proxy: Proxy):
 def test_any_client_finds_what_is_written(address: str):
     """What is written here is what any client of S3 finds, under the name that the address says."""
     Store(address).replace("hint.json", b'{"a": 1}')
-    client = boto3.client("s3")
+    client = boto3.Session().client("s3")
     body = client.get_object(Bucket=BUCKET, Key=f"{address.removeprefix(f's3://{BUCKET}/')}/hint.json")["Body"]
     assert json.loads(body.read()) == {"a": 1}
     client.close()

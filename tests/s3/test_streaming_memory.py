@@ -53,7 +53,7 @@ def peak(prefix: str, model: Path, store: Path) -> tuple[int, int]:
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_peak_memory_is_flat_from_half_a_gigabyte_to_two(tmp_path):
-    client, content = boto3.client("s3"), [tar_of_noise(seed) for seed in range(4)]
+    client, content = boto3.Session().client("s3"), [tar_of_noise(seed) for seed in range(4)]
     for n in range(LARGE):
         folder = "half" if n < SMALL else "more"
         client.put_object(Bucket=BUCKET, Key=f"web/{folder}/{n:05d}.tar", Body=content[n % 4])

@@ -84,13 +84,13 @@ def upload_as_two_groups(path: Path) -> str:
         put(path, f"{i:03d}")
         if len(groups(planned())) == 2 and len(groups(planned())[0]) < len(planned()):
             return f"{i:03d}"
-        with closing(boto3.client("s3")) as client:
+        with closing(boto3.Session().client("s3")) as client:
             client.delete_object(Bucket=BUCKET, Key=f"growing/{i:03d}.parquet")
     raise AssertionError("no name splits the file's shards into two groups")
 
 
 def put(path: Path, name: str) -> None:
-    with closing(boto3.client("s3")) as client:
+    with closing(boto3.Session().client("s3")) as client:
         client.upload_file(str(path), BUCKET, f"growing/{name}.parquet")
 
 
@@ -103,7 +103,7 @@ def week(cluster: str, model: Path, name: str) -> Week:
     own = (f"address={cluster}", f"python={sys.executable}", f"env=[{','.join(PASSED_ON)}]")
     done = python("-m", "jobs.submit", *own, "--", *here, *SETTINGS, RAY_AUTH_TOKEN=TOKEN)
     assert done.returncode == 0, done.stdout + done.stderr
-    with closing(boto3.client("s3")) as client:
+    with closing(boto3.Session().client("s3")) as client:
         found = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix="weekly/")
         objects = {o["Key"].removeprefix("weekly/"): o["ETag"] for page in found for o in page.get("Contents", ())}
     return Week(objects, planned(), done.stdout)
