@@ -18,8 +18,9 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskErr
 
 from cluster.executor import Load, Outcome, Resources, Task, source_digest
 from cluster.queue import Constructions, Lease, Queue, overdue
-from cluster.room import actor_options, shortage
-from cluster.worker import Failure, Place, Reply, classify, where
+from cluster.reserve import Reserve
+from cluster.room import shortage
+from cluster.worker import Failure, Reply, classify, where
 
 LOG = logging.getLogger(__name__)
 TICK, REMINDER = 1.0, 30.0  # seconds: between two looks at the cluster, between two lines about waiting
@@ -49,10 +50,11 @@ class Crew:
         env_vars: Mapping[str, str],
         queue: Queue,
         constructions: Constructions,
+        reserve: Reserve,
     ) -> None:
         self._blueprint = (task.entry, pickle.dumps(task.config), where(task.package), source_digest(task.package))
-        self._places = ray.remote(Place).options(**actor_options(resources, env_vars))
-        self._resources, self._queue, self._constructions = resources, queue, constructions
+        self._resources, self._env_vars, self._reserve = resources, env_vars, reserve
+        self._queue, self._constructions = queue, constructions
         self._idle: list[Member] = []
         self._called: dict[Any, Member] = {}
         self._recruit_at = self._reminded = time.monotonic()
@@ -82,8 +84,14 @@ class Crew:
         queue = self._queue
         return Load(queue.leased, queue.pending, workers | {"idle": len(self._idle)}, dict(queue.retries))
 
+    def rest(self) -> None:
+        """Leave those that are idle to the next map."""
+        for member in self._idle:
+            self._reserve.keep(member.actor)
+        self._idle.clear()
+
     def dismiss(self) -> None:
-        """Kill every actor; where the connection is gone Ray has done so."""
+        """Kill every actor that does not rest; where the connection is gone Ray has done so."""
         for member in [*self._idle, *self._called.values()]:
             if ray.is_initialized():
                 ray.kill(member.actor)
@@ -92,7 +100,7 @@ class Crew:
         strength = len(self._idle) + len(self._called)
         wanted = min(self._constructions.workers, self._queue.unfinished) if now >= self._recruit_at else 0
         for _ in range(wanted - strength):
-            member = Member(self._places.remote(), since=now)
+            member = Member(self._reserve.take(self._resources, self._env_vars), since=now)
             self._called[member.actor.arrive.remote()] = member
 
     def _hand_out(self, now: float) -> None:

@@ -25,6 +25,7 @@ for _name, _value in RAY_SETTINGS.items():
 import ray  # noqa: E402
 
 from cluster.crew import Crew  # noqa: E402
+from cluster.reserve import Reserve  # noqa: E402
 
 # Records only pass through the object store, so a machine of our own gives it little.
 OBJECT_STORE_BYTES = 100 * 2**20
@@ -46,17 +47,21 @@ class OnRay:
     working_dir: str | None = None
     excludes: Sequence[str] = ("/outputs", "/results")
     budgets: Budgets = field(default_factory=Budgets)
+    reserve: Reserve = field(default_factory=Reserve, init=False, repr=False, compare=False)
 
     def map(
         self, task: Task, items: Sequence[Any], resources: Resources = ONE_CPU, watch: Watch = unwatched
     ) -> Iterator[Outcome]:
-        """As `Executor.map`; workers are started at the first step and gone when the iteration ends or is closed."""
+        """As `Executor.map`; processes are started at the first step.
+
+        They are kept for this executor's next map and end with it; those of a map that fails or is closed end at once.
+        """
         if not items:
             return
         self.connect()
         queue = Queue(items, self.budgets)
         size = min(len(items), self._size(resources))
-        crew = Crew(task, resources, self.env_vars, queue, Constructions(self.budgets, size))
+        crew = Crew(task, resources, self.env_vars, queue, Constructions(self.budgets, size), self.reserve)
         try:
             while queue.unfinished:
                 outcome = crew.step()
@@ -64,6 +69,7 @@ class OnRay:
                 if outcome is not None:
                     yield outcome
                     queue.raise_if_exhausted()
+            crew.rest()
         finally:
             crew.dismiss()
 

@@ -4,6 +4,7 @@ Exceptions do not travel between machines here. They are classified where they a
 hand, and leave as text: an exception class the driver cannot import or unpickle is then no second failure.
 """
 
+import gc
 import importlib
 import pickle
 import socket
@@ -141,6 +142,8 @@ class Place:
 
     def _build(self, entry: str, config: bytes, location: str, digest: str) -> None:
         agree_on_source(Task(entry, None).package, location, digest)
+        self._worker = None  # of the map before: two models may not fit
+        gc.collect()
         self._worker = build(Task(entry, pickle.loads(config)))
 
     def work(self, item: Any, attempt: Attempt) -> Reply:

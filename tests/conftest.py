@@ -4,6 +4,8 @@ import os
 from importlib import import_module
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# Ray starts its workers at a niceness of 15: beside the tests of another process they would get a thirtieth of a core.
+os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -13,7 +13,11 @@ CONTRACTS = (
     ("concept_trak", ("pyarrow", "fsspec", "s3fs"), ("concept_trak/store", "concept_trak/data")),
     ("concept_trak", ("sklearn",), ("concept_trak/data/handwriting.py",)),
     ("cluster", ("torch", "concept_trak", "jobs", "hydra", "omegaconf"), ()),
-    ("cluster", ("ray",), ("cluster/on_ray.py", "cluster/crew.py", "cluster/submission.py", "cluster/metrics.py")),
+    (
+        "cluster",
+        ("ray",),
+        ("cluster/on_ray.py", "cluster/crew.py", "cluster/reserve.py", "cluster/submission.py", "cluster/metrics.py"),
+    ),
     ("jobs", ("ray", "torch", "diffusers", "transformers", "pyarrow", "fsspec"), ("jobs/train.py",)),
 )
 # The theory knows nothing of files, machines or pages; each room lists what it may know of the house.

@@ -12,13 +12,7 @@ from workers import Settings
 from cluster.executor import Budgets, InfrastructureExhausted, Resources, Task, WorkerFailed
 from cluster.room import actor_options
 from tests.cluster.conftest import HERE
-
-
-def wait_until(true, what, seconds=60.0):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, f"not within {seconds:.0f} s: {what}"
-        time.sleep(0.05)
+from tests.cluster.processes import alive, wait_until
 
 
 def hung_workers(folder):
@@ -28,14 +22,6 @@ def hung_workers(folder):
 def kill_first_pid(folder):
     wait_until(lambda: list(folder.iterdir()), "a worker has left its pid")
     os.kill(int(next(folder.iterdir()).name), signal.SIGKILL)
-
-
-def alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_a_killed_worker_is_replaced_and_its_item_done_again(on_ray, tmp_path):
@@ -164,7 +150,7 @@ def test_workers_waiting_for_room_are_spoken_of(on_ray, monkeypatch, caplog):
 
 def test_an_environment_that_cannot_be_made_ends_with_exit_code_5(on_ray, monkeypatch):
     options = actor_options(Resources(), {}) | {"runtime_env": {"working_dir": "file:///absent.zip"}}
-    monkeypatch.setattr("cluster.crew.actor_options", lambda resources, env_vars: options)
+    monkeypatch.setattr("cluster.reserve.actor_options", lambda resources, env_vars: options)
     with pytest.raises(WorkerFailed, match="RuntimeEnvSetupError") as raised:
         list(on_ray().map(Task("workers:Square", None), [1]))
     assert raised.value.exit_code == 5
