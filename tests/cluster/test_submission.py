@@ -97,6 +97,7 @@ def test_the_verbs_carry_an_audits_own_exit_code(head):
     assert verb(head, "action=follow", "audit=week-7").returncode == 2
 
 
+@pytest.mark.soak
 def test_a_lost_connection_is_one_message_and_the_job_can_be_followed_again_and_stopped(head, tmp_path):
     submitted = python("-c", LONG_JOB, head, str(tmp_path), RAY_AUTH_TOKEN=TOKEN)
     assert submitted.stdout == "week-2-1\n", submitted.stderr

@@ -49,6 +49,7 @@ def require_whole(store: Path) -> int:
     return len(parts)
 
 
+@pytest.mark.soak
 def test_a_full_disk(world, start, undisturbed, tmp_path):
     if shutil.which("unshare") is None or subprocess.run([*NAMESPACE, "true"], check=False).returncode:
         pytest.skip("no mount namespace can be made here, so no small disk")
@@ -80,6 +81,7 @@ def test_a_folder_that_may_not_be_written_from_the_beginning(start, tmp_path):
     assert not list(store.iterdir())
 
 
+@pytest.mark.soak
 def test_a_folder_that_may_not_be_written_any_more(start, undisturbed, tmp_path):
     store = tmp_path / "store"
     driver = start(BoundByModes(), more=("budget.infrastructure=1",))

@@ -13,6 +13,8 @@ from tests.faults.sound import temporaries
 from tests.faults.watcher import Driver, Hires, OnlyFeaturizesOnRay, descendants, drive, processes, until
 from tests.jobs.world import World
 
+# A process a death: minutes beside other tests.
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
 KILLED = ("mid_shard", "before_part", "before_record", "after_record")
 
 

@@ -25,7 +25,13 @@ def done(files: dict[str, int]) -> int:
 
 
 # Whatever stands on storage is looked at in one place; these differ from the others in how much stands.
-LIKE_OTHERS = ("before the plan", "during the Gram", "during scoring")
+LIKE_OTHERS = (
+    "before the plan",
+    "inside the write of a part",
+    "during the Gram",
+    "during scoring",
+    "between results and manifest",
+)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +82,7 @@ def test_two_commands_at_once_leave_one_audit(start, undisturbed, tmp_path):
     assert not temporaries(store)
 
 
+@pytest.mark.soak
 def test_a_driver_that_slept_while_another_finished_does_no_harm(start, undisturbed, tmp_path):
     store = tmp_path / "store"
     zombie = start(AtCreate("*/parts/*", nth=3, signal=signal.SIGSTOP))

@@ -41,6 +41,7 @@ def scraped(address: str) -> dict[tuple[str, ...], float]:
     }
 
 
+@pytest.mark.soak
 def test_a_run_on_a_cluster_is_scraped_while_it_happens_and_after(head, tmp_path):
     command = [sys.executable, "-m", "metered", str(tmp_path), head.address]
     variables = environment(RAY_AUTH_TOKEN=TOKEN, PYTHONPATH=f"{ROOT}:{Path(__file__).parent}")
