@@ -1,18 +1,19 @@
-"""What is asked: a concept is a condition and the same condition without it.
+"""What is asked: a condition and the same condition without the concept; or images, or a class, that no prompt names.
 
 `scope` chooses the states of the query: `global` asks over fresh samples of the condition, `local` about one image.
 """
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from concept_trak.denoiser import Condition, Denoiser
+from concept_trak.contradiction import contradiction
+from concept_trak.denoiser import Denoiser
 from concept_trak.method import Method
-from concept_trak.noise import choice
+from concept_trak.negative import negatives, own_texts
+from concept_trak.phrasing import Phrasing, without_phrase
 from concept_trak.probe import Probe
 from concept_trak.state import Batch
 from concept_trak.trajectory import generate
@@ -21,9 +22,13 @@ from concept_trak.trajectory import generate
 UNGUIDED = Probe("sampling", "concept_reward")
 
 
+REWARDS = {"text": "concept_reward", "examples": "example_reward", "classifier": "classifier_reward"}
+"""The direction of a query by what its concept is given by."""
+
+
 @dataclass(frozen=True)
 class Concept:
-    """One question. `prompt` against `without_prompt` is the direction; `truth` only serves to grade the answer.
+    """One question, given by a `prompt` (or `labels`), by `examples` or by a `classifier`: one of them.
 
     Raises:
         ValueError: something is missing or contradicts itself; the message names the concept.
@@ -49,27 +54,34 @@ class Concept:
     """local: the image asked about."""
     truth: dict[str, str] = field(default_factory=dict)
     """Label columns and the values that show the concept, for precision and AP; never used in a score."""
+    minus: str = ""
+    """Instead of `without_prompt`: a phrase of the prompt, which is then written out without it, and shown."""
+    phrasings: tuple[Phrasing, ...] = ()
+    """The concept in other words: the samples take turns through the prompt and these, and count alike."""
+    examples: tuple[str, ...] = ()
+    """Pictures that show the concept, or folders of them (at most 256): what pulls x_0hat to their mean."""
+    classifier: str = ""
+    """A .safetensors file of one of the architectures in `judge.py`: what pulls x_0hat to its class `shows`."""
+    shows: str = ""
+    """classifier: the class that is the concept."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
-            self._refuse("name must be letters, digits, '.', '_' or '-', because it names files and columns")
-        if bool(self.prompt) == bool(self.labels) and (self.prompt or not self.image):
-            self._refuse("give either prompt or labels: the condition that has the concept")
-        if self.without_labels if self.prompt else self.without_prompt:
-            self._refuse("prompt goes with without_prompt, and labels with without_labels")
-        if self.text and self.text == self.without:
-            self._refuse(
-                f"both conditions are {self.text!r}, so there is no direction between them; change without_prompt"
-            )
-        if self.scope not in ("global", "local"):
-            self._refuse(f"scope={self.scope!r}; expected global or local")
-        if (self.scope == "local") != bool(self.image):
-            self._refuse("scope=local needs image=<path>, and only it does")
-        if self.samples < 1:
-            self._refuse(f"samples={self.samples}; expected at least 1")
+        object.__setattr__(self, "phrasings", tuple(self.phrasings))
+        object.__setattr__(self, "examples", tuple(self.examples))
+        if why := contradiction(self):
+            raise ValueError(f"concept {self.name!r}: {why}")
+        for text, without in self.askings:
+            if text == without:
+                raise ValueError(
+                    f"concept {self.name!r}: both conditions are {text!r}, so there is no direction between them; "
+                    "change without_prompt"
+                )
 
-    def _refuse(self, why: str) -> None:
-        raise ValueError(f"concept {self.name!r}: {why}")
+    @property
+    def kind(self) -> str:
+        """text, examples or classifier, or image: what an image itself says, to a model without conditions."""
+        kinds = {"examples": self.examples, "classifier": self.classifier, "text": self.text}
+        return next((kind for kind, given in kinds.items() if given), "image")
 
     @property
     def text(self) -> str:
@@ -77,67 +89,88 @@ class Concept:
 
     @property
     def without(self) -> str:
-        return self.without_prompt if self.prompt else self.without_labels
+        return self._without(self.text, self.without_prompt if self.prompt else self.without_labels)
 
+    @property
+    def askings(self) -> tuple[tuple[str, str], ...]:
+        """Every (condition, the same without the concept): the prompt's, then its phrasings'; none without texts."""
+        if self.kind != "text":
+            return ()
+        others = ((p.prompt, self._without(p.prompt, p.without_prompt or self.without_prompt)) for p in self.phrasings)
+        return ((self.text, self.without), *others)
 
-def negatives(denoiser: Denoiser, ids: Sequence[str], texts: Sequence[str], seed: int, turn: int = 0) -> Condition:
-    """The model's own negative for each sample: the empty condition, or another combination keyed by (seed, id).
+    def _without(self, text: str, written: str) -> str:
+        try:
+            return without_phrase(text, self.minus) if self.minus and not written else written
+        except ValueError as error:
+            raise ValueError(f"concept {self.name!r}: minus: {error}") from None
 
-    `turn` counts on from there through the other combinations.
-    """
-    if denoiser.negative == "empty":
-        return denoiser.encode([""] * len(ids))
-    said = denoiser.spelled
-    others = [[c for c in denoiser.combinations if said(c) != said(text)] for text in texts]
-    if not all(others):
-        raise ValueError("model.negative=other_label needs model.combinations with at least two entries to draw from")
-    drawn = [
-        o[(choice(len(o), seed, sample, "negative") + turn) % len(o)] for sample, o in zip(ids, others, strict=True)
-    ]
-    return denoiser.encode(drawn)
-
-
-def negatives_of(denoiser: Denoiser, asked: int) -> int:
-    """How many negatives a sample has where `asked` are: one if it is empty, else no more than there are others."""
-    return 1 if denoiser.negative == "empty" else max(1, min(asked, len(denoiser.combinations) - 1))
+    @property
+    def question(self) -> str:
+        """What is asked, in one line."""
+        if self.kind == "examples":
+            return f"what the pictures in {', '.join(self.examples)} share"
+        if self.kind == "classifier":
+            return f"what {self.classifier} takes for {self.shows!r}"
+        if self.kind == "image":
+            return f"what {self.image} is"
+        said = f" minus {self.minus!r}" if self.minus else ""
+        return "; ".join(f"{text!r}{said} without it: {without!r}" for text, without in self.askings)
 
 
 def require_whole(denoiser: Denoiser, concept: Concept) -> None:
-    """That the model reads both conditions to their ends.
+    """That the model reads every condition to its end.
 
     Raises:
         ValueError: it does not; the message names the concept, the tokens and the limit.
     """
-    for text in (concept.text, concept.without):
+    for text in dict.fromkeys(text for asking in concept.askings for text in asking):
         try:
             denoiser.require_whole(text)
         except ValueError as error:
             raise ValueError(f"concept {concept.name!r}: {error}") from None
 
 
-def query_batch(denoiser: Denoiser, concept: Concept, pixels: Tensor | None = None) -> Batch:
-    """The samples of a query; `pixels` [1, 3, h, w] is the image of a local one.
+def query_batch(
+    denoiser: Denoiser,
+    concept: Concept,
+    pixels: Tensor | None = None,
+    target: Tensor | None = None,
+    judge: Callable[[Tensor], Tensor] | None = None,
+) -> Batch:
+    """The samples of a query; `pixels` [1, 3, h, w] is the image of a local one, which every phrasing asks about.
 
-    A query's samples are named by their number, so that concepts with one seed share their noise.
+    `target` [c, h, w], the mean x_0 of the examples, and `judge`, from x_0hat [b, c, h, w] to the class's
+    log-probability [b], serve concepts given so. A query's samples are named by their number, so that concepts with
+    one seed share their noise; sample i asks the way i mod the number of phrasings. Without texts the samples are the
+    model's own: unconditional, or of conditions it knows.
 
     Raises:
         ValueError: the model does not read all of a condition; a concept cut short is another concept.
     """
     require_whole(denoiser, concept)
-    count = 1 if concept.scope == "local" else concept.samples
+    ways = concept.askings
+    count = max(1, len(ways)) if concept.scope == "local" else concept.samples
     ids = tuple(f"query-{i}" for i in range(count))
-    cond, without = denoiser.encode([concept.text] * count), denoiser.encode([concept.without] * count)
-    negative = negatives(denoiser, ids, [concept.text] * count, concept.seed)
+    asked = [ways[i % len(ways)] for i in range(count)] if ways else []
+    texts = [text for text, _ in asked] or own_texts(denoiser, ids, concept.seed)
+    without = denoiser.encode([other for _, other in asked]) if ways else None
+    negative = negatives(denoiser, ids, texts, concept.seed)
     x_0 = None if pixels is None else denoiser.to_latent(pixels.to(denoiser.device, denoiser.dtype))
-    return Batch(ids, cond, negative, x_0, without)
+    x_0 = None if x_0 is None else x_0.expand(count, *x_0.shape[1:])
+    return Batch(ids, denoiser.encode(texts), negative, x_0, without, target=target, judge=judge)
 
 
 def query_side(denoiser: Denoiser, method: Method, concept: Concept, batch: Batch) -> tuple[Method, Batch]:
-    """The method and batch as the concept's scope needs them.
+    """The method and batch as the concept needs them.
 
-    Local: sampling becomes the inversion of the image, unguided and deterministic. Global with a whole-image row: the
-    samples are the images generated for the condition, captioned so.
+    Without texts the concept reward becomes that of `REWARDS`. Local: sampling becomes the inversion of the image,
+    unguided and deterministic. Global with a whole-image row: the samples are the images generated for the condition,
+    captioned so.
     """
+    require_answer(method, concept)
+    if method.query.direction == "concept_reward":
+        method = replace(method, query=replace(method.query, direction=REWARDS.get(concept.kind, "concept_reward")))
     if method.query.trajectory == "sampling":
         if concept.scope == "global":
             return method, batch
@@ -148,3 +181,17 @@ def query_side(denoiser: Denoiser, method: Method, concept: Concept, batch: Batc
     return method, replace(
         batch, x_0=generate(denoiser, batch, UNGUIDED, concept.seed).to(torch.float32).to(denoiser.dtype)
     )
+
+
+def require_answer(method: Method, concept: Concept) -> None:
+    """That a row can be asked for a concept.
+
+    Raises:
+        ValueError: a row without a concept's reward would answer about pictures of the model's own choice.
+    """
+    if concept.kind in ("examples", "classifier") and method.query.direction not in REWARDS.values():
+        raise ValueError(
+            f"concept {concept.name!r} is given by {concept.kind}, and a row whose query side is "
+            f"{method.query.trajectory} · {method.query.direction} asks about the pictures of a prompt; choose a row "
+            "with the query side sampling · concept_reward, such as concept_trak"
+        )

@@ -14,6 +14,8 @@ Signs follow from v being the derivative of the loss and are never flipped by ha
 | concept_reward          | (sg[eps_c + w (eps_c - eps_c-)] - eps_c)^2                  |
 | caption_reward          | the same with the sample's own caption against the model's negative |
 | caption_fit             | the same against m negatives, each as far as the picture fits the caption and not it |
+| example_reward          | (x_0hat - m)^2, m the mean of a concept's example images       (ours) |
+| classifier_reward       | -log p(y | x_0hat) of a classifier's class y, not a mean       (ours) |
 """
 
 from collections.abc import Callable, Sequence
@@ -100,6 +102,37 @@ def caption_fit(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe
     return Pointed(v, torch.where(size > 0, (a * length).sum(0) / size, 0.0))
 
 
+def example_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Pointed:
+    """v = -(sigma / alpha) 2 (x_0hat - m) / D, m the examples' mean: L = mean (x_0hat(eps_theta) - m)^2.
+
+    The reward -L is, up to constants, log N(m; x_0hat, s^2 I): how likely the mean is for who sees x_0hat.
+
+    In every family alpha x_0hat + sigma eps_theta = x_t, so x_0hat = (x_t - sigma eps_theta) / alpha, and by the chain
+    rule dL/deps = (dx_0hat/deps)^T dL/dx_0hat = -(sigma / alpha) dL/dx_0hat. With x_0 in place of m and eps in place of
+    what sees it, it is v of `denoising_error` times (sigma / alpha)^2: as if one trained on the examples' mean.
+    """
+    m = required(state.batch.target, "target", "example_reward")
+    return _whole(_through_x_0(denoiser, state, 2 * (seen.x_0.detach() - m) / m.numel()))
+
+
+def classifier_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Pointed:
+    """v = (sigma / alpha) grad_{x_0hat} log p(y | x_0hat), y the concept's class: L = -log p(y | x_0hat(eps_theta)).
+
+    The chain rule is that of `example_reward`. The classifier sees x_0hat and not x_t, so it need not know noise; at
+    high t it sees a blur.
+    """
+    judge = required(state.batch.judge, "judge", "classifier_reward")
+    x_0 = seen.x_0.detach().requires_grad_()
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(judge(x_0).sum(), x_0)
+    return _whole(_through_x_0(denoiser, state, -slope))
+
+
+def _through_x_0(denoiser: Denoiser, state: State, slope: Tensor) -> Tensor:
+    """dL/deps_theta from dL/dx_0hat."""
+    return -denoiser.sigma[state.t].item() / denoiser.alpha[state.t].item() * slope
+
+
 def _whole(v: Tensor) -> Pointed:
     """A direction for which every state counts."""
     return Pointed(v, torch.ones(len(v), dtype=v.dtype, device=v.device))
@@ -130,5 +163,7 @@ DIRECTIONS: dict[str, Direction] = {
         concept_reward,
         caption_reward,
         caption_fit,
+        example_reward,
+        classifier_reward,
     )
 }

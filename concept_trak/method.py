@@ -8,6 +8,9 @@ from concept_trak.probe import Probe
 from concept_trak.trajectory import TRAJECTORIES
 from concept_trak.weight import WEIGHTS
 
+# Directions that only a concept can point.
+ASKED = ("concept_reward", "example_reward", "classifier_reward")
+
 
 @dataclass(frozen=True)
 class Method:
@@ -35,7 +38,7 @@ class Method:
                 )
         _one_of("weight", self.weight, WEIGHTS)
         _one_of("over", self.over, ("all", "layer"))
-        if self.train.trajectory == "sampling" or self.train.direction == "concept_reward":
+        if self.train.trajectory == "sampling" or self.train.direction in ASKED:
             raise ValueError(
                 "the train side stands on its own images and captions: choose forward_noise or ddim_inversion, and a "
                 "direction that needs no concept"

@@ -20,11 +20,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from concept_trak.concept import UNGUIDED, Concept, negatives, query_batch
+from concept_trak.concept import UNGUIDED, Concept, query_batch
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import Shard
 from concept_trak.denoiser import Denoiser
 from concept_trak.encoding import encoded
+from concept_trak.negative import negatives
 from concept_trak.noise import key
 from concept_trak.probe import Probe
 from concept_trak.results import shows

@@ -14,7 +14,6 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from concept_trak.concept import negatives, negatives_of
 from concept_trak.config import AuditConfig
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import Shard
@@ -24,6 +23,7 @@ from concept_trak.features import Features, Side, features_of_each
 from concept_trak.inversion import Inversions
 from concept_trak.method import Method
 from concept_trak.models import load
+from concept_trak.negative import negatives, negatives_of
 from concept_trak.plan import feature_settings
 from concept_trak.room import fitting
 from concept_trak.state import Batch

@@ -1,5 +1,6 @@
 """Who is asked (a batch of samples) and where they stand (a state on a trajectory)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -25,6 +26,10 @@ class Batch:
     """More negatives of each sample, where the model has more than one."""
     path: Float[Tensor, "b states c h w"] | None = None
     """x_t at every state of the inversion, where it is known: it is not made again."""
+    target: Float[Tensor, "c h w"] | None = None
+    """What a concept's examples have in common: their mean x_0."""
+    judge: Callable[[Float[Tensor, "b c h w"]], Float[Tensor, " b"]] | None = None
+    """log p(concept | x_0) of each sample, differentiable."""
 
     def rows(self, rows: slice) -> "Batch":
         return Batch(
@@ -35,6 +40,8 @@ class Batch:
             None if self.without is None else take(self.without, rows),
             tuple(take(other, rows) for other in self.others),
             None if self.path is None else self.path[rows],
+            self.target,
+            self.judge,
         )
 
 
@@ -73,4 +80,6 @@ _REMEDY = {
     "x_0": "choose forward_noise or ddim_inversion on samples with images.",
     "noise": "choose forward_noise or ddim_inversion.",
     "without": "give the concept a `without_prompt` (or `without_labels`).",
+    "target": "give the concept by `examples`.",
+    "judge": "give the concept by a `classifier`.",
 }

@@ -21,7 +21,7 @@ from concept_trak.config import AuditConfig, BudgetConfig, ClusterConfig, ModelC
 from concept_trak.data.image import read
 from concept_trak.dose import ARMS, DOSES, Dose
 from concept_trak.gate import Gate
-from concept_trak.hearing import require_heard
+from concept_trak.hearing import require_heard, require_pairs
 from concept_trak.probe import Probe
 from concept_trak.specificity import measured_for
 from concept_trak.stages import open_model
@@ -102,11 +102,10 @@ class ComponentsConfig:
             raise ValueError(
                 "calibration predicts J of erase itself; set unit=false and objective=erase, or calibration.ablations=0"
             )
-        names = {concept.name for concept in self.concepts}
-        if self.edit.out and len(names) != 1:
-            raise ValueError(f"edit.out edits for one concept, and {len(names)} are asked; give one")
-        m = self.model
-        if self.edit.out and (m.weights or m.lora or m.embeddings):
+        require_pairs(self.concepts)
+        if self.edit.out and (asked := len({concept.name for concept in self.concepts})) != 1:
+            raise ValueError(f"edit.out edits for one concept, and {asked} are asked; give one")
+        if self.edit.out and (self.model.weights or self.model.lora or self.model.embeddings):
             raise ValueError(
                 "edit.out writes the directory at model.path, and model.weights, lora and embeddings lie beside it; "
                 "save the model as one pipeline first, with fuse_lora() for a LoRA"

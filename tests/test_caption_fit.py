@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from concept_trak.concept import negatives_of
 from concept_trak.data.synthetic import arrays
 from concept_trak.denoiser import Prediction
 from concept_trak.direction import DIRECTIONS, caption_fit
@@ -14,6 +13,7 @@ from concept_trak.features import features
 from concept_trak.method import METHODS, Method
 from concept_trak.models import load, small
 from concept_trak.models.gaussian import Gaussian, Settings
+from concept_trak.negative import negatives_of
 from concept_trak.probe import Probe
 from concept_trak.projector import Projector
 from concept_trak.state import Batch, Pointed, State

@@ -5,18 +5,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from concept_trak.concept import UNGUIDED, Concept, negatives, query_batch, query_side
+from concept_trak.concept import UNGUIDED, Concept, query_batch, query_side
 from concept_trak.features import query_features
 from concept_trak.method import METHODS
 from concept_trak.models.gaussian import Gaussian, Settings
+from concept_trak.negative import negatives
 from concept_trak.noise import normal
+from concept_trak.phrasing import Phrasing
 from concept_trak.probe import Probe
 from concept_trak.projector import Projector
 from concept_trak.trajectory import TRAJECTORIES, generate
 from tests.tolerances import EXACT64
-from tests.toys import Toy
+from tests.toys import Toy, Unconditional, likes
 
 RED = {"name": "red", "prompt": "a red square", "without_prompt": "a square"}
+BARE = {"prompt": "", "without_prompt": ""}
+LABELS = BARE | {"labels": "0", "without_labels": "1"}
 ZERO = Concept("zero", labels="0", without_labels="1", samples=3, seed=5)
 
 REFUSALS = [
@@ -34,6 +38,22 @@ REFUSALS = [
     ({"scope": "local"}, r"scope=local needs image=<path>, and only it does"),
     ({"image": "a.png"}, r"scope=local needs image=<path>, and only it does"),
     ({"samples": 0}, r"samples=0; expected at least 1"),
+    ({"minus": "red"}, r"minus writes out without_prompt from prompt; give prompt and one of the two"),
+    (LABELS | {"minus": "0"}, r"minus writes out without_prompt from prompt"),
+    (LABELS | {"phrasings": (Phrasing("b"),)}, r"phrasings are other words for a prompt, and labels have none"),
+    ({"phrasings": (Phrasing(""),)}, r"a phrasing has no prompt"),
+    ({"phrasings": (Phrasing("a red square"),)}, r"two phrasings are the same"),
+    ({"phrasings": (Phrasing("x"), Phrasing("y")), "samples": 2}, r"samples=2 cannot be split over 3 phrasings"),
+    ({"phrasings": (Phrasing("x", "x"),)}, r"both conditions are 'x', so there is no direction between them"),
+    ({"examples": ("a",)}, r"prompt and examples ask in different ways; give one of them, and the other as a concept"),
+    ({"classifier": "c", "shows": "red"}, r"prompt and classifier ask in different ways"),
+    (BARE | {"examples": ("a",), "classifier": "c", "shows": "red"}, r"examples and classifier ask in different ways"),
+    (BARE | {"examples": ("a",), "without_prompt": "b"}, r"without_prompt, .* go with a prompt; examples"),
+    (BARE | {"examples": ("a",), "minus": "b"}, r"minus and phrasings go with a prompt"),
+    (BARE | {"examples": ("a",), "phrasings": (Phrasing("b"),)}, r"phrasings go with a prompt"),
+    (BARE | {"classifier": "c"}, r"classifier and shows go together: the file, and the name of its class"),
+    (BARE | {"examples": ("a",), "shows": "red"}, r"classifier and shows go together"),
+    (BARE, r"or, where no prompt names it, examples or a classifier"),
 ]  # fmt: skip
 
 
@@ -162,3 +182,39 @@ def test_a_whole_image_row_about_an_image_takes_that_image():
     concept, pixels = replace(ZERO, scope="local", image="a.png"), torch.zeros(1, 3, 4, 4)
     b = query_batch(denoiser, concept, pixels)
     assert query_side(denoiser, METHODS["trak"], concept, b) == (METHODS["trak"], b)
+
+
+def test_samples_take_turns_through_the_phrasings():
+    class Words(Toy):
+        def encode(self, texts):
+            return super().encode([str(len(text)) for text in texts])
+
+    concept = Concept("c", "aa", "", samples=5, phrasings=(Phrasing("aaa", "a"), Phrasing("aaaa", "aa")))
+    b = query_batch(Words(), concept)
+    assert b.cond["label"].tolist() == [2, 3, 4, 2, 3]
+    assert b.without["label"].tolist() == [0, 1, 2, 0, 1]
+    here = query_batch(Words(), replace(concept, scope="local", image="x.png"), torch.zeros(1, 3, 6, 6))
+    assert here.cond["label"].tolist() == [2, 3, 4], "every phrasing asks about the one image"
+    assert here.x_0.shape == (3, 2, 6, 6)
+
+
+@pytest.mark.parametrize("kind", ["examples", "classifier"])
+def test_a_concept_without_words_asks_what_the_model_draws_by_itself(kind):
+    given = {"examples": ("a",)} if kind == "examples" else {"classifier": "c", "shows": "y"}
+    concept = Concept("c", samples=40, **given)
+    d = Unconditional()
+    b = query_batch(d, concept, target=torch.zeros(d.shape).double(), judge=likes)
+    assert b.cond == b.negative == {}
+    assert b.without is None
+    drawn = query_batch(Gaussian(Settings(classes=4)), concept).cond["label"].tolist()
+    assert set(drawn) == {0, 1, 2, 3}, "a model that knows no empty condition draws by those it knows"
+    for row in ("concept_trak", "caption_trak", "fit_trak"):
+        method, _ = query_side(d, METHODS[row], concept, b)
+        assert method.query == replace(METHODS[row].query, direction=f"{kind.removesuffix('s')}_reward")
+        assert method.train == METHODS[row].train
+    with pytest.raises(
+        ValueError, match=rf"concept 'c' is given by {kind}, and a row .* forward_noise · prediction asks"
+    ):
+        query_side(d, METHODS["d_trak"], concept, b)
+    here = query_side(d, METHODS["concept_trak"], replace(concept, scope="local", image="x.png"), b)[0]
+    assert here.query == Probe("ddim_inversion", f"{kind.removesuffix('s')}_reward")

@@ -38,6 +38,10 @@ def published_loss(name: str, denoiser: Denoiser, s: State) -> Tensor:
         way = eps.detach() - denoiser(x_t, s.t, s.batch.negative).eps.detach()
         a = (((s.noise - eps.detach() + way) * way).sum() / way.square().sum()).clamp(0, 1)
         return ((eps.detach() + W * a * way - eps) ** 2).mean()
+    if name == "example_reward":
+        return ((seen.x_0 - s.batch.target) ** 2).mean()
+    if name == "classifier_reward":
+        return -s.batch.judge(seen.x_0).sum()
     against = s.batch.without if name == "concept_reward" else s.batch.negative
     other = denoiser(x_t, s.t, against).eps
     return (((eps + W * (eps - other)).detach() - eps) ** 2).mean()
@@ -67,11 +71,19 @@ def test_rewards_of_equal_conditions_have_no_direction():
         assert (v == 0).all(), f"{name}: rounding noise of equal conditions was taken for a direction"
 
 
-def test_a_direction_says_what_it_misses():
+@pytest.mark.parametrize(
+    ("name", "missing", "remedy"),
+    [
+        ("concept_reward", "without", "without_prompt"),
+        ("example_reward", "target", "`examples`"),
+        ("classifier_reward", "judge", "`classifier`"),
+    ],
+)
+def test_a_direction_says_what_it_misses(name, missing, remedy):
     denoiser = Toy()
-    probe = Probe("forward_noise", "concept_reward", times=(300,))
-    lonely = replace(batch(denoiser), without=None)
+    probe = Probe("forward_noise", name, times=(300,))
+    lonely = replace(batch(denoiser), **{missing: None})
     (state,) = forward_noise(denoiser, lonely, probe, seed=1)
-    pointer = partial(lambda s, seen: DIRECTIONS["concept_reward"](denoiser, s, seen, probe))
-    with pytest.raises(ValueError, match="without_prompt"):
+    pointer = partial(lambda s, seen: DIRECTIONS[name](denoiser, s, seen, probe))
+    with pytest.raises(ValueError, match=remedy):
         pull_back(denoiser, state, pointer)

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from concept_trak import plan
-from concept_trak.concept import Concept, negatives
+from concept_trak.concept import Concept
 from concept_trak.config import AuditConfig, BudgetConfig, ClusterConfig, DataConfig, FeatureConfig, ModelConfig
 from concept_trak.method import METHODS
 from concept_trak.models.gaussian import Gaussian, Settings
+from concept_trak.negative import negatives
 from concept_trak.plan import feature_settings
 from concept_trak.projector import Projector
 from concept_trak.store.identity import fingerprint

@@ -43,7 +43,12 @@ BELOW = {
         *("denoiser", "direction", "gradient", "method", "precision", "probe", "projector", "state"),
         *("total", "trajectory", "weight"),
     },
-    "concept": {"denoiser", "method", "noise", "probe", "state", "trajectory"},
+    "phrasing": set(),
+    "contradiction": set(),
+    "negative": {"denoiser", "noise"},
+    "concept": {
+        *("contradiction", "denoiser", "method", "negative", "phrasing", "probe", "state", "trajectory"),
+    },
     "retrieval": {"concept", "data"},
     "standings": {"retrieval"},
 }

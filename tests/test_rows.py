@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from concept_trak import concept as concept_module
-from concept_trak.concept import Concept, negatives, query_batch
+from concept_trak.concept import Concept, query_batch
 from concept_trak.denoiser import Denoiser
 from concept_trak.direction import DIRECTIONS
 from concept_trak.features import features, query_features
 from concept_trak.fisher import gram, solve, solve_dual
 from concept_trak.method import METHODS, Method
 from concept_trak.models import load, small
+from concept_trak.negative import negatives
 from concept_trak.noise import normal
 from concept_trak.probe import Probe
 from concept_trak.projector import Projector

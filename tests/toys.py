@@ -77,10 +77,34 @@ class Toy(Denoiser):
         return {"toy": "0"}
 
 
+class Unconditional(Toy):
+    """The same network asked for nothing: as a DDPM without labels, it has no condition at all."""
+
+    def __call__(self, x_t: Tensor, t: int, cond: Condition) -> Prediction:
+        assert not cond, "an unconditional model was asked for something"
+        return super().__call__(x_t, t, {"label": torch.zeros(len(x_t), dtype=torch.int64)})
+
+    def encode(self, texts: Sequence[str]) -> Condition:
+        if any(texts):
+            raise ValueError("an unconditional model knows no texts")
+        return {}
+
+
+def likes(x_0: Tensor) -> Tensor:
+    """log p of a smooth classifier that is sure of nothing: [b]."""
+    weights = torch.linspace(-1, 1, x_0[0].numel(), dtype=x_0.dtype).reshape(x_0.shape[1:])
+    return torch.nn.functional.logsigmoid((weights * x_0.tanh()).flatten(1).sum(1))
+
+
 def batch(denoiser: Denoiser, b: int = 5, seed: int = 0) -> Batch:
-    """b samples with labels 0, 1, 2, 0, ..., negative label 3 (1 for the Gaussian), `without` the next label."""
+    """b samples with labels 0, 1, 2, 0, ..., negative label 3 (1 for the Gaussian), `without` the next label.
+
+    Their concept is also given by a `target` and by the classifier `likes`.
+    """
     x_0 = torch.stack([normal(denoiser.shape, seed, i, "x_0") for i in range(b)]).double()
     empty = "3" if isinstance(denoiser, Toy) else "1"
     cond, without = [str(i % 3) for i in range(b)], [str((i + 1) % 3) for i in range(b)]
     encode = denoiser.encode
-    return Batch(tuple(f"s{i}" for i in range(b)), encode(cond), encode([empty] * b), x_0, encode(without))
+    target = normal(denoiser.shape, seed, "target").double()
+    ids = tuple(f"s{i}" for i in range(b))
+    return Batch(ids, encode(cond), encode([empty] * b), x_0, encode(without), target=target, judge=likes)

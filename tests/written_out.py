@@ -30,6 +30,8 @@ class One:
     without: Condition | None = None
     x_0: Tensor | None = None
     others: tuple[Condition, ...] = ()
+    target: Tensor | None = None
+    judge: Callable[[Tensor], Tensor] | None = None
 
 
 def ones(batch: Batch) -> list[One]:
@@ -41,6 +43,8 @@ def ones(batch: Batch) -> list[One]:
             None if batch.without is None else take(batch.without, slice(i, i + 1)),
             None if batch.x_0 is None else batch.x_0[i : i + 1],
             tuple(take(other, slice(i, i + 1)) for other in batch.others),
+            batch.target,
+            batch.judge,
         )
         for i, name in enumerate(batch.ids)
     ]
@@ -204,6 +208,23 @@ def fit(model: Denoiser, one: One, at: Stand, probe: Probe) -> float:
     return part / whole
 
 
+def seen_x_0(model: Denoiser, one: One, at: Stand) -> Tensor:
+    """(x_t - sigma eps_theta) / alpha."""
+    alpha, sigma = levels(model, at.t)
+    return (at.x_t - sigma * eps_of(model, at.x_t, at.t, one.cond)) / alpha
+
+
+def example_reward(model: Denoiser, one: One, at: Stand, probe: Probe) -> Tensor:
+    """mean (x_0hat - m)^2 against the examples' mean."""
+    return (seen_x_0(model, one, at) - one.target).square().mean()
+
+
+def classifier_reward(model: Denoiser, one: One, at: Stand, probe: Probe) -> Tensor:
+    """-log p(y | x_0hat)."""
+    assert one.judge is not None
+    return -one.judge(seen_x_0(model, one, at)).sum()
+
+
 def unweighted(model: Denoiser, one: One, stands: list[Stand]) -> float:
     return 1.0
 
@@ -227,6 +248,8 @@ LOSSES: dict[str, Callable[[Denoiser, One, Stand, Probe], Tensor]] = {
     "concept_reward": concept_reward,
     "caption_reward": caption_reward,
     "caption_fit": caption_fit,
+    "example_reward": example_reward,
+    "classifier_reward": classifier_reward,
 }
 FACTORS: dict[str, Callable[[Denoiser, One, list[Stand]], float]] = {
     "one": unweighted,

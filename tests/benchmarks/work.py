@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from concept_trak.concept import negatives, negatives_of
 from concept_trak.data.synthetic import arrays
 from concept_trak.data.two_factors import SETS, caption
 from concept_trak.denoiser import Denoiser
 from concept_trak.method import METHODS
 from concept_trak.models import load
+from concept_trak.negative import negatives, negatives_of
 from concept_trak.probe import Probe
 from concept_trak.state import Batch, required
 from concept_trak.trajectory import TRAJECTORIES, States

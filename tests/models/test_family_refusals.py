@@ -128,7 +128,11 @@ ALONE = {"scope": "local", "image": "dog.png"}
     [
         ("dit", PROMPT, r"it has prompt='a dog', and the model listens to classes: give labels and without_labels"),
         ("dit", ALONE, r"it has neither prompt nor labels, and the model listens to classes"),
-        ("ddpm", PROMPT, r"it has prompt='a dog', and the model is unconditional .*: ask about an image alone"),
+        (
+            "ddpm",
+            PROMPT,
+            r"it has prompt='a dog', .* unconditional .*: give examples or a classifier, or ask about an",
+        ),
         ("ddpm", LABELS, r"it has labels='1', and the model is unconditional and listens to nothing"),
         ("sdxl", LABELS, r"it has labels='1', and the model listens to text: give prompt and without_prompt"),
         ("sdxl", ALONE, r"it has neither prompt nor labels, and the model listens to text"),
