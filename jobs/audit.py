@@ -86,6 +86,8 @@ def _announce(p: Prepared, progress: Progress) -> None:
         f"size       features {readable(d.feature)} a sample and method, {readable(d.feature * p.samples * sets)} "
         f"in all; gradients at most {readable(d.gradient * m.batch)} a worker at model.batch={m.batch}"
     )
+    for concept in p.config.concepts:
+        progress.line(f"concept    {concept.name}: {concept.question}")
 
 
 if __name__ == "__main__":

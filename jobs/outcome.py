@@ -18,6 +18,7 @@ from jobs.differences import page_file, write_page
 from jobs.index import write_index
 from jobs.pages import Found, facts, page, picture
 from jobs.prepare import Prepared
+from jobs.questions import told_of
 from jobs.run import Run
 
 
@@ -29,7 +30,9 @@ def conclude(run: Run, found: Found) -> None:
     write_table(p.audit, "top.parquet", from_rows(top_kinds(config), top))
     write_table(p.audit, "rejects.parquet", from_rows(REJECT_KINDS, list(reject_rows(p.store, found.records))))
     costs = {method: _cost(run, found, method) for method in config.methods}
-    metrics = {"data": _data(p, found), "concepts": found.measures, "methods": costs, "stages": run.progress.counters()}
+    asked = {concept.name: told_of(concept, found.answers, config.methods) for concept in config.concepts}
+    metrics = {"data": _data(p, found), "questions": asked, "concepts": found.measures, "methods": costs,
+               "stages": run.progress.counters()}  # fmt: skip
     write_json(p.audit, "metrics.json", metrics)
     found, compared = _compared(p, found)
     finish(p.audit, [*_files(p, found), *compared, *_report(run, found)], found.parts,
@@ -93,15 +96,16 @@ def tell(p: Prepared, line: Callable[[str], None]) -> None:
     table = read_table(p.audit, "top.parquet").to_pylist()
     best = [r for r in table if (r["form"], r["end"]) == ("damped", "top") and r["rank"] <= 5]
     told = json.loads(p.store.read(p.audit.name("metrics.json")))
-    metrics, rejected = told["concepts"], told["data"]["rejected"]
+    metrics, asked, rejected = told["concepts"], told.get("questions", {}), told["data"]["rejected"]
     if rejected:
         counted = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
         empty = rejected.get("no_caption", 0) / p.samples
         line(f"rejected   {counted} of {p.samples} samples ({empty:.1%} without a caption)")
     for concept in p.config.concepts:
-        line(f"\n{concept.name}: {concept.text!r} without it: {concept.without!r} ({concept.scope})")
+        line(f"\n{concept.name}: {concept.question} ({concept.scope})")
+        agreement = asked.get(concept.name, {}).get("agreement", {})
         for method in p.config.methods:
-            line(f"  {method}{_grade(metrics.get(concept.name, {}).get(method))}")
+            line(f"  {method}{_grade(metrics.get(concept.name, {}).get(method))}{_agreed(agreement.get(method))}")
             for r in best:
                 if (r["concept"], r["method"]) == (concept.name, method):
                     same = f"  (the same image as {r['duplicate_of']})" if r["duplicate_of"] else ""
@@ -116,3 +120,8 @@ def _grade(measures: dict[str, float] | None) -> str:
         return ""
     ap, base, hits = (measures[name] for name in ("average_precision", "base_rate", "precision_at_10"))
     return f"  AP {ap:.2f} (base rate {base:.2f}), P@10 {hits:.1f}"
+
+
+def _agreed(cosines: list[float] | None) -> str:
+    """How far each phrasing agrees with the others, in their order."""
+    return f"  phrasings agree to {', '.join(f'{c:.2f}' for c in cosines)}" if cosines else ""

@@ -91,10 +91,15 @@ def _section(run: Run, found: Found, concept: Concept) -> Section:
     pictures = found.answers[next(iter(methods)), concept.name].pictures
     changes = tuple(_change(d) for d in found.differences if (d.concept, d.form) == (concept.name, "damped"))
     asked = (concept.name, concept.text, concept.without, concept.scope, dict(concept.truth))
+    written = concept.askings if concept.minus or concept.phrasings else ()
+    cosines = {method: found.answers[method, concept.name].agreement for method in methods}
+    agreement = cosines if concept.phrasings else {}
     if not run.files(found.tally):
-        return Section(*asked, pictures, rankings, changes)
+        more = (changes, (), False, concept.kind, concept.question, written, agreement)
+        return Section(*asked, pictures, rankings, *more)
     files = tuple(picture(concept.name, i) for i in range(len(pictures)))
-    return Section(*asked, (), rankings, changes, files, _small(run))
+    more = (changes, files, _small(run), concept.kind, concept.question, written, agreement)
+    return Section(*asked, (), rankings, *more)
 
 
 def _small(run: Run) -> bool:

@@ -5,13 +5,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from concept_trak.concept import Concept, require_whole
 from concept_trak.config import AuditConfig, ModelConfig, outcome_settings
-from concept_trak.data.image import read
 from concept_trak.data.shard import Shard, cut
 from concept_trak.demand import Demand, demand
-from concept_trak.denoiser import Denoiser, same
-from concept_trak.hearing import require_conditions, require_heard
+from concept_trak.hearing import require_conditions
+from concept_trak.negative import own_texts
 from concept_trak.plan import feature_settings, shards, survey
 from concept_trak.precedent import require_comparable
 from concept_trak.preflight import require_batch_consistency, require_fit
@@ -21,6 +19,7 @@ from concept_trak.store.commit import Store
 from concept_trak.store.identity import as_json, fingerprint, open_feature_set
 from concept_trak.store.manifest import Audit, begin, refuse_secrets
 from jobs.configure import absolute, plain_values
+from jobs.questions import evidence, questions_of, require_answers
 from jobs.tick import named
 
 TOGETHER = 8
@@ -62,46 +61,31 @@ def prepare(config: AuditConfig) -> Prepared:
     """
     config = located(config.complete())
     refuse_secrets(plain_values(config))  # before a message or a file could show one
-    questions = tuple(
-        Question(method, c, read(c.image) if c.image else b"") for method in config.methods for c in config.concepts
-    )
+    require_answers(config.methods, config.concepts)
     store = Store(config.store)
     store.probe()
     denoiser = open_model(config)
     found = survey(config.data, denoiser.hears)
-    require_conditions(denoiser, config.methods)
+    require_conditions(denoiser, config.methods, config.concepts)
     identity = denoiser.identity()
     settings = {n: feature_settings(config, m, denoiser, identity) for n, m in config.methods.items()}
-    for concept in config.concepts:
-        _require_direction(denoiser, concept)
+    asked = questions_of(denoiser, config.concepts)
+    questions = tuple(replace(question, method=method) for method in config.methods for question in asked)
     if config.model.batch != 1:
-        texts = list(dict.fromkeys(text for concept in config.concepts for text in (concept.text, concept.without)))
-        texts = texts if len(texts) > 1 else texts * 2  # an unconditional model has one
+        asking = [text for concept in config.concepts for pair in concept.askings for text in pair]
+        texts = list(dict.fromkeys(asking)) or own_texts(denoiser, ("0", "1"), 0)
         require_batch_consistency(denoiser, texts[: min(config.model.batch or TOGETHER, TOGETHER)])
     require_fit(denoiser, cut(next(source for source in found if source.rows), 1)[0], config.data)
     plan = shards(found, _shard_rows(store, settings, config.data.shard_rows))
     audit = Audit(store, config.audit)
     work = Work(config, {name: fingerprint(s) for name, s in settings.items()})
     # Fingerprints stand beside the settings, so that a model changed under an audit is refused like any change.
-    standing = {**outcome_settings(plain_values(config)), "fingerprints": work.fingerprints}
+    standing = {**outcome_settings(plain_values(config)), "fingerprints": work.fingerprints, **evidence(asked)}
     require_comparable(audit, config.since, as_json(standing, "config"))
     begin(audit, standing, [_planned(shard) for shard in plan])
     return Prepared(
         work, store, audit, plan, len(found), settings, questions, demand(config, denoiser), denoiser.resolution
     )
-
-
-def _require_direction(denoiser: Denoiser, concept: Concept) -> None:
-    """That the model hears both conditions, whole, and tells them apart; it may read two spellings as one text."""
-    require_heard(denoiser, concept)
-    require_whole(denoiser, concept)
-    if denoiser.hears == "nothing":
-        return
-    if same(denoiser.encode([concept.text]), denoiser.encode([concept.without])).all():
-        raise ValueError(
-            f"concept {concept.name!r}: the model encodes {concept.text!r} and {concept.without!r} alike, so there is "
-            "no direction between them; change the prompts"
-        )
 
 
 def located(config: AuditConfig) -> AuditConfig:

@@ -91,6 +91,9 @@ class Section:
     """One concept: what was asked, the query's own images (PNG), every ranking, and what changed.
 
     `files` are the query's images as files, where the page has its pictures beside it; `small` as of a `Thumb`.
+    `kind`: text, examples, classifier or image, and `asked` the question in one line. `written`: the prompt and its
+    other phrasings, each with what the tool wrote without the concept, where it did. `agreement`: by method, the cosine
+    of each phrasing's feature with the mean of the others'.
     """
 
     name: str
@@ -103,6 +106,10 @@ class Section:
     changes: tuple[Change, ...] = ()
     files: tuple[str, ...] = ()
     small: bool = False
+    kind: str = "text"
+    asked: str = ""
+    written: tuple[tuple[str, str], ...] = ()
+    agreement: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,13 @@
 own.
 """
 
+import sys
+
 import pytest
 
+import jobs.audit
+from concept_trak.config import AuditConfig
+from jobs.configure import main
 from tests.jobs.world import Found, World, build
 
 
@@ -16,3 +21,25 @@ def world(tmp_path_factory) -> World:
 def baseline(world, tmp_path_factory) -> Found:
     """What other ways of doing the same audit are compared with: 48 rows in 6 shards, serial, batches of 8."""
     return world.audit(tmp_path_factory.mktemp("baseline"))
+
+
+@pytest.fixture
+def refused(world, tmp_path, monkeypatch, capsys):
+    """Runs the job as the command line does, and returns what it says when it refuses."""
+
+    def start_workers(config):
+        raise AssertionError("the mistake was found only after the workers were asked for")
+
+    def run(*more: str, store: object = tmp_path / "store", **chosen: str) -> str:
+        monkeypatch.setattr(jobs.audit, "executor", start_workers)
+        monkeypatch.setattr(sys, "argv", ["jobs.audit", *world.arguments(str(store), *more, **chosen)])
+        with pytest.raises(SystemExit) as ended:
+            main(AuditConfig, "config", jobs.audit.audit)
+        said = capsys.readouterr().err.splitlines()
+        assert ended.value.code == 2
+        (message,) = [line for line in said if line.startswith("error: ")]
+        assert said[-1] == message, "something is said after the message"
+        assert not any("Traceback" in line for line in said)
+        return message
+
+    return run

@@ -1,7 +1,6 @@
 """A mistake costs one message and exit code 2, before a worker starts or a result is written."""
 
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -9,34 +8,9 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.numpy import load_file, save_file
 
-import jobs.audit
 from concept_trak import preflight
-from concept_trak.config import AuditConfig
-from jobs.configure import main
 from tests.jobs.world import altered, files_under
 from tests.store import faults
-
-
-@pytest.fixture
-def refused(world, tmp_path, monkeypatch, capsys):
-    """Runs the job as the command line does, and returns what it says when it refuses."""
-
-    def start_workers(config):
-        raise AssertionError("the mistake was found only after the workers were asked for")
-
-    def run(*more: str, store: object = tmp_path / "store", **chosen: str) -> str:
-        monkeypatch.setattr(jobs.audit, "executor", start_workers)
-        monkeypatch.setattr(sys, "argv", ["jobs.audit", *world.arguments(str(store), *more, **chosen)])
-        with pytest.raises(SystemExit) as ended:
-            main(AuditConfig, "config", jobs.audit.audit)
-        said = capsys.readouterr().err.splitlines()
-        assert ended.value.code == 2
-        (message,) = [line for line in said if line.startswith("error: ")]
-        assert said[-1] == message, "something is said after the message"
-        assert not any("Traceback" in line for line in said)
-        return message
-
-    return run
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,8 @@ def empty_pages() -> dict[str, Page]:
     whole = pages.page(pages.CONCEPTS[:1])
     section, ranking = whole.sections[0], whole.sections[0].rankings[0]
     unlabelled = tuple(replace(thumb, relevant=None, labels={}, caption="") for thumb in ranking.top)
+    asked = replace(section, text="", without="", asked="what the pictures in red/ share")
+    ways = (("a red triangle", "a triangle"), ("crimson", ""))
     concepts = tuple(replace(section, name=f"concept-{i}", rankings=(), pictures=()) for i in range(40))
     return {
         "whole": whole,
@@ -53,6 +55,11 @@ def empty_pages() -> dict[str, Page]:
         "a method nobody describes": with_first(whole, replace(ranking, method="from_elsewhere")),
         "one image": replace(whole, sections=(replace(section, scope="local", pictures=section.pictures[:1]),)),
         "no pictures, no truth": replace(whole, sections=(replace(section, pictures=(), truth={}, without=""),)),
+        "by examples": replace(whole, sections=(replace(asked, kind="examples"),)),
+        "by a classifier": replace(whole, sections=(replace(asked, kind="classifier"),)),
+        "in other words": replace(
+            whole, sections=(replace(section, written=ways, agreement={"concept_trak": (0.5, -0.25)}),)
+        ),
         "forty concepts": replace(whole, sections=concepts),
         "nothing at all": replace(whole, sections=(), facts=(), rejects={}, settings={}),
     }
