@@ -15,6 +15,7 @@ from jobs.benchmark import BenchmarkConfig, require_pairs, trained
 from jobs.components import ComponentsConfig, components
 from jobs.configure import configure
 from jobs.diff import DiffConfig
+from jobs.published import SETS, PublishedConfig
 from jobs.shapes import ShapesConfig, shapes
 from jobs.status import StatusConfig, status
 from jobs.submit import SubmitConfig
@@ -82,6 +83,16 @@ def test_the_components_command_writes_its_tables(tmp_path):
     assert components(configure(ComponentsConfig, "components", [*said, *small])) == 0
     for table in ("components_groups", "components_top"):
         assert list((tmp_path / "components/demo" / table).glob("red.parquet"))
+
+
+def test_every_row_of_the_papers_tables_is_accepted():
+    text = (ROOT / "assets/paper.md").read_text()
+    rows = [shlex.split(line)[2:] for line in text.splitlines() if line.startswith("python -m jobs.published")]
+    assert len(rows) >= 10
+    for _, *words in rows:
+        config = configure(PublishedConfig, "published", words)
+        assert config.set in SETS
+        assert config.methods
 
 
 def test_make_audit_runs_the_demo():

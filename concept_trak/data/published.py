@@ -1,0 +1,81 @@
+"""A published data set as Parquet files like anyone's: its image files as they are, captioned and labelled."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ROWS = 500
+"""Rows of a file: about 50 MB of photographs."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One training image by its file."""
+
+    id: str
+    file: Path
+    caption: str
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+def write(folder: Path, pictures: Sequence[Picture], settings: dict[str, Any]) -> None:
+    """All pictures, in order, as `part-<n>.parquet` of columns id, image, caption and the labels'.
+
+    A file that is there is left as it is, so that its version stays and a killed run goes on where it stopped;
+    `dataset.json` says what the folder was made from.
+
+    Raises:
+        ValueError: the folder was made from something else, there are no pictures, or a file is missing.
+    """
+    if not pictures:
+        raise ValueError(f"{folder} would hold no pictures; nothing in the data set fits what was asked for")
+    folder.mkdir(parents=True, exist_ok=True)
+    _made_from(folder / "dataset.json", {**settings, "rows": len(pictures)})
+    for number, first in enumerate(range(0, len(pictures), ROWS)):
+        some = pictures[first : first + ROWS]
+        path = folder / f"part-{number:05d}.parquet"
+        if not path.exists():
+            unfinished = path.with_suffix(".unfinished")
+            pq.write_table(pa.Table.from_pylist(list(_rows(some)), _schema(some[0])), unfinished, row_group_size=64)
+            os.replace(unfinished, path)
+
+
+def _made_from(path: Path, settings: dict[str, Any]) -> None:
+    ours = json.dumps(settings, indent=1, sort_keys=True)
+    if not path.exists():
+        path.write_text(ours)
+    elif path.read_text() != ours:
+        raise ValueError(f"{path.parent} was made from other settings (its dataset.json says which); give another out=")
+
+
+def _rows(pictures: Sequence[Picture]) -> Iterator[dict[str, Any]]:
+    for one in pictures:
+        try:
+            data = one.file.read_bytes()
+        except OSError as error:
+            raise ValueError(f"{one.file} cannot be read ({error}); is the data set whole?") from None
+        yield {"id": one.id, "image": {"bytes": data, "path": one.file.name}, "caption": one.caption, **one.labels}
+
+
+def _schema(first: Picture) -> pa.Schema:
+    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    kinds = {"id": pa.string(), "image": image, "caption": pa.string(), **dict.fromkeys(first.labels, pa.string())}
+    return pa.schema(kinds)
+
+
+def at(root: Path, *names: str) -> Path:
+    """The first of the names that is there.
+
+    Raises:
+        ValueError: none is.
+    """
+    found = next((root / name for name in names if (root / name).exists()), None)
+    if found is None:
+        raise ValueError(f"{root} has none of {', '.join(names)}; expected the data set as it was published")
+    return found
