@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
 
 from concept_trak.models import small
 from tests.jobs.world import World
@@ -74,6 +75,31 @@ def test_an_unconditional_model_finds_the_image_it_is_asked_about(world: World, 
     assert first["sample_id"] == row["id"]
     assert first["score"] == pytest.approx(1, abs=0.02)
     assert abs(second["score"]) < 0.02
+
+
+def test_an_unconditional_model_is_asked_by_examples_and_by_a_classifier(world: World, saved, tmp_path, capsys):
+    """A DDPM without any condition, by rows whose concept reward becomes that of what is given."""
+    path = saved("ddpm")
+    side = json.loads((path / "unet/config.json").read_text())["sample_size"]
+    save_file(
+        {"weight": torch.randn(2, 3 * side**2, generator=torch.Generator().manual_seed(0)), "bias": torch.zeros(2)},
+        tmp_path / "head.safetensors",
+        {"architecture": "linear", "classes": json.dumps(["yes", "no"])},
+    )
+    (source,) = (world.root / "few").iterdir()
+    for i, row in enumerate(pq.read_table(source).to_pylist()[:3]):
+        (tmp_path / f"pictures/{i}.png").parent.mkdir(exist_ok=True)
+        (tmp_path / f"pictures/{i}.png").write_bytes(row["image"]["bytes"])
+    concepts = (
+        f"{{name: shown, examples: [{tmp_path}/pictures], samples: 2}}",
+        f"{{name: judged, classifier: {tmp_path}/head.safetensors, shows: 'yes', samples: 2}}",
+    )
+    more = ["model=ddpm", f"model.path={path}", "data.caption_column=''", f"concepts=[{', '.join(concepts)}]"]
+    found = world.audit(tmp_path / "store", *more, data="few", method="concept_a")
+    assert found.code == 0
+    scores = [found.scores("concept_a", name) for name in ("shown", "judged")]
+    assert all(len(set(one.values())) == 16 for one in scores), "samples score alike"
+    assert "concept    judged: what " in capsys.readouterr().out
 
 
 def test_an_adapter_alone_is_attributed_and_is_part_of_the_fingerprint(world: World, tmp_path, capsys):
