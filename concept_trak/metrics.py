@@ -29,3 +29,8 @@ def base_rate(relevant: Sequence[bool]) -> float:
 def recall_at_carriers(relevant: Sequence[bool]) -> float:
     """Share of the carriers found when as many samples are taken as there are carriers."""
     return precision_at(relevant, sum(relevant))
+
+
+def recall_at(relevant: Sequence[bool], carriers: int, k: int) -> float:
+    """Those among the first k that show the concept, of as many as could stand there: min(k, carriers)."""
+    return sum(relevant[:k]) / max(1, min(k, carriers))

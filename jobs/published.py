@@ -19,7 +19,7 @@ from concept_trak.data import celeba, exemplars
 from concept_trak.data.celeba import Faces
 from concept_trak.data.exemplars import Custom
 from concept_trak.data.published import write
-from concept_trak.metrics import precision_at
+from concept_trak.metrics import precision_at, recall_at
 from concept_trak.store.commit import Store
 from concept_trak.store.manifest import Audit, read_table
 from jobs.audit import audit
@@ -68,7 +68,7 @@ def _published(config: PublishedConfig) -> int:
         for row in rows:
             value = f"{row['measure']} {row['value']:.3f} over {row['queries']} queries"
             print(f"{row['method']:<14} {row['cell']:<4} {value}")
-        Path(whole.data.uri).with_suffix(f".{whole.audit}.json").write_text(json.dumps(rows, indent=1))
+        Path(f"{whole.data.uri}.{whole.audit}.json").write_text(json.dumps(rows, indent=1))
     return code
 
 
@@ -91,7 +91,7 @@ def custom(config: PublishedConfig) -> tuple[AuditConfig, Asked, Measure]:
         whole = replace(whole, model=replace(whole.model, embeddings=exemplars.embeddings(root, chosen)))
     asked = exemplars.concepts(root, chosen, config.samples)
     carriers = sum(one.labels["exemplar"] == "yes" for one in found)
-    measure = partial(exemplars.recall, carriers=carriers)
+    measure = partial(recall_at, carriers=carriers, k=10)
     return replace(whole, concepts=tuple(asked)), {"all": asked}, ("recall@10", measure)
 
 

@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 
 from concept_trak.concept import Concept
-from concept_trak.data.published import Picture, at
+from concept_trak.data.published import Picture, at, within
 
 HQ, ALIGNED = "CelebAMask-HQ-attribute-anno.txt", "list_attr_celeba.txt"
 FILES = (HQ, ALIGNED, f"Anno/{ALIGNED}", "list_attr_celeba.csv")
@@ -76,7 +76,7 @@ def pictures(root: Path, faces: Faces) -> list[Picture]:
         shown = tuple(values[place] for place in places)
         if shown != faces.held_out:
             labels = {name: _label(value) for name, value in zip(faces.attributes, shown, strict=True)}
-            found.append(Picture(Path(image).stem, folder / image, faces.caption(shown), labels))
+            found.append(Picture(Path(image).stem, within(folder, image), faces.caption(shown), labels))
     return found
 
 

@@ -4,18 +4,18 @@ Read as Wang et al. (2023, arXiv 2306.09345) published it, with the tasks of Wan
 
     json/<test case>.json                       a list: {exemplar: ["dataset/exemplar/..."], synth: {...}, ...}
     exemplar/...  synth/...                     the images that the lists name, below `dataset/` or below the root
-    laion_subset/images/*  laion_subset/captions.txt    the distractors by name, and a caption on each line
+    laion_subset/images/*  laion_subset/captions.txt    the distractors by name (or without images/), a caption a line
     tasks/all_tasks.json                        a list: {prompt, train_prompt, test_case, model_path, ...}
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from concept_trak.concept import Concept
-from concept_trak.data.published import Picture, at
+from concept_trak.data.evidence import SUFFIXES
+from concept_trak.data.published import Picture, at, within
 from concept_trak.phrasing import without_phrase
 
 KEYS = ("prompt", "train_prompt", "test_case", "test_case_ind", "model_path", "synth_image_path")
@@ -76,7 +76,8 @@ def pictures(root: Path, custom: Custom) -> list[Picture]:
 
 
 def _distractors(root: Path, most: int) -> list[Picture]:
-    images = sorted(path for path in at(root, "laion_subset/images").iterdir() if path.is_file())
+    folder = at(root, "laion_subset/images", "laion_subset")
+    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     captions = at(root, "laion_subset/captions.txt").read_text().splitlines()
     if len(images) != len(captions):
         raise ValueError(
@@ -122,14 +123,9 @@ def embeddings(root: Path, custom: Custom) -> tuple[str, ...]:
     return tuple(map(str, found))
 
 
-def recall(relevant: Sequence[bool], carriers: int, k: int = 10) -> float:
-    """Exemplars among the first k, of as many as could be there: min(k, carriers)."""
-    return sum(relevant[:k]) / max(1, min(k, carriers))
-
-
 def _below(root: Path, path: str) -> Path:
     """Lists name files below `dataset/`, tasks below the root."""
-    return root / path.removeprefix("dataset/")
+    return within(root, path.removeprefix("dataset/"))
 
 
 def _list(file: Path) -> list[dict[str, Any]]:

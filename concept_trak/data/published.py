@@ -79,3 +79,14 @@ def at(root: Path, *names: str) -> Path:
     if found is None:
         raise ValueError(f"{root} has none of {', '.join(names)}; expected the data set as it was published")
     return found
+
+
+def within(root: Path, name: str) -> Path:
+    """The file that a list names, below `root`.
+
+    Raises:
+        ValueError: the name leads out of it: a list from elsewhere must not say which files of this machine are read.
+    """
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"{name!r} leads out of {root}; a published list names files below it, so get it again")
+    return root / name

@@ -11,7 +11,9 @@ from safetensors.torch import save_file
 
 from concept_trak.data import celeba, exemplars
 from concept_trak.data.celeba import Faces
-from concept_trak.data.exemplars import Custom, recall
+from concept_trak.data.exemplars import Custom
+from concept_trak.data.published import within
+from concept_trak.metrics import recall_at
 from jobs.configure import configure
 from jobs.published import PublishedConfig, published
 from tests.jobs.world import RESOLUTION
@@ -115,18 +117,19 @@ def test_exemplars_stand_among_distractors_with_or_without_their_token(abc):
     assert here.image == str(abc / "synth/bamfg/gpt/7_0/samples/00000.png")
 
 
-@pytest.mark.parametrize(
-    ("hits", "carriers", "expected"),
-    [([True] * 10, 13, 1.0), ([True] * 4 + [False] * 6, 4, 1.0), ([True] + [False] * 9, 1, 1.0),
-     ([False] * 9 + [True], 4, 0.25), ([True] * 5 + [False] * 5, 40, 0.5)],
-)  # fmt: skip
-def test_recall_counts_as_many_as_could_be_there(hits, carriers, expected):
-    assert recall(hits, carriers) == expected
+def test_recall_counts_as_many_as_could_be_there():
+    """(which of the first ten show it, how many there are, expected)"""
+    for hits, carriers, expected in (
+        ([True] * 10, 13, 1.0), ([True] * 4 + [False] * 6, 4, 1.0), ([True] + [False] * 9, 1, 1.0),
+        ([False] * 9 + [True], 4, 0.25), ([True] * 5 + [False] * 5, 40, 0.5),
+    ):  # fmt: skip
+        assert recall_at(hits, carriers, 10) == expected, f"{sum(hits)} of {carriers} in the first ten"
 
 
 def run(world, tmp_path, *more: str) -> int:
     small = ("cluster=serial", "projector.dim=64", "method=caption_trak", "methods.caption_trak.train.times=[500]",
-             "methods.caption_trak.query.points=6", "methods.caption_trak.query.every=3", "samples=1")  # fmt: skip
+             "methods.caption_trak.query.points=6", "methods.caption_trak.query.every=3", "samples=1",
+             "model.parameters=cross_attention")  # fmt: skip
     place = (f"store={tmp_path}/store", f"out={tmp_path}/out", f"model.path={world.root}/pixels")
     return published(configure(PublishedConfig, "published", [*small, *place, *more]))
 
@@ -157,7 +160,7 @@ def test_one_command_is_a_row_of_the_table_of_exemplars(world, abc, tmp_path, ca
     save_file({"<new1>": torch.randn(1, width)}, abc / "models/bamfg/7_0/new1.safetensors")
     assert run(world, tmp_path, *asked) == 0
     said = capsys.readouterr().out
-    assert "minus '<new1>' without it: 'a square'" in said
+    assert "without it: 'a square' (minus '<new1>', written out)" in said
     assert "recall@10" in said
     parts = [path.stat().st_mtime_ns for path in sorted((tmp_path / "out").glob("*.parquet"))]
     assert run(world, tmp_path, *asked) == 0
@@ -202,3 +205,10 @@ def test_files_that_are_not_whole(hq, abc, tmp_path):
         (tmp_path / "tasks/all_tasks.json").write_text(value)
         with pytest.raises(ValueError, match=message):
             exemplars.tasks(tmp_path, Custom(model="m"))
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../elsewhere.png", "a/../../b.png"])
+def test_a_list_names_no_files_outside_of_the_data_set(tmp_path, name):
+    assert within(tmp_path, "a/b.png") == tmp_path / "a/b.png"
+    with pytest.raises(ValueError, match=r"leads out of .*; a published list names files below it"):
+        within(tmp_path, name)
