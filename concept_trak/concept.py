@@ -11,7 +11,7 @@ from torch import Tensor
 
 from concept_trak.contradiction import contradiction
 from concept_trak.denoiser import Denoiser
-from concept_trak.method import Method
+from concept_trak.method import ASKED, Method
 from concept_trak.negative import negatives, own_texts
 from concept_trak.phrasing import Phrasing, without_phrase
 from concept_trak.probe import Probe
@@ -99,6 +99,11 @@ class Concept:
         others = ((p.prompt, self._without(p.prompt, p.without_prompt or self.without_prompt)) for p in self.phrasings)
         return ((self.text, self.without), *others)
 
+    @property
+    def _written(self) -> str:
+        """That the tool wrote the second conditions, where it did."""
+        return f" (minus {self.minus!r}, written out)" if self.minus else ""
+
     def _without(self, text: str, written: str) -> str:
         try:
             return without_phrase(text, self.minus) if self.minus and not written else written
@@ -114,8 +119,7 @@ class Concept:
             return f"what {self.classifier} takes for {self.shows!r}"
         if self.kind == "image":
             return f"what {self.image} is"
-        said = f" minus {self.minus!r}" if self.minus else ""
-        return "; ".join(f"{text!r}{said} without it: {without!r}" for text, without in self.askings)
+        return "; ".join(f"{text!r} without it: {without!r}" for text, without in self.askings) + self._written
 
 
 def require_whole(denoiser: Denoiser, concept: Concept) -> None:
@@ -189,7 +193,7 @@ def require_answer(method: Method, concept: Concept) -> None:
     Raises:
         ValueError: a row without a concept's reward would answer about pictures of the model's own choice.
     """
-    if concept.kind in ("examples", "classifier") and method.query.direction not in REWARDS.values():
+    if concept.kind in ("examples", "classifier") and method.query.direction not in ASKED:
         raise ValueError(
             f"concept {concept.name!r} is given by {concept.kind}, and a row whose query side is "
             f"{method.query.trajectory} · {method.query.direction} asks about the pictures of a prompt; choose a row "

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -91,15 +91,15 @@ def _section(run: Run, found: Found, concept: Concept) -> Section:
     pictures = found.answers[next(iter(methods)), concept.name].pictures
     changes = tuple(_change(d) for d in found.differences if (d.concept, d.form) == (concept.name, "damped"))
     asked = (concept.name, concept.text, concept.without, concept.scope, dict(concept.truth))
-    written = concept.askings if concept.minus or concept.phrasings else ()
-    cosines = {method: found.answers[method, concept.name].agreement for method in methods}
-    agreement = cosines if concept.phrasings else {}
-    if not run.files(found.tally):
-        more = (changes, (), False, concept.kind, concept.question, written, agreement)
-        return Section(*asked, pictures, rankings, *more)
-    files = tuple(picture(concept.name, i) for i in range(len(pictures)))
-    more = (changes, files, _small(run), concept.kind, concept.question, written, agreement)
-    return Section(*asked, (), rankings, *more)
+    section = Section(*asked, pictures, rankings, changes, kind=concept.kind, asked=concept.question)
+    if concept.minus or concept.phrasings:
+        section = replace(section, written=concept.askings)
+    if concept.phrasings:
+        section = replace(section, agreement={m: found.answers[m, concept.name].agreement for m in methods})
+    if run.files(found.tally):
+        files = tuple(picture(concept.name, i) for i in range(len(pictures)))
+        section = replace(section, pictures=(), files=files, small=_small(run))
+    return section
 
 
 def _small(run: Run) -> bool:

@@ -32,7 +32,7 @@ def preflight(config: AuditConfig, executor: Callable[[AuditConfig], Executor]) 
     with _scratch(config) as scratch:
         p = prepare(scratch)
         shard = few(p.plan, config, p.resolution)
-        one = replace(config.concepts[0], samples=1)
+        one = replace(config.concepts[0], samples=1, phrasings=())
         work = Work(replace(p.config, concepts=(one,)), p.work.fingerprints)
         questions = tuple(replace(q, concept=one, shown=1) for q in p.questions if q.concept == config.concepts[0])
         small = replace(p, work=work, plan=[shard], questions=questions)

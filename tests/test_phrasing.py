@@ -38,7 +38,7 @@ def test_a_phrase_that_is_not_there_is_refused(phrase):
 def test_minus_writes_out_the_second_condition_and_says_so():
     concept = Concept("red", prompt="a red triangle", minus="red")
     assert (concept.text, concept.without) == ("a red triangle", "a triangle")
-    assert concept.question == "'a red triangle' minus 'red' without it: 'a triangle'"
+    assert concept.question == "'a red triangle' without it: 'a triangle' (minus 'red', written out)"
     with pytest.raises(ValueError, match=r"concept 'red': minus: 'blue' is not in 'a red triangle'"):
         Concept("red", prompt="a red triangle", minus="blue")
 

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -68,6 +69,19 @@ def test_audit_commands_are_accepted(command):
     assert config.complete().concepts
 
 
+def test_other_ways_to_ask_are_answered(shown, capsys):
+    """The README's concepts by words, pictures and a classifier, in one audit of few samples."""
+    lines = [c for c in commands() if re.search("minus:|examples:|classifier:", c)]
+    found = [configure(AuditConfig, "config", shlex.split(line)[3:]).concepts for line in lines]
+    here = ("--config-name", "demo", f"store={shown}/results", f"data.uri={shown}/results/shapes", "audit=ways")
+    config = configure(AuditConfig, "config", [*here, "method=caption_trak", *SMALL])
+    asked = [replace(one, name=f"way-{i}", samples=1 + len(one.phrasings)) for i, (one,) in enumerate(found)]
+    assert audit(replace(config, concepts=tuple(asked))) == 0
+    said = capsys.readouterr().out
+    for words in ("(minus 'red', written out)", "what the pictures in", "takes for 'red'", "2 of 2 shards are done"):
+        assert words in said
+
+
 def test_the_benchmark_command_is_accepted_and_its_models_are_shipped():
     (command,) = [c for c in commands() if "jobs.benchmark" in c]
     config = configure(BenchmarkConfig, "benchmark", shlex.split(command)[3:])
@@ -87,12 +101,13 @@ def test_the_components_command_writes_its_tables(tmp_path):
 
 def test_every_row_of_the_papers_tables_is_accepted():
     text = (ROOT / "assets/paper.md").read_text()
-    rows = [shlex.split(line)[2:] for line in text.splitlines() if line.startswith("python -m jobs.published")]
+    rows = [shlex.split(line)[3:] for line in text.splitlines() if line.startswith("python -m jobs.published")]
     assert len(rows) >= 10
-    for _, *words in rows:
-        config = configure(PublishedConfig, "published", words)
-        assert config.set in SETS
-        assert config.methods
+    said = [dict(word.split("=", 1) for word in row) for row in rows]
+    assert {one["set"] for one in said} == set(SETS)
+    assert {one["method"] for one in said} <= set(METHODS)
+    whole = {tuple(one): row for one, row in zip(said, rows, strict=True)}  # rows with the same keys differ in values
+    assert all(configure(PublishedConfig, "published", row).methods for row in whole.values())
 
 
 def test_make_audit_runs_the_demo():

@@ -1,4 +1,4 @@
-"""Concepts that no prompt names, asked of the shipped model: the training images that show red come first."""
+"""Concepts that no prompt names, asked of the shipped model: the training images that show a colour come first."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from concept_trak.state import Batch
 from concept_trak.training import unit_range
 
 DEMO = Path(__file__).resolve().parent.parent / "assets/demo"
-ROWS, TIMES = 64, (500,)
+ROWS, TIMES = 32, (500,)
 P = Projector("sketch", 512)
 ROW = METHODS["caption_trak"]
 
@@ -61,20 +61,18 @@ def average_precision(demo, trained, concept: Concept, colour: str, **given) -> 
     return metrics.average_precision(relevant), metrics.base_rate(relevant)
 
 
-@pytest.mark.parametrize("colour", ["red", "blue"])
-def test_examples_of_a_colour_find_it(demo, trained, colour):
+def test_examples_of_a_colour_find_it(demo, trained):
+    colour = "red"
     target = mean_x_0(demo, pictures(colour), 8)
     concept = Concept("c", examples=("drawn",), samples=4)
     ap, base = average_precision(demo, trained, concept, colour, target=target)
-    print(f"examples of {colour}: AP {ap:.2f}, base rate {base:.2f}")
     assert ap > base + 0.4, f"AP {ap:.2f} at a base rate of {base:.2f}: a sign, or the mean of the examples, is wrong"
 
 
-@pytest.mark.parametrize("colour", ["red", "blue"])
-def test_a_classifier_of_a_colour_finds_it(demo, trained, colour):
+def test_a_classifier_of_a_colour_finds_it(demo, trained):
+    colour = "blue"
     path = DEMO / "classifier.safetensors"
     judge = open_judge(path.read_bytes(), str(path), colour, demo)
     concept = Concept("c", classifier=str(path), shows=colour, samples=4)
     ap, base = average_precision(demo, trained, concept, colour, judge=judge)
-    print(f"classifier of {colour}: AP {ap:.2f}, base rate {base:.2f}")
     assert ap > base + 0.4, f"AP {ap:.2f} at a base rate of {base:.2f}: a sign, or the class, is wrong"

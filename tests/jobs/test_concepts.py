@@ -1,7 +1,6 @@
 """Concepts as people ask them, through a whole audit: log, results and page tell what was asked."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL import Image
 
 from concept_trak.config import AuditConfig
 from concept_trak.data import synthetic
+from concept_trak.data.evidence import examples, whole_file
 from concept_trak.query import agreement, by_turns
 from jobs.audit import audit
 from jobs.configure import build
@@ -19,6 +19,10 @@ from tests.jobs.world import RESOLUTION, Found
 
 CLASSIFIER = Path(__file__).resolve().parents[2] / "assets/demo/classifier.safetensors"
 SAID = "samples: 2, truth: {colour: red}"
+SHORT = (
+    "model.batch=2", "model.parameters=cross_attention", "methods.caption_trak.train.times=[500]",
+    "methods.caption_trak.query.points=6", "methods.caption_trak.query.every=3",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +37,21 @@ def pictures(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def asked(world, pictures, tmp_path_factory) -> Found:
-    """An audit of four concepts of the pixel model."""
-    concepts = (
+def concepts(pictures) -> str:
+    """Four concepts of the pixel model, as they stand on the command line."""
+    asked = (
         f"{{name: minus, prompt: a red triangle, minus: red, {SAID}}}",
         "{name: words, prompt: a red triangle, minus: red, samples: 3, phrasings: [{prompt: a red circle}, "
         "{prompt: red, without_prompt: blue}]}",
         f"{{name: pictures, examples: [{pictures}], {SAID}}}",
         f"{{name: judged, classifier: {CLASSIFIER}, shows: red, {SAID}}}",
     )
-    more = f"concepts=[{', '.join(concepts)}]"
-    return world.audit(tmp_path_factory.mktemp("asked"), more, "model.batch=2", model="pixels", data="few")
+    return f"concepts=[{', '.join(asked)}]"
+
+
+@pytest.fixture(scope="module")
+def asked(world, concepts, tmp_path_factory) -> Found:
+    return world.audit(tmp_path_factory.mktemp("asked"), concepts, *SHORT, model="pixels", data="few")
 
 
 def test_every_way_of_asking_is_told(asked, pictures):
@@ -52,7 +60,7 @@ def test_every_way_of_asking_is_told(asked, pictures):
     assert set(told["concepts"]) == {"minus", "pictures", "judged"}
     questions = told["questions"]
     assert questions["minus"] == {
-        "question": "'a red triangle' minus 'red' without it: 'a triangle'",
+        "question": "'a red triangle' without it: 'a triangle' (minus 'red', written out)",
         "conditions": [{"prompt": "a red triangle", "without": "a triangle"}],
         "agreement": {},
     }
@@ -87,38 +95,54 @@ def test_the_same_command_says_what_was_asked_and_computes_nothing(asked, capsys
     config = build(AuditConfig, settings | {"store": str(asked.store), "cluster": {"kind": "serial"}})
     assert audit(config) == 0
     said = capsys.readouterr().out
-    assert "concept    minus: 'a red triangle' minus 'red' without it: 'a triangle'" in said
+    assert "concept    minus: 'a red triangle' without it: 'a triangle' (minus 'red', written out)" in said
     assert "phrasings agree to" in said
     assert "no gradient work done" in said
 
 
-def test_examples_that_changed_under_an_audit_are_another_question(asked, world, pictures, tmp_path, refused):
-    one = f"concepts=[{{name: pictures, examples: [{tmp_path}/e], {SAID}}}]"
-    shutil.copytree(pictures, tmp_path / "e")
-    assert world.audit(tmp_path / "store", one, model="pixels", data="few").code == 0
-    Image.new("RGB", (32, 32), "red").save(tmp_path / "e/more.png")
-    assert "begun with other settings: evidence.pictures" in refused(one, model="pixels", data="few")
+def test_a_preflight_asks_one_way_with_one_sample(world, concepts, tmp_path, capsys):
+    """A concept in three phrasings cannot be split over less than three samples, and a preflight takes one."""
+    first = "concepts=[" + concepts[concepts.index("{name: words") : concepts.index(", {name: pictures")] + "]"
+    assert world.audit(tmp_path, first, *SHORT, "preflight=true", model="pixels", data="few").code == 0
+    assert "1 query end to end" in capsys.readouterr().out
 
 
-def test_what_cannot_be_asked_by(refused, pictures, tmp_path):
-    def said(concept: str, *more: str, model: str = "pixels", **chosen: str) -> str:
-        return refused(f"concepts=[{{name: c, {concept}}}]", *more, model=model, **chosen)
+def test_examples_that_changed_under_an_audit_are_another_question(asked, concepts, pictures, refused):
+    more = pictures / "more.png"
+    Image.new("RGB", (32, 32), "red").save(more)
+    try:
+        said = refused(concepts, *SHORT, store=asked.store, model="pixels", data="few")
+    finally:
+        more.unlink()
+    assert "begun with other settings: evidence.pictures" in said
 
+
+@pytest.mark.parametrize(
+    ("concept", "chosen", "message"),
+    [
+        ("prompt: red, examples: [a]", {}, "prompt and examples ask in different ways"),
+        ("prompt: [red]", {}, "concepts.0.prompt=['red']: input should be a valid string"),
+        ("prompt: red, phrasings: [{promt: crimson}]", {}, "unknown key concepts.0.phrasings.0.promt (did you mean p"),
+        ("examples: [{pictures}]", {"method": "d_trak"}, "asks about the pictures of a prompt; choose a row"),
+        ("examples: [/nowhere.png]", {}, "concept 'c': the image '/nowhere.png' cannot be read"),
+        ("classifier: {classifier}, shows: red", {"model": "latents"}, "concept 'c': /"),
+    ],
+)
+def test_what_cannot_be_asked_by(refused, pictures, concept, chosen, message):
+    said = concept.replace("{pictures}", str(pictures)).replace("{classifier}", str(CLASSIFIER))
+    assert message in refused(f"concepts=[{{name: c, {said}}}]", **({"model": "pixels"} | chosen))
+
+
+def test_examples_that_cannot_be_taken(pictures, tmp_path):
     Image.new("RGB", (RESOLUTION - 1, 90)).save(tmp_path / "small.png")
     (tmp_path / "empty").mkdir()
-    judged = f"classifier: {CLASSIFIER}"
-    assert "prompt and examples ask in different ways" in said(f"prompt: red, examples: [{pictures}]")
-    assert "has 15 x 90 pixels and the model draws 16 x 16" in said(f"examples: [{tmp_path}/small.png]")
-    assert "are 0 pictures; expected 1 to 256" in said(f"examples: [{tmp_path}/empty]")
-    assert "the image '/nowhere.png' cannot be read" in said("examples: [/nowhere.png]")
-    assert f"the image '{pictures}/notes.txt' cannot be read" in said(f"examples: [{pictures}/notes.txt]")
-    assert "asks about the pictures of a prompt; choose a row" in said(f"examples: [{pictures}]", method="d_trak")
-    assert "knows no class 'pink'; expected one of: triangle" in said(f"{judged}, shows: pink")
-    assert "train it on what the model denoises" in said(f"{judged}, shows: red", model="latents")
-    assert "'/nowhere' cannot be read" in said("classifier: /nowhere, shows: red")
-    assert f"{pictures}/notes.txt is no safetensors file" in said(f"classifier: {pictures}/notes.txt, shows: red")
-    assert "concepts.0.prompt=['red']: input should be a valid string" in said("prompt: [red]")
-    assert "unknown key concepts.0.phrasings.0.promt (did you mean prompt?)" in said(
-        "prompt: red, phrasings: [{promt: crimson}]"
-    )
-    assert "concept 'c': minus: 'blue' is not in 'red'" in said("prompt: red, minus: blue")
+    assert len(examples([str(pictures)], RESOLUTION)) == 3, "the note beside the pictures was taken for one"
+    for path, message in (
+        (f"{tmp_path}/small.png", "has 15 x 90 pixels and the model draws 16 x 16"),
+        (f"{tmp_path}/empty", "are 0 pictures; expected 1 to 256"),
+        (f"{pictures}/notes.txt", "notes.txt' cannot be read"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            examples([path], RESOLUTION)
+    with pytest.raises(ValueError, match=r"'/nowhere' cannot be read .*; give a \.safetensors file"):
+        whole_file("/nowhere")
