@@ -1,0 +1,49 @@
+"""What a choice of parameters does, tried in memory: what a model then draws, and how far alphas predicted J."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+from cluster.executor import Task
+from concept_trak import calibration
+from concept_trak.accrual import Case, Inquest
+from concept_trak.calibration import Trials
+from concept_trak.dose import ARMS, DOSES, Dose
+from concept_trak.store.commit import Store
+from concept_trak.store.tables import from_rows, to_parquet
+from jobs.inquiry import ComponentsConfig, mapped
+
+AT_ONCE = 25  # ablations in an item: their states are made once
+
+
+def dosed(config: ComponentsConfig, inquest: Inquest, cases: Sequence[Case]) -> None:
+    """What is drawn without an edit, and with every arm at every dose, as components_doses.parquet."""
+    e, n = config.edit, config.samples
+    items = [
+        Dose(case, arm, replace(e.choice, ratio=ratio), e.factor, n, config.pictures_seed)
+        for case in cases
+        for arm, ratio in [("none", e.choice.ratio), *product(ARMS, config.doses)]
+    ]
+    rows = list[dict[str, Any]]()
+    for item, found in mapped(config, "doses", Task("concept_trak.dose:Administer", inquest), items):
+        seen = ", ".join(f"{row['value']} {row['presence']:.2f}" for row in found)
+        ratio = "" if item.arm == "none" else f" {item.choice.ratio:g} ({found[0]['edited']})"
+        print(f"dose       {item.case.concept.name}, {item.arm}{ratio}: {seen}")
+        rows += found
+    name = f"components/{config.name}/components_doses.parquet"
+    Store(config.store).replace(name, to_parquet(from_rows(DOSES, rows)))
+
+
+def calibrated(config: ComponentsConfig, inquest: Inquest, cases: Sequence[Case]) -> None:
+    """Predicted and actual J of random ablations, as components_calibration.parquet; Pearson in words."""
+    c = config.calibration
+    starts = range(0, c.ablations, AT_ONCE)
+    numbers = [tuple(range(first, min(first + AT_ONCE, c.ablations))) for first in starts]
+    items = [Trials(case, fraction, some) for case in cases for fraction in c.fractions for some in numbers]
+    found = mapped(config, "calibration", Task("concept_trak.calibration:Calibrate", inquest), items)
+    rows = [row for _, some in found for row in some]
+    for case in cases:
+        print(*calibration.told([row for row in rows if row["concept"] == case.concept.name]), sep="\n")
+    name = f"components/{config.name}/components_calibration.parquet"
+    Store(config.store).replace(name, to_parquet(from_rows(calibration.CALIBRATION, rows)))
