@@ -11,14 +11,17 @@ All at the states of the whole model's own trajectories. The paper reports a Pea
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from concept_trak.ablation import Masks
 from concept_trak.accrual import Case, Inquest, Opened
 from concept_trak.components import alpha, mean, states_of
+from concept_trak.denoiser import Condition, concat
 from concept_trak.noise import key
 from concept_trak.stages import Attempt
 from concept_trak.state import State, required
@@ -36,47 +39,79 @@ class Trials:
     numbers: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Stand:
+    """All n states of one time in one batch of b = 2n: first with the concept's condition, then the same without it."""
+
+    x_t: Float[Tensor, "b c h w"]
+    t: int
+    cond: Condition
+
+
+Bases = list[Float[Tensor, "n c h w"]]
+"""eps_c- at every stand."""
+
+
 class Calibrate(Opened):
     """Ablates, asks J at the same states again, and restores; a row for every ablation."""
 
     def __init__(self, inquest: Inquest) -> None:
         super().__init__(inquest)
-        self._known: dict[str, tuple[list[State], list[Tensor]]] = {}
+        self._known: dict[str, tuple[list[Stand], Bases]] = {}
 
     def __call__(self, item: Trials, attempt: Attempt) -> list[dict[str, Any]]:
-        states, bases = self._stand(item.case)
-        before = self._objective(states, bases)
+        stands, held = self._stand(item.case)
+        before, _, _ = self.objective(stands, held)
         alphas, rows = alpha(self.denoiser, mean(self.read(item.case.units))), list[dict[str, Any]]()
         for number in item.numbers:
             masks = drawn_masks(self.denoiser.parameters, item.fraction, number)
             with self.ablated(masks, 0.0):
-                frozen = self._objective(states, bases) - before
-                recomputed = self._objective(states, self._bases(states)) - before
+                frozen, recomputed, _ = self.objective(stands, held)
             predicted = -sum(alphas[n][mask.cpu()].double().sum().item() for n, mask in masks.items())
             said = {"concept": item.case.concept.name, "fraction": item.fraction, "number": number}
             count = sum(int(mask.sum()) for mask in masks.values())
-            measured = {"ablated": count, "predicted": predicted, "frozen": frozen, "recomputed": recomputed}
-            rows.append({**said, **measured})
+            moved = {"predicted": predicted, "frozen": frozen - before, "recomputed": recomputed - before}
+            rows.append({**said, "ablated": count, **moved})
         return rows
 
-    def _stand(self, case: Case) -> tuple[list[State], list[Tensor]]:
+    def _stand(self, case: Case) -> tuple[list[Stand], Bases]:
         """The states of the whole model, and its base predictions there; made once per concept."""
         name, probe = case.concept.name, self.inquest.probe
         if name not in self._known:
             of_each = (states_of(self.denoiser, u.objective, probe, u.concept, u.seed) for u in case.units)
-            states = [state for states in of_each for state in states]
-            self._known[name] = states, self._bases(states)
+            found = stands([state for states in of_each for state in states])
+            self._known[name] = found, self.objective(found)[2]
         return self._known[name]
 
     @torch.no_grad()
-    def _bases(self, states: Sequence[State]) -> list[Tensor]:
-        return [self.denoiser(s.x_t, s.t, required(s.batch.without, "without", "calibration")).eps for s in states]
+    def objective(self, stands: Sequence[Stand], held: Bases | None = None) -> tuple[float, float, Bases]:
+        """The mean of J over all states with the reference `held` (None: not), with the model's own, and the latter.
 
-    @torch.no_grad()
-    def _objective(self, states: Sequence[State], bases: Sequence[Tensor]) -> float:
-        """The mean of J over the states."""
-        moved = (self.denoiser(s.x_t, s.t, s.batch.cond).eps - base for s, base in zip(states, bases, strict=True))
-        return sum(m.double().square().mean().item() for m in moved) / len(states)
+        One evaluation of the network answers both.
+        """
+        sums, own, count = torch.zeros(2, dtype=torch.float64), Bases(), 0
+        for i, stand in enumerate(stands):
+            asked, base = self.denoiser(stand.x_t, stand.t, stand.cond).eps.chunk(2)
+            moved = torch.stack([asked - (base if held is None else held[i]), asked - base])
+            sums += moved.double().square().flatten(2).mean(2).sum(1).cpu()
+            own.append(base)
+            count += len(asked)
+        frozen, recomputed = (sums / count).tolist()
+        return frozen, recomputed, own
+
+
+def stands(states: Sequence[State]) -> list[Stand]:
+    """States by time, in the order in which times first come."""
+    at: dict[int, list[State]] = {}
+    for state in states:
+        at.setdefault(state.t, []).append(state)
+    return [_together(t, some) for t, some in at.items()]
+
+
+def _together(t: int, states: Sequence[State]) -> Stand:
+    x_t = torch.cat([state.x_t for state in states])
+    bases = [required(state.batch.without, "without", "calibration") for state in states]
+    return Stand(x_t.repeat(2, 1, 1, 1), t, reduce(concat, [*(state.batch.cond for state in states), *bases]))
 
 
 def drawn_masks(parameters: dict[str, Any], fraction: float, number: int) -> Masks:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from concept_trak.calibration import Calibrate, drawn_masks, pearson
+from concept_trak.calibration import Calibrate, drawn_masks, pearson, stands
 from concept_trak.components import alpha, measure
 from tests.test_components import given, states, written_out
 from tests.test_components import toy as toy
@@ -18,27 +18,40 @@ def of(toy) -> Calibrate:
     return made
 
 
+def seeds(toy, *some: int) -> list:
+    return [state for seed in some for state in states(toy, seed=seed)]
+
+
 def test_j_is_the_mean_over_the_states_with_the_reference_held_or_not(toy):
-    at, worker = states(toy), of(toy)
-    held = worker._bases(at)
-    assert worker._objective(at, held) == pytest.approx(written_out(toy, "erase", at, held), rel=1e-12)
-    masks = drawn_masks(toy.parameters, 0.2, 0)
+    """Two trajectories, whose states of one time share an evaluation: against states one by one."""
+    at, worker = seeds(toy, 0, 1), of(toy)
+    standing = stands(at)
+    assert 2 * len(standing) == len(at), "states of one time do not go together"
+    before, same, held = worker.objective(standing)
+    assert before == same == pytest.approx(written_out(toy, "erase", at, bases(toy, at)), rel=1e-12)
+    masks, whole = drawn_masks(toy.parameters, 0.2, 0), bases(toy, at)
     with worker.ablated(masks, 0.0):
-        frozen, again = worker._objective(at, held), worker._objective(at, worker._bases(at))
-        assert frozen == pytest.approx(written_out(toy, "erase", at, held), rel=1e-12)
-    assert frozen != pytest.approx(again, rel=1e-3), "an ablation that does not move the reference tells nothing"
-    assert worker._objective(at, held) == pytest.approx(written_out(toy, "erase", at, held), rel=1e-12), "restored"
+        frozen, recomputed, _ = worker.objective(standing, held)
+        assert frozen == pytest.approx(written_out(toy, "erase", at, whole), rel=1e-12)
+        assert recomputed == pytest.approx(written_out(toy, "erase", at, bases(toy, at)), rel=1e-12)
+    assert frozen != pytest.approx(recomputed, rel=1e-3), "an ablation that does not move the reference tells nothing"
+    assert worker.objective(standing, held)[0] == before, "the parameters were not restored"
+
+
+@torch.no_grad()
+def bases(toy, at) -> list[torch.Tensor]:
+    return [toy(s.x_t, s.t, s.batch.without).eps for s in at]
 
 
 def test_first_order_is_exact_for_ablations_that_vanish(toy):
     """Scaled by 1 - h instead of zeroed, dJ = -h sum alpha + O(h^2) with the reference held."""
     at, worker, h = states(toy), of(toy), 1e-5
-    held = worker._bases(at)
-    alphas, before = alpha(toy, measure(toy, "erase", given(at))), worker._objective(at, held)
+    before, _, held = worker.objective(stands(at))
+    alphas = alpha(toy, measure(toy, "erase", given(at)))
     for number in range(3):
         masks = drawn_masks(toy.parameters, 0.3, number)
         with worker.ablated(masks, 1 - h):
-            actual = (worker._objective(at, held) - before) / h
+            actual = (worker.objective(stands(at), held)[0] - before) / h
         predicted = -sum(alphas[n][mask].sum().item() for n, mask in masks.items())
         assert actual == pytest.approx(predicted, rel=1e-3), number
 
