@@ -19,7 +19,7 @@ from concept_trak.config import AuditConfig
 from concept_trak.data.image import decode as decode_image
 from concept_trak.data.image import fit, to_tensor
 from concept_trak.gate import Gate, require, shown
-from concept_trak.groups import group_rows, heads_of, top_rows
+from concept_trak.groups import GROUPS, TOP, group_rows, heads_of, top_rows
 from concept_trak.probe import Probe
 from concept_trak.specificity import Worth, worth
 from concept_trak.stages import Attempt, open_model
@@ -28,12 +28,6 @@ from concept_trak.store.identity import fingerprint
 from concept_trak.store.tables import from_rows, to_parquet
 
 NUMERICS = 2  # rises when the numbers of a measurement change
-GROUPS = {"concept": "string", "objective": "string", "granularity": "string", "tensor": "string", "head": "int32",
-          "row": "int32", "parameters": "int64", "alpha": "float64", "alpha_positive": "float64",
-          "alpha_negative": "float64", "se_seeds": "float64", "se_states": "float64", "z": "float64", "seeds": "int32",
-          "states": "int32"}  # fmt: skip
-TOP = {"concept": "string", "objective": "string", "end": "string", "rank": "int32", "tensor": "string",
-       "row": "int32", "column": "int32", "theta": "float64", "gradient": "float64", "alpha": "float64"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,6 +87,7 @@ class Opened:
         torch.set_num_threads(max(1, int(inquest.config.cluster.cpus)))
         self.inquest, self.store = inquest, Store(inquest.config.store)
         self.denoiser = open_model(inquest.config)
+        self._last: tuple[Case, str, Worth] | None = None
         if self.denoiser.identity() != inquest.identity:
             raise ValueError(
                 f"this worker sees other model files at {inquest.config.model.path!r} than the driver; put the same "
@@ -116,12 +111,17 @@ class Opened:
             _put(own, before)
 
     def worth(self, case: Case, choice: Choice) -> Worth:
-        """Of every parameter: highest is what is to go. Erase lowers its J, amplify raises its."""
-        sign = {"erase": 1, "amplify": -1}[self.inquest.objective]
+        """Of every parameter: highest is what is to go. The last is kept: doses of a concept come one after another."""
+        if self._last is None or self._last[:2] != (case, choice.against):
+            self._last = case, choice.against, self._worth(case, choice.against)
+        return self._last[2]
+
+    def _worth(self, case: Case, against: str) -> Worth:
+        sign = {"erase": 1, "amplify": -1}[self.inquest.objective]  # erase lowers its J, amplify raises its
         target = {name: sign * g for name, g in mean(self.read(case.units)).gradient.items()}
         theta = {name: p.detach().cpu() for name, p in self.denoiser.parameters.items()}
-        references = [] if choice.against == "none" else [mean(self.read(units)) for units in case.references]
-        return worth(choice.against, theta, target, references)
+        references = [] if against == "none" else [mean(self.read(units)) for units in case.references]
+        return worth(against, theta, target, references)
 
     def choose(self, case: Case, choice: Choice) -> Masks:
         return choose(self.worth(case, choice), choice, heads_of(self.denoiser.network))

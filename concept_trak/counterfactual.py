@@ -28,6 +28,7 @@ from concept_trak.concept import UNGUIDED
 from concept_trak.data.two_factors import Pair, TwoFactors, caption
 from concept_trak.denoiser import Denoiser
 from concept_trak.models import load
+from concept_trak.probe import Probe
 from concept_trak.retrieval import Cell
 from concept_trak.schooling import TrainConfig, train_model
 from concept_trak.stages import Attempt
@@ -93,13 +94,15 @@ Pictures = dict[Pair, Float[Tensor, "m 3 h w"]]
 """By pair, what a model draws for its caption, in [-1, 1]; the m noises are the same for all."""
 
 
-def drawn(denoiser: Denoiser, kinds: TwoFactors, samples: int, at_once: int = 256, seed: int = 0) -> Pictures:
-    """Unguided, down the 51-point grid, from noises named by the seed and their number alone."""
+def drawn(
+    denoiser: Denoiser, kinds: TwoFactors, samples: int, at_once: int = 256, seed: int = 0, path: Probe = UNGUIDED
+) -> Pictures:
+    """Unguided, down the 51-point grid (or as `path` says), from noises named by the seed and their number alone."""
     ids = tuple(f"picture-{i}" for _ in kinds.all_pairs for i in range(samples))
     cond = denoiser.encode([caption(*pair) for pair in kinds.all_pairs for _ in range(samples)])
     batch, made = Batch(ids, cond, cond), list[Tensor]()
     for i in range(0, len(ids), at_once):
-        x_0 = generate(denoiser, batch.rows(slice(i, i + at_once)), UNGUIDED, seed)
+        x_0 = generate(denoiser, batch.rows(slice(i, i + at_once)), path, seed)
         made.append(denoiser.to_pixels(x_0).float().cpu().clamp(-1, 1))
     return dict(zip(kinds.all_pairs, torch.cat(made).split(samples), strict=True))
 

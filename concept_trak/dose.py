@@ -1,11 +1,12 @@
 """What an edit does to what a model draws, by dose, against as many parameters chosen at random or by their size.
 
 The judge of the data set looks at pictures of every pair from the same noises, before and after. For every value of
-both factors, `presence` is the mean probability that it is seen where the prompt names it.
+both factors, and for every pair, `presence` is the mean probability that it is seen where the prompt names it.
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,15 +15,16 @@ from torch import Tensor
 from concept_trak.ablation import Choice, Masks
 from concept_trak.accrual import Case, Inquest, Opened
 from concept_trak.classifier import Classifier, presence
+from concept_trak.concept import UNGUIDED
 from concept_trak.counterfactual import Pictures, drawn, judge_of
-from concept_trak.data.two_factors import TwoFactors
+from concept_trak.data.two_factors import TwoFactors, caption
 from concept_trak.gate import known_to
 from concept_trak.stages import Attempt
 
 ARMS = ("alpha", "random", "size")
 DOSES = {"concept": "string", "objective": "string", "arm": "string", "ratio": "float64", "factor": "float64",
          "edited": "int64", "value": "string", "of": "string", "presence": "float64",
-         "samples": "int32", "seed": "int32"}  # fmt: skip
+         "samples": "int32", "seed": "int32", "points": "int32"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,12 @@ class Dose:
     samples: int
     seed: int
     """Of the noises that the pictures start from."""
+    points: int = UNGUIDED.points
+    """Of the DDIM grid that they are drawn on."""
 
 
 class Administer(Opened):
-    """Edits in memory, draws, judges, and restores; the rows of one dose, one per value of each factor."""
+    """Edits in memory, draws, judges, and restores; the rows of one dose, by value of each factor and by pair."""
 
     def __init__(self, inquest: Inquest) -> None:
         super().__init__(inquest)
@@ -50,9 +54,11 @@ class Administer(Opened):
         theta = {n: p.detach() for n, p in self.denoiser.parameters.items()}
         masks = {} if item.arm == "none" else masks_of(item.arm, self.choose(item.case, item.choice), theta)
         with self.ablated(masks, item.factor):
-            pictures = drawn(self.denoiser, self.kinds, item.samples, seed=item.seed)
+            path = replace(UNGUIDED, points=item.points, every=1)
+            pictures = drawn(self.denoiser, self.kinds, item.samples, seed=item.seed, path=path)
         said = {"concept": item.case.concept.name, "objective": self.inquest.objective, "arm": item.arm}
-        how = {"ratio": item.choice.ratio, "factor": item.factor, "samples": item.samples, "seed": item.seed}
+        how = {"ratio": item.choice.ratio, "factor": item.factor, "samples": item.samples}
+        how |= {"seed": item.seed, "points": item.points}
         count = sum(int(mask.sum()) for mask in masks.values())
         return [{**said, **how, "edited": count, **row} for row in shown(self.judge, self.kinds, pictures)]
 
@@ -69,14 +75,14 @@ def masks_of(arm: str, chosen: Masks, theta: dict[str, Tensor]) -> Masks:
     return masks
 
 
-def shown(judge: Classifier, kinds: TwoFactors, pictures: Pictures) -> list[dict[str, Any]]:
-    """By value of each factor: the mean probability that the judge sees it where the prompt names it."""
-    rows = []
+def shown(judge: Classifier, kinds: TwoFactors, pictures: Pictures) -> Iterator[dict[str, Any]]:
+    """By value of each factor, and by pair, the mean probability that the judge sees what the prompt names of it."""
     for place, (of, values) in enumerate((("thing", kinds.things), ("colour", kinds.colours))):
         for value in values:
             seen = [presence(judge, x, **{of: value}) for pair, x in pictures.items() if pair[place] == value]
-            rows.append({"value": value, "of": of, "presence": float(torch.cat(seen).mean())})
-    return rows
+            yield {"value": value, "of": of, "presence": float(torch.cat(seen).mean())}
+    for pair, x in pictures.items():
+        yield {"value": caption(*pair), "of": "pair", "presence": float(presence(judge, x, *pair).mean())}
 
 
 def _keyed(name: str, like: Tensor) -> Tensor:

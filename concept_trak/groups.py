@@ -11,6 +11,12 @@ from torch import Tensor, nn
 
 from concept_trak.components import Measurement
 
+GROUPS = {"concept": "string", "objective": "string", "granularity": "string", "tensor": "string", "head": "int32",
+          "row": "int32", "parameters": "int64", "alpha": "float64", "alpha_positive": "float64",
+          "alpha_negative": "float64", "se_seeds": "float64", "se_states": "float64", "z": "float64", "seeds": "int32",
+          "states": "int32"}  # fmt: skip
+TOP = {"concept": "string", "objective": "string", "end": "string", "rank": "int32", "tensor": "string",
+       "row": "int32", "column": "int32", "theta": "float64", "gradient": "float64", "alpha": "float64"}  # fmt: skip
 GRANULARITIES = ("scalar", "row", "head", "tensor")
 """row: an output neuron or channel; head: the rows of one attention head in `to_q`, `to_k` or `to_v`."""
 Heads = dict[str, int]

@@ -11,6 +11,7 @@ from concept_trak.components import OBJECTIVES
 from concept_trak.concept import Concept
 from concept_trak.config import AuditConfig, BudgetConfig, ClusterConfig, ModelConfig
 from concept_trak.data.image import read
+from concept_trak.dose import ARMS
 from concept_trak.gate import Gate
 from concept_trak.hearing import require_heard, require_pairs
 from concept_trak.probe import Probe
@@ -72,10 +73,15 @@ class ComponentsConfig:
     edit: EditConfig = field(default_factory=EditConfig)
     doses: tuple[float, ...] = ()
     """Ratios at which edit.choice is tried, unwritten, for what the model then draws (shapes of jobs.train only)."""
+    arms: tuple[str, ...] = ARMS
+    """alpha: what edit.choice takes; random, size: as many of every tensor, drawn or by |theta|. To choose a dose, the
+    first alone will do."""
     samples: int = 8
     """Pictures per prompt and dose."""
     pictures_seed: int = 0
     """Names the noises they start from: choose a dose on some, and report it on others."""
+    pictures_points: int = 51
+    """Points of the DDIM grid that they are drawn on; its cost."""
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
@@ -85,8 +91,13 @@ class ComponentsConfig:
             raise ValueError(f"objective={self.objective!r}; expected one of: {', '.join(OBJECTIVES)}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds={list(self.seeds)}; expected at least one, none twice")
-        if min(self.top, self.samples) < 1:
-            raise ValueError(f"top={self.top}, samples={self.samples}; expected at least 1")
+        if min(self.top, self.samples) < 1 or self.pictures_points < 3:
+            raise ValueError(
+                f"top={self.top}, samples={self.samples}, pictures_points={self.pictures_points}; expected at least 1, "
+                "1 and 3"
+            )
+        if not self.arms or not set(self.arms) <= set(ARMS):
+            raise ValueError(f"arms={list(self.arms)}; expected some of: {', '.join(ARMS)}")
         if self.calibration.ablations and (self.unit or self.objective != "erase"):
             raise ValueError(
                 "calibration predicts J of erase itself; set unit=false and objective=erase, or calibration.ablations=0"

@@ -9,7 +9,7 @@ from cluster.executor import Task
 from concept_trak import calibration
 from concept_trak.accrual import Case, Inquest
 from concept_trak.calibration import Trials
-from concept_trak.dose import ARMS, DOSES, Dose
+from concept_trak.dose import DOSES, Dose
 from concept_trak.store.commit import Store
 from concept_trak.store.tables import from_rows, to_parquet
 from jobs.inquiry import ComponentsConfig, mapped
@@ -19,20 +19,24 @@ AT_ONCE = 25  # ablations in an item: their states are made once
 
 def dosed(config: ComponentsConfig, inquest: Inquest, cases: Sequence[Case]) -> None:
     """What is drawn without an edit, and with every arm at every dose, as components_doses.parquet."""
-    e, n = config.edit, config.samples
-    items = [
-        Dose(case, arm, replace(e.choice, ratio=ratio), e.factor, n, config.pictures_seed)
-        for case in cases
-        for arm, ratio in [("none", e.choice.ratio), *product(ARMS, config.doses)]
-    ]
+    e, how = config.edit, (config.samples, config.pictures_seed, config.pictures_points)
+    each = product(cases, config.doses, config.arms)
+    none = Dose(cases[0], "none", e.choice, e.factor, *how)
+    items = [none, *(Dose(case, arm, replace(e.choice, ratio=ratio), e.factor, *how) for case, ratio, arm in each)]
     rows = list[dict[str, Any]]()
     for item, found in mapped(config, "doses", Task("concept_trak.dose:Administer", inquest), items):
-        seen = ", ".join(f"{row['value']} {row['presence']:.2f}" for row in found)
-        ratio = "" if item.arm == "none" else f" {item.choice.ratio:g} ({found[0]['edited']})"
-        print(f"dose       {item.case.concept.name}, {item.arm}{ratio}: {seen}")
-        rows += found
+        print(f"dose       {told(item, found)}")
+        rows += found if item is not none else [{**row, "concept": c.concept.name} for c in cases for row in found]
     name = f"components/{config.name}/components_doses.parquet"
     Store(config.store).replace(name, to_parquet(from_rows(DOSES, rows)))
+
+
+def told(item: Dose, found: Sequence[dict[str, Any]]) -> str:
+    """One dose in a line: by value of each factor, then the pair that is seen least."""
+    seen = ", ".join(f"{row['value']} {row['presence']:.2f}" for row in found if row["of"] != "pair")
+    least = min((row for row in found if row["of"] == "pair"), key=lambda row: row["presence"])
+    ratio = "" if item.arm == "none" else f"{item.case.concept.name}, {item.choice.ratio:g} ({found[0]['edited']}) by "
+    return f"{ratio}{item.arm}: {seen}; least {least['value']} {least['presence']:.2f}"
 
 
 def calibrated(config: ComponentsConfig, inquest: Inquest, cases: Sequence[Case]) -> None:

@@ -136,11 +136,18 @@ def test_doses_are_looked_at_and_leave_nothing_behind(world, tmp_path):
     shutil.copytree(world.root / "pixels", model)
     for name in ("classifier.safetensors", "training.json"):
         shutil.copy(f"assets/demo/{name}", model)
-    assert run(world, tmp_path, f"model.path={model}", "doses=[0.01]", "samples=1", "seeds=[0]") == 0
+    assert run(world, tmp_path, f"model.path={model}", "doses=[0.01]", "samples=1", "seeds=[0]", "pictures_points=5",
+               f"concepts=[{RED},{BLUE}]") == 0  # fmt: skip
     where = f"'{tmp_path}/components/demo/components_doses.parquet'"
-    rows = asked(f"SELECT arm, any_value(edited), count(*) FROM {where} GROUP BY 1 ORDER BY 1")
-    assert [(row[0], row[2]) for row in rows] == [("alpha", 6), ("none", 6), ("random", 6), ("size", 6)]
-    assert rows[0][1] == rows[2][1] == rows[3][1] > rows[1][1] == 0
+    rows = asked(f"SELECT arm, concept, any_value(edited), count(*) FROM {where} GROUP BY 1, 2 ORDER BY 1, 2")
+    each = [(arm, concept) for arm in ("alpha", "none", "random", "size") for concept in ("blue", "red")]
+    assert [row[:2] for row in rows] == each
+    assert {row[3] for row in rows} == {6 + 9}, "three of each factor, and their pairs"
+    edited = [row[2] for row in rows[::2]]
+    assert edited[0] == edited[2] == edited[3] > edited[1] == 0
+    means = f"SELECT avg(presence) FROM {where} WHERE arm = 'none' AND of"
+    red, seen = (asked(f"{means} = '{of}' AND value LIKE '%red%'")[0][0] for of in ("colour", "pair"))
+    assert 0 <= seen <= red <= 1, "both factors are never seen more than one of them"
 
 
 @pytest.mark.parametrize(
@@ -150,6 +157,8 @@ def test_doses_are_looked_at_and_leave_nothing_behind(world, tmp_path):
         (["objective=earse"], "expected one of: erase, amplify"),
         (["seeds=[1,1]"], "none twice"),
         (["edit.factor=1"], "less than 1"),
+        (["arms=[alpa]"], "expected some of: alpha, random, size"),
+        (["pictures_points=2"], "expected at least 1, 1 and 3"),
         (["edit.out=x", f"concepts=[{RED},{BLUE}]"], "give one"),
         (["concepts=[]"], "concepts is not set"),
         (["model.path="], "model.path is not set"),
