@@ -16,6 +16,7 @@ from concept_trak.ablation import Choice, Masks
 from concept_trak.accrual import Case, Inquest, Opened
 from concept_trak.classifier import Classifier, presence
 from concept_trak.concept import UNGUIDED
+from concept_trak.contact import sheet, sheet_file
 from concept_trak.counterfactual import Pictures, drawn, judge_of
 from concept_trak.data.two_factors import TwoFactors, caption
 from concept_trak.gate import known_to
@@ -43,7 +44,10 @@ class Dose:
 
 
 class Administer(Opened):
-    """Edits in memory, draws, judges, and restores; the rows of one dose, by value of each factor and by pair."""
+    """Edits in memory, draws, judges, and restores; the rows of one dose, by value of each factor and by pair.
+
+    What was drawn lies in the store, as a sheet (`contact.py`).
+    """
 
     def __init__(self, inquest: Inquest) -> None:
         super().__init__(inquest)
@@ -56,6 +60,8 @@ class Administer(Opened):
         with self.ablated(masks, item.factor):
             path = replace(UNGUIDED, points=item.points, every=1)
             pictures = drawn(self.denoiser, self.kinds, item.samples, seed=item.seed, path=path)
+        name = sheet_file(self.inquest.name, item.case.concept.name, item.arm, item.choice.ratio)
+        self.store.replace(name, sheet(pictures))
         said = {"concept": item.case.concept.name, "objective": self.inquest.objective, "arm": item.arm}
         how = {"ratio": item.choice.ratio, "factor": item.factor, "samples": item.samples}
         how |= {"seed": item.seed, "points": item.points}

@@ -1,7 +1,8 @@
 """Which parameters hold a concept: `python -m jobs.components [key=value ...]`.
 
-Every (concept, seed) is one trajectory and one file in the store, measured once; then the tables of every concept and,
-with `edit.out`, a copy of the model without what holds it. The same command goes on where it stopped.
+Every (concept, seed) is one trajectory and one file in the store, measured once; then the tables of every concept, a
+page about them and, with `edit.out`, a copy of the model without what holds it. The same command goes on where it
+stopped.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from concept_trak.casebook import open_book
 from concept_trak.store.commit import Store
 from jobs.configure import absolute, main
 from jobs.failure import ended
+from jobs.findings import publish
 from jobs.inquiry import ComponentsConfig, cases_of, inquest_of, mapped
 from jobs.trials import calibrated, dosed
 
@@ -33,13 +35,15 @@ def _components(config: ComponentsConfig) -> int:
     units = {inquest.file(unit): unit for c in cases for some in (c.units, *c.references) for unit in some}
     open_book(Store(config.store), config.name, list(units))
     measure(config, inquest, units)
-    for _, found in mapped(config, "conclude", Task("concept_trak.accrual:Conclude", inquest), cases):
+    concluded = mapped(config, "conclude", Task("concept_trak.accrual:Conclude", inquest), cases)
+    for _, found in concluded:
         print(told(found, config.objective))
     print(f"tables     {config.store}/components/{config.name}/components_groups/*.parquet, components_top/*.parquet")
     if config.doses:
         dosed(config, inquest, cases)
     if config.calibration.ablations:
         calibrated(config, inquest, cases)
+    print(f"page       {config.store}/{publish(config, inquest, concluded)}")
     if e := config.edit if config.edit.out else None:
         changed = Edit(inquest)(cases[0], e.choice, e.factor, e.out, e.gate)
         print(f"edited     {changed} parameters times {e.factor:g}: {e.out}")

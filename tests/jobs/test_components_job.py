@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from jobs.components import ComponentsConfig, components
 from jobs.configure import configure
 from tests.jobs.world import World, files_under
+from tests.report.outline import parse
 
 RED = "{name: red, prompt: a red triangle, without_prompt: a triangle}"
 BLUE = "{name: blue, prompt: a blue circle, without_prompt: a circle}"
@@ -148,6 +149,10 @@ def test_doses_are_looked_at_and_leave_nothing_behind(world, tmp_path):
     means = f"SELECT avg(presence) FROM {where} WHERE arm = 'none' AND of"
     red, seen = (asked(f"{means} = '{of}' AND value LIKE '%red%'")[0][0] for of in ("colour", "pair"))
     assert 0 <= seen <= red <= 1, "both factors are never seen more than one of them"
+    drawn = parse((tmp_path / "components/demo/report.html").read_text()).all("table", "drawn")
+    images = [[image.attributes["src"] for image in row.all("img")] for row in drawn[0].all("tbody")[0].all("tr")]
+    assert [len(row) for row in images] == [2] * 9, "a row for each pair: as it is, and changed"
+    assert any(before != after for before, after in images), "the page shows the same pictures twice"
 
 
 @pytest.mark.parametrize(
