@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concept_trak.components import decode
 from concept_trak.store.check import ALTERED, MISSING, SOUND, Finding
 from concept_trak.store.commit import Store
-from concept_trak.store.retention import UNIT, Waste
+from concept_trak.store.retention import UNIT, Waste, looked_up
 
 UNITS = "components/units"
 BOOK = "units.json"
@@ -44,13 +44,9 @@ def _units(store: Store, book: str) -> list[str]:
 
 def unneeded(store: Store, before: float) -> list[Waste]:
     """Units that no inquiry names, older than `before` (unix time). Listed first, so that what is begun now is safe."""
-    waste, units = list[Waste](), store.names(UNITS)
-    needed = named(store)
-    for unit in (unit for unit in units if unit not in needed):
-        size, age = store.size(unit), store.modified(unit)
-        if size is not None and age is not None and age < before:
-            waste.append(Waste(UNIT, unit, size))
-    return waste
+    units, needed = store.names(UNITS), named(store)
+    free = looked_up(store, [unit for unit in units if unit not in needed])
+    return [Waste(UNIT, unit, size) for unit, size, age in free if age < before]
 
 
 def look(store: Store) -> Iterator[Finding]:

@@ -2,11 +2,12 @@
 
 `states/<fingerprint>/<sample>.safetensors`: x_t at every state of one sample's path, exact, in the model's precision.
 The fingerprint covers what decides a path, which is less than decides a feature; the name covers the sample's id, its
-source, version and row. One file a sample, so that batches and shards may be cut otherwise.
+source, version and row. One file a sample, so that batches and shards may be cut otherwise. `kept_paths.py` says which
+are needed, and looks into them.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -26,8 +27,32 @@ from concept_trak.store.identity import fingerprint
 from concept_trak.store.part import Damaged
 from concept_trak.trajectory import ddim_inversion
 
+STATES = "states"
 IN_FLIGHT = 8
 NOT_OF_PATHS = ("parameters", "unit", "over", "weight", "projector", "stored")  # settings of features that bend no path
+
+
+def path_of(settings: Mapping[str, Any], probe: Probe) -> str:
+    """The fingerprint of the paths of features with these settings (`plan.feature_settings`)."""
+    s = {k: v for k, v in settings.items() if k not in NOT_OF_PATHS}
+    if s["negative"][0] == "empty" or probe.guidance == 1:
+        del s["seed"]  # it draws nothing but another label
+    return fingerprint({**s, "train": asdict(probe.path)})
+
+
+def states_in(data: bytes, where: str) -> Float[Tensor, "s c h w"]:
+    """What a file of kept states holds.
+
+    Raises:
+        Damaged: it is no such file, or its numbers are not those that were written.
+    """
+    try:
+        x, said = (load(data)[part] for part in ("x_t", "sha256"))
+    except (SafetensorError, KeyError) as error:
+        raise Damaged(f"{where} is damaged ({error}); remove it: it is made again") from error
+    if bytes(said.tolist()) != _digest(x):
+        raise Damaged(f"{where} was altered; remove it: it is made again")
+    return x
 
 
 @dataclass(frozen=True)
@@ -38,16 +63,10 @@ class Inversions:
     settings: dict[str, Any]
     probe: Probe
 
-    @property
-    def folder(self) -> str:
-        s = {k: v for k, v in self.settings.items() if k not in NOT_OF_PATHS}
-        if s["negative"][0] == "empty" or self.probe.guidance == 1:
-            del s["seed"]  # it draws nothing but another label
-        return f"states/{fingerprint({**s, 'train': asdict(self.probe.path)})}"
-
     def known(self, denoiser: Denoiser, batch: Batch, samples: Sequence[Sample]) -> Batch:
         """The batch with its path: read where every sample's is kept, else inverted now and kept."""
-        names = [f"{self.folder}/{_name(s)}.safetensors" for s in samples]
+        folder = path_of(self.settings, self.probe)
+        names = [f"{STATES}/{folder}/{_name(s)}.safetensors" for s in samples]
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
             kept = list(pool.map(self._read, names))
             missing = [i for i, one in enumerate(kept) if one is None]
@@ -64,13 +83,7 @@ class Inversions:
             data = self.store.read(name)
         except FileNotFoundError:
             return None
-        try:
-            x, said = (load(data)[part] for part in ("x_t", "sha256"))
-        except (SafetensorError, KeyError) as error:
-            raise Damaged(f"{self.store.uri}/{name} is damaged ({error}); remove it: it is made again") from error
-        if bytes(said.tolist()) != _digest(x):
-            raise Damaged(f"{self.store.uri}/{name} was altered; remove it: it is made again")
-        return x
+        return states_in(data, f"{self.store.uri}/{name}")
 
     def _write(self, name: str, x: Tensor) -> None:
         x = x.cpu().contiguous()

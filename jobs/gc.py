@@ -1,11 +1,12 @@
 """What nothing needs any more: `python -m jobs.gc [store=results] [delete=false] [grace_hours=48] [keep=0] [days=0]`.
 
-Lists parts, records, Grams and feature sets that no audit names, units that no inquiry into components names, and
-what killed writes left; `delete=true` removes them. `keep` and `days` say which finished audits go, and with them the
-features that no other names; the newest stays. An audit without a manifest counts as alive until `unfinished_days`
-have passed without a word from it, but for one that a gc was removing when it was killed: the next finishes it,
-unless it was resumed since. Nothing younger than the grace is touched. Uploads to S3 that were broken off are no
-objects: a lifecycle rule of the bucket (AbortIncompleteMultipartUpload) removes them.
+Lists parts, records, Grams and feature sets that no audit names, kept states on whose paths no audit stands, units that
+no inquiry into components names, and what killed writes left; `delete=true` removes them. `keep` and `days` say which
+finished audits go, and with them the features and states that no other needs; the newest stays. An audit without a
+manifest counts as alive until `unfinished_days` have passed without a word from it, but for one that a gc was removing
+when it was killed: the next finishes it, unless it was resumed since. Nothing younger than the grace is touched.
+Uploads to S3 that were broken off are no objects: a lifecycle rule of the bucket (AbortIncompleteMultipartUpload)
+removes them.
 """
 
 import time
@@ -17,8 +18,9 @@ from math import inf
 from operator import add
 from typing import Any
 
-from concept_trak import casebook
+from concept_trak import casebook, kept_paths
 from concept_trak.data.shard import Shard
+from concept_trak.inversion import STATES
 from concept_trak.plan import group_name, groups
 from concept_trak.store.commit import Store
 from concept_trak.store.manifest import Audit
@@ -66,17 +68,19 @@ def gc(config: GcConfig) -> int:
 
 def _gc(config: GcConfig) -> int:
     store, rules = Store(absolute(config.store)), config.rules(time.time())
-    names = store.names("features")  # before the audits: what an audit that is begun now computes is not among them
+    # Before the audits: what an audit that is begun now computes is not among them.
+    names, states = store.names("features"), store.names(STATES)
     audits = [Audit(store, name) for name in audits_of(store)]
     leaving = expired(audits, rules)
-    living = {audit.id: needs(audit, gram_names) for audit in audits if audit not in leaving}
+    living = {audit.id: _needs(audit, states) for audit in audits if audit not in leaving}
+    needed = reduce(add, living.values(), Needs())
     waste = [w for audit in leaving for w in files_of(audit)] + temporary(store, rules.before)
     waste += casebook.unneeded(store, rules.before)
-    waste += unneeded(store, names, reduce(add, living.values(), Needs()), rules.before)
+    waste += unneeded(store, names, needed, rules.before) + kept_paths.unneeded(store, states, needed, rules.before)
 
     def newly_needed() -> Needs:
         began = (Audit(store, name) for name in audits_of(store) if name not in living)
-        return reduce(add, (needs(audit, gram_names) for audit in began), Needs(casebook.named(store)))
+        return reduce(add, (_needs(audit, states) for audit in began), Needs(casebook.named(store)))
 
     gone: list[Waste] = []
     for w in remove(store, waste, newly_needed) if config.delete else waste:
@@ -86,6 +90,10 @@ def _gc(config: GcConfig) -> int:
         write_index(store)
     print("\n".join(_counted(gone, config)))
     return 0
+
+
+def _needs(audit: Audit, states: Sequence[str]) -> Needs:
+    return needs(audit, gram_names) + (kept_paths.needs(audit) if states else Needs())
 
 
 def gram_names(plan: Sequence[Mapping[str, Any]]) -> list[str]:

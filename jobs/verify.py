@@ -1,19 +1,20 @@
 """Every file against what was written down about it: `python -m jobs.verify [store=results] [audit=demo]`.
 
-Without `audit`, every audit of the store. `repair=true` computes damaged features again, with the audit's own settings
-and on `cluster`; shards that are sound are left alone. What gc was removing is not looked at. Exit codes: 0 all is
-well; 2 a mistake to mend; 4 storage fails; 6 something is wrong; and, while repairing, those of `jobs.audit`.
+Without `audit`, every audit of the store, the units of components and the kept states. `repair=true` computes damaged
+features again, with the audit's own settings and on `cluster`; shards that are sound are left alone. What gc was
+removing is not looked at. Exit codes: 0 all is well; 2 a mistake to mend; 4 storage fails; 6 something is wrong; and,
+while repairing, those of `jobs.audit`.
 """
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import yaml
 
 from cluster.executor import Executor
-from concept_trak import casebook
+from concept_trak import casebook, kept_paths
 from concept_trak.config import AuditConfig, ClusterConfig
 from concept_trak.stages import Work
 from concept_trak.store.check import ALTERED, MISSING, SOUND, TRUNCATED, Finding, check
@@ -50,10 +51,10 @@ def verify(config: VerifyConfig) -> int:
 def _verify(config: VerifyConfig) -> int:
     store = Store(absolute(config.store))
     known = [name for name in audits_of(store) if not given_up(Audit(store, name))]
-    units = 0 if config.audit else _units(store, config.repair)
     if (not known and not store.names("components")) or (config.audit and config.audit not in known):
         raise ValueError(f"{store.uri} has no audit {config.audit or 'at all'}; it has: {', '.join(known) or 'none'}")
     audits = [Audit(store, name) for name in known if config.audit in ("", name)]
+    left = 0 if config.audit else _loose(store, config.repair)
     wrong = _told(audits)
     if wrong and config.repair:
         _mend(audits, wrong, config.cluster)
@@ -61,15 +62,21 @@ def _verify(config: VerifyConfig) -> int:
         wrong = _told(audits, wrong)
     elif wrong:
         print("repair=true computes damaged features again")
-    return WRONG if wrong or units else 0
+    return WRONG if wrong or left else 0
 
 
-def _units(store: Store, repair: bool) -> int:
-    """How many units of components are damaged and stay so; a damaged one that is mended is removed, to be measured
-    again by its command."""
+def _loose(store: Store, repair: bool) -> int:
+    """How much of what belongs to no audit alone is damaged and stays so."""
+    units = _remade(store, casebook.look(store), repair, "the same jobs.components command measures it again")
+    return units + _remade(store, kept_paths.look(store), repair, "it is made again when it is needed")
+
+
+def _remade(store: Store, found: Iterable[Finding], repair: bool, again: str) -> int:
+    """How many kept states, or units of components, are damaged and stay so; a damaged one that is mended is removed,
+    to be made `again`."""
     left = 0
-    for finding in (finding for finding in casebook.look(store) if finding.damage):
-        print(f"{finding.what:<20} {finding.name}: the same jobs.components command measures it again")
+    for finding in (finding for finding in found if finding.damage):
+        print(f"{finding.what:<20} {finding.name}: {again}")
         if repair and finding.what != MISSING:
             store.delete(finding.name)
         else:

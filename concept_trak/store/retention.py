@@ -18,6 +18,7 @@ from concept_trak.store.records import READERS, part_name, record_name
 
 RECORD, PART, GRAM, FEATURE_SET, TEMPORARY, AUDIT = "record", "part", "Gram", "feature set", "temporary file", "audit"
 UNIT = "unit"  # of components/
+STATE = "kept states"
 FOLDERS = {"commits": (RECORD, ".json"), "parts": (PART, ".parquet"), "grams": (GRAM, ".safetensors")}
 
 GramNames = Callable[[Sequence[Mapping[str, Any]]], Iterable[str]]
@@ -34,7 +35,7 @@ class Waste:
 
 @dataclass(frozen=True)
 class Needs:
-    """What living audits name: files, and feature sets; `whole` ones keep every file they have."""
+    """What living audits name: files, and feature sets; `whole` ones, and folders of states, keep all their files."""
 
     names: frozenset[str] = frozenset()
     sets: frozenset[str] = frozenset()
@@ -44,7 +45,7 @@ class Needs:
         return Needs(self.names | other.names, self.sets | other.sets, self.whole | other.whole)
 
     def keep(self, name: str) -> bool:
-        """Whether a name under features/ stays."""
+        """Whether a name under features/ or states/ stays."""
         return (
             name in self.names or _set(name) in self.whole or (_kind(name) == FEATURE_SET and _set(name) in self.sets)
         )
@@ -63,9 +64,9 @@ def needs(audit: Audit, gram_names: GramNames) -> Needs:
     except FileNotFoundError:
         if audit.store.size(audit.name("plan.parquet")) is None:
             return Needs()  # a folder in which no audit was begun
-        raise _unknown(audit, f"it has a plan and no {audit.name('audit.yaml')}") from None
+        raise unknown(audit, f"it has a plan and no {audit.name('audit.yaml')}") from None
     except Damaged as error:
-        raise _unknown(audit, str(error)) from error
+        raise unknown(audit, str(error)) from error
     if rows is None:
         return Needs(sets=sets, whole=sets)
     shards, groups = [row["shard"] for row in rows], list(gram_names(rows))
@@ -102,7 +103,7 @@ def expired(audits: Sequence[Audit], rules: Rules) -> list[Audit]:
 
 def files_of(audit: Audit) -> list[Waste]:
     """Every file of an audit that is to be removed."""
-    return [Waste(AUDIT, name, size) for name, size, _ in _looked_up(audit.store, _names(audit))]
+    return [Waste(AUDIT, name, size) for name, size, _ in looked_up(audit.store, _names(audit))]
 
 
 def unneeded(store: Store, names: Iterable[str], living: Needs, before: float) -> list[Waste]:
@@ -112,7 +113,7 @@ def unneeded(store: Store, names: Iterable[str], living: Needs, before: float) -
     """
     names = list(names)
     free = [name for name in names if _kind(name) and not living.keep(name)]
-    old = {name: Waste(_kind(name), name, size) for name, size, age in _looked_up(store, free) if age < before}
+    old = {name: Waste(_kind(name), name, size) for name, size, age in looked_up(store, free) if age < before}
     young = {_unit(name) for name in free if name not in old}
     taken = {name: waste for name, waste in old.items() if _unit(name) not in young}
     staying = {_set(name) for name in names if name not in taken and _kind(name) != FEATURE_SET}
@@ -121,8 +122,8 @@ def unneeded(store: Store, names: Iterable[str], living: Needs, before: float) -
 
 def temporary(store: Store, before: float) -> list[Waste]:
     """What writes that were killed left, older than `before` (unix time)."""
-    left = [name for folder in ("features", "audits", "components") for name in store.leftovers(folder)]
-    return [Waste(TEMPORARY, name, size) for name, size, age in _looked_up(store, left) if age < before]
+    left = [name for folder in ("features", "audits", "components", "states") for name in store.leftovers(folder)]
+    return [Waste(TEMPORARY, name, size) for name, size, age in looked_up(store, left) if age < before]
 
 
 def _kind(name: str) -> str:
@@ -155,7 +156,7 @@ def _old(audit: Audit, before: float) -> bool:
     if before == -inf:
         return False
     names = [name for name in _names(audit) if name != audit.name(GIVEN_UP)]
-    return all(age < before for _, _, age in _looked_up(audit.store, names))
+    return all(age < before for _, _, age in looked_up(audit.store, names))
 
 
 def _finished(audit: Audit) -> str:
@@ -172,14 +173,15 @@ def _age(audit: Audit) -> float:
     return inf if written is None else written
 
 
-def _looked_up(store: Store, names: Sequence[str]) -> list[tuple[str, int, float]]:
+def looked_up(store: Store, names: Sequence[str]) -> list[tuple[str, int, float]]:
     """(name, bytes, when it was written) of those that are still there."""
     with ThreadPoolExecutor(READERS) as readers:
         found = zip(names, readers.map(store.size, names), readers.map(store.modified, names), strict=True)
         return [(name, size, age) for name, size, age in found if size is not None and age is not None]
 
 
-def _unknown(audit: Audit, why: str) -> ValueError:
+def unknown(audit: Audit, why: str) -> ValueError:
+    """The error of an audit whose needs nobody can tell."""
     return ValueError(
         f"nobody can tell which features audit {audit.id} needs: {why}. Nothing more is deleted. Restore the file, or"
         f" remove {audit.store.uri}/{audit.name('')} if the audit is given up."
