@@ -1,4 +1,8 @@
-"""Training sets as Hugging Face `datasets` writes them: Parquet with `image: struct<bytes, path>` and captions."""
+"""Training sets as Hugging Face `datasets` writes them: Parquet with `image: struct<bytes, path>` and captions.
+
+Encoded once, instead of images: data.image_column names a column of x_0 as nested lists [c, h, w] (`Array3D`), and
+columns `condition.<name>` hold each part of the model's condition, as in `latents.py`.
+"""
 
 import difflib
 import io
@@ -8,9 +12,11 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from concept_trak.config import DataConfig
 from concept_trak.data.format import Files, Format, Row, named_columns
+from concept_trak.data.latents import CONDITION, Precomputed
 from concept_trak.data.listing import below, planned, version
 from concept_trak.data.shard import Shard, Source
 
@@ -66,9 +72,15 @@ def check_columns(source: Source, data: DataConfig) -> None:
                 f"{key}={column!r} is not a column of {source.uri} (columns: {', '.join(schema.names)}){hint}"
             )
     kind = schema.field(data.image_column).type
-    if not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
+    if not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0) and not _is_latent(kind):
         raise ValueError(
-            f"data.image_column={data.image_column!r} is {kind}; expected struct<bytes: binary, path: string>"
+            f"data.image_column={data.image_column!r} is {kind}; expected struct<bytes: binary, path: string>, or "
+            "latents as list<list<list<float>>>"
+        )
+    if _is_latent(kind) and not _conditions(schema, data):
+        raise ValueError(
+            f"data.image_column={data.image_column!r} holds latents, and {source.uri} has no {CONDITION}<name> beside "
+            "them; write each part of the model's condition as such a column"
         )
     texts = [one for one in named_columns(data) if one[0] in ("data.caption_column", "data.other_captions")]
     for key, column in texts:
@@ -89,6 +101,22 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
+def _is_latent(kind: pa.DataType) -> bool:
+    """Numbers nested three deep, whichever lists they are written as."""
+    for _ in range(3):
+        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+            return False
+        kind = kind.value_type
+    return pa.types.is_floating(kind)
+
+
+def _conditions(schema: pa.Schema, data: DataConfig) -> list[str]:
+    """The columns of embeddings where the images are latents."""
+    if data.image_column not in schema.names or not _is_latent(schema.field(data.image_column).type):
+        return []
+    return [name for name in schema.names if name.startswith(CONDITION)]
+
+
 def rows(shard: Shard, data: DataConfig, columns: Sequence[str]) -> Iterator[Row]:
     """The rows of a shard, their ids made of the file's name below `data.uri` and the row's number.
 
@@ -97,13 +125,31 @@ def rows(shard: Shard, data: DataConfig, columns: Sequence[str]) -> Iterator[Row
     made = below(shard.source, data.uri) or "rows"
     with planned(shard) as f:
         file, start = pq.ParquetFile(f), 0
+        beside = _conditions(file.schema_arrow, data) if data.image_column in columns else []
         for group in range(file.num_row_groups):
             count = file.metadata.row_group(group).num_rows
             low, high = max(shard.first_row, start), min(shard.first_row + shard.rows, start + count)
             if low < high:
-                table = file.read_row_group(group, columns=list(columns)).slice(low - start, high - low)
-                yield from (Row(n, f"{made}:{n}", values) for n, values in enumerate(_unpacked(table), low))
+                table = file.read_row_group(group, columns=[*columns, *beside]).slice(low - start, high - low)
+                for n, values in enumerate(_unpacked(table), low):
+                    yield (
+                        _encoded(Row(n, f"{made}:{n}", values), data, beside)
+                        if beside
+                        else Row(n, f"{made}:{n}", values)
+                    )
             start += count
+
+
+def _encoded(row: Row, data: DataConfig, beside: Sequence[str]) -> Row:
+    """The row with its latent and condition as tensors; floating-point numbers in float32."""
+    try:
+        condition = {name.removeprefix(CONDITION): torch.tensor(row.values[name]) for name in beside}
+        latent = torch.tensor(row.values[data.image_column])
+    except (TypeError, ValueError, RuntimeError) as error:
+        return Row(
+            row.number, row.id, row.values, ("decode", f"its latent or a part of its condition is none: {error}")
+        )
+    return Row(row.number, row.id, {**row.values, data.image_column: Precomputed(latent, condition)})
 
 
 def _unpacked(table: pa.Table) -> Iterator[dict[str, Any]]:
