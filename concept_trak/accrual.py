@@ -13,11 +13,12 @@ import torch
 
 from concept_trak.ablation import Choice, Masks, choose, edited, write
 from concept_trak.casebook import UNITS
-from concept_trak.components import Measurement, alpha, decode, encode, expressed, mean, measure, states_of
+from concept_trak.components import Measurement, alpha, expressed, mean, measure, states_of
 from concept_trak.concept import Concept
 from concept_trak.config import AuditConfig
 from concept_trak.data.image import decode as decode_image
 from concept_trak.data.image import fit, to_tensor
+from concept_trak.deposition import decode, encode
 from concept_trak.gate import Gate, require, shown
 from concept_trak.groups import GROUPS, TOP, group_rows, heads_of, top_rows
 from concept_trak.probe import Probe
@@ -71,7 +72,8 @@ class Inquest:
         """Named by everything that decides the measurement."""
         c, m = item.concept, self.config.model
         seen = {"identity": self.identity, "parameters": m.parameters, "precision": m.precision, "numerics": NUMERICS}
-        asked = {"prompt": c.text, "without": c.without, "scope": c.scope, "image": item.image.hex(), "seed": item.seed}
+        without = c.without if item.objective == "erase" else ""  # nothing else looks at it
+        asked = {"prompt": c.text, "without": without, "scope": c.scope, "image": item.image.hex(), "seed": item.seed}
         unit = self.unit and item.objective != "reach"
         how = {"objective": item.objective, "probe": asdict(self.probe), "unit": unit, "negative": m.negative}
         return f"{UNITS}/{fingerprint({**seen, **asked, **how})}.safetensors"
@@ -171,11 +173,7 @@ class Edit(Opened):
     """The edited copy of the model directory; runs where it is to lie."""
 
     def __call__(self, case: Case, choice: Choice, factor: float, out: str, gate: Gate) -> int:
-        """How many parameters were changed.
-
-        Raises:
-            ValueError: the concept is not expressed, so that alphas predict nothing.
-        """
+        """How many parameters were changed; refused by `gate.require` where alphas predict nothing."""
         q, concept, model = self.inquest, case.concept, self.inquest.config.model.path
         shows = shown(self.denoiser, model, concept, gate.samples) if q.objective == "erase" else None
         require(concept, gate, shows)

@@ -6,7 +6,7 @@ So a unit that no inquiry names is waste, and one that is named can be looked fo
 import json
 from collections.abc import Iterator, Sequence
 
-from concept_trak.components import decode
+from concept_trak.deposition import decode
 from concept_trak.store.check import ALTERED, MISSING, SOUND, Finding
 from concept_trak.store.commit import Store
 from concept_trak.store.retention import UNIT, Waste, looked_up

@@ -16,15 +16,11 @@ is one trajectory: the mean of its states' gradients (of F: one z a state), and 
 from which errors are told.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from concept_trak.concept import UNGUIDED, Concept, query_batch
@@ -75,6 +71,15 @@ def states_of(
     return TRAJECTORIES["forward_noise"](denoiser, replace(batch, x_0=x_0), noised, seed)
 
 
+def evaluations(objective: str, probe: Probe, given: bool = False) -> int:
+    """Network evaluations of one trajectory, a backward counting two; amplify also draws an image that is not given."""
+    if objective != "amplify":
+        return replace(
+            probe, trajectory="sampling", direction={"erase": "concept_reward"}.get(objective, "")
+        ).evaluations
+    return replace(probe, trajectory="forward_noise", direction="").evaluations + (0 if given else UNGUIDED.points)
+
+
 def objective_at(denoiser: Denoiser, objective: str, state: State, seed: int = 0) -> tuple[Tensor, Prediction]:
     """J of a single sample at a state, with its graph (of reach: <z, eps_theta> / sqrt D), and the prediction there."""
     seen = denoiser(state.x_t, state.t, state.batch.cond)
@@ -99,11 +104,10 @@ def measure(denoiser: Denoiser, objective: str, states: States, unit: bool = Fal
         with torch.enable_grad():
             j, seen = objective_at(denoiser, objective, state, seed)
             gradient = _gradient(j, denoiser)
-        if objective == "reach":
-            gradient = {name: g.square() for name, g in gradient.items()}
-        elif unit:
-            gradient = _of_length_one(gradient)
-        for name, g in gradient.items():
+        length = _length(gradient) if unit and objective != "reach" else 1.0
+        for name in total:
+            g = gradient.pop(name)  # so that no second copy of the whole gradient is ever in memory
+            g = g.square() if objective == "reach" else g / length
             total[name] += g
             theta = denoiser.parameters[name].detach()
             rows[name].append(row_sums(theta, theta * g if objective == "reach" else g))
@@ -125,9 +129,9 @@ def _onward(states: States, seen: Prediction) -> State | None:
         return None
 
 
-def _of_length_one(gradient: dict[str, Tensor]) -> dict[str, Tensor]:
-    length = torch.stack([g.double().square().sum() for g in gradient.values()]).sum().sqrt()
-    return {name: g / length if length > 0 else g for name, g in gradient.items()}
+def _length(gradient: dict[str, Tensor]) -> float:
+    """Over all parameters; 1 where there is none to divide by."""
+    return torch.stack([g.double().square().sum() for g in gradient.values()]).sum().sqrt().item() or 1.0
 
 
 def row_sums(theta: Tensor, gradient: Tensor) -> Float[Tensor, " rows"]:
@@ -157,30 +161,6 @@ def expressed(found: Measurement) -> float:
     """How far the concept moves the prediction: |eps_c - eps_c-| / |eps_c|, root of the means over the states."""
     j, size = found.strength.mean(0).tolist()
     return (j / size) ** 0.5 if size > 0 else 0.0
-
-
-def encode(found: Measurement) -> bytes:
-    """As safetensors, with its own sha256."""
-    named = {f"gradient/{n}": g.contiguous() for n, g in found.gradient.items()}
-    named |= {f"rows/{n}": r.contiguous() for n, r in found.rows.items()} | {"strength": found.strength}
-    return save(named, {"sha256": hashlib.sha256(save(named)).hexdigest()})
-
-
-def decode(data: bytes, name: str) -> Measurement:
-    """What `encode` wrote under a name.
-
-    Raises:
-        ValueError: it was cut short or altered.
-    """
-    try:
-        read = load(data)
-        said = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["sha256"]
-        if said != hashlib.sha256(save(read)).hexdigest():
-            raise ValueError("its numbers were altered")
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise ValueError(f"{name} is not as it was written ({error}); delete it and run the command again") from None
-    cut = {p: {n.removeprefix(p): x for n, x in read.items() if n.startswith(p)} for p in ("gradient/", "rows/")}
-    return Measurement(cut["gradient/"], cut["rows/"], read["strength"])
 
 
 def _gradient(j: Tensor, denoiser: Denoiser) -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ from concept_trak.components import Measurement
 
 GROUPS = {"concept": "string", "objective": "string", "granularity": "string", "tensor": "string", "head": "int32",
           "row": "int32", "parameters": "int64", "alpha": "float64", "alpha_positive": "float64",
-          "alpha_negative": "float64", "se_seeds": "float64", "se_states": "float64", "z": "float64", "seeds": "int32",
-          "states": "int32"}  # fmt: skip
+          "alpha_negative": "float64", "se_seeds": "float64", "se_states": "float64", "z": "float64",
+          "z_states": "float64", "seeds": "int32", "states": "int32"}  # fmt: skip
 TOP = {"concept": "string", "objective": "string", "end": "string", "rank": "int32", "tensor": "string",
        "row": "int32", "column": "int32", "theta": "float64", "gradient": "float64", "alpha": "float64"}  # fmt: skip
 GRANULARITIES = ("scalar", "row", "head", "tensor")
@@ -45,7 +45,7 @@ def group_rows(alphas: dict[str, Tensor], found: Measurement, heads: Heads) -> I
     """A line per tensor, per head, and per row of what has more than one axis: the group's alpha and its errors.
 
     Standard errors are of the mean: over the trajectories' means, and over all states as if they were independent
-    (those of one trajectory are not). z = alpha / se_seeds. Null where it is unknown.
+    (those of one trajectory are not). z = alpha / se_seeds, z_states = alpha / se_states. Null where it is unknown.
     """
     for name, a in alphas.items():
         states, rows = found.rows[name], as_groups(a.double(), "row")
@@ -75,9 +75,10 @@ def top_rows(
 
 def _line(states: Float[Tensor, " n"], scalars: Tensor, trajectories: int) -> dict[str, Any]:
     of_each = states.reshape(trajectories, -1).mean(1)
-    value, se = states.mean().item(), _error(of_each)
+    value, se, se_states = states.mean().item(), _error(of_each), _error(states)
     parts = {"alpha_positive": scalars.clamp(min=0).sum().item(), "alpha_negative": scalars.clamp(max=0).sum().item()}
-    errors = {"se_seeds": se, "se_states": _error(states), "z": value / se if se else None}
+    errors = {"se_seeds": se, "se_states": se_states}
+    errors |= {"z": value / se if se else None, "z_states": value / se_states if se_states else None}
     counts = {"seeds": trajectories, "states": len(states)}
     return {"parameters": scalars.numel(), "alpha": value, **parts, **errors, **counts}
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from cluster.executor import Task
 from concept_trak.accrual import Concluded, Edit, Inquest, Unit
 from concept_trak.casebook import open_book
+from concept_trak.components import evaluations
 from concept_trak.store.commit import Store
 from jobs.configure import absolute, main
 from jobs.failure import ended
@@ -54,7 +55,9 @@ def measure(config: ComponentsConfig, inquest: Inquest, units: Mapping[str, Unit
     """The trajectories, by their files, that have none yet."""
     store = Store(config.store)
     missing = [unit for name, unit in units.items() if store.size(name) is None]
-    print(f"measure    {len(units)} trajectories, {len(missing)} of them to measure", flush=True)
+    spent = sum(evaluations(unit.objective, config.probe, bool(unit.image)) for unit in missing)
+    said = f", {len(missing)} of them to measure: {spent:,} network evaluations" if missing else ", all measured"
+    print(f"measure    {len(units)} trajectories{said}", flush=True)
     for _ in mapped(config, "measure", Task("concept_trak.accrual:Measure", inquest), missing):
         pass
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from concept_trak.ablation import Choice, choose, edited
-from concept_trak.components import Measurement, alpha, decode, encode, expressed, mean, measure, states_of
+from concept_trak.components import Measurement, alpha, expressed, mean, measure, states_of
 from concept_trak.concept import Concept
+from concept_trak.deposition import decode, encode
 from concept_trak.direction import concept_reward
 from concept_trak.gradient import pull_back_naive
 from concept_trak.groups import group_rows, top_rows
@@ -108,6 +109,8 @@ def test_errors_are_those_of_the_means_over_seeds_and_states(toy):
     (row,) = [r for r in group_rows({name: alpha(toy, whole)[name]}, whole, {}) if r["granularity"] == "tensor"]
     assert row["se_seeds"] == pytest.approx((of_seed.std() / 3**0.5).item())
     assert row["z"] == pytest.approx((of_seed.mean() / (of_seed.std() / 3**0.5)).item())
+    states = torch.cat([m.rows[name].sum(1) for m in each])
+    assert row["z_states"] == pytest.approx((states.mean() / (states.std() / len(states) ** 0.5)).item())
     assert (row["seeds"], row["states"]) == (3, sum(len(m.strength) for m in each))
     alone = next(iter(group_rows(alpha(toy, each[0]), each[0], {})))
     assert (alone["se_seeds"], alone["z"]) == (None, None), "one seed says nothing about seeds"
@@ -116,6 +119,11 @@ def test_errors_are_those_of_the_means_over_seeds_and_states(toy):
 def test_normalised_states_have_gradients_of_length_one(toy):
     one = measure(toy, "erase", given(states(toy)[:1]), unit=True)
     assert sum(g.square().sum().item() for g in one.gradient.values()) == pytest.approx(1)
+    first, both = (
+        next(iter(toy.parameters)),
+        [measure(toy, "reach", given(states(toy)[:1]), unit=u) for u in (True, False)],
+    )
+    assert torch.equal(both[0].gradient[first], both[1].gradient[first]), "a price has a scale, and keeps it"
 
 
 def test_the_top_is_that_of_all_parameters_sorted(toy):

@@ -71,6 +71,16 @@ def test_how_the_work_is_cut_does_not_matter(world, plain, tmp_path):
     assert ours == groups(plain)
 
 
+def test_what_is_to_stay_is_measured_once_for_all_that_differ_in_the_condition_without(world, tmp_path, capsys):
+    """A price does not look at the condition without the concept, and neither does its file's name."""
+    other = "{name: other, prompt: a red triangle, without_prompt: red}"
+    more = ("edit.choice.against=reach", f"concepts=[{BLUE}]", "seeds=[0]")
+    assert run(world, tmp_path, *more, f"references=[{RED}]") == 0
+    assert "2 trajectories, 2 of them to measure" in capsys.readouterr().out
+    assert run(world, tmp_path, *more, f"references=[{other}]") == 0
+    assert "2 trajectories, all measured" in capsys.readouterr().out
+
+
 def test_a_file_cut_short_is_named(world, tmp_path, capsys):
     assert run(world, tmp_path) == 0
     unit = next((tmp_path / "components/units").iterdir())
