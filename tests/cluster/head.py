@@ -17,8 +17,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a" * 64
-# A machine that many share is slow, and not dead: Ray would give up a node that registers late, or answers late.
-PATIENT = {"RAY_raylet_start_wait_time_s": "200", "RAY_health_check_failure_threshold": "40"}
+# A machine that many share is slow, and not dead: Ray would give up a node that registers late, or answers late. Its
+# workers are nice by default, and would wait for everybody else.
+PATIENT = {"RAY_raylet_start_wait_time_s": "200", "RAY_health_check_failure_threshold": "40",
+           "RAY_worker_niceness": "0"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,21 +41,23 @@ def environment(**more: str) -> dict[str, str]:
 @contextlib.contextmanager
 def standing(folder: Path, cpus: int = 2, workers: int = 0, **settings: str) -> Iterator[Head]:
     """A head, and `workers` more nodes that join it, each of `cpus` cores and in a process group of its own, until the
-    block ends; `settings` are variables for them."""
+    block ends; `settings` are variables for them.
+
+    Each has a folder of its own. In one folder with another cluster's head, Ray tells a submitted job the address of
+    the cluster that started last; two nodes of one cluster unpack a job's files under each other's feet.
+    """
     gcs, dashboard, metrics = free_ports(3)
+    places = contextlib.ExitStack()
     answers = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", f"http://127.0.0.1:{metrics}/metrics")
     own = ("--head", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
            "--include-dashboard=true")  # fmt: skip
     started: list[subprocess.Popen[bytes]] = []
-    places = contextlib.ExitStack()
     try:
-        started.append(_node(folder / "head", metrics, cpus, settings, *own))
+        started.append(_node(folder / "head", metrics, cpus, settings, _apart(places), *own))
         # The dashboard is there before the node is.
         _wait_for(lambda: len(nodes(answers.dashboard)) == 1, started[0], folder / "head")
         for i in range(workers):
-            # A node unpacks a job's working directory anew, and would do so under the feet of another in one folder.
-            apart = f"--temp-dir={places.enter_context(tempfile.TemporaryDirectory(prefix='ray-'))}"
-            joined = (free_ports(1)[0], cpus, settings, f"--address={answers.address}", apart)
+            joined = (free_ports(1)[0], cpus, settings, _apart(places), f"--address={answers.address}")
             started.append(_node(folder / f"node-{i}", *joined))
             _wait_for(lambda: len(nodes(answers.dashboard)) == len(started), started[-1], folder / f"node-{i}")
         yield answers
@@ -90,6 +94,11 @@ def free_ports(count: int) -> list[int]:
     for one in held:
         one.close()
     return ports
+
+
+def _apart(places: contextlib.ExitStack) -> str:
+    """A short path, because Ray's sockets lie below it and their names may have 107 bytes."""
+    return f"--temp-dir={places.enter_context(tempfile.TemporaryDirectory(prefix='ray-', dir='/tmp'))}"
 
 
 def _node(log: Path, metrics: int, cpus: int, settings: dict[str, str], *own: str) -> "subprocess.Popen[bytes]":
