@@ -34,7 +34,7 @@ class Head:
 
 def environment(**more: str) -> dict[str, str]:
     """Of who has the token's mode and nothing of another Ray; `more` has the token itself, or where it lies."""
-    usual = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k == "RAY_worker_niceness"}
+    usual = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     return usual | {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"} | more
 
 
