@@ -15,7 +15,7 @@ from concept_trak.data.format import label_values
 from concept_trak.data.shard import Shard
 from concept_trak.gallery import Seen
 from concept_trak.layout import plain, scores_file
-from concept_trak.reduction import Scored
+from concept_trak.scored import Scored
 from concept_trak.scoring import BINS, Entry, TopK
 from concept_trak.store.codec import read_footer
 from concept_trak.store.commit import Store

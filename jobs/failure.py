@@ -7,10 +7,11 @@ from typing import Any
 from cluster.executor import InfrastructureExhausted, WorkerFailed
 from cluster.worker import Failure, classify
 from concept_trak.query import Question
-from concept_trak.reduction import Group, Scoring
+from concept_trak.reduction import Group
 from concept_trak.rival import Rivalry
+from concept_trak.scored import Scoring
 from concept_trak.stages import Featuring
-from concept_trak.store.place import without_secrets
+from concept_trak.store.secrets import without_secrets
 from concept_trak.trial import Inquiry
 
 

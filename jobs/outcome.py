@@ -9,9 +9,9 @@ from concept_trak.aggregate import KINDS
 from concept_trak.audit_diff import compare, difference_files, write
 from concept_trak.layout import beside_report, gram_file, groups_file, query_file, scores_file, sums_file
 from concept_trak.precedent import earlier
-from concept_trak.reduction import scorings
 from concept_trak.report.render import render, render_concept
 from concept_trak.results import REJECT_KINDS, reject_rows, rejects_by_reason, top_kinds, top_rows
+from concept_trak.scored import scorings
 from concept_trak.store.manifest import finish, read_table, write_bytes, write_json, write_table
 from concept_trak.store.tables import from_rows
 from jobs.differences import page_file, write_page

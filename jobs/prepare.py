@@ -17,7 +17,8 @@ from concept_trak.query import Question
 from concept_trak.stages import Work, open_model
 from concept_trak.store.commit import Store
 from concept_trak.store.identity import as_json, fingerprint, open_feature_set
-from concept_trak.store.manifest import Audit, begin, refuse_secrets
+from concept_trak.store.manifest import Audit, begin
+from concept_trak.store.secrets import refuse_secrets
 from jobs.configure import absolute, plain_values
 from jobs.questions import evidence, questions_of, require_answers
 from jobs.tick import named

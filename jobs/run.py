@@ -12,8 +12,9 @@ from concept_trak.layout import query_file
 from concept_trak.plan import group_name, groups
 from concept_trak.probe import Probe
 from concept_trak.query import Answer
-from concept_trak.reduction import Group, Solution, System, scorings
+from concept_trak.reduction import Group, Solution, System
 from concept_trak.results import Tally, rejects_by_reason
+from concept_trak.scored import scorings
 from concept_trak.stages import Featuring
 from concept_trak.store.grams import gram_name
 from concept_trak.store.manifest import write_bytes, write_table
@@ -117,7 +118,7 @@ class Run:
         plan = self.prepared.plan if self.prepared.config.aggregates else ()
         items = [item for m, parts in records.items() for item in scorings(m, parts, plan)]
         tally = Tally(self.prepared.config.top)
-        for _, scored in self.map("score", "concept_trak.reduction:Score", items, lambda item: item.rows):
+        for _, scored in self.map("score", "concept_trak.scored:Score", items, lambda item: item.rows):
             tally.add(scored)
         return tally
 

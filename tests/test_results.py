@@ -14,8 +14,8 @@ from concept_trak.gallery import Seen
 from concept_trak.layout import scores_file
 from concept_trak.method import METHODS
 from concept_trak.plan import shards
-from concept_trak.reduction import Column, Scored
 from concept_trak.results import Tally, measured, percentile, rejects_by_reason, shows, top_kinds, top_rows
+from concept_trak.scored import Column, Scored
 from concept_trak.scoring import BINS, SPAN, TopK, bins
 from concept_trak.store.commit import Store
 from concept_trak.store.manifest import Audit, write_table

@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from cluster.executor import Attempt
-from concept_trak import on_store, reduction, stages
+from concept_trak import on_store, reduction, scored, stages
 from concept_trak.concept import Concept
 from concept_trak.config import AuditConfig
 from concept_trak.fisher import GramSum
 from concept_trak.layout import query_file, scores_file
 from concept_trak.method import METHODS
 from concept_trak.on_store import OnStore
-from concept_trak.reduction import Group, Score, Scoring, Solve, SumGroup, System, scorings
+from concept_trak.reduction import Group, Solve, SumGroup, System
+from concept_trak.scored import Score, Scoring, scorings
 from concept_trak.scoring import TopK
 from concept_trak.stages import Featuring, Featurize, Work
 from concept_trak.store.codec import blocks
@@ -196,7 +197,7 @@ def test_parts_scored_together_are_a_dense_product_a_sort_and_a_file_each(tmp_pa
 def test_parts_are_scored_in_plan_order_some_at_a_time(records, monkeypatch):
     size = records[0].bytes
     for limit, expected in ((1, [1, 1, 1, 1]), (2 * size - 9, [2, 2]), (3 * size - 9, [3, 1]), (99 * size, [4])):
-        monkeypatch.setattr(reduction, "SCORED_BYTES", limit)
+        monkeypatch.setattr(scored, "SCORED_BYTES", limit)
         items = list(scorings("m", records))
         assert [len(item.records) for item in items] == expected
         assert [r for item in items for r in item.records] == records, "a part is lost, or out of order"

@@ -7,7 +7,7 @@ from typing import Any
 import fsspec
 
 from concept_trak.data.shard import Shard
-from concept_trak.store.place import without_secrets
+from concept_trak.store.secrets import without_secrets
 
 BLOCK_BYTES = 4 << 20  # one request: long enough that its wait does not count, short enough to skip what is not wanted
 

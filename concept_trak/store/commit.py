@@ -5,12 +5,13 @@ or meets its own bytes.
 """
 
 import contextlib
-import re
 import uuid
 
 import fsspec
 
-from concept_trak.store.place import Folder, Objects, Place, without_secrets
+from concept_trak.store.objects import Objects
+from concept_trak.store.place import Folder, Place
+from concept_trak.store.secrets import refuse_credentials, without_secrets
 
 
 class Store:
@@ -123,15 +124,6 @@ def _parse(uri: str) -> tuple[str, str]:
     if not scheme or not root:
         raise ValueError(f"store {uri!r} names no place. Expected s3://bucket/prefix or an absolute path.")
     return scheme, root
-
-
-def refuse_credentials(key: str, value: str) -> None:
-    """ValueError if an address carries `user:password@`; the message names the key and never the value."""
-    if re.search(r"://[^/\s:@]+:(?!\d+/)\S*@", value):  # a number there is a port; secret keys may contain "/"
-        raise ValueError(
-            f"{key} carries credentials (user:password@) in its address, which would be written beside the results."
-            " Put them into the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, …) and leave them out here."
-        )
 
 
 def _checked(name: str) -> str:

@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from concept_trak.store.commit import Store, refuse_credentials
+from concept_trak.store.commit import Store
 from concept_trak.store.identity import as_json, differences, encode_json
 from concept_trak.store.records import READERS, Record, part_name
+from concept_trak.store.secrets import refuse_secrets
 from concept_trak.store.tables import to_parquet
 
 PLAN = pa.schema(
@@ -26,9 +27,6 @@ PLAN = pa.schema(
 )
 LATEST = "audits/latest.json"
 GIVEN_UP = "given_up.json"  # stands in an audit while gc removes it
-CREDENTIAL = re.compile(
-    r"(^|[_.-])(passwords?|passwd|secrets?|token|credentials?|(access|api|private)_?key)($|[_.-])", re.I
-)
 
 
 class Audit:
@@ -139,24 +137,6 @@ def manifest(audit: Audit) -> dict[str, Any] | None:
         return json.loads(audit.store.read(audit.name("manifest.json")))
     except FileNotFoundError:
         return None
-
-
-def refuse_secrets(config: Any, key: str = "") -> None:
-    """ValueError for a key that looks like a credential, or an address with user:password@; no value is printed."""
-    if isinstance(config, Mapping):
-        for name, value in config.items():
-            dotted = f"{key}.{name}" if key else str(name)
-            if CREDENTIAL.search(str(name)):
-                raise ValueError(
-                    f"{dotted} looks like a credential, and the configuration is written beside the results. Put it"
-                    " into the environment (AWS_SECRET_ACCESS_KEY, …) and leave the key out."
-                )
-            refuse_secrets(value, dotted)
-    elif isinstance(config, (list, tuple)):
-        for index, value in enumerate(config):
-            refuse_secrets(value, f"{key}[{index}]")
-    elif isinstance(config, str):
-        refuse_credentials(key, config)
 
 
 def _require_same_settings(audit: Audit, settings: Mapping[str, Any]) -> None:

@@ -16,7 +16,8 @@ from concept_trak.concept import Concept
 from concept_trak.config import AuditConfig
 from concept_trak.layout import query_file
 from concept_trak.method import METHODS
-from concept_trak.reduction import Group, Score, SumGroup, scorings
+from concept_trak.reduction import Group, SumGroup
+from concept_trak.scored import Score, scorings
 from concept_trak.stages import Work
 from concept_trak.store import codec
 from concept_trak.store.commit import Store

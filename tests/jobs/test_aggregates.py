@@ -10,14 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.executor import Attempt
-from concept_trak import reduction
+from concept_trak import scored
 from concept_trak.aggregate import LEAST, SHOWN, Aggregate, Aggregating, Sums, groups_of, sums_table
 from concept_trak.config import DataConfig
 from concept_trak.data.format import rows, sample_id
 from concept_trak.data.shard import Shard
 from concept_trak.data.text import Written, words, written
 from concept_trak.plan import shards, survey
-from concept_trak.reduction import Score, scorings
+from concept_trak.scored import Score, scorings
 from concept_trak.stages import Work
 from concept_trak.store.commit import Store
 from concept_trak.store.records import committed
@@ -96,7 +96,7 @@ def test_the_same_sums_however_the_parts_are_cut(world: World, baseline: Found, 
     (tmp_path / "audits/first/caption_trak").mkdir(parents=True)
     (tmp_path / "audits/first/caption_trak/queries").symlink_to(queries)
     (tmp_path / "features").symlink_to(baseline.store / "features")
-    monkeypatch.setattr(reduction, "SCORED_BYTES", 1)
+    monkeypatch.setattr(scored, "SCORED_BYTES", 1)
     work = Work(replace(config, store=str(tmp_path)), {"caption_trak": fp})
     items, score = list(scorings("caption_trak", records, plan)), Score(work)
     assert len(items) == 6

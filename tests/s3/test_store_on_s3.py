@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import boto3
 import pytest
 
-from concept_trak.store import place, records
+from concept_trak.store import objects as behind
+from concept_trak.store import records
 from concept_trak.store.codec import blocks
 from concept_trak.store.commit import Store
 from tests.s3.proxy import Proxy
@@ -38,7 +39,7 @@ def test_racing_creates_have_one_winner(server: Server, address: str):
 
 
 def test_a_refused_create_is_decided_by_reading_back(address: str):
-    objects, store = place.Objects("s3", address.removeprefix("s3://")), Store(address)
+    objects, store = behind.Objects("s3", address.removeprefix("s3://")), Store(address)
     assert store.create("name", b"first")
     # Ceph's refusal reaches us as EINVAL and not as FileExistsError: it leaves out which condition failed.
     with pytest.raises(OSError, match="could not create"):
@@ -61,7 +62,7 @@ def test_large_objects_are_one_put_and_ranged_reads(proxy: Proxy, address: str):
     before = proxy.seen["GET"]
     assert store.read("large") == data
     assert proxy.seen["GET"] - before == 3, "40 MB in ranges of 16 MiB"
-    edge = place.RANGE_BYTES
+    edge = behind.RANGE_BYTES
     assert store.read("large", edge - 3, edge + 5) == data[edge - 3 : edge + 5]
     assert store.read("large", len(data) - 7) == data[-7:]
     assert store.size("large") == len(data)

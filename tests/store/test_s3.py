@@ -12,7 +12,8 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from concept_trak.store import place, records
+from concept_trak.store import objects as behind
+from concept_trak.store import records
 from concept_trak.store.codec import blocks, read_footer
 from concept_trak.store.commit import Store
 from tests.store.parts import a_part
@@ -79,7 +80,7 @@ def test_the_first_create_stands_and_listings_are_fresh(store: Store):
 
 
 def test_large_objects_are_one_put_and_parallel_ranges(store: Store):
-    data = bytes(range(256)) * (2 * place.RANGE_BYTES // 256 + 3)
+    data = bytes(range(256)) * (2 * behind.RANGE_BYTES // 256 + 3)
     assert store.create("large", data)
     assert not store.create("large", data[:-1])
     assert store.read("large") == data
