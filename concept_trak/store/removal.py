@@ -22,7 +22,7 @@ def remove(store: Store, waste: Sequence[Waste], newly_needed: Callable[[], Need
 
     Audit by audit, the manifest first, so that what is left is never taken for a finished one, and plan and settings
     last, so that it can still be resumed; then records, then parts and Grams, at the end feature sets. `newly_needed`
-    is asked before every batch what audits that began meanwhile need; that stays.
+    is asked before every batch of these what audits that began meanwhile need; that stays.
 
     A mark stands in an audit from before its manifest goes until all of it is gone. If this is killed, the next finds
     the mark and goes on; if the audit is begun again, its mark is gone, and what is left of it stays.
@@ -36,15 +36,16 @@ def remove(store: Store, waste: Sequence[Waste], newly_needed: Callable[[], Need
             if unmarked.pop(_mark(files[0].name) if files[0].kind == AUDIT else "", None):
                 store.create(_mark(files[0].name), b"{}")
             for start in range(0, len(files), BATCH):
-                batch = _still_waste(store, files[start : start + BATCH], newly_needed())
+                batch = _still_waste(store, files[start : start + BATCH], newly_needed)
                 list(hands.map(lambda w: store.delete(w.name), batch))
                 yield from (w for w in batch if w.name in asked)
 
 
-def _still_waste(store: Store, batch: list[Waste], needed: Needs) -> list[Waste]:
+def _still_waste(store: Store, batch: list[Waste], newly_needed: Callable[[], Needs]) -> list[Waste]:
     """Without what came to be wanted since it was listed. All are of one audit, or of none."""
     if batch[0].kind == AUDIT:
         return batch if store.size(_mark(batch[0].name)) is not None else []
+    needed = newly_needed()
     return [w for w in batch if not needed.keep(w.name)]
 
 
