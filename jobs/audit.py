@@ -14,7 +14,7 @@ from concept_trak.config import AuditConfig
 from concept_trak.demand import readable
 from concept_trak.results import measured
 from concept_trak.store.manifest import manifest
-from jobs.configure import CONF, main
+from jobs.configure import CONF, LEFT_AT_HOME, main
 from jobs.failure import ended
 from jobs.meter import METRICS, Meter
 from jobs.outcome import conclude, tell
@@ -66,7 +66,7 @@ def executor(config: AuditConfig) -> Executor:
     root = str(CONF.parent)
     if c.kind == "local":
         return OnRay(None, c.workers, {"PYTHONPATH": root}, budgets=budgets)
-    return OnRay(c.address, c.workers, working_dir=root, budgets=budgets)
+    return OnRay(c.address, c.workers, working_dir=root, excludes=LEFT_AT_HOME, budgets=budgets)
 
 
 def meter(config: AuditConfig, audit: str) -> Meter:

@@ -23,6 +23,8 @@ from pydantic import TypeAdapter, ValidationError
 from concept_trak.method import METHODS, describe
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+LEFT_AT_HOME = ("/outputs", "/results", "/assets/benchmark", ".git", ".venv")
+"""What of a checkout is never shipped to a cluster: every job would carry it through the head to every node."""
 T = TypeVar("T")
 
 

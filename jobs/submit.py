@@ -17,11 +17,9 @@ from typing import Literal
 from concept_trak.config import AuditConfig
 from concept_trak.store.commit import Store
 from concept_trak.store.manifest import Audit
-from jobs.configure import CONF, absolute, configure, main
+from jobs.configure import CONF, LEFT_AT_HOME, absolute, configure, main
 from jobs.failure import Stopped, ended
 from jobs.tick import named
-
-EXCLUDED = ("/outputs", "/results", ".git", ".venv")
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def _start(config: SubmitConfig, arguments: Sequence[str]) -> int:
     entry = shlex.join([config.python, "-m", "jobs.audit", *said, f"audit={audit}", *chosen])
     jobs = submission.client(config.address)
     variables = {name: os.environ[name] for name in config.env}
-    name = submission.submit(jobs, audit, entry, str(CONF.parent), variables, EXCLUDED)
+    name = submission.submit(jobs, audit, entry, str(CONF.parent), variables, LEFT_AT_HOME)
     print(f"submitted  {name} to {config.address}", flush=True)
     return _follow(config, audit, name) if config.follow else 0
 

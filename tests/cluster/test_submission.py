@@ -3,9 +3,11 @@
 import subprocess
 import sys
 import time
+from zipfile import ZipFile
 
 import pytest
 
+from jobs.configure import CONF, LEFT_AT_HOME
 from tests.cluster.head import ROOT, TOKEN, environment, python, standing
 from tests.cluster.wire import Wire
 
@@ -41,6 +43,18 @@ def head(tmp_path_factory):
 
 def verb(head: str, *said: str, **more: str) -> "subprocess.CompletedProcess[str]":
     return python("-m", "jobs.submit", f"address={head}", *said, **({"RAY_AUTH_TOKEN": TOKEN} | more))
+
+
+def test_what_a_run_needs_is_shipped_and_little_else(tmp_path):
+    """By the code with which Ray packs a working directory."""
+    from ray._private.runtime_env.packaging import create_package
+
+    create_package(str(CONF.parent), tmp_path / "package.zip", True, excludes=list(LEFT_AT_HOME))
+    with ZipFile(tmp_path / "package.zip") as package:
+        names, size = package.namelist(), sum(one.file_size for one in package.infolist())
+    assert {"jobs/audit.py", "conf/weekly.yaml", "assets/demo/model_index.json"} <= set(names)
+    assert not [name for name in names if name.startswith(("assets/benchmark", ".git/", ".venv", "results"))]
+    assert size < 10e6, f"{size / 1e6:.0f} MB go to every node with every job"
 
 
 def test_exit_codes_logs_and_attempts_come_back(head, tmp_path):
