@@ -37,10 +37,10 @@ def _entry(audit: Audit, files: Iterable[str]) -> Entry | None:
         first = done["settings"]["fingerprints"][methods[0]]
         samples = sum(part["rows"] for part in done["parts"] if f"/{first}/" in part["name"])
         concepts = tuple(concept["name"] for concept in settings["concepts"])
+        compared = sorted(f.removeprefix("diff-").removesuffix(".html") for f in files if _is_page(f))
+        return Entry(audit.id, done["finished"], samples, concepts, methods, tuple(compared))
     except (FileNotFoundError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return None  # `jobs.verify` says what is wrong with it
-    compared = sorted(f.removeprefix("diff-").removesuffix(".html") for f in files if _is_page(f))
-    return Entry(audit.id, done["finished"], samples, concepts, methods, tuple(compared))
 
 
 def _is_page(file: str) -> bool:

@@ -127,9 +127,13 @@ def test_the_list_has_only_what_can_be_opened(visited: Visited, tmp_path):
     (store / "audits/first/manifest.json").unlink()
     (store / "audits/broken").mkdir()
     (store / "audits/broken/manifest.json").write_text("{")
+    altered = shutil.copytree(store / "audits/second", store / "audits/altered") / "manifest.json"
+    altered.write_text(re.sub('"finished": ?"[^"]*"', '"finished": "yesterday"', altered.read_text()))
+    assert "yesterday" in altered.read_text()
     write_index(Store(str(store)))
     rows = document(store / "audits/index.html").all("tbody")[0].all("tr")
     assert [row.all("a")[0].text for row in rows] == ["second"]
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d \d\d:\d\d UTC", rows[0].all("time")[0].text)
     shutil.rmtree(store / "audits")
     write_index(Store(str(store)))
     assert "No audit is finished." in document(store / "audits/index.html").text
