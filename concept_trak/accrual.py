@@ -72,7 +72,7 @@ class Inquest:
         """Named by everything that decides the measurement."""
         c, m = item.concept, self.config.model
         seen = {"identity": self.identity, "parameters": m.parameters, "precision": m.precision, "numerics": NUMERICS}
-        without = c.without if item.objective == "erase" else ""  # nothing else looks at it
+        without = c.without if item.objective in ("erase", "contrast") else ""
         asked = {"prompt": c.text, "without": without, "scope": c.scope, "image": item.image.hex(), "seed": item.seed}
         unit = self.unit and item.objective != "reach"
         how = {"objective": item.objective, "probe": asdict(self.probe), "unit": unit, "negative": m.negative}
@@ -119,7 +119,7 @@ class Opened:
         return self._last[2]
 
     def _worth(self, case: Case, against: str) -> Worth:
-        sign = {"erase": 1, "amplify": -1}[self.inquest.objective]  # erase lowers its J, amplify raises its
+        sign = -1 if self.inquest.objective == "amplify" else 1  # its J is to rise, that of the others to fall
         target = {name: sign * g for name, g in mean(self.read(case.units)).gradient.items()}
         theta = {name: p.detach().cpu() for name, p in self.denoiser.parameters.items()}
         references = [] if against == "none" else [mean(self.read(units)) for units in case.references]
@@ -175,7 +175,7 @@ class Edit(Opened):
     def __call__(self, case: Case, choice: Choice, factor: float, out: str, gate: Gate) -> int:
         """How many parameters were changed; refused by `gate.require` where alphas predict nothing."""
         q, concept, model = self.inquest, case.concept, self.inquest.config.model.path
-        shows = shown(self.denoiser, model, concept, gate.samples) if q.objective == "erase" else None
+        shows = shown(self.denoiser, model, concept, gate.samples) if q.objective != "amplify" else None
         require(concept, gate, shows)
         masks = self.choose(case, choice)
         record: dict[str, Any] = {"model": q.identity, "objective": q.objective, "concept": asdict(concept)}

@@ -1,8 +1,8 @@
 """How far alphas predict: J after random ablations, against what first order says of them.
 
-    predicted   - sum of alpha_i over the ablated i                     = dJ to first order, the reference held
-    frozen      J(theta ablated) - J(theta), eps_c- held at the whole model's: what alpha is the derivative of
-    recomputed  the same with eps_c- of the ablated model: what an edited model really has
+    predicted   - sum of alpha_i over the ablated i                     = dJ to first order
+    frozen      J(theta ablated) - J(theta), eps_c- held at the whole model's: erase's alpha is its derivative
+    recomputed  the same with eps_c- of the ablated model: what an edited model has; contrast's alpha is its derivative
 
 All at the states of the whole model's own trajectories. The paper reports a Pearson of .506 over 1,000 random ablations
 (Nguyen et al. 2024, figure 2); which reference it means is not said.
@@ -26,7 +26,7 @@ from concept_trak.noise import key
 from concept_trak.stages import Attempt
 from concept_trak.state import State, required
 
-CALIBRATION = {"concept": "string", "fraction": "float64", "number": "int32", "ablated": "int64",
+CALIBRATION = {"concept": "string", "objective": "string", "fraction": "float64", "number": "int32", "ablated": "int64",
                "predicted": "float64", "frozen": "float64", "recomputed": "float64"}  # fmt: skip
 
 
@@ -68,7 +68,12 @@ class Calibrate(Opened):
             with self.ablated(masks, 0.0):
                 frozen, recomputed, _ = self.objective(stands, held)
             predicted = -sum(alphas[n][mask.cpu()].double().sum().item() for n, mask in masks.items())
-            said = {"concept": item.case.concept.name, "fraction": item.fraction, "number": number}
+            said = {
+                "concept": item.case.concept.name,
+                "objective": self.inquest.objective,
+                "fraction": item.fraction,
+                "number": number,
+            }
             count = sum(int(mask.sum()) for mask in masks.values())
             moved = {"predicted": predicted, "frozen": frozen - before, "recomputed": recomputed - before}
             rows.append({**said, "ablated": count, **moved})

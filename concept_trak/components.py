@@ -4,9 +4,11 @@ J(theta with theta_i = 0) ~ J(theta) - alpha_i (CAD, Nguyen et al. 2024, eq. 4),
 the alpha of a row or a tensor is the sum of its scalars'. At a state, with D elements of x_t,
 
     erase      J = |eps_c - sg eps_c-|^2 / D     at states of sampling: how far the concept moves the prediction
+    contrast   J = |eps_c - eps_c-|^2 / D        the same, and the gradient goes through both predictions
     amplify    J = -|eps_theta - eps|^2 / D      at noised images of the concept
 
-The erase gradient is -1/w times that of `concept_reward` (direction.py). What is to stay is asked by how far it would
+The erase gradient is -1/w times that of `concept_reward` (direction.py), and CAD's. But what an edit does to J it does
+with both predictions moving, which contrast is the derivative of. What is to stay is asked by how far it would
 move, with z ~ N(0, 1) in every element:
 
     reach      F_i = E_z (d<z, eps_theta>/dtheta_i)^2 / D = |d eps_theta/dtheta_i|^2 / D
@@ -30,7 +32,7 @@ from concept_trak.probe import Probe
 from concept_trak.state import State, required
 from concept_trak.trajectory import TRAJECTORIES, States, generate
 
-OBJECTIVES = ("erase", "amplify")
+OBJECTIVES = ("erase", "contrast", "amplify")
 MEASURED = (*OBJECTIVES, "reach")
 
 
@@ -74,9 +76,8 @@ def states_of(
 def evaluations(objective: str, probe: Probe, given: bool = False) -> int:
     """Network evaluations of one trajectory, a backward counting two; amplify also draws an image that is not given."""
     if objective != "amplify":
-        return replace(
-            probe, trajectory="sampling", direction={"erase": "concept_reward"}.get(objective, "")
-        ).evaluations
+        sampled = replace(probe, trajectory="sampling", direction="" if objective == "reach" else "concept_reward")
+        return sampled.evaluations + (2 * len(sampled.states) if objective == "contrast" else 0)
     return replace(probe, trajectory="forward_noise", direction="").evaluations + (0 if given else UNGUIDED.points)
 
 
@@ -89,7 +90,7 @@ def objective_at(denoiser: Denoiser, objective: str, state: State, seed: int = 0
         (sample,) = state.batch.ids
         z = normal(denoiser.shape, seed, sample, "reach", state.t).to(seen.eps)
         return (seen.eps[0] * z).sum() / z.numel() ** 0.5, seen
-    with torch.no_grad():
+    with torch.set_grad_enabled(objective == "contrast"):
         base = denoiser(state.x_t, state.t, required(state.batch.without, "without", objective)).eps
     return (seen.eps - base).square().mean(), seen
 

@@ -64,7 +64,7 @@ def measure(config: ComponentsConfig, inquest: Inquest, units: Mapping[str, Unit
 
 def told(found: Concluded, objective: str) -> str:
     """One concept in a line."""
-    moved = f", moves the prediction by {found.expressed:.3f} of its size" if objective == "erase" else ""
+    moved = f", moves the prediction by {found.expressed:.3f} of its size" if objective != "amplify" else ""
     strongest = ", ".join(f"{name} {a:+.2e}" for name, a in found.tensors)
     return f"{found.concept:<10} J {found.j:.3e}{moved}; strongest: {strongest}"
 

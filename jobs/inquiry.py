@@ -61,7 +61,8 @@ class ComponentsConfig:
     references: tuple[Concept, ...] = ()
     """What an edit is to leave as it is (edit.choice.against); those with a concept's own name are none of its."""
     objective: str = "erase"
-    """erase: what the concept's prediction differs by; amplify: how well images of the concept are denoised."""
+    """erase: what the concept's prediction differs by, that without it held (CAD's); contrast: the same, with both
+    moving, as both do in an edited model; amplify: how well images of the concept are denoised."""
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     """Each is one trajectory of every concept."""
     probe: Probe = field(default_factory=lambda: Probe("sampling", "concept_reward"))
@@ -98,9 +99,10 @@ class ComponentsConfig:
             )
         if not self.arms or not set(self.arms) <= set(ARMS):
             raise ValueError(f"arms={list(self.arms)}; expected some of: {', '.join(ARMS)}")
-        if self.calibration.ablations and (self.unit or self.objective != "erase"):
+        if self.calibration.ablations and (self.unit or self.objective == "amplify"):
             raise ValueError(
-                "calibration predicts J of erase itself; set unit=false and objective=erase, or calibration.ablations=0"
+                "calibration predicts J itself; set unit=false and objective=erase or contrast, or "
+                "calibration.ablations=0"
             )
         require_pairs(self.concepts)
         if self.edit.out and (asked := len({concept.name for concept in self.concepts})) != 1:

@@ -47,8 +47,8 @@ def found_of(toy: Toy, objective: str = "erase", seed: int = 0, unit: bool = Fal
 
 
 def written_out(toy: Toy, objective: str, at: list[State], bases: Sequence[torch.Tensor | None]) -> float:
-    """The mean of J over the states, its targets held as they were."""
-    sign = 1 if objective == "erase" else -1
+    """The mean of J over the states, with the targets given."""
+    sign = -1 if objective == "amplify" else 1
     pairs = zip(at, bases, strict=True)
     total = [
         sign * (toy(s.x_t, s.t, s.batch.cond).eps - required(base, "noise", objective)).square().mean().item()
@@ -57,19 +57,23 @@ def written_out(toy: Toy, objective: str, at: list[State], bases: Sequence[torch
     return sum(total) / len(total)
 
 
-@pytest.mark.parametrize("objective", ["erase", "amplify"])
+@pytest.mark.parametrize("objective", ["erase", "contrast", "amplify"])
 @torch.no_grad()
 def test_alpha_is_what_finite_differences_say(toy, objective):
     """theta_i dJ/dtheta_i = dJ/dh at theta_i (1 + h), for the largest scalar of every tensor."""
     at = states(toy, objective)
-    targets = [toy(s.x_t, s.t, s.batch.without).eps if objective == "erase" else s.noise for s in at]
+
+    def targets() -> list[torch.Tensor | None]:
+        return [s.noise if objective == "amplify" else toy(s.x_t, s.t, s.batch.without).eps for s in at]
+
+    held = targets()
     alphas = alpha(toy, measure(toy, objective, given(at)))
     for name, p in toy.parameters.items():
         i, h = int(alphas[name].abs().argmax()), 1e-5
         kept, ends = p.flatten()[i].item(), []
         for sign in (1, -1):
             p.view(-1)[i] = kept * (1 + sign * h)
-            ends.append(written_out(toy, objective, at, targets))
+            ends.append(written_out(toy, objective, at, targets() if objective == "contrast" else held))
         p.view(-1)[i] = kept
         slope = (ends[0] - ends[1]) / (2 * h)
         assert alphas[name].flatten()[i].item() == pytest.approx(slope, rel=1e-5, abs=1e-12), name
@@ -149,7 +153,7 @@ def test_a_measurement_comes_back_as_it_was(toy):
 
 
 def test_what_is_asked_wrongly_is_refused(toy):
-    with pytest.raises(ValueError, match="expected one of: erase, amplify"):
+    with pytest.raises(ValueError, match="expected one of: erase, contrast, amplify"):
         states_of(toy, "earse", SHORT, CONCEPT, 0)
     with pytest.raises(ValueError, match="leave out scope=local"):
         states_of(toy, "erase", SHORT, replace(CONCEPT, scope="local", image="a.png"), 0)

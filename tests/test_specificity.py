@@ -55,13 +55,14 @@ def test_a_trajectory_that_is_told_what_was_seen_is_the_same(toy):
         torch.testing.assert_close(g, again.gradient[name], rtol=1e-10, atol=1e-18)
 
 
-@pytest.mark.parametrize("objective", ["erase", "amplify", "reach"])
+@pytest.mark.parametrize("objective", ["erase", "contrast", "amplify", "reach"])
 def test_a_trajectory_costs_what_is_said_of_it(toy, monkeypatch, objective):
     """A forward is one evaluation, a backward two: what was seen at a state is not made again for the path."""
     asked, call = [], Toy.__call__
     monkeypatch.setattr(Toy, "__call__", lambda *args: asked.append(args) or call(*args))
     found = measure(toy, objective, states_of(toy, objective, SHORT, CONCEPT, 0))
-    assert len(asked) + 2 * len(found.strength) == evaluations(objective, SHORT)
+    backward = 4 if objective == "contrast" else 2
+    assert len(asked) + backward * len(found.strength) == evaluations(objective, SHORT)
 
 
 G = {"a": torch.tensor([[3.0, 1], [2, 0]]), "b": torch.tensor([5.0])}

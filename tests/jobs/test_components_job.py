@@ -169,7 +169,7 @@ def test_doses_are_looked_at_and_leave_nothing_behind(world, tmp_path):
     ("more", "said"),
     [
         (["edit.out=/tmp/never", "edit.choice.against=reach"], "references are empty; name what is to stay"),
-        (["objective=earse"], "expected one of: erase, amplify"),
+        (["objective=earse"], "expected one of: erase, contrast, amplify"),
         (["seeds=[1,1]"], "none twice"),
         (["edit.factor=1"], "less than 1"),
         (["arms=[alpa]"], "expected some of: alpha, random, size"),
