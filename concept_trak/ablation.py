@@ -2,7 +2,8 @@
 
     theta_i <- factor theta_i  for every chosen i        factor = 0 zeroes (CAD), in between suppresses softly
 
-Chosen are those whose removal is predicted to move J the wanted way: erase takes positive alphas, amplify negative.
+Chosen are those whose removal is predicted to move J the wanted way: for less of a concept positive alphas, for more of
+it negative.
 """
 
 import json
@@ -39,14 +40,20 @@ class Choice:
     """What is chosen as a whole: scalar, row (a neuron or channel), head or tensor, each by the sum of its scalars."""
     against: str = "none"
     """How references count, a row of `specificity.py`: none, margin, surgery, surgery_by_tensor or reach."""
+    towards: str = ""
+    """`less` of the concept, or `more`: what holds it goes, or what hinders it. Empty: less, but more for amplify."""
     floor: float = 1.0
     """reach: added to every price, in units of the mean price, so that nothing is divided by 0."""
+
+    def wants_more(self, objective: str) -> bool:
+        return self.towards == "more" or (not self.towards and objective == "amplify")
 
     def __post_init__(self) -> None:
         for key, value, known in (
             ("by", self.by, ("global", "per_tensor", "per_row")),
             ("granularity", self.granularity, GRANULARITIES),
             ("against", self.against, AGAINST),
+            ("towards", self.towards, ("", "less", "more")),
         ):
             if value not in known:
                 raise ValueError(f"edit.choice.{key}={value!r}; expected one of: {', '.join(known)}")

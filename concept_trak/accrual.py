@@ -89,7 +89,7 @@ class Opened:
         torch.set_num_threads(max(1, int(inquest.config.cluster.cpus)))
         self.inquest, self.store = inquest, Store(inquest.config.store)
         self.denoiser = open_model(inquest.config)
-        self._last: tuple[Case, str, Worth] | None = None
+        self._last: tuple[tuple[Case, str, bool], Worth] | None = None
         if self.denoiser.identity() != inquest.identity:
             raise ValueError(
                 f"this worker sees other model files at {inquest.config.model.path!r} than the driver; put the same "
@@ -114,12 +114,13 @@ class Opened:
 
     def worth(self, case: Case, choice: Choice) -> Worth:
         """Of every parameter: highest is what is to go. The last is kept: doses of a concept come one after another."""
-        if self._last is None or self._last[:2] != (case, choice.against):
-            self._last = case, choice.against, self._worth(case, choice.against)
-        return self._last[2]
+        asked = case, choice.against, choice.wants_more(self.inquest.objective)
+        if self._last is None or self._last[0] != asked:
+            self._last = asked, self._worth(*asked)
+        return self._last[1]
 
-    def _worth(self, case: Case, against: str) -> Worth:
-        sign = -1 if self.inquest.objective == "amplify" else 1  # its J is to rise, that of the others to fall
+    def _worth(self, case: Case, against: str, more: bool) -> Worth:
+        sign = -1 if more else 1
         target = {name: sign * g for name, g in mean(self.read(case.units)).gradient.items()}
         theta = {name: p.detach().cpu() for name, p in self.denoiser.parameters.items()}
         references = [] if against == "none" else [mean(self.read(units)) for units in case.references]
@@ -175,7 +176,7 @@ class Edit(Opened):
     def __call__(self, case: Case, choice: Choice, factor: float, out: str, gate: Gate) -> int:
         """How many parameters were changed; refused by `gate.require` where alphas predict nothing."""
         q, concept, model = self.inquest, case.concept, self.inquest.config.model.path
-        shows = shown(self.denoiser, model, concept, gate.samples) if q.objective != "amplify" else None
+        shows = shown(self.denoiser, model, concept, gate.samples) if not choice.wants_more(q.objective) else None
         require(concept, gate, shows)
         masks = self.choose(case, choice)
         record: dict[str, Any] = {"model": q.identity, "objective": q.objective, "concept": asdict(concept)}

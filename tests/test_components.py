@@ -191,6 +191,7 @@ def test_global_takes_the_first_of_all_candidates():
         ({"by": "per_row", "granularity": "row"}, "chooses single parameters"),
         ({"against": "all"}, "none, margin, surg"),
         ({"floor": 0.0}, "floor above 0"),
+        ({"towards": "mor"}, "one of: , less, more"),
         ({"granularity": "heads"}, "scalar, row, head, tensor"),
         ({"by": "row"}, "one of: global, per_tensor, per_row"),
         ({"ratio": 0.0}, "above 0"),

@@ -129,6 +129,18 @@ def test_amplify_takes_the_parameters_that_hinder(world, tmp_path):
     assert record["objective"] == "amplify"
 
 
+def test_more_and_less_of_a_concept_are_disjoint(world, plain, tmp_path):
+    """What hinders is not what holds: the other sign of one measurement; no gate asks that a weak one shows."""
+    file, changed = "unet/diffusion_pytorch_model.safetensors", dict[str, list]()
+    before = load_file(world.root / "pixels" / file)
+    for towards in ("less", "more"):
+        out = tmp_path / towards
+        assert run(world, plain, f"edit.out={out}", "edit.choice.ratio=0.2", f"edit.choice.towards={towards}") == 0
+        changed[towards] = [x != before[name] for name, x in sorted(load_file(out / file).items())]
+    assert any(bool(mask.any()) for mask in changed["more"])
+    assert not any(bool((a & b).any()) for a, b in zip(changed["less"], changed["more"], strict=True))
+
+
 def test_a_model_that_does_not_draw_the_concept_is_not_edited(world, tmp_path):
     """Untrained, its prediction moves with the prompt all the same; the judge sees that it draws nothing."""
     model = tmp_path / "model"
