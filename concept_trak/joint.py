@@ -6,7 +6,7 @@ Exact, with the whole curvature in z, wherever a column of phi belongs to one pa
 whose columns are coordinates. The other projectors mix layers in a column and cannot be split.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +44,7 @@ def layers(projector: Projector, sizes: Mapping[str, int]) -> Layers:
             f"projector={projector.kind} mixes all layers in each of its columns, so that a score cannot be split over "
             f"them; make the audit with one of: {', '.join(f'projector={kind}' for kind in SPLIT)}"
         )
-    names = tuple(dict.fromkeys(layer_of(name) for name in sizes))
+    names = names_of(sizes)
     number = {name: names.index(layer_of(name)) for name in sizes}
     if projector.kind == "identity":
         return Layers(names, torch.cat([torch.full((size,), number[name]) for name, size in sizes.items()]))
@@ -54,6 +54,18 @@ def layers(projector: Projector, sizes: Mapping[str, int]) -> Layers:
     return Layers(names, column)
 
 
+def names_of(sizes: Iterable[str]) -> tuple[str, ...]:
+    """The layers of parameters, by name, in the model's order."""
+    return tuple(dict.fromkeys(map(layer_of, sizes)))
+
+
 def layer_of(name: str) -> str:
     """The module that a parameter belongs to: `mid_block.resnets.0.conv1` of its weight and of its bias."""
     return name.rpartition(".")[0] or name
+
+
+def block_of(layer: str) -> str:
+    """The part of the network that a layer or parameter lies in: `up_blocks.1`, `mid_block`, `conv_in`."""
+    first, _, rest = layer.partition(".")
+    second = rest.partition(".")[0]
+    return f"{first}.{second}" if second.isdigit() else first

@@ -1,17 +1,24 @@
-"""The joint table of a finished audit: s_ij of the samples at either end, read off the features that stand there."""
+"""The joint table: s_ij of the samples at either end of a ranking, read off the features that stand in the store.
 
-from collections.abc import Iterator
+An audit whose projector keeps layers apart splits them shard by shard on its workers, and `python -m jobs.joint` those
+of one that is finished.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from concept_trak.joint import Layers
+from concept_trak.joint import Layers, layers
 from concept_trak.layout import query_file
 from concept_trak.novelty import shard_of
 from concept_trak.precedent import finished
+from concept_trak.stages import Attempt, Work
 from concept_trak.store.codec import blocks
+from concept_trak.store.commit import Store
 from concept_trak.store.manifest import Audit, read_plan, read_table, write_table
 from concept_trak.store.records import part_name
 from concept_trak.store.tables import from_rows
@@ -20,25 +27,71 @@ JOINT = {"concept": "string", "method": "string", "form": "string", "end": "stri
          "sample_id": "string", "layer": "string", "score": "float64"}  # fmt: skip
 FILE = "joint.parquet"
 SOLVED = {"damped": "solved", "plain": "phi"}
+Asked = tuple[str, str, str]
+"""(concept, form, sample): whose score is split."""
+Parts = dict[tuple[str, str, str, str], tuple[float, ...]]
+"""s_ij over the layers j, by (method, concept, form, sample)."""
 
 
-def rows(audit: Audit, found: Layers) -> Iterator[dict[str, Any]]:
-    """One per sample of `top.parquet` and layer; a sample's sum to its score.
+@dataclass(frozen=True)
+class Parting:
+    """Scores of one shard that are split; `sizes` are the model's parameters, by name and number of scalars."""
+
+    method: str
+    shard: str
+    wanted: tuple[Asked, ...]
+    sizes: tuple[tuple[str, int], ...]
+
+
+class Split:
+    """The s_ij of a parting, in the order of what is wanted."""
+
+    def __init__(self, work: Work) -> None:
+        torch.set_num_threads(max(1, int(work.config.cluster.cpus)))
+        self.work, self.audit = work, Audit(Store(work.config.store), work.config.audit)
+        self._layers: Layers | None = None
+
+    def __call__(self, item: Parting, attempt: Attempt) -> list[tuple[float, ...]]:
+        if self._layers is None:
+            self._layers = layers(self.work.config.projector, dict(item.sizes))
+        known = features(self.audit, self.work.fingerprints[item.method], item.shard)
+        return [parts(self.audit, self._layers, known, item.method, asked) for asked in item.wanted]
+
+
+def parts(
+    audit: Audit, found: Layers, known: Mapping[str, tuple[float, Tensor]], method: str, asked: Asked
+) -> tuple[float, ...]:
+    """One sample's score over the layers, of the features of its shard."""
+    concept, form, sample = asked
+    weight, phi = known[sample]
+    (row,) = found.split(phi[None], torch.tensor([weight]), vector(audit, method, concept, form)).tolist()
+    return tuple(row)
+
+
+def split(audit: Audit, found: Layers) -> Parts:
+    """Of every sample in `top.parquet` of a finished audit.
 
     Raises:
         ValueError: the audit is missing or unfinished.
     """
     prints, plan = finished(audit)["settings"]["fingerprints"], read_plan(audit)
     kept: dict[tuple[str, str], dict[str, tuple[float, Tensor]]] = {}
+    made = Parts()
     for row in read_table(audit, "top.parquet").to_pylist():
         place = prints[row["method"]], shard_of(row, plan)
         if place not in kept:
             kept[place] = features(audit, *place)
-        weight, phi = kept[place][row["sample_id"]]
-        z = vector(audit, row["method"], row["concept"], row["form"])
-        (parts,) = found.split(phi[None], torch.tensor([weight]), z).tolist()
+        asked = row["concept"], row["form"], row["sample_id"]
+        made[row["method"], *asked] = parts(audit, found, kept[place], row["method"], asked)
+    return made
+
+
+def rows(top: Iterable[Mapping[str, Any]], names: Sequence[str], made: Parts) -> Iterator[dict[str, Any]]:
+    """One per row of `top.parquet` and layer; a sample's sum to its score."""
+    for row in top:
         said = {key: row[key] for key in ("concept", "method", "form", "end", "rank", "sample_id")}
-        yield from ({**said, "layer": layer, "score": s} for layer, s in zip(found.names, parts, strict=True))
+        own = made[row["method"], row["concept"], row["form"], row["sample_id"]]
+        yield from ({**said, "layer": layer, "score": s} for layer, s in zip(names, own, strict=True))
 
 
 def features(audit: Audit, fp: str, shard: str) -> dict[str, tuple[float, Tensor]]:
@@ -57,7 +110,7 @@ def vector(audit: Audit, method: str, concept: str, form: str) -> Tensor:
 
 
 def write(audit: Audit, made: list[dict[str, Any]]) -> str:
-    """Put the table into the audit's folder, with which it is removed; the manifest does not list it.
+    """Put the table into the audit's folder, with which it is removed; its name.
 
     Raises:
         ValueError: other numbers stand there.

@@ -23,6 +23,7 @@ from jobs.preflight import preflight
 from jobs.prepare import Prepared, prepare
 from jobs.progress import Progress
 from jobs.run import Run
+from jobs.shares import shares
 
 
 def audit(config: AuditConfig) -> int:
@@ -52,7 +53,8 @@ def _stages(run: Run) -> None:
     tally = run.score(records)
     p, aggregated = run.prepared, run.aggregate(records)
     measures = measured(p.audit, p.config, p.plan)
-    conclude(run, Found(records, answers, solved, tally, run.look(tally), measures, aggregated))
+    through, seen = shares(run, tally), run.look(tally)
+    conclude(run, Found(records, answers, solved, tally, seen, measures, aggregated, through))
 
 
 def executor(config: AuditConfig) -> Executor:

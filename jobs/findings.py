@@ -9,7 +9,8 @@ from concept_trak.contact import sheet_file, strips
 from concept_trak.data.two_factors import caption
 from concept_trak.dose import ARMS
 from concept_trak.gate import known_to
-from concept_trak.report.inquiry import Arm, Holder, Inquiry, Layer, Look, Row, Trial, block_of, render_inquiry
+from concept_trak.joint import block_of
+from concept_trak.report.inquiry import Arm, Holder, Inquiry, Layer, Look, Row, Trial, render_inquiry
 from concept_trak.store.commit import Store
 from concept_trak.store.tables import read_parquet
 from jobs.inquiry import ComponentsConfig
@@ -25,7 +26,8 @@ def publish(config: ComponentsConfig, inquest: Inquest, found: Sequence[tuple[Ca
     trials = _table(store, f"{base}/components_calibration.parquet") if config.calibration.ablations else []
     holders = tuple(_holder(store, inquest, case, said, _of(doses, said), _of(trials, said)) for case, said in found)
     e, parameters = config.edit, sum(layer.parameters for layer in holders[0].blocks)
-    chosen = f"{e.choice.by}, {e.choice.granularity}, against {e.choice.against}, times {e.factor:g}"
+    c, goal = e.choice, "for more of it" if e.choice.wants_more(config.objective) else "for less of it"
+    chosen = f"{c.by}, {c.granularity}, {goal}, against {c.against}, times {e.factor:g}"
     page = Inquiry(config.name, config.model.path, config.objective, parameters, chosen, holders)
     store.replace(f"{base}/report.html", render_inquiry(page).encode())
     return f"{base}/report.html"

@@ -1,7 +1,8 @@
 """Which layers a score came through: `python -m jobs.joint store=results audit=demo`.
 
 s_i = sum_j s_ij over the layers j, for the samples at either end of every ranking, as `joint.parquet` beside the
-audit's results. The audit's projector must keep layers apart: projector=identity or projector=mask.
+audit's results. The audit's projector must keep layers apart: projector=identity or projector=mask. Such audits write
+the table themselves when they end, and show it on their page; here it is told, and made for those that have none.
 """
 
 from collections import defaultdict
@@ -9,10 +10,10 @@ from dataclasses import dataclass
 
 from concept_trak.config import ClusterConfig
 from concept_trak.joint import layers
-from concept_trak.joint_table import rows, write
+from concept_trak.joint_table import rows, split, write
 from concept_trak.stages import open_model
 from concept_trak.store.commit import Store
-from concept_trak.store.manifest import Audit
+from concept_trak.store.manifest import Audit, read_table
 from jobs.configure import absolute, main
 from jobs.failure import ended
 from jobs.verify import settings
@@ -42,7 +43,9 @@ def _joint(config: JointConfig) -> int:
     audit = Audit(store, config.audit)
     made_with = settings(audit, ClusterConfig(kind="serial"))
     sizes = {name: p.numel() for name, p in open_model(made_with).parameters.items()}
-    made = list(rows(audit, layers(made_with.projector, sizes)))
+    found = layers(made_with.projector, sizes)
+    parts = split(audit, found)
+    made = list(rows(read_table(audit, "top.parquet").to_pylist(), found.names, parts))
     print(f"written    {store.uri.removeprefix('file://')}/{write(audit, made)}")
     total: dict[tuple[str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for row in made:

@@ -7,6 +7,9 @@ from typing import Any
 
 from concept_trak.aggregate import KINDS
 from concept_trak.audit_diff import compare, difference_files, write
+from concept_trak.joint_table import FILE as JOINT_FILE
+from concept_trak.joint_table import rows as joint_rows
+from concept_trak.joint_table import write as write_joint
 from concept_trak.layout import beside_report, gram_file, groups_file, query_file, scores_file, sums_file
 from concept_trak.precedent import earlier
 from concept_trak.report.render import render, render_concept
@@ -28,6 +31,8 @@ def conclude(run: Run, found: Found) -> None:
     counts = {method: solution.count for method, solution in found.solved.items()}
     top = list(top_rows(config, found.tally, found.seen, counts))
     write_table(p.audit, "top.parquet", from_rows(top_kinds(config), top))
+    if found.shares.parts is not None:
+        write_joint(p.audit, list(joint_rows(top, found.shares.names, found.shares.parts)))
     write_table(p.audit, "rejects.parquet", from_rows(REJECT_KINDS, list(reject_rows(p.store, found.records))))
     costs = {method: _cost(run, found, method) for method in config.methods}
     asked = {concept.name: told_of(concept, found.answers, config.methods) for concept in config.concepts}
@@ -82,6 +87,7 @@ def _cost(run: Run, found: Found, method: str) -> dict[str, Any]:
 
 def _files(p: Prepared, found: Found) -> list[str]:
     whole = ["audit.yaml", "plan.parquet", "top.parquet", "rejects.parquet", "metrics.json"]
+    whole += [JOINT_FILE] if found.shares.parts is not None else []
     for method, parts in found.records.items():
         whole += [gram_file(method), *(query_file(method, c.name) for c in p.config.concepts)]
         whole += [scores_file(method, r.shard) for r in parts if p.config.scores == "all"]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,6 +20,7 @@ from concept_trak.scoring import SPAN, Entry
 from concept_trak.store.records import Record
 from jobs.configure import plain_values
 from jobs.run import Run
+from jobs.shares import Shares
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Found:
     seen: dict[str, Seen]
     measures: dict[str, dict[str, dict[str, float]]]
     aggregated: dict[str, Aggregated]
+    shares: Shares = field(default_factory=Shares)
     since: str = ""
     differences: tuple[Difference, ...] = ()
 
@@ -127,12 +129,13 @@ def _ranking(run: Run, found: Found, concept: Concept, method: str, form: str) -
     ends, solved = found.tally.ends[key], found.solved[method]
     spread = solved.spread[config.concepts.index(concept)][FORMS.index(form)]
     top, bottom = (
-        tuple(_thumb(run, found, concept, entry, rank, end, solved.count) for rank, entry in enumerate(entries, 1))
+        tuple(_thumb(run, found, (concept, method, form), entry, rank, end) for rank, entry in enumerate(entries, 1))
         for end, entries in (("top", ends.top[: config.shown]), ("bottom", ends.bottom[: config.shown]))
     )
     histogram = tuple(int(count) for count in found.tally.histogram[key])
     metrics = found.measures.get(concept.name, {}).get(column(method, form), {})
-    return Ranking(method, form, top, bottom, histogram, SPAN * spread, metrics, _groups(found, *key))
+    through = found.shares.through(method, concept.name, form, [thumb.sample_id for thumb in top])
+    return Ranking(method, form, top, bottom, histogram, SPAN * spread, metrics, _groups(found, *key), through)
 
 
 def _groups(found: Found, method: str, name: str) -> dict[str, tuple[Group, ...]]:
@@ -140,11 +143,11 @@ def _groups(found: Found, method: str, name: str) -> dict[str, tuple[Group, ...]
     return {kind: tuple(Group(**asdict(one)) for one in rows) for kind, rows in shown.items() if rows}
 
 
-def _thumb(run: Run, found: Found, concept: Concept, entry: Entry, rank: int, end: str, count: int) -> Thumb:
-    score, sample, _ = entry
+def _thumb(run: Run, found: Found, of: tuple[Concept, str, str], entry: Entry, rank: int, end: str) -> Thumb:
+    (score, sample, _), (concept, method, form) = entry, of
     seen = found.seen[sample]
     relevant = shows(concept, seen.labels) if concept.truth else None
-    share = percentile(rank, end, count)
+    share = percentile(rank, end, found.solved[method].count)
     answer = (sample, seen.caption, score, share, rank, seen.png, seen.labels, relevant)
     return Thumb(
         *answer,
@@ -152,6 +155,7 @@ def _thumb(run: Run, found: Found, concept: Concept, entry: Entry, rank: int, en
         seen.original,
         run.prepared.resolution < PIXELATED_BELOW,
         f"{seen.source}, row {seen.row}",
+        found.shares.strongest(method, concept.name, form, sample),
     )
 
 

@@ -40,6 +40,8 @@ class Prepared:
     questions: tuple[Question, ...]
     demand: Demand
     resolution: int
+    sizes: dict[str, int]
+    """The attributable parameters, by name and number of scalars, in the model's order."""
 
     @property
     def config(self) -> AuditConfig:
@@ -85,7 +87,8 @@ def prepare(config: AuditConfig) -> Prepared:
     require_comparable(audit, config.since, as_json(standing, "config"))
     begin(audit, standing, [_planned(shard) for shard in plan])
     return Prepared(
-        work, store, audit, plan, len(found), settings, questions, demand(config, denoiser), denoiser.resolution
+        *(work, store, audit, plan, len(found), settings, questions, demand(config, denoiser), denoiser.resolution),
+        {name: p.numel() for name, p in denoiser.parameters.items()},
     )
 
 

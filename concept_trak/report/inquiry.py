@@ -153,13 +153,6 @@ def reach(trials: Sequence[Trial], what: str) -> float:
     return max((abs(getattr(t, what)) for t in trials), default=0.0) or 1.0
 
 
-def block_of(layer: str) -> str:
-    """The part of the network that a layer or parameter lies in: `up_blocks.1`, `mid_block`, `conv_in`."""
-    first, _, rest = layer.partition(".")
-    second = rest.partition(".")[0]
-    return f"{first}.{second}" if second.isdigit() else first
-
-
 def _environment():
     made = environment()
     made.filters.update({f.__name__: f for f in (bar, hue, curve, labels, cloud, reach)})

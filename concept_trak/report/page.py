@@ -4,6 +4,15 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
+class Through:
+    """A part of the network, and what of a score came through it. `share`: of that score, negative against its sign."""
+
+    part: str
+    score: float
+    share: float
+
+
+@dataclass(frozen=True)
 class Thumb:
     """One training image of a ranking. `percentile`: share of all samples scored no higher, in percent.
 
@@ -24,6 +33,8 @@ class Thumb:
     original: str = ""
     small: bool = False
     origin: str = ""
+    through: tuple[Through, ...] = ()
+    """The parts of the network in which the score is largest, where the features keep layers apart."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,8 @@ class Ranking:
     span: float
     metrics: dict[str, float] = field(default_factory=dict)
     groups: dict[str, tuple[Group, ...]] = field(default_factory=dict)
+    through: tuple[Through, ...] = ()
+    """Of the scores of `top` together, by every part of the network, where the features keep layers apart."""
 
 
 @dataclass(frozen=True)

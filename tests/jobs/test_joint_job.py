@@ -4,11 +4,16 @@ import duckdb
 import pytest
 
 from jobs.joint import JointConfig, joint
+from tests.report.outline import parse
 from tests.tolerances import SCORE16
 
 
 def test_the_layers_of_a_sample_sum_to_its_score(world, tmp_path, capsys):
     found = world.audit(tmp_path / "store", "projector=mask", model="pixels")
+    assert "joint.parquet" in found.manifest["files"], "the audit did not split its own scores"
+    page = parse((found.folder / "report.html").read_text())
+    said = [e.text for e in page.all("summary") if e.text.startswith("Through which layers")]
+    assert len(said) == 2, "damped and plain"
     assert joint(JointConfig(str(tmp_path / "store"), "first")) == 0
     assert "triangle by caption_trak: of the top's scores, " in capsys.readouterr().out
     key = '(concept, method, form, "end", rank)'

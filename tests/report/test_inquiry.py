@@ -8,6 +8,7 @@ import torch
 
 from concept_trak.contact import sheet, strips
 from concept_trak.data.image import decode, to_tensor
+from concept_trak.joint import block_of
 from concept_trak.report.inquiry import (
     Arm,
     Holder,
@@ -17,7 +18,6 @@ from concept_trak.report.inquiry import (
     Row,
     Trial,
     bar,
-    block_of,
     cloud,
     curve,
     labels,

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 from numpy import float32
 
-from concept_trak.report.page import Change, Group, Moved, Page, Ranking, Thumb
+from concept_trak.report.page import Change, Group, Moved, Page, Ranking, Through, Thumb
 from concept_trak.report.render import LEGIBLE, duration, gain, inline, number, percent, render, render_concept
 from tests.report import pages
 from tests.report.outline import Element, parse
@@ -173,6 +173,20 @@ def test_groups_and_changes_stand_on_the_page_as_text(page: Page) -> None:
         assert [hostile, "1,234", "0.500", "25.0 %", "−3.00"] in rows
         assert [hostile, "–", "1", "new", hostile] in rows
         assert ["x", "2", "–", "removed", ""] in rows
+
+
+def test_where_features_keep_layers_apart_the_page_says_through_which_it_came(page: Page) -> None:
+    first = page.sections[0].rankings[0]
+    parts = (Through("mid_block", 3.0, 1.5), Through(HOSTILE, -1.0, -0.5))
+    top = (replace(first.top[0], through=parts[:1]),)
+    document = parse(render(with_first(page, replace(first, top=top, bottom=(), through=parts))))
+    (summary,) = [e.text for e in document.all("summary") if e.text.startswith("Through")]
+    assert summary == "Through which layers: most through mid_block"
+    rows = [[cell.text for cell in row.all() if cell.tag in ("td", "th")] for row in document.all("tr")]
+    assert ["mid_block", "", "150 %", "3.00"] in rows
+    assert [" ".join(HOSTILE.split()), "", "−50.0 %", "−1.00"] in rows
+    assert any(row[-1] == "mid_block 150 %" for row in rows), "an image is without its own"
+    assert "Through which" not in render(page), "an audit whose projector mixes layers has nothing to say here"
 
 
 def test_every_image_stands_with_its_numbers(page: Page, document: Element) -> None:
