@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 
 from concept_trak.models import small
+from jobs.prepare import prepare
 from tests.jobs.world import World
 from tests.models.families import FAMILIES, seeded
 
@@ -36,6 +37,23 @@ def test_text_to_image(world: World, saved, tmp_path, name, capsys):
     said = capsys.readouterr().out
     assert f"tensors ({'cross_attention' if name == 'sdxl' else 'attention'})" in said
     assert "features 128 B a sample and method, 2.05 kB in all; gradients at most " in said
+
+
+@pytest.mark.parametrize(
+    ("override", "family", "more"),
+    [
+        ("stable_diffusion", "stable_diffusion_v", ()),
+        ("pixart", "pixart", ()),
+        ("class_unet", "unet_2d", ("data.caption_column=shape", "data.captions=class",
+                                   "concepts=[{name: one, labels: '1', without_labels: '0', samples: 1}]")),
+    ],
+)  # fmt: skip
+def test_the_other_families_are_opened_by_their_override_files(world: World, saved, tmp_path, override, family, more):
+    """Their networks are in the conformance suite; this is that a directory and one file are enough."""
+    here = (f"model={override}", f"model.path={saved(family)}", *more)
+    p = prepare(world.config(tmp_path / "store", *here, data="few"))
+    assert p.parameters > 0
+    assert [q.concept.name for q in p.questions] == [p.config.concepts[0].name]
 
 
 def test_classes_by_name_from_a_label_column(world: World, saved, tmp_path):
