@@ -111,6 +111,11 @@ class Concept:
             raise ValueError(f"concept {self.name!r}: minus: {error}") from None
 
     @property
+    def count(self) -> int:
+        """How many samples are asked: one an asking about an image, else `samples`."""
+        return max(1, len(self.askings)) if self.scope == "local" else self.samples
+
+    @property
     def question(self) -> str:
         """What is asked, in one line."""
         if self.kind == "examples":
@@ -154,7 +159,7 @@ def query_batch(
     """
     require_whole(denoiser, concept)
     ways = concept.askings
-    count = max(1, len(ways)) if concept.scope == "local" else concept.samples
+    count = concept.count
     ids = tuple(f"query-{i}" for i in range(count))
     asked = [ways[i % len(ways)] for i in range(count)] if ways else []
     texts = [text for text, _ in asked] or own_texts(denoiser, ids, concept.seed)

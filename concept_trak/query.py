@@ -52,33 +52,44 @@ class Query(WithModel):
     """One concept: its samples, the mean feature of each phrasing, and the mean of these."""
 
     def __call__(self, question: Question, attempt: Attempt) -> Answer:
-        concept, d, size = question.concept, self.denoiser, self.batch_size(attempt)
+        size = self.batch_size(attempt)
+        batch = self.batch(question, size)
+        phi = self.phi(question, batch, size)
+        mean, pictures = tuple(phi.mean(0).tolist()), self.pictures(question, batch)
+        return Answer(question.method, question.concept.name, mean, pictures, agreement(phi))
+
+    def batch(self, question: Question, size: int) -> Batch:
+        """The samples of a question, with all that it is asked by."""
+        concept, d = question.concept, self.denoiser
         pixels = pixels_of([question.image], d) if question.image else None
         target = mean_x_0(d, question.examples, size) if question.examples else None
         judge = None
         if question.classifier:
             judge = open_judge(question.classifier, concept.classifier, concept.shows, d)
-        batch, made = query_batch(d, concept, pixels, target, judge), []
+        return query_batch(d, concept, pixels, target, judge)
+
+    def phi(self, question: Question, batch: Batch, size: int) -> Float[Tensor, "ways k"]:
+        """The mean feature of each phrasing, computed `size` samples at a time.
+
+        Raises:
+            ValueError: a phrasing has no direction at any state.
+        """
+        concept, row, made = question.concept, self.config.methods[question.method], []
         for i in range(0, len(batch.ids), size):
-            method, part = query_side(d, self.config.methods[question.method], concept, batch.rows(slice(i, i + size)))
-            made.append(query_features(d, self.config.projector, method, part, concept.seed))
+            method, part = query_side(self.denoiser, row, concept, batch.rows(slice(i, i + size)))
+            made.append(query_features(self.denoiser, self.config.projector, method, part, concept.seed))
         ways = max(1, len(concept.askings))
         phi = by_turns(torch.cat([one.phi for one in made]), ways)
         states = torch.cat([one.states for one in made])
         for way in range(ways):
             if not (states[way::ways] > 0).any() or not torch.isfinite(phi[way]).all():
                 raise ValueError(f"concept {concept.name!r}: {no_direction(concept, way)}")
-        return Answer(
-            question.method,
-            concept.name,
-            tuple(phi.mean(0).tolist()),
-            self._pictures(question, batch, pixels),
-            agreement(phi),
-        )
+        return phi
 
-    def _pictures(self, question: Question, batch: Batch, pixels: Tensor | None) -> tuple[bytes, ...]:
-        if pixels is not None:
-            return (to_png(pixels[0]),)
+    def pictures(self, question: Question, batch: Batch) -> tuple[bytes, ...]:
+        """The image asked about, some of the examples, or what the model draws for the first samples."""
+        if question.image:
+            return (to_png(pixels_of([question.image], self.denoiser)[0]),)
         if question.examples:
             return question.examples[: question.shown]
         shown = batch.rows(slice(0, question.shown))

@@ -1,9 +1,10 @@
-"""The preflight's share of the work: a few samples as `stages.Featurize` does them, and what the worker needed."""
+"""The preflight's share of the work: a few samples and questions as workers do them, and what these needed."""
 
 import resource
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 
 import numpy as np
 import torch
@@ -12,38 +13,91 @@ from concept_trak.config import AuditConfig
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import Shard
 from concept_trak.encoding import alike
+from concept_trak.query import Answer, Query, Question
 from concept_trak.stages import Attempt, Featuring, Featurize
 from concept_trak.store.records import Record
 
 SAMPLES = 2
+MOST = 8  # samples that are timed together at most
+LONG = 20.0  # seconds: what takes longer is timed on fewer samples
 
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """What a few samples took: seconds for all of them; the worker's peak bytes of memory, and on its GPU (0 without).
+    """What samples took: seconds for `batch` of them together; the worker's peak bytes of memory, and on its GPU.
 
-    `seconds` are those of a second run, so that what happens once in a worker's life is not counted.
+    `seconds` are of runs of their own, so that what happens once in a worker's life is not counted; it is in `spent`,
+    the seconds of the whole rehearsal.
     """
 
     records: tuple[Record, ...]
     seconds: float
+    batch: int
+    spent: float
     host_bytes: int
     device_bytes: int
 
+    @property
+    def rows(self) -> int:
+        """How many of the first samples have a feature."""
+        return sum(record.rows for record in self.records)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a question took: its answer by one sample, seconds a sample of its feature, and seconds a picture."""
+
+    answer: Answer
+    sample: float
+    picture: float
+
+    def seconds(self, question: Question) -> float:
+        """What a question of the same method will take."""
+        count = question.concept.count
+        return self.sample * count + self.picture * min(question.shown, count)
+
 
 class Rehearse(Featurize):
-    """Featurize, done twice: committed once, timed once."""
+    """Featurize, committed once; then copies of its samples, as many as will be computed together, timed."""
 
     def __call__(self, item: Featuring, attempt: Attempt) -> Rehearsed:  # type: ignore[override]
-        records = super().__call__(item, attempt)
-        start = time.monotonic()
+        start, rows = time.monotonic(), [self.config.methods[m] for m in item.methods]
+        records = tuple(super().__call__(item, attempt))
         read = samples(item.shard, self.config.data, self.denoiser.resolution)
-        usable = [one for one in read if isinstance(one, Sample)]
-        for some in alike(usable):
-            self._features([self.config.methods[m] for m in item.methods], some)
-        seconds = time.monotonic() - start
+        known = (self._known(one, item.shard) for one in read)
+        usable = [one for one in known if isinstance(one, Sample)]
+        seconds, together = 0.0, min(self.batch_size(attempt), self.config.data.shard_rows)
+        if usable:
+            same = cycle(alike(usable)[0])
+            seconds, together = timed(lambda n: self._features(rows, list(islice(same, n))), together)
         device = torch.cuda.max_memory_allocated() if self.denoiser.device.type == "cuda" else 0
-        return Rehearsed(tuple(records), seconds, peak_bytes(), device)
+        return Rehearsed(records, seconds, together, time.monotonic() - start, peak_bytes(), device)
+
+
+class RehearseQuery(Query):
+    """One sample of a question end to end; then as many as will be computed together, timed."""
+
+    def __call__(self, question: Question, attempt: Attempt) -> Asked:  # type: ignore[override]
+        size, concept = self.batch_size(attempt), replace(question.concept, samples=1, phrasings=())
+        answer = super().__call__(replace(question, concept=concept, shown=1), attempt)
+        many = replace(question, concept=replace(concept, samples=min(size, question.concept.count)))
+        batch = self.batch(many, size)
+        seconds, n = timed(lambda n: self.phi(many, batch.rows(slice(0, n)), size), len(batch.ids))
+        most = max(1, min(question.shown, len(batch.ids)))
+        drawing, shown = timed(lambda n: self.pictures(replace(many, shown=n), batch), most)
+        return Asked(answer, seconds / n, drawing / shown)
+
+
+def timed(work: Callable[[int], object], most: int) -> tuple[float, int]:
+    """(seconds, n) of work on n samples together: `most` of them, or fewer if so many take about `LONG`."""
+    n, most = 1, min(most, MOST)
+    while True:
+        start = time.monotonic()
+        work(n)
+        seconds = time.monotonic() - start
+        if n == most or 2 * seconds > LONG:
+            return seconds, n
+        n = min(2 * n, most)
 
 
 def peak_bytes() -> int:

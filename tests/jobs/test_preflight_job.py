@@ -2,12 +2,17 @@
 
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from concept_trak import rehearsal
+from concept_trak.concept import Concept
+from concept_trak.phrasing import Phrasing
+from concept_trak.query import Answer, Question
 from tests.data.files import encoded
 from tests.jobs.world import altered, files_under
 
@@ -18,10 +23,11 @@ def test_a_preflight_says_what_all_will_take_and_leaves_nothing(world, tmp_path,
     assert not files_under(tmp_path / "store")
     said = capsys.readouterr().out
     assert "2 samples and 1 query end to end: finite, and samples do not see each other" in said
-    each, asking, hours = (
-        float(x) for x in re.findall(r"time +(\S+) s a sample, (\S+) s .* sample: (\S+) worker", said)[0]
+    each, asking, starting, hours = (
+        float(x) for x in re.findall(r"time +(\S+) s a .*, (\S+) s for 1 .*, (\S+) s until .*: (\S+) worker", said)[0]
     )
-    assert hours == pytest.approx((48 * each + 2 * asking) / 3600, rel=0.02)
+    assert hours == pytest.approx((48 * each + asking + starting) / 3600, rel=0.02)
+    assert "at a batch of 8" in said, "a shard holds no more rows"
     assert float(re.search(r"worker-hours x 2 = (\S+)", said)[1]) == pytest.approx(2 * hours, rel=0.02)
     assert "64 bytes a sample and method" in said, "32 numbers in float16"
     peak = float(re.search(r"memory +(\S+) GB in the worker, 0.00 GB", said)[1])
@@ -29,6 +35,29 @@ def test_a_preflight_says_what_all_will_take_and_leaves_nothing(world, tmp_path,
     assert world.audit(tmp_path / "store", "projector.dim=32", data="few").code == 0, (
         "the audit it was for cannot begin"
     )
+
+
+def test_a_preflight_times_as_many_together_as_do_not_take_long():
+    """Seconds are of the largest number that was tried: doubled as long as twice as many are not too long."""
+    tried: list[int] = []
+
+    def work(n: int) -> None:
+        tried.append(n)
+
+    assert rehearsal.timed(work, 6)[1] == 6
+    assert tried == [1, 2, 4, 6]
+    assert rehearsal.timed(work, 1000)[1] == rehearsal.MOST
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rehearsal, "LONG", 0.0)
+        assert rehearsal.timed(work, 12)[1] == 1
+
+
+def test_a_question_takes_its_samples_and_the_pictures_that_are_shown():
+    pace = rehearsal.Asked(Answer("m", "c", (), ()), sample=2.0, picture=5.0)
+    concept = Concept("c", "a", "b", samples=16, phrasings=(Phrasing("d"), Phrasing("e")))
+    assert pace.seconds(Question("m", concept, shown=8)) == 16 * 2 + 8 * 5
+    here = replace(concept, scope="local", image="a.png")
+    assert pace.seconds(Question("m", here, shown=8)) == 3 * 2 + 3 * 5, "each phrasing asks about the image once"
 
 
 def test_a_preflight_passes_over_rejects_and_reads_any_format(world, tmp_path, capsys):
