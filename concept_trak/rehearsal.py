@@ -18,7 +18,7 @@ from concept_trak.stages import Attempt, Featuring, Featurize
 from concept_trak.store.records import Record
 
 SAMPLES = 2
-MOST = 8  # samples that are timed together at most
+MOST = 16  # samples that are timed together at most; of a query that are as many as there are by default
 LONG = 20.0  # seconds: what takes longer is timed on fewer samples
 
 
