@@ -93,5 +93,5 @@ def test_the_first_test_can_fail():
 
 def test_files_stay_short():
     long = {p.relative_to(ROOT).as_posix(): n for top in ("concept_trak", "cluster", "jobs")
-            for p in (ROOT / top).rglob("*.py") if (n := len(p.read_text().splitlines())) > 240}  # fmt: skip
+            for p in (ROOT / top).rglob("*.py") if (n := len(p.read_text().splitlines())) > 220}  # fmt: skip
     assert not long, f"split these by idea: {long}"
