@@ -22,9 +22,10 @@ results/shapes: | .venv/ready
 audit: .venv/ready results/shapes
 	$(BIN)/python -m jobs.audit --config-name demo
 
-# A file of tests stays in one process, so that what its tests share is made once.
+# A file of tests stays in one process, so that what its tests share is made once. Three on two cores: a third of the time
+# they wait for processes and storage.
 test: .venv/ready
-	$(BIN)/python -m pytest -m "not soak and not gpu" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not soak and not gpu" -n 3 --dist loadfile
 
 # Long faults and sizes (at most 30 minutes).
 soak: .venv/ready

@@ -33,7 +33,7 @@ def test_a_killed_worker_is_replaced_and_its_item_done_again(on_ray, tmp_path):
     assert len(outcomes) == 4, "an item came out twice"
 
 
-@pytest.mark.parametrize("how", ["waits for ever", "is stopped"])
+@pytest.mark.parametrize("how", ["waits for ever", pytest.param("is stopped", marks=pytest.mark.soak)])
 def test_a_worker_that_hangs_is_killed_and_its_item_done_again(on_ray, tmp_path, caplog, how):
     """Whether it still listens or not: a stopped process answers nothing, not even that it should end."""
     loads = []
@@ -55,6 +55,7 @@ def test_a_worker_that_hangs_is_killed_and_its_item_done_again(on_ray, tmp_path,
     assert (loads[-1].running, loads[-1].retries) == (0, {"infrastructure": 1})
 
 
+@pytest.mark.soak
 def test_a_construction_that_hangs_is_ended_too(on_ray, tmp_path):
     executor = on_ray(workers=1, budgets=Budgets(lease=8.0))
     (outcome,) = executor.map(Task("workers:SlowlyBuilt", Settings(str(tmp_path))), ["a"])

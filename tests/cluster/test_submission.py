@@ -96,6 +96,7 @@ def test_a_token_in_a_file_opens_the_cluster(head, tmp_path):
     assert done.stderr == f"error: {head} has no job of audit 'nobody'; expected audit= of one submitted there\n"
 
 
+@pytest.mark.soak
 def test_the_verbs_carry_an_audits_own_exit_code(head):
     """An audit without a model ends with 2 on the cluster, and so does the command that submitted it."""
     audit = ["--config-name", "demo", "audit=week-7", "model.path=/nowhere", "store=/tmp/nowhere"]

@@ -101,6 +101,7 @@ def test_a_folder_that_may_not_be_written_any_more(start, undisturbed, tmp_path)
     undisturbed.require_same(store)
 
 
+@pytest.mark.soak
 def test_a_quota_that_the_results_meet(start, undisturbed, tmp_path):
     store = tmp_path / "store"
     driver = start(SmallFiles(20_000), more=("budget.infrastructure=1",))
