@@ -35,6 +35,7 @@ def remove_node_of(victim, nodes):
     nodes.remove_node(node, allow_graceful=False)
 
 
+@pytest.mark.soak
 def test_the_item_of_a_removed_node_is_done_on_another(nodes, tmp_path):
     shipped, seen = tmp_path / "shipped", tmp_path / "seen"
     seen.mkdir()

@@ -74,8 +74,8 @@ def test_exit_codes_logs_and_attempts_come_back(head, tmp_path):
     [
         {"RAY_AUTH_TOKEN": "b" * 64},
         {"RAY_AUTH_TOKEN": ""},
-        {"RAY_AUTH_TOKEN": "", "RAY_AUTH_MODE": "disabled"},
-        {"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": "/nowhere/token"},
+        pytest.param({"RAY_AUTH_TOKEN": "", "RAY_AUTH_MODE": "disabled"}, marks=pytest.mark.soak),
+        pytest.param({"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": "/nowhere/token"}, marks=pytest.mark.soak),
     ],
     ids=["wrong", "missing", "mode not set", "a file that is not there"],
 )

@@ -31,6 +31,7 @@ LIKE_OTHERS = (
     "during the Gram",
     "during scoring",
     "between results and manifest",
+    "between manifest and hint",
 )
 
 

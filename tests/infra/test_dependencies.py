@@ -33,6 +33,9 @@ def needed() -> dict[str, str]:
         environment = {**default_environment(), "extra": extra}
         for line in installed.requires or []:
             inner = Requirement(line)
+            # What a build of torch brings for its own devices is the build's choice: nothing with the CPU's.
+            if name == "torch" and inner.name.startswith(("nvidia-", "cuda-", "triton")):
+                continue
             if inner.marker is None or inner.marker.evaluate(environment):
                 todo += [(inner, e) for e in ("", *inner.extras)]
     return found

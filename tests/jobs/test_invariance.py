@@ -90,6 +90,7 @@ def test_two_workers_on_ray_write_the_same_bytes_as_this_process(world, baseline
     assert timeless(found) == timeless(baseline)
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("own_ray")
 def test_a_worker_with_another_copy_of_the_code_is_refused(world, tmp_path, monkeypatch, capsys):
     package = CONF.parent / "concept_trak"

@@ -288,6 +288,7 @@ def test_what_a_killed_gc_began_to_remove_the_next_finishes(audited: Audited, co
     assert collected(delete=True)[0] == set()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("moment", list(MOMENTS)[:4])
 def test_an_audit_that_a_killed_gc_was_removing_can_be_resumed_and_then_stays(
     audited: Audited, collected, killed, moment: str

@@ -99,7 +99,7 @@ def test_the_common_layers_have_rules(path):
     [
         ("trak", torch.float32, BATCH32),
         ("caption_trak", torch.float32, BATCH32),
-        ("concept_trak", torch.float32, GUIDED32),
+        pytest.param("concept_trak", torch.float32, GUIDED32, marks=pytest.mark.soak),
         ("concept_trak", torch.float64, EXACT64),
     ],
 )
