@@ -1,12 +1,12 @@
 """A measurement as bytes, and back: safetensors that carry their own sha256."""
 
 import hashlib
-import json
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from concept_trak.components import Measurement
+from concept_trak.store.header import header
 
 
 def encode(found: Measurement) -> bytes:
@@ -24,7 +24,7 @@ def decode(data: bytes, name: str) -> Measurement:
     """
     try:
         read = load(data)
-        said = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["sha256"]
+        said = header(data)[0]["__metadata__"]["sha256"]
         if said != hashlib.sha256(save(read)).hexdigest():
             raise ValueError("its numbers were altered")
     except (SafetensorError, ValueError, KeyError) as error:

@@ -29,6 +29,7 @@ from torch.nn import functional
 from concept_trak.classifier import Classifier
 from concept_trak.data.two_factors import SETS
 from concept_trak.denoiser import Denoiser
+from concept_trak.store.header import header
 
 Weights = dict[str, Tensor]
 Judge = Callable[[Float[Tensor, "b c h w"]], Float[Tensor, " b"]]
@@ -116,7 +117,7 @@ def _read(data: bytes, path: str) -> tuple[Weights, Sequence[Head]]:
     """The tensors, and the heads that the metadata describes, or that a classifier of jobs.train has."""
     try:
         weights = tensors_of(data)
-        said = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+        said = header(data)[0].get("__metadata__", {})
     except (SafetensorError, ValueError) as error:
         raise ValueError(
             f"{path} is no safetensors file ({error}); pickled weights can run code, so save it as one"

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from cluster.executor import Resources, Task
+from cluster.executor import Executor, Resources, Task
 from concept_trak.ablation import Choice
 from concept_trak.accrual import Case, Inquest, Unit
 from concept_trak.components import OBJECTIVES
@@ -113,6 +114,11 @@ class ComponentsConfig:
                 "save the model as one pipeline first, with fuse_lora() for a LoRA"
             )
 
+    @cached_property
+    def machines(self) -> Executor:
+        """Where all stages run: one executor, whose processes go on from stage to stage."""
+        return executor(AuditConfig(cluster=self.cluster, budget=self.budget))
+
 
 def inquest_of(config: ComponentsConfig) -> Inquest:
     """What workers are told; mistakes in the store and the model are found here, before they run."""
@@ -148,8 +154,7 @@ def mapped(config: ComponentsConfig, stage: str, task: Task, items: Sequence[Any
     if not items:
         return []
     c = config.cluster
-    run = executor(AuditConfig(cluster=c, budget=config.budget))
-    outcomes = list(run.map(task, items, Resources(c.cpus, c.gpus, c.memory)))
+    outcomes = list(config.machines.map(task, items, Resources(c.cpus, c.gpus, c.memory)))
     if failed := [outcome.error for outcome in outcomes if outcome.error]:
         raise failure(stage, failed, len(items))
     order = {item: i for i, item in enumerate(map(str, items))}

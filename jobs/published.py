@@ -61,6 +61,8 @@ def _published(config: PublishedConfig) -> int:
         raise ValueError(
             f"set={config.set!r}, root={config.root!r}; expected set={' or '.join(SETS)} and the folder of the data set"
         )
+    if away := [f"{key}={value}" for key in ("root", "out") if "://" in (value := getattr(config, key))]:
+        raise ValueError(f"{', '.join(away)}: expected a folder of this machine; only store= may be elsewhere")
     whole, asked, measure = SETS[config.set](config)
     code = audit(whole)
     if code == 0 and not config.preflight:

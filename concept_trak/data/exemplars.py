@@ -68,8 +68,8 @@ def pictures(root: Path, custom: Custom) -> list[Picture]:
     caption = task["train_prompt"] if custom.said else without_phrase(task["train_prompt"], custom.token)
     case = _list(at(root, f"json/{task['test_case']}.json"))
     number = task["test_case_ind"]
-    if number >= len(case):
-        raise ValueError(f"{task['test_case']}.json has {len(case)} models, and a task asks for number {number}")
+    if not isinstance(number, int) or not 0 <= number < len(case):
+        raise ValueError(f"{task['test_case']}.json has {len(case)} models, and a task asks for number {number!r}")
     paths = [_below(root, path) for path in case[number]["exemplar"]]
     own = [Picture(f"exemplar-{path.stem}", path, caption, {"exemplar": "yes"}) for path in paths]
     return own + _distractors(root, custom.distractors)

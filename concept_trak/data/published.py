@@ -49,7 +49,9 @@ def write(folder: Path, pictures: Sequence[Picture], settings: dict[str, Any]) -
 def _made_from(path: Path, settings: dict[str, Any]) -> None:
     ours = json.dumps(settings, indent=1, sort_keys=True)
     if not path.exists():
-        path.write_text(ours)
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(ours)
+        os.replace(unfinished, path)
     elif path.read_text() != ours:
         raise ValueError(f"{path.parent} was made from other settings (its dataset.json says which); give another out=")
 

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from concept_trak.store.commit import Store
+from concept_trak.store.header import header
 from concept_trak.store.part import Damaged
 
 
@@ -58,8 +59,8 @@ def encode_gram(k_matrix: Float32[np.ndarray, "k k"], count: int) -> bytes:
 def decode_gram(data: bytes) -> tuple[Float32[np.ndarray, "k k"], int]:
     """K and the count of its rows. Raises Damaged."""
     try:
-        header, _ = _header(data)
-        said = header["__metadata__"]
+        found, _ = header(data)
+        said = found["__metadata__"]
         k_matrix, count = load(data)["K"], int(said["count"])
         intact = hashlib.sha256(k_matrix.tobytes()).hexdigest() == said["sha256"]
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -71,13 +72,7 @@ def decode_gram(data: bytes) -> tuple[Float32[np.ndarray, "k k"], int]:
 
 def _ordered(data: bytes) -> bytes:
     """The same file with its header's keys in order: safetensors writes metadata in an order that varies by process."""
-    header, size = _header(data)
-    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    found, size = header(data)
+    text = json.dumps(found, sort_keys=True, separators=(",", ":")).encode()
     assert len(text) <= size, "a sorted header is as long as an unsorted one"
     return data[:8] + text.ljust(size) + data[8 + size :]
-
-
-def _header(data: bytes) -> tuple[dict, int]:
-    """The JSON header of a safetensors file, and its length in bytes."""
-    size = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + size]), size

@@ -1,6 +1,7 @@
 """Rows of published tables on small folders of the published form: CelebA by attributes, AbC by its tasks."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -176,6 +177,7 @@ def test_one_command_is_a_row_of_the_table_of_exemplars(world, abc, tmp_path, ca
         (("set=celeba", "root={hq}"), r"faces\.attributes is empty; expected three of: Bald, Smiling, Young"),
         (("set=celeba", "root={hq}", "faces.attributes=[Yuong]", "faces.held_out=[true]"), r"did you mean 'Young'"),
         (("set=celeba", "root={hq}", "faces.attributes=[Young]"), r"expected one true or false for each attribute"),
+        (("set=celeba", "root={hq}", "out=s3://bucket/a"), r"out=s3://bucket/a: expected a folder of this machine"),
         (("set=celeba", "root=/nowhere"), r"/nowhere has none of CelebAMask-HQ-attribute-anno.txt"),
         (("set=abc", "root={hq}"), r"has none of tasks/all_tasks.json, all_tasks.json"),
         (("set=abc", "root={abc}", "custom.model=x"), r"custom\.model='x' has no task .*one of: models/bamfg/6_0, mod"),
@@ -205,6 +207,14 @@ def test_files_that_are_not_whole(hq, abc, tmp_path):
         (tmp_path / "tasks/all_tasks.json").write_text(value)
         with pytest.raises(ValueError, match=message):
             exemplars.tasks(tmp_path, Custom(model="m"))
+
+
+@pytest.mark.parametrize("number", [-1, 2, "1"])
+def test_a_task_asks_for_a_model_that_is_there(abc, tmp_path, number):
+    shutil.copytree(abc, tmp_path / "abc")
+    (tmp_path / "abc/tasks/all_tasks.json").write_text(json.dumps([TASK | {"test_case_ind": number}]))
+    with pytest.raises(ValueError, match=rf"has 2 models, and a task asks for number {number!r}"):
+        exemplars.pictures(tmp_path / "abc", Custom(model=TASK["model_path"]))
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../elsewhere.png", "a/../../b.png"])
