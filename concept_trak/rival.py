@@ -145,7 +145,7 @@ class Compete(WithModel):
         rows, tops = list[Row](), list[Top]()
         for concept in self.config.concepts:
             relevant = np.array([shows(concept, s.labels) for s in train])
-            scores = RIVALS[item.rival](sight, concept, item.m).double().numpy()
+            scores = RIVALS[item.rival](sight, concept, item.m).cpu().double().numpy()
             rows += as_rows(grade(scores, relevant, ids), concept.name, PLAIN, 0, relevant)
             tops.append(Top.of(concept.name, PLAIN, scores, ids, relevant))
         write_ranking(Audit(self.store, self.config.audit), item.rival, "none", tops)
