@@ -24,7 +24,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, matrices: Iterable[Tensor], lr: float, weight_decay: float = 0.01, momentum: float = 0.95
+        self, matrices: Iterable[Tensor], lr: float | Tensor, weight_decay: float = 0.01, momentum: float = 0.95
     ) -> None:
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         shapes = [tuple(p.shape) for group in self.param_groups for p in group["params"] if p.dim() != 2]
@@ -35,23 +35,36 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """W <- (1 - lr decay) W - 0.2 lr sqrt(max(rows, columns)) orthogonal(g + momentum (m - g))."""
+        """W <- (1 - lr decay) W - 0.2 lr sqrt(max(rows, columns)) orthogonal(g + momentum (m - g)).
+
+        Matrices of one shape are orthogonalised together: on a GPU small ones cost the launches and not the products.
+        """
         assert closure is None, "no step of this optimizer evaluates the loss again"
         for group in self.param_groups:
-            for weight in (p for p in group["params"] if p.grad is not None):
-                mean = self.state[weight].setdefault("mean", torch.zeros_like(weight))
-                mean.lerp_(weight.grad, 1 - group["momentum"])
-                ahead = weight.grad.lerp(mean, group["momentum"])
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(orthogonal(ahead), alpha=-0.2 * group["lr"] * math.sqrt(max(weight.shape)))
+            for alike in _by_shape(p for p in group["params"] if p.grad is not None):
+                means = [self.state[weight].setdefault("mean", torch.zeros_like(weight)) for weight in alike]
+                for mean, weight in zip(means, alike, strict=True):
+                    mean.lerp_(weight.grad, 1 - group["momentum"])
+                ahead = torch.stack([w.grad for w in alike]).lerp(torch.stack(means), group["momentum"])
+                size = 0.2 * group["lr"] * math.sqrt(max(alike[0].shape))
+                for weight, moved in zip(alike, orthogonal(ahead), strict=True):
+                    weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(size * moved)
 
 
-def orthogonal(matrix: Float[Tensor, "m n"], rounds: int = 5) -> Float[Tensor, "m n"]:
-    """The matrix with its singular vectors kept and its singular values near 1, by Newton and Schulz's iteration."""
+def _by_shape(weights: Iterable[Tensor]) -> list[list[Tensor]]:
+    found: dict[torch.Size, list[Tensor]] = {}
+    for weight in weights:
+        found.setdefault(weight.shape, []).append(weight)
+    return list(found.values())
+
+
+def orthogonal(matrix: Float[Tensor, "*n rows columns"], rounds: int = 5) -> Float[Tensor, "*n rows columns"]:
+    """Each matrix with its singular vectors kept and its singular values near 1, by Newton and Schulz's iteration."""
     a, b, c = QUINTIC
-    wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
-    x = wide / wide.norm().clamp(min=1e-7)
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    wide = matrix.mT if tall else matrix
+    x = wide / torch.linalg.matrix_norm(wide, keepdim=True).clamp(min=1e-7)
     for _ in range(rounds):
-        gram = x @ x.T
-        x = a * x + torch.addmm(gram, gram, gram, beta=b, alpha=c) @ x
-    return x if wide is matrix else x.T
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x.mT if tall else x

@@ -75,16 +75,23 @@ def optimizers(network: nn.Module, recipe: Recipe) -> list[tuple[torch.optim.Opt
     strong ones. Here that decides: a colour is a strong direction and learnt at once, a shape a weak one. Inputs,
     outputs and everything that is no matrix stay with AdamW.
     """
+    device = next(network.parameters()).device
+
+    def at(peak: float) -> Tensor:
+        """A rate that a captured step reads (`stepper.py`)."""
+        return torch.tensor(peak, device=device)
+
     inner = [m.weight for m in network.modules() if isinstance(m, nn.Linear) and min(m.weight.shape) >= INNER]
-    if recipe.optimizer == "adamw" or not inner:
-        return [(torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate), recipe.learning_rate)]
+    inner = [] if recipe.optimizer == "adamw" else inner
     named = {id(weight) for weight in inner}
     rest = [p for p in network.parameters() if id(p) not in named]
-    peak = MUON * recipe.learning_rate
-    return [
-        (Muon(inner, lr=peak), peak),
-        (torch.optim.AdamW(rest, lr=recipe.learning_rate), recipe.learning_rate),
-    ]
+    cuda = device.type == "cuda"
+    usual = torch.optim.AdamW(rest, lr=at(recipe.learning_rate), capturable=cuda, foreach=cuda)
+    found: list[tuple[torch.optim.Optimizer, float]] = [(usual, recipe.learning_rate)]
+    if inner:
+        peak = MUON * recipe.learning_rate
+        found.insert(0, (Muon(inner, lr=at(peak)), peak))
+    return found
 
 
 def times(count: int, share: float, number: int, draw: torch.Generator) -> Int[Tensor, " number"]:

@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from concept_trak.noise import key
-from concept_trak.recipe import TARGETS, Recipe, optimizers, rate, times
+from concept_trak.recipe import TARGETS, Recipe, rate, times
+from concept_trak.stepper import Task, squared_error, stepper
 
 
 @dataclass(frozen=True)
@@ -94,19 +95,11 @@ def fit(
     Step s draws its batch, times, noise and captions from the key (seed, s): the run depends on nothing else.
     """
     average = copy.deepcopy(network).requires_grad_(False).eval()
-    falling = optimizers(network, recipe)
     network.train()
+    update = stepper(network, average, recipe)
     for step in range(recipe.steps):
-        for optimizer, peak in falling:
-            for group in optimizer.param_groups:
-                group["lr"] = peak * rate(step, recipe)
-        loss = denoising_loss(network, examples, alpha, sigma, recipe, key(recipe.seed, "batch", step))
-        network.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
-        for optimizer, _ in falling:
-            optimizer.step()
-        _follow(average, network, min(recipe.decay, (1 + step) / (10 + step)))
+        task = drawn(examples, alpha, sigma, recipe, key(recipe.seed, "batch", step))
+        loss = update(task, rate(step, recipe), min(recipe.decay, (1 + step) / (10 + step)))
         yield Progress(step, loss.item(), average)
 
 
@@ -120,6 +113,13 @@ def denoising_loss(
 ) -> Float[Tensor, ""]:
     """One Monte Carlo estimate of L(theta) on `recipe.batch` images; all its randomness comes from the key `draws`."""
     device = next(network.parameters()).device
+    return squared_error(network, Task(*(part.to(device) for part in drawn(examples, alpha, sigma, recipe, draws))))
+
+
+def drawn(
+    examples: Examples, alpha: Float[Tensor, " times"], sigma: Float[Tensor, " times"], recipe: Recipe, draws: int
+) -> Task:
+    """What one step is asked, on the CPU, so that every device is asked the same."""
     draw = torch.Generator().manual_seed(draws)
     rows = torch.randint(len(examples.images), (recipe.batch,), generator=draw)
     variant = torch.multinomial(examples.chances, recipe.batch, replacement=True, generator=draw)
@@ -128,17 +128,9 @@ def denoising_loss(
     eps = torch.randn(x_0.shape, generator=draw)
     alpha_t, sigma_t = alpha[t].float().view(-1, 1, 1, 1), sigma[t].float().view(-1, 1, 1, 1)
     target = TARGETS[recipe.prediction_type](x_0, eps, alpha_t, sigma_t)
-    x_t = alpha_t * x_0 + sigma_t * eps
-    predicted = network(x_t.to(device), t.to(device), examples.tokens[rows, variant].to(device))
-    return (predicted - target.to(device)).square().mean()
+    return Task(alpha_t * x_0 + sigma_t * eps, t, examples.tokens[rows, variant], target)
 
 
 def unit_range(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
     """Bytes as the models see them: 0 ... 255 to [-1, 1]."""
     return images.float() / 127.5 - 1
-
-
-@torch.no_grad()
-def _follow(average: nn.Module, network: nn.Module, decay: float) -> None:
-    for kept, new in zip(average.parameters(), network.parameters(), strict=True):
-        kept.lerp_(new, 1 - decay)

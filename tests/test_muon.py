@@ -22,6 +22,20 @@ def test_singular_vectors_are_kept_and_singular_values_brought_near_one(shape):
     assert rows.diag().max() < 1.25, f"singular values {rows.diag()}: not near 1"
 
 
+def test_matrices_of_one_shape_are_stepped_as_each_alone():
+    draw = torch.Generator().manual_seed(2)
+    starts = [torch.randn(shape, generator=draw) for shape in (*SHAPES, *SHAPES)]
+    together, apart = ([nn.Parameter(start.clone()) for start in starts] for _ in range(2))
+    optimizers = [Muon(together, lr=0.01), *(Muon([one], lr=0.01) for one in apart)]
+    for _ in range(3):
+        for one, other in zip(together, apart, strict=True):
+            one.grad = other.grad = torch.randn(one.shape, generator=draw)
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other in zip(together, apart, strict=True):
+        torch.testing.assert_close(one, other, msg="a matrix's step depends on those of its shape beside it")
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_steps_are_those_of_torch_to_bfloat16(shape):
     draw = torch.Generator().manual_seed(1)

@@ -1,5 +1,6 @@
 """Fitting a model: the loss, the loop, the directory that comes out of it."""
 
+import copy
 import itertools
 import json
 from dataclasses import replace
@@ -17,7 +18,8 @@ from concept_trak.models import load, small
 from concept_trak.models.small import Size
 from concept_trak.recipe import INNER, MIDDLE, TARGETS, Recipe, optimizers, rate, times
 from concept_trak.schooling import TrainConfig, examples, listening, train_model, untrained
-from concept_trak.training import Examples, denoising_loss, dropout, fit, refilled, unit_range
+from concept_trak.stepper import Captured, Plain
+from concept_trak.training import Examples, denoising_loss, drawn, dropout, fit, refilled, unit_range
 from jobs.configure import configure
 from jobs.train import command, made_how, train
 
@@ -311,13 +313,13 @@ def test_muon_takes_the_matrices_inside_and_adamw_the_rest():
 
 
 def test_a_share_of_the_times_comes_from_the_middle():
-    drawn = times(1000, 0.7, 20_000, torch.Generator().manual_seed(0))
+    chosen = times(1000, 0.7, 20_000, torch.Generator().manual_seed(0))
     low, high = (round(1000 * end) for end in MIDDLE)
-    inside = ((drawn >= low) & (drawn < high)).float().mean().item()
+    inside = ((chosen >= low) & (chosen < high)).float().mean().item()
     expected = 0.7 + 0.3 * (MIDDLE[1] - MIDDLE[0])
     assert abs(inside - expected) < 4 * (expected * (1 - expected) / 20_000) ** 0.5, "times are not drawn as said"
-    assert drawn.min() < low
-    assert drawn.max() >= high
+    assert chosen.min() < low
+    assert chosen.max() >= high
     plain = torch.randint(1000, (9,), generator=torch.Generator().manual_seed(3))
     assert torch.equal(times(1000, 0.0, 9, torch.Generator().manual_seed(3)), plain), "the shipped demo was drawn so"
 
@@ -326,3 +328,25 @@ def test_a_share_of_the_times_comes_from_the_middle():
 def test_a_recipe_refuses_what_it_does_not_know(wrong):
     with pytest.raises(ValueError, match="expected adamw or muon, and a share in 0"):
         Recipe(**wrong)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_captured_step_is_the_plain_one(optimizer):
+    """Five steps of a CUDA graph against five as they are written, on one device: to the order of its sums."""
+    recipe, found = Recipe(steps=5, warm_up=2, batch=8, optimizer=optimizer), []
+    for step in (Plain, Captured):
+        pipeline = untrained(TRANSFORMER)
+        network = listening(TRANSFORMER, pipeline).to("cuda").train()
+        average, data = copy.deepcopy(network).eval(), examples(TRANSFORMER, pipeline.tokenizer)
+        start = torch.cat([p.detach().flatten() for p in network.parameters()])
+        update = step(network, average, recipe)
+        losses = [
+            update(drawn(data, ALPHA, SIGMA, recipe, s), rate(s, recipe), 0.5).item() for s in range(recipe.steps)
+        ]
+        ends = [torch.cat([p.detach().flatten() for p in one.parameters()]) - start for one in (network, average)]
+        found.append((losses, *ends))
+    (losses, moved, followed), (again, moved_again, followed_again) = found
+    assert again == pytest.approx(losses, rel=1e-4), "the graph's loss is another: it reads an old task"
+    assert (moved_again - moved).norm() < 0.01 * moved.norm(), "the graph steps elsewhere: its rates or moments are old"
+    assert (followed_again - followed).norm() < 0.01 * followed.norm(), "the graph's average follows otherwise"
