@@ -11,8 +11,10 @@ import random
 import subprocess
 import tempfile
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import aiohttp
 
@@ -22,11 +24,11 @@ from tests.report import pages
 from tests.report.browser import CHROMIUM, FLAGS
 
 PICTURES, SIDE, LOADS = 200, 192, 5
-# The event's own end is written after it was fired.
-ENDED = """new Promise(told => { const look = () => {
-    const end = performance.getEntriesByType("navigation")[0].loadEventEnd;
-    end ? told(end) : setTimeout(look, 10);
-}; look(); })"""
+PATIENCE = 60
+"""Seconds a load may take, start of the browser included, before it is given up with a word."""
+NUMBERS = count(1)
+# The event's own end is written after it was fired; 0 until then, and on the page that the browser opened with.
+ENDED = "location.href == {url} ? performance.getEntriesByType('navigation')[0].loadEventEnd : 0"
 
 
 def with_pictures() -> Page:
@@ -69,7 +71,7 @@ def write(folder: Path) -> dict[str, Path]:
     return files
 
 
-async def load(page: Path) -> tuple[float, float]:
+def load(page: Path) -> tuple[float, float]:
     """In a browser of its own: milliseconds from the start of the navigation to the end of the load event, and of
     processor time of the page's thread until a moment later."""
     assert CHROMIUM is not None, "needs the program `chromium` on PATH"
@@ -78,15 +80,31 @@ async def load(page: Path) -> tuple[float, float]:
         command = [CHROMIUM, *FLAGS, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
         browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            port = await opened(Path(profile) / "DevToolsActivePort")
-            async with aiohttp.ClientSession() as session:
-                async with session.get(f"http://127.0.0.1:{port}/json") as answer:
-                    (tab,) = [t for t in await answer.json() if t["type"] == "page"]
-                async with session.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0) as ws:
-                    return await timed(ws, page)
+            return asyncio.run(asyncio.wait_for(in_tab(Path(profile), page), PATIENCE))
+        except TimeoutError:
+            late = f"{page.name}: the browser did not say within {PATIENCE} s that the page is loaded"
+            raise SystemExit(f"{late}; end what else this machine does, and run this again") from None
         finally:
-            browser.terminate()
-            browser.wait()
+            end(browser)
+
+
+def end(browser: subprocess.Popen[bytes]) -> None:
+    browser.terminate()
+    try:
+        browser.wait(10)
+    except subprocess.TimeoutExpired:
+        browser.kill()
+        browser.wait()
+
+
+async def in_tab(profile: Path, page: Path) -> tuple[float, float]:
+    """`timed` in the one tab of the browser that has just been started with a profile."""
+    port = await opened(profile / "DevToolsActivePort")
+    async with aiohttp.ClientSession() as session:
+        async with session.get(f"http://127.0.0.1:{port}/json") as answer:
+            (tab,) = [t for t in await answer.json() if t["type"] == "page"]
+        async with session.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0) as ws:
+            return await timed(ws, page)
 
 
 async def opened(file: Path) -> str:
@@ -96,29 +114,38 @@ async def opened(file: Path) -> str:
 
 
 async def timed(ws: aiohttp.ClientWebSocketResponse, page: Path) -> tuple[float, float]:
-    await ws.send_json({"id": 1, "method": "Page.enable"})
-    await ws.send_json({"id": 2, "method": "Performance.enable", "params": {"timeDomain": "threadTicks"}})
-    await ws.send_json({"id": 3, "method": "Page.navigate", "params": {"url": page.as_uri()}})
-    ended = 0.0
+    """Every answer is waited for, and the page asked whether it is loaded: it has a process of its own, and an event of
+    it is not heard where it comes before that process has been told to send events."""
+    await ask(ws, "Performance.enable", timeDomain="threadTicks")
+    gone = await ask(ws, "Page.navigate", url=page.as_uri())
+    assert "errorText" not in gone, f"{page}: {gone['errorText']}"
+    while not (ended := await evaluated(ws, ENDED.format(url=json.dumps(page.as_uri())))):
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(0.5)  # the first pictures are painted after it
+    told = await ask(ws, "Performance.getMetrics")
+    spent = {metric["name"]: metric["value"] for metric in told["metrics"]}
+    return ended, 1000 * spent["TaskDuration"]
+
+
+async def evaluated(ws: aiohttp.ClientWebSocketResponse, expression: str) -> float:
+    return (await ask(ws, "Runtime.evaluate", expression=expression))["result"]["value"]
+
+
+async def ask(ws: aiohttp.ClientWebSocketResponse, method: str, **params: str) -> dict[str, Any]:
+    """The browser's answer to one command; what else it says before is passed over."""
+    await ws.send_json({"id": (number := next(NUMBERS)), "method": method, "params": params})
     async for message in ws:
         told = json.loads(message.data)
-        if told.get("method") == "Page.loadEventFired":
-            asked = {"expression": ENDED, "awaitPromise": True}
-            await ws.send_json({"id": 4, "method": "Runtime.evaluate", "params": asked})
-        if told.get("id") == 4:
-            ended = told["result"]["result"]["value"]
-            await asyncio.sleep(0.5)  # the first pictures are painted after it
-            await ws.send_json({"id": 5, "method": "Performance.getMetrics"})
-        if told.get("id") == 5:
-            spent = {metric["name"]: metric["value"] for metric in told["result"]["metrics"]}
-            return ended, 1000 * spent["TaskDuration"]
+        if told.get("id") == number:
+            assert "result" in told, f"{method}: {told['error']['message']}"
+            return told["result"]
     raise AssertionError("the browser went away")
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for what, page in write(Path(folder)).items():
-            times, spent = zip(*(asyncio.run(load(page)) for _ in range(LOADS)), strict=True)
+            times, spent = zip(*(load(page) for _ in range(LOADS)), strict=True)
             size, said = (
                 page.stat().st_size / 1e6,
                 f"median {median(times):6.0f} ms, of the thread {median(spent):4.0f}",
