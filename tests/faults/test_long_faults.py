@@ -15,6 +15,7 @@ from tests.faults.watcher import Driver, Hires, appear, descendants, drive, proc
 from tests.jobs.world import RESOLUTION, files_under
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
+XDIST = "PYTEST_XDIST_WORKER"  # set in a worker of pytest-xdist, whose parent starts all of them
 SHARDS, ROWS, KILLS, GAP = 300, 4, 10, 30.0  # at least so many kills, so many seconds apart on average
 
 
@@ -56,9 +57,11 @@ def test_a_worker_that_hangs_costs_one_lease(world, undisturbed, tmp_path):
 
 
 def ray_processes() -> dict[int, str]:
-    """Every process of Ray on this machine."""
+    """Every process of Ray on this machine but those of tests that run beside this one."""
     words = ("raylet", "gcs_server", "ray::", "ray/_private", "ray/dashboard")
-    return {pid: command for pid, (_, command) in processes().items() if any(w in command for w in words)}
+    found = {pid: command for pid, (_, command) in processes().items() if any(w in command for w in words)}
+    beside = descendants(os.getppid()).keys() - descendants(os.getpid()).keys() if XDIST in os.environ else set()
+    return {pid: command for pid, command in found.items() if pid not in beside}
 
 
 def test_three_hundred_shards_and_ten_kills(world, tmp_path, capsys):
