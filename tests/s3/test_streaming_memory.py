@@ -47,8 +47,9 @@ def peak(prefix: str, model: Path, store: Path) -> tuple[int, int]:
     )  # fmt: skip
     command = [sys.executable, "-m", "tests.s3.streamed", *settings]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.returncode == 0, f"{ended.returncode}: {ended.stderr[-3000:]}"
     samples, planned, most = map(int, ended.stdout.split())
+    assert most > planned, "the work took less than its plan: what is measured is not the work"
     print(f"{prefix}: {samples} samples, {planned / 1e6:.0f} MB after planning, {most / 1e6:.0f} MB at most")
     return samples, most
 
