@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from concept_trak.report.render import render
+from tests.benchmarks import loading
 from tests.report import browser, pages
 from tests.report.browser import CHROMIUM, colours
 
@@ -32,3 +33,10 @@ def test_a_complaint_would_be_heard(tmp_path: Path) -> None:
     broken = render(pages.page(())).replace("<h1>", '<img alt="" src="elsewhere.png"><script>1</script><h1>')
     _, console = visit(broken, tmp_path / "page", 800)
     assert any("Content Security Policy" in line for line in console), "the console is not where the test looks for it"
+
+
+@pytest.mark.soak
+def test_a_page_of_200_pictures_loads_within_a_second(tmp_path: Path) -> None:
+    """The best of five browsers each, since others may use this machine; `tests.benchmarks.loading` has the medians."""
+    best = {what: min(loading.load(page)[0] for _ in range(5)) for what, page in loading.write(tmp_path).items()}
+    assert max(best.values()) < 1000, f"milliseconds: {best}"
