@@ -92,11 +92,11 @@ def test_what_is_to_stay_is_measured_once_for_all_that_differ_in_the_condition_w
     assert "2 trajectories, all measured" in capsys.readouterr().out
 
 
-def test_a_file_cut_short_is_named(world, tmp_path, capsys):
-    assert run(world, tmp_path) == 0
-    unit = next((tmp_path / "components/units").iterdir())
+def test_a_file_cut_short_is_named(world, plain, tmp_path, capsys):
+    store = shutil.copytree(plain, tmp_path / "store")
+    unit = next((store / "components/units").iterdir())
     unit.write_bytes(unit.read_bytes()[:100])
-    assert run(world, tmp_path) == 2
+    assert run(world, store) == 2
     assert f"{unit.name} is not as it was written" in capsys.readouterr().err
 
 
