@@ -16,7 +16,7 @@ from tests.jobs.world import RESOLUTION, files_under
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
 XDIST = "PYTEST_XDIST_WORKER"  # set in a worker of pytest-xdist, whose parent starts all of them
-SHARDS, ROWS, KILLS, GAP = 300, 4, 10, 30.0  # at least so many kills, so many seconds apart on average
+SHARDS, ROWS, KILLS, GAP = 300, 2, 10, 30.0  # at least so many kills, so many seconds apart on average
 
 
 @pytest.fixture
@@ -66,10 +66,11 @@ def ray_processes() -> dict[int, str]:
 
 def test_three_hundred_shards_and_ten_kills(world, tmp_path, capsys):
     write(tmp_path / "many", ROWS * SHARDS, seed=0, files=10, resolution=RESOLUTION)
-    many = (f"data.uri={tmp_path}/many", f"data.shard_rows={ROWS}")
-    calm = Undisturbed(world.audit(tmp_path / "calm", *many, model="pixels"))
+    source, many = f"data.uri={tmp_path}/many", f"data.shard_rows={ROWS}"
+    # The answer does not depend on how the rows are cut, and few large shards are soon done.
+    calm = Undisturbed(world.audit(tmp_path / "calm", source, "data.shard_rows=60", model="pixels"))
     before, store, log = ray_processes(), tmp_path / "store", tmp_path / "log"
-    arguments = world.arguments(store, *many, "cluster=local", "cluster.workers=2", model="pixels")
+    arguments = world.arguments(store, source, many, "cluster=local", "cluster.workers=2", model="pixels")
     kills, everyone, standing, chance = Counter(), set(), {}, random.Random(1)
     code = -signal.SIGKILL
     while code == -signal.SIGKILL:
