@@ -45,7 +45,8 @@ class Muon(torch.optim.Optimizer):
                 means = [self.state[weight].setdefault("mean", torch.zeros_like(weight)) for weight in alike]
                 for mean, weight in zip(means, alike, strict=True):
                     mean.lerp_(weight.grad, 1 - group["momentum"])
-                ahead = torch.stack([w.grad for w in alike]).lerp(torch.stack(means), group["momentum"])
+                slopes = torch.stack([w.grad for w in alike if w.grad is not None])
+                ahead = slopes.lerp(torch.stack(means), group["momentum"])
                 size = 0.2 * group["lr"] * math.sqrt(max(alike[0].shape))
                 for weight, moved in zip(alike, orthogonal(ahead), strict=True):
                     weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(size * moved)
