@@ -108,11 +108,13 @@ class _Sum:
         factor = pulled.pointed.fit.to(pulled.scale.dtype)
         if self.side.unit:
             length, pulled = pulled.measured(self.side.over)
-            size = {name: torch.where(n > 0, 1 / n, 0) for name, n in length.items()}
+            # Many names share one tensor, and on a small network so many small steps cost as much as a layer.
+            each = {id(n): factor * torch.where(n > 0, 1 / n, 0) for n in {id(n): n for n in length.values()}.values()}
+            size = {name: each[id(n)] for name, n in length.items()}
         else:
-            size = dict.fromkeys(pulled.pieces, pulled.scale)
+            size = dict.fromkeys(pulled.pieces, factor * pulled.scale)
         for name, piece in pulled.pieces.items():
-            self.total.add(name, piece, factor * size[name])
+            self.total.add(name, piece, size[name])
 
     def features(self) -> Features:
         weight = self.weight if self.side.weight != "one" else torch.ones_like(self.weight)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -110,14 +111,12 @@ def _power_of_two(v: Tensor) -> Float[Tensor, " b"]:
 @contextmanager
 def _captured(denoiser: Denoiser) -> Iterator[dict[nn.Module, list[Call]]]:
     """While open, every call of a module that owns an attributable parameter is noted."""
-    names = _names(denoiser)
     calls: dict[nn.Module, list[Call]] = {}
 
     def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         calls.setdefault(module, []).append(noted(module, args, kwargs, output))
 
-    owners = [m for m in denoiser.network.modules() if any(p in names for p in m.parameters(recurse=False))]
-    handles = [owner.register_forward_hook(note, with_kwargs=True) for owner in owners]
+    handles = [owner.register_forward_hook(note, with_kwargs=True) for owner in _owners(denoiser)]
     try:
         yield calls
     finally:
@@ -129,13 +128,10 @@ class _Layers:
     """The calls of one forward whose modules can all be split by sample."""
 
     def __init__(self, denoiser: Denoiser, calls: dict[nn.Module, list[Call]], b: int) -> None:
-        names, self.parameters = _names(denoiser), denoiser.parameters
+        owners, self.parameters = _owners(denoiser), denoiser.parameters
         self.b, self.whole = b, {m: cs for m, cs in calls.items() if all(separable(m, c, b) for c in cs)}
-        closed = {names[p] for m in calls if m not in self.whole for p in m.parameters(recurse=False) if p in names}
-        self.own = {
-            m: {n: names[p] for n, p in m.named_parameters(recurse=False) if names.get(p, None) not in (None, *closed)}
-            for m in self.whole
-        }
+        closed = {name for m in calls if m not in self.whole for name in owners[m].values()}
+        self.own = {m: {n: name for n, name in owners[m].items() if name not in closed} for m in self.whole}
 
     def pieces(self, eps: Tensor, v: Tensor, last: bool) -> dict[str, Piece]:
         """What each parameter gets from v at eps; tied parameters and repeated calls add up under one name."""
@@ -148,22 +144,30 @@ class _Layers:
                     if g is not None:
                         for n, piece in per_sample(module, call, g, self.b, self.own[module]).items():
                             found[self.own[module][n]].append(piece)
-        zero = v.new_zeros(())
-        return {
-            name: _joined(pieces, zero.expand(self.b, *self.parameters[name].shape)) for name, pieces in found.items()
-        }
+        return {name: self._joined(name, pieces, v.new_zeros) for name, pieces in found.items()}
+
+    def _joined(self, name: str, pieces: Sequence[Piece], zeros: Callable[[tuple[()]], Tensor]) -> Piece:
+        """One piece of all of a parameter's; zeros where there are none."""
+        if len(pieces) == 1:
+            return pieces[0]
+        if pieces:
+            return Whole(torch.stack([p.whole() for p in pieces]).sum(0))
+        return Whole(zeros(()).expand(self.b, *self.parameters[name].shape))
 
 
-def _joined(pieces: Sequence[Piece], zero: Tensor) -> Piece:
-    """One piece of all of a parameter's; `zero` where there are none."""
-    if len(pieces) == 1:
-        return pieces[0]
-    return Whole(torch.stack([p.whole() for p in pieces]).sum(0) if pieces else zero)
+def _owners(denoiser: Denoiser) -> dict[nn.Module, dict[str, str]]:
+    """Every module with attributable parameters of its own: by its name for each, the one name that it has where
+    several modules share it. Kept, for looking through a network takes long beside a pass through a small one."""
+    if denoiser not in _known:
+        names, found = {p: name for name, p in denoiser.parameters.items()}, dict[nn.Module, dict[str, str]]()
+        for module in denoiser.network.modules():
+            if own := {n: names[p] for n, p in module.named_parameters(recurse=False) if p in names}:
+                found[module] = own
+        _known[denoiser] = found
+    return _known[denoiser]
 
 
-def _names(denoiser: Denoiser) -> dict[nn.Parameter, str]:
-    """The one name of each attributable parameter, also where several modules share it."""
-    return {p: name for name, p in denoiser.parameters.items()}
+_known: WeakKeyDictionary[Denoiser, dict[nn.Module, dict[str, str]]] = WeakKeyDictionary()
 
 
 def _one_by_one(denoiser: Denoiser, state: State, v: Tensor, names: list[str]) -> Gradients:

@@ -1,19 +1,19 @@
 """What one layer knows of each sample apart: from its inputs and the gradient at its output to its own parameters'.
 
-The gradients of matrices stay products (see `piece.py`); everything else is multiplied out. A rule holds for an exact
-type (a subclass may compute anything). A layer without one is run again alone, sample by sample, between its captured
-input and output gradient: exact, and cheap where the layer is small.
+The gradients of matrices stay products (`piece.py`), and those of convolutions too (`convolution.py`); everything else
+is multiplied out. A rule holds for an exact type (a subclass may compute anything). A layer without one is run again
+alone, sample by sample, between its captured input and output gradient: exact, and cheap where the layer is small.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_weight
 
+from concept_trak.convolution import Convolved
 from concept_trak.piece import Piece, Product, Whole
 from concept_trak.precision import wide
 
@@ -61,13 +61,12 @@ def separable(layer: nn.Module, call: Call, b: int) -> bool:
         return y.shape[0] == b and _same(torch.cat([layer(*args, **kwargs) for args, kwargs in _apart(call, b)]), y)
 
 
-def per_sample(layer: nn.Module, call: Call, g: Tensor, b: int, wanted: Iterable[str]) -> dict[str, Piece]:
+def per_sample(layer: nn.Module, call: Call, g: Tensor, b: int, wanted: Collection[str]) -> dict[str, Piece]:
     """The gradients of its own parameters, of a layer that `separable` holds for; g is the gradient at its output."""
+    if ruled(layer):
+        return RULES[type(layer)](layer, call, g, b, wanted)
     own = {name: p for name, p in layer.named_parameters(recurse=False) if name in wanted}
-    if not ruled(layer):
-        return {name: Whole(value) for name, value in _replayed(layer, call, g, own, b).items()}
-    rule = RULES[type(layer)]
-    return {name: rule(layer, name, call, g, b) for name in own}
+    return {name: Whole(value) for name, value in _replayed(layer, call, g, own, b).items()}
 
 
 def _replayed(layer: nn.Module, call: Call, g: Tensor, own: dict[str, nn.Parameter], b: int) -> dict[str, Tensor]:
@@ -96,46 +95,46 @@ def _same(again: Tensor, y: Tensor) -> bool:
     return again.shape == y.shape and bool((again - y).norm() <= REPLAYED * y.norm())
 
 
-def _linear(layer: nn.Linear, own: str, call: Call, g: Tensor, b: int) -> Piece:
-    x = call.args[0].detach()
+def _linear(layer: nn.Linear, call: Call, g: Tensor, b: int, wanted: Collection[str]) -> dict[str, Piece]:
+    x, found = call.args[0].detach(), dict[str, Piece]()
     x, g = x.reshape(b, -1, x.shape[-1]), g.reshape(b, -1, g.shape[-1])
-    return Whole(wide(g).sum(1)) if own == "bias" else Product(g, x, tuple(layer.weight.shape))
+    if "weight" in wanted:
+        found["weight"] = Product(g, x, tuple(layer.weight.shape))
+    if "bias" in wanted:
+        found["bias"] = Whole(wide(g).sum(1))
+    return found
 
 
-def _conv2d(layer: nn.Conv2d, own: str, call: Call, g: Tensor, b: int) -> Piece:
-    """Weight [o, i / groups, p, q]; a layer that looks at single pixels is linear in them."""
-    x = call.args[0].detach()
-    if own == "bias":
-        return Whole(wide(g).reshape(b, -1, *g.shape[1:]).sum((1, 3, 4)))
+def _conv2d(layer: nn.Conv2d, call: Call, g: Tensor, b: int, wanted: Collection[str]) -> dict[str, Piece]:
+    found: dict[str, Piece] = {}
+    if "weight" in wanted:
+        found["weight"] = _kernel(layer, call.args[0].detach(), g, b)
+    if "bias" in wanted:
+        found["bias"] = Whole(wide(g).flatten(2).sum(2).reshape(b, -1, g.shape[1]).sum(1))
+    return found
+
+
+def _kernel(layer: nn.Conv2d, x: Tensor, g: Tensor, b: int) -> Piece:
+    """A layer that looks at single pixels is linear in them."""
     if layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0) and layer.groups == 1:
         g, x = (y.reshape(b, -1, *y.shape[1:]).transpose(2, -1).flatten(1, -2) for y in (g.flatten(2), x.flatten(2)))
         return Product(g, x, tuple(layer.weight.shape))
-    return Whole(_grouped(layer, x, g, b))
+    where: Any = (layer.stride, layer.padding, layer.dilation, layer.groups)  # pairs: `ruled` has seen to padding
+    return Convolved(x, g, b, layer.weight.shape, *where)
 
 
-def _grouped(layer: nn.Conv2d, x: Tensor, g: Tensor, b: int) -> Tensor:
-    """One convolution whose groups are the samples: as fast as the plain one, and without anyone's patches."""
-    x, g = (y.reshape(b, -1, *y.shape[1:]).transpose(0, 1).flatten(1, 2) for y in (x, g))
-    o, *rest = layer.weight.shape
-    size: Any = (b * o, *rest)
-    pairs: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
-    weight = conv2d_weight(x, size, g, groups=b * layer.groups, **pairs)  # its signature says int, and it takes pairs
-    return weight.reshape(b, o, *rest)
-
-
-def _group_norm(layer: nn.GroupNorm, own: str, call: Call, g: Tensor, b: int) -> Piece:
+def _group_norm(layer: nn.GroupNorm, call: Call, g: Tensor, b: int, wanted: Collection[str]) -> dict[str, Piece]:
     """sum_p g_p x_hat_p = (sum_p g_p x_p - mean sum_p g_p) / deviation, by channel, as in the plain backward.
 
-    So the layer is not run again for x_hat, which cost as much as its forward.
+    It is the plain backward: n samples with as many groups each are one sample with n times the groups.
     """
-    x, g = (wide(y).flatten(2) for y in (call.args[0].detach(), g))
-    total = g.sum(2)
-    if own == "weight":
-        mean, rate = call.moments or _moments(layer, x)
-        mean, rate = (m.reshape(len(x), -1, 1).expand(-1, -1, x.shape[1] // layer.num_groups).flatten(1)
-                      for m in (mean, rate))  # fmt: skip
-        total = ((g * x).sum(2) - mean * total) * rate
-    return Whole(total.reshape(b, -1, layer.num_channels).sum(1))
+    x, g = (wide(y).contiguous() for y in (call.args[0].detach(), g))
+    mean, rate = (m.to(x.dtype).reshape(1, -1) for m in call.moments or _moments(layer, x))
+    ones, both = x.new_ones(len(x) * layer.num_channels), ("weight", "bias")
+    size = (1, len(ones), x[0, 0].numel(), mean.shape[1])
+    _, *slopes = torch.ops.aten.native_group_norm_backward(g, x, mean, rate, ones, *size, (False, True, True))
+    rows = (slope.view(b, -1, layer.num_channels).sum(1) for slope in slopes)
+    return {name: Whole(row) for name, row in zip(both, rows, strict=True) if name in wanted}
 
 
 def _moments(layer: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,20 +142,21 @@ def _moments(layer: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (variance + layer.eps).rsqrt()
 
 
-def _layer_norm(layer: nn.LayerNorm, own: str, call: Call, g: Tensor, b: int) -> Piece:
-    product = wide(g)
-    if own == "weight":
-        product = product * F.layer_norm(wide(call.args[0].detach()), layer.normalized_shape, eps=layer.eps)
-    return Whole(product.reshape(b, -1, *layer.normalized_shape).sum(1))
+def _layer_norm(layer: nn.LayerNorm, call: Call, g: Tensor, b: int, wanted: Collection[str]) -> dict[str, Piece]:
+    found = {"bias": wide(g)} if "bias" in wanted else {}
+    if "weight" in wanted:
+        hat = F.layer_norm(wide(call.args[0].detach()), layer.normalized_shape, eps=layer.eps)
+        found["weight"] = wide(g) * hat
+    return {name: Whole(value.reshape(b, -1, *layer.normalized_shape).sum(1)) for name, value in found.items()}
 
 
-def _embedding(layer: nn.Embedding, own: str, call: Call, g: Tensor, b: int) -> Piece:
+def _embedding(layer: nn.Embedding, call: Call, g: Tensor, b: int, wanted: Collection[str]) -> dict[str, Piece]:
     rows, g = call.args[0].reshape(b, -1), g.reshape(b, -1, layer.embedding_dim)
     total = wide(g).new_zeros(b, layer.num_embeddings, layer.embedding_dim)
-    return Whole(total.scatter_add_(1, rows[..., None].expand_as(g), wide(g)))
+    return {"weight": Whole(total.scatter_add_(1, rows[..., None].expand_as(g), wide(g)))}
 
 
-RULES: dict[type[nn.Module], Callable[..., Piece]] = {
+RULES: dict[type[nn.Module], Callable[..., dict[str, Piece]]] = {
     nn.Linear: _linear,
     nn.Conv2d: _conv2d,
     nn.GroupNorm: _group_norm,

@@ -1,4 +1,5 @@
 """One parameter's per-sample gradient, as a layer leaves it: multiplied out, or still the product it is made of.
+A convolution's is in `convolution.py`.
 
 The gradient of a matrix is a sum over the places where it was used, sum_p g_p x_p^T, of output gradients and inputs.
 Its norm, a scaled sum, and some of its entries can be had from the two factors without writing the matrix down.
@@ -12,6 +13,7 @@ taken, layer by layer:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -20,29 +22,93 @@ from torch import Tensor
 from concept_trak.precision import wide
 
 
+@runtime_checkable
+class Piece(Protocol):
+    """The gradient G of one parameter, for each of b samples."""
+
+    @property
+    def cheaper_apart(self) -> bool:
+        """Whether the norm is cheaper as it is than multiplied out."""
+        ...
+
+    def whole(self) -> Float[Tensor, "b ..."]:
+        """Multiplied out: [b, *shape of the parameter]."""
+        ...
+
+    def square_norm(self) -> Float[Tensor, " b"]: ...
+
+    def lay(self, room: Float[Tensor, " numbers"]) -> Float[Tensor, "b ..."]:
+        """`room` as [b, *shape], in the order of memory in which this piece is added fastest."""
+        ...
+
+    def add_to(self, total: Float[Tensor, "b ..."], factor: Float[Tensor, " b"], first: bool = False) -> None:
+        """Each sample times its factor. `first`: in place of what `total` held, which is then not read."""
+        ...
+
+    def entries(self, at: Tensor) -> Float[Tensor, "b entries"]:
+        """The entries at flat positions `at`."""
+        ...
+
+    def between(self, left: Float[Tensor, "o r"], right: Float[Tensor, "i c"]) -> Float[Tensor, "b r c"]:
+        """left^T G right of every sample, G as [o, everything else]."""
+        ...
+
+
+def order(value: Float[Tensor, "b ..."]) -> list[int]:
+    """A parameter's dimensions as they lie in memory, the outermost first."""
+    return sorted(range(1, value.dim()), key=lambda d: -value.stride(d))
+
+
+def lying(value: Float[Tensor, "b ..."]) -> Float[Tensor, "b numbers"]:
+    """Each sample's numbers in the order of memory, so that none is moved."""
+    return value.flatten(1) if value.is_contiguous() else value.permute(0, *order(value)).flatten(1)
+
+
+def place(at: Tensor, value: Float[Tensor, "b ..."]) -> Tensor:
+    """Where the entries at flat positions `at` are in `lying(value)`."""
+    if value.is_contiguous():
+        return at
+    found = torch.zeros_like(at)
+    for size, step in zip(value.shape[:0:-1], value.stride()[:0:-1], strict=True):
+        found, at = found + at % size * step, at // size
+    return found
+
+
+GATHERED = 256
+"""Multiply-adds of a matrix product that take as long as one of numbers gathered from both factors (measured)."""
+
+
 @dataclass(frozen=True)
 class Whole:
-    """Multiplied out: [b, *shape of the parameter]."""
+    """Multiplied out."""
 
     value: Float[Tensor, "b ..."]
+    cheaper_apart = True  # there is nothing left to multiply
+
+    @property
+    def small(self) -> bool:
+        """A vector, of which many are looked at together faster than one by one."""
+        return self.value.dim() == 2
 
     def whole(self) -> Float[Tensor, "b ..."]:
         return self.value
 
     def square_norm(self) -> Float[Tensor, " b"]:
-        return torch.linalg.vector_norm(wide(self.value.flatten(1)), dim=1).square()
+        return torch.linalg.vector_norm(wide(lying(self.value)), dim=1).square()
+
+    def lay(self, room: Float[Tensor, " numbers"]) -> Float[Tensor, "b ..."]:
+        turned = [0, *order(self.value)]
+        back = sorted(range(len(turned)), key=turned.__getitem__)
+        return room.view([self.value.shape[d] for d in turned]).permute(back)
 
     def add_to(self, total: Float[Tensor, "b ..."], factor: Float[Tensor, " b"], first: bool = False) -> None:
-        """`first`: in place of what `total` held, which is then not read."""
         value, factor = wide(self.value), factor.to(total.dtype).reshape(-1, *[1] * (total.dim() - 1))
         _ = torch.mul(value, factor, out=total) if first else total.addcmul_(value, factor)
 
     def entries(self, at: Tensor) -> Float[Tensor, "b entries"]:
-        """The entries at flat positions `at`."""
-        return wide(self.value.flatten(1)[:, at])
+        return wide(lying(self.value)[:, place(at, self.value)])
 
     def between(self, left: Float[Tensor, "o r"], right: Float[Tensor, "i c"]) -> Float[Tensor, "b r c"]:
-        """left^T G right of every sample, G as [o, everything else]."""
         return left.T @ (wide(self.value.flatten(2)) @ right)
 
 
@@ -56,7 +122,6 @@ class Product:
 
     @property
     def cheaper_apart(self) -> bool:
-        """Whether the norm is cheaper by the factors than by the matrix."""
         places, o, i = self.g.shape[1], self.g.shape[2], self.x.shape[2]
         return places * (o + i) < o * i
 
@@ -69,12 +134,17 @@ class Product:
             torch.bmm(g, g.transpose(1, 2)).flatten(1), torch.bmm(x, x.transpose(1, 2)).flatten(1)
         )
 
+    def lay(self, room: Float[Tensor, " numbers"]) -> Float[Tensor, "b ..."]:
+        return room.view(-1, *self.shape)
+
     def add_to(self, total: Float[Tensor, "b ..."], factor: Float[Tensor, " b"], first: bool = False) -> None:
         g = wide(self.g) * factor.to(total.dtype)[:, None, None]
         total.view(len(g), g.shape[2], -1).baddbmm_(g.transpose(1, 2), wide(self.x), beta=0 if first else 1)
 
     def entries(self, at: Tensor) -> Float[Tensor, "b entries"]:
-        """The entries at flat positions `at`, place by place: the matrix is not needed for a few of them."""
+        """The entries at flat positions `at`; a few of them place by place."""
+        if GATHERED * len(at) > self.g.shape[2] * self.x.shape[2]:
+            return Whole(self.whole()).entries(at)
         row, column = at // self.x.shape[2], at % self.x.shape[2]
         return (wide(self.g)[:, :, row] * wide(self.x)[:, :, column]).sum(1)
 
@@ -83,15 +153,13 @@ class Product:
         return torch.bmm((wide(self.g) @ left).transpose(1, 2), wide(self.x) @ right)
 
 
-Piece = Whole | Product
-
 DEAD = 1e-5
 """Share of the whole gradient's norm below which a layer's own is rounding: keys where one token is attended to."""
 
 
 def measured(piece: Piece) -> tuple[Float[Tensor, " b"], Piece]:
     """|g|^2 of each sample, and the piece as it then is: multiplied out where that was the cheaper way to know."""
-    if isinstance(piece, Product) and not piece.cheaper_apart:
+    if not piece.cheaper_apart:
         piece = Whole(piece.whole())
     return piece.square_norm(), piece
 
@@ -99,10 +167,14 @@ def measured(piece: Piece) -> tuple[Float[Tensor, " b"], Piece]:
 def lengths(pieces: Mapping[str, Piece], over: str) -> tuple[dict[str, Float[Tensor, " b"]], dict[str, Piece]]:
     """By parameter name, each sample's Euclidean norm over `all` of them, or over those of its `layer`, 0 where that is
     rounding; and the pieces since (see `measured`)."""
+    if over == "all":
+        vectors = {name: piece.value for name, piece in pieces.items() if isinstance(piece, Whole) and piece.small}
+        known = {name: measured(piece) for name, piece in pieces.items() if name not in vectors}
+        together = [Whole(torch.cat(list(vectors.values()), 1)).square_norm()] if vectors else []
+        length = _root_of_sum([*together, *(square for square, _ in known.values())])
+        return dict.fromkeys(pieces, length), {**pieces, **{name: piece for name, (_, piece) in known.items()}}
     known = {name: measured(piece) for name, piece in pieces.items()}
     since, whole = {n: piece for n, (_, piece) in known.items()}, _root_of_sum([s for s, _ in known.values()])
-    if over == "all":
-        return dict.fromkeys(known, whole), since
     members: dict[str, list[Tensor]] = {}
     for name, (square, _) in known.items():
         members.setdefault(layer_of(name), []).append(square)

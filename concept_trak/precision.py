@@ -10,4 +10,4 @@ from torch import Tensor
 
 def wide(x: Tensor) -> Tensor:
     """At least float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x if x.dtype in (torch.float32, torch.float64) else x.to(torch.promote_types(x.dtype, torch.float32))

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from concept_trak.noise import key
-from concept_trak.piece import Whole
+from concept_trak.piece import Whole, lying, order
 from concept_trak.precision import wide
 
 Gradients = dict[str, Float[Tensor, "b ..."]]  # by parameter name: [b, *parameter.shape]
@@ -121,17 +121,25 @@ def sketch(gradients: Gradients, dim: int, seed: int) -> Float[Tensor, "b k"]:
     """Each coordinate is added to its bucket: one of k if its sign is +, one of k others if it is -."""
     first = next(iter(gradients.values()))
     total = first.new_zeros(len(first), 2 * dim)
-    bucket = _buckets(tuple((name, g[0].numel()) for name, g in gradients.items()), dim, seed, first.device)
+    laid = tuple((name, g.shape[1:], tuple(order(g))) for name, g in gradients.items())
+    bucket = _buckets(laid, dim, seed, first.device)
     for name, g in gradients.items():
-        total.scatter_add_(1, bucket[name].expand(len(g), -1), g.flatten(1))
+        total.scatter_add_(1, bucket[name].expand(len(g), -1), lying(g))
     return total[:, dim:] - total[:, :dim]
 
 
 @lru_cache(maxsize=1)
-def _buckets(sizes: tuple[tuple[str, int], ...], dim: int, seed: int, device: torch.device) -> dict[str, Tensor]:
-    """By parameter, the bucket in 0 ... 2 k - 1 of each coordinate: 8 bytes of each, kept from batch to batch."""
-    hashes = {name: _hashes(seed, name, size, device) for name, size in sizes}
-    return {name: ((h >> 8) % dim).add_(h & 1, alpha=dim) for name, h in hashes.items()}
+def _buckets(
+    laid: tuple[tuple[str, torch.Size, tuple[int, ...]], ...], dim: int, seed: int, device: torch.device
+) -> dict[str, Tensor]:
+    """By parameter, the bucket in 0 ... 2 k - 1 of each coordinate, as they lie in memory: 8 bytes of each, kept from
+    batch to batch."""
+    found = {}
+    for name, shape, turned in laid:
+        h = _hashes(seed, name, shape.numel(), device)
+        bucket = ((h >> 8) % dim).add_(h & 1, alpha=dim).view(shape)
+        found[name] = bucket.permute([d - 1 for d in turned]).flatten()
+    return found
 
 
 def kronecker(gradients: Gradients, dim: int, seed: int) -> Float[Tensor, "b k"]:

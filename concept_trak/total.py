@@ -34,19 +34,21 @@ class Summed:
     def __init__(self, projector: Projector, parameters: Mapping[str, Tensor], b: int) -> None:
         self.projector, sizes = projector, [b * p.numel() for p in parameters.values()]
         self.room = _room(sum(sizes), wide(next(iter(parameters.values())).new_empty(0)))
-        parts = zip(parameters.items(), self.room[: sum(sizes)].split(sizes), strict=True)
-        self.sum = {name: part.view(b, *p.shape) for (name, p), part in parts}
-        self.empty = set(self.sum)
+        self.empty = dict(zip(parameters, self.room[: sum(sizes)].split(sizes), strict=True))
+        self.shapes, self.sum = {name: (b, *p.shape) for name, p in parameters.items()}, dict[str, Tensor]()
 
     def add(self, name: str, piece: Piece, factor: Float[Tensor, " b"]) -> None:
-        piece.add_to(self.sum[name], factor, first=name in self.empty)
-        self.empty.discard(name)
+        room = self.empty.pop(name, None)
+        if room is not None:
+            self.sum[name] = piece.lay(room)
+            piece.add_to(self.sum[name], factor, first=True)
+        else:
+            piece.add_to(self.sum[name], factor)
 
     def phi(self) -> Float[Tensor, "b k"]:
         """Once: the sum is given up."""
-        for name in self.empty:
-            self.sum[name].zero_()
-        phi, self.sum = self.projector(self.sum), {}
+        self.sum |= {name: room.zero_().view(self.shapes[name]) for name, room in self.empty.items()}
+        phi, self.sum = self.projector({name: self.sum[name] for name in self.shapes}), {}
         _spare.append(self.room)
         return phi
 
