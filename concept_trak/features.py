@@ -14,6 +14,7 @@ from torch import Tensor
 from concept_trak.denoiser import Denoiser, Prediction
 from concept_trak.direction import DIRECTIONS
 from concept_trak.gradient import Pulled, pull_back_each
+from concept_trak.length import lengths
 from concept_trak.method import Method
 from concept_trak.precision import wide
 from concept_trak.probe import Probe
@@ -107,14 +108,16 @@ class _Sum:
         self.weight = self.weight + wide(WEIGHTS[self.side.weight](state, pulled.seen)).cpu()
         factor = pulled.pointed.fit.to(pulled.scale.dtype)
         if self.side.unit:
-            length, pulled = pulled.measured(self.side.over)
-            # Many names share one tensor, and on a small network so many small steps cost as much as a layer.
-            each = {id(n): factor * torch.where(n > 0, 1 / n, 0) for n in {id(n): n for n in length.values()}.values()}
-            size = {name: each[id(n)] for name, n in length.items()}
+            length, taken = lengths(pulled.pieces, self.side.over, self.total.take)
+            # Of the few tensors that the names share: on a small network many small steps cost as much as a layer.
+            shared = {id(n): n for n in length.values()}
+            rate = {i: factor * torch.where(n > 0, 1 / n, 0) for i, n in shared.items()}
+            for name, piece in taken.items():
+                self.total.put(name, piece, rate[id(length[name])])
         else:
-            size = dict.fromkeys(pulled.pieces, factor * pulled.scale)
-        for name, piece in pulled.pieces.items():
-            self.total.add(name, piece, size[name])
+            factor = factor * pulled.scale
+            for name, piece in pulled.pieces.items():
+                self.total.add(name, piece, factor)
 
     def features(self) -> Features:
         weight = self.weight if self.side.weight != "one" else torch.ones_like(self.weight)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from concept_trak.denoiser import Denoiser, Prediction
 from concept_trak.layer import Call, noted, per_sample, separable
-from concept_trak.piece import Piece, Whole, lengths
+from concept_trak.length import lengths
+from concept_trak.piece import Piece, Whole
 from concept_trak.precision import wide
 from concept_trak.state import Pointed, State
 
@@ -60,7 +61,8 @@ def pull_back(denoiser: Denoiser, state: State, pointer: Pointer) -> Pulled:
 
 def pull_back_each(denoiser: Denoiser, state: State, pointers: Sequence[Pointer]) -> list[Pulled]:
     """The same for several directions from one state: one forward for all of them, one backward for each."""
-    state = state.at(state.x_t.detach().requires_grad_())
+    # Images as they are read have their channels last, which slows half of a network that does not expect it.
+    state = state.at(state.x_t.detach().contiguous().requires_grad_())
     with torch.enable_grad():
         with _captured(denoiser) as calls:
             seen = denoiser(state.x_t, state.t, state.batch.cond)

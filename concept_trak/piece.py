@@ -11,7 +11,6 @@ taken, layer by layer:
     |sum_p g_p x_p^T|^2 = sum_{p, q} <g_p, g_q> <x_p, x_q>                                          (Goodfellow 2015)
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -151,42 +150,3 @@ class Product:
     def between(self, left: Float[Tensor, "o r"], right: Float[Tensor, "i c"]) -> Float[Tensor, "b r c"]:
         """left^T G right of every sample, and nothing wider than the factors."""
         return torch.bmm((wide(self.g) @ left).transpose(1, 2), wide(self.x) @ right)
-
-
-DEAD = 1e-5
-"""Share of the whole gradient's norm below which a layer's own is rounding: keys where one token is attended to."""
-
-
-def measured(piece: Piece) -> tuple[Float[Tensor, " b"], Piece]:
-    """|g|^2 of each sample, and the piece as it then is: multiplied out where that was the cheaper way to know."""
-    if not piece.cheaper_apart:
-        piece = Whole(piece.whole())
-    return piece.square_norm(), piece
-
-
-def lengths(pieces: Mapping[str, Piece], over: str) -> tuple[dict[str, Float[Tensor, " b"]], dict[str, Piece]]:
-    """By parameter name, each sample's Euclidean norm over `all` of them, or over those of its `layer`, 0 where that is
-    rounding; and the pieces since (see `measured`)."""
-    if over == "all":
-        vectors = {name: piece.value for name, piece in pieces.items() if isinstance(piece, Whole) and piece.small}
-        known = {name: measured(piece) for name, piece in pieces.items() if name not in vectors}
-        together = [Whole(torch.cat(list(vectors.values()), 1)).square_norm()] if vectors else []
-        length = _root_of_sum([*together, *(square for square, _ in known.values())])
-        return dict.fromkeys(pieces, length), {**pieces, **{name: piece for name, (_, piece) in known.items()}}
-    known = {name: measured(piece) for name, piece in pieces.items()}
-    since, whole = {n: piece for n, (_, piece) in known.items()}, _root_of_sum([s for s, _ in known.values()])
-    members: dict[str, list[Tensor]] = {}
-    for name, (square, _) in known.items():
-        members.setdefault(layer_of(name), []).append(square)
-    own = {layer: _root_of_sum(squares) for layer, squares in members.items()}
-    alive = {layer: torch.where(length > DEAD * whole, length, 0) for layer, length in own.items()}
-    return {name: alive[layer_of(name)] for name in known}, since
-
-
-def _root_of_sum(squares: Sequence[Float[Tensor, " b"]]) -> Float[Tensor, " b"]:
-    return torch.stack(list(squares)).sum(0).sqrt()
-
-
-def layer_of(name: str) -> str:
-    """The module that owns a parameter: its weight and its bias are one layer."""
-    return name.rpartition(".")[0]

@@ -4,8 +4,8 @@ P is linear, so it may be applied to the sum once, or to every piece. A projecto
 has a way of its own, straight from the factors; for the others the sum is kept at full width.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,16 +15,27 @@ from concept_trak.precision import wide
 from concept_trak.projector import Projector, kept, sides, sketch
 
 
-@runtime_checkable
-class Total(Protocol):
-    """P of a running sum: `add` a piece of one parameter, each sample times its factor; `phi` is P of all of it."""
+class Total(ABC):
+    """P of a running sum: `add` a piece of one parameter, each sample times its factor; `phi` is P of all of it.
 
+    Where factors are norms, they are known only when every piece has been seen. So `add` comes in two: `take` what is
+    needed of a piece while it is at hand, often few numbers, so that the rest is given up; and `put` it later.
+    """
+
+    @abstractmethod
     def __init__(self, projector: Projector, parameters: Mapping[str, Tensor], b: int) -> None: ...
-    def add(self, name: str, piece: Piece, factor: Float[Tensor, " b"]) -> None: ...
+    @abstractmethod
+    def take(self, name: str, piece: Piece) -> Piece: ...
+    @abstractmethod
+    def put(self, name: str, taken: Piece, factor: Float[Tensor, " b"]) -> None: ...
+    @abstractmethod
     def phi(self) -> Float[Tensor, "b k"]: ...
 
+    def add(self, name: str, piece: Piece, factor: Float[Tensor, " b"]) -> None:
+        self.put(name, self.take(name, piece), factor)
 
-class Summed:
+
+class Summed(Total):
     """For any P: the sum itself, at full width and at least float32, projected once.
 
     It is the largest thing a batch needs. On a CPU fresh memory costs ten times what adding to it does (measured: 58 ms
@@ -37,13 +48,16 @@ class Summed:
         self.empty = dict(zip(parameters, self.room[: sum(sizes)].split(sizes), strict=True))
         self.shapes, self.sum = {name: (b, *p.shape) for name, p in parameters.items()}, dict[str, Tensor]()
 
-    def add(self, name: str, piece: Piece, factor: Float[Tensor, " b"]) -> None:
+    def take(self, name: str, piece: Piece) -> Piece:
+        return piece
+
+    def put(self, name: str, taken: Piece, factor: Float[Tensor, " b"]) -> None:
         room = self.empty.pop(name, None)
         if room is not None:
-            self.sum[name] = piece.lay(room)
-            piece.add_to(self.sum[name], factor, first=True)
+            self.sum[name] = taken.lay(room)
+            taken.add_to(self.sum[name], factor, first=True)
         else:
-            piece.add_to(self.sum[name], factor)
+            taken.add_to(self.sum[name], factor)
 
     def phi(self) -> Float[Tensor, "b k"]:
         """Once: the sum is given up."""
@@ -65,7 +79,7 @@ def _room(size: int, like: Tensor) -> Tensor:
     return like.new_empty(size)
 
 
-class Picked:
+class Picked(Total):
     """For `mask`: only the coordinates that it keeps, straight from a gradient's factors."""
 
     def __init__(self, projector: Projector, parameters: Mapping[str, Tensor], b: int) -> None:
@@ -75,17 +89,20 @@ class Picked:
         self.sum = wide(first.new_zeros(b, projector.dim))
         self.grow = (sum(size for _, size in sizes) / projector.dim) ** 0.5
 
-    def add(self, name: str, piece: Piece, factor: Float[Tensor, " b"]) -> None:
-        at, column = self.kept[name]
-        if len(at) == 0:
-            return
-        self.sum[:, column] += piece.entries(at) * factor.to(self.sum.dtype)[:, None]
+    def take(self, name: str, piece: Piece) -> Piece:
+        at, _ = self.kept[name]
+        return Whole(piece.entries(at) if len(at) else self.sum[:, :0])
+
+    def put(self, name: str, taken: Piece, factor: Float[Tensor, " b"]) -> None:
+        _, column = self.kept[name]
+        if len(column):
+            self.sum[:, column] += taken.whole() * factor.to(self.sum.dtype)[:, None]
 
     def phi(self) -> Float[Tensor, "b k"]:
         return self.sum * self.grow
 
 
-class Narrowed:
+class Narrowed(Total):
     """For `kronecker`: matrices between their two sides, straight from a gradient's factors, sketched once."""
 
     def __init__(self, projector: Projector, parameters: Mapping[str, Tensor], b: int) -> None:
@@ -97,9 +114,11 @@ class Narrowed:
     def _shape(self, name: str, p: Tensor) -> tuple[int, ...]:
         return tuple(side.shape[1] for side in self.sides[name]) if name in self.sides else p.shape
 
-    def add(self, name: str, piece: Piece, factor: Float[Tensor, " b"]) -> None:
-        value = piece.between(*self.sides[name]) if name in self.sides else wide(piece.whole())
-        Whole(value).add_to(self.sum[name], factor)
+    def take(self, name: str, piece: Piece) -> Piece:
+        return Whole(piece.between(*self.sides[name]) if name in self.sides else wide(piece.whole()))
+
+    def put(self, name: str, taken: Piece, factor: Float[Tensor, " b"]) -> None:
+        taken.add_to(self.sum[name], factor)
 
     def phi(self) -> Float[Tensor, "b k"]:
         return sketch(self.sum, self.projector.dim, self.projector.seed)

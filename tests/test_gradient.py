@@ -8,7 +8,8 @@ import torch
 from concept_trak.direction import DIRECTIONS
 from concept_trak.gradient import pull_back, pull_back_each, pull_back_naive
 from concept_trak.layer import noted, per_sample
-from concept_trak.piece import Product, Whole, lengths, measured
+from concept_trak.length import lengths, measured
+from concept_trak.piece import Product, Whole
 from concept_trak.probe import Probe
 from concept_trak.state import Pointed
 from concept_trak.trajectory import forward_noise

@@ -32,7 +32,8 @@ BELOW = {
     "piece": {"precision"},
     "convolution": {"piece", "precision"},
     "layer": {"convolution", "piece", "precision"},
-    "gradient": {"denoiser", "layer", "piece", "precision", "state"},
+    "length": {"piece"},
+    "gradient": {"denoiser", "layer", "length", "piece", "precision", "state"},
     "weight": {"denoiser", "state"},
     "method": {"direction", "probe", "trajectory", "weight"},
     "projector": {"noise", "piece", "precision"},
@@ -41,7 +42,7 @@ BELOW = {
     "scoring": set(),
     "metrics": set(),
     "features": {
-        *("denoiser", "direction", "gradient", "method", "precision", "probe", "projector", "state"),
+        *("denoiser", "direction", "gradient", "length", "method", "precision", "probe", "projector", "state"),
         *("total", "trajectory", "weight"),
     },
     "phrasing": set(),
