@@ -27,7 +27,8 @@ from torch.nn.grad import conv2d_weight
 from concept_trak.piece import GATHERED, Whole
 from concept_trak.precision import wide
 
-ADDITION = 8  # multiply-adds of a matrix product that take as long as one addition of strided numbers
+# Multiply-adds of a matrix product that take as long as one addition of strided numbers, and one number in a patch.
+ADDITION, COPIED = 8, 32
 FEW_PLACES, FEW_OUTPUTS = 100, 4  # up to which patches are faster than groups
 AT_A_TIME = 1 << 19  # numbers in patches: 2 MB, about what a core's cache holds
 
@@ -86,9 +87,9 @@ class Convolved:
 
     def entries(self, at: Tensor) -> Float[Tensor, "b entries"]:
         """The entries at flat positions `at`; a few of them place by place."""
-        if self.groups > 1 or GATHERED * len(at) > self.shape.numel():
+        outputs, inputs, k, m = self.shape
+        if self.groups > 1 or GATHERED * len(at) > (outputs - COPIED) * inputs * k * m:
             return Whole(self.whole()).entries(at)
-        _, inputs, k, m = self.shape
         o, column = at // (inputs * k * m), at % (k * m) * inputs + at // (k * m) % inputs
         found = [(wide(g)[:, o] * wide(p)[:, :, column].transpose(1, 2)).sum(2) for _, g, p in self._factors()]
         return torch.cat(found)

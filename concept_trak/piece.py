@@ -55,7 +55,8 @@ class Piece(Protocol):
 
 def order(value: Float[Tensor, "b ..."]) -> list[int]:
     """A parameter's dimensions as they lie in memory, the outermost first."""
-    return sorted(range(1, value.dim()), key=lambda d: -value.stride(d))
+    there = range(1, value.dim())
+    return list(there) if value.is_contiguous() else sorted(there, key=lambda d: -value.stride(d))
 
 
 def lying(value: Float[Tensor, "b ..."]) -> Float[Tensor, "b numbers"]:
@@ -96,6 +97,8 @@ class Whole:
         return torch.linalg.vector_norm(wide(lying(self.value)), dim=1).square()
 
     def lay(self, room: Float[Tensor, " numbers"]) -> Float[Tensor, "b ..."]:
+        if self.value.is_contiguous():
+            return room.view(self.value.shape)
         turned = [0, *order(self.value)]
         back = sorted(range(len(turned)), key=turned.__getitem__)
         return room.view([self.value.shape[d] for d in turned]).permute(back)

@@ -121,10 +121,14 @@ def sketch(gradients: Gradients, dim: int, seed: int) -> Float[Tensor, "b k"]:
     """Each coordinate is added to its bucket: one of k if its sign is +, one of k others if it is -."""
     first = next(iter(gradients.values()))
     total = first.new_zeros(len(first), 2 * dim)
-    laid = tuple((name, g.shape[1:], tuple(order(g))) for name, g in gradients.items())
+    vectors, rest = ([n for n, g in gradients.items() if (g.dim() == 2) == small] for small in (True, False))
+    laid = tuple((name, gradients[name].shape[1:], tuple(order(gradients[name]))) for name in (*vectors, *rest))
     bucket = _buckets(laid, dim, seed, first.device)
-    for name, g in gradients.items():
-        total.scatter_add_(1, bucket[name].expand(len(g), -1), lying(g))
+    if vectors:  # together: many, of few numbers each
+        here = torch.cat([bucket[name] for name in vectors])
+        total.scatter_add_(1, here.expand(len(first), -1), torch.cat([gradients[name] for name in vectors], 1))
+    for name in rest:
+        total.scatter_add_(1, bucket[name].expand(len(first), -1), lying(gradients[name]))
     return total[:, dim:] - total[:, :dim]
 
 
