@@ -115,6 +115,7 @@ def _agreement(truth: Tensor, n: int, shapes: dict[str, tuple[int, ...]], projec
     """At each damping, the least of the concepts' correlations."""
     phi = torch.cat([projector(part) for part in _by_name(truth, shapes)])
     scale = phi[:n].norm(dim=1, keepdim=True)
+    scale[scale == 0] = 1  # an image whose states all count nothing: its feature is 0, and so are its scores
     rounded = torch.cat([(phi[:n] / scale).half().double() * scale, phi[n:]])
     pairs = zip(_scores(truth, n, projector.dim), _scores(rounded, n, projector.dim), strict=True)
     return [min(correlation(a.numpy(), b.numpy()) for a, b in zip(x.T, y.T, strict=True)) for x, y in pairs]
