@@ -61,7 +61,7 @@ def pull_back(denoiser: Denoiser, state: State, pointer: Pointer) -> Pulled:
 
 def pull_back_each(denoiser: Denoiser, state: State, pointers: Sequence[Pointer]) -> list[Pulled]:
     """The same for several directions from one state: one forward for all of them, one backward for each."""
-    # Images as they are read have their channels last, which slows half of a network that does not expect it.
+    # Images as they are read have their channels last, and the rule of a group norm would copy what follows from that.
     state = state.at(state.x_t.detach().contiguous().requires_grad_())
     with torch.enable_grad():
         with _captured(denoiser) as calls:

@@ -75,7 +75,8 @@ def place(at: Tensor, value: Float[Tensor, "b ..."]) -> Tensor:
 
 
 GATHERED = 256
-"""Multiply-adds of a matrix product that take as long as one of numbers gathered from both factors (measured)."""
+"""Multiply-adds of a matrix product that take as long as one of numbers gathered from both factors: about 130 under
+a profiler, doubled in favour of the product."""
 
 
 @dataclass(frozen=True)
