@@ -160,16 +160,19 @@ class _Layers:
 def _owners(denoiser: Denoiser) -> dict[nn.Module, dict[str, str]]:
     """Every module with attributable parameters of its own: by its name for each, the one name that it has where
     several modules share it. Kept, for looking through a network takes long beside a pass through a small one."""
-    if denoiser not in _known:
-        names, found = {p: name for name, p in denoiser.parameters.items()}, dict[nn.Module, dict[str, str]]()
-        for module in denoiser.network.modules():
-            if own := {n: names[p] for n, p in module.named_parameters(recurse=False) if p in names}:
-                found[module] = own
-        _known[denoiser] = found
-    return _known[denoiser]
+    known, found = _known.get(denoiser), dict[nn.Module, dict[str, str]]()
+    if known is not None and known[0] is denoiser.parameters:
+        return known[1]
+    names = {p: name for name, p in denoiser.parameters.items()}
+    for module in denoiser.network.modules():
+        if own := {n: names[p] for n, p in module.named_parameters(recurse=False) if p in names}:
+            found[module] = own
+    _known[denoiser] = denoiser.parameters, found
+    return found
 
 
-_known: WeakKeyDictionary[Denoiser, dict[nn.Module, dict[str, str]]] = WeakKeyDictionary()
+Owners = tuple[dict[str, nn.Parameter], dict[nn.Module, dict[str, str]]]
+_known: WeakKeyDictionary[Denoiser, Owners] = WeakKeyDictionary()
 
 
 def _one_by_one(denoiser: Denoiser, state: State, v: Tensor, names: list[str]) -> Gradients:

@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from concept_trak import gradient
+from concept_trak.denoiser import attributable
 from concept_trak.direction import DIRECTIONS
 from concept_trak.gradient import pull_back, pull_back_each, pull_back_naive
 from concept_trak.layer import noted, per_sample
@@ -141,6 +143,21 @@ def test_parameters_outside_the_pattern_stay_frozen():
         Toy("no such layer")
     with pytest.raises(ValueError, match="not a regular expression"):
         Toy("(")
+
+
+def test_other_parameters_of_a_model_already_used_are_pulled_back_together_too(caplog):
+    denoiser = Toy("wide")
+    pulled(denoiser, pull_back, 2)
+    denoiser.parameters = attributable(denoiser.network, r"norm")
+    gradient._said.clear()
+    fast, _, _ = pulled(denoiser, pull_back, 2)
+    slow, _, _ = pulled(denoiser, pull_back_naive, 2)
+    assert list(fast) == list(slow) == list(denoiser.parameters)
+    for name in fast:
+        torch.testing.assert_close(fast[name], slow[name], rtol=EXACT64, atol=1e-14, msg=f"{name}: kept from before")
+    assert "no layer rule" not in caplog.text, (
+        "the layers of the parameters before were looked at, and these one by one"
+    )
 
 
 def test_a_layer_whose_output_is_written_over_is_still_exact(monkeypatch):
