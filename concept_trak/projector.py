@@ -40,7 +40,7 @@ class Projector:
     """Which P: `kind` a row of `PROJECTORS`, `dim` = k (ignored by identity), `seed`.
 
     The defaults: on the demo, the cheapest whose scores agree with unprojected ones (Spearman, of the concept where it
-    is least) to .95 and more, plain and at the default damping; `tests/benchmarks/projection.py` says how it is measured.
+    is least) to .95 and more, plain and at the default damping (`python -m tests.benchmarks.projection`).
     """
 
     kind: str = "kronecker"
