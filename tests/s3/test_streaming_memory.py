@@ -17,9 +17,9 @@ from tests.s3.server import BUCKET
 EACH, SIDE = 8, 832  # images a tar, of 2.08 MB each: 16.6 MB a tar
 SMALL, LARGE = 30, 120  # tars: 0.5 and 2 GB
 # Bytes. Measured on Ceph: 766 MB at most for half a gigabyte, 783 MB for two; 655 and 657 MB before the first image.
-# A batch of 8 more or less in flight when the peak falls, encoded and decoded, is 33 MB; with the 17 MB measured that
-# is 50 MB. Of 1,500 MB more, a worker that keeps one image in thirty is found.
-LEEWAY = 48 << 20
+# A batch of 8 more or less in flight when the peak falls, encoded and decoded, is 33 MB; 14, 17 and 51 MB were seen
+# (the last beside other tests). Of 1,500 MB more, a worker that keeps one image in fifteen is found.
+LEEWAY = 96 << 20
 
 
 def tar_of_noise(seed: int) -> bytes:
