@@ -9,7 +9,7 @@ oracle.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from concept_trak.denoiser import Denoiser, Prediction
 from concept_trak.layer import Call, noted, per_sample, separable
-from concept_trak.length import lengths
 from concept_trak.piece import Piece, Whole
 from concept_trak.precision import wide
 from concept_trak.state import Pointed, State
@@ -46,12 +45,6 @@ class Pulled:
     def gradients(self) -> Gradients:
         """[b, *shape] of every parameter, multiplied out, at least float32: float16 may not know `scale`."""
         return {name: each(wide(p.whole()), self.scale) for name, p in self.pieces.items()}
-
-    def measured(self, over: str = "all") -> tuple[dict[str, Float[Tensor, " b"]], "Pulled"]:
-        """By parameter name, the Euclidean norm of each sample's pieces (without `scale`) over `all` parameters, or
-        over those of its `layer`; and the pieces since."""
-        length, since = lengths(self.pieces, over)
-        return length, replace(self, pieces=since)
 
 
 def pull_back(denoiser: Denoiser, state: State, pointer: Pointer) -> Pulled:

@@ -1,6 +1,6 @@
 """One step of a training run: on a CPU as it is written, on a GPU captured once and replayed.
 
-A small network's step is thousands of kernels of microseconds each, and to launch them costs ten times what they take.
+A small network's step is thousands of kernels of microseconds each, and to launch them takes longer than to run them.
 A CUDA graph launches all of them at once; what changes from step to step (the task, the rates, the average's decay) is
 written into tensors that the graph reads.
 """

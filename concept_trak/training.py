@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from concept_trak.noise import key
 from concept_trak.recipe import TARGETS, Recipe, rate, times
-from concept_trak.stepper import Task, squared_error, stepper
+from concept_trak.stepper import Task, stepper
 
 
 @dataclass(frozen=True)
@@ -101,19 +101,6 @@ def fit(
         task = drawn(examples, alpha, sigma, recipe, key(recipe.seed, "batch", step))
         loss = update(task, rate(step, recipe), min(recipe.decay, (1 + step) / (10 + step)))
         yield Progress(step, loss.item(), average)
-
-
-def denoising_loss(
-    network: nn.Module,
-    examples: Examples,
-    alpha: Float[Tensor, " times"],
-    sigma: Float[Tensor, " times"],
-    recipe: Recipe,
-    draws: int,
-) -> Float[Tensor, ""]:
-    """One Monte Carlo estimate of L(theta) on `recipe.batch` images; all its randomness comes from the key `draws`."""
-    device = next(network.parameters()).device
-    return squared_error(network, Task(*(part.to(device) for part in drawn(examples, alpha, sigma, recipe, draws))))
 
 
 def drawn(

@@ -61,10 +61,10 @@ def test_the_norm_runs_over_all_parameters_of_one_sample():
     (state,) = forward_noise(denoiser, batch(denoiser, 3), probe, seed=0)
     found = pull_back(denoiser, state, lambda s, seen: DIRECTIONS["denoising_error"](denoiser, s, seen, probe))
     flat = torch.cat([g.flatten(1) for g in found.gradients().values()], 1)
-    length, since = found.measured()
+    length, since = lengths(found.pieces, "all")
     for name, one in length.items():
         torch.testing.assert_close(one * found.scale, flat.norm(dim=1), rtol=EXACT64, atol=0, msg=name)
-    for name, g in since.gradients().items():
+    for name, g in replace(found, pieces=since).gradients().items():
         torch.testing.assert_close(g, found.gradients()[name], rtol=EXACT64, atol=0)
 
 
@@ -72,7 +72,7 @@ def test_the_norm_of_a_layer_runs_over_its_weight_and_bias():
     denoiser, probe = Toy(), Probe("forward_noise", "denoising_error", times=(400,))
     (state,) = forward_noise(denoiser, batch(denoiser, 3), probe, seed=0)
     found = pull_back(denoiser, state, lambda s, seen: DIRECTIONS["denoising_error"](denoiser, s, seen, probe))
-    gradients, (length, _) = found.gradients(), found.measured("layer")
+    gradients, (length, _) = found.gradients(), lengths(found.pieces, "layer")
     owned = {name: [n for n in gradients if n.rpartition(".")[0] == name.rpartition(".")[0]] for name in gradients}
     assert max(map(len, owned.values())) > 1, "no layer of this toy has two parameters"
     for name, names in owned.items():

@@ -18,8 +18,8 @@ from concept_trak.models import load, small
 from concept_trak.models.small import Size
 from concept_trak.recipe import INNER, MIDDLE, TARGETS, Recipe, optimizers, rate, times
 from concept_trak.schooling import TrainConfig, examples, listening, train_model, untrained
-from concept_trak.stepper import Captured, Plain
-from concept_trak.training import Examples, denoising_loss, drawn, dropout, fit, refilled, unit_range
+from concept_trak.stepper import Captured, Plain, squared_error
+from concept_trak.training import Examples, drawn, dropout, fit, refilled, unit_range
 from jobs.configure import configure
 from jobs.train import command, made_how, train
 
@@ -69,7 +69,7 @@ def test_the_loss_of_a_network_known_in_closed_form(network, prediction_type):
     recipe = Recipe(batch=512, prediction_type=prediction_type)
     power = {"epsilon": 1.0, "v_prediction": (ALPHAS + (1 - ALPHAS) * x_0.square().mean()).mean().item()}
     expected = {Knowing: 0.0, Silent: power[prediction_type]}[network]  # the loss of 0 is the target's mean square
-    measured = denoising_loss(network(x_0, prediction_type), data, ALPHA, SIGMA, recipe, draws=0).item()
+    measured = squared_error(network(x_0, prediction_type), drawn(data, ALPHA, SIGMA, recipe, draws=0)).item()
     assert measured == pytest.approx(expected, abs=0.02), "x_t, the noise and the target do not belong together"
 
 
@@ -107,7 +107,8 @@ def test_a_sample_has_its_full_caption_first_and_the_empty_one_last():
 def test_ten_steps_lower_the_loss():
     before, data = tiny_network()
     after, _, _ = fitted()
-    losses = [denoising_loss(n, data, ALPHA, SIGMA, Recipe(batch=64), draws=5).item() for n in (before, after)]
+    task = drawn(data, ALPHA, SIGMA, Recipe(batch=64), draws=5)
+    losses = [squared_error(network, task).item() for network in (before, after)]
     assert losses[1] < 0.9 * losses[0], f"the loss went from {losses[0]:.3f} to {losses[1]:.3f} on the same draws"
 
 

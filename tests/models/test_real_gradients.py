@@ -12,6 +12,7 @@ from concept_trak.direction import DIRECTIONS
 from concept_trak.features import features
 from concept_trak.gradient import pull_back, pull_back_naive
 from concept_trak.layer import ruled
+from concept_trak.length import lengths
 from concept_trak.method import METHODS
 from concept_trak.models import load
 from concept_trak.noise import normal
@@ -59,7 +60,7 @@ def test_every_parameter_is_pulled_back_by_its_layer(saved, kind, parameters, al
     assert (v - v_slow).norm() < EXACT64 * v_slow.norm()
     assert list(fast) == list(slow) == list(denoiser.parameters)
     whole = torch.cat([g.flatten(1) for g in slow.values()], 1).norm(dim=1)
-    length, _ = found.measured()
+    length, _ = lengths(found.pieces, "all")
     for one in length.values():
         torch.testing.assert_close(one * found.scale, whole, rtol=EXACT64, atol=0)
     assert (whole > 0).all()
