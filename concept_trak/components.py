@@ -25,7 +25,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from concept_trak.concept import UNGUIDED, Concept, query_batch
+from concept_trak.asking import UNGUIDED, query_batch
+from concept_trak.concept import Concept
 from concept_trak.denoiser import Denoiser, Prediction
 from concept_trak.noise import normal
 from concept_trak.probe import Probe

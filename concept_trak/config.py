@@ -5,7 +5,6 @@ anything starts.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from concept_trak.concept import Concept
 from concept_trak.data.config import DataConfig
@@ -187,27 +186,3 @@ class AuditConfig:
             if not value:
                 raise ValueError(f"{key} is not set; expected something like {example}")
         return self
-
-
-# What may differ between two runs of one audit: how the work is done, never what comes out.
-EXECUTION = (
-    "store",
-    "cluster",
-    "budget",
-    "interval",
-    "preflight",
-    "keep_states",
-    "model.batch",
-    "model.device",
-    "data.shard_rows",
-)
-
-
-def outcome_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """A configuration's values without those that only say how the work is done."""
-    kept = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items() if k not in EXECUTION}
-    for key in EXECUTION:
-        group, _, name = key.partition(".")
-        if name and isinstance(kept.get(group), dict):
-            kept[group].pop(name, None)
-    return kept

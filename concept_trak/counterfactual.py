@@ -23,8 +23,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from concept_trak import classifier as judge
+from concept_trak.asking import UNGUIDED
 from concept_trak.classifier import Classifier, presence
-from concept_trak.concept import UNGUIDED
 from concept_trak.data.two_factors import Pair, TwoFactors, caption
 from concept_trak.denoiser import Denoiser
 from concept_trak.models import load

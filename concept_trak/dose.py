@@ -14,8 +14,8 @@ from torch import Tensor
 
 from concept_trak.ablation import Choice, Masks
 from concept_trak.accrual import Case, Inquest, Opened
+from concept_trak.asking import UNGUIDED
 from concept_trak.classifier import Classifier, presence
-from concept_trak.concept import UNGUIDED
 from concept_trak.contact import sheet, sheet_file
 from concept_trak.counterfactual import Pictures, drawn, judge_of
 from concept_trak.data.two_factors import TwoFactors, caption

@@ -8,8 +8,9 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from concept_trak.asking import UNGUIDED, query_batch
 from concept_trak.classifier import Classifier, presence
-from concept_trak.concept import UNGUIDED, Concept, query_batch
+from concept_trak.concept import Concept
 from concept_trak.counterfactual import judge_of
 from concept_trak.data.two_factors import SETS, SHAPES3, TwoFactors
 from concept_trak.denoiser import Denoiser

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
-from concept_trak.noise import key
 from concept_trak.piece import Whole, lying, order
 from concept_trak.precision import wide
+from concept_trak.signs import hashes, signs
 
 Gradients = dict[str, Float[Tensor, "b ..."]]  # by parameter name: [b, *parameter.shape]
 
@@ -79,8 +79,8 @@ def identity(gradients: Gradients, dim: int, seed: int) -> Float[Tensor, "b k"]:
 def mask(gradients: Gradients, dim: int, seed: int) -> Float[Tensor, "b k"]:
     """The k coordinates with the smallest hashes, in that order, so that a smaller k is a prefix of a larger one."""
     flat = identity(gradients, dim, seed)
-    hashes = torch.cat([_hashes(seed, name, g[0].numel(), g.device) for name, g in gradients.items()])
-    return flat[:, hashes.argsort(stable=True)[:dim]] * (len(hashes) / dim) ** 0.5
+    hashed = torch.cat([hashes(seed, name, g[0].numel(), g.device) for name, g in gradients.items()])
+    return flat[:, hashed.argsort(stable=True)[:dim]] * (len(hashed) / dim) ** 0.5
 
 
 @lru_cache(maxsize=8)
@@ -88,7 +88,7 @@ def kept(
     sizes: tuple[tuple[str, int], ...], dim: int, seed: int, device: torch.device
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """By parameter: which of its coordinates `mask` keeps, and the columns of phi that they go to."""
-    keep = torch.cat([_hashes(seed, name, size, device) for name, size in sizes]).argsort(stable=True)[:dim]
+    keep = torch.cat([hashes(seed, name, size, device) for name, size in sizes]).argsort(stable=True)[:dim]
     start, found = 0, {}
     for name, size in sizes:
         column = ((keep >= start) & (keep < start + size)).nonzero()[:, 0]
@@ -104,14 +104,14 @@ def rademacher(gradients: Gradients, dim: int, seed: int) -> Float[Tensor, "b k"
     that are independent everywhere; but only R costs m k of them. Column j does not depend on k.
     """
     first = next(iter(gradients.values()))
-    total, shared = first.new_zeros(len(first), dim), _signs(seed, "every block", range(_ROWS), dim, first)
+    total, shared = first.new_zeros(len(first), dim), signs(seed, "every block", range(_ROWS), dim, first)
     for name, g in zip(gradients, (g.flatten(1) for g in gradients.values()), strict=True):
-        own = _signs(seed, name, range(-(-g.shape[1] // 32)), 32, g).flatten()
+        own = signs(seed, name, range(-(-g.shape[1] // 32)), 32, g).flatten()
         for start in range(0, g.shape[1], _ROWS * _BLOCKS):
             here = slice(start, start + _ROWS * _BLOCKS)
             cut = _in_blocks(g[:, here] * own[: g.shape[1]][here])
             blocks = range(start // _ROWS, start // _ROWS + cut.shape[1])
-            total += (cut @ shared[: cut.shape[2]] * _signs(seed, f"{name} blocks", blocks, dim, g)).sum(1)
+            total += (cut @ shared[: cut.shape[2]] * signs(seed, f"{name} blocks", blocks, dim, g)).sum(1)
     return total / dim**0.5
 
 
@@ -144,7 +144,7 @@ def _buckets(
     batch to batch."""
     found = {}
     for name, shape, turned in laid:
-        h = _hashes(seed, name, shape.numel(), device)
+        h = hashes(seed, name, shape.numel(), device)
         bucket = ((h >> 8) % dim).add_(h & 1, alpha=dim).view(shape)
         found[name] = bucket.permute([d - 1 for d in turned]).flatten()
     return found
@@ -176,34 +176,9 @@ def sides(name: str, shape: torch.Size, seed: int, dtype: torch.dtype, device: t
     def side(which: str, n: int) -> Tensor:
         if n <= _SIDE:
             return torch.eye(n, dtype=dtype, device=device)
-        return _signs(seed, f"{name} {which}", range(n), _SIDE, torch.empty(0, dtype=dtype, device=device)) / _SIDE**0.5
+        return signs(seed, f"{name} {which}", range(n), _SIDE, torch.empty(0, dtype=dtype, device=device)) / _SIDE**0.5
 
     return side("left", shape[0]), side("right", math.prod(shape[1:]))
-
-
-def _signs(seed: int, name: str, rows: range, dim: int, like: Tensor) -> Float[Tensor, "rows k"]:
-    """Rows `rows` of a matrix of signs without end, of which any entry is the same however many are asked for."""
-    words, device = -(-dim // 32), like.device
-    columns = _mix(torch.arange(words, device=device) + key(seed, name, "columns") % 2**40)
-    here = _mix(torch.arange(rows.start, rows.stop, device=device) + key(seed, name, "rows") % 2**40)
-    bits = _mix(here[:, None] ^ columns[None, :])
-    shifts = torch.arange(8, 40, device=device)
-    return ((bits[:, :, None] >> shifts & 1) * 2 - 1).reshape(len(rows), -1)[:, :dim].to(like)
-
-
-def _hashes(seed: int, name: str, count: int, device: torch.device) -> Int64[Tensor, " count"]:
-    """63-bit hashes of coordinates 0 ... count - 1 of the parameter `name`."""
-    return _mix(torch.arange(count, device=device) + key(seed, name, "hash") % 2**40)
-
-
-def _mix(x: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
-    """splitmix64's finaliser (Steele et al. 2014) on int64, whose products wrap alike everywhere.
-
-    The sign bit of the result is dropped.
-    """
-    x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
-    x = (x ^ (x >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
-    return (x ^ (x >> 31 & 0x1FFFFFFFF)) & 0x7FFFFFFFFFFFFFFF
 
 
 PROJECTORS: dict[str, Callable[[Gradients, int, int], Tensor]] = {

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from concept_trak.concept import UNGUIDED, Concept, query_batch, query_side
+from concept_trak.asking import UNGUIDED, query_batch, query_side
+from concept_trak.concept import Concept
 from concept_trak.data.image import decode, fit, to_png, to_tensor
 from concept_trak.denoiser import Denoiser
 from concept_trak.features import query_features

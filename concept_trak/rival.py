@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from concept_trak.concept import UNGUIDED, Concept, query_batch
+from concept_trak.asking import UNGUIDED, query_batch
+from concept_trak.concept import Concept
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import Shard
 from concept_trak.denoiser import Denoiser

@@ -6,7 +6,7 @@ Everything that crosses machines is a file name or a small record; features go t
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, runtime_checkable
@@ -18,7 +18,7 @@ from concept_trak.config import AuditConfig
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import Shard
 from concept_trak.denoiser import Denoiser
-from concept_trak.encoding import alike, encoded
+from concept_trak.encoding import alike, batches, encoded
 from concept_trak.features import Features, Side, features_of_each
 from concept_trak.inversion import Inversions
 from concept_trak.method import Method
@@ -113,7 +113,7 @@ class Featurize(WithModel):
     def _computed(self, methods: list[str], shard: Shard, attempt: Attempt) -> dict[str, Record]:
         start, ready, made, rejects = time.monotonic(), [], [], []
         read = samples(shard, self.config.data, self.denoiser.resolution)
-        for batch in ahead(_batches(read, self.batch_size(attempt))):
+        for batch in ahead(batches(read, self.batch_size(attempt))):
             known = [self._known(one, shard) for one in batch]
             rejects += [one for one in known if isinstance(one, Reject)]
             for usable in alike(one for one in known if isinstance(one, Sample)):
@@ -166,18 +166,6 @@ class Featurize(WithModel):
 
     def _width(self) -> int:
         return self.config.projector.width(sum(p.numel() for p in self.denoiser.parameters.values()))
-
-
-def _batches(read: Iterable[Sample | Reject], size: int) -> Iterator[list[Sample | Reject]]:
-    """Everything that was read, in order, cut after every `size` samples; rejects do not count."""
-    batch: list[Sample | Reject] = []
-    for one in read:
-        batch.append(one)
-        if sum(isinstance(one, Sample) for one in batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _stacked(parts: Sequence[Features], good: list[int], width: int) -> tuple[np.ndarray, np.ndarray]:

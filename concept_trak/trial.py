@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from concept_trak import fisher
-from concept_trak.concept import Concept, query_batch, query_side
+from concept_trak.asking import query_batch, query_side
+from concept_trak.concept import Concept
 from concept_trak.data.format import label_values
 from concept_trak.data.shard import Shard
 from concept_trak.features import query_features

@@ -1,5 +1,6 @@
 """How a run ends early, and what it calls what failed."""
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,8 +12,11 @@ from concept_trak.reduction import Group
 from concept_trak.rival import Rivalry
 from concept_trak.scored import Scoring
 from concept_trak.stages import Featuring
+from concept_trak.store.manifest import Audit, write_bytes
 from concept_trak.store.secrets import without_secrets
 from concept_trak.trial import Inquiry
+
+LOG = logging.getLogger(__name__)
 
 
 class Stopped(RuntimeError):
@@ -68,3 +72,12 @@ def label(item: Any) -> str:
             return rival
         case _:
             return getattr(item, "method", "item")
+
+
+def write_log(audit: Audit, stage: str, item: Any, error: str) -> None:
+    """The traceback of a failed item, as a file that outlives the run; an earlier one of the same item stays."""
+    number = len(audit.store.names(audit.name(f"failures/{stage}")))
+    try:
+        write_bytes(audit, f"failures/{stage}/{number:04d}-{label(item)}.log", error.encode())
+    except OSError as failed:  # what made the item fail is said in the end, and matters more
+        LOG.warning("the traceback of a failed item is not written down: %s", failed)

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from concept_trak.config import AuditConfig, ModelConfig, outcome_settings
+from concept_trak.config import AuditConfig, ModelConfig
 from concept_trak.data.shard import Shard, cut
 from concept_trak.demand import Demand, demand
 from concept_trak.hearing import require_conditions
@@ -25,6 +25,18 @@ from jobs.tick import named
 
 TOGETHER = 8
 """Prompts predicted together and alone before an audit: two see each other already, and each costs two evaluations."""
+# What may differ between two runs of one audit: how the work is done, never what comes out.
+EXECUTION = (
+    "store",
+    "cluster",
+    "budget",
+    "interval",
+    "preflight",
+    "keep_states",
+    "model.batch",
+    "model.device",
+    "data.shard_rows",
+)
 
 
 @dataclass(frozen=True)
@@ -90,6 +102,16 @@ def prepare(config: AuditConfig) -> Prepared:
         *(work, store, audit, plan, len(found), settings, questions, demand(config, denoiser), denoiser.resolution),
         {name: p.numel() for name, p in denoiser.parameters.items()},
     )
+
+
+def outcome_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """A configuration's values without those that only say how the work is done."""
+    kept = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items() if k not in EXECUTION}
+    for key in EXECUTION:
+        group, _, name = key.partition(".")
+        if name and isinstance(kept.get(group), dict):
+            kept[group].pop(name, None)
+    return kept
 
 
 def located(config: AuditConfig) -> AuditConfig:

@@ -5,7 +5,8 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
-from concept_trak.concept import Concept, require_answer, require_whole
+from concept_trak.asking import require_answer, require_whole
+from concept_trak.concept import Concept
 from concept_trak.data.evidence import examples, whole_file
 from concept_trak.data.image import read
 from concept_trak.denoiser import Denoiser, same
@@ -13,6 +14,7 @@ from concept_trak.hearing import require_heard
 from concept_trak.judge import open_judge
 from concept_trak.method import Method
 from concept_trak.query import Answer, Question
+from concept_trak.reduction import Solution
 
 
 def require_answers(methods: Mapping[str, Method], concepts: Sequence[Concept]) -> None:
@@ -78,3 +80,14 @@ def told_of(concept: Concept, answers: Mapping[tuple[str, str], Answer], methods
         "conditions": [{"prompt": text, "without": without} for text, without in concept.askings],
         "agreement": {method: cosines for method, cosines in agreement.items() if cosines},
     }
+
+
+QUERY_KINDS = {"concept": "string", "method": "string", "phi": "vector", "solved": "vector", "residual": "float64",
+               "lambda": "float64", "spread_solved": "float64", "spread_phi": "float64"}  # fmt: skip
+
+
+def query_row(s: Solution, i: int, answer: Answer) -> dict[str, Any]:
+    """phi_q, its solution, and how far its scores will spread (root mean square)."""
+    asked = {"concept": answer.concept, "method": s.method, "phi": answer.phi, "solved": s.z[i]}
+    solved = {"residual": s.residual[i], "lambda": s.lam}
+    return {**asked, **solved, "spread_solved": s.spread[i][0], "spread_phi": s.spread[i][1]}

@@ -1,6 +1,5 @@
 """The stages of an audit on an executor, each skipping what is done. Nothing large passes through here."""
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,14 +16,14 @@ from concept_trak.results import Tally, rejects_by_reason
 from concept_trak.scored import scorings
 from concept_trak.stages import Featuring
 from concept_trak.store.grams import gram_name
-from concept_trak.store.manifest import write_bytes, write_table
+from concept_trak.store.manifest import write_table
 from concept_trak.store.records import Record, committed
 from concept_trak.store.tables import from_rows
-from jobs.failure import Stopped, failure, label
+from jobs.failure import Stopped, failure, write_log
 from jobs.prepare import Prepared
 from jobs.progress import Progress
+from jobs.questions import QUERY_KINDS, query_row
 
-LOG = logging.getLogger(__name__)
 INLINE_AT_MOST = 200  # pictures in a page of one file: beyond, it takes seconds to load
 
 
@@ -109,7 +108,7 @@ class Run:
         solved = {s.method: s for _, s in self.map("solve", "concept_trak.reduction:Solve", systems)}
         for method, solution in solved.items():
             for i, concept in enumerate(concepts):
-                row = _query_row(solution, i, answers[method, concept.name])
+                row = query_row(solution, i, answers[method, concept.name])
                 write_table(p.audit, query_file(method, concept.name), from_rows(QUERY_KINDS, [row]))
         return solved
 
@@ -169,18 +168,9 @@ class Run:
                 yield outcome.item, outcome.result
             else:
                 failed.append(outcome.error)
-                self._log(stage, outcome.item, outcome.error)
+                write_log(self.prepared.audit, stage, outcome.item, outcome.error)
         if failed:
             raise failure(stage, failed, len(items))
-
-    def _log(self, stage: str, item: Any, error: str) -> None:
-        """The traceback of a failed item, as a file that outlives the run; an earlier one of the same item stays."""
-        audit = self.prepared.audit
-        number = len(audit.store.names(audit.name(f"failures/{stage}")))
-        try:
-            write_bytes(audit, f"failures/{stage}/{number:04d}-{label(item)}.log", error.encode())
-        except OSError as failed:  # what made the item fail is said in the end, and matters more
-            LOG.warning("the traceback of a failed item is not written down: %s", failed)
 
     def _check_rejects(self, found: dict[str, dict[str, Record]]) -> None:
         config = self.prepared.config
@@ -207,14 +197,3 @@ class Run:
 
 def _counted(records: Iterable[Record]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in rejects_by_reason(records).items())
-
-
-QUERY_KINDS = {"concept": "string", "method": "string", "phi": "vector", "solved": "vector", "residual": "float64",
-               "lambda": "float64", "spread_solved": "float64", "spread_phi": "float64"}  # fmt: skip
-
-
-def _query_row(s: Solution, i: int, answer: Answer) -> dict[str, Any]:
-    """phi_q, its solution, and how far its scores will spread (root mean square)."""
-    asked = {"concept": answer.concept, "method": s.method, "phi": answer.phi, "solved": s.z[i]}
-    solved = {"residual": s.residual[i], "lambda": s.lam}
-    return {**asked, **solved, "spread_solved": s.spread[i][0], "spread_phi": s.spread[i][1]}

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from concept_trak.concept import UNGUIDED, Concept, query_batch, query_side
+from concept_trak.asking import UNGUIDED, query_batch, query_side
+from concept_trak.concept import Concept
 from concept_trak.features import query_features
 from concept_trak.method import METHODS
 from concept_trak.models.gaussian import Gaussian, Settings

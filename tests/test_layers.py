@@ -36,7 +36,8 @@ BELOW = {
     "gradient": {"denoiser", "layer", "length", "piece", "precision", "state"},
     "weight": {"denoiser", "state"},
     "method": {"direction", "probe", "trajectory", "weight"},
-    "projector": {"noise", "piece", "precision"},
+    "signs": {"noise"},
+    "projector": {"piece", "precision", "signs"},
     "total": {"piece", "precision", "projector"},
     "fisher": set(),
     "scoring": set(),
@@ -48,9 +49,8 @@ BELOW = {
     "phrasing": set(),
     "contradiction": set(),
     "negative": {"denoiser", "noise"},
-    "concept": {
-        *("contradiction", "denoiser", "method", "negative", "phrasing", "probe", "state", "trajectory"),
-    },
+    "concept": {"contradiction", "phrasing"},
+    "asking": {"concept", "denoiser", "method", "negative", "probe", "state", "trajectory"},
     "retrieval": {"concept", "data"},
     "standings": {"retrieval"},
 }
@@ -95,5 +95,5 @@ def test_the_first_test_can_fail():
 
 def test_files_stay_short():
     long = {p.relative_to(ROOT).as_posix(): n for top in ("concept_trak", "cluster", "jobs")
-            for p in (ROOT / top).rglob("*.py") if (n := len(p.read_text().splitlines())) > 220}  # fmt: skip
+            for p in (ROOT / top).rglob("*.py") if (n := len(p.read_text().splitlines())) > 200}  # fmt: skip
     assert not long, f"split these by idea: {long}"

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from concept_trak import projector
 from concept_trak.piece import Product, Whole
-from concept_trak.projector import PROJECTORS, Projector, _mix, sides, two_sided
+from concept_trak.projector import PROJECTORS, Projector, sides, two_sided
+from concept_trak.signs import mix
 from concept_trak.total import running_total
 
 SHAPES = {"down.weight": (6, 4, 3, 3), "mid.bias": (7,), "up.weight": (11, 13)}
@@ -137,7 +138,7 @@ def test_mix_is_splitmix64(x):
     mask, z = 2**64 - 1, x % 2**64
     z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & mask
     z = ((z ^ z >> 27) * 0x94D049BB133111EB) & mask
-    assert _mix(torch.tensor([x])).item() == (z ^ z >> 31) & 2**63 - 1
+    assert mix(torch.tensor([x])).item() == (z ^ z >> 31) & 2**63 - 1
 
 
 def test_refusals():

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from concept_trak.concept import Concept, query_batch, query_side
+from concept_trak.asking import query_batch, query_side
+from concept_trak.concept import Concept
 from concept_trak.direction import DIRECTIONS
 from concept_trak.features import features, query_features
 from concept_trak.gradient import pull_back

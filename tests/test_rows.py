@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from concept_trak import concept as concept_module
-from concept_trak.concept import Concept, query_batch
+from concept_trak import asking
+from concept_trak.asking import query_batch
+from concept_trak.concept import Concept
 from concept_trak.denoiser import Denoiser
 from concept_trak.direction import DIRECTIONS
 from concept_trak.features import features, query_features
@@ -109,7 +110,7 @@ def require_agreement(denoiser: Denoiser, name: str, row: Method) -> None:
 
     asked = query_batch(denoiser, CONCEPT)
     phi_q = written_out.query_side(denoiser, row, written_out.ones(asked), CONCEPT.seed)
-    method, answering = concept_module.query_side(denoiser, row, CONCEPT, asked)
+    method, answering = asking.query_side(denoiser, row, CONCEPT, asked)
     found = query_features(denoiser, plain, method, answering, CONCEPT.seed).phi.mean(0, keepdim=True)
     require_equal(found[0], phi_q, f"{name}, query, {row.query.trajectory} with {row.query.direction}", EXACT64)
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from concept_trak import fisher, metrics, models
-from concept_trak.concept import Concept, query_batch, query_side
+from concept_trak.asking import query_batch, query_side
+from concept_trak.concept import Concept
 from concept_trak.data import synthetic
 from concept_trak.data.image import png
 from concept_trak.features import features, query_features

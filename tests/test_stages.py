@@ -11,7 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cluster.executor import Attempt
-from concept_trak.concept import Concept, query_batch
+from concept_trak.asking import query_batch
+from concept_trak.concept import Concept
 from concept_trak.data.synthetic import draw
 from concept_trak.data.two_factors import SHAPES3
 from concept_trak.features import query_features

@@ -14,7 +14,7 @@ from torch import nn
 from concept_trak import classifier as judge
 from concept_trak.data.synthetic import arrays
 from concept_trak.data.two_factors import SETS, caption
-from concept_trak.models import load, small
+from concept_trak.models import load, small, vocabulary
 from concept_trak.models.small import Size
 from concept_trak.recipe import INNER, MIDDLE, TARGETS, Recipe, optimizers, rate, times
 from concept_trak.schooling import TrainConfig, examples, listening, train_model, untrained
@@ -177,12 +177,12 @@ def test_building_a_pipeline_leaves_the_global_generator_alone():
     assert torch.equal(torch.rand(1), expected)
 
 
-WORDS = {"demo": small.WORDS, **{name: ("a", *kinds.colours, *kinds.things) for name, kinds in SETS.items()}}
+WORDS = {"demo": vocabulary.WORDS, **{name: ("a", *kinds.colours, *kinds.things) for name, kinds in SETS.items()}}
 
 
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
 def test_every_word_is_one_token_and_no_other_word_is_mistaken_for_one(words):
-    tokenizer = small.tokenizer(words)
+    tokenizer = vocabulary.tokenizer(words)
     assert len({tuple(tokenizer(word).input_ids) for word in words}) == len(words)
     assert all(len(tokenizer(word).input_ids) == 3 for word in words), "a word fell into pieces"
     known = {tokenizer(word).input_ids[1] for word in words}

@@ -9,7 +9,6 @@ its own. `pixels` and `patches` have no VAE and denoise RGB directly, so diffuse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from string import ascii_lowercase
 from typing import Any, Literal
 
 import torch
@@ -21,12 +20,9 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from concept_trak.models.vocabulary import END, START, WORDS, tokenizer
+
 Prediction = Literal["epsilon", "v_prediction"]
-WORDS = ("a", "red", "green", "blue", "triangle", "circle", "square")
-LENGTH = 8
-"""Tokens per text, both ends included: three words fit, and nothing may assume CLIP's 77."""
-START, END = 0, 1
-"""Numbers of the two tokens that stand around a text; the second also pads it."""
 WIDTH = 64
 """Width of one token's encoding, and so of the cross attention's keys and values."""
 
@@ -104,23 +100,6 @@ def latents(seed: int, resolution: int = 16) -> StableDiffusionPipeline:
             }
         )
     return _pipeline(seed, vae, "epsilon", channels=4, sample_size=resolution // 2, widths=(8, 16))
-
-
-def tokenizer(words: Sequence[str] = WORDS, length: int = LENGTH) -> CLIPTokenizer:
-    """CLIP's byte-pair tokenizer with one token per word of `words` (letters a to z); other words fall into pieces.
-
-    A word is merged from its end (`e d</w>`, then `r ed</w>`). Since each merge ends in `</w>`, none can fire in the
-    middle of another word, which merging from the front would allow (`re` of "red" would break "green").
-    """
-    merges: dict[Any, None] = {}  # pairs in order, each once
-    for word in words:
-        for start in range(len(word) - 2, -1, -1):
-            merges[word[start], word[start + 1 :] + "</w>"] = None
-    tokens = ["<|startoftext|>", "<|endoftext|>", *ascii_lowercase, *(letter + "</w>" for letter in ascii_lowercase)]
-    tokens += ["".join(pair) for pair in merges]
-    return CLIPTokenizer(
-        vocab={token: index for index, token in enumerate(tokens)}, merges=list(merges), model_max_length=length
-    )
 
 
 def scheduler(prediction_type: Prediction) -> DDIMScheduler:

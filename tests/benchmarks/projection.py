@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from concept_trak.concept import query_batch, query_side
+from concept_trak.asking import query_batch, query_side
 from concept_trak.config import AuditConfig
 from concept_trak.data.image import decode, fit, to_tensor
 from concept_trak.denoiser import Denoiser

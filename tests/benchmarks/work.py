@@ -144,9 +144,9 @@ def tiny() -> Any:
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from concept_trak.models import small
+    from concept_trak.models import small, vocabulary
 
-    words = small.tokenizer()
+    words = vocabulary.tokenizer()
     text = CLIPTextConfig(
         vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
         max_position_embeddings=words.model_max_length, bos_token_id=0, eos_token_id=1, pad_token_id=1,

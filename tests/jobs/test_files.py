@@ -11,8 +11,9 @@ import duckdb
 import pyarrow.parquet as pq
 import yaml
 
-from concept_trak.config import AuditConfig, outcome_settings
+from concept_trak.config import AuditConfig
 from jobs.configure import CONF, build, plain_values
+from jobs.prepare import outcome_settings
 
 HINTS = {"manifest.json", "progress.json"}  # the manifest cannot list itself; progress is replaced all the time
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from concept_trak.concept import Concept, query_batch
+from concept_trak.asking import query_batch
+from concept_trak.concept import Concept
 from concept_trak.hearing import require_conditions, require_heard
 from concept_trak.method import METHODS
 from concept_trak.models import load, small
