@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from concept_trak.method import METHODS, describe
+from concept_trak.method import METHODS, RECOMMENDED, describe
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 LEFT_AT_HOME = ("/outputs", "/results", "/assets/benchmark", ".git", ".venv")
@@ -89,8 +89,9 @@ def _arguments(arguments: Sequence[str], default: str) -> tuple[str, list[str]]:
 def _register(schema: type) -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=_defaults(schema))
-    for name, method in METHODS.items():
-        store.store(group="method", name=name, node={name: OmegaConf.create(describe(method))}, package="methods")
+    for name, row in {**{name: name for name in METHODS}, "recommended": RECOMMENDED}.items():
+        node = {row: OmegaConf.create(describe(METHODS[row]))}
+        store.store(group="method", name=name, node=node, package="methods")
 
 
 def _defaults(schema: type) -> Any:

@@ -1,7 +1,7 @@
 """From what an audit found to what its page shows."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -10,10 +10,11 @@ from concept_trak.aggregate import Aggregated
 from concept_trak.audit_diff import Difference
 from concept_trak.concept import Concept
 from concept_trak.gallery import Seen
+from concept_trak.method import METHODS, PUBLISHED, RECOMMENDED, Method
 from concept_trak.novelty import CHANGED, NEW
 from concept_trak.query import Answer
 from concept_trak.reduction import Solution
-from concept_trak.report.page import Change, Facts, Group, Moved, Page, Ranking, Section, Thumb
+from concept_trak.report.page import Change, Facts, Group, Moved, Other, Page, Ranking, Section, Thumb
 from concept_trak.report.render import PIXELATED_BELOW
 from concept_trak.results import FORMS, Tally, column, percentile, rejects_by_reason, shows
 from concept_trak.scoring import SPAN, Entry
@@ -21,6 +22,8 @@ from concept_trak.store.records import Record
 from jobs.configure import plain_values
 from jobs.run import Run
 from jobs.shares import Shares
+
+STANDING = {PUBLISHED: "published", RECOMMENDED: "recommended"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ def page(run: Run, found: Found) -> Page:
         settings=dict(_flat(plain_values(config))),
         since=found.since,
         files=run.files(found.tally),
+        others=others(config.methods),
     )
 
 
@@ -84,7 +88,18 @@ def facts(run: Run, found: Found, method: str) -> Facts:
         features=run.prepared.settings[method]["projector"]["dim"],
         trace=solved.trace,
         lam=solved.lam,
+        standing=standing(method, row),
     )
+
+
+def standing(name: str, row: Method) -> str:
+    """What a row is in the table, if it is as it stands there."""
+    return STANDING.get(name, "") if row == METHODS.get(name) else ""
+
+
+def others(methods: Mapping[str, Method]) -> tuple[Other, ...]:
+    """Of the rows that stand out those that an audit did not use."""
+    return tuple(Other(m, what, METHODS[m].train.evaluations) for m, what in STANDING.items() if m not in methods)
 
 
 def _section(run: Run, found: Found, concept: Concept) -> Section:

@@ -147,6 +147,17 @@ class Facts:
     features: int
     trace: float
     lam: float
+    standing: str = ""
+    """`published` or `recommended`, where it is that row as it stands in the table."""
+
+
+@dataclass(frozen=True)
+class Other:
+    """The published or the recommended row where the audit did not use it, and what a training sample would cost."""
+
+    method: str
+    standing: str
+    evaluations: int
 
 
 @dataclass(frozen=True)
@@ -167,3 +178,4 @@ class Page:
     settings: dict[str, str]
     since: str = ""
     files: bool = False
+    others: tuple[Other, ...] = ()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from concept_trak.config import AuditConfig
-from concept_trak.method import METHODS
+from concept_trak.method import METHODS, PUBLISHED, RECOMMENDED
 from jobs.configure import CONF, build, configure, plain_values
 
 WHOLE = sorted(path.stem for path in CONF.glob("*.yaml"))
@@ -41,6 +41,8 @@ def test_methods_are_the_rows_of_the_table_and_no_others():
     assert not (CONF / "method").exists()
     for name, method in METHODS.items():
         assert configure(AuditConfig, "config", [f"method={name}"]).methods == {name: method}
+    assert configure(AuditConfig, "config", ["method=recommended"]).methods == {RECOMMENDED: METHODS[RECOMMENDED]}
+    assert list(configure(AuditConfig, "config", []).methods) == [PUBLISHED], "the default is as published"
     every = configure(AuditConfig, "config", [f"method=[{','.join(METHODS)}]"])
     assert every.methods == METHODS
     assert list(every.methods) == list(METHODS), "methods are shown in the order asked for"

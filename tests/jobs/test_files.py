@@ -6,14 +6,18 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import duckdb
 import pyarrow.parquet as pq
 import yaml
 
 from concept_trak.config import AuditConfig
+from concept_trak.method import METHODS, PUBLISHED, RECOMMENDED
 from jobs.configure import CONF, build, plain_values
+from jobs.pages import others, standing
 from jobs.prepare import outcome_settings
+from tests.report.outline import parse
 
 HINTS = {"manifest.json", "progress.json"}  # the manifest cannot list itself; progress is replaced all the time
 
@@ -89,6 +93,17 @@ def test_the_saved_configuration_is_the_one_that_ran(world, baseline):
     assert outcome_settings(plain_values(again)) == saved, "what a run is told changes when it is saved and read"
     assert again.methods == world.config(baseline.store).methods
     assert again.concepts == world.config(baseline.store).concepts
+
+
+def test_the_page_says_which_row_it_is_and_what_the_published_and_the_recommended_cost(world, baseline):
+    text = parse((baseline.folder / "report.html").read_text()).text
+    for row, what in ((PUBLISHED, "published"), (RECOMMENDED, "recommended")):
+        cost = f"it takes {METHODS[row].train.evaluations} network evaluations per sample."
+        assert f"The {what} row is {row}, which this audit did not use: {cost}" in text
+    assert [one.method for one in others({PUBLISHED: METHODS[PUBLISHED]})] == [RECOMMENDED]
+    changed = replace(METHODS[RECOMMENDED], unit=False)
+    assert standing(RECOMMENDED, METHODS[RECOMMENDED]) == "recommended"
+    assert standing(RECOMMENDED, changed) == standing("trak", METHODS["trak"]) == "", "it is another row then"
 
 
 def test_a_latent_model_is_audited_by_the_documented_command(world, tmp_path):
