@@ -1,20 +1,37 @@
 """Integer hashes that name every entry of a random matrix: the same in every process, on every device, for any size."""
 
+from functools import lru_cache
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.nn import functional
 
 from concept_trak.noise import key
+
+_FEW = 2**15  # signs
 
 
 def signs(seed: int, name: str, rows: range, dim: int, like: Tensor) -> Float[Tensor, "rows k"]:
     """Rows `rows` of a matrix of signs without end, of which any entry is the same however many are asked for."""
-    words, device = -(-dim // 32), like.device
-    columns = mix(torch.arange(words, device=device) + key(seed, name, "columns") % 2**40)
+    if len(rows) * dim < _FEW:
+        return _few(seed, name, rows, dim, like.dtype, like.device)
+    return _signs(seed, name, rows, dim, like.dtype, like.device)
+
+
+def _signs(
+    seed: int, name: str, rows: range, dim: int, dtype: torch.dtype, device: torch.device
+) -> Float[Tensor, "rows k"]:
+    columns = mix(torch.arange(-(-dim // 32), device=device) + key(seed, name, "columns") % 2**40)
     here = mix(torch.arange(rows.start, rows.stop, device=device) + key(seed, name, "rows") % 2**40)
-    bits = mix(here[:, None] ^ columns[None, :])
-    shifts = torch.arange(8, 40, device=device)
-    return ((bits[:, :, None] >> shifts & 1) * 2 - 1).reshape(len(rows), -1)[:, :dim].to(like)
+    octets = mix(here[:, None] ^ columns[None, :])[:, :, None] >> torch.tensor((8, 16, 24, 32), device=device) & 255
+    bits = torch.arange(256, device=device)[:, None] >> torch.arange(8, device=device) & 1
+    return functional.embedding(octets, (2 * bits - 1).to(dtype)).reshape(len(rows), -1)[:, :dim]
+
+
+_few = lru_cache(maxsize=4096)(_signs)
+"""Small matrices are kept from batch to batch (half a gigabyte at most): the calls that draw one take longer than what
+it is multiplied with."""
 
 
 def hashes(seed: int, name: str, count: int, device: torch.device) -> Int64[Tensor, " count"]:

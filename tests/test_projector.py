@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from concept_trak import projector
+from concept_trak.noise import key
 from concept_trak.piece import Product, Whole
 from concept_trak.projector import PROJECTORS, Projector, sides, two_sided
-from concept_trak.signs import mix
+from concept_trak.signs import mix, signs
 from concept_trak.total import running_total
 
 SHAPES = {"down.weight": (6, 4, 3, 3), "mid.bias": (7,), "up.weight": (11, 13)}
@@ -133,12 +134,28 @@ def test_another_process_builds_the_same_matrix():
     assert other.stdout.strip() == digest(), "P depends on the process: hash() or global random state is in it"
 
 
-@given(st.integers(-(2**62), 2**62))
-def test_mix_is_splitmix64(x):
+def splitmix64(x: int) -> int:
     mask, z = 2**64 - 1, x % 2**64
     z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & mask
     z = ((z ^ z >> 27) * 0x94D049BB133111EB) & mask
-    assert mix(torch.tensor([x])).item() == (z ^ z >> 31) & 2**63 - 1
+    return (z ^ z >> 31) & 2**63 - 1
+
+
+@given(st.integers(-(2**62), 2**62))
+def test_mix_is_splitmix64(x):
+    assert mix(torch.tensor([x])).item() == splitmix64(x)
+
+
+@pytest.mark.parametrize(("rows", "dim"), [(range(3, 8), 70), (range(40, 1100), 70)], ids=["kept", "drawn anew"])
+def test_a_sign_is_a_bit_of_the_word_of_its_row_and_column(rows, dim):
+    """32 columns a word, in bits 8 to 39; small matrices are kept and large ones are not, and nobody can tell."""
+    across, down = (key(5, "w", side) % 2**40 for side in ("columns", "rows"))
+    for _ in range(2):
+        found = signs(5, "w", rows, dim, torch.empty(0))
+        assert found.shape == (len(rows), dim)
+        for i, j in ((0, 0), (1, 31), (2, 32), (len(rows) - 1, 69)):
+            word = splitmix64(splitmix64(rows[i] + down) ^ splitmix64(j // 32 + across))
+            assert found[i, j] == (1 if word >> 8 + j % 32 & 1 else -1), f"row {i}, column {j}"
 
 
 def test_refusals():
