@@ -32,8 +32,8 @@ class CounterfactualConfig:
     """The folder of the benchmark."""
     name: str = "toy"
     """Its name: its rankings lie in benchmarks/<name>/tops.parquet."""
-    model: str = "results/models/toy-0"
-    """One of its models, as it names it."""
+    folder: str = "results/models/toy-0"
+    """Of one of its models, named as there."""
     arms: tuple[str, ...] = ("fit_trak", "concept_trak", "trak", "lookup", "random")
     """Whose first K are left out; `trak/concept` is a method asked with the concept query."""
     pairs: tuple[str, ...] = ("a red triangle",)
@@ -62,12 +62,12 @@ def counterfactual(config: CounterfactualConfig) -> int:
 
 
 def _counterfactual(config: CounterfactualConfig) -> int:
-    made, store = trained(config.model), Store(config.store)
+    made, store = trained(config.folder), Store(config.store)
     cases = cases_of(config, made, tops_of(config, made, store))
     folder = f"benchmarks/{config.name}/retrained"
     bench = Bench(config.store, folder, made, config.samples, max(1, int(config.cluster.cpus)))
     retrain(config, bench, cases)
-    lines = list(zip(cases, effects(bench, config.model, cases), strict=True))
+    lines = list(zip(cases, effects(bench, config.folder, cases), strict=True))
     print(publish(store, config.name, made, lines))
     print(f"page       {config.store}/benchmarks/{config.name}/counterfactual.html")
     return 0
@@ -78,13 +78,15 @@ def tops_of(config: CounterfactualConfig, made: TrainConfig, store: Store) -> di
     name = f"benchmarks/{config.name}/tops.parquet"
     if store.size(name) is None:
         raise ValueError(f"{config.store}/{name} is not there; run python -m jobs.benchmark name={config.name} first")
-    rows = [row for row in read_parquet(store.read(name)).to_pylist() if row["model"] == config.model]
+    rows = [row for row in read_parquet(store.read(name)).to_pylist() if row["model"] == config.folder]
     found: dict[tuple[str, str], list[str]] = {}
     for row in sorted(rows, key=lambda row: row["rank"]):
         arm = row["method"] + ("/concept" if row["asked"] == "concept" else "")
         found.setdefault((arm, row["concept"]), []).append(row["sample_id"])
     if not found:
-        raise ValueError(f"model={config.model!r} is none of the benchmark {config.name}; name it as models= did there")
+        raise ValueError(
+            f"folder={config.folder!r} is none of the benchmark {config.name}; name it as models= did there"
+        )
     if rows[0]["scored"] != made.images:
         raise ValueError(
             f"the benchmark {config.name} scored {rows[0]['scored']} of the {made.images} training images; expected "

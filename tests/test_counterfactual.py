@@ -99,7 +99,7 @@ def toy(tmp_path_factory) -> CounterfactualConfig:
     ]  # fmt: skip
     Store(f"{root}/store").replace("benchmarks/toy/tops.parquet", to_parquet(from_rows(TOPS, rows[::-1])))
     return CounterfactualConfig(
-        store=f"{root}/store", model=f"{root}/model", arms=("lookup", "random"), shares=(0.5, 1.0), seeds=(1,),
+        store=f"{root}/store", folder=f"{root}/model", arms=("lookup", "random"), shares=(0.5, 1.0), seeds=(1,),
         samples=2, cluster=replace(CounterfactualConfig().cluster, kind="serial"),
     )  # fmt: skip
 
@@ -140,7 +140,7 @@ def test_a_retraining_is_the_same_wherever_it_is_done(toy, tmp_path):
     ("change", "says"),
     [
         ({"name": "other"}, "other/tops.parquet is not there; run python -m jobs.benchmark name=other first"),
-        ({"model": "elsewhere"}, "is none of the benchmark toy"),
+        ({"folder": "elsewhere"}, "is none of the benchmark toy"),
         ({"arms": ("trak",)}, "arms: the benchmark has no 'trak'; expected some of: "),
         ({"pairs": ("a blue circle",)}, "the benchmark asked about no such pair of shapes2"),
         ({"pairs": ("a green circle",)}, "the benchmark asked about no such pair of shapes2"),

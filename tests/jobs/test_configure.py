@@ -1,5 +1,6 @@
 """From conf/ and the command line to dataclasses."""
 
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -28,6 +29,14 @@ def schema(name: str) -> type:
 def test_every_whole_run_composes(name):
     config = configure(schema(name), name, [])
     assert build(schema(name), plain_values(config)) == config, "saved and read again it is another configuration"
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_every_key_can_be_given_on_the_command_line(name):
+    """Hydra takes `model=x` for a choice of conf/model, so a plain value of that name could never be set."""
+    groups = {choice.partition("/")[0] for choice in GROUPS}
+    plain = {f.name for f in fields(schema(name)) if not is_dataclass(f.type)}
+    assert not groups & plain, "give these keys other names than the folders of conf/ have"
 
 
 @pytest.mark.parametrize("choice", GROUPS)
