@@ -23,9 +23,9 @@ class OnStore:
         self.audit = Audit(self.store, work.config.audit)
 
     def blocks(self, *records: Record) -> Generator[Block, None, None]:
-        """The row groups of the parts, in order. Each part is checked against its record, each page by its checksum.
+        """The row groups of the parts, in order. Each part is checked against its record, by its sha256.
 
-        While one row group is used, a thread checks and decodes the next, and another reads the next part. So two parts
+        While one row group is used, a thread decodes the next, and another reads the next part. So two parts
         and two row groups are in memory, however many there are.
         """
         return ahead(_decoded(ahead(read_part(self.store, record) for record in records)))
@@ -39,4 +39,4 @@ class OnStore:
 
 def _decoded(parts: Iterable[bytes]) -> Iterator[Block]:
     for data in parts:
-        yield from blocks(data)
+        yield from blocks(data, checked=True)

@@ -1,10 +1,10 @@
 """Passes over features at memory speed: `python -m tests.benchmarks.passes [out=folder] [sizes=1000,10000,100000]`.
 
 Ours are the workers of an audit, called as an audit calls them on parts that the codec wrote, with everything they do:
-every part against its sha256, every page against its checksum, of the scores the ends and the histograms, the Gram to
-its file. Beside them stand the plain ways, in the same process, interleaved, medians: a float32 product of what is in
-memory, and the same files read whole and unchecked, widened with `.float()` and multiplied, one after another. One
-thread multiplies in either. Ours reads in two more, so CPU-seconds stand beside wall time; `cores` says what there is.
+every part against its sha256, of the scores the ends and the histograms, the Gram to its file. Beside them stand the
+plain ways, in the same process, interleaved, medians: a float32 product of what is in memory, and the same files read
+whole and unchecked, widened with `.float()` and multiplied, one after another. One thread multiplies in either. Ours
+reads in two more, so CPU-seconds stand beside wall time; `cores` says what there is.
 """
 
 import json
