@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -45,6 +45,7 @@ def configure(schema: type[T], default: str, arguments: Sequence[str]) -> T:
         ValueError: naming the key, what was expected, and the nearest key there is.
     """
     name, overrides = _arguments(arguments, default)
+    overrides = [_settable(schema, override) for override in overrides]
     _register(schema)
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         try:
@@ -84,6 +85,12 @@ def _arguments(arguments: Sequence[str], default: str) -> tuple[str, list[str]]:
             f"{wrong[0]!r} is not understood; expected key=value, or --config-name NAME with NAME in conf/"
         )
     return name, rest
+
+
+def _settable(schema: type, override: str) -> str:
+    """Hydra adds to a mapping only where told to, and `variants={...}` gives a whole one."""
+    mappings = {f.name for f in dataclasses.fields(schema) if get_origin(f.type) is dict}
+    return f"++{override}" if override.partition("=")[0] in mappings else override
 
 
 def _register(schema: type) -> None:

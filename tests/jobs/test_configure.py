@@ -39,6 +39,15 @@ def test_every_key_can_be_given_on_the_command_line(name):
     assert not groups & plain, "give these keys other names than the folders of conf/ have"
 
 
+def test_a_mapping_comes_whole_from_the_command_line():
+    variants = "variants={no_unit: {row: trak, unit: false}, late: {row: trak, train: {times: [900]}}}"
+    config = configure(schema("benchmark"), "benchmark", ["method=[trak,fit_trak]", variants])
+    assert config.variants == {
+        "no_unit": {"row": "trak", "unit": False},
+        "late": {"row": "trak", "train": {"times": [900]}},
+    }
+
+
 @pytest.mark.parametrize("choice", GROUPS)
 def test_every_choice_of_a_group_composes(choice):
     group, _, name = choice.partition("/")
