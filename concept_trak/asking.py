@@ -16,8 +16,6 @@ from concept_trak.trajectory import generate
 
 # Query images are generated, and local images inverted, without guidance: the states the condition itself leads to.
 UNGUIDED = Probe("sampling", "concept_reward")
-
-
 REWARDS = {"text": "concept_reward", "examples": "example_reward", "classifier": "classifier_reward"}
 """The direction of a query by what its concept is given by."""
 

@@ -1,13 +1,12 @@
 """From samples to what the network reads: x_0 and a condition, made by the model's encoders or brought along."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from concept_trak.data.sample import Sample
 from concept_trak.denoiser import Condition, Denoiser
-from concept_trak.store.part import Reject
 
 
 def encoded(denoiser: Denoiser, samples: Sequence[Sample]) -> tuple[Tensor, Condition]:
@@ -56,15 +55,3 @@ def alike(samples: Iterable[Sample]) -> list[list[Sample]]:
     for sample in samples:
         found.setdefault(sample.shape, []).append(sample)
     return list(found.values())
-
-
-def batches(read: Iterable[Sample | Reject], size: int) -> Iterator[list[Sample | Reject]]:
-    """Everything that was read, in order, cut after every `size` samples; rejects do not count."""
-    batch: list[Sample | Reject] = []
-    for one in read:
-        batch.append(one)
-        if sum(isinstance(one, Sample) for one in batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

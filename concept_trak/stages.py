@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from concept_trak.config import AuditConfig
-from concept_trak.data.sample import Sample, samples
+from concept_trak.data.sample import Sample, batches, samples
 from concept_trak.data.shard import Shard
 from concept_trak.denoiser import Denoiser
-from concept_trak.encoding import alike, batches, encoded
+from concept_trak.encoding import alike, encoded
 from concept_trak.features import Features, Side, features_of_each
 from concept_trak.inversion import Inversions
 from concept_trak.method import Method

@@ -1,6 +1,6 @@
 """From the rows of a shard to samples ready for the model, or rejects that say why not."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +64,18 @@ def samples(shard: Shard, data: DataConfig, resolution: int) -> Iterator[Sample 
             yield _sample(row, name, data, resolution, f"{shard.source}\n{shard.version}\n{row.number}")
         except Unusable as error:
             yield Reject(name, shard.source, row.number, error.reason, str(error)[:300])
+
+
+def batches(read: Iterable[Sample | Reject], size: int) -> Iterator[list[Sample | Reject]]:
+    """Everything that was read, in order, cut after every `size` samples; rejects do not count."""
+    batch: list[Sample | Reject] = []
+    for one in read:
+        batch.append(one)
+        if sum(isinstance(one, Sample) for one in batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _sample(row: Row, name: str, data: DataConfig, resolution: int, origin: str) -> Sample:

@@ -46,6 +46,10 @@ def test_a_mapping_comes_whole_from_the_command_line():
         "no_unit": {"row": "trak", "unit": False},
         "late": {"row": "trak", "train": {"times": [900]}},
     }
+    with pytest.raises(ValueError, match="variants=3: input should be a valid dictionary"):
+        configure(schema("benchmark"), "benchmark", ["variants=3"])
+    with pytest.raises(ValueError, match=r"unknown key methods\.x\.train\.trajctory \(did you mean trajectory\?\)"):
+        configure(AuditConfig, "config", ["methods={x: {train: {trajctory: forward_noise}}}"])
 
 
 @pytest.mark.parametrize("choice", GROUPS)
