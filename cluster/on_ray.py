@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster.executor import ONE_CPU, Budgets, Outcome, Resources, Task, Watch, unwatched
 from cluster.queue import Constructions, Queue
-from cluster.room import capacity, demand, holdings
+from cluster.resources import capacity, demand, holdings
 
 # Set before Ray is imported, because Ray reads them then; a value of the user's own stays.
 RAY_SETTINGS = {
@@ -24,8 +24,7 @@ for _name, _value in RAY_SETTINGS.items():
 
 import ray  # noqa: E402
 
-from cluster.crew import Crew  # noqa: E402
-from cluster.reserve import Reserve  # noqa: E402
+from cluster.actor_pool import Crew, Reserve  # noqa: E402
 
 # Records only pass through the object store, so a machine of our own gives it little.
 OBJECT_STORE_BYTES = 100 * 2**20

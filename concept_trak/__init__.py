@@ -10,3 +10,10 @@ __version__ = "0.1.0"
 # Part of every fingerprint. Rises whenever a change moves the numbers of a feature beyond rounding, so that features
 # of two numerics are never mixed.
 NUMERICS = 4
+
+
+class UserError(ValueError):
+    """What the user can mend: shown as one message without a traceback (exit code 2).
+
+    The message says what happened, what was expected, and what to do. Any other exception is a bug of ours.
+    """

@@ -2,14 +2,24 @@
 
 Each field's meaning, unit and range stand under it, once. Values are checked when a configuration is made, before
 anything starts.
+
+Which training set, and how its rows become samples: the group `data` of a configuration.
 """
 
+import dataclasses
+import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_args
 
-from concept_trak.concept import Concept
-from concept_trak.data.config import DataConfig
-from concept_trak.method import METHODS, Method
-from concept_trak.projector import Projector
+from pydantic import TypeAdapter, ValidationError
+
+from concept_trak.attribution.concept import Concept
+from concept_trak.attribution.method import METHODS, Method
+from concept_trak.attribution.projector import Projector
+
+T = TypeVar("T")
 
 
 def _one_of(key: str, value: str, *known: str) -> None:
@@ -46,7 +56,7 @@ class ModelConfig:
     guided inversion amplifies rounding, so rows with one should not run in bfloat16 unless you have compared."""
     batch: int = 32
     """Samples at a time on a worker; halved when memory runs out. 0: as many as free memory holds, by what one more
-    sample needs (`room.py`). Not part of a feature's identity."""
+    sample needs (`attribution/batch_size.py`). Not part of a feature's identity."""
 
     def __post_init__(self) -> None:
         _one_of("model.negative", self.negative, "empty", "other_label")
@@ -111,6 +121,47 @@ class BudgetConfig:
     def __post_init__(self) -> None:
         _at_least("budget.rejects", self.rejects, 0)
         _at_least("budget.lease", self.lease, 0)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    uri: str = ""
+    """A file, or a folder of them: Parquet as Hugging Face `datasets` writes it, WebDataset tars, or images."""
+    format: str = "auto"
+    """auto (by the endings of the files), or a file of concept_trak/data/ that defines one: parquet, webdataset,
+    folder, latents."""
+    image_column: str = "image"
+    caption_column: str = "caption"
+    """In a tar: txt, cls, or a field of the json. In a folder: txt (a file beside the image), label (the folder's
+    name), or a column of its metadata.jsonl or metadata.csv. Empty where an unconditional model was told nothing."""
+    other_captions: tuple[str, ...] = ()
+    """More columns with captions. A column may also hold a list of them."""
+    captions: str = "first"
+    """Of several captions: first (that is not empty), join (all, with a comma), one (drawn, always the same for an
+    id). Or class: what the model was told is a class, a number or a name."""
+    id_column: str = ""
+    """A column of unique ids (in a tar `__key__` is one); without one an id is made from source and row."""
+    label_columns: tuple[str, ...] = ()
+    """Columns that travel to the results and that `truth` of a concept may name."""
+    crop: str = "center"
+    """center, or random: a place drawn once for each id, so that it is the same in every run."""
+    enlarge: bool = True
+    """Whether an image smaller than the crop is enlarged, as the training scripts of diffusers do, or a reject."""
+    buckets: tuple[tuple[int, int], ...] = ()
+    """[height, width] of the sizes that a model of several aspect ratios was trained at: an image is cropped to the
+    one nearest to its own ratio. Empty: the square of the model's resolution."""
+    shard_rows: int = 64
+    """Rows a shard: about ten minutes of work, at most 90 MB of features. Fixed when a feature set is created."""
+
+    def __post_init__(self) -> None:
+        for key, value, known in (("crop", self.crop, ("center", "random")),
+                                  ("captions", self.captions, ("first", "join", "one", "class"))):  # fmt: skip
+            if value not in known:
+                raise ValueError(f"data.{key}={value!r}; expected one of: {', '.join(known)}")
+        if self.shard_rows < 1:
+            raise ValueError(f"data.shard_rows={self.shard_rows}; expected at least 1")
+        if wrong := [b for b in self.buckets if min(b) < 8 or b[0] % 8 or b[1] % 8]:
+            raise ValueError(f"data.buckets: {list(wrong[0])} is no size; expected [height, width], multiples of 8")
 
 
 @dataclass(frozen=True)
@@ -186,3 +237,66 @@ class AuditConfig:
             if not value:
                 raise ValueError(f"{key} is not set; expected something like {example}")
         return self
+
+
+def build(schema: type[T], values: Any) -> T:
+    """The dataclass from plain values; unknown keys and wrong types at any depth are refused."""
+    _strict(schema)
+    try:
+        return TypeAdapter(schema).validate_python(values)
+    except ValidationError as error:
+        raise ValueError("; ".join(_sentence(schema, e) for e in error.errors())) from None
+
+
+def _strict(schema: type, seen: set[type] | None = None) -> None:
+    """Tell pydantic to refuse unknown keys in a dataclass and in every dataclass it holds."""
+    seen = set() if seen is None else seen
+    if schema in seen:
+        return
+    seen.add(schema)
+    schema.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+    for known in dataclasses.fields(schema):
+        for inner in (known.type, *get_args(known.type)):
+            if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+                _strict(inner, seen)
+
+
+def _sentence(schema: type, error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "unexpected_keyword_argument":
+        *parents, wrong = error["loc"]
+        known = [f.name for f in dataclasses.fields(_at(schema, parents))]
+        near = difflib.get_close_matches(str(wrong), known, 1, 0.5)
+        return f"unknown key {place}" + (f" (did you mean {near[0]}?)" if near else f"; known: {', '.join(known)}")
+    if error["type"] == "missing":
+        return f"{place} is missing; give it a value"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    return f"{place}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _at(schema: type, path: Sequence[Any]) -> type:
+    """The dataclass that stands at a path of keys and list positions."""
+    for part in path:
+        if isinstance(part, int) or part not in {f.name for f in dataclasses.fields(schema)}:
+            continue  # a position in a list, or a name in a mapping: the dataclass was entered with its field
+        kind = next(f.type for f in dataclasses.fields(schema) if f.name == part)
+        inner = [k for k in (kind, *get_args(kind)) if isinstance(k, type) and dataclasses.is_dataclass(k)]
+        schema = inner[0]
+    return schema
+
+
+def plain_values(config: Any) -> dict[str, Any]:
+    """A dataclass as nested plain values, tuples as lists: what a saved configuration holds."""
+    return _plain(dataclasses.asdict(config))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def absolute(path: str) -> str:
+    """URLs as they are, relative paths from here."""
+    return path if "://" in path else str(Path(path).absolute())

@@ -5,25 +5,17 @@ message; 3 over budget.rejects; 4 over budget.infrastructure, or storage fails; 
 adds 6: something on storage is not as it was written.
 """
 
-import math
-
-from cluster.executor import Budgets, Executor
-from cluster.metrics import exported
-from cluster.serial import Serial
+from concept_trak.audit.pipeline import Found, Run, shares
+from concept_trak.audit.prepare import Prepared, prepare, readable
+from concept_trak.audit.results import measured
 from concept_trak.config import AuditConfig
-from concept_trak.demand import readable
-from concept_trak.results import measured
+from concept_trak.report.publish_audit import conclude, tell
 from concept_trak.store.manifest import manifest
-from jobs.configure import CONF, LEFT_AT_HOME, main
-from jobs.failure import ended
-from jobs.meter import METRICS, Meter
-from jobs.outcome import conclude, tell
-from jobs.pages import Found
+from jobs.configure import main
+from jobs.execute import executor, meter
+from jobs.exit_codes import ended
 from jobs.preflight import preflight
-from jobs.prepare import Prepared, prepare
 from jobs.progress import Progress
-from jobs.run import Run
-from jobs.shares import shares
 
 
 def audit(config: AuditConfig) -> int:
@@ -55,25 +47,6 @@ def _stages(run: Run) -> None:
     measures = measured(p.audit, p.config, p.plan)
     through, seen = shares(run, tally), run.look(tally)
     conclude(run, Found(records, answers, solved, tally, seen, measures, aggregated, through))
-
-
-def executor(config: AuditConfig) -> Executor:
-    """Where the work is done, by `cluster.kind`. Ray is imported only if it is used."""
-    c, b = config.cluster, config.budget
-    budgets = Budgets(b.infrastructure, b.memory, b.application, lease=b.lease or math.inf)
-    if c.kind == "serial":
-        return Serial(budgets)
-    from cluster.on_ray import OnRay
-
-    root = str(CONF.parent)
-    if c.kind == "local":
-        return OnRay(None, c.workers, {"PYTHONPATH": root}, budgets=budgets)
-    return OnRay(c.address, c.workers, working_dir=root, excludes=LEFT_AT_HOME, budgets=budgets)
-
-
-def meter(config: AuditConfig, audit: str) -> Meter:
-    """Where the numbers of a run go: to the metrics of a standing cluster, else nowhere."""
-    return Meter(exported(METRICS, {"audit": audit})) if config.cluster.kind == "ray" else Meter()
 
 
 def _announce(p: Prepared, progress: Progress) -> None:

@@ -2,6 +2,8 @@
 
 Hydra composes plain values; the dataclasses of the library check them. Their types are the schema, so there is no
 second table: the groups of `method` are made from `METHODS`.
+
+Audits named after the tick of a schedule, so that a tick is one audit however often, and by whom, it is begun.
 """
 
 import dataclasses
@@ -9,8 +11,10 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, get_origin
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -18,9 +22,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import TypeAdapter, ValidationError
 
-from concept_trak.method import METHODS, RECOMMENDED, describe
+from concept_trak.attribution.method import METHODS, RECOMMENDED, describe
+from concept_trak.config import AuditConfig, ModelConfig, absolute, build
+from concept_trak.store.store import Store
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 LEFT_AT_HOME = ("/outputs", "/results", "/assets/benchmark", ".git", ".venv")
@@ -60,15 +65,6 @@ def configure(schema: type[T], default: str, arguments: Sequence[str]) -> T:
     return build(schema, values)
 
 
-def build(schema: type[T], values: Any) -> T:
-    """The dataclass from plain values; unknown keys and wrong types at any depth are refused."""
-    _strict(schema)
-    try:
-        return TypeAdapter(schema).validate_python(values)
-    except ValidationError as error:
-        raise ValueError("; ".join(_sentence(schema, e) for e in error.errors())) from None
-
-
 def _arguments(arguments: Sequence[str], default: str) -> tuple[str, list[str]]:
     rest, name = list(arguments), default
     for flag in ("--config-name", "-cn"):
@@ -105,19 +101,6 @@ def _defaults(schema: type) -> Any:
     return OmegaConf.create(dataclasses.asdict(schema()))
 
 
-def _strict(schema: type, seen: set[type] | None = None) -> None:
-    """Tell pydantic to refuse unknown keys in a dataclass and in every dataclass it holds."""
-    seen = set() if seen is None else seen
-    if schema in seen:
-        return
-    seen.add(schema)
-    schema.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
-    for field in dataclasses.fields(schema):
-        for inner in (field.type, *get_args(field.type)):
-            if isinstance(inner, type) and dataclasses.is_dataclass(inner):
-                _strict(inner, seen)
-
-
 def _explained(message: str, overrides: Sequence[str], name: str) -> str:
     """Hydra's complaint in our words: the key, and the nearest key there is."""
     for override in overrides:
@@ -142,38 +125,60 @@ def _dotted(values: Any, prefix: str = "") -> Iterator[str]:
         yield from _dotted(value, f"{prefix}{key}.")
 
 
-def _sentence(schema: type, error: Any) -> str:
-    place = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "unexpected_keyword_argument":
-        *parents, wrong = error["loc"]
-        known = [f.name for f in dataclasses.fields(_at(schema, parents))]
-        near = difflib.get_close_matches(str(wrong), known, 1, 0.5)
-        return f"unknown key {place}" + (f" (did you mean {near[0]}?)" if near else f"; known: {', '.join(known)}")
-    if error["type"] == "missing":
-        return f"{place} is missing; give it a value"
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    return f"{place}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+# The words of cron, and what a tick of each is called; names sort in the order of time.
+TICKS = {"@hourly": "%Y-%m-%dT%H", "@daily": "%Y-%m-%d", "@weekly": "%G-W%V", "@monthly": "%Y-%m"}
 
 
-def _at(schema: type, path: Sequence[Any]) -> type:
-    """The dataclass that stands at a path of keys and list positions."""
-    for part in path:
-        if isinstance(part, int) or part not in {f.name for f in dataclasses.fields(schema)}:
-            continue  # a position in a list, or a name in a mapping: the dataclass was entered with its field
-        kind = next(f.type for f in dataclasses.fields(schema) if f.name == part)
-        inner = [k for k in (kind, *get_args(kind)) if isinstance(k, type) and dataclasses.is_dataclass(k)]
-        schema = inner[0]
-    return schema
+def named(audit: str, now: datetime) -> str:
+    """`@weekly` as the tick that `now` (UTC) is in, 2026-W48; another name as it is.
+
+    Raises:
+        ValueError: an unknown word of this kind.
+    """
+    if not audit.startswith("@"):
+        return audit
+    if audit not in TICKS:
+        raise ValueError(f"audit={audit!r} is no schedule; expected one of: {', '.join(TICKS)}, or a name")
+    return now.strftime(TICKS[audit])
 
 
-def plain_values(config: Any) -> dict[str, Any]:
-    """A dataclass as nested plain values, tuples as lists: what a saved configuration holds."""
-    values = OmegaConf.to_container(OmegaConf.create(dataclasses.asdict(config)))
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+def located(config: AuditConfig) -> AuditConfig:
+    """The same configuration with paths that mean the same everywhere, and with a name.
+
+    Raises:
+        ValueError: a relative path or an undeclared local store on a cluster of several machines; `memory` with
+        workers elsewhere.
+    """
+    kind = config.cluster.kind
+    if kind == "ray":
+        for key, value in (("store", config.store), ("data.uri", config.data.uri), *_of_model(config.model)):
+            if value and "://" not in value and not Path(value).is_absolute():
+                raise ValueError(f"{key}={value!r} is another folder on each node; give an absolute path or a URL")
+        if Store(config.store).scheme == "file" and not config.cluster.shared_store:
+            raise ValueError(
+                f"store={config.store!r} is a folder: if every node sees the same one, say cluster.shared_store=true; "
+                "else use an object store such as s3://bucket/prefix"
+            )
+    if config.store.startswith("memory://") and kind != "serial":
+        raise ValueError(f"store={config.store!r} lives in one process; use it with cluster=serial, or choose a folder")
+    now = datetime.now(UTC)
+    audit = named(config.audit, now) or now.strftime("%Y%m%dT%H%M%SZ")
+    model, data = (
+        _placed(config.model),
+        replace(config.data, uri=absolute(config.data.uri)),
+    )
+    return replace(config, audit=audit, store=absolute(config.store), model=model, data=data)
 
 
-def absolute(path: str) -> str:
-    """URLs as they are, relative paths from here."""
-    return path if "://" in path else str(Path(path).absolute())
+def _of_model(model: ModelConfig) -> list[tuple[str, str]]:
+    """(key, path) of everything that the model is read from."""
+    return [
+        *((f"model.{key}", getattr(model, key)) for key in ("path", "weights", "lora")),
+        *(("model.embeddings", path) for path in model.embeddings),
+    ]
+
+
+def _placed(model: ModelConfig) -> ModelConfig:
+    more = {key: absolute(value) for key in ("weights", "lora") if (value := getattr(model, key))}
+    embeddings = tuple(absolute(path) for path in model.embeddings)
+    return replace(model, path=absolute(model.path), embeddings=embeddings, **more)

@@ -8,52 +8,25 @@ The scored samples must be the whole training set: images that no ranking knows 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 from cluster.executor import Resources, Task
-from concept_trak.config import AuditConfig, BudgetConfig, ClusterConfig
-from concept_trak.counterfactual import Bench, Effect, Retraining, decoded, effect, judge_of
-from concept_trak.data.two_factors import caption
-from concept_trak.retrieval import cells
-from concept_trak.schooling import TrainConfig
-from concept_trak.store.commit import Store
-from concept_trak.store.tables import read_parquet
-from jobs.audit import executor
-from jobs.configure import absolute, main
-from jobs.effects import Case, publish
-from jobs.entrants import trained
-from jobs.failure import ended, failure
-
-
-@dataclass(frozen=True)
-class CounterfactualConfig:
-    store: str = "results/benchmark"
-    """The folder of the benchmark."""
-    name: str = "toy"
-    """Its name: its rankings lie in benchmarks/<name>/tops.parquet."""
-    folder: str = "results/models/toy-0"
-    """Of one of its models, named as there."""
-    arms: tuple[str, ...] = ("fit_trak", "concept_trak", "trak", "lookup", "random")
-    """Whose first K are left out; `trak/concept` is a method asked with the concept query."""
-    pairs: tuple[str, ...] = ("a red triangle",)
-    """Captions of the pairs whose two factors are the concepts; empty is all."""
-    shares: tuple[float, ...] = (0.9, 1.0)
-    """K as shares of the images that show the concept, in 0 ... 1."""
-    seeds: tuple[int, ...] = (1, 2)
-    """Of the initial weights and the batches of retrainings."""
-    samples: int = 32
-    """Pictures per pair and retraining."""
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
-
-    def __post_init__(self) -> None:
-        if not self.arms or not self.seeds or not self.shares:
-            raise ValueError("arms, seeds and shares must each have an entry")
-        if not all(0 < share <= 1 for share in self.shares):
-            raise ValueError(f"shares={list(self.shares)}; expected numbers above 0, at most 1")
-        if self.samples < 1:
-            raise ValueError(f"samples={self.samples}; expected at least 1")
+from concept_trak.config import AuditConfig, absolute
+from concept_trak.evaluation.counterfactual import (
+    Bench,
+    Case,
+    CounterfactualConfig,
+    Retraining,
+    cases_of,
+    effects,
+    tops_of,
+)
+from concept_trak.evaluation.suite import trained
+from concept_trak.report.counterfactual_page import publish
+from concept_trak.store.store import Store
+from jobs.configure import main
+from jobs.execute import executor
+from jobs.exit_codes import ended, failure
 
 
 def counterfactual(config: CounterfactualConfig) -> int:
@@ -73,46 +46,6 @@ def _counterfactual(config: CounterfactualConfig) -> int:
     return 0
 
 
-def tops_of(config: CounterfactualConfig, made: TrainConfig, store: Store) -> dict[tuple[str, str], list[str]]:
-    """By arm and concept the ids of the benchmark's ranking, best first; as many as there are carriers."""
-    name = f"benchmarks/{config.name}/tops.parquet"
-    if store.size(name) is None:
-        raise ValueError(f"{config.store}/{name} is not there; run python -m jobs.benchmark name={config.name} first")
-    rows = [row for row in read_parquet(store.read(name)).to_pylist() if row["model"] == config.folder]
-    found: dict[tuple[str, str], list[str]] = {}
-    for row in sorted(rows, key=lambda row: row["rank"]):
-        arm = row["method"] + ("/concept" if row["asked"] == "concept" else "")
-        found.setdefault((arm, row["concept"]), []).append(row["sample_id"])
-    if not found:
-        raise ValueError(
-            f"folder={config.folder!r} is none of the benchmark {config.name}; name it as models= did there"
-        )
-    if rows[0]["scored"] != made.images:
-        raise ValueError(
-            f"the benchmark {config.name} scored {rows[0]['scored']} of the {made.images} training images; expected "
-            "all, for those not scored teach the concept too: give it rows=<the model's images>"
-        )
-    return found
-
-
-def cases_of(config: CounterfactualConfig, made: TrainConfig, tops: dict[tuple[str, str], list[str]]) -> list[Case]:
-    """Every arm, concept, share and seed, in this order."""
-    known = list(dict.fromkeys(arm for arm, _ in tops))
-    if unknown := [arm for arm in config.arms if arm not in known]:
-        raise ValueError(f"arms: the benchmark has no {unknown[0]!r}; expected some of: {', '.join(known)}")
-    asked = [c for c in cells(made.kinds) if not config.pairs or caption(*c.pair) in config.pairs]
-    if missing := [c.name for c in asked if (config.arms[0], c.name) not in tops] or ([""] * (not asked)):
-        raise ValueError(f"pairs={list(config.pairs)}: the benchmark asked about no such pair of {made.set} {missing}")
-    return [
-        Case(arm, cell, share, len(top), Retraining(seed, tuple(sorted(top[: round(share * len(top))]))))
-        for arm in config.arms
-        for cell in asked
-        for share in config.shares
-        for seed in config.seeds
-        for top in (tops[arm, cell.name],)
-    ]
-
-
 def retrain(config: CounterfactualConfig, bench: Bench, cases: Sequence[Case]) -> None:
     """What is missing of the controls and the retrainings, each once."""
     store, controls = Store(bench.store), [Retraining(seed) for seed in config.seeds]
@@ -123,28 +56,12 @@ def retrain(config: CounterfactualConfig, bench: Bench, cases: Sequence[Case]) -
         return
     c, failed = config.cluster, list[str]()
     run = executor(AuditConfig(cluster=c, budget=config.budget))
-    task = Task("concept_trak.counterfactual:Retrain", bench)
+    task = Task("concept_trak.evaluation.counterfactual:Retrain", bench)
     for i, outcome in enumerate(run.map(task, missing, Resources(c.cpus, c.gpus, c.memory)), 1):
         failed += [outcome.error] if outcome.error else []
         print(f"retrain    {i}/{len(missing)}, {outcome.seconds:.0f} s", flush=True)
     if failed:
         raise failure("retrain", failed, len(missing))
-
-
-def effects(bench: Bench, model: str, cases: Sequence[Case]) -> list[Effect]:
-    """What each case's retraining did, against the control of its seed."""
-    store, kinds, classifier = Store(bench.store), bench.made.kinds, judge_of(model, bench.made.kinds)
-    seen: dict[Retraining, Any] = {}
-
-    def pictures(item: Retraining) -> Any:
-        if item not in seen:
-            seen[item] = decoded(store.read(bench.file(item)))
-        return seen[item]
-
-    return [
-        effect(c.cell, kinds, classifier, pictures(Retraining(c.retraining.seed)), pictures(c.retraining))
-        for c in cases
-    ]
 
 
 if __name__ == "__main__":

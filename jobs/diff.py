@@ -8,15 +8,14 @@ Prints it and writes it beside the later audit's results: `diff-<before>.parquet
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from concept_trak.audit_diff import Difference, Move, compare, write
-from concept_trak.novelty import CHANGED, NEW
-from concept_trak.precedent import finished
-from concept_trak.store.commit import Store
-from concept_trak.store.manifest import Audit
-from jobs.configure import absolute, main
-from jobs.differences import write_page
-from jobs.failure import ended
-from jobs.index import write_index
+from concept_trak.audit.diff import CHANGED, NEW, Difference, Move, compare, write
+from concept_trak.config import absolute
+from concept_trak.report.diff_page import write_page
+from concept_trak.report.index_page import write_index
+from concept_trak.store.manifest import Audit, finished
+from concept_trak.store.store import Store
+from jobs.configure import main
+from jobs.exit_codes import ended
 
 SHOWN = 10
 

@@ -11,25 +11,24 @@ removes them.
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from math import inf
 from operator import add
-from typing import Any
 
-from concept_trak import casebook, kept_paths
-from concept_trak.data.shard import Shard
-from concept_trak.inversion import STATES
-from concept_trak.plan import group_name, groups
-from concept_trak.store.commit import Store
+from concept_trak.audit import inversion_cache
+from concept_trak.audit.inversion_cache import STATES
+from concept_trak.audit.repair import gram_names
+from concept_trak.audit.status import audits_of
+from concept_trak.components import units
+from concept_trak.config import absolute
+from concept_trak.report.index_page import write_index
+from concept_trak.store.gc import AUDIT, Needs, Rules, Waste, expired, files_of, needs, remove, temporary, unneeded
 from concept_trak.store.manifest import Audit
-from concept_trak.store.removal import remove
-from concept_trak.store.retention import AUDIT, Needs, Rules, Waste, expired, files_of, needs, temporary, unneeded
-from jobs.configure import absolute, main
-from jobs.failure import ended
-from jobs.index import write_index
-from jobs.status import audits_of
+from concept_trak.store.store import Store
+from jobs.configure import main
+from jobs.exit_codes import ended
 
 
 @dataclass(frozen=True)
@@ -75,12 +74,14 @@ def _gc(config: GcConfig) -> int:
     living = {audit.id: _needs(audit, states) for audit in audits if audit not in leaving}
     needed = reduce(add, living.values(), Needs())
     waste = [w for audit in leaving for w in files_of(audit)] + temporary(store, rules.before)
-    waste += casebook.unneeded(store, rules.before)
-    waste += unneeded(store, names, needed, rules.before) + kept_paths.unneeded(store, states, needed, rules.before)
+    waste += units.unneeded(store, rules.before)
+    waste += unneeded(store, names, needed, rules.before) + inversion_cache.unneeded(
+        store, states, needed, rules.before
+    )
 
     def newly_needed() -> Needs:
         began = (Audit(store, name) for name in audits_of(store) if name not in living)
-        return reduce(add, (_needs(audit, states) for audit in began), Needs(casebook.named(store)))
+        return reduce(add, (_needs(audit, states) for audit in began), Needs(units.named(store)))
 
     gone: list[Waste] = []
     for w in remove(store, waste, newly_needed) if config.delete else waste:
@@ -93,13 +94,7 @@ def _gc(config: GcConfig) -> int:
 
 
 def _needs(audit: Audit, states: Sequence[str]) -> Needs:
-    return needs(audit, gram_names) + (kept_paths.needs(audit) if states else Needs())
-
-
-def gram_names(plan: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the Grams of a plan are called."""
-    shards = [Shard(row["source"], row["version"], row["first_row"], row["rows"]) for row in plan]
-    return [group_name(group) for group in groups(shards)]
+    return needs(audit, gram_names) + (inversion_cache.needs(audit) if states else Needs())
 
 
 def _counted(waste: Iterable[Waste], config: GcConfig) -> list[str]:

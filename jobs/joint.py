@@ -8,15 +8,15 @@ the table themselves when they end, and show it on their page; here it is told, 
 from collections import defaultdict
 from dataclasses import dataclass
 
-from concept_trak.config import ClusterConfig
-from concept_trak.joint import layers
-from concept_trak.joint_table import rows, split, write
-from concept_trak.stages import open_model
-from concept_trak.store.commit import Store
+from concept_trak.attribution.by_layer import layers
+from concept_trak.audit.layer_scores import rows, split, write
+from concept_trak.audit.repair import settings
+from concept_trak.audit.worker import open_model
+from concept_trak.config import ClusterConfig, absolute
 from concept_trak.store.manifest import Audit, read_table
-from jobs.configure import absolute, main
-from jobs.failure import ended
-from jobs.verify import settings
+from concept_trak.store.store import Store
+from jobs.configure import main
+from jobs.exit_codes import ended
 
 SHOWN = 5
 

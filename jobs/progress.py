@@ -12,7 +12,7 @@ from tqdm import tqdm
 from cluster.executor import Load, Outcome
 from concept_trak.store.manifest import Audit, progress
 from concept_trak.store.records import Record
-from jobs.meter import Meter
+from jobs.metrics import Meter
 
 LOG = logging.getLogger(__name__)
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from concept_trak.data.synthetic import write
-from concept_trak.data.two_factors import SETS
+from concept_trak.data.benchmarks.synthetic import write
+from concept_trak.data.benchmarks.two_factors import SETS
 from jobs.configure import main
 
 

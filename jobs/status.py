@@ -3,19 +3,14 @@
 Works while the audit runs, after it died, and from another machine. Without `audit` it lists every audit of the store.
 """
 
-import json
-import time
 from dataclasses import dataclass
-from typing import Any
 
-from concept_trak.store.commit import Store
-from concept_trak.store.manifest import Audit, given_up, manifest
-from jobs.configure import absolute, main
-from jobs.failure import ended
-
-# Intervals without a word, and at least so many seconds, that tell a dead driver: clocks of two machines differ, and a
-# write that storage refuses at first is tried again for a while.
-WORDS, SILENCE = 3, 30.0
+from concept_trak.audit.status import audits_of, describe
+from concept_trak.config import absolute
+from concept_trak.store.manifest import Audit
+from concept_trak.store.store import Store
+from jobs.configure import main
+from jobs.exit_codes import ended
 
 
 @dataclass(frozen=True)
@@ -38,55 +33,6 @@ def _status(config: StatusConfig) -> int:
     for name in audits:
         print("\n".join(describe(Audit(store, name))))
     return 0
-
-
-def audits_of(store: Store) -> list[str]:
-    """The audits of a store, by name."""
-    parts = (name.split("/") for name in store.names("audits"))
-    return sorted({part[1] for part in parts if len(part) > 2})
-
-
-def describe(audit: Audit) -> list[str]:
-    """The lines about one audit: finished with what, or where it was last seen."""
-    if given_up(audit):
-        return [f"{audit.id}: being removed by jobs.gc; if that was killed, the next `jobs.gc delete=true` finishes it"]
-    done = manifest(audit)
-    if done is not None:
-        rows, rejected = (sum(part[key] for part in done["parts"]) for key in ("rows", "rejected"))
-        parts = f"{len(done['parts'])} parts, {rows} features, {rejected} rejects"
-        return [f"{audit.id}: finished {done['finished']}, {parts}"]
-    seen = _last_seen(audit)
-    if seen is None and audit.store.size(audit.name("audit.yaml")) is not None:
-        return [f"{audit.id}: begun, nothing computed yet; the same command resumes it"]
-    if seen is None:
-        known = ", ".join(audits_of(audit.store)) or "none"
-        raise ValueError(f"{audit.store.uri} has no audit {audit.id!r}; it has: {known}")
-    ago = max(0.0, time.time() - seen["time"])
-    lines = [f"{audit.id}: not finished, last seen in {seen['stage']} {ago:.0f} s ago; the same command resumes it"]
-    if silent := ago > max(SILENCE, WORDS * seen["interval"]):
-        lines.append(
-            f"  no word for {ago:.0f} s from a driver that speaks every {seen['interval']:g} s: it is dead, or busy in "
-            "one item of cluster=serial, or between two stages"
-        )
-    running = f", {seen['running']} {'were ' if silent else ''}running"
-    now = seen["stage"]
-    return [*lines, *(f"  {stage:<10} {_counted(s, running * (stage == now))}" for stage, s in seen["stages"].items())]
-
-
-def _counted(s: dict[str, Any], running: str) -> str:
-    """One stage of the run that was last seen: done, running, failed, rejected, rate and time left."""
-    running = running if s["done"] < s["of"] else ""
-    rate = f", {s['samples_per_second']:.1f} samples/s" if s["samples"] else ""
-    left = f", {s['seconds_left']:.0f} s left" if s["seconds_left"] else ""
-    troubles = "".join(f", {s[what]} {what}" for what in ("failed", "rejected", "retries") if s[what])
-    return f"{s['done'] - s['failed']} of {s['of']} done{running}{troubles}{rate}{left}"
-
-
-def _last_seen(audit: Audit) -> dict[str, Any] | None:
-    try:
-        return json.loads(audit.store.read(audit.name("progress.json")))
-    except FileNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from concept_trak.config import AuditConfig
-from concept_trak.store.commit import Store
+from concept_trak.audit.pipeline import Stopped
+from concept_trak.config import AuditConfig, absolute
 from concept_trak.store.manifest import Audit
-from jobs.configure import CONF, LEFT_AT_HOME, absolute, configure, main
-from jobs.failure import Stopped, ended
-from jobs.tick import named
+from concept_trak.store.store import Store
+from jobs.configure import CONF, LEFT_AT_HOME, configure, main, named
+from jobs.exit_codes import ended
 
 
 @dataclass(frozen=True)

@@ -8,27 +8,21 @@ while repairing, those of `jobs.audit`.
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
-import yaml
-
-from cluster.executor import Executor
-from concept_trak import casebook, kept_paths
-from concept_trak.config import AuditConfig, ClusterConfig
-from concept_trak.stages import Work
-from concept_trak.store.check import ALTERED, MISSING, SOUND, TRUNCATED, Finding, check
-from concept_trak.store.claim import claim, fingerprints, plan
-from concept_trak.store.commit import Store
+from concept_trak.audit import inversion_cache
+from concept_trak.audit.prepare import prepare
+from concept_trak.audit.repair import _of_features, mend, settings
+from concept_trak.audit.status import audits_of
+from concept_trak.components import units
+from concept_trak.config import AuditConfig, ClusterConfig, absolute
 from concept_trak.store.manifest import Audit, given_up
-from concept_trak.store.records import committed, part_name, record_name
-from jobs.audit import executor
-from jobs.configure import absolute, build, main, plain_values
-from jobs.failure import ended
-from jobs.prepare import Prepared, prepare
-from jobs.progress import Progress
-from jobs.run import Run
-from jobs.status import audits_of
+from concept_trak.store.store import Store
+from concept_trak.store.verify import MISSING, SOUND, Finding, check
+from jobs.configure import main
+from jobs.execute import executor
+from jobs.exit_codes import ended
 
 WRONG = 6
 
@@ -67,8 +61,8 @@ def _verify(config: VerifyConfig) -> int:
 
 def _loose(store: Store, repair: bool) -> int:
     """How much of what belongs to no audit alone is damaged and stays so."""
-    units = _remade(store, casebook.look(store), repair, "the same jobs.components command measures it again")
-    return units + _remade(store, kept_paths.look(store), repair, "it is made again when it is needed")
+    damaged = _remade(store, units.look(store), repair, "the same jobs.components command measures it again")
+    return damaged + _remade(store, inversion_cache.look(store), repair, "it is made again when it is needed")
 
 
 def _remade(store: Store, found: Iterable[Finding], repair: bool, again: str) -> int:
@@ -116,59 +110,6 @@ def _mend(audits: Sequence[Audit], wrong: Sequence[Finding], cluster: ClusterCon
     for names, why in refused:
         if not left.keys().isdisjoint(names):  # else an audit of the same features has mended them
             print(f"error: {why}", file=sys.stderr)
-
-
-def _of_features(audit: Audit, left: Mapping[str, str]) -> dict[str, str]:
-    """What is damaged of the features that an audit names."""
-    said = claim(audit)
-    parts = {name for key in said.parts for name in (part_name(*key), record_name(*key))}
-    sets = tuple(f"features/{fp}/{rest}" for fp in said.fingerprints for rest in ("grams/", "feature_set.json"))
-    return {name: what for name, what in left.items() if name in parts or name.startswith(sets)}
-
-
-def settings(audit: Audit, cluster: ClusterConfig) -> AuditConfig:
-    """What an audit was begun with, on these machines; shards are cut as its plan says.
-
-    Raises:
-        ValueError: its settings or its plan cannot be read.
-    """
-    rows = plan(audit)
-    if not rows or audit.store.size(audit.name("audit.yaml")) is None:
-        raise ValueError("its audit.yaml or plan.parquet is gone, so nobody knows what to compute; start a new audit")
-    fingerprints(audit)  # raises if the file is damaged
-    values = yaml.safe_load(audit.store.read(audit.name("audit.yaml")))
-    del values["fingerprints"]
-    values |= {"store": audit.store.uri, "cluster": plain_values(cluster)}
-    values["budget"] = {"rejects": 1.0}  # what was rejected once is no news
-    values["data"]["shard_rows"] = max(row["rows"] for row in rows)
-    return build(AuditConfig, values)
-
-
-def mend(p: Prepared, damaged: Mapping[str, str], machines: Executor) -> None:
-    """Remove what is damaged, records before parts, and compute it again; sound shards and other methods rest."""
-    progress, names = Progress(p.audit, p.config.interval), [shard.name for shard in p.plan]
-    for fp, method in {fp: method for method, fp in p.work.fingerprints.items()}.items():  # methods may share features
-        shards = {n for n in names if part_name(fp, n) in damaged or record_name(fp, n) in damaged}
-        for shard in sorted(shards):
-            _remove(p.store, record_name(fp, shard), part_name(fp, shard), damaged)
-        if shards:
-            work = Work(replace(p.config, methods={method: p.config.methods[method]}), {method: fp})
-            Run(replace(p, work=work, plan=[s for s in p.plan if s.name in shards]), machines, progress).featurize()
-    if grams := [name for name in damaged if "/grams/" in name]:
-        for name in grams:
-            p.store.delete(name)
-        done = {m: list(committed(p.store, fp, names).values()) for m, fp in p.work.fingerprints.items()}
-        if all(len(records) == len(names) for records in done.values()):  # else the audit sums them when it goes on
-            Run(p, machines, progress).sum_grams(done)
-
-
-def _remove(store: Store, record: str, part: str, damaged: Mapping[str, str]) -> None:
-    """A damaged part with its record, or a damaged record alone. A part that only lacks its record stays."""
-    recompute = damaged.get(part) in (ALTERED, TRUNCATED)
-    if recompute or record in damaged:
-        store.delete(record)
-    if recompute:
-        store.delete(part)
 
 
 if __name__ == "__main__":

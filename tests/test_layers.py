@@ -11,12 +11,18 @@ CONTRACTS = (
     ("concept_trak", ("ray", "hydra", "omegaconf", "cluster", "jobs", "pydantic"), ()),
     ("concept_trak", ("diffusers", "transformers", "peft"), ("concept_trak/models",)),
     ("concept_trak", ("pyarrow", "fsspec", "s3fs"), ("concept_trak/store", "concept_trak/data")),
-    ("concept_trak", ("sklearn",), ("concept_trak/data/handwriting.py",)),
+    ("concept_trak", ("sklearn",), ("concept_trak/data/benchmarks/drawing.py",)),
     ("cluster", ("torch", "concept_trak", "jobs", "hydra", "omegaconf"), ()),
     (
         "cluster",
         ("ray",),
-        ("cluster/on_ray.py", "cluster/crew.py", "cluster/reserve.py", "cluster/submission.py", "cluster/metrics.py"),
+        (
+            "cluster/on_ray.py",
+            "cluster/actor_pool.py",
+            "cluster/actor_pool.py",
+            "cluster/submission.py",
+            "cluster/metrics.py",
+        ),
     ),
     ("jobs", ("ray", "torch", "diffusers", "transformers", "pyarrow", "fsspec"), ("jobs/train.py",)),
 )
@@ -85,11 +91,13 @@ def test_imports_point_down():
 
 
 def test_the_first_test_can_fail():
-    assert breaches("concept_trak/features.py", "import ray") == ["concept_trak/features.py imports ray"]
-    assert breaches("cluster/queue.py", "from concept_trak.stages import Featurize")
-    assert breaches("concept_trak/denoiser.py", "from diffusers import UNet2DConditionModel")
-    assert breaches("concept_trak/scoring.py", "import pyarrow.parquet as pq")
-    assert breaches("concept_trak/denoiser.py", "from concept_trak.features import features")
+    assert breaches("concept_trak/attribution/features.py", "import ray") == [
+        "concept_trak/attribution/features.py imports ray"
+    ]
+    assert breaches("cluster/queue.py", "from concept_trak.audit.featurize import Featurize")
+    assert breaches("concept_trak/attribution/denoiser.py", "from diffusers import UNet2DConditionModel")
+    assert breaches("concept_trak/attribution/ranking.py", "import pyarrow.parquet as pq")
+    assert breaches("concept_trak/attribution/denoiser.py", "from concept_trak.attribution.features import features")
     assert not breaches("concept_trak/models/text_to_image.py", "import diffusers")
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from concept_trak.attribution.method import METHODS
 from concept_trak.config import AuditConfig
-from concept_trak.method import METHODS
+from concept_trak.evaluation.published import SETS, PublishedConfig
 from jobs.audit import audit
 from jobs.benchmark import BenchmarkConfig, require_pairs, trained
 from jobs.components import ComponentsConfig, components
 from jobs.configure import configure
 from jobs.diff import DiffConfig
-from jobs.published import SETS, PublishedConfig
 from jobs.shapes import ShapesConfig, shapes
 from jobs.status import StatusConfig, status
 from jobs.submit import SubmitConfig

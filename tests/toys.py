@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from concept_trak.denoiser import Condition, Denoiser, Prediction, attributable
-from concept_trak.noise import normal
-from concept_trak.state import Batch
+from concept_trak.attribution.denoiser import Condition, Denoiser, Prediction, attributable
+from concept_trak.attribution.numerics import normal
+from concept_trak.attribution.state import Batch
 
 
 class Gain(nn.Module):

@@ -13,11 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from concept_trak.denoiser import Condition, Denoiser, take
-from concept_trak.method import Method
-from concept_trak.noise import normal
-from concept_trak.probe import Probe
-from concept_trak.state import Batch
+from concept_trak.attribution.denoiser import Condition, Denoiser, take
+from concept_trak.attribution.method import Method
+from concept_trak.attribution.numerics import normal
+from concept_trak.attribution.state import Batch, Probe
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import fsspec
 
 from concept_trak.config import DataConfig
+from concept_trak.data.files import below, require_version, version
 from concept_trak.data.format import Files, Format, Row, named_columns
-from concept_trak.data.listing import below, require_version, version
 from concept_trak.data.shard import Shard, Source
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif")

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from concept_trak.config import DataConfig
-from concept_trak.data.listing import listed
+from concept_trak.data.files import listed
 from concept_trak.data.shard import Shard, Source
 
 Files = dict[str, dict[str, Any]]

@@ -19,8 +19,8 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from concept_trak.config import DataConfig
+from concept_trak.data.files import below, planned, version
 from concept_trak.data.format import Files, Format, Row, named_columns
-from concept_trak.data.listing import below, planned, version
 from concept_trak.data.shard import Shard, Source
 
 AT_ONCE = 16  # rows read together

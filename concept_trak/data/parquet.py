@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import torch
 
 from concept_trak.config import DataConfig
+from concept_trak.data.files import below, planned, version
 from concept_trak.data.format import Files, Format, Row, named_columns
 from concept_trak.data.latents import CONDITION, Precomputed
-from concept_trak.data.listing import below, planned, version
 from concept_trak.data.shard import Shard, Source
 
 

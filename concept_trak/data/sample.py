@@ -8,13 +8,13 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from concept_trak.attribution.numerics import key
 from concept_trak.config import DataConfig
-from concept_trak.data.caption import caption, caption_columns
+from concept_trak.data.columns import caption, caption_columns
 from concept_trak.data.format import Row, named_columns, rows, sample_id
 from concept_trak.data.image import bucket, crop, decode, to_tensor
 from concept_trak.data.latents import Precomputed, finite
 from concept_trak.data.shard import Shard
-from concept_trak.noise import key
 from concept_trak.store.part import Reject
 
 

@@ -16,9 +16,9 @@ from functools import partial
 from typing import Any
 
 from concept_trak.config import DataConfig
+from concept_trak.data.files import BLOCK_BYTES, below, planned, version
 from concept_trak.data.folder import IMAGES
 from concept_trak.data.format import Files, Format, Row, named_columns
-from concept_trak.data.listing import BLOCK_BYTES, below, planned, version
 from concept_trak.data.shard import Shard, Source, cut
 
 MOST_BYTES = 256 << 20  # of one member: what says it is larger is no training image, and would fill the memory

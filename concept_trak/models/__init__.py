@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from concept_trak.denoiser import Denoiser
+from concept_trak.attribution.denoiser import Denoiser
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -40,8 +40,8 @@ def load(
     Raises:
         ValueError: no family opens such a pipeline, or its own refuses the directory.
     """
-    from concept_trak.models.beside import Beside
-    from concept_trak.models.directory import pipeline_class
+    from concept_trak.models.adapters import Beside
+    from concept_trak.models.loading import pipeline_class
 
     known, name = families(), pipeline_class(Path(path))
     if name not in known:

@@ -10,8 +10,8 @@ import torch
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from torch import Tensor
 
-from concept_trak.denoiser import Condition, Denoiser
-from concept_trak.models.labels import Classes, Labelled, named
+from concept_trak.attribution.denoiser import Condition, Denoiser
+from concept_trak.models.class_conditional import Classes, Labelled, named
 from concept_trak.models.pipeline import Family, halfway
 
 

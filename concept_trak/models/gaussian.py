@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from concept_trak.denoiser import Condition, Denoiser, Prediction, attributable
+from concept_trak.attribution.denoiser import Condition, Denoiser, Prediction, attributable
 
 
 @dataclass(frozen=True)

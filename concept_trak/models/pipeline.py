@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from concept_trak.denoiser import Condition, Denoiser, Prediction, attributable
-from concept_trak.models.beside import Beside, adapt, refit, teach
-from concept_trak.models.directory import index_of, kind, load, pipeline_class, read
-from concept_trak.models.reader import Reader
+from concept_trak.attribution.denoiser import Condition, Denoiser, Prediction, attributable
+from concept_trak.models.adapters import Beside, adapt, refit, teach
+from concept_trak.models.loading import index_of, kind, load, pipeline_class, read
+from concept_trak.models.text_encoder import Reader
 from concept_trak.store.identity import file_digest
 
 

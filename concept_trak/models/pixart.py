@@ -13,9 +13,9 @@ import torch
 from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 from torch import Tensor
 
-from concept_trak.denoiser import Condition
+from concept_trak.attribution.denoiser import Condition
 from concept_trak.models.pipeline import Family, halfway
-from concept_trak.models.reader import Reader
+from concept_trak.models.text_encoder import Reader
 from concept_trak.models.text_to_image import TextToImage
 
 

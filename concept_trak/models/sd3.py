@@ -18,9 +18,9 @@ from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from jaxtyping import Float
 from torch import Tensor
 
-from concept_trak.denoiser import GROUPS, Condition, Denoiser, Prediction
+from concept_trak.attribution.denoiser import GROUPS, Condition, Denoiser, Prediction
 from concept_trak.models.pipeline import Family, halfway
-from concept_trak.models.reader import Reader
+from concept_trak.models.text_encoder import Reader
 from concept_trak.models.text_to_image import TextToImage
 
 CLIPS = ("text_encoder", "text_encoder_2")

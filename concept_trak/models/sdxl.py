@@ -12,8 +12,8 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-from concept_trak.denoiser import Condition
-from concept_trak.models.directory import settings_of
+from concept_trak.attribution.denoiser import Condition
+from concept_trak.models.loading import settings_of
 from concept_trak.models.pipeline import Family
 from concept_trak.models.text_to_image import TextToImage
 

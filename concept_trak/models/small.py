@@ -3,12 +3,15 @@
 `pixels` and `latents` are `StableDiffusionPipeline`s, `patches` is a `PixArtAlphaPipeline`; each has a vocabulary of
 its own. `pixels` and `patches` have no VAE and denoise RGB directly, so diffusers loads them by
 `from_pretrained(path, vae=None)`; `latents` puts a tiny VAE in front. Weights are random but depend on the seed alone;
-`concept_trak.training` fits them.
+`concept_trak.evaluation.training.loop` fits them.
+
+The words a small pipeline reads: CLIP's tokenizer with a token for each.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from string import ascii_lowercase
 from typing import Any, Literal
 
 import torch
@@ -19,8 +22,6 @@ from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import PixArtAlphaPi
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-from concept_trak.models.vocabulary import END, START, WORDS, tokenizer
 
 Prediction = Literal["epsilon", "v_prediction"]
 WIDTH = 64
@@ -45,6 +46,9 @@ class Size:
     layers: int = 4
     heads: int = 4
     head_width: int = 32
+
+
+WORDS = ("a", "red", "green", "blue", "triangle", "circle", "square")
 
 
 def patches(
@@ -182,4 +186,27 @@ def _unet(channels: int, sample_size: int, widths: tuple[int, ...]) -> UNet2DCon
         cross_attention_dim=WIDTH,
         addition_embed_type="text",
         addition_embed_type_num_heads=4,
+    )
+
+
+LENGTH = 8
+"""Tokens per text, both ends included: three words fit, and nothing may assume CLIP's 77."""
+START, END = 0, 1
+"""Numbers of the two tokens that stand around a text; the second also pads it."""
+
+
+def tokenizer(words: Sequence[str] = WORDS, length: int = LENGTH) -> CLIPTokenizer:
+    """CLIP's byte-pair tokenizer with one token per word of `words` (letters a to z); other words fall into pieces.
+
+    A word is merged from its end (`e d</w>`, then `r ed</w>`). Since each merge ends in `</w>`, none can fire in the
+    middle of another word, which merging from the front would allow (`re` of "red" would break "green").
+    """
+    merges: dict[Any, None] = {}  # pairs in order, each once
+    for word in words:
+        for start in range(len(word) - 2, -1, -1):
+            merges[word[start], word[start + 1 :] + "</w>"] = None
+    tokens = ["<|startoftext|>", "<|endoftext|>", *ascii_lowercase, *(letter + "</w>" for letter in ascii_lowercase)]
+    tokens += ["".join(pair) for pair in merges]
+    return CLIPTokenizer(
+        vocab={token: index for index, token in enumerate(tokens)}, merges=list(merges), model_max_length=length
     )

@@ -10,9 +10,9 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-from concept_trak.denoiser import Condition
+from concept_trak.attribution.denoiser import Condition
 from concept_trak.models.pipeline import Family, Pipeline
-from concept_trak.models.reader import Reader, open_reader, tokenizer_of
+from concept_trak.models.text_encoder import Reader, open_reader, tokenizer_of
 
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 

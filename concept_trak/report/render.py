@@ -15,7 +15,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from concept_trak.report.page import Facts, Page, Ranking, Section
+from concept_trak.report.audit_page import Facts, Page, Ranking, Section
 
 PIXELATED_BELOW = 64  # pixels: smaller images are enlarged with sharp edges, or shapes of 32 pixels turn into fog
 LEGIBLE = 100  # a linear histogram whose tallest bar is more than this many times its shortest hides the tails

@@ -15,9 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Num
 
-from concept_trak.store.commit import Store
-from concept_trak.store.part import Block, Damaged, Footer, Part, Reject
-from concept_trak.store.rows import DTYPES, little, stored
+from concept_trak.store.part import DTYPES, Block, Damaged, Footer, Part, Reject, little, stored
+from concept_trak.store.store import Store
 
 MAX_PART_BYTES = 90_000_000  # one PUT, one retry, and twice this in memory while encoding
 TAIL_BYTES = 64 << 10  # holds nearly every footer, so that reading one is one request

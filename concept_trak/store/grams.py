@@ -8,9 +8,9 @@ from jaxtyping import Float32
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from concept_trak.store.commit import Store
-from concept_trak.store.header import header
+from concept_trak.store.checked_safetensors import header
 from concept_trak.store.part import Damaged
+from concept_trak.store.store import Store
 
 
 def gram_name(fp: str, group: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
-from concept_trak.store.commit import Store
+from concept_trak.store.store import Store
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from concept_trak.store.adoption import ADOPT_TOLERANCE
 from concept_trak.store.codec import blocks
-from concept_trak.store.commit import Store
 from concept_trak.store.part import Damaged
-from concept_trak.store.records import READERS, part_name
+from concept_trak.store.records import ADOPT_TOLERANCE, READERS, part_name
+from concept_trak.store.store import Store
 
 Found = tuple[np.ndarray, float]  # phi in float64, and the relative error that the way it is stored explains
 

@@ -2,6 +2,8 @@
 
 Everything but the hints (progress.json, latest.json) is put-if-absent, so two drivers on one audit leave one set of
 files, and a reader who starts from the manifest sees only finished ones.
+
+What the files and columns of an audit are called, below `audits/<audit>/`; one folder per method.
 """
 
 import hashlib
@@ -16,11 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from concept_trak.store.commit import Store
 from concept_trak.store.identity import as_json, differences, encode_json
+from concept_trak.store.part import Damaged
 from concept_trak.store.records import READERS, Record, part_name
 from concept_trak.store.secrets import refuse_secrets
+from concept_trak.store.store import Store
 from concept_trak.store.tables import to_parquet
+
+Row = Mapping[str, Any]
 
 PLAN = pa.schema(
     {"shard": pa.string(), "source": pa.string(), "version": pa.string(), "first_row": pa.int64(), "rows": pa.int64()}
@@ -186,3 +191,81 @@ def _part_entry(record: Record) -> dict[str, Any]:
         "size": record.bytes,
         "sha256": record.sha256,
     }
+
+
+def gram_file(method: str) -> str:
+    return f"{method}/gram.safetensors"
+
+
+def query_file(method: str, concept: str) -> str:
+    return f"{method}/queries/{concept}.parquet"
+
+
+def scores_file(method: str, shard: str) -> str:
+    return f"{method}/scores/{shard}.parquet"
+
+
+def sums_file(method: str, shard: str) -> str:
+    """Sums over consecutive shards, named by the first."""
+    return f"{method}/sums/{shard}.parquet"
+
+
+def groups_file(method: str, kind: str) -> str:
+    """`kind` is source, label or word."""
+    return f"{method}/by_{kind}.parquet"
+
+
+def beside_report(name: str) -> str:
+    """Concept pages, thumbnails, originals and the query's pictures, where the report is not one file."""
+    return f"report/{name}"
+
+
+def plain(concept: str) -> str:
+    """The column of the plain inner product phi_q . phi_i, beside the damped one."""
+    return f"{concept}~plain"
+
+
+def settings(audit: Audit) -> dict[str, Any]:
+    """What an audit was begun with."""
+    return yaml.safe_load(audit.store.read(audit.name("audit.yaml")))
+
+
+def finished(audit: Audit) -> dict[str, Any]:
+    """The manifest of an audit; ValueError if there is none."""
+    done = manifest(audit)
+    if done is None and not audit.store.names(f"audits/{audit.id}"):
+        raise ValueError(f"{audit.store.uri} has no audit {audit.id!r}; `python -m jobs.status` lists those there are")
+    if done is None:
+        raise ValueError(f"audit {audit.id} is not finished; run its command again, then compare")
+    return done
+
+
+def fingerprints(audit: Audit) -> tuple[str, ...]:
+    """The feature sets an audit was begun with. Absent: FileNotFoundError. Raises Damaged, naming the file."""
+    name = audit.name("audit.yaml")
+    data = audit.store.read(name)
+    try:
+        return tuple(sorted({str(fp) for fp in yaml.safe_load(data)["fingerprints"].values()}))
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+        raise Damaged(f"{audit.store.uri}/{name} is damaged: {type(error).__name__}: {error}") from error
+
+
+def plan(audit: Audit) -> list[dict[str, Any]] | None:
+    """The shards an audit was begun with; None if it was killed before it wrote them. Raises Damaged."""
+    name = audit.name("plan.parquet")
+    try:
+        data = audit.store.read(name)
+    except FileNotFoundError:
+        return None
+    try:
+        return pq.read_table(pa.BufferReader(data), page_checksum_verification=True).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise Damaged(f"{audit.store.uri}/{name} is damaged: {error}") from error
+
+
+def shard_of(row: Row, plan: Sequence[Row]) -> str:
+    """The shard of a plan that holds a row of a source."""
+    for shard in plan:
+        if shard["source"] == row["source"] and 0 <= row["row"] - shard["first_row"] < shard["rows"]:
+            return shard["shard"]
+    raise AssertionError(f"{row['source']} row {row['row']} is in the top and in no shard of the plan")

@@ -1,9 +1,17 @@
-"""What a part holds: the features of one shard, in memory. Letters: n rows, k projected dimensions."""
+"""What a part holds: the features of one shard, in memory. Letters: n rows, k projected dimensions.
+
+Rows of features as they are stored: few bits an entry, and one float32 a row that brings it back, φ ≈ scale unit.
+
+float16 and float32: unit = u = φ/‖φ‖ and scale = ‖φ‖, so float16 keeps its relative precision whatever the size of a
+gradient. int8: unit = round(127 u / max|u|) and scale = ‖φ‖ max|u| / 127 = max|φ| / 127: steps of the row's own largest
+entry, so an entry is off by at most half a step and a row by at most √k scale / 2.
+Letters: n rows, k projected dimensions.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Float64, Num
+from jaxtyping import Float, Float32, Float64, Int8, Num
 
 
 class Damaged(ValueError):
@@ -77,3 +85,42 @@ class Block:
             return 0.0
         half = np.sqrt(self.unit.shape[1]) * self.scale / 2
         return float(np.max(half / np.where(self.scale > 0, self.norms(), 1.0), initial=0.0))
+
+
+DTYPES = ("float16", "float32", "int8")
+LEVELS = 127  # to either side of 0: symmetric, so that -φ is stored as -unit
+ROWS = 1024  # quantised at a time, so that a part's quotients are never in memory beside its features
+Scale = Float32[np.ndarray, " n"]
+
+
+def stored(phi: Float32[np.ndarray, "n k"], dtype: str) -> tuple[Scale, Num[np.ndarray, "n k"]]:
+    """(scale, unit) of finite rows, little-endian. A zero row has scale 0."""
+    norm = _norms(phi)
+    if dtype == "int8":
+        return _quantised(phi)
+    unit = phi / np.where(norm > 0, norm, np.float32(1))[:, None]
+    return norm, unit.astype(little(dtype))
+
+
+def little(dtype: str) -> np.dtype:
+    return np.dtype(dtype).newbyteorder("<")
+
+
+def _quantised(phi: Float[np.ndarray, "n k"]) -> tuple[Scale, Int8[np.ndarray, "n k"]]:
+    """Halves go to the even neighbour: the same numbers on every machine."""
+    peak = np.maximum(phi.max(axis=1, initial=0), -phi.min(axis=1, initial=0))
+    scale = peak / np.float32(LEVELS)
+    step = np.where(scale > 0, scale, np.float32(1))[:, None]
+    unit = np.empty(phi.shape, np.int8)
+    for first in range(0, len(phi), ROWS):
+        rows = slice(first, first + ROWS)
+        # A step among float32's smallest numbers is itself rounded, by up to a half: hence the clip.
+        unit[rows] = np.rint(phi[rows] / step[rows]).clip(-LEVELS, LEVELS)
+    return scale, unit
+
+
+def _norms(phi: Float32[np.ndarray, "n k"]) -> Scale:
+    """‖φ‖₂ per row, summed in float64: the square of a float32 of 1e20 overflows float32."""
+    norm = np.sqrt(np.einsum("nk,nk->n", phi, phi, dtype=np.float64))
+    assert np.all(norm <= np.finfo(np.float32).max), "a non-finite feature in a part: it is a reject, not a row"
+    return norm.astype(np.float32)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from concept_trak.projector import Projector
-from concept_trak.state import Batch, required
+from concept_trak.attribution.projector import Projector
+from concept_trak.attribution.state import Batch, required
 from tests.benchmarks.contestants import Output, Round
 from tests.benchmarks.work import SEED, Net, Work
 

@@ -10,9 +10,9 @@ from functools import reduce
 
 import torch
 
-from concept_trak.denoiser import Prediction, concat
-from concept_trak.state import State, required
-from concept_trak.trajectory import States
+from concept_trak.attribution.denoiser import Prediction, concat
+from concept_trak.attribution.state import State, required
+from concept_trak.attribution.trajectory import States
 from tests.benchmarks.contestants import Output, Round
 from tests.benchmarks.work import Work
 

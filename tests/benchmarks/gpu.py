@@ -24,11 +24,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from concept_trak.method import METHODS
+from concept_trak.attribution.method import METHODS
+from concept_trak.attribution.numerics import normal
+from concept_trak.attribution.state import Batch, Probe
 from concept_trak.models.text_to_image import TextToImage
-from concept_trak.noise import normal
-from concept_trak.probe import Probe
-from concept_trak.state import Batch
 from tests.benchmarks import floors, ours, work
 from tests.benchmarks.work import ROOT, Task, Work
 
@@ -152,7 +151,7 @@ def _measured(asked: argparse.Namespace, model: TextToImage, line: Line) -> dict
 
 
 def _opened(model: TextToImage, line: Line) -> TextToImage:
-    from concept_trak.denoiser import attributable
+    from concept_trak.attribution.denoiser import attributable
 
     model.parameters = attributable(model.network, line.parameters)
     layout = torch.channels_last if line.option == "channels-last" else torch.contiguous_format

@@ -18,7 +18,7 @@ from typing import Any
 
 import aiohttp
 
-from concept_trak.report.page import Page, Ranking, Thumb
+from concept_trak.report.audit_page import Page, Ranking, Thumb
 from concept_trak.report.render import render, render_concept
 from tests.report import pages
 from tests.report.browser import CHROMIUM, FLAGS

@@ -12,18 +12,17 @@ import torch
 from torch import Tensor
 
 from cluster.executor import Attempt
-from concept_trak.concept import Concept
+from concept_trak.attribution.concept import Concept
+from concept_trak.attribution.method import METHODS
+from concept_trak.audit.gram import Group, SumGroup
+from concept_trak.audit.score import Score, scorings
+from concept_trak.audit.worker import Work
 from concept_trak.config import AuditConfig
-from concept_trak.layout import query_file
-from concept_trak.method import METHODS
-from concept_trak.reduction import Group, SumGroup
-from concept_trak.scored import Score, scorings
-from concept_trak.stages import Work
 from concept_trak.store import codec
-from concept_trak.store.commit import Store
-from concept_trak.store.manifest import Audit, write_table
+from concept_trak.store.manifest import Audit, query_file, write_table
 from concept_trak.store.part import Part
 from concept_trak.store.records import Record, commit_part, committed, part_name
+from concept_trak.store.store import Store
 from concept_trak.store.tables import from_rows
 
 PART_ROWS = 4096  # 17 MB of float16 at k = 2048

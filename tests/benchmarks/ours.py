@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from concept_trak.features import features
-from concept_trak.projector import Projector
+from concept_trak.attribution.features import features
+from concept_trak.attribution.projector import Projector
 from tests.benchmarks.contestants import Output, Round
 from tests.benchmarks.work import SEED, Work
 

@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from concept_trak.fisher import GramSum
-from concept_trak.scoring import stored_scores
-from concept_trak.store.rows import DTYPES
+from concept_trak.attribution.fisher import GramSum
+from concept_trak.attribution.ranking import stored_scores
+from concept_trak.store.part import DTYPES
 from tests.benchmarks.on_storage import found, write
 
 K, QUERIES, ROUNDS = 2048, 64, 5

@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from concept_trak.asking import query_batch, query_side
+from concept_trak.attribution.denoiser import Denoiser
+from concept_trak.attribution.features import features, query_features
+from concept_trak.attribution.method import METHODS, Method
+from concept_trak.attribution.projector import Projector
+from concept_trak.attribution.query import query_batch, query_side
 from concept_trak.config import AuditConfig
 from concept_trak.data.image import decode, fit, to_tensor
-from concept_trak.denoiser import Denoiser
-from concept_trak.features import features, query_features
-from concept_trak.method import METHODS, Method
-from concept_trak.projector import Projector
 from jobs.configure import configure
 from tests.benchmarks.agreement import correlation
 from tests.benchmarks.ours import BESIDE
@@ -98,7 +98,7 @@ def _truth(method: Method, rows: int) -> tuple[Tensor, dict[str, tuple[int, ...]
 
 
 def _queries(d: Denoiser, method: Method) -> Tensor:
-    """phi_q of the demo's concepts, as `query.py` makes it."""
+    """phi_q of the demo's concepts, as `query_features.py` makes it."""
     found = []
     for concept in configure(AuditConfig, "demo", ["--config-name", "demo"]).concepts:
         image = Path(ROOT / concept.image).read_bytes() if concept.image else b""

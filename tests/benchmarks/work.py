@@ -14,15 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from concept_trak.data.synthetic import arrays
-from concept_trak.data.two_factors import SETS, caption
-from concept_trak.denoiser import Denoiser
-from concept_trak.method import METHODS
+from concept_trak.attribution.denoiser import Denoiser, negatives, negatives_of
+from concept_trak.attribution.method import METHODS
+from concept_trak.attribution.state import Batch, Probe, required
+from concept_trak.attribution.trajectory import TRAJECTORIES, States
+from concept_trak.data.benchmarks.synthetic import arrays
+from concept_trak.data.benchmarks.two_factors import SETS, caption
 from concept_trak.models import load
-from concept_trak.negative import negatives, negatives_of
-from concept_trak.probe import Probe
-from concept_trak.state import Batch, required
-from concept_trak.trajectory import TRAJECTORIES, States
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = r"\.(weight|bias)$"  # what layers own: nobody needs a way of its own for a network's loose tables

@@ -10,7 +10,7 @@ import pytest
 from workers import Settings
 
 from cluster.executor import Budgets, InfrastructureExhausted, Resources, Task, WorkerFailed
-from cluster.room import actor_options
+from cluster.resources import actor_options
 from tests.cluster.conftest import HERE
 from tests.cluster.processes import alive, wait_until
 
@@ -142,7 +142,7 @@ def test_asking_for_more_than_this_machine_has_is_said_at_once(on_ray):
 def test_workers_waiting_for_room_are_spoken_of(on_ray, monkeypatch, caplog):
     import ray
 
-    monkeypatch.setattr("cluster.crew.REMINDER", 0.5)
+    monkeypatch.setattr("cluster.actor_pool.REMINDER", 0.5)
     everything = Resources(cpus=ray.cluster_resources()["CPU"])
     outcomes = list(on_ray(workers=2).map(Task("workers:Report", None), [1.5, 1.5], everything))
     assert len({outcome.result["pid"] for outcome in outcomes}) == 1, "the machine holds one such worker"
@@ -151,7 +151,7 @@ def test_workers_waiting_for_room_are_spoken_of(on_ray, monkeypatch, caplog):
 
 def test_an_environment_that_cannot_be_made_ends_with_exit_code_5(on_ray, monkeypatch):
     options = actor_options(Resources(), {}) | {"runtime_env": {"working_dir": "file:///absent.zip"}}
-    monkeypatch.setattr("cluster.reserve.actor_options", lambda resources, env_vars: options)
+    monkeypatch.setattr("cluster.actor_pool.actor_options", lambda resources, env_vars: options)
     with pytest.raises(WorkerFailed, match="RuntimeEnvSetupError") as raised:
         list(on_ray().map(Task("workers:Square", None), [1]))
     assert raised.value.exit_code == 5

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cluster.executor import Resources, StaleCode, Task, source_digest
-from cluster.room import actor_options, capacity
+from cluster.resources import actor_options, capacity
 from cluster.worker import Failure, agree_on_source, answer, build, classify
 
 

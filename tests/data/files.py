@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from concept_trak.audit.plan import shards
 from concept_trak.config import DataConfig
 from concept_trak.data import format
 from concept_trak.data.shard import Shard, Source
-from concept_trak.plan import shards
 
 IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 

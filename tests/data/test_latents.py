@@ -5,10 +5,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from concept_trak.audit.plan import survey
 from concept_trak.config import DataConfig
 from concept_trak.data import latents
 from concept_trak.data.sample import Sample, samples
-from concept_trak.plan import survey
 from tests.data.files import plan
 
 X = torch.randn(5, 2, 3, 4, generator=torch.Generator().manual_seed(0))

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.worker import Failure, classify
+from concept_trak.audit.plan import survey
 from concept_trak.config import DataConfig
 from concept_trak.data import format
 from concept_trak.data.format import label_values
 from concept_trak.data.sample import Sample, found, samples
 from concept_trak.data.shard import cut
-from concept_trak.plan import survey
 from concept_trak.store.part import Reject
 from tests.data import files
 from tests.data.files import plan, sources, write

@@ -5,10 +5,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from concept_trak.audit.plan import survey
 from concept_trak.config import DataConfig
 from concept_trak.data.image import bucket, crop
 from concept_trak.data.sample import Sample, samples
-from concept_trak.plan import survey
 from concept_trak.store.part import Reject
 from tests.data import files
 from tests.data.files import encoded, noise, plan, write

@@ -5,10 +5,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from concept_trak.audit.plan import shards, survey
 from concept_trak.config import DataConfig
 from concept_trak.data.sample import samples
 from concept_trak.data.shard import Source
-from concept_trak.plan import shards, survey
 from tests.data import files
 from tests.data.files import plan, sources, write
 

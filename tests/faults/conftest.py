@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from concept_trak.data.synthetic import write
+from concept_trak.data.benchmarks.synthetic import write
 from concept_trak.models import small
 from tests.faults.sound import Undisturbed
 from tests.faults.watcher import Driver, Fault, drive

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from concept_trak import stages
-from concept_trak.features import Features
-from concept_trak.store.commit import Store
+from concept_trak.attribution.features import Features
+from concept_trak.audit import featurize
+from concept_trak.store.store import Store
 
 FATES = ("mid_shard", "before_part", "before_record", "after_record", "out_of_memory")
 MOMENTS = {
@@ -57,18 +57,18 @@ class Fatal(Store):
         return created
 
 
-class Slow(stages.Featurize):
+class Slow(featurize.Featurize):
     """The real worker, which takes three seconds more for a shard: time to be killed in, without heat."""
 
-    def __call__(self, item: stages.Featuring, attempt: stages.Attempt):
+    def __call__(self, item: featurize.Featuring, attempt: featurize.Attempt):
         time.sleep(3)
         return super().__call__(item, attempt)
 
 
-class Stopped(stages.Featurize):
+class Stopped(featurize.Featurize):
     """The real worker, which is stopped in its first shard of all, and never goes on."""
 
-    def __call__(self, item: stages.Featuring, attempt: stages.Attempt):
+    def __call__(self, item: featurize.Featuring, attempt: featurize.Attempt):
         with contextlib.suppress(FileExistsError):  # then it was another shard's fate
             with open(books() / "stopped", "x") as file:
                 file.write(str(os.getpid()))
@@ -76,10 +76,10 @@ class Stopped(stages.Featurize):
         return super().__call__(item, attempt)
 
 
-class Fated(stages.Featurize):
+class Fated(featurize.Featurize):
     """The real worker, and the fates of its shards."""
 
-    def __call__(self, item: stages.Featuring, attempt: stages.Attempt):
+    def __call__(self, item: featurize.Featuring, attempt: featurize.Attempt):
         self.now = f"{item.shard.name} {attempt.number}"
         self.fate = claim(item.shard.name) if attempt.number == 1 else ""
         sound = self.store

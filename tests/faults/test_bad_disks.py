@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from concept_trak.store.commit import Store
 from concept_trak.store.records import derive_record
+from concept_trak.store.store import Store
 from jobs.configure import CONF
 from tests.faults.sound import lasting, temporaries
 from tests.faults.watcher import BoundByModes, SmallFiles, appear

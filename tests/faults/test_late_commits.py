@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 
 from cluster.executor import Attempt
-from concept_trak.stages import Featuring, Featurize
-from concept_trak.store.adoption import ADOPT_TOLERANCE
+from concept_trak.audit.featurize import Featuring, Featurize
+from concept_trak.audit.prepare import prepare
 from concept_trak.store.codec import blocks, read_footer
-from concept_trak.store.commit import Store
 from concept_trak.store.part import Part
-from concept_trak.store.records import commit_part, committed, part_name
-from jobs.prepare import prepare
+from concept_trak.store.records import ADOPT_TOLERANCE, commit_part, committed, part_name
+from concept_trak.store.store import Store
 from jobs.verify import VerifyConfig, verify
 from tests.jobs.world import files_under
 
@@ -54,7 +53,7 @@ def test_a_zombie_that_did_the_same_work_returns_the_record_that_stands(world, f
 @pytest.mark.parametrize(("factor", "level"), [(1e-4, logging.INFO), (4 * ADOPT_TOLERANCE, logging.WARNING)])
 def test_a_zombie_with_other_rounding_adopts_what_stands(finished: Store, standing: Part, caplog, factor, level):
     files = files_under(Path(finished.uri))
-    with caplog.at_level(logging.INFO, "concept_trak.store.adoption"):
+    with caplog.at_level(logging.INFO, "concept_trak.store.records"):
         record = late(finished, replace(standing, phi=standing.phi * np.float32(1 + factor)))
     assert record.host != "zombie"
     (said,) = caplog.records

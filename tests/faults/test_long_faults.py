@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from concept_trak.data.synthetic import write
+from concept_trak.data.benchmarks.synthetic import write
 from jobs.gc import GcConfig, gc
 from tests.faults.sound import Undisturbed, lasting, temporaries
 from tests.faults.watcher import Driver, Hires, appear, descendants, drive, processes, until

@@ -23,16 +23,16 @@ from typing import Protocol
 
 from cluster.executor import ONE_CPU, Task, unwatched
 from cluster.serial import Serial
-from concept_trak import stages
+from concept_trak.audit import featurize
 from concept_trak.config import AuditConfig
-from concept_trak.store.commit import Store
+from concept_trak.store.store import Store
 from jobs.audit import audit
 from jobs.components import ComponentsConfig, components
 from jobs.configure import CONF, main
 from jobs.gc import GcConfig, gc
 
 HERE = str(Path(__file__).parent)
-FEATURIZE = "concept_trak.stages:Featurize"
+FEATURIZE = "concept_trak.audit.featurize:Featurize"
 LONGEST = 120.0  # seconds a test waits for what should have come long before
 
 
@@ -135,14 +135,14 @@ class Breaks:
     first_row: int
 
     def arm(self) -> None:
-        featurize = stages.Featurize.__call__
+        original = featurize.Featurize.__call__
 
-        def broken(worker: stages.Featurize, item: stages.Featuring, attempt: stages.Attempt):
+        def broken(worker: featurize.Featurize, item: featurize.Featuring, attempt: featurize.Attempt):
             if item.shard.source.endswith(self.file) and item.shard.first_row == self.first_row:
                 raise KeyError("a bug that only this shard meets")
-            return featurize(worker, item, attempt)
+            return original(worker, item, attempt)
 
-        stages.Featurize.__call__ = broken
+        featurize.Featurize.__call__ = broken
 
 
 @dataclass(frozen=True)

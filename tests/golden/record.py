@@ -6,7 +6,6 @@ files with pyarrow alone, so that it holds whatever the library's own readers ar
 
 import hashlib
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from jobs.configure import main
+from jobs.configure import configure
 from jobs.shapes import ShapesConfig, shapes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RECORD = Path(__file__).with_name("record.json")
-CONCEPTS = (
-    "[{name: red_in_red_triangle, prompt: a red triangle, without_prompt: a triangle, samples: 2, truth: {colour: red}},"
-    " {name: triangle_in_red_triangle, prompt: a red triangle, without_prompt: red, samples: 2, truth: {shape: triangle}}]"
-)
+ASKED = "{{name: {0}_in_red_triangle, prompt: a red triangle, without_prompt: {1}, samples: 2, truth: {{{2}}}}}"
+CONCEPTS = f"[{ASKED.format('red', 'a triangle', 'colour: red')}, {ASKED.format('triangle', 'red', 'shape: triangle')}]"
 METHODS = ("trak", "d_trak", "das", "concept_a", "concept_b", "concept_c", "concept_trak", "caption_trak", "fit_trak")
 DECIDED_BY_PLACE = ("concept_trak.shard",)
 """Keys of a part's footer that name where the images lie."""
@@ -36,13 +33,7 @@ def computed(folder: Path) -> dict[str, Any]:
     shapes(ShapesConfig(str(folder / "shapes"), rows=64, files=2))
     arguments = ["--config-name", "demo", f"store={folder}/store", f"data.uri={folder}/shapes", "cluster=serial",
                  f"method=[{','.join(METHODS)}]", f"concepts={CONCEPTS}", "top=16", "shown=2"]  # fmt: skip
-    before, sys.argv = sys.argv, ["jobs.audit", *arguments]
-    try:
-        main(AuditConfig, "config", audit)
-    except SystemExit as ended:
-        assert ended.code == 0, "the audit of the golden record failed"
-    finally:
-        sys.argv = before
+    assert audit(configure(AuditConfig, "config", arguments)) == 0, "the audit of the golden record failed"
     return read(folder / "store")
 
 

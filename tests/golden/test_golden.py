@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from concept_trak.method import METHODS
+from concept_trak.attribution.method import METHODS
 from tests.golden.record import RECORD, computed, processor
 
 RECORDED = json.loads(RECORD.read_text())

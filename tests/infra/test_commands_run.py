@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from concept_trak.store.commit import Store
 from concept_trak.store.manifest import Audit, manifest
+from concept_trak.store.store import Store
 from jobs.shapes import ShapesConfig, shapes
 from tests.cluster.head import PATIENT, TOKEN, environment, free_ports, python, standing
 from tests.infra.manifests import ROOT, of

@@ -93,7 +93,9 @@ def test_its_install_steps_run_in_a_clean_environment(tmp_path):
     )  # fmt: skip
     assert checked.returncode == 2, checked.stdout + checked.stderr
     assert "say cluster.shared_store=true" in checked.stderr, "the verb runs as far as its first check of the world"
-    imports = "import ray, diffusers, transformers, s3fs, cluster.on_ray, cluster.submission, concept_trak.stages"
+    imports = (
+        "import ray, diffusers, transformers, s3fs, cluster.on_ray, cluster.submission, concept_trak.audit.featurize"
+    )
     subprocess.run([tmp_path / "venv/bin/python", "-c", imports], cwd=app, env=variables, check=True)
     freeze = [tmp_path / "venv/bin/pip", "freeze", "--all", "--exclude=pip"]
     frozen = subprocess.run(freeze, env=variables, check=True, capture_output=True, text=True).stdout

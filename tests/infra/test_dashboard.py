@@ -8,7 +8,7 @@ import promql_parser
 import pytest
 import yaml
 
-from jobs.meter import METRICS
+from jobs.metrics import METRICS
 from tests.infra.manifests import ROOT
 
 FOLDER = ROOT / "infra/prometheus"

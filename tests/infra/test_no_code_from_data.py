@@ -29,7 +29,7 @@ CALLS = {
 }
 # (file, what): why it is none of that.
 KNOWN = {
-    ("cluster/crew.py", "import pickle"): "the driver's own configuration, to its own workers",
+    ("cluster/actor_pool.py", "import pickle"): "the driver's own configuration, to its own workers",
     ("cluster/worker.py", "import pickle"): "the same, opened once the sources were compared",
     ("cluster/worker.py", "import_module()"): "the entry of a Task, which the code names and no configuration",
     ("concept_trak/models/__init__.py", "import_module()"): "the files of its own folder",

@@ -11,8 +11,8 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from concept_trak.store.commit import Store
 from concept_trak.store.manifest import GIVEN_UP
+from concept_trak.store.store import Store
 from tests.infra.manifests import ROOT
 
 ROLES = {name: json.loads((ROOT / f"infra/s3/{name}.json").read_text()) for name in ("auditor", "janitor")}

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 import jobs.audit
-from concept_trak import query
+from concept_trak.audit import query_features
 from concept_trak.config import AuditConfig
 from jobs.configure import main
 from tests.jobs.world import Found, World, build
@@ -29,7 +29,7 @@ def baseline(world, tmp_path_factory) -> Found:
 def _drawn_in_few_steps():
     """The pictures of a query's samples, at which no test here looks, in 5 steps instead of 45: a third of an audit."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(query, "UNGUIDED", replace(query.UNGUIDED, points=6, every=1))
+        patch.setattr(query_features, "UNGUIDED", replace(query_features.UNGUIDED, points=6, every=1))
         yield
 
 

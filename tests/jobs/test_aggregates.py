@@ -10,17 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.executor import Attempt
-from concept_trak import scored
-from concept_trak.aggregate import LEAST, SHOWN, Aggregate, Aggregating, Sums, groups_of, sums_table
+from concept_trak.audit import score
+from concept_trak.audit.aggregate import LEAST, SHOWN, Aggregate, Aggregating, Sums, groups_of, sums_table
+from concept_trak.audit.plan import shards, survey
+from concept_trak.audit.score import Score, scorings
+from concept_trak.audit.worker import Work
 from concept_trak.config import DataConfig
+from concept_trak.data.columns import Written, words, written
 from concept_trak.data.format import rows, sample_id
 from concept_trak.data.shard import Shard
-from concept_trak.data.text import Written, words, written
-from concept_trak.plan import shards, survey
-from concept_trak.scored import Score, scorings
-from concept_trak.stages import Work
-from concept_trak.store.commit import Store
 from concept_trak.store.records import committed
+from concept_trak.store.store import Store
 from tests.jobs.world import Found, World
 
 FLOAT64 = 1e-9  # sums of float32 scores in float64, in another order
@@ -96,12 +96,12 @@ def test_the_same_sums_however_the_parts_are_cut(world: World, baseline: Found, 
     (tmp_path / "audits/first/caption_trak").mkdir(parents=True)
     (tmp_path / "audits/first/caption_trak/queries").symlink_to(queries)
     (tmp_path / "features").symlink_to(baseline.store / "features")
-    monkeypatch.setattr(scored, "SCORED_BYTES", 1)
+    monkeypatch.setattr(score, "SCORED_BYTES", 1)
     work = Work(replace(config, store=str(tmp_path)), {"caption_trak": fp})
-    items, score = list(scorings("caption_trak", records, plan)), Score(work)
+    items, worker = list(scorings("caption_trak", records, plan)), Score(work)
     assert len(items) == 6
     for item in items:
-        score(item, Attempt(1, 0))
+        worker(item, Attempt(1, 0))
     done = Aggregate(work)(Aggregating("caption_trak", tuple(r.shard for r in records)), Attempt(1, 0))
     again = Found(tmp_path, "first")
     for kind in ("source", "label", "word"):

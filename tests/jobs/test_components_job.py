@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 from cluster.executor import Task
 from cluster.serial import Serial
-from jobs import inquiry
 from jobs.components import ComponentsConfig, components
 from jobs.configure import configure
 from tests.jobs.world import World, files_under
@@ -47,9 +46,9 @@ def plain(world, tmp_path_factory) -> Path:
 
 def test_all_stages_run_on_one_executor(monkeypatch):
     made = []
-    monkeypatch.setattr(inquiry, "executor", lambda config: made.append(Serial()) or made[-1])
+    monkeypatch.setattr("concept_trak.components.config.executor", lambda config: made.append(Serial()) or made[-1])
     config, task = ComponentsConfig(), Task("functools:partial", lambda item, attempt: 2 * item)
-    assert [inquiry.mapped(config, stage, task, [1, 2]) for stage in ("one", "two")] == [[(1, 2), (2, 4)]] * 2
+    assert [config.mapped(config, stage, task, [1, 2]) for stage in ("one", "two")] == [[(1, 2), (2, 4)]] * 2
     assert len(made) == 1, "the processes of one stage cannot go on in the next"
 
 

@@ -9,12 +9,11 @@ import torch
 import yaml
 from PIL import Image
 
-from concept_trak.config import AuditConfig
-from concept_trak.data import synthetic
-from concept_trak.data.evidence import examples, whole_file
-from concept_trak.query import agreement, by_turns
+from concept_trak.audit.query_features import agreement, by_turns
+from concept_trak.config import AuditConfig, build
+from concept_trak.data.benchmarks import synthetic
+from concept_trak.data.image import examples, whole_file
 from jobs.audit import audit
-from jobs.configure import build
 from tests.jobs.world import RESOLUTION, Found
 
 CLASSIFIER = Path(__file__).resolve().parents[2] / "assets/demo/classifier.safetensors"

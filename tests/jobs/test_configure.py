@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from concept_trak.config import AuditConfig
-from concept_trak.method import METHODS, PUBLISHED, RECOMMENDED
-from jobs.configure import CONF, build, configure, plain_values
+from concept_trak.attribution.method import METHODS, PUBLISHED, RECOMMENDED
+from concept_trak.config import AuditConfig, build, plain_values
+from jobs.configure import CONF, configure
 
 WHOLE = sorted(path.stem for path in CONF.glob("*.yaml"))
 GROUPS = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.glob("*/*.yaml"))

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from concept_trak.audit_diff import Difference, Move, cosine, moves
-from concept_trak.data.synthetic import write
+from concept_trak.audit.diff import Difference, Move, cosine, moves
+from concept_trak.data.benchmarks.synthetic import write
 from jobs.configure import configure
 from jobs.diff import DiffConfig, diff
 from jobs.verify import VerifyConfig, verify

@@ -9,8 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 
+from concept_trak.audit.prepare import prepare
 from concept_trak.models import small
-from jobs.prepare import prepare
 from tests.jobs.world import World
 from tests.models.families import FAMILIES, seeded
 

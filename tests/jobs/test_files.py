@@ -12,11 +12,11 @@ import duckdb
 import pyarrow.parquet as pq
 import yaml
 
-from concept_trak.config import AuditConfig
-from concept_trak.method import METHODS, PUBLISHED, RECOMMENDED
-from jobs.configure import CONF, build, plain_values
-from jobs.pages import others, standing
-from jobs.prepare import outcome_settings
+from concept_trak.attribution.method import METHODS, PUBLISHED, RECOMMENDED
+from concept_trak.audit.prepare import outcome_settings
+from concept_trak.config import AuditConfig, build, plain_values
+from concept_trak.report.build_audit_page import others, standing
+from jobs.configure import CONF
 from tests.report.outline import parse
 
 HINTS = {"manifest.json", "progress.json"}  # the manifest cannot list itself; progress is replaced all the time

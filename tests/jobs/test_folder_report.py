@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from concept_trak.store.commit import Store
+from concept_trak.report.index_page import write_index
+from concept_trak.store.store import Store
 from jobs.diff import DiffConfig, diff
-from jobs.index import write_index
 from tests.jobs.world import CONCEPT, Found, World
 from tests.report.browser import CHROMIUM, colours, visit
 from tests.report.outline import Element, parse

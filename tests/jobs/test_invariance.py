@@ -8,11 +8,11 @@ import pytest
 
 from cluster.executor import Resources, unwatched
 from cluster.serial import Serial
+from concept_trak.audit.pipeline import Run
+from concept_trak.audit.prepare import prepare
 from jobs.audit import _stages, audit
 from jobs.configure import CONF
-from jobs.prepare import prepare
 from jobs.progress import Progress
-from jobs.run import Run
 from tests.jobs.world import Found, files_under
 from tests.tolerances import SCORE16
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from concept_trak.audit.featurize import Featurize
+from concept_trak.audit.prepare import prepare
+from concept_trak.data.benchmarks.synthetic import draw
+from concept_trak.data.benchmarks.two_factors import SHAPES3
 from concept_trak.data.sample import Sample, samples
-from concept_trak.data.synthetic import draw
-from concept_trak.data.two_factors import SHAPES3
-from concept_trak.stages import Featurize
-from jobs.prepare import prepare
 from tests.jobs.world import CONCEPT, RESOLUTION, Found
 from tests.tolerances import DENSE32, STORED16
 

@@ -9,10 +9,9 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from concept_trak import rehearsal
-from concept_trak.concept import Concept
-from concept_trak.phrasing import Phrasing
-from concept_trak.query import Answer, Question
+from concept_trak.attribution.concept import Concept, Phrasing
+from concept_trak.audit import dry_run
+from concept_trak.audit.query_features import Answer, Question
 from tests.data.files import encoded
 from tests.jobs.world import altered, files_under
 
@@ -44,16 +43,16 @@ def test_a_preflight_times_as_many_together_as_do_not_take_long():
     def work(n: int) -> None:
         tried.append(n)
 
-    assert rehearsal.timed(work, 6)[1] == 6
+    assert dry_run.timed(work, 6)[1] == 6
     assert tried == [1, 2, 4, 6]
-    assert rehearsal.timed(work, 1000)[1] == rehearsal.MOST
+    assert dry_run.timed(work, 1000)[1] == dry_run.MOST
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rehearsal, "LONG", 0.0)
-        assert rehearsal.timed(work, 12)[1] == 1
+        patch.setattr(dry_run, "LONG", 0.0)
+        assert dry_run.timed(work, 12)[1] == 1
 
 
 def test_a_question_takes_its_samples_and_the_pictures_that_are_shown():
-    pace = rehearsal.Asked(Answer("m", "c", (), ()), sample=2.0, picture=5.0)
+    pace = dry_run.Asked(Answer("m", "c", (), ()), sample=2.0, picture=5.0)
     concept = Concept("c", "a", "b", samples=16, phrasings=(Phrasing("d"), Phrasing("e")))
     assert pace.seconds(Question("m", concept, shown=8)) == 16 * 2 + 8 * 5
     here = replace(concept, scope="local", image="a.png")

@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from concept_trak.data import celeba, exemplars
-from concept_trak.data.celeba import Faces
-from concept_trak.data.exemplars import Custom
-from concept_trak.data.published import within
-from concept_trak.metrics import recall_at
+from concept_trak.attribution.ranking import recall_at
+from concept_trak.data.benchmarks import abc_exemplars, celeba
+from concept_trak.data.benchmarks.abc_exemplars import Custom
+from concept_trak.data.benchmarks.celeba import Faces
+from concept_trak.data.benchmarks.export import within
+from concept_trak.evaluation.published import PublishedConfig
 from jobs.configure import configure
-from jobs.published import PublishedConfig, published
+from jobs.published import published
 from tests.jobs.world import RESOLUTION
 
 NAMES = ("Bald", "Smiling", "Young")
@@ -103,18 +104,18 @@ def test_questions_about_faces_turn_one_attribute_over():
 
 def test_exemplars_stand_among_distractors_with_or_without_their_token(abc):
     own = Custom(model="models/bamfg/7_0")
-    found = exemplars.pictures(abc, own)
+    found = abc_exemplars.pictures(abc, own)
     assert [one.labels["exemplar"] for one in found] == ["yes"] * 4 + ["no"] * 9
     assert {one.caption for one in found[:4]} == {"<new1> circle"}
     assert [one.caption for one in found[4:6]] == ["a square", "a red circle"]
-    plain = exemplars.pictures(abc, Custom(model="models/bamfg/7_0", said=False, distractors=2))
+    plain = abc_exemplars.pictures(abc, Custom(model="models/bamfg/7_0", said=False, distractors=2))
     assert [one.caption for one in plain] == ["circle"] * 4 + ["a square", "a red circle"]
-    asked = exemplars.concepts(abc, own, 2)
+    asked = abc_exemplars.concepts(abc, own, 2)
     assert [(one.text, one.without) for one in asked] == [
         ("a <new1> square", "a square"),
         ("A <new1> triangle", "A triangle"),
     ]
-    here = exemplars.concepts(abc, Custom(model="models/bamfg/7_0", scope="local"), 2)[0]
+    here = abc_exemplars.concepts(abc, Custom(model="models/bamfg/7_0", scope="local"), 2)[0]
     assert here.image == str(abc / "synth/bamfg/gpt/7_0/samples/00000.png")
 
 
@@ -206,7 +207,7 @@ def test_files_that_are_not_whole(hq, abc, tmp_path):
     ):
         (tmp_path / "tasks/all_tasks.json").write_text(value)
         with pytest.raises(ValueError, match=message):
-            exemplars.tasks(tmp_path, Custom(model="m"))
+            abc_exemplars.tasks(tmp_path, Custom(model="m"))
 
 
 @pytest.mark.parametrize("number", [-1, 2, "1"])
@@ -214,7 +215,7 @@ def test_a_task_asks_for_a_model_that_is_there(abc, tmp_path, number):
     shutil.copytree(abc, tmp_path / "abc")
     (tmp_path / "abc/tasks/all_tasks.json").write_text(json.dumps([TASK | {"test_case_ind": number}]))
     with pytest.raises(ValueError, match=rf"has 2 models, and a task asks for number {number!r}"):
-        exemplars.pictures(tmp_path / "abc", Custom(model=TASK["model_path"]))
+        abc_exemplars.pictures(tmp_path / "abc", Custom(model=TASK["model_path"]))
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../elsewhere.png", "a/../../b.png"])

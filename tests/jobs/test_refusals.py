@@ -8,7 +8,7 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.numpy import load_file, save_file
 
-from concept_trak import preflight
+from concept_trak.audit import checks
 from tests.jobs.world import altered, files_under
 from tests.store import faults
 
@@ -120,7 +120,7 @@ def test_an_audit_resumed_with_other_weights_is_refused(refused, world, tmp_path
 
 
 def test_a_model_whose_samples_see_each_other(refused, monkeypatch):
-    """That it is looked for before anything starts; what counts as seeing each other: tests/test_preflight.py."""
-    monkeypatch.setitem(preflight.ROUNDING, torch.float32, -1.0)  # so that any model does
+    """That it is looked for before anything starts; what counts as seeing each other: tests/audit/test_checks.py."""
+    monkeypatch.setitem(checks.ROUNDING, torch.float32, -1.0)  # so that any model does
     assert "than for the same sample alone" in refused()
     assert "model.batch=1" in refused()

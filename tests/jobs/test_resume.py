@@ -5,15 +5,14 @@ import shutil
 
 import pytest
 
+from concept_trak.audit.pipeline import Run, Stopped
+from concept_trak.audit.plan import shards
+from concept_trak.audit.prepare import prepare
 from concept_trak.config import DataConfig
+from concept_trak.data.benchmarks.synthetic import write
 from concept_trak.data.format import sources
-from concept_trak.data.synthetic import write
-from concept_trak.plan import shards
-from jobs.audit import executor
-from jobs.failure import Stopped
-from jobs.prepare import prepare
+from jobs.execute import executor
 from jobs.progress import Progress
-from jobs.run import Run
 from tests.jobs.world import CONCEPT, RESOLUTION, World, files_under
 
 OTHER = "{name: red, prompt: a red triangle, without_prompt: a triangle, samples: 2}"

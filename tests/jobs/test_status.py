@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from jobs.audit import executor
-from jobs.prepare import prepare
+from concept_trak.audit.pipeline import Run
+from concept_trak.audit.prepare import prepare
+from jobs.execute import executor
 from jobs.progress import Progress
-from jobs.run import Run
 from jobs.status import StatusConfig, status
 from tests.jobs.world import altered
 

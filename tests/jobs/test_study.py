@@ -6,12 +6,12 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from concept_trak.method import METHODS, describe
-from concept_trak.report.sheet import Ledger, Sheet, as_markdown, render_sheet
+from concept_trak.attribution.method import METHODS, describe
+from concept_trak.evaluation.study import RUNS, families_of, run_of
+from concept_trak.evaluation.suite import BenchmarkConfig, change_of, changed, rows_of, variants, words
+from concept_trak.report.table_page import Ledger, Sheet, as_markdown, render_sheet
 from jobs.configure import CONF, configure
-from jobs.entrants import BenchmarkConfig, rows_of
-from jobs.study import RUNS, families_of, run_of, study
-from jobs.variants import change_of, changed, variants, words
+from jobs.study import study
 from tests.report.outline import parse
 
 DEMO = CONF.parent / "assets/demo"

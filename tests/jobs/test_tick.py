@@ -5,10 +5,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from concept_trak.config import AuditConfig
-from concept_trak.store.commit import Store
 from concept_trak.store.manifest import Audit
-from jobs.configure import configure
-from jobs.tick import TICKS, named
+from concept_trak.store.store import Store
+from jobs.configure import TICKS, configure, named
 
 HOURS = {"@hourly": 1, "@daily": 24, "@weekly": 7 * 24}
 

@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from concept_trak.stages import Featurize
-from concept_trak.store.commit import Store
+from concept_trak.audit.featurize import Featurize
 from concept_trak.store.manifest import Audit, finish
+from concept_trak.store.store import Store
 from jobs.verify import VerifyConfig, verify
 from tests.jobs.world import Found, World
 

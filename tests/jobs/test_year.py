@@ -15,15 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from concept_trak import stages
-from concept_trak.data.synthetic import write
+from concept_trak.audit import featurize
+from concept_trak.audit.featurize import Featurize
+from concept_trak.audit.plan import shards, survey
+from concept_trak.data.benchmarks.synthetic import write
 from concept_trak.models.gaussian import Gaussian
-from concept_trak.plan import shards, survey
-from concept_trak.stages import Featurize
-from concept_trak.store.commit import Store
+from concept_trak.store.store import Store
 from jobs.audit import audit
+from jobs.configure import named
 from jobs.gc import GcConfig, gc
-from jobs.tick import named
 from jobs.verify import VerifyConfig, verify
 from tests.jobs.world import Found, World
 from tests.tolerances import BATCH32, STORED16
@@ -65,7 +65,7 @@ class Year:
             method="d_trak",
         )  # fmt: skip
         patch.setattr(Featurize, "_computed", counted)
-        patch.setattr(stages, "load", lambda *ignored: Gaussian())
+        patch.setattr(featurize, "load", lambda *ignored: Gaussian())
 
     def add(self) -> None:
         """One more file; its id and time, which is its version, never come again."""

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from concept_trak.attribution.method import METHODS
 from concept_trak.config import AuditConfig
-from concept_trak.data.synthetic import write
-from concept_trak.method import METHODS
+from concept_trak.data.benchmarks.synthetic import write
 from concept_trak.models import small
 from concept_trak.store.codec import blocks
 from jobs.audit import audit

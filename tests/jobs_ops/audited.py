@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from concept_trak.config import AuditConfig
-from concept_trak.data.synthetic import write
+from concept_trak.data.benchmarks.synthetic import write
 from concept_trak.models.small import pixels
-from concept_trak.store.commit import Store
 from concept_trak.store.manifest import Audit
+from concept_trak.store.store import Store
 from jobs.audit import audit
 from jobs.configure import configure
 from tests.jobs.world import RESOLUTION

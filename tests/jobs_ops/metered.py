@@ -8,10 +8,10 @@ from observed import Gated
 from cluster.executor import Resources, Task
 from cluster.metrics import exported
 from cluster.on_ray import OnRay
-from concept_trak.store.commit import Store
 from concept_trak.store.manifest import Audit
 from concept_trak.store.records import Record
-from jobs.meter import METRICS, Meter
+from concept_trak.store.store import Store
+from jobs.metrics import METRICS, Meter
 from jobs.progress import Progress
 
 

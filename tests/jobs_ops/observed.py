@@ -3,9 +3,9 @@
 import time
 from pathlib import Path
 
-from concept_trak.store.commit import Store
+from concept_trak.audit.status import describe
 from concept_trak.store.manifest import Audit
-from jobs.status import describe
+from concept_trak.store.store import Store
 
 
 def told(store: Path | str) -> list[str]:

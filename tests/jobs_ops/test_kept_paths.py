@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from concept_trak.data.synthetic import write
+from concept_trak.data.benchmarks.synthetic import write
 from concept_trak.models.small import pixels
 from jobs.gc import GcConfig, gc
 from jobs.verify import VerifyConfig, verify

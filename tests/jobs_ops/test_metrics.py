@@ -12,8 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.executor import Load, Outcome
 from concept_trak.config import AuditConfig, ClusterConfig
-from jobs.audit import meter
-from jobs.meter import METRICS, Meter
+from jobs.execute import meter
+from jobs.metrics import METRICS, Meter
 from tests.cluster.head import TOKEN, environment, standing
 from tests.faults.watcher import until
 

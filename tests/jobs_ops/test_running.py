@@ -10,9 +10,9 @@ import pytest
 from cluster.executor import Load, Task
 from cluster.serial import Serial
 from concept_trak.config import AuditConfig, BudgetConfig, ClusterConfig
-from concept_trak.store.commit import Store
 from concept_trak.store.manifest import Audit
-from jobs.audit import executor
+from concept_trak.store.store import Store
+from jobs.execute import executor
 from jobs.progress import Progress
 from jobs.status import StatusConfig, status
 from tests.faults.watcher import until

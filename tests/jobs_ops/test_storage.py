@@ -9,7 +9,7 @@ from jobs.gc import GcConfig, gc
 from jobs.status import StatusConfig, status
 from jobs.verify import VerifyConfig, verify
 from tests.jobs_ops.audited import Audited, unfinish, unreadable
-from tests.jobs_ops.test_gc import age
+from tests.jobs_ops.test_gc_job import age
 
 SECRET = "hidden/secret+key"
 VERBS: dict[str, Callable[[str], int]] = {

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from concept_trak.denoiser import Denoiser
+from concept_trak.attribution.denoiser import Denoiser
 from tests.models.tiny import ddpm, dit, pixart, pixart_t5, sd3, sdxl, stable_diffusion
 
 

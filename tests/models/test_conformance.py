@@ -11,15 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from concept_trak.denoiser import Condition, Denoiser, concat, take
-from concept_trak.direction import DIRECTIONS
-from concept_trak.gradient import pull_back
+from concept_trak.attribution.denoiser import Condition, Denoiser, concat, take
+from concept_trak.attribution.direction import DIRECTIONS
+from concept_trak.attribution.gradients.pull_back import pull_back
+from concept_trak.attribution.numerics import normal
+from concept_trak.attribution.state import Batch, Probe
+from concept_trak.attribution.trajectory import ddim_inversion, forward_noise, sampling, step
+from concept_trak.audit.checks import ROUNDING, batch_consistency
 from concept_trak.models import load
-from concept_trak.noise import normal
-from concept_trak.preflight import ROUNDING, batch_consistency
-from concept_trak.probe import Probe
-from concept_trak.state import Batch
-from concept_trak.trajectory import ddim_inversion, forward_noise, sampling, step
 from tests import written_out
 from tests.models.families import FAMILIES, Tiny, seeded
 from tests.tolerances import EXACT64, TABLE32

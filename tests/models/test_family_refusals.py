@@ -7,10 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from concept_trak.asking import query_batch
-from concept_trak.concept import Concept
-from concept_trak.hearing import require_conditions, require_heard
-from concept_trak.method import METHODS
+from concept_trak.attribution.concept import Concept
+from concept_trak.attribution.method import METHODS
+from concept_trak.attribution.query import query_batch, require_conditions, require_heard
 from concept_trak.models import load, small
 from tests.models.families import FAMILIES, seeded
 

@@ -7,19 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from concept_trak.denoiser import Denoiser
-from concept_trak.direction import DIRECTIONS
-from concept_trak.features import Features, features
-from concept_trak.gradient import pull_back, pull_back_naive
-from concept_trak.method import METHODS
+from concept_trak.attribution.denoiser import Denoiser
+from concept_trak.attribution.direction import DIRECTIONS
+from concept_trak.attribution.features import Features, features
+from concept_trak.attribution.gradients.accumulate import running_total
+from concept_trak.attribution.gradients.factors import Product, Whole
+from concept_trak.attribution.gradients.pull_back import pull_back, pull_back_naive
+from concept_trak.attribution.method import METHODS
+from concept_trak.attribution.numerics import normal
+from concept_trak.attribution.projector import Projector
+from concept_trak.attribution.state import Batch, Pointed, Probe
+from concept_trak.attribution.trajectory import TRAJECTORIES
 from concept_trak.models import load, small
-from concept_trak.noise import normal
-from concept_trak.piece import Product, Whole
-from concept_trak.probe import Probe
-from concept_trak.projector import Projector
-from concept_trak.state import Batch, Pointed
-from concept_trak.total import running_total
-from concept_trak.trajectory import TRAJECTORIES
 from tests.tolerances import EXACT64, least_cosine_of, rounding
 
 CAPTIONS = ["a red circle", "a blue square", "blue"]

@@ -1,25 +1,24 @@
 """Per-sample gradients of real UNets and transformers, where every layer of a text-to-image model occurs."""
 
 import logging
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
-from concept_trak import gradient
-from concept_trak.denoiser import Denoiser
-from concept_trak.direction import DIRECTIONS
-from concept_trak.features import features
-from concept_trak.gradient import pull_back, pull_back_naive
-from concept_trak.layer import ruled
-from concept_trak.length import lengths
-from concept_trak.method import METHODS
+from concept_trak.attribution.denoiser import Denoiser
+from concept_trak.attribution.direction import DIRECTIONS
+from concept_trak.attribution.features import features
+from concept_trak.attribution.gradients.accumulate import lengths
+from concept_trak.attribution.gradients.layer_rules import ruled
+from concept_trak.attribution.gradients.pull_back import pull_back, pull_back_naive
+from concept_trak.attribution.method import METHODS
+from concept_trak.attribution.numerics import normal
+from concept_trak.attribution.projector import Projector
+from concept_trak.attribution.state import Batch, Probe
+from concept_trak.attribution.trajectory import forward_noise
 from concept_trak.models import load
-from concept_trak.noise import normal
-from concept_trak.probe import Probe
-from concept_trak.projector import Projector
-from concept_trak.state import Batch
-from concept_trak.trajectory import forward_noise
 from tests import written_out
 from tests.tolerances import BATCH32, EXACT64, GUIDED32, NOTHING
 
@@ -42,18 +41,18 @@ def test_every_parameter_is_pulled_back_by_its_layer(saved, kind, parameters, al
     """`alone`: how many have no layer. Of a transformer it is the last table of shifts, which the network itself holds;
     those of the blocks are replayed.
     """
-    monkeypatch.setattr(gradient, "_said", set())  # said once a process: another test may have
+    monkeypatch.setattr(sys.modules[pull_back.__module__], "_said", set())  # said once a process: another test may have
     denoiser = load(str(saved(kind)), parameters, precision="float64")
     (state,) = forward_noise(denoiser, batch(denoiser).rows(slice(0, 3)), Probe("forward_noise", direction, (400,)), 0)
 
     def pointer(s, seen):
         return DIRECTIONS[direction](denoiser, s, seen, Probe("forward_noise", direction))
 
-    with caplog.at_level(logging.INFO, logger=gradient.__name__):
+    with caplog.at_level(logging.INFO, logger=pull_back.__module__):
         found = pull_back(denoiser, state, pointer)
     fast, seen, v = found.gradients(), found.seen, found.pointed.v
     said = [f"no layer rule for {alone} parameters (scale_shift_table, ...)"] if alone else []
-    heard = [r.getMessage().partition(":")[0] for r in caplog.records if r.name == gradient.__name__]
+    heard = [r.getMessage().partition(":")[0] for r in caplog.records if r.name == pull_back.__module__]
     assert heard == said, "other parameters than expected go one sample at a time, which doubles the work"
     slow, seen_slow, v_slow = pull_back_naive(denoiser, state, pointer)
     torch.testing.assert_close(seen.eps, seen_slow.eps, rtol=EXACT64, atol=EXACT64)

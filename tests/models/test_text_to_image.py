@@ -8,9 +8,9 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, PixArtTransformer2DModel, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from concept_trak.models import load, small, vocabulary
-from concept_trak.noise import normal
-from concept_trak.trajectory import step
+from concept_trak.attribution.numerics import normal
+from concept_trak.attribution.trajectory import step
+from concept_trak.models import load, small
 from tests.tolerances import EXACT64, TABLE32
 
 TEXTS = ["a red circle", "", "a blue square"]
@@ -97,9 +97,7 @@ def test_texts_are_padded_to_the_models_own_length(path):
     denoiser = load(str(path), precision="float64")
     words = CLIPTokenizer.from_pretrained(path / "tokenizer")
     red, circle = (words.convert_tokens_to_ids(f"{word}</w>") for word in ("red", "circle"))
-    ids = torch.tensor(
-        [[vocabulary.START, red, circle] + [vocabulary.END] * 5, [vocabulary.START] + [vocabulary.END] * 7]
-    )
+    ids = torch.tensor([[small.START, red, circle] + [small.END] * 5, [small.START] + [small.END] * 7])
     with torch.no_grad():
         expected = by_hand(CLIPTextModel, path / "text_encoder")(ids).last_hidden_state
     cond = denoiser.encode(["red circle", ""])
@@ -118,7 +116,7 @@ def test_the_attention_mask_is_used_only_where_the_text_encoder_asks(saved, tmp_
     masked = load(str(path), precision="float64").encode(["red"])["text"]
     mask = torch.tensor([[1, 1, 1, 0, 0, 0, 0, 0]])
     words = CLIPTokenizer.from_pretrained(path / "tokenizer")
-    ids = torch.tensor([[vocabulary.START, words.convert_tokens_to_ids("red</w>")] + [vocabulary.END] * 6])
+    ids = torch.tensor([[small.START, words.convert_tokens_to_ids("red</w>")] + [small.END] * 6])
     with torch.no_grad():
         expected = by_hand(CLIPTextModel, path / "text_encoder")(ids, attention_mask=mask).last_hidden_state
     torch.testing.assert_close(masked, expected, rtol=EXACT64, atol=EXACT64)

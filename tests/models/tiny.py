@@ -27,7 +27,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-from concept_trak.models import small, vocabulary
+from concept_trak.models import small
 
 
 def stable_diffusion(prediction_type: small.Prediction) -> Any:
@@ -42,7 +42,7 @@ def pixart() -> Any:
 
 def letters(width: int, limit: int) -> tuple[T5EncoderModel, T5Tokenizer]:
     """T5 with a token per word."""
-    pieces = [(piece, -1.0) for piece in ("<pad>", "</s>", "<unk>", *(f"▁{word}" for word in vocabulary.WORDS))]
+    pieces = [(piece, -1.0) for piece in ("<pad>", "</s>", "<unk>", *(f"▁{word}" for word in small.WORDS))]
     config = T5Config(vocab_size=len(pieces), d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     return T5EncoderModel(config), T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=limit)
 
@@ -108,9 +108,9 @@ def clip(kind: Any, words: CLIPTokenizer, width: int, projection: int) -> Any:
             num_hidden_layers=2,
             num_attention_heads=2,
             max_position_embeddings=words.model_max_length,
-            bos_token_id=vocabulary.START,
-            eos_token_id=vocabulary.END,
-            pad_token_id=vocabulary.END,
+            bos_token_id=small.START,
+            eos_token_id=small.END,
+            pad_token_id=small.END,
         )
     )
 
@@ -129,7 +129,7 @@ def vae(channels: int, **more: Any) -> AutoencoderKL:
 
 
 def sdxl(zeros: bool) -> StableDiffusionXLPipeline:
-    words = vocabulary.tokenizer()
+    words = small.tokenizer()
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(8, 16),
@@ -153,7 +153,7 @@ def sdxl(zeros: bool) -> StableDiffusionXLPipeline:
 
 
 def sd3(t5: bool) -> StableDiffusion3Pipeline:
-    words = vocabulary.tokenizer()
+    words = small.tokenizer()
     transformer = SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,

@@ -6,7 +6,7 @@ import random
 from numpy import float32
 from PIL import Image, ImageDraw
 
-from concept_trak.report.page import Facts, Page, Ranking, Section, Thumb
+from concept_trak.report.audit_page import Facts, Page, Ranking, Section, Thumb
 
 PAINT = {"red": (215, 45, 45), "green": (45, 165, 70), "blue": (50, 80, 215)}
 SHAPES = ("triangle", "circle", "square")

@@ -9,7 +9,8 @@ from itertools import pairwise
 import pytest
 from numpy import float32
 
-from concept_trak.report.page import Change, Group, Moved, Page, Ranking, Through, Thumb
+from concept_trak.audit.layer_scores import Through
+from concept_trak.report.audit_page import Change, Group, Moved, Page, Ranking, Thumb
 from concept_trak.report.render import LEGIBLE, duration, gain, inline, number, percent, render, render_concept
 from tests.report import pages
 from tests.report.outline import Element, parse

@@ -6,11 +6,11 @@
 import sys
 
 from cluster.executor import Attempt
+from concept_trak.audit.dry_run import peak_bytes
+from concept_trak.audit.featurize import Featuring, Featurize
+from concept_trak.audit.prepare import prepare
 from concept_trak.config import AuditConfig
-from concept_trak.rehearsal import peak_bytes
-from concept_trak.stages import Featuring, Featurize
 from jobs.configure import configure
-from jobs.prepare import prepare
 
 if __name__ == "__main__":
     p = prepare(configure(AuditConfig, "config", sys.argv[1:]))

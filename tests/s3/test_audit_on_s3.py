@@ -14,9 +14,9 @@ from pyarrow import fs
 from s3fs import S3FileSystem
 
 from concept_trak.config import AuditConfig
-from concept_trak.data import synthetic
+from concept_trak.data.benchmarks import synthetic
 from concept_trak.models import small
-from concept_trak.store.commit import Store
+from concept_trak.store.store import Store
 from jobs.audit import audit
 from jobs.configure import configure
 from tests.s3.proxy import Proxy

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 
-from concept_trak.store.commit import Store
+from concept_trak.store.store import Store
 from tests.s3.proxy import Proxy
 from tests.s3.server import Server
 

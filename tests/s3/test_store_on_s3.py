@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import boto3
 import pytest
 
-from concept_trak.store import objects as behind
+from concept_trak.store import backends as behind
 from concept_trak.store import records
 from concept_trak.store.codec import blocks
-from concept_trak.store.commit import Store
+from concept_trak.store.store import Store
 from tests.s3.proxy import Proxy
 from tests.s3.server import BUCKET, KEY, SECRET, Server
 from tests.store.parts import a_part

@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from s3fs import S3FileSystem
 
+from concept_trak.audit.plan import group_name, groups, shards, survey
 from concept_trak.config import DataConfig
-from concept_trak.data import synthetic
+from concept_trak.data.benchmarks import synthetic
 from concept_trak.data.shard import Shard
 from concept_trak.models import small
-from concept_trak.plan import group_name, groups, shards, survey
-from concept_trak.store.commit import Store
 from concept_trak.store.manifest import Audit, manifest
+from concept_trak.store.store import Store
 from jobs.diff import DiffConfig, diff
 from tests.cluster.head import TOKEN, nodes, python, standing
 from tests.s3.server import BUCKET, KEY, SECRET

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from concept_trak.store import codec
 from concept_trak.store.codec import Damaged, Footer, Part, Reject
-from concept_trak.store.commit import Store
+from concept_trak.store.store import Store
 from tests.store.parts import a_part
 from tests.tolerances import STORED16
 

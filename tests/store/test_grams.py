@@ -7,8 +7,8 @@ import pytest
 from safetensors.numpy import load
 
 from concept_trak.store import grams
-from concept_trak.store.commit import Store
 from concept_trak.store.part import Damaged
+from concept_trak.store.store import Store
 
 
 @pytest.fixture

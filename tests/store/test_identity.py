@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from concept_trak.store.commit import Store
 from concept_trak.store.identity import FeatureSet, differences, file_digest, fingerprint, open_feature_set
+from concept_trak.store.store import Store
 
 SETTINGS = {"model": "abc", "projector": {"kind": "sketch", "dim": 4096}, "times": (100, 200), "seed": 0}
 leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()

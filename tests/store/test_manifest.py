@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from concept_trak.store import manifest
-from concept_trak.store.commit import Store
 from concept_trak.store.manifest import Audit
 from concept_trak.store.records import commit_part
+from concept_trak.store.store import Store
 from tests.store.parts import a_part
 
 CONFIG = {

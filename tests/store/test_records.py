@@ -9,8 +9,8 @@ import pytest
 
 from concept_trak.store import codec, records
 from concept_trak.store.codec import Damaged, Part
-from concept_trak.store.commit import Store
 from concept_trak.store.records import Record, commit_part, committed, derive_record, part_name, record_name
+from concept_trak.store.store import Store
 from tests.store.parts import a_part
 
 PART, RECORD = part_name("f00d", "train-0-20"), record_name("f00d", "train-0-20")

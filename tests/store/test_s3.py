@@ -12,10 +12,10 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from concept_trak.store import objects as behind
+from concept_trak.store import backends as behind
 from concept_trak.store import records
 from concept_trak.store.codec import blocks, read_footer
-from concept_trak.store.commit import Store
+from concept_trak.store.store import Store
 from tests.store.parts import a_part
 
 

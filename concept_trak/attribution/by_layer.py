@@ -1,0 +1,71 @@
+"""This image taught it, through these layers: a data score split over the layers that its features come from.
+
+    s_i = w_i phi_i . z = sum_j s_ij,        s_ij = w_i sum over the columns c of layer j of phi_ic z_c
+
+Exact, with the whole curvature in z, wherever a column of phi belongs to one parameter: for `identity` and for `mask`,
+whose columns are coordinates. The other projectors mix layers in a column and cannot be split.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from concept_trak.attribution.projector import Projector, kept
+
+SPLIT = ("identity", "mask")
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The layers of a model, and of each column of phi the number of its layer."""
+
+    names: tuple[str, ...]
+    of_column: Int64[Tensor, " k"]
+
+    def split(
+        self, phi: Float[Tensor, "n k"], weight: Float[Tensor, " n"], z: Float[Tensor, " k"]
+    ) -> Float[Tensor, "n layers"]:
+        """s_ij, in float64."""
+        parts = weight.double()[:, None] * phi.double() * z.double()
+        return parts.new_zeros(len(phi), len(self.names)).index_add_(1, self.of_column, parts)
+
+
+def layers(projector: Projector, sizes: Mapping[str, int]) -> Layers:
+    """Of parameters, by name and number of scalars in the model's order.
+
+    Raises:
+        ValueError: the projector mixes layers.
+    """
+    if projector.kind not in SPLIT:
+        raise ValueError(
+            f"projector={projector.kind} mixes all layers in each of its columns, so that a score cannot be split over "
+            f"them; make the audit with one of: {', '.join(f'projector={kind}' for kind in SPLIT)}"
+        )
+    names = names_of(sizes)
+    number = {name: names.index(layer_of(name)) for name in sizes}
+    if projector.kind == "identity":
+        return Layers(names, torch.cat([torch.full((size,), number[name]) for name, size in sizes.items()]))
+    column = torch.zeros(projector.dim, dtype=torch.int64)
+    for name, (_, columns) in kept(tuple(sizes.items()), projector.dim, projector.seed, torch.device("cpu")).items():
+        column[columns] = number[name]
+    return Layers(names, column)
+
+
+def names_of(sizes: Iterable[str]) -> tuple[str, ...]:
+    """The layers of parameters, by name, in the model's order."""
+    return tuple(dict.fromkeys(map(layer_of, sizes)))
+
+
+def layer_of(name: str) -> str:
+    """The module that a parameter belongs to: `mid_block.resnets.0.conv1` of its weight and of its bias."""
+    return name.rpartition(".")[0] or name
+
+
+def block_of(layer: str) -> str:
+    """The part of the network that a layer or parameter lies in: `up_blocks.1`, `mid_block`, `conv_in`."""
+    first, _, rest = layer.partition(".")
+    second = rest.partition(".")[0]
+    return f"{first}.{second}" if second.isdigit() else first

@@ -1,0 +1,191 @@
+"""Scores w_i phi_i . z_q, and what is kept of them: the best and worst m per query, and a histogram, both streamed.
+
+n samples of one block, m queries, k features, c columns of scores. A score is never held for all samples at once.
+
+How well a ranking finds the samples that show a concept; precision is told beside its base rate.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Int64, Num
+from torch import Tensor
+
+Entry = tuple[float, str, str]  # score, sample id, where it lies
+WIDE_BYTES = 2 << 20  # of float32 rows: still in the cache when they are multiplied
+
+
+def scores(phi: Float[Tensor, "n k"], weight: Float[Tensor, " n"], z: Float[Tensor, "m k"]) -> Float[Tensor, "n m"]:
+    """score[i, q] = w_i phi_i . z_q, in float32."""
+    return weight[:, None] * (phi @ z.T)
+
+
+def stored_scores(
+    unit: Num[Tensor, "n k"], factor: Float32[Tensor, " n"], z: Float32[Tensor, "m k"], out: Float32[Tensor, "n m"]
+) -> None:
+    """`scores` of stored rows, phi_i = scale_i unit_i with factor_i = w_i scale_i, into `out`: the same number twice.
+
+    Rows are widened to float32 a few at a time, into one buffer: a copy of all of them would be written to memory and
+    read again. The factor multiplies m numbers of a row and not its k.
+    """
+    rows, across = max(64, WIDE_BYTES // (4 * unit.shape[1])), z.T.contiguous()  # a sixth faster than the view
+    buffer = torch.empty(min(rows, len(unit)), unit.shape[1])
+    for first in range(0, len(unit), rows):
+        some = unit[first : first + rows]
+        wide = some if some.dtype == torch.float32 else buffer[: len(some)].copy_(some)
+        torch.mm(wide, across, out=out[first : first + rows])
+    out.mul_(factor[:, None])
+
+
+@dataclass
+class TopK:
+    """The best and the worst m entries of everything added so far; ties are ordered by sample id. `+` merges two.
+
+    `top` runs from the best down, `bottom` from the worst up. The result does not depend on how the samples were split.
+    """
+
+    m: int
+    top: list[Entry] = field(default_factory=list)
+    bottom: list[Entry] = field(default_factory=list)
+
+    def add(self, entries: list[Entry]) -> None:
+        self.add_best(entries)
+        self.add_worst(entries)
+
+    def add_best(self, entries: list[Entry]) -> None:
+        self.top = sorted(self.top + entries, key=lambda e: (-e[0], e[1]))[: self.m]
+
+    def add_worst(self, entries: list[Entry]) -> None:
+        self.bottom = sorted(self.bottom + entries, key=lambda e: (e[0], e[1]))[: self.m]
+
+    def __add__(self, other: "TopK") -> "TopK":
+        merged = TopK(self.m, self.top, self.bottom)
+        merged.add_best(other.top)
+        merged.add_worst(other.bottom)
+        return merged
+
+
+BINS = 80
+SPAN = 6.0  # the histogram reaches this many root mean squares of the score to either side of 0
+BINNED = 1024  # rows counted at a time, so that their indices stay in the cache
+
+
+def bins(values: Float[Tensor, " n"], scale: float) -> list[int]:
+    """Counts in BINS equal bins over [-SPAN, SPAN] * scale; what lies outside is counted in the outermost bins."""
+    return histograms(values[:, None], torch.tensor([scale]))[0].tolist()
+
+
+def histograms(values: Float[Tensor, "n c"], scale: Float[Tensor, " c"]) -> Int64[Tensor, "c bins"]:
+    """`bins` of every column."""
+    step, columns = BINS / (2 * SPAN) / torch.where(scale > 0, scale, 1.0), values.shape[1]
+    total, offset = torch.zeros(columns * BINS, dtype=torch.int64), torch.arange(columns) * BINS
+    middle = torch.tensor(BINS / 2, dtype=values.dtype)
+    for some in values.split(BINNED):
+        index = torch.addcmul(middle, some, step).clamp_(0, BINS - 1).to(torch.int64)  # rounds down: none is negative
+        total += torch.bincount(index.add_(offset).view(-1), minlength=len(total))
+    return total.view(columns, BINS)
+
+
+class Kept:
+    """What is kept of c columns of scores: the ends and the histogram of each, block after block.
+
+    `scale` is each column's root mean square. Only a score that is among the ends in the end becomes an object.
+    """
+
+    def __init__(self, m: int, scale: Sequence[float]) -> None:
+        self.histogram = torch.zeros(len(scale), BINS, dtype=torch.int64)
+        self._m, self._scale = m, torch.tensor(scale)
+        self._best, self._worst = Best(m, len(scale)), Best(m, len(scale))
+        self._samples: list[tuple[str, str]] = []
+
+    def add(self, values: Float32[Tensor, "n c"], ids: list[str], where: str) -> None:
+        self.histogram += histograms(values, self._scale)
+        self._best.add(values, len(self._samples))
+        self._worst.add(-values, len(self._samples))
+        self._samples += [(sample, where) for sample in ids]
+
+    def ends(self) -> list[TopK]:
+        """Of each column."""
+        result = []
+        for best, worst in zip(self._best.found(), self._worst.found(), strict=True):
+            result.append(TopK(self._m))
+            result[-1].add_best([(value, *self._samples[row]) for value, row in best])
+            result[-1].add_worst([(-value, *self._samples[row]) for value, row in worst])
+        return result
+
+
+class Best:
+    """Which rows of c columns can be among the m best, ties with the m-th included, while blocks of them come in."""
+
+    def __init__(self, m: int, columns: int) -> None:
+        self._values = torch.full((m, columns), -torch.inf)  # the m best so far, in order
+        nothing = torch.zeros(0, dtype=torch.int64)
+        self._found = [(nothing, nothing, torch.zeros(0))]  # column, row, value
+
+    def add(self, values: Float32[Tensor, "n c"], first: int) -> None:
+        """The next rows, the first of which is row `first` of all."""
+        reaching = self._reaching(values)
+        columns, rows = reaching.T.nonzero(as_tuple=True)
+        some = values[rows, columns]
+        self._found.append((columns, rows + first, some))
+        counts = reaching.sum(0)
+        padded = torch.full((int(counts.max()), len(counts)), -torch.inf)
+        padded[torch.arange(len(some)) - (counts.cumsum(0) - counts)[columns], columns] = some
+        self._values = torch.cat([self._values, padded]).topk(len(self._values), dim=0).values
+
+    def found(self) -> Iterator[list[tuple[float, int]]]:
+        """(value, row) of each column."""
+        columns, rows, values = (torch.cat(some) for some in zip(*self._found, strict=True))
+        kept = (values >= self._values[-1][columns]).nonzero()[:, 0]
+        kept = kept[columns[kept].argsort(stable=True)]
+        pairs = list(zip(values[kept].tolist(), rows[kept].tolist(), strict=True))
+        ends = columns[kept].bincount(minlength=self._values.shape[1]).cumsum(0).tolist()
+        return (pairs[start:end] for start, end in pairwise([0, *ends]))
+
+    def _reaching(self, values: Float32[Tensor, "n c"]) -> Bool[Tensor, "n c"]:
+        """What is not below the m-th best so far; where that is much, nor below the m-th best of these."""
+        m, columns = self._values.shape
+        found = values >= self._values[-1]
+        if int(found.count_nonzero()) > 2 * m * columns:
+            found &= values >= values.topk(m, dim=0).values[-1]
+        return found
+
+
+def spread(z: Float[Tensor, " k"], matrix: Float[Tensor, "k k"], count: int) -> float:
+    """Root mean square of the unweighted scores, sqrt(z^T K z / n): known before a single sample is scored."""
+    z, matrix = z.double(), matrix.double()
+    return (z @ matrix @ z / max(1, count)).clamp_min(0).sqrt().item()
+
+
+def precision_at(relevant: Sequence[bool], k: int) -> float:
+    """Share of the first k that show the concept; of all when there are fewer."""
+    head = relevant[:k]
+    return sum(head) / max(1, len(head))
+
+
+def average_precision(relevant: Sequence[bool]) -> float:
+    """AP = mean over relevant ranks r of precision@r; 0 when nothing is relevant.
+
+    The expected value of a random order is about the base rate.
+    """
+    hits = np.asarray(relevant, dtype=np.float64)
+    ranks = np.flatnonzero(hits)
+    return float((np.arange(1, len(ranks) + 1) / (ranks + 1)).mean()) if len(ranks) else 0.0
+
+
+def base_rate(relevant: Sequence[bool]) -> float:
+    """Share of all samples that show the concept: what any ranking gets that knows nothing."""
+    return sum(relevant) / max(1, len(relevant))
+
+
+def recall_at_carriers(relevant: Sequence[bool]) -> float:
+    """Share of the carriers found when as many samples are taken as there are carriers."""
+    return precision_at(relevant, sum(relevant))
+
+
+def recall_at(relevant: Sequence[bool], carriers: int, k: int) -> float:
+    """Those among the first k that show the concept, of as many as could stand there: min(k, carriers)."""
+    return sum(relevant[:k]) / max(1, min(k, carriers))

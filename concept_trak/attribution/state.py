@@ -1,0 +1,167 @@
+"""Who is asked (a batch of samples) and where they stand (a state on a trajectory).
+
+One side of a method, as numbers: which trajectory, which direction, and what both are run with.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+from concept_trak.attribution.denoiser import Condition, take
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples with everything a trajectory or a direction may need.
+
+    `x_0` is absent for a query that starts from noise; `without` (the concept's second condition) for training samples.
+    """
+
+    ids: tuple[str, ...]
+    cond: Condition
+    negative: Condition
+    x_0: Float[Tensor, "b c h w"] | None = None
+    without: Condition | None = None
+    others: tuple[Condition, ...] = ()
+    """More negatives of each sample, where the model has more than one."""
+    path: Float[Tensor, "b states c h w"] | None = None
+    """x_t at every state of the inversion, where it is known: it is not made again."""
+    target: Float[Tensor, "c h w"] | None = None
+    """What a concept's examples have in common: their mean x_0."""
+    judge: Callable[[Float[Tensor, "b c h w"]], Float[Tensor, " b"]] | None = None
+    """log p(concept | x_0) of each sample, differentiable."""
+
+    def rows(self, rows: slice) -> "Batch":
+        return Batch(
+            self.ids[rows],
+            take(self.cond, rows),
+            take(self.negative, rows),
+            None if self.x_0 is None else self.x_0[rows],
+            None if self.without is None else take(self.without, rows),
+            tuple(take(other, rows) for other in self.others),
+            None if self.path is None else self.path[rows],
+            self.target,
+            self.judge,
+        )
+
+
+@dataclass(frozen=True)
+class State:
+    """`s = (x_t, t, c)` of a batch; `noise` is the eps that makes x_t from x_0 where x_0 is known."""
+
+    batch: Batch
+    x_t: Float[Tensor, "b c h w"]
+    t: int
+    noise: Float[Tensor, "b c h w"] | None = None
+
+    def rows(self, rows: slice) -> "State":
+        noise = None if self.noise is None else self.noise[rows]
+        return State(self.batch.rows(rows), self.x_t[rows], self.t, noise)
+
+    def at(self, x_t: Tensor) -> "State":
+        return replace(self, x_t=x_t)
+
+
+class Pointed(NamedTuple):
+    """A direction at a state: v = dL / d eps_theta, and how much the state counts with each sample, in [0, 1]."""
+
+    v: Float[Tensor, "b c h w"]
+    fit: Float[Tensor, " b"]
+
+
+def required(value: Any, what: str, needed_by: str) -> Any:
+    """`value`, or the error that says which probe cannot be answered here and what to choose instead."""
+    if value is None:
+        raise ValueError(f"{needed_by} needs {what}, which this trajectory or batch does not know; {_REMEDY[what]}")
+    return value
+
+
+_REMEDY = {
+    "x_0": "choose forward_noise or ddim_inversion on samples with images.",
+    "noise": "choose forward_noise or ddim_inversion.",
+    "without": "give the concept a `without_prompt` (or `without_labels`).",
+    "target": "give the concept by `examples`.",
+    "judge": "give the concept by a `classifier`.",
+}
+
+
+def grid(points: int) -> list[int]:
+    """The DDIM times, floor(linspace(0, 999, points)); with 51 points every fifth from t = 99 to 899 is kept."""
+    return [999 * i // (points - 1) for i in range(points)]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One side of a method: where to stand and which way to point, with the numbers of both."""
+
+    trajectory: str
+    """`forward_noise`, `ddim_inversion` or `sampling`."""
+    direction: str
+    """A row of `direction.py`."""
+    times: tuple[int, ...] = (100, 200, 300, 400, 500, 600, 700, 800, 900)
+    """forward_noise: the times of its states, in 1 ... 999."""
+    noise: str = "shared"
+    """forward_noise: `shared` (one tensor per time for all samples) or `per_sample`."""
+    guidance: float = 1.0
+    """ddim_inversion, sampling: strength g of classifier-free guidance along the path; 1 is none."""
+    points: int = 51
+    """ddim_inversion, sampling: points of the DDIM grid from 0 to 999."""
+    every: int = 5
+    """ddim_inversion, sampling: a state is kept after every so many updates."""
+    eta: float = 0.0
+    """sampling: DDIM's own stochasticity, 0 is deterministic."""
+    strength: float = 1.0
+    """concept_reward, caption_reward: w, the guidance that the reward pulls by."""
+    negatives: int = 1
+    """caption_fit with the negative `other_label`: m, how many other captions (at most as many as there are)."""
+    doubt: float = 0.25
+    """caption_fit: largest standard error of a fit that counts; a fit is 0 where the picture shows the other caption, 1
+    where it shows its own. Initial weights know it to 0.4 or worse, trained ones to 0.2 or better (results.md)."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "times", tuple(self.times))
+        if self.noise not in ("shared", "per_sample"):
+            raise ValueError(f"noise={self.noise!r}: expected shared or per_sample")
+        if not self.times or not all(1 <= t <= 999 for t in self.times):
+            raise ValueError(f"times={list(self.times)}: expected at least one time in 1 ... 999")
+        if self.points < 3 or not 1 <= self.every <= self.points - 2:
+            raise ValueError(
+                f"points={self.points}, every={self.every}: expected points >= 3 and every in 1 ... points - 2"
+            )
+        if self.negatives < 1:
+            raise ValueError(f"negatives={self.negatives}: expected at least 1")
+        if not 0 < self.doubt < math.inf:
+            raise ValueError(f"doubt={self.doubt}: expected a positive standard error; 1000 believes every fit")
+        if self.eta < 0 or self.strength <= 0:
+            raise ValueError(f"eta={self.eta}, strength={self.strength}: expected eta >= 0 and strength > 0")
+
+    @property
+    def path(self) -> "Probe":
+        """What decides the states: probes with one path can share them."""
+        return replace(self, direction="", strength=1.0, doubt=1.0)
+
+    @property
+    def last(self) -> int:
+        """Index on the grid of the last state kept: the largest multiple of `every` short of pure noise (45 of 50)."""
+        return (self.points - 2) // self.every * self.every
+
+    @property
+    def states(self) -> tuple[int, ...]:
+        """The times of the states, in rising order."""
+        if self.trajectory == "forward_noise":
+            return tuple(sorted(self.times))
+        return tuple(grid(self.points)[self.every : self.last + 1 : self.every])
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations a sample costs: a forward of one condition is one, a backward counts two."""
+        updates = {"forward_noise": 0, "ddim_inversion": self.last, "sampling": self.points - 1 - self.every}
+        path = updates[self.trajectory] * (1 if self.guidance == 1 else 2)
+        if path:
+            path -= len(self.states) - 1  # the evaluation at a state serves the path's next update too
+        reward = {"reconstruction_reward": 2, "concept_reward": 1, "caption_reward": 1, "caption_fit": self.negatives}
+        return path + len(self.states) * (1 + 2 + reward.get(self.direction, 0))

@@ -1,0 +1,125 @@
+"""Where to stand: from a batch of samples to the states at which gradients are taken.
+
+Each trajectory is a generator `(denoiser, batch, probe, seed) -> states`, and each says what t it visits. The paths
+run without gradients; guidance bends the path only, directions see the sample's own condition. Whoever evaluates the
+network at a state may send the prediction back, and the path goes on from it instead of making it again. States are at
+least float32 whatever the network runs in.
+"""
+
+import math
+from collections.abc import Callable, Generator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from concept_trak.attribution.denoiser import Denoiser, Prediction, guided
+from concept_trak.attribution.numerics import normal, wide
+from concept_trak.attribution.state import Batch, Probe, State, grid, required
+
+States = Generator[State, Prediction | None, None]
+Trajectory = Callable[[Denoiser, Batch, Probe, int], States]
+
+
+def step(
+    denoiser: Denoiser, prediction: Prediction, t: int, s: int, eta: float = 0.0, noise: Tensor | None = None
+) -> Float[Tensor, "b c h w"]:
+    """One DDIM update from t to s: x_s = alpha_s x_0 + sqrt(sigma_s^2 - v^2) eps + v z.
+
+    (Song et al. 2021, eq. 12 and 16.)
+    v = eta sqrt(sigma_s^2 / sigma_t^2) sqrt(1 - alpha_t^2 / alpha_s^2), for alpha^2 + sigma^2 = 1 only.
+    """
+    alpha, sigma = denoiser.alpha.tolist(), denoiser.sigma.tolist()
+    spread = 0.0
+    if eta > 0:
+        if abs(alpha[t] ** 2 + sigma[t] ** 2 - 1) > 1e-6:
+            raise ValueError("eta > 0 is defined for variance-preserving models only; set eta=0 for this model.")
+        spread = eta * sigma[s] / sigma[t] * math.sqrt(max(0.0, 1 - (alpha[t] / alpha[s]) ** 2))
+    x_s = alpha[s] * prediction.x_0 + math.sqrt(max(0.0, sigma[s] ** 2 - spread**2)) * prediction.eps
+    return x_s if noise is None else x_s + spread * noise
+
+
+def forward_noise(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> States:
+    """x_t = alpha_t x_0 + sigma_t eps at `probe.times`; eps is one tensor per t (`shared`) or one per sample and t."""
+    x_0 = wide(required(batch.x_0, "x_0", "forward_noise"))
+    for t in probe.times:
+        if probe.noise == "shared":
+            eps = normal(tuple(x_0.shape[1:]), seed, "shared", t)[None].expand(x_0.shape)
+        else:
+            eps = _keyed(tuple(x_0.shape[1:]), batch, seed, t, "noise")
+        eps = eps.to(x_0)
+        yield State(batch, denoiser.alpha[t].item() * x_0 + denoiser.sigma[t].item() * eps, t, eps)
+
+
+def ddim_inversion(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> States:
+    """Deterministic inversion of x_0: each update uses eps at the time it leaves, starting with x_0 placed at t = 0.
+
+    Updates run up the grid to the last kept time; states after every `probe.every`-th. "The noise" of an inverted
+    state is (x_t - alpha_t x_0) / sigma_t.
+    """
+    x_0 = x_t = wide(required(batch.x_0, "x_0", "ddim_inversion"))
+    times, seen = grid(probe.points), None
+    if batch.path is not None:
+        for x_t, t in zip(wide(batch.path).unbind(1), probe.states, strict=True):
+            yield State(batch, x_t, t, _noise(denoiser, x_t, x_0, t))
+        return
+    for i in range(probe.last):
+        prediction = _guided(denoiser, x_t, times[i], batch, probe, seen)
+        x_t = step(denoiser, prediction, times[i], t := times[i + 1])
+        seen = None
+        if (i + 1) % probe.every == 0:
+            seen = yield State(batch, x_t, t, _noise(denoiser, x_t, x_0, t))
+
+
+def _noise(denoiser: Denoiser, x_t: Tensor, x_0: Tensor, t: int) -> Tensor:
+    return (x_t - denoiser.alpha[t].item() * x_0) / denoiser.sigma[t].item()
+
+
+def sampling(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> States:
+    """DDIM down the grid from x_T ~ N(0, I), keyed by (seed, sample id); states at the times that inversion keeps."""
+    times, x_t = grid(probe.points), _start(denoiser, batch, probe, seed)
+    for i in range(len(times) - 1, probe.every, -1):
+        seen = (yield State(batch, x_t, times[i])) if i % probe.every == 0 and i <= probe.last else None
+        x_t = _down(denoiser, batch, probe, seed, x_t, i, seen)
+    yield State(batch, x_t, times[probe.every])
+
+
+def generate(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> Float[Tensor, "b c h w"]:
+    """The images that the path of `sampling` ends in: the x_0 seen at the last point of the grid."""
+    x_t = _start(denoiser, batch, probe, seed)
+    for i in range(probe.points - 1, 0, -1):
+        x_t = _down(denoiser, batch, probe, seed, x_t, i)
+    return _guided(denoiser, x_t, 0, batch, probe).x_0
+
+
+def _start(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> Tensor:
+    x_t = _keyed(denoiser.shape, batch, seed, grid(probe.points)[-1], "x_T")
+    return x_t.to(denoiser.device, torch.promote_types(denoiser.dtype, x_t.dtype))
+
+
+def _down(
+    denoiser: Denoiser, batch: Batch, probe: Probe, seed: int, x_t: Tensor, i: int, seen: Prediction | None = None
+) -> Tensor:
+    """One update of the path of `sampling`, from point i of the grid to i - 1."""
+    times = grid(probe.points)
+    prediction = _guided(denoiser, x_t, times[i], batch, probe, seen)
+    noise = _keyed(denoiser.shape, batch, seed, times[i], "eta").to(x_t) if probe.eta > 0 else None
+    return step(denoiser, prediction, times[i], times[i - 1], probe.eta, noise)
+
+
+@torch.no_grad()
+def _guided(
+    denoiser: Denoiser, x_t: Tensor, t: int, batch: Batch, probe: Probe, seen: Prediction | None = None
+) -> Prediction:
+    return guided(denoiser, x_t, t, batch.cond, batch.negative, probe.guidance, seen)
+
+
+def _keyed(shape: tuple[int, ...], batch: Batch, seed: int, t: int, purpose: str) -> Tensor:
+    return torch.stack([normal(shape, seed, sample, purpose, t) for sample in batch.ids])
+
+
+TRAJECTORIES: dict[str, Trajectory] = {
+    "forward_noise": forward_noise,
+    "ddim_inversion": ddim_inversion,
+    "sampling": sampling,
+}

@@ -1,0 +1,271 @@
+"""Two finished audits compared: who entered and left the top, who moved, how much of the top is new data, and how far
+the query's feature drifted.
+
+Only questions that both audits asked alike are compared: the same method, and a concept of the same name and settings.
+
+What of a later audit's samples is new data, and what was there before under the same id.
+
+A shard carries its file's version in its name, so of a file that was written anew every shard has a new name, whatever
+changed in it. What tells then is the sample itself: whether the earlier audit has a feature under its id, and whether
+that is the same, as the same image and caption give it.
+
+Which earlier audit another is compared with, and what both were asked.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from concept_trak.audit.score import FORMS
+from concept_trak.store.lookup import alike, features, holders
+from concept_trak.store.manifest import (
+    Audit,
+    finished,
+    manifest,
+    query_file,
+    read_plan,
+    read_table,
+    settings,
+    shard_of,
+    write_table,
+)
+from concept_trak.store.store import Store
+from concept_trak.store.tables import from_rows
+
+Row = Mapping[str, Any]
+REMOVED = "removed"
+
+
+@dataclass(frozen=True)
+class Move:
+    """One sample that stands in the top before, after, or in both; None where it does not stand."""
+
+    sample_id: str
+    change: str
+    """entered, left or stayed."""
+    rank_before: int | None
+    rank_after: int | None
+    score_before: float | None
+    score_after: float | None
+    data: str
+    """same in both audits; changed in between; new in the later; removed from it. See `novelty`."""
+    caption: str
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float | None:
+    """The cosine of two features; None where one is zero."""
+    size = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / size if size else None
+
+
+def moves(before: Sequence[Row], after: Sequence[Row], data: Mapping[str, str]) -> Iterator[Move]:
+    """The moves between two tops (rows of `top.parquet`): the later one in order, then who left it.
+
+    `data` says of every sample in either what became of it: same, changed, new or removed.
+    """
+    old, new = ({row["sample_id"]: row for row in top} for top in (before, after))
+    for sample, row in new.items():
+        was = old.get(sample, {})
+        change = "stayed" if was else "entered"
+        ranks, scores = (was.get("rank"), row["rank"]), (was.get("score"), row["score"])
+        yield Move(sample, change, *ranks, *scores, data[sample], row["caption"])
+    for sample, row in old.items():
+        if sample not in new:
+            yield Move(sample, "left", row["rank"], None, row["score"], None, data[sample], row["caption"])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One concept, method and form: the moves of its top, the later one's order first."""
+
+    concept: str
+    method: str
+    form: str
+    moves: tuple[Move, ...]
+    cosine: float | None
+    """Between both phi_q; None where the two live in different feature sets or one is zero."""
+
+    def count(self, change: str) -> int:
+        return sum(move.change == change for move in self.moves)
+
+    def share(self, data: str) -> float:
+        """The share of the later top that is `data` (same, changed or new)."""
+        standing = [move.data == data for move in self.moves if move.rank_after is not None]
+        return sum(standing) / len(standing) if standing else 0.0
+
+
+MOVE_KINDS = {"concept": "string", "method": "string", "form": "string", "sample_id": "string", "change": "string",
+              "rank_before": "int32", "rank_after": "int32", "score_before": "float32", "score_after": "float32",
+              "data": "string", "caption": "string"}  # fmt: skip
+SUMMARY_KINDS = {"concept": "string", "method": "string", "form": "string", "entered": "int64", "left": "int64",
+                 "stayed": "int64", "new_share": "float64", "changed_share": "float64",
+                 "query_cosine": "float64"}  # fmt: skip
+
+
+def compare(before: Audit, after: Audit) -> list[Difference]:
+    """Every question that both audits answered. The later one needs its tables, and no manifest yet.
+
+    Raises:
+        ValueError: it is twice the same audit, the earlier is missing or unfinished, or they asked nothing in common.
+    """
+    if before.id == after.id:
+        raise ValueError(f"before={before.id} and after={after.id} are the same audit; expected two")
+    finished(before)
+    asked = common(before, after.id, settings(after))
+    tops = [read_table(audit, "top.parquet").to_pylist() for audit in (before, after)]
+    found = []
+    for method in dict.fromkeys(method for _, method in asked):
+        old, new = _side(before, method), _side(after, method)
+        data = _data([[row for row in top if row["method"] == method] for top in tops], after.store, old, new)
+        for concept, form in product([c for c, m in asked if m == method], FORMS):
+            moved = tuple(moves(*(_top(top, concept, method, form) for top in tops), data=data))
+            drift = _drift(before, after, method, concept) if old.fingerprint == new.fingerprint else None
+            found.append(Difference(concept, method, form, moved, drift))
+    order = {pair: i for i, pair in enumerate(asked)}
+    return sorted(found, key=lambda d: order[d.concept, d.method])
+
+
+@dataclass(frozen=True)
+class Side:
+    """One method's features in one audit: whose they are, and the plan they were computed by."""
+
+    fingerprint: str
+    plan: Sequence[Row]
+
+    @property
+    def shards(self) -> frozenset[str]:
+        return frozenset(row["shard"] for row in self.plan)
+
+
+def _data(tops: Sequence[Sequence[Row]], store: Store, before: Side, after: Side) -> dict[str, str]:
+    """What became of every sample of both tops of a method."""
+    standing = novelty(store, tops[1], before, after)
+    gone = novelty(store, [row for row in tops[0] if row["sample_id"] not in standing], after, before)
+    return standing | {sample: REMOVED if what == NEW else what for sample, what in gone.items()}
+
+
+def _side(audit: Audit, method: str) -> Side:
+    return Side(settings(audit)["fingerprints"][method], read_plan(audit))
+
+
+def _drift(before: Audit, after: Audit, method: str, concept: str) -> float | None:
+    return cosine(*(_phi(audit, method, concept) for audit in (before, after)))
+
+
+def difference_files(before: Audit) -> tuple[str, str]:
+    """The moves and the summary, below the later audit."""
+    return f"diff-{before.id}.parquet", f"diff-{before.id}.summary.parquet"
+
+
+def write(before: Audit, after: Audit, found: Sequence[Difference]) -> list[str]:
+    """Put both tables into the later audit's folder, with which they are removed; returns their names.
+
+    The manifest lists them only if the later audit was told to compare itself (`since`); they can be made again.
+
+    Raises:
+        ValueError: other numbers stand there, from an earlier audit of the same name.
+    """
+    asked = [{"concept": d.concept, "method": d.method, "form": d.form} for d in found]
+    rows = [{**a, **asdict(move)} for a, d in zip(asked, found, strict=True) for move in d.moves]
+    sums = [{**a, **summary(d)} for a, d in zip(asked, found, strict=True)]
+    tables = zip(difference_files(before), (from_rows(MOVE_KINDS, rows), from_rows(SUMMARY_KINDS, sums)), strict=True)
+    for name, table in tables:
+        if not write_table(after, name, table) and not read_table(after, name).equals(table):
+            raise ValueError(f"{after.name(name)} holds another comparison: {before.id} was made anew; remove the file")
+    return [after.name(name) for name in difference_files(before)]
+
+
+def summary(d: Difference) -> dict[str, Any]:
+    """One difference in numbers."""
+    shares = {"new_share": d.share(NEW), "changed_share": d.share(CHANGED)}
+    return {**{change: d.count(change) for change in ("entered", "left", "stayed")}, **shares, "query_cosine": d.cosine}
+
+
+def _top(rows: Sequence[Row], concept: str, method: str, form: str) -> list[Row]:
+    wanted = (concept, method, form, "top")
+    return [row for row in rows if (row["concept"], row["method"], row["form"], row["end"]) == wanted]
+
+
+def _phi(audit: Audit, method: str, concept: str) -> np.ndarray:
+    (row,) = read_table(audit, query_file(method, concept)).to_pylist()
+    return np.asarray(row["phi"], np.float64)
+
+
+SAME, CHANGED, NEW = "same", "changed", "new"
+
+
+def novelty(store: Store, rows: Iterable[Row], before: Side, after: Side) -> dict[str, str]:
+    """For samples of the later side (`sample_id`, `source`, `row`): same, changed, or new.
+
+    Of a file that was written anew a sample is `changed` if its feature is another one, or if none of the two audits'
+    features can be compared (another model, another method's settings); `new` if the earlier audit has none under its
+    id. All other samples are `same` if their file was there, else `new`.
+    """
+    place = {row["sample_id"]: shard_of(row, after.plan) for row in rows}
+    known, there = before.shards, after.shards
+    doubtful = {sample: shard for sample, shard in place.items() if shard not in known}
+    left = [shard["shard"] for shard in before.plan if shard["shard"] not in there]
+    old = holders(store, before.fingerprint, left, doubtful.keys()) if doubtful else {}
+    found = dict.fromkeys(place, SAME) | dict.fromkeys(doubtful, NEW) | dict.fromkeys(old, CHANGED)
+    if before.fingerprint == after.fingerprint and old:
+        ours, theirs = (features(store, before.fingerprint, places) for places in ({i: doubtful[i] for i in old}, old))
+        found |= {i: SAME for i in old if alike(ours[i], theirs[i])}
+    return found
+
+
+UNASKED = ("truth",)  # grades the answer and is no part of the question
+
+
+def common(before: Audit, after: str, new: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(concept, method) that both asked alike, in the later audit's order; ValueError if there is none.
+
+    `after` is called so, and `new` are its settings, as `audit.yaml` has them or is about to.
+    """
+    old = settings(before)
+    questions = [
+        {c["name"]: {k: v for k, v in c.items() if k not in UNASKED} for c in s["concepts"]} for s in (old, new)
+    ]
+    concepts = [name for name, asked in questions[1].items() if questions[0].get(name) == asked]
+    methods = [method for method in new["methods"] if method in old["methods"]]
+    if not concepts or not methods:
+        sides = (f"{name}: {', '.join(s['methods'])} about {', '.join(q)}"
+                 for name, s, q in zip((before.id, after), (old, new), questions, strict=True))  # fmt: skip
+        raise ValueError(
+            f"the audits have no question in common ({'; '.join(sides)}); expected a method, and a concept of the same "
+            "name, prompts, samples and seed, in both"
+        )
+    return list(product(concepts, methods))
+
+
+def require_comparable(audit: Audit, since: str, new: Mapping[str, Any]) -> None:
+    """Before an audit with the settings `new` begins: that the one it is to be compared with can be.
+
+    Raises:
+        ValueError: the one that `since` names is itself, missing, unfinished, or has no question in common.
+    """
+    if since in ("", "latest"):
+        return
+    if since == audit.id:
+        raise ValueError(f"since={since} is this audit itself; expected an earlier one, or latest")
+    finished(Audit(audit.store, since))
+    common(Audit(audit.store, since), audit.id, new)
+
+
+def earlier(audit: Audit, since: str) -> Audit | None:
+    """The audit that another is compared with: the one named, or for `latest` the newest that is finished and has a
+    question in common; None if there is none, or none is asked for."""
+    if since not in ("", "latest"):
+        return Audit(audit.store, since)
+    others = {name.split("/")[1] for name in audit.store.names("audits") if name.endswith("/manifest.json")} - {
+        audit.id
+    }
+    done = [(told["finished"], name) for name in others if since and (told := manifest(Audit(audit.store, name)))]
+    for _, name in sorted(done, reverse=True):
+        with suppress(ValueError, FileNotFoundError):  # nothing in common; or gc is removing it
+            common(Audit(audit.store, name), audit.id, settings(audit))
+            return Audit(audit.store, name)
+    return None

@@ -1,0 +1,184 @@
+"""The work of one shard: what a worker runs, built once per worker and called item by item.
+
+Everything that crosses machines is a file name or a small record; features go to the store and come from it.
+
+From samples to what the network reads: x_0 and a condition, made by the model's encoders or brought along.
+"""
+
+import socket
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from concept_trak.attribution.denoiser import Condition, Denoiser, negatives, negatives_of
+from concept_trak.attribution.features import Features, Side, features_of_each
+from concept_trak.attribution.method import Method
+from concept_trak.attribution.state import Batch
+from concept_trak.audit.inversion_cache import Inversions
+from concept_trak.audit.plan import feature_settings
+from concept_trak.audit.worker import Attempt, WithModel
+from concept_trak.data.sample import Sample, batches, samples
+from concept_trak.data.shard import Shard
+from concept_trak.store.part import Part, Reject
+from concept_trak.store.prefetch import ahead
+from concept_trak.store.records import Record, commit_part, standing
+
+
+@dataclass(frozen=True)
+class Featuring:
+    """One shard for methods whose training sides stand on the same states, and so share each state's forward."""
+
+    methods: tuple[str, ...]
+    shard: Shard
+
+
+class Featurize(WithModel):
+    """One shard: read, invert, pull back, project, commit. Returns what stands in the store, a record for each method.
+
+    While one batch is computed the next is read and decoded; no more of the shard's images are in memory.
+    """
+
+    def __call__(self, item: Featuring, attempt: Attempt) -> list[Record]:
+        # Since this run was planned, a worker that died, or another audit of the same data, may have done it.
+        found = {m: standing(self.store, self.work.fingerprints[m], item.shard.name) for m in item.methods}
+        done = {m: record for m, record in found.items() if record is not None}
+        if todo := [m for m in item.methods if m not in done]:
+            done |= self._computed(todo, item.shard, attempt)
+        return [done[m] for m in item.methods]
+
+    def _computed(self, methods: list[str], shard: Shard, attempt: Attempt) -> dict[str, Record]:
+        start, ready, made, rejects = time.monotonic(), [], [], []
+        read = samples(shard, self.config.data, self.denoiser.resolution)
+        for batch in ahead(batches(read, self.batch_size(attempt))):
+            known = [self._known(one, shard) for one in batch]
+            rejects += [one for one in known if isinstance(one, Reject)]
+            for usable in alike(one for one in known if isinstance(one, Sample)):
+                made.append(self._features([self.config.methods[m] for m in methods], usable))
+                ready += [(one.id, one.row) for one in usable]
+        seconds, kind, records = (time.monotonic() - start) / len(methods), self.config.feature, {}
+        for i, method in enumerate(methods):
+            part = self._part(method, shard, ready, [each[i] for each in made], rejects)
+            records[method] = commit_part(
+                self.store, part, kind.dtype, kind.encoding, seconds, attempt.number, socket.gethostname()
+            )
+        return records
+
+    def _known(self, one: Sample | Reject, shard: Shard) -> Sample | Reject:
+        """A sample whose caption is no condition of the model is a reject."""
+        if isinstance(one, Reject):
+            return one
+        try:
+            self.denoiser.spelled(one.caption)
+        except ValueError as error:
+            return Reject(one.id, shard.source, one.row, "no_class", str(error)[:300])
+        return one
+
+    def _part(
+        self,
+        method: str,
+        shard: Shard,
+        ready: Sequence[tuple[str, int]],
+        parts: Sequence[Features],
+        rejects: Sequence[Reject],
+    ) -> Part:
+        good, bad = _sorted_out(ready, parts, shard)
+        ids, everything = tuple(ready[i][0] for i in good), tuple(sorted((*rejects, *bad), key=lambda r: r.row))
+        phi, weight = _stacked(parts, good, self._width())
+        return Part(self.work.fingerprints[method], shard.name, ids, weight, phi, everything)
+
+    def _features(self, rows: Sequence[Method], ready: Sequence[Sample]) -> list[Features]:
+        d, captions = self.denoiser, [s.caption for s in ready]
+        ids = tuple(s.id for s in ready)
+        x_0, cond = encoded(d, ready)
+        turns = range(negatives_of(d, rows[0].train.negatives))
+        first, *others = [negatives(d, ids, captions, self.config.seed, turn) for turn in turns]
+        batch = Batch(ids, cond, first, x_0, others=tuple(others))
+        if self.config.keep_states and rows[0].train.trajectory == "ddim_inversion":
+            settings = feature_settings(self.config, rows[0], d, self.identity)
+            batch = Inversions(self.store, settings, rows[0].train).known(d, batch, ready)
+        sides = [Side(row.train, row.unit, row.weight, row.over) for row in rows]
+        made = features_of_each(d, self.config.projector, sides, batch, self.config.seed)
+        return [Features(one.phi.cpu(), one.weight, one.states) for one in made]
+
+    def _width(self) -> int:
+        return self.config.projector.width(sum(p.numel() for p in self.denoiser.parameters.values()))
+
+
+def _stacked(parts: Sequence[Features], good: list[int], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """phi and weight of the good rows, float32; no rows when a whole shard was rejected."""
+    if not parts:
+        return np.zeros((0, width), np.float32), np.zeros(0, np.float32)
+    phi, weight = torch.cat([p.phi for p in parts]), torch.cat([p.weight for p in parts])
+    return phi[good].float().numpy(), weight[good].float().numpy()
+
+
+def _sorted_out(
+    ready: Sequence[tuple[str, int]], parts: Sequence[Features], shard: Shard
+) -> tuple[list[int], list[Reject]]:
+    """Which samples, told by id and row, have a feature; rejects for those with no direction or no finite numbers."""
+    good: list[int] = []
+    bad: list[Reject] = []
+    states = [int(n) for p in parts for n in p.states]
+    finite = [bool(b) for p in parts for b in torch.isfinite(p.phi).all(1) & torch.isfinite(p.weight)]
+    for i, (sample, row) in enumerate(ready):
+        if not finite[i]:
+            why = "its gradient has an infinite or undefined number"
+            bad.append(Reject(sample, shard.source, row, "not_finite", why))
+        elif states[i] == 0:
+            why = "its condition equals the model's negative at every state, so its reward has no direction"
+            bad.append(Reject(sample, shard.source, row, "no_direction", why))
+        else:
+            good.append(i)
+    return sorted(good, key=lambda i: ready[i][1]), bad
+
+
+def encoded(denoiser: Denoiser, samples: Sequence[Sample]) -> tuple[Tensor, Condition]:
+    """x_0 [b, c, h, w] and the condition of samples of one shape.
+
+    Raises:
+        ValueError: what the data bring along does not fit the model.
+    """
+    if samples[0].precomputed is None:
+        pixels = torch.stack([_pixels(s) for s in samples])
+        return denoiser.to_latent(_there(pixels, denoiser)), denoiser.encode([s.caption for s in samples])
+    latents = [s.precomputed.latent for s in samples if s.precomputed]
+    conditions = [s.precomputed.condition for s in samples if s.precomputed]
+    cond = {name: _there(torch.stack([c[name] for c in conditions]), denoiser) for name in conditions[0]}
+    _require_fit(denoiser, latents[0], cond)
+    return _there(torch.stack(latents), denoiser), cond
+
+
+def _require_fit(denoiser: Denoiser, latent: Tensor, cond: Condition) -> None:
+    expected = denoiser.encode([""])
+    said = {"latents": latent.shape[:1], **{name: value.shape[1:] for name, value in cond.items()}}
+    needed = {"latents": torch.Size(denoiser.shape[:1]), **{name: v.shape[1:] for name, v in expected.items()}}
+    if said != needed:
+        there, wanted = (
+            ", ".join(f"{name} {list(shape)}" for name, shape in sorted(shapes.items())) for shapes in (said, needed)
+        )
+        raise ValueError(
+            f"the precomputed latents and embeddings do not fit the model: they have {there} (channels, and the shape "
+            f"of each part of a condition), the model reads {wanted}; encode them with this model"
+        )
+
+
+def _pixels(sample: Sample) -> Tensor:
+    assert sample.pixels is not None, "a sample has pixels, or a latent"
+    return sample.pixels
+
+
+def _there(tensor: Tensor, denoiser: Denoiser) -> Tensor:
+    """On the model's device, and floating-point numbers in its precision."""
+    return tensor.to(denoiser.device, denoiser.dtype if tensor.is_floating_point() else None)
+
+
+def alike(samples: Iterable[Sample]) -> list[list[Sample]]:
+    """Samples of one shape together, in order: one batch each."""
+    found: dict[torch.Size, list[Sample]] = {}
+    for sample in samples:
+        found.setdefault(sample.shape, []).append(sample)
+    return list(found.values())

@@ -1,0 +1,167 @@
+"""Inverted states kept in the store, so that other parameters, another projector or seed need not invert again.
+
+`states/<fingerprint>/<sample>.safetensors`: x_t at every state of one sample's path, exact, in the model's precision.
+The fingerprint covers what decides a path, which is less than decides a feature; the name covers the sample's id, its
+source, version and row. One file a sample, so that batches and shards may be cut otherwise. `kept_paths.py` says which
+are needed, and looks into them.
+
+Which of the inversions kept in `states/` audits stand on, and whether they are as they were written.
+
+A folder of states is needed as a whole, by every audit whose features are taken on such paths: rows that left the
+data go when no audit needs the path any more.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from concept_trak.attribution.denoiser import Denoiser
+from concept_trak.attribution.state import Batch, Probe
+from concept_trak.attribution.trajectory import ddim_inversion
+from concept_trak.data.sample import Sample
+from concept_trak.store.gc import STATE, Needs, Waste, looked_up, unknown
+from concept_trak.store.identity import fingerprint
+from concept_trak.store.manifest import Audit, fingerprints
+from concept_trak.store.part import Damaged
+from concept_trak.store.records import READERS
+from concept_trak.store.store import Store
+from concept_trak.store.verify import ALTERED, SOUND, Finding
+
+STATES = "states"
+IN_FLIGHT = 8
+NOT_OF_PATHS = ("parameters", "unit", "over", "weight", "projector", "stored")  # settings of features that bend no path
+
+
+def path_of(settings: Mapping[str, Any], probe: Probe) -> str:
+    """The fingerprint of the paths of features with these settings (`plan.feature_settings`)."""
+    s = {k: v for k, v in settings.items() if k not in NOT_OF_PATHS}
+    if s["negative"][0] == "empty" or probe.guidance == 1:
+        del s["seed"]  # it draws nothing but another label
+    return fingerprint({**s, "train": asdict(probe.path)})
+
+
+def states_in(data: bytes, where: str) -> Float[Tensor, "s c h w"]:
+    """What a file of kept states holds.
+
+    Raises:
+        Damaged: it is no such file, or its numbers are not those that were written.
+    """
+    try:
+        x, said = (load(data)[part] for part in ("x_t", "sha256"))
+    except (SafetensorError, KeyError) as error:
+        raise Damaged(f"{where} is damaged ({error}); remove it: it is made again") from error
+    if bytes(said.tolist()) != _digest(x):
+        raise Damaged(f"{where} was altered; remove it: it is made again")
+    return x
+
+
+@dataclass(frozen=True)
+class Inversions:
+    """The kept states of one path; `settings` are those of the features (`plan.feature_settings`)."""
+
+    store: Store
+    settings: dict[str, Any]
+    probe: Probe
+
+    def known(self, denoiser: Denoiser, batch: Batch, samples: Sequence[Sample]) -> Batch:
+        """The batch with its path: read where every sample's is kept, else inverted now and kept."""
+        folder = path_of(self.settings, self.probe)
+        names = [f"{STATES}/{folder}/{_name(s)}.safetensors" for s in samples]
+        with ThreadPoolExecutor(IN_FLIGHT) as pool:
+            kept = list(pool.map(self._read, names))
+            missing = [i for i, one in enumerate(kept) if one is None]
+            if missing:
+                made = _inverted(denoiser, batch, self.probe, missing)
+                list(pool.map(self._write, [names[i] for i in missing], made))
+                for i, one in zip(missing, made, strict=True):
+                    kept[i] = one
+        path = torch.stack([one for one in kept if one is not None])
+        return replace(batch, path=path.to(denoiser.device, denoiser.dtype))
+
+    def _read(self, name: str) -> Tensor | None:
+        try:
+            data = self.store.read(name)
+        except FileNotFoundError:
+            return None
+        return states_in(data, f"{self.store.uri}/{name}")
+
+    def _write(self, name: str, x: Tensor) -> None:
+        x = x.cpu().contiguous()
+        self.store.create(name, save({"x_t": x, "sha256": torch.tensor(list(_digest(x)), dtype=torch.uint8)}))
+
+
+def _inverted(denoiser: Denoiser, batch: Batch, probe: Probe, rows: Sequence[int]) -> Float[Tensor, "n s c h w"]:
+    """x_t at every state, of these rows of the batch."""
+    some = [batch.rows(slice(i, i + 1)) for i in rows]
+    if len(some) == len(batch.ids):
+        return torch.stack([state.x_t for state in ddim_inversion(denoiser, batch, probe, 0)], 1)
+    return torch.cat([_inverted(denoiser, one, probe, [0]) for one in some])
+
+
+def _digest(x: Tensor) -> bytes:
+    return hashlib.sha256(x.contiguous().view(torch.uint8).numpy().tobytes()).digest()
+
+
+def _name(sample: Sample) -> str:
+    return hashlib.sha256(f"{sample.origin}\n{sample.id}".encode()).hexdigest()[:32]
+
+
+OURS = re.compile(rf"{STATES}/[0-9a-f]+/[0-9a-f]{{32}}\.safetensors")
+
+
+def needs(audit: Audit) -> Needs:
+    """The folders of states on which an audit's features stand.
+
+    Raises:
+        ValueError: a feature set cannot be read, so that nobody can tell.
+    """
+    try:
+        sets = fingerprints(audit)
+    except FileNotFoundError:
+        return Needs()  # no audit was begun there, or `retention.needs` says what is the matter
+    paths = (_path(audit, f"features/{fp}/feature_set.json") for fp in sets)
+    return Needs(whole=frozenset(path for path in paths if path))
+
+
+def _path(audit: Audit, name: str) -> str:
+    """The path of a feature set; empty if it stands on no inversion."""
+    try:
+        settings = json.loads(audit.store.read(name))["settings"]
+        probe = Probe(**{**settings["train"], "times": tuple(settings["train"]["times"])})
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise unknown(audit, f"{name} cannot be read ({error}), so neither can its kept states be told") from error
+    return path_of(settings, probe) if probe.trajectory == "ddim_inversion" else ""
+
+
+def unneeded(store: Store, names: Iterable[str], living: Needs, before: float) -> list[Waste]:
+    """Those of `names` (all that lies under states/) that no audit needs, older than `before` (unix time)."""
+    free = looked_up(store, [name for name in names if OURS.fullmatch(name) and not living.keep(name)])
+    return [Waste(STATE, name, size) for name, size, age in free if age < before]
+
+
+def look(store: Store) -> Iterator[Finding]:
+    """Every file of kept states: sound or altered. A missing one is made when it is needed."""
+    ours = [name for name in store.names(STATES) if OURS.fullmatch(name)]
+    with ThreadPoolExecutor(READERS) as readers:
+        yield from filter(None, readers.map(lambda name: _looked_into(store, name), ours))
+
+
+def _looked_into(store: Store, name: str) -> Finding | None:
+    """None for one that is gone since it was listed."""
+    try:
+        states_in(store.read(name), name)
+    except FileNotFoundError:
+        return None
+    except Damaged:
+        return Finding(name, ALTERED)
+    return Finding(name, SOUND)

@@ -1,0 +1,156 @@
+"""The joint table: s_ij of the samples at either end of a ranking, read off the features that stand in the store.
+
+An audit whose projector keeps layers apart splits them shard by shard on its workers, and `python -m jobs.joint` those
+of one that is finished.
+
+Through which layers the ends of every ranking came, split on the workers while an audit ends.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from concept_trak.attribution.by_layer import Layers, block_of, layers
+from concept_trak.audit.worker import Attempt, Work
+from concept_trak.store.codec import blocks
+from concept_trak.store.manifest import Audit, finished, query_file, read_plan, read_table, shard_of, write_table
+from concept_trak.store.records import part_name
+from concept_trak.store.store import Store
+from concept_trak.store.tables import from_rows
+
+JOINT = {"concept": "string", "method": "string", "form": "string", "end": "string", "rank": "int32",
+         "sample_id": "string", "layer": "string", "score": "float64"}  # fmt: skip
+FILE = "joint.parquet"
+SOLVED = {"damped": "solved", "plain": "phi"}
+Asked = tuple[str, str, str]
+"""(concept, form, sample): whose score is split."""
+Parts = dict[tuple[str, str, str, str], tuple[float, ...]]
+"""s_ij over the layers j, by (method, concept, form, sample)."""
+
+
+@dataclass(frozen=True)
+class Parting:
+    """Scores of one shard that are split; `sizes` are the model's parameters, by name and number of scalars."""
+
+    method: str
+    shard: str
+    wanted: tuple[Asked, ...]
+    sizes: tuple[tuple[str, int], ...]
+
+
+class Split:
+    """The s_ij of a parting, in the order of what is wanted."""
+
+    def __init__(self, work: Work) -> None:
+        torch.set_num_threads(max(1, int(work.config.cluster.cpus)))
+        self.work, self.audit = work, Audit(Store(work.config.store), work.config.audit)
+        self._layers: Layers | None = None
+
+    def __call__(self, item: Parting, attempt: Attempt) -> list[tuple[float, ...]]:
+        if self._layers is None:
+            self._layers = layers(self.work.config.projector, dict(item.sizes))
+        known = features(self.audit, self.work.fingerprints[item.method], item.shard)
+        return [parts(self.audit, self._layers, known, item.method, asked) for asked in item.wanted]
+
+
+def parts(
+    audit: Audit, found: Layers, known: Mapping[str, tuple[float, Tensor]], method: str, asked: Asked
+) -> tuple[float, ...]:
+    """One sample's score over the layers, of the features of its shard."""
+    concept, form, sample = asked
+    weight, phi = known[sample]
+    (row,) = found.split(phi[None], torch.tensor([weight]), vector(audit, method, concept, form)).tolist()
+    return tuple(row)
+
+
+def split(audit: Audit, found: Layers) -> Parts:
+    """Of every sample in `top.parquet` of a finished audit.
+
+    Raises:
+        ValueError: the audit is missing or unfinished.
+    """
+    prints, plan = finished(audit)["settings"]["fingerprints"], read_plan(audit)
+    kept: dict[tuple[str, str], dict[str, tuple[float, Tensor]]] = {}
+    made = Parts()
+    for row in read_table(audit, "top.parquet").to_pylist():
+        place = prints[row["method"]], shard_of(row, plan)
+        if place not in kept:
+            kept[place] = features(audit, *place)
+        asked = row["concept"], row["form"], row["sample_id"]
+        made[row["method"], *asked] = parts(audit, found, kept[place], row["method"], asked)
+    return made
+
+
+def rows(top: Iterable[Mapping[str, Any]], names: Sequence[str], made: Parts) -> Iterator[dict[str, Any]]:
+    """One per row of `top.parquet` and layer; a sample's sum to its score."""
+    for row in top:
+        said = {key: row[key] for key in ("concept", "method", "form", "end", "rank", "sample_id")}
+        own = made[row["method"], row["concept"], row["form"], row["sample_id"]]
+        yield from ({**said, "layer": layer, "score": s} for layer, s in zip(names, own, strict=True))
+
+
+def features(audit: Audit, fp: str, shard: str) -> dict[str, tuple[float, Tensor]]:
+    """weight and phi [k] of a shard's samples, by id."""
+    made = {}
+    for block in blocks(audit.store.read(part_name(fp, shard))):
+        each = zip(block.ids, block.weight.tolist(), torch.from_numpy(block.phi()), strict=True)
+        made.update({sample: (weight, phi) for sample, weight, phi in each})
+    return made
+
+
+def vector(audit: Audit, method: str, concept: str, form: str) -> Tensor:
+    """What phi is multiplied by: the solved query, or the query itself."""
+    (row,) = read_table(audit, query_file(method, concept)).to_pylist()
+    return torch.from_numpy(np.asarray(row[SOLVED[form]], np.float32))
+
+
+def write(audit: Audit, made: list[dict[str, Any]]) -> str:
+    """Put the table into the audit's folder, with which it is removed; its name.
+
+    Raises:
+        ValueError: other numbers stand there.
+    """
+    table = from_rows(JOINT, made)
+    if not write_table(audit, FILE, table) and not read_table(audit, FILE).equals(table):
+        raise ValueError(f"{audit.name(FILE)} holds other numbers; the audit was made anew: remove the file")
+    return audit.name(FILE)
+
+
+STRONGEST = 3  # parts of the network that a single image is shown with
+
+
+@dataclass(frozen=True)
+class Through:
+    """A part of the network, and what of a score came through it. `share`: of that score, negative against its sign."""
+
+    part: str
+    score: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The layers' names in the model's order, and every split score; both empty where the projector mixes layers."""
+
+    names: tuple[str, ...] = ()
+    parts: Parts | None = None
+
+    def through(self, method: str, concept: str, form: str, samples: Sequence[str]) -> tuple[Through, ...]:
+        """Of the samples' scores together, by part of the network."""
+        if self.parts is None:
+            return ()
+        total = dict.fromkeys(map(block_of, self.names), 0.0)
+        for sample in samples:
+            for name, score in zip(self.names, self.parts[method, concept, form, sample], strict=True):
+                total[block_of(name)] += score
+        whole = sum(total.values())
+        return tuple(Through(name, score, score / whole if whole else 0.0) for name, score in total.items())
+
+    def strongest(self, method: str, concept: str, form: str, sample: str) -> tuple[Through, ...]:
+        """The parts that a single score is largest in, whatever their sign."""
+        found = self.through(method, concept, form, [sample])
+        return tuple(sorted(found, key=lambda one: -abs(one.score))[:STRONGEST])

@@ -1,0 +1,102 @@
+"""From a data set and a configuration to the work: shards, groups of shards, and what names their features."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from concept_trak import NUMERICS
+from concept_trak.attribution.denoiser import Denoiser
+from concept_trak.attribution.method import Method, describe
+from concept_trak.config import AuditConfig, DataConfig
+from concept_trak.data.columns import caption_columns, check_ids
+from concept_trak.data.format import format_of, sources
+from concept_trak.data.shard import Shard, Source, cut
+
+
+def survey(data: DataConfig, hears: str = "text") -> list[Source]:
+    """The data set's files, once their columns and ids are known to be usable by a model that hears this.
+
+    Raises:
+        ValueError: nothing there, a column missing or of another type, ids that occur twice.
+    """
+    if not data.caption_column and hears != "nothing":
+        raise ValueError(f"data.caption_column is empty, and the model listens to {hears}; name the column that has it")
+    if (data.captions == "class") != (hears == "labels") and hears != "nothing":
+        remedy = "class" if hears == "labels" else "first"
+        raise ValueError(f"data.captions={data.captions}, and the model listens to {hears}; set data.captions={remedy}")
+    found = sources(data)
+    for source in found:
+        format_of(source, data).check(source, data)
+    check_ids(found, data)
+    return found
+
+
+def shards(found: Sequence[Source], shard_rows: int) -> list[Shard]:
+    """All shards, in plan order: sources by name, rows rising."""
+    return [shard for source in found for shard in cut(source, shard_rows)]
+
+
+def groups(plan: Sequence[Shard]) -> list[list[Shard]]:
+    """Consecutive shards whose Gram is summed in one file, cut by content.
+
+    A group ends after a shard whose hash is 0 mod 16: a data set that grows or loses a source changes the groups it
+    touches and no other.
+    """
+    result: list[list[Shard]] = [[]]
+    for shard in plan:
+        result[-1].append(shard)
+        if int(shard.hash, 16) % 16 == 0:
+            result.append([])
+    return [group for group in result if group]
+
+
+def group_name(group: Sequence[Shard]) -> str:
+    """Names a group by the shards in it, so that another cut is another file."""
+    return hashlib.sha256("\n".join(shard.hash for shard in group).encode()).hexdigest()[:16]
+
+
+def feature_settings(
+    config: AuditConfig, method: Method, denoiser: Denoiser, identity: dict[str, str]
+) -> dict[str, Any]:
+    """Every setting that changes a feature's numbers, and nothing else: what the fingerprint is taken of.
+
+    `identity` is `denoiser.identity()`, given because it reads every weight and serves several methods.
+    """
+    row = describe(method)
+    sizes = {name: list(p.shape) for name, p in denoiser.parameters.items()}
+    return {
+        "numerics": NUMERICS,
+        "model": identity,
+        "parameters": hashlib.sha256(repr(sizes).encode()).hexdigest(),
+        "negative": [denoiser.negative, *(denoiser.combinations if denoiser.negative == "other_label" else ())],
+        "train": row["train"],
+        "unit": row["unit"],
+        "over": row["over"],
+        "weight": row["weight"],
+        "seed": config.seed,
+        "projector": {
+            "kind": config.projector.kind,
+            "dim": config.projector.width(sum(p.numel() for p in denoiser.parameters.values())),
+            "seed": config.projector.seed,
+        },
+        "preprocessing": {"resolution": denoiser.resolution, **_changed(config.data, "crop", "enlarge", "buckets")},
+        "columns": [config.data.image_column, *caption_columns(config.data)],
+        **_changed(config.data, "captions"),
+        # Ids that are made tell where below data.uri a row lies, and noise is keyed by ids.
+        "ids": config.data.id_column or f"made below {config.data.uri}",
+        "precision": config.model.precision,
+        "stored": [config.feature.dtype, config.feature.encoding],
+    }
+
+
+def _changed(data: DataConfig, *names: str) -> dict[str, Any]:
+    """The settings that are not what they are by default: a setting that is added leaves fingerprints as they were."""
+    return {n: getattr(data, n) for n in names if getattr(data, n) != getattr(DataConfig(), n)}
+
+
+def feature_bytes(config: AuditConfig, parameters: int) -> int:
+    """Bytes that one sample's feature takes on storage, for one method."""
+    itemsize = 4 if config.feature.encoding == "list" else np.dtype(config.feature.dtype).itemsize
+    return config.projector.width(parameters) * itemsize

@@ -1,0 +1,134 @@
+"""From what the shards said to what people read: the tally of scores, the tables, and the metrics."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from concept_trak.attribution import ranking
+from concept_trak.attribution.concept import Concept
+from concept_trak.attribution.ranking import BINS, Entry, TopK
+from concept_trak.audit.score import FORMS, Scored, column
+from concept_trak.audit.shown_samples import Seen
+from concept_trak.config import AuditConfig
+from concept_trak.data.format import label_values
+from concept_trak.data.shard import Shard
+from concept_trak.store.codec import read_footer
+from concept_trak.store.manifest import Audit, read_table, scores_file
+from concept_trak.store.records import Record, part_name
+from concept_trak.store.store import Store
+
+Key = tuple[str, str]  # method, column
+
+
+@dataclass
+class Tally:
+    """The ends and the histogram of every column of scores, added up shard by shard in any order."""
+
+    m: int
+    ends: dict[Key, TopK] = field(default_factory=dict)
+    histogram: dict[Key, np.ndarray] = field(default_factory=dict)
+
+    def add(self, scored: Scored) -> None:
+        for name, ends in scored.columns.items():
+            key = (scored.method, name)
+            self.ends[key] = self.ends.get(key, TopK(self.m)) + TopK(self.m, ends.top, ends.bottom)
+            self.histogram[key] = self.histogram.get(key, np.zeros(BINS, np.int64)) + np.array(ends.histogram)
+
+    def entries(self) -> Iterable[Entry]:
+        for ends in self.ends.values():
+            yield from ends.top
+            yield from ends.bottom
+
+
+def percentile(rank: int, end: str, count: int) -> float:
+    """Share of the samples that stand no higher, in percent: 100 for the best."""
+    place = rank if end == "top" else count - rank + 1
+    return 100 * (count - place + 1) / count
+
+
+def top_rows(
+    config: AuditConfig, tally: Tally, seen: dict[str, Seen], counts: dict[str, int]
+) -> Iterator[dict[str, Any]]:
+    """One row per concept, method, form, end and rank: the best and worst samples with where they lie.
+
+    `duplicate_of` names the sample of a better rank (at the bottom: a worse score) that shows the model the same image.
+    """
+    for method, concept, form in product(config.methods, config.concepts, FORMS):
+        ends = tally.ends[method, column(concept.name, form)]
+        for end, entries in (("top", ends.top), ("bottom", ends.bottom)):
+            first: dict[str, str] = {}
+            for rank, (score, sample, _) in enumerate(entries, 1):
+                s = seen[sample]
+                asked = {"concept": concept.name, "method": method, "form": form, "end": end, "rank": rank}
+                answer = {"sample_id": sample, "score": score, "percentile": percentile(rank, end, counts[method])}
+                same = first.setdefault(s.content or sample, sample)
+                place = {"caption": s.caption, "source": s.source, "row": s.row}
+                yield {**asked, **answer, **place, "duplicate_of": "" if same == sample else same, **s.labels}
+
+
+def top_kinds(config: AuditConfig) -> dict[str, str]:
+    """The columns of `top.parquet`."""
+    asked = {"concept": "string", "method": "string", "form": "string", "end": "string", "rank": "int32"}
+    answer = {"sample_id": "string", "score": "float32", "percentile": "float64"}
+    place = {"caption": "string", "source": "string", "row": "int64", "duplicate_of": "string"}
+    return {**asked, **answer, **place, **dict.fromkeys(config.data.label_columns, "string")}
+
+
+REJECT_KINDS = {"method": "string", "sample_id": "string", "source": "string", "row": "int64",
+                "reason": "string", "message": "string"}  # fmt: skip
+
+
+def reject_rows(store: Store, records: dict[str, list[Record]]) -> Iterator[dict[str, Any]]:
+    """Every rejected sample of every method, from the footers of the parts that rejected any."""
+    for method, parts in records.items():
+        for record in parts:
+            if record.rejected:
+                footer = read_footer(store, part_name(record.fingerprint, record.shard))
+                yield from ({"method": method, **asdict(reject)} for reject in footer.rejects)
+
+
+def rejects_by_reason(records: Iterable[Record]) -> dict[str, int]:
+    """How many samples each reason rejected."""
+    total: Counter[str] = Counter()
+    for record in records:
+        total.update(record.rejects_by_reason)
+    return dict(sorted(total.items()))
+
+
+def shows(concept: Concept, labels: dict[str, str]) -> bool:
+    """Whether labels say that a sample shows the concept."""
+    return all(labels.get(name) == value for name, value in concept.truth.items())
+
+
+def measured(audit: Audit, config: AuditConfig, plan: Sequence[Shard]) -> dict[str, dict[str, dict[str, float]]]:
+    """AP, base rate, P@10 and recall@carriers, as metrics[concept][column of the method and form].
+
+    From all scores and the data's labels: empty without `scores=all`, and for concepts without `truth`.
+    """
+    graded = [c for c in config.concepts if c.truth]
+    if config.scores != "all" or not graded:
+        return {}
+    labels = dict(pair for shard in plan for pair in label_values(shard, config.data))
+    result: dict[str, dict[str, dict[str, float]]] = {}
+    for method in config.methods:
+        tables = [read_table(audit, scores_file(method, shard.name)) for shard in plan]
+        ids = np.concatenate([np.array(t["sample_id"].to_pylist(), dtype=str) for t in tables])
+        for concept, form in product(graded, FORMS):
+            relevant = np.array([shows(concept, labels[i]) for i in ids])
+            score = np.concatenate([t[column(concept.name, form)].to_numpy() for t in tables])
+            ranked = relevant[np.lexsort((ids, -score))].tolist()
+            result.setdefault(concept.name, {})[column(method, form)] = _graded(ranked)
+    return result
+
+
+def _graded(relevant: list[bool]) -> dict[str, float]:
+    return {
+        "average_precision": ranking.average_precision(relevant),
+        "base_rate": ranking.base_rate(relevant),
+        "precision_at_10": ranking.precision_at(relevant, 10),
+        "recall_at_carriers": ranking.recall_at_carriers(relevant),
+    }

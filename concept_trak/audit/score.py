@@ -1,0 +1,143 @@
+"""The pass over all parts that scores them: of every column the ends and a histogram, and on request every score.
+
+Parts stream through a worker; only their ends go back to the driver.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import zip_longest
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from concept_trak.attribution import ranking
+from concept_trak.attribution.ranking import Entry, Kept
+from concept_trak.audit.aggregate import Sums, groups_of, sums_table
+from concept_trak.audit.worker import Attempt, OnStore, Work
+from concept_trak.data.columns import written
+from concept_trak.data.shard import Shard
+from concept_trak.store.manifest import Audit, plain, query_file, read_table, scores_file, sums_file, write_table
+from concept_trak.store.part import Block
+from concept_trak.store.records import Record
+from concept_trak.store.tables import from_columns
+
+
+@dataclass(frozen=True)
+class Column:
+    """What some shards say about one column of scores: its best, its worst, and its histogram."""
+
+    top: list[Entry]
+    bottom: list[Entry]
+    histogram: list[int]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Consecutive parts to be scored for one method; with their shards also to be summed by what is written of them."""
+
+    method: str
+    records: tuple[Record, ...]
+    shards: tuple[Shard, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        return sum(record.rows for record in self.records)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The columns of some parts, by name."""
+
+    method: str
+    columns: dict[str, Column]
+
+
+@dataclass(frozen=True)
+class Queries:
+    """The columns of scores with their vectors [m, k] and root mean squares: each concept solved, then plain."""
+
+    columns: list[str]
+    z: Float[Tensor, "m k"]
+    scale: list[float]
+
+
+SCORED_BYTES = 256 << 20  # some parts, so that reading and multiplying overlap, and a second or so of work
+
+
+def scorings(method: str, records: Sequence[Record], plan: Sequence[Shard] = ()) -> Iterator[Scoring]:
+    """All parts, in order, cut after every SCORED_BYTES: the same items whatever the number of workers.
+
+    `plan`: the shards of the parts, if their scores are to be summed too.
+    """
+    first, size = 0, 0
+    for end, record in enumerate(records, 1):
+        size += record.bytes
+        if size >= SCORED_BYTES or end == len(records):
+            yield Scoring(method, tuple(records[first:end]), tuple(plan[first:end]))
+            first, size = end, 0
+
+
+class Score(OnStore):
+    """Some shards against every concept, damped and plain; with `scores=all` also to `scores/<shard>.parquet`, and with
+    their shards also summed, to `sums/<first shard>.parquet`."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__(work)
+        self.queries = {method: read_queries(self.audit, work, method) for method in work.config.methods}
+
+    def __call__(self, item: Scoring, attempt: Attempt) -> Scored:
+        queries = self.queries[item.method]
+        kept, sums = Kept(self.work.config.top, queries.scale), Sums(queries.columns)
+        with closing(self.blocks(*item.records)) as coming:
+            for record, shard in zip_longest(item.records, item.shards):
+                ids, values = self._shard(item.method, record, coming, queries, kept)
+                if shard is not None:
+                    told = written(shard, self.work.config.data)
+                    sums.add_scores(values.numpy(), [groups_of(told[i], shard) for i in ids])
+        if item.shards:
+            write_table(self.audit, sums_file(item.method, item.records[0].shard), sums_table(sums))
+        columns = zip(queries.columns, kept.ends(), kept.histogram.tolist(), strict=True)
+        return Scored(item.method, {name: Column(ends.top, ends.bottom, counts) for name, ends, counts in columns})
+
+    def _shard(
+        self, method: str, record: Record, coming: Iterator[Block], queries: Queries, kept: Kept
+    ) -> tuple[list[str], Float[Tensor, "n c"]]:
+        """The next shard's own row groups, as many as its record has rows; its ids and scores."""
+        ids: list[str] = []
+        values = torch.empty(record.rows, len(queries.columns))
+        while len(ids) < record.rows:
+            block = next(coming)
+            made = values[len(ids) : len(ids) + len(block.ids)]
+            unit, factor = torch.from_dlpack(block.unit), torch.from_dlpack(block.weight * block.scale)
+            ranking.stored_scores(unit, factor, queries.z, made)
+            kept.add(made, block.ids, record.shard)
+            ids += block.ids
+        if self.work.config.scores == "all":
+            kinds = {"sample_id": "string", **dict.fromkeys(queries.columns, "float32")}
+            numbers = zip(queries.columns, values.T.numpy(), strict=True)
+            table = from_columns(kinds, {"sample_id": ids, **dict(numbers)})
+            write_table(self.audit, scores_file(method, record.shard), table)
+        return ids, values
+
+
+def read_queries(audit: Audit, work: Work, method: str) -> Queries:
+    """What `queries/` of an audit says, in the order of its concepts."""
+    columns, rows, scale = [], [], []
+    for concept in work.config.concepts:
+        row = read_table(audit, query_file(method, concept.name)).to_pylist()[0]
+        for name, vector in ((concept.name, "solved"), (plain(concept.name), "phi")):
+            columns.append(name)
+            rows.append(np.asarray(row[vector], np.float32))
+            scale.append(row[f"spread_{vector}"])
+    return Queries(columns, torch.from_numpy(np.stack(rows)), scale)
+
+
+FORMS = ("damped", "plain")
+
+
+def column(concept: str, form: str) -> str:
+    """The name of a concept's column of scores in one form."""
+    return concept if form == "damped" else plain(concept)

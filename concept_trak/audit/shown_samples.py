@@ -1,0 +1,72 @@
+"""What the ends of a ranking look like: captions, labels and pictures of chosen samples, from the data itself."""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import torch
+
+from concept_trak.audit.worker import Attempt, Work
+from concept_trak.data.image import suffix, to_png, to_thumbnail
+from concept_trak.data.sample import Sample, found, originals
+from concept_trak.data.shard import Shard
+from concept_trak.store.manifest import Audit, beside_report, write_bytes
+from concept_trak.store.store import Store
+
+SIDE = 192  # pixels of a thumbnail: twice what the page gives it, for screens of high density
+
+
+@dataclass(frozen=True)
+class Look:
+    """Samples of one shard; those also in `pictured` are drawn, at `resolution`, as the model sees them.
+
+    With `files` their thumbnails and originals are written beside the report, and only their names come back.
+    """
+
+    shard: Shard
+    ids: tuple[str, ...]
+    pictured: frozenset[str]
+    resolution: int
+    files: bool = False
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One sample as people see it. `png` is empty where no picture was asked for, and where the picture is a file:
+    then `thumbnail` and `original` are files beside the report."""
+
+    sample_id: str
+    caption: str
+    source: str
+    row: int
+    labels: dict[str, str]
+    png: bytes = b""
+    thumbnail: str = ""
+    original: str = ""
+    content: str = ""
+    """A hash of what the model sees: equal for two files of one picture."""
+
+
+class Show:
+    """The samples of a look."""
+
+    def __init__(self, work: Work) -> None:
+        self.data, self.audit = work.config.data, Audit(Store(work.config.store), work.config.audit)
+
+    def __call__(self, look: Look, attempt: Attempt) -> list[Seen]:
+        files = originals(look.shard, self.data, look.pictured) if look.files and look.pictured else {}
+        shown = found(look.shard, self.data, look.resolution, look.ids)
+        return [self._seen(look, sample, files.get(sample.id)) for sample in shown]
+
+    def _seen(self, look: Look, s: Sample, original: bytes | None) -> Seen:
+        content = hashlib.sha256(s.content.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+        seen = Seen(s.id, s.caption, look.shard.source, s.row, s.labels, content=content)
+        if s.pixels is None or s.id not in look.pictured:
+            return seen
+        if original is None:
+            return replace(seen, png=to_png(s.pixels))
+        key = hashlib.sha256(s.id.encode()).hexdigest()[:24]  # ids may hold what no file name may
+        small, kind = to_thumbnail(s.pixels, SIDE)
+        thumbnail, whole = f"thumbnails/{key}.{kind}", f"originals/{key}.{suffix(original)}"
+        for name, data in ((thumbnail, small), (whole, original)):
+            write_bytes(self.audit, beside_report(name), data)
+        return replace(seen, thumbnail=thumbnail, original=whole)

@@ -1,0 +1,105 @@
+"""A worker that needs the store and no model, and how it reads features: ahead of what it does with them."""
+
+import os
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from concept_trak.attribution.batch_size import fitting
+from concept_trak.attribution.denoiser import Denoiser
+from concept_trak.audit.plan import feature_settings
+from concept_trak.config import AuditConfig
+from concept_trak.models import load
+from concept_trak.store.codec import blocks
+from concept_trak.store.identity import fingerprint
+from concept_trak.store.manifest import Audit
+from concept_trak.store.part import Block
+from concept_trak.store.prefetch import ahead
+from concept_trak.store.records import Record, read_part
+from concept_trak.store.store import Store
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker is told: the whole configuration, and the fingerprint that the driver expects of each method."""
+
+    config: AuditConfig
+    fingerprints: dict[str, str]
+
+
+class OnStore:
+    """A worker that needs the store and no model."""
+
+    def __init__(self, work: Work) -> None:
+        torch.set_num_threads(max(1, int(work.config.cluster.cpus)))
+        self.work, self.store = work, Store(work.config.store)
+        self.audit = Audit(self.store, work.config.audit)
+
+    def blocks(self, *records: Record) -> Generator[Block, None, None]:
+        """The row groups of the parts, in order. Each part is checked against its record, by its sha256.
+
+        While one row group is used, a thread decodes the next, and another reads the next part. So two parts
+        and two row groups are in memory, however many there are.
+        """
+        return ahead(_decoded(ahead(read_part(self.store, record) for record in records)))
+
+    def features(self, *records: Record) -> Iterator[tuple[list[str], Tensor, Tensor]]:
+        """(ids, weight [n], phi [n, k]) of each row group of the parts, in order, in float32."""
+        for block in self.blocks(*records):
+            unit, weight, scale = map(torch.from_dlpack, (block.unit, block.weight, block.scale))
+            yield block.ids, weight.clone(), unit.float() * scale[:, None]
+
+
+def _decoded(parts: Iterable[bytes]) -> Iterator[Block]:
+    for data in parts:
+        yield from blocks(data, checked=True)
+
+
+@runtime_checkable
+class Attempt(Protocol):
+    """Which try this is, and how often running out of memory halved the batch."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def halvings(self) -> int: ...
+
+
+def open_model(config: AuditConfig) -> Denoiser:
+    """The model of a configuration, on the GPU the worker owns if there is one."""
+    m = config.model
+    owned = "cuda" if config.cluster.gpus > 0 and torch.cuda.is_available() else "cpu"
+    device = owned if m.device == "auto" else m.device
+    return load(m.path, m.parameters, m.negative, m.combinations, device, m.precision, m.weights, m.lora, m.embeddings)
+
+
+class WithModel:
+    """A worker that holds the model, once it agrees with the driver about what the features are."""
+
+    def __init__(self, work: Work) -> None:
+        self.work, self.config = work, work.config
+        torch.set_num_threads(max(1, int(work.config.cluster.cpus)))
+        self.store, self.denoiser = Store(work.config.store), open_model(work.config)
+        self.identity = identity = self.denoiser.identity()
+        for name, method in work.config.methods.items():
+            ours = fingerprint(feature_settings(work.config, method, self.denoiser, identity))
+            if ours != work.fingerprints[name]:
+                raise ValueError(
+                    f"this worker would compute features {ours} for {name}, the driver expects "
+                    f"{work.fingerprints[name]}: they see different model files at {work.config.model.path!r}. Put the "
+                    "same model where every node finds it."
+                )
+
+    def batch_size(self, attempt: Attempt) -> int:
+        return max(1, (self.config.model.batch or self._fitting) >> attempt.halvings)
+
+    @cached_property
+    def _fitting(self) -> int:
+        c = self.config.cluster
+        beside = max(1, c.workers or int((os.cpu_count() or 1) / c.cpus)) if c.kind != "serial" else 1
+        memory = c.memory if self.denoiser.device.type == "cpu" else 0
+        return fitting(self.denoiser, self.config.projector, len(self.config.methods), memory or None, beside)

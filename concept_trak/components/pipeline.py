@@ -1,0 +1,75 @@
+"""What a choice of parameters does, tried in memory: what a model then draws, and how far alphas predicted J."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+from cluster.executor import Task
+from concept_trak.components import calibration
+from concept_trak.components.calibration import Trials
+from concept_trak.components.config import ComponentsConfig
+from concept_trak.components.dose_response import DOSES, Dose
+from concept_trak.components.measure import evaluations
+from concept_trak.components.workers import Case, Concluded, Inquest, Unit
+from concept_trak.store.store import Store
+from concept_trak.store.tables import from_rows, to_parquet
+from jobs.execute import mapped
+
+AT_ONCE = 25  # ablations in an item: their states are made once
+
+
+def dosed(config: ComponentsConfig, inquest: Inquest, cases: Sequence[Case]) -> None:
+    """What is drawn without an edit, and with every arm at every dose, as components_doses.parquet."""
+    e, how = config.edit, (config.samples, config.pictures_seed, config.pictures_points)
+    each = product(cases, config.doses, config.arms)
+    none = Dose(cases[0], "none", e.choice, e.factor, *how)
+    items = [none, *(Dose(case, arm, replace(e.choice, ratio=ratio), e.factor, *how) for case, ratio, arm in each)]
+    rows = list[dict[str, Any]]()
+    for item, found in mapped(
+        config, "doses", Task("concept_trak.components.dose_response:Administer", inquest), items
+    ):
+        print(f"dose       {dose_line(item, found)}")
+        rows += found if item is not none else [{**row, "concept": c.concept.name} for c in cases for row in found]
+    name = f"components/{config.name}/components_doses.parquet"
+    Store(config.store).replace(name, to_parquet(from_rows(DOSES, rows)))
+
+
+def dose_line(item: Dose, found: Sequence[dict[str, Any]]) -> str:
+    """One dose in a line: by value of each factor, then the pair that is seen least."""
+    seen = ", ".join(f"{row['value']} {row['presence']:.2f}" for row in found if row["of"] != "pair")
+    least = min((row for row in found if row["of"] == "pair"), key=lambda row: row["presence"])
+    ratio = "" if item.arm == "none" else f"{item.case.concept.name}, {item.choice.ratio:g} ({found[0]['edited']}) by "
+    return f"{ratio}{item.arm}: {seen}; least {least['value']} {least['presence']:.2f}"
+
+
+def calibrated(config: ComponentsConfig, inquest: Inquest, cases: Sequence[Case]) -> None:
+    """Predicted and actual J of random ablations, as components_calibration.parquet; Pearson in words."""
+    c = config.calibration
+    starts = range(0, c.ablations, AT_ONCE)
+    numbers = [tuple(range(first, min(first + AT_ONCE, c.ablations))) for first in starts]
+    items = [Trials(case, fraction, some) for case in cases for fraction in c.fractions for some in numbers]
+    found = mapped(config, "calibration", Task("concept_trak.components.calibration:Calibrate", inquest), items)
+    rows = [row for _, some in found for row in some]
+    for case in cases:
+        print(*calibration.told([row for row in rows if row["concept"] == case.concept.name]), sep="\n")
+    name = f"components/{config.name}/components_calibration.parquet"
+    Store(config.store).replace(name, to_parquet(from_rows(calibration.CALIBRATION, rows)))
+
+
+def measure(config: ComponentsConfig, inquest: Inquest, units: Mapping[str, Unit]) -> None:
+    """The trajectories, by their files, that have none yet."""
+    store = Store(config.store)
+    missing = [unit for name, unit in units.items() if store.size(name) is None]
+    spent = sum(evaluations(unit.objective, config.probe, bool(unit.image)) for unit in missing)
+    said = f", {len(missing)} of them to measure: {spent:,} network evaluations" if missing else ", all measured"
+    print(f"measure    {len(units)} trajectories{said}", flush=True)
+    for _ in mapped(config, "measure", Task("concept_trak.components.workers:Measure", inquest), missing):
+        pass
+
+
+def summary_lines(found: Concluded, objective: str) -> str:
+    """One concept in a line."""
+    moved = f", moves the prediction by {found.expressed:.3f} of its size" if objective != "amplify" else ""
+    strongest = ", ".join(f"{name} {a:+.2e}" for name, a in found.tensors)
+    return f"{found.concept:<10} J {found.j:.3e}{moved}; strongest: {strongest}"

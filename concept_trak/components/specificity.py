@@ -1,0 +1,75 @@
+"""What a parameter is to one concept against what it is to others: benefit, and the price that references pay.
+
+With g the gradient of the concept's J (of its negative, where J is to rise) and g_r, F_r those of the references:
+
+    none                 benefit  theta_i g_i                                        CAD: blind to what else it does
+    margin               benefit  theta_i g_i - max_r theta_i g_r,i                  less what the most hurt one loses
+    surgery              benefit  theta_i (g - G (G^T G)^+ G^T g)_i                  g without its part along the g_r
+    surgery_by_tensor    the same within every tensor
+    reach                benefit  theta_i g_i,    price  theta_i^2 mean_r F_r,i      bought by benefit per price
+
+The price of `reach` is, to first order and without cross terms, the mean square by which the references' predictions
+move. `margin` has the difference of COAR's edits (Shah et al. 2024), `surgery` the projection of Yu et al. (2020,
+"Gradient Surgery for Multi-Task Learning"), here off the span of all references.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from concept_trak.components.measure import Measurement
+
+AGAINST = ("none", "margin", "surgery", "surgery_by_tensor", "reach")
+Scores = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Worth:
+    """By parameter name and scalar: what zeroing it is predicted to gain, and what it costs (None: not asked)."""
+
+    benefit: Scores
+    price: Scores | None = None
+
+
+def worth(against: str, theta: Scores, target: Scores, references: Sequence[Measurement]) -> Worth:
+    """`target`: the gradient whose alphas are to go; `references` as `measured_for` says, their harm positive.
+
+    Raises:
+        ValueError: there are no references to hold it against.
+    """
+    if against == "none":
+        return Worth(_times(theta, target))
+    if not references:
+        raise ValueError(
+            f"edit.choice.against={against} holds a concept against others, and references are empty; name what is to "
+            "stay: references=[{name: green, prompt: a green square, without_prompt: a square}, ...]"
+        )
+    if against == "reach":
+        mean = {n: torch.stack([r.gradient[n] for r in references]).mean(0) for n in target}
+        return Worth(_times(theta, target), {n: theta[n].square() * f for n, f in mean.items()})
+    if against == "margin":
+        worst = {n: torch.stack([theta[n] * r.gradient[n] for r in references]).amax(0) for n in target}
+        return Worth({n: a - worst[n] for n, a in _times(theta, target).items()})
+    names = [[n] for n in target] if against == "surgery_by_tensor" else [list(target)]
+    parts = [off_span({n: target[n] for n in some}, [r.gradient for r in references]) for some in names]
+    return Worth(_times(theta, {n: g for part in parts for n, g in part.items()}))
+
+
+def measured_for(against: str, objective: str) -> str:
+    """What references are asked for."""
+    return "reach" if against == "reach" else objective
+
+
+def off_span(gradient: Scores, others: Sequence[Scores]) -> Scores:
+    """g without its orthogonal projection on the span of others, over all of g's tensors at once."""
+    columns = {n: torch.stack([o[n].flatten().double() for o in others], 1) for n in gradient}
+    gram = torch.stack([c.T @ c for c in columns.values()]).sum(0)
+    along = torch.stack([columns[n].T @ g.flatten().double() for n, g in gradient.items()]).sum(0)
+    weight = torch.linalg.pinv(gram, hermitian=True) @ along
+    return {n: g - (columns[n] @ weight).view_as(g).to(g) for n, g in gradient.items()}
+
+
+def _times(theta: Scores, gradient: Scores) -> Scores:
+    return {n: theta[n].to(g) * g for n, g in gradient.items()}

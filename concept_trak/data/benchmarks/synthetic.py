@@ -1,0 +1,150 @@
+"""The benchmark's data sets as Parquet files that look like anyone's.
+
+An image depends on (seed, index) alone, never on how many others are drawn, so a data set can be grown and re-cut.
+"""
+
+import io
+import itertools
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from concept_trak.data.benchmarks.two_factors import SHAPES3, Pair, TwoFactors, caption
+
+_ROW_GROUP = 64
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One labelled image: what it shows, and what its caption says, which may be something else."""
+
+    id: str
+    image: Image.Image
+    shown: Pair
+    said: Pair
+
+    @property
+    def caption(self) -> str:
+        return caption(*self.said)
+
+
+def draw(
+    seed: int, index: int, kinds: TwoFactors = SHAPES3, resolution: int | None = None, wrong: float = 0.0
+) -> Drawing:
+    """Image `index` of the data set `seed`: the same for every caller, whatever else is drawn.
+
+    With probability `wrong` its caption is that of another pair that training knows, drawn apart from the image.
+    """
+    if not 0 <= wrong <= 1:
+        raise ValueError(f"wrong={wrong}: expected the probability, in 0 ... 1, that a caption is another pair's")
+    rng = np.random.default_rng([seed, index])
+    pairs = kinds.pairs
+    shown = said = pairs[rng.integers(len(pairs))]
+    image = kinds.render(*shown, rng, resolution or kinds.resolution)
+    words = np.random.default_rng([seed, index, 1])
+    if words.random() < wrong:
+        others = [pair for pair in pairs if pair != shown]
+        said = others[words.integers(len(others))]
+    return Drawing(f"{kinds.factor}s-{index:06d}", image, shown, said)
+
+
+def arrays(
+    seed: int,
+    first: int,
+    count: int,
+    kinds: TwoFactors = SHAPES3,
+    resolution: int | None = None,
+    wrong: float = 0.0,
+) -> tuple[np.ndarray, list[Drawing]]:
+    """Images `first` to `first + count` as uint8 `[count, 3, resolution, resolution]`, beside what is known of each."""
+    drawings = [draw(seed, index, kinds, resolution, wrong) for index in range(first, first + count)]
+    return np.stack([np.asarray(drawing.image).transpose(2, 0, 1) for drawing in drawings]), drawings
+
+
+def write(
+    folder: str | Path,
+    rows: int,
+    seed: int,
+    kinds: TwoFactors = SHAPES3,
+    files: int = 4,
+    resolution: int | None = None,
+    first: int = 0,
+    wrong: float = 0.0,
+    unsaid: str = "",
+) -> list[Path]:
+    """Images `first` to `first + rows` as `files` Parquet files of the layout and metadata of Hugging Face `datasets`.
+
+    Columns: id, image (PNG bytes and a path), caption, the two factors (shape, colour), and where some captions are
+    wrong what they say (said_shape, said_colour). Captions leave out the factor `unsaid` ("colour"), if there is one.
+    The same arguments give the same bytes. A file that is already there and equal is left untouched, for its version
+    (and so every feature computed from it) hangs on its modification time; one that differs raises ValueError.
+    """
+    if not 0 < files <= rows:
+        raise ValueError(f"cannot write {rows} rows into {files} files; expected 1 <= files <= rows.")
+    if unsaid and unsaid not in kinds.columns:
+        raise ValueError(
+            f"unsaid={unsaid!r} is no factor of {kinds.name}; expected {' or '.join(kinds.columns)}, or ''"
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    bounds = [first + rows * part // files for part in range(files + 1)]
+    paths = [folder / f"train-{part:05d}-of-{files:05d}.parquet" for part in range(files)]
+    for path, (start, stop) in zip(paths, itertools.pairwise(bounds), strict=True):
+        drawings = [draw(seed, index, kinds, resolution, wrong) for index in range(start, stop)]
+        _put(path, _parquet(drawings, labels_of(kinds, wrong), [name == unsaid for name in kinds.columns]))
+    return paths
+
+
+def labels_of(kinds: TwoFactors, wrong: float = 0.0) -> tuple[str, ...]:
+    """The label columns of a data set: what an image shows and, where captions may be wrong, what its caption says."""
+    return kinds.columns + (tuple(f"said_{name}" for name in kinds.columns) if wrong else ())
+
+
+def _parquet(drawings: list[Drawing], labels: tuple[str, ...], unsaid: list[bool]) -> bytes:
+    rows = [
+        {
+            "id": drawing.id,
+            "image": {"bytes": _png(drawing.image), "path": f"{drawing.id}.png"},
+            "caption": caption(*(None if left_out else v for v, left_out in zip(drawing.said, unsaid, strict=True))),
+            **dict(zip(labels, (*drawing.shown, *drawing.said), strict=False)),
+        }
+        for drawing in drawings
+    ]
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=_schema(labels)), sink, row_group_size=_ROW_GROUP)
+    return sink.getvalue()
+
+
+def _schema(labels: tuple[str, ...]) -> pa.Schema:
+    text = {"dtype": "string", "_type": "Value"}
+    names = {"id": text, "image": {"_type": "Image"}, "caption": text, **dict.fromkeys(labels, text)}
+    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    return pa.schema(
+        {name: image if name == "image" else pa.string() for name in names},
+        metadata={"huggingface": json.dumps({"info": {"features": names}})},
+    )
+
+
+def _put(path: Path, content: bytes) -> None:
+    if path.exists():
+        if path.read_bytes() == content:
+            return
+        raise ValueError(
+            f"{path} exists with other content than these arguments give; expected no file, or the same. "
+            "Choose another folder, or delete the old data set."
+        )
+    unfinished = path.with_suffix(".unfinished")  # so that a killed run never leaves half a file under the final name
+    unfinished.write_bytes(content)
+    os.replace(unfinished, path)
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()

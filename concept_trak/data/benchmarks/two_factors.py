@@ -1,0 +1,86 @@
+"""The data sets of the benchmark: images of one thing in one colour, some pairs of the two held out of training.
+
+A concept is one factor ("triangle", or "red"); the training images that taught it are those that show it. A held-out
+pair (a red triangle) asks for both factors of an image that was never trained on. After the synthetic experiment of
+Concept-TRAK (Park et al. 2025, arXiv 2507.06547).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from concept_trak.data.benchmarks import drawing
+
+Pair = tuple[str, str]  # (thing, colour)
+
+
+@dataclass(frozen=True)
+class TwoFactors:
+    """What a data set can show, which pairs it never does, and how an image comes about.
+
+    Raises:
+        ValueError: a held-out pair is none of the combinations.
+    """
+
+    name: str
+    factor: str
+    """The label column of the things: "shape"."""
+    things: tuple[str, ...]
+    colours: tuple[str, ...]
+    held_out: tuple[Pair, ...]
+    resolution: int
+    """Side of an image in pixels."""
+    render: Callable[[str, str, np.random.Generator, int], Image.Image]
+
+    def __post_init__(self) -> None:
+        if wrong := set(self.held_out) - set(self.all_pairs):
+            raise ValueError(f"held_out={sorted(wrong)} is no combination; expected some of {self.all_pairs}.")
+
+    @property
+    def all_pairs(self) -> tuple[Pair, ...]:
+        """Every (thing, colour), in a fixed order."""
+        return tuple((thing, colour) for thing in self.things for colour in self.colours)
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """Those that training images show."""
+        return tuple(pair for pair in self.all_pairs if pair not in self.held_out)
+
+    @property
+    def columns(self) -> tuple[str, str]:
+        """The label columns of an image."""
+        return (self.factor, "colour")
+
+    def whole(self) -> "TwoFactors":
+        """The same with nothing held out."""
+        return replace(self, held_out=())
+
+
+def caption(thing: str | None, colour: str | None) -> str:
+    """The text of a pair; None leaves a factor unsaid: "a red triangle", "a triangle", "red", ""."""
+    if thing is None:
+        return colour or ""
+    return f"a {colour} {thing}" if colour else f"a {thing}"
+
+
+# The demo's: captions name both factors, one or none, so that "" is a condition the model knows.
+SHAPES3 = TwoFactors("shapes3", "shape", drawing.SHAPES, drawing.COLOURS, (("triangle", "red"),), 32, drawing.render)
+# As in the paper: two by two, every caption whole, so that a sample's negative is another caption.
+SHAPES2 = TwoFactors(
+    "shapes2", "shape", ("triangle", "circle"), ("red", "blue"), (("triangle", "red"),), 32, drawing.render
+)
+# The same at the published size and in the published manner; for a GPU (conf/train_paper.yaml).
+SHAPES2_PAPER = replace(SHAPES2, name="shapes2_paper", resolution=64, render=drawing.render_as_published)
+# Real handwriting; several pairs held out, so that no single one decides.
+DIGITS = TwoFactors(
+    "digits",
+    "digit",
+    drawing.DIGITS,
+    drawing.COLOURS,
+    (("three", "red"), ("seven", "blue"), ("eight", "green")),
+    16,
+    drawing.render_digit,
+)
+SETS = {kinds.name: kinds for kinds in (SHAPES3, SHAPES2, SHAPES2_PAPER, DIGITS)}

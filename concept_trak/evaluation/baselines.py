@@ -1,0 +1,151 @@
+"""Rankings that need no gradient, for every concept: what a method must beat, and what none of its kind can.
+
+Each is a function (what is seen of the training samples, concept, m queries) -> scores [n, m].
+
+| rival      | ranks training samples by                                                                       |
+|------------|-------------------------------------------------------------------------------------------------|
+| random     | nothing                                                                                         |
+| agnostic   | how many of the query's factors they show: the best that ignores which of them is asked         |
+| lookup     | whether their caption names the concept, in random order within                                 |
+| pixels     | cosine with the query's generated image, both less the training mean                            |
+| activation | the same of the output of the network's middle, averaged over places, at one noise level        |
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from concept_trak.attribution.concept import Concept
+from concept_trak.attribution.denoiser import Denoiser, negatives
+from concept_trak.attribution.numerics import key
+from concept_trak.attribution.query import UNGUIDED, query_batch
+from concept_trak.attribution.state import Batch, Probe
+from concept_trak.attribution.trajectory import forward_noise, generate
+from concept_trak.audit.featurize import encoded
+from concept_trak.audit.results import shows
+from concept_trak.audit.worker import Attempt, WithModel
+from concept_trak.data.sample import Sample, samples
+from concept_trak.data.shard import Shard
+from concept_trak.evaluation.benchmark import PLAIN, Row, Top, as_rows, write_ranking
+from concept_trak.evaluation.retrieval import grade
+from concept_trak.store.manifest import Audit
+
+SEEN = Probe("forward_noise", "prediction", times=(300,))
+"""Where `activation` looks: noise hides fine texture there and leaves what is shown."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A model and its training samples, n of them, each encoded once."""
+
+    denoiser: Denoiser
+    train: Sequence[Sample]
+    seed: int
+
+    @cached_property
+    def batch(self) -> Batch:
+        d, captions, ids = self.denoiser, [s.caption for s in self.train], tuple(s.id for s in self.train)
+        x_0, cond = encoded(d, self.train)
+        return Batch(ids, cond, negatives(d, ids, captions, self.seed), x_0)
+
+    @cached_property
+    def seen(self) -> Float[Tensor, "n width"]:
+        return self.looked_at(self.batch)
+
+    @cached_property
+    def _made(self) -> dict[tuple[str, int, int], Tensor]:
+        return {}
+
+    def generated(self, concept: Concept, m: int) -> Batch:
+        """The images of a concept's first m queries; concepts with one prompt, as of one pair, share them."""
+        batch, asked = query_batch(self.denoiser, concept).rows(slice(0, m)), (concept.text, concept.seed, m)
+        if asked not in self._made:
+            self._made[asked] = generate(self.denoiser, batch, UNGUIDED, concept.seed)
+        return replace(batch, x_0=self._made[asked])
+
+    @torch.no_grad()
+    def looked_at(self, batch: Batch, at_once: int = 100) -> Float[Tensor, "b width"]:
+        """The middle's output at the state of `SEEN`, averaged over places."""
+        kept: list[Tensor] = []
+        hook = self.denoiser.middle.register_forward_hook(lambda module, args, out: kept.append(_pooled(out)))
+        try:
+            for i in range(0, len(batch.ids), at_once):
+                for state in forward_noise(self.denoiser, batch.rows(slice(i, i + at_once)), SEEN, self.seed):
+                    self.denoiser(state.x_t, state.t, state.batch.cond)
+        finally:
+            hook.remove()
+        return torch.cat(kept)
+
+
+def random(sight: Sight, concept: Concept, m: int) -> Float[Tensor, "n m"]:
+    rows = [np.random.default_rng(key(sight.seed, s.id, concept.name)).random(m) for s in sight.train]
+    return torch.from_numpy(np.stack(rows))
+
+
+def agnostic(sight: Sight, concept: Concept, m: int) -> Float[Tensor, "n m"]:
+    said = set(concept.text.split())
+    shown = [len(said & {v for k, v in s.labels.items() if not k.startswith("said_")}) for s in sight.train]
+    return torch.tensor(shown, dtype=torch.float64)[:, None] + 0.5 * random(sight, concept, m)
+
+
+def lookup(sight: Sight, concept: Concept, m: int) -> Float[Tensor, "n m"]:
+    (word,) = set(concept.truth.values())
+    named = torch.tensor([word in s.caption.split() for s in sight.train], dtype=torch.float64)
+    return named[:, None] + 0.5 * random(sight, concept, m)
+
+
+def pixels(sight: Sight, concept: Concept, m: int) -> Float[Tensor, "n m"]:
+    return _cosine(sight.batch.x_0, sight.generated(concept, m).x_0)
+
+
+def activation(sight: Sight, concept: Concept, m: int) -> Float[Tensor, "n m"]:
+    return _cosine(sight.seen, sight.looked_at(sight.generated(concept, m)))
+
+
+def _pooled(out: Tensor) -> Float[Tensor, "b width"]:
+    """[b, channels, h, w] or [b, patches, width] to [b, width]."""
+    return out.mean((2, 3)) if out.dim() == 4 else out.mean(1)
+
+
+def _cosine(train: Tensor | None, queries: Tensor | None) -> Float[Tensor, "n m"]:
+    assert train is not None, "training samples have images"
+    assert queries is not None, "queries have generated images"
+    a, b = train.flatten(1).double(), queries.flatten(1).double()
+    middle = a.mean(0)
+    return torch.nn.functional.normalize(a - middle) @ torch.nn.functional.normalize(b - middle).T
+
+
+RIVALS: dict[str, Callable[[Sight, Concept, int], Tensor]] = {
+    f.__name__: f for f in (random, agnostic, lookup, pixels, activation)
+}
+
+
+@dataclass(frozen=True)
+class Rivalry:
+    """One rival against m queries of every concept, over the shards of a plan."""
+
+    rival: str
+    plan: tuple[Shard, ...]
+    m: int
+
+
+class Compete(WithModel):
+    """The grades of a rival: rows like those of `trial.Grade`, with the plain inner product's damping."""
+
+    def __call__(self, item: Rivalry, attempt: Attempt) -> list[Row]:
+        data, side = self.config.data, self.denoiser.resolution
+        train = [s for shard in item.plan for s in samples(shard, data, side) if isinstance(s, Sample)]
+        sight, ids = Sight(self.denoiser, train, self.config.seed), [s.id for s in train]
+        rows, tops = list[Row](), list[Top]()
+        for concept in self.config.concepts:
+            relevant = np.array([shows(concept, s.labels) for s in train])
+            scores = RIVALS[item.rival](sight, concept, item.m).cpu().double().numpy()
+            rows += as_rows(grade(scores, relevant, ids), concept.name, PLAIN, 0, relevant)
+            tops.append(Top.of(concept.name, PLAIN, scores, ids, relevant))
+        write_ranking(Audit(self.store, self.config.audit), item.rival, "none", tops)
+        return rows

@@ -1,0 +1,131 @@
+"""The stages of a benchmark on one model, beside those of an audit: its queries, and the grades of every ranking."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from concept_trak.attribution.method import METHODS, Method
+from concept_trak.audit.pipeline import Run
+from concept_trak.audit.prepare import prepare
+from concept_trak.config import AuditConfig
+from concept_trak.evaluation.baselines import RIVALS, Rivalry
+from concept_trak.evaluation.benchmark import GRADED, Grading, Inquiry, inquiry_file, ranking_file
+from concept_trak.evaluation.retrieval import Cell
+from concept_trak.evaluation.suite import (
+    BenchmarkConfig,
+    audit_of,
+    cells_of,
+    require_captions,
+    require_pairs,
+    rows_of,
+    trained,
+)
+from concept_trak.evaluation.training.benchmark_models import TrainConfig
+from concept_trak.store.manifest import finish, manifest, read_table, write_table
+from concept_trak.store.records import Record
+from concept_trak.store.tables import from_rows
+from jobs.execute import executor
+from jobs.progress import Progress
+
+
+def inquire(run: Run) -> list[str]:
+    """phi_q of every query of every side, once for all that ask alike; returns the files."""
+    config = run.prepared.config
+    asked = {
+        inquiry_file(m, c): Inquiry(m, c)
+        for row, c in product(config.methods.values(), config.concepts)
+        for m in sides(row).values()
+    }
+    return [name for _, name in run.map("query", "concept_trak.evaluation.benchmark:Inquire", list(asked.values()))]
+
+
+def graded(
+    run: Run, records: dict[str, list[Record]], dampings: tuple[float, ...], each: int
+) -> Iterator[dict[str, Any]]:
+    """The grades of every method with every side's queries, of `each` samples, at every damping."""
+    plan = tuple(run.prepared.plan)
+    items = [
+        Grading(name, asked, side, tuple(records[name]), plan, dampings, each)
+        for name, method in run.prepared.config.methods.items()
+        for asked, side in sides(method).items()
+    ]
+    for item, found in run.map("grade", "concept_trak.evaluation.benchmark:Grade", items):
+        yield from ({"method": item.method, "asked": item.asked, **row} for row in found)
+
+
+def rivals(run: Run, queries: int) -> Iterator[dict[str, Any]]:
+    """The grades of what needs no gradient, against as many queries of every concept."""
+    items = [Rivalry(name, tuple(run.prepared.plan), queries) for name in RIVALS]
+    for item, found in run.map("rival", "concept_trak.evaluation.baselines:Compete", items):
+        yield from ({"method": item.rival, "asked": "none", **row} for row in found)
+
+
+def rankings(run: Run) -> list[str]:
+    """The files of every arm's ranking, which its grading wrote."""
+    arms = [(name, asked) for name, method in run.prepared.config.methods.items() for asked in sides(method)]
+    return [ranking_file(*arm) for arm in (*arms, *((rival, "none") for rival in RIVALS))]
+
+
+def sides(method: Method) -> dict[str, Method]:
+    """The method with its own query, and a whole-image row with the concept query too."""
+    if method.query.direction == "concept_reward":
+        return {"own": method}
+    return {"own": method, "concept": replace(method, query=METHODS["concept_trak"].query)}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One data set: the grades of all its models, and the audit that each model's were computed in."""
+
+    title: str
+    cells: list[Cell]
+    grades: list[dict[str, Any]]
+    audits: dict[str, str]
+
+
+def compared(config: BenchmarkConfig) -> list[Compared]:
+    """Every model graded, by data set."""
+    found: dict[str, Compared] = {}
+    models = {path: trained(path) for path in config.models}
+    for made in models.values():
+        require_pairs(config, made)
+        require_captions(config, made)
+    for path, made in models.items():
+        title = title_of(config, made)
+        one = found.setdefault(title, Compared(title, cells_of(config, made), [], {}))
+        audit = audit_of(config, path, made)
+        one.grades.extend(contest(config, path, audit))
+        one.audits[path] = audit.audit
+    return list(found.values())
+
+
+def costs(config: BenchmarkConfig) -> dict[str, int]:
+    """Network evaluations of a training sample by method."""
+    return {name: m.train.evaluations for name, m in rows_of(config).items()} | dict.fromkeys(RIVALS, 0)
+
+
+def title_of(config: BenchmarkConfig, made: TrainConfig) -> str:
+    """Models with one title stand in one table."""
+    notes = [made.set]
+    if made.steps == 0:
+        notes.append("untrained")
+    if made.wrong:
+        notes.append("captions shuffled" if made.shuffled else f"{made.wrong:.0%} of captions wrong")
+        notes += [f"found is what is {config.truth}"] if config.truth != "both" else []
+    return ", ".join(notes + ([f"{config.unsaid} unsaid"] if config.unsaid else []))
+
+
+def contest(config: BenchmarkConfig, path: str, audit: AuditConfig) -> list[dict[str, Any]]:
+    """One model's grades; those of an earlier run with the same settings are read."""
+    p = prepare(audit)
+    if manifest(p.audit) is None:
+        run = Run(p, executor(audit), Progress(p.audit, config.interval))
+        records = run.featurize()
+        inquired = inquire(run)
+        rows = [*graded(run, records, config.dampings, config.each), *rivals(run, config.queries)]
+        write_table(p.audit, "grades.parquet", from_rows(GRADED, rows))
+        parts = [record for found in records.values() for record in found]
+        files = ["audit.yaml", "plan.parquet", "grades.parquet", *inquired, *rankings(run)]
+        finish(p.audit, files, parts, {"fingerprints": p.work.fingerprints})
+    return [{"model": path, **row} for row in read_table(p.audit, "grades.parquet").to_pylist()]

@@ -1,0 +1,127 @@
+"""How well a method finds the samples that show a concept, over many queries, cells and models, with intervals.
+
+A cell is one factor of one pair of a two-factor data set: "red" in "a red triangle". Retrieval in one cell proves
+nothing, for a ranking that never changes can be perfect there; so a method's merit is its worst cell,
+
+    merit = min over cells of mean over models and queries of (AP - base rate).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from concept_trak.attribution.concept import Concept
+from concept_trak.data.benchmarks.two_factors import Pair, TwoFactors, caption
+
+Values = Float[np.ndarray, "models queries cells"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One factor of one pair; `held_out` if training never showed the pair."""
+
+    pair: Pair
+    factor: str
+    held_out: bool
+
+    @property
+    def value(self) -> str:
+        return self.pair[1] if self.factor == "colour" else self.pair[0]
+
+    @property
+    def name(self) -> str:
+        """Names files and columns: "red_in_red_triangle"."""
+        return f"{self.value}_in_{self.pair[1]}_{self.pair[0]}"
+
+
+def cells(kinds: TwoFactors, pairs: Sequence[Pair] = ()) -> list[Cell]:
+    """Both factors of every pair, or of those that are named; pairs in the data set's order."""
+    asked = [pair for pair in kinds.all_pairs if not pairs or pair in pairs]
+    return [Cell(pair, factor, pair in kinds.held_out) for pair in asked for factor in kinds.columns]
+
+
+TRUTHS = {"shown": ("",), "said": ("said_",), "both": ("", "said_")}
+"""What counts as found: the image shows the factor, its caption says it, or both; by the prefixes of their labels."""
+
+
+def question(cell: Cell, kinds: TwoFactors, empty: bool, samples: int, truth: str) -> Concept:
+    """The cell as a concept with `samples` query trajectories.
+
+    c-minus leaves the factor out where the model knows such captions (`empty`), else it says the factor's next value.
+    `truth`: a row of `TRUTHS`.
+    """
+    thing, colour = cell.pair
+    if cell.factor == "colour":
+        other = None if empty else _next(colour, kinds.colours)
+        without = caption(thing, other)
+    else:
+        other = None if empty else _next(thing, kinds.things)
+        without = caption(other, colour)
+    shows = {f"{prefix}{cell.factor}": cell.value for prefix in TRUTHS[truth]}
+    return Concept(cell.name, caption(*cell.pair), without, samples=samples, truth=shows)
+
+
+def _next(value: str, values: Sequence[str]) -> str:
+    return values[(values.index(value) + 1) % len(values)]
+
+
+@dataclass(frozen=True)
+class Grades:
+    """Measures of m rankings, each in [0, 1]: [m]."""
+
+    average_precision: Float[np.ndarray, " m"]
+    precision_at_10: Float[np.ndarray, " m"]
+    recall_at_carriers: Float[np.ndarray, " m"]
+
+
+def grade(scores: Float[np.ndarray, "n m"], relevant: Bool[np.ndarray, " n"], ids: Sequence[str]) -> Grades:
+    """The measures of `ranking.py` for every column of scores at once; ties are ordered by sample id."""
+    hits = relevant[_order(scores, ids)]
+    found, total = hits.cumsum(0), int(relevant.sum())
+    precision = found / np.arange(1, len(hits) + 1)[:, None]
+    return Grades(
+        (precision * hits).sum(0) / max(1, total),
+        hits[:10].mean(0),
+        found[total - 1] / total if total else np.zeros(hits.shape[1]),
+    )
+
+
+def ranked(scores: Float[np.ndarray, " n"], ids: Sequence[str]) -> list[str]:
+    """The ids in the order that `grade` measures: best first."""
+    return [str(ids[i]) for i in _order(scores[:, None], ids)[:, 0]]
+
+
+def _order(scores: Float[np.ndarray, "n m"], ids: Sequence[str]) -> Int[np.ndarray, "n m"]:
+    """The rows of each column, best first; ties by id."""
+    order = np.argsort(np.asarray(ids, dtype=str), kind="stable")
+    return order[np.argsort(-scores[order], axis=0, kind="stable")]
+
+
+def merit(values: Values) -> float:
+    """The worst cell's mean over models and queries."""
+    return float(values.mean((0, 1)).min())
+
+
+def interval_of_difference(
+    ours: Values,
+    theirs: Values,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+    over: Callable[..., np.ndarray] = np.min,
+) -> tuple[float, float]:
+    """Interval of merit(ours) - merit(theirs) by hierarchical bootstrap: models are drawn, then queries within each.
+
+    With `over=np.mean` of the mean over the cells in place of the worst one.
+
+    Both are drawn alike, since they answer the same queries about the same models (Davison and Hinkley 1997, ch. 3.8).
+    """
+    rng = np.random.default_rng(seed)
+    models, queries, _ = ours.shape
+    drawn = rng.integers(models, size=(draws, models, 1))
+    rows = rng.integers(queries, size=(draws, models, queries))
+    merits = [over(v[drawn, rows].mean((1, 2)), axis=1) for v in (ours, theirs)]
+    low, high = np.quantile(merits[0] - merits[1], [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

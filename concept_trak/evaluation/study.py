@@ -1,0 +1,57 @@
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from concept_trak.config import build, plain_values
+from concept_trak.evaluation.suite import BenchmarkConfig, change_of, changed, rows_of, words
+
+RUNS: tuple[dict[str, Any], ...] = (
+    {"each": 4},
+    {"parameters": "attention"},
+    {"parameters": "cross_attention"},
+    {"parameters": r"\.ff\."},
+    {"parameters": r"\.weight$"},
+    {"projector": {"dim": 256}},
+    {"projector": {"dim": 8192}},
+    {"projector": {"kind": "mask"}},
+    {"projector": {"seed": 1}},
+)
+"""Settings that are no row's: what differs from the study's own, one thing at a time."""
+BESIDE = ("random", "lookup")
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row and what comes of it by a change: by the name of each, what differs."""
+
+    row: str
+    changes: dict[str, str]
+
+
+def families_of(config: BenchmarkConfig, runs: Sequence[Mapping[str, Any]]) -> list[Family]:
+    """The rows that are varied, with their variants and the runs."""
+    if not config.variants:
+        raise ValueError("variants is empty; a study needs some: python -m jobs.study takes those of conf/study.yaml")
+    found: dict[str, dict[str, str]] = {}
+    for name, given in config.variants.items():
+        found.setdefault(given["row"], {})[name] = words(change_of(given))
+    return [Family(row, names | {_name(row, change): words(change) for change in runs}) for row, names in found.items()]
+
+
+def run_of(config: BenchmarkConfig, families: Sequence[Family], change: Mapping[str, Any]) -> BenchmarkConfig:
+    """The benchmark of the varied rows alone, with a change of its settings."""
+    rows = rows_of(config)
+    alone = replace(config, methods={f.row: rows[f.row] for f in families}, variants={}, reference=families[0].row)
+    return build(BenchmarkConfig, changed(plain_values(alone), change))
+
+
+def _name(row: str, change: Mapping[str, Any]) -> str:
+    return f"{row} {words(change)}"
+
+
+def _renamed(row: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    return {**row, "method": _name(row["method"], change)}
+
+
+def _of(family: Family, grades: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    return (row for row in grades if row["method"] in {family.row, *family.changes, *BESIDE} and not row["flipped"])

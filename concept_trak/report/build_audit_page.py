@@ -1,0 +1,152 @@
+"""From what an audit found to what its page shows."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from concept_trak.attribution.concept import Concept
+from concept_trak.attribution.method import METHODS, PUBLISHED, RECOMMENDED, Method
+from concept_trak.attribution.ranking import SPAN, Entry
+from concept_trak.audit.diff import CHANGED, NEW, Difference
+from concept_trak.audit.pipeline import Found, Run
+from concept_trak.audit.results import percentile, rejects_by_reason, shows
+from concept_trak.audit.score import FORMS, column
+from concept_trak.config import plain_values
+from concept_trak.report.audit_page import Change, Facts, Group, Moved, Other, Page, Ranking, Section, Thumb
+from concept_trak.report.render import PIXELATED_BELOW
+
+STANDING = {PUBLISHED: "published", RECOMMENDED: "recommended"}
+
+
+def page(run: Run, found: Found) -> Page:
+    """The page of a finished run."""
+    p, config = run.prepared, run.prepared.config
+    return Page(
+        audit=p.audit.id,
+        finished=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        model=config.model.path,
+        data=config.data.uri,
+        parameters=p.parameters,
+        samples=p.samples,
+        sources=p.sources,
+        sections=tuple(_section(run, found, concept) for concept in config.concepts),
+        facts=tuple(facts(run, found, method) for method in config.methods),
+        rejects=rejects_by_reason(found.parts),
+        settings=dict(_flat(plain_values(config))),
+        since=found.since,
+        files=run.files(found.tally),
+        others=others(config.methods),
+    )
+
+
+def facts(run: Run, found: Found, method: str) -> Facts:
+    """One method: its row in words, and what it cost."""
+    row, parts, solved = run.prepared.config.methods[method], found.records[method], found.solved[method]
+    return Facts(
+        method=method,
+        train=f"{row.train.trajectory} · {row.train.direction}",
+        query=f"{row.query.trajectory} · {row.query.direction}",
+        unit={"all": "over all parameters", "layer": "layer by layer"}[row.over] if row.unit else "no",
+        fingerprint=run.prepared.work.fingerprints[method],
+        evaluations=row.train.evaluations,
+        seconds=float(sum(r.seconds for r in parts)),
+        samples=sum(r.rows for r in parts),
+        computed=run.computed[method],
+        rejected=sum(r.rejected for r in parts),
+        features=run.prepared.settings[method]["projector"]["dim"],
+        trace=solved.trace,
+        lam=solved.lam,
+        standing=standing(method, row),
+    )
+
+
+def standing(name: str, row: Method) -> str:
+    """What a row is in the table, if it is as it stands there."""
+    return STANDING.get(name, "") if row == METHODS.get(name) else ""
+
+
+def others(methods: Mapping[str, Method]) -> tuple[Other, ...]:
+    """Of the rows that stand out those that an audit did not use."""
+    return tuple(Other(m, what, METHODS[m].train.evaluations) for m, what in STANDING.items() if m not in methods)
+
+
+def _section(run: Run, found: Found, concept: Concept) -> Section:
+    methods = run.prepared.config.methods
+    rankings = tuple(_ranking(run, found, concept, method, form) for method in methods for form in FORMS)
+    pictures = found.answers[next(iter(methods)), concept.name].pictures
+    changes = tuple(_change(d) for d in found.differences if (d.concept, d.form) == (concept.name, "damped"))
+    asked = (concept.name, concept.text, concept.without, concept.scope, dict(concept.truth))
+    section = Section(*asked, pictures, rankings, changes, kind=concept.kind, asked=concept.question)
+    if concept.minus or concept.phrasings:
+        section = replace(section, written=concept.askings)
+    if concept.phrasings:
+        section = replace(section, agreement={m: found.answers[m, concept.name].agreement for m in methods})
+    if run.files(found.tally):
+        files = tuple(picture(concept.name, i) for i in range(len(pictures)))
+        section = replace(section, pictures=(), files=files, small=_small(run))
+    return section
+
+
+def _small(run: Run) -> bool:
+    """Whether pictures, which are as large as the model's, are enlarged with sharp edges."""
+    return run.prepared.resolution < PIXELATED_BELOW
+
+
+def picture(concept: str, number: int) -> str:
+    """One of a query's own pictures as a file beside the report."""
+    return f"queries/{concept}-{number}.png"
+
+
+def _change(d: Difference) -> Change:
+    moved = tuple(
+        Moved(m.sample_id, m.caption, m.rank_before, m.rank_after, m.data)
+        for m in d.moves
+        if m.rank_before != m.rank_after
+    )
+    counts = (d.count("entered"), d.count("left"), d.count("stayed"))
+    return Change(d.method, *counts, d.share(NEW), d.share(CHANGED), d.cosine, moved)
+
+
+def _ranking(run: Run, found: Found, concept: Concept, method: str, form: str) -> Ranking:
+    config, key = run.prepared.config, (method, column(concept.name, form))
+    ends, solved = found.tally.ends[key], found.solved[method]
+    spread = solved.spread[config.concepts.index(concept)][FORMS.index(form)]
+    top, bottom = (
+        tuple(_thumb(run, found, (concept, method, form), entry, rank, end) for rank, entry in enumerate(entries, 1))
+        for end, entries in (("top", ends.top[: config.shown]), ("bottom", ends.bottom[: config.shown]))
+    )
+    histogram = tuple(int(count) for count in found.tally.histogram[key])
+    metrics = found.measures.get(concept.name, {}).get(column(method, form), {})
+    through = found.shares.through(method, concept.name, form, [thumb.sample_id for thumb in top])
+    return Ranking(method, form, top, bottom, histogram, SPAN * spread, metrics, _groups(found, *key), through)
+
+
+def _groups(found: Found, method: str, name: str) -> dict[str, tuple[Group, ...]]:
+    shown = found.aggregated[method].shown.get(name, {}) if method in found.aggregated else {}
+    return {kind: tuple(Group(**asdict(one)) for one in rows) for kind, rows in shown.items() if rows}
+
+
+def _thumb(run: Run, found: Found, of: tuple[Concept, str, str], entry: Entry, rank: int, end: str) -> Thumb:
+    (score, sample, _), (concept, method, form) = entry, of
+    seen = found.seen[sample]
+    relevant = shows(concept, seen.labels) if concept.truth else None
+    share = percentile(rank, end, found.solved[method].count)
+    answer = (sample, seen.caption, score, share, rank, seen.png, seen.labels, relevant)
+    return Thumb(
+        *answer,
+        seen.thumbnail,
+        seen.original,
+        run.prepared.resolution < PIXELATED_BELOW,
+        f"{seen.source}, row {seen.row}",
+        found.shares.strongest(method, concept.name, form, sample),
+    )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", json.dumps(value) if isinstance(value, (list, dict)) else str(value)

@@ -1,0 +1,85 @@
+"""The page over all audits of a store (`index.html`): what each asked, and where its own page and comparisons are.
+
+The page over all audits of a store, `audits/index.html`: a hint, written anew whenever an audit ends or goes.
+"""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import yaml
+
+from concept_trak.report.render import environment
+from concept_trak.store.manifest import Audit, given_up, manifest
+from concept_trak.store.records import READERS
+from concept_trak.store.store import Store
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One finished audit. `compared` names the earlier audits that a page of differences stands for.
+
+    Raises:
+        ValueError: `finished` is no ISO 8601 time, as in a manifest that was altered.
+    """
+
+    audit: str
+    finished: str
+    samples: int
+    concepts: tuple[str, ...]
+    methods: tuple[str, ...]
+    compared: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        moment(self.finished)
+
+
+def render_index(entries: Sequence[Entry]) -> str:
+    """The page as a complete HTML document, the audit finished last on top. Equal entries, equal text."""
+    return _TEMPLATE.render(entries=sorted(entries, key=lambda e: (e.finished, e.audit), reverse=True))
+
+
+def moment(finished: str) -> str:
+    """The time as the page of an audit writes it: 2026-03-14 09:26 UTC."""
+    return datetime.fromisoformat(finished).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+_ENVIRONMENT = environment()
+_ENVIRONMENT.filters["moment"] = moment
+_TEMPLATE = _ENVIRONMENT.get_template("index.html")
+INDEX = "audits/index.html"
+
+
+def write_index(store: Store) -> None:
+    """From the manifests of the audits that are there, and the pages of differences beside them."""
+    names: dict[str, list[str]] = {}
+    for parts in (name.split("/") for name in store.names("audits")):
+        if len(parts) > 2:
+            names.setdefault(parts[1], []).append("/".join(parts[2:]))
+    with ThreadPoolExecutor(READERS) as readers:
+        entries = readers.map(lambda pair: _entry(Audit(store, pair[0]), pair[1]), names.items())
+        page = render_index([entry for entry in entries if entry is not None]).encode()
+    if store.size(INDEX) != len(page) or store.read(INDEX) != page:
+        store.replace(INDEX, page)
+
+
+def _entry(audit: Audit, files: Iterable[str]) -> Entry | None:
+    """None for one that is not finished, is being removed, or holds no report: a benchmark's, or a damaged one."""
+    try:
+        done = manifest(audit)
+        if done is None or given_up(audit) or "report.html" not in done["files"]:
+            return None
+        settings = yaml.safe_load(audit.store.read(audit.name("audit.yaml")))
+        methods = tuple(settings["methods"])
+        first = done["settings"]["fingerprints"][methods[0]]
+        samples = sum(part["rows"] for part in done["parts"] if f"/{first}/" in part["name"])
+        concepts = tuple(concept["name"] for concept in settings["concepts"])
+        compared = sorted(f.removeprefix("diff-").removesuffix(".html") for f in files if _is_page(f))
+        return Entry(audit.id, done["finished"], samples, concepts, methods, tuple(compared))
+    except (FileNotFoundError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return None  # `jobs.verify` says what is wrong with it
+
+
+def _is_page(file: str) -> bool:
+    return file.startswith("diff-") and file.endswith(".html")

@@ -1,0 +1,242 @@
+"""What nothing needs any more, by who names it and by age; `removal.py` removes it.
+
+Candidates are listed before audits: what an audit names that began meanwhile is not among them.
+
+How what nothing needs is removed: being killed at any moment, or an audit that begins meanwhile, does no harm.
+
+Audits are listed again before every batch of deletions, and a record goes before its part: an audit that begins
+meanwhile finds a part whole and derives its record, or finds neither.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from math import inf
+from typing import Any
+
+from concept_trak.store.grams import gram_name
+from concept_trak.store.manifest import GIVEN_UP, Audit, fingerprints, given_up, manifest, plan
+from concept_trak.store.part import Damaged
+from concept_trak.store.records import READERS, part_name, record_name
+from concept_trak.store.store import Store
+
+RECORD, PART, GRAM, FEATURE_SET, TEMPORARY, AUDIT = "record", "part", "Gram", "feature set", "temporary file", "audit"
+UNIT = "unit"  # of components/
+STATE = "kept states"
+FOLDERS = {"commits": (RECORD, ".json"), "parts": (PART, ".parquet"), "grams": (GRAM, ".safetensors")}
+GramNames = Callable[[Sequence[Mapping[str, Any]]], Iterable[str]]
+
+
+@dataclass(frozen=True)
+class Waste:
+    """A file that nothing needs, and of what kind it is."""
+
+    kind: str
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What living audits name: files, and feature sets; `whole` ones, and folders of states, keep all their files."""
+
+    names: frozenset[str] = frozenset()
+    sets: frozenset[str] = frozenset()
+    whole: frozenset[str] = frozenset()
+
+    def __add__(self, other: "Needs") -> "Needs":
+        return Needs(self.names | other.names, self.sets | other.sets, self.whole | other.whole)
+
+    def keep(self, name: str) -> bool:
+        """Whether a name under features/ or states/ stays."""
+        return (
+            name in self.names or _set(name) in self.whole or (_kind(name) == FEATURE_SET and _set(name) in self.sets)
+        )
+
+
+def needs(audit: Audit, gram_names: GramNames) -> Needs:
+    """What one audit names. `gram_names` tells how the Grams of a plan are called.
+
+    An audit that was begun and has no plan yet may be about to name anything of its feature sets.
+
+    Raises:
+        ValueError: its configuration or its plan cannot be read, so nobody can tell what it needs.
+    """
+    try:
+        sets, rows = frozenset(fingerprints(audit)), plan(audit)
+    except FileNotFoundError:
+        if audit.store.size(audit.name("plan.parquet")) is None:
+            return Needs()  # a folder in which no audit was begun
+        raise unknown(audit, f"it has a plan and no {audit.name('audit.yaml')}") from None
+    except Damaged as error:
+        raise unknown(audit, str(error)) from error
+    if rows is None:
+        return Needs(sets=sets, whole=sets)
+    shards, groups = [row["shard"] for row in rows], list(gram_names(rows))
+    files = (f(fp, shard) for fp in sets for shard in shards for f in (record_name, part_name))
+    return Needs(frozenset(files) | {gram_name(fp, group) for fp in sets for group in groups}, sets)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which audits go, in unix seconds of the storage's own clock; what is younger than `before` never does.
+
+    Finished ones beyond the newest `keep` (0 keeps all), and those finished before `finished`, but for the newest of
+    all; unfinished ones of which nothing was written since `unfinished`. -inf for either keeps all of its kind.
+    """
+
+    before: float
+    keep: int = 0
+    finished: float = -inf
+    unfinished: float = -inf
+
+
+def expired(audits: Sequence[Audit], rules: Rules) -> list[Audit]:
+    """Audits to be removed by the rules, and those that were being removed, unless one was resumed since."""
+    marked = [audit for audit in audits if given_up(audit)]
+    others = [audit for audit in audits if audit not in marked]
+    when = {audit: _finished(audit) for audit in others}
+    finished = sorted((audit for audit in others if when[audit]), key=lambda a: (when[a], a.id), reverse=True)
+    beyond = finished[rules.keep :] if rules.keep else []
+    aged = [audit for audit in finished[1:] if audit not in beyond and _age(audit) < rules.finished]
+    begun = [audit for audit in others if audit.store.size(audit.name("manifest.json")) is None]
+    left = [audit for audit in begun if _old(audit, rules.unfinished)]
+    return [audit for audit in (*marked, *beyond, *aged, *left) if _old(audit, rules.before)]
+
+
+def files_of(audit: Audit) -> list[Waste]:
+    """Every file of an audit that is to be removed."""
+    return [Waste(AUDIT, name, size) for name, size, _ in looked_up(audit.store, _names(audit))]
+
+
+def unneeded(store: Store, names: Iterable[str], living: Needs, before: float) -> list[Waste]:
+    """Those of `names` (all that lies under features/) that no audit needs, older than `before` (unix time).
+
+    A shard's part and record are of one age, the younger's; a feature set is as young as its youngest file.
+    """
+    names = list(names)
+    free = [name for name in names if _kind(name) and not living.keep(name)]
+    old = {name: Waste(_kind(name), name, size) for name, size, age in looked_up(store, free) if age < before}
+    young = {_unit(name) for name in free if name not in old}
+    taken = {name: waste for name, waste in old.items() if _unit(name) not in young}
+    staying = {_set(name) for name in names if name not in taken and _kind(name) != FEATURE_SET}
+    return [waste for name, waste in taken.items() if waste.kind != FEATURE_SET or _set(name) not in staying]
+
+
+def temporary(store: Store, before: float) -> list[Waste]:
+    """What writes that were killed left, older than `before` (unix time)."""
+    left = [name for folder in ("features", "audits", "components", "states") for name in store.leftovers(folder)]
+    return [Waste(TEMPORARY, name, size) for name, size, age in looked_up(store, left) if age < before]
+
+
+def _kind(name: str) -> str:
+    """What a name under features/ is; "" for what this project did not put there."""
+    match name.split("/")[2:]:
+        case ["feature_set.json"]:
+            return FEATURE_SET
+        case [folder, file] if folder in FOLDERS and file.endswith(FOLDERS[folder][1]):
+            return FOLDERS[folder][0]
+    return ""
+
+
+def _unit(name: str) -> tuple[str, str]:
+    """Part and record of a shard are one."""
+    if _kind(name) in (RECORD, PART):
+        return _set(name), name.rpartition("/")[2].rpartition(".")[0]
+    return name, ""
+
+
+def _set(name: str) -> str:
+    return name.split("/")[1]
+
+
+def _names(audit: Audit) -> list[str]:
+    return audit.store.names(f"audits/{audit.id}")
+
+
+def _old(audit: Audit, before: float) -> bool:
+    """Whether no file but the mark of being removed is younger."""
+    if before == -inf:
+        return False
+    names = [name for name in _names(audit) if name != audit.name(GIVEN_UP)]
+    return all(age < before for _, _, age in looked_up(audit.store, names))
+
+
+def _finished(audit: Audit) -> str:
+    """When the audit was finished; "" while it has no manifest that can be read."""
+    try:
+        return str((manifest(audit) or {}).get("finished", ""))
+    except (ValueError, AttributeError):
+        return ""
+
+
+def _age(audit: Audit) -> float:
+    """When its manifest was written, by the storage's clock; one that is gone by now is young."""
+    written = audit.store.modified(audit.name("manifest.json"))
+    return inf if written is None else written
+
+
+def looked_up(store: Store, names: Sequence[str]) -> list[tuple[str, int, float]]:
+    """(name, bytes, when it was written) of those that are still there."""
+    with ThreadPoolExecutor(READERS) as readers:
+        found = zip(names, readers.map(store.size, names), readers.map(store.modified, names), strict=True)
+        return [(name, size, age) for name, size, age in found if size is not None and age is not None]
+
+
+def unknown(audit: Audit, why: str) -> ValueError:
+    """The error of an audit whose needs nobody can tell."""
+    return ValueError(
+        f"nobody can tell which features audit {audit.id} needs: {why}. Nothing more is deleted. Restore the file, or"
+        f" remove {audit.store.uri}/{audit.name('')} if the audit is given up."
+    )
+
+
+BATCH = 1000  # deletions between two looks at the audits: seconds, on any storage
+STEPS = {"manifest.json": 0, "plan.parquet": 2, "audit.yaml": 3, GIVEN_UP: 4}  # of an audit; all else is 1
+
+
+def remove(store: Store, waste: Sequence[Waste], newly_needed: Callable[[], Needs]) -> Iterator[Waste]:
+    """Delete; what was deleted, as it goes.
+
+    Audit by audit, the manifest first, so that what is left is never taken for a finished one, and plan and settings
+    last, so that it can still be resumed; then records, then parts and Grams, at the end feature sets. `newly_needed`
+    is asked before every batch of these what audits that began meanwhile need; that stays.
+
+    A mark stands in an audit from before its manifest goes until all of it is gone. If this is killed, the next finds
+    the mark and goes on; if the audit is begun again, its mark is gone, and what is left of it stays.
+    """
+    asked = {w.name: w for w in waste}
+    marks = {name: Waste(AUDIT, name, 0) for name in {_mark(w.name) for w in waste if w.kind == AUDIT}}
+    unmarked = {name: mark for name, mark in marks.items() if name not in asked}
+    with ThreadPoolExecutor(READERS) as hands:
+        for _, same in groupby(sorted((marks | asked).values(), key=_turn), key=lambda w: _turn(w)[:3]):
+            files = list(same)
+            if unmarked.pop(_mark(files[0].name) if files[0].kind == AUDIT else "", None):
+                store.create(_mark(files[0].name), b"{}")
+            for start in range(0, len(files), BATCH):
+                batch = _still_waste(store, files[start : start + BATCH], newly_needed)
+                list(hands.map(lambda w: store.delete(w.name), batch))
+                yield from (w for w in batch if w.name in asked)
+
+
+def _still_waste(store: Store, batch: list[Waste], newly_needed: Callable[[], Needs]) -> list[Waste]:
+    """Without what came to be wanted since it was listed. All are of one audit, or of none."""
+    if batch[0].kind == AUDIT:
+        return batch if store.size(_mark(batch[0].name)) is not None else []
+    needed = newly_needed()
+    return [w for w in batch if not needed.keep(w.name)]
+
+
+def _mark(name: str) -> str:
+    """The mark of being removed in the audit that a file belongs to."""
+    _, audit, _ = name.split("/", 2)
+    return f"audits/{audit}/{GIVEN_UP}"
+
+
+def _turn(waste: Waste) -> tuple[int, str, int, str]:
+    """What is deleted before what; equal but for the last entry: in any order."""
+    if waste.kind == AUDIT:
+        _, audit, relative = waste.name.split("/", 2)
+        return 0, audit, STEPS.get(relative, 1), waste.name
+    return 1, "", {RECORD: 0, FEATURE_SET: 2}.get(waste.kind, 1), waste.name

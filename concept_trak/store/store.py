@@ -1,0 +1,156 @@
+"""The one way bytes get a name: put-if-absent, and after any error read back and decide.
+
+Nothing is renamed and nothing of another attempt is deleted, so a zombie worker is harmless: its create is refused,
+or meets its own bytes.
+"""
+
+import contextlib
+import uuid
+
+import fsspec
+
+from concept_trak.store.backends import Folder, Objects, Place
+from concept_trak.store.secrets import refuse_credentials, without_secrets
+
+
+class Store:
+    """One place on storage: `/abs`, `file:///abs`, `s3://bucket/prefix`, `memory://name`, or another fsspec scheme.
+
+    Holds only the address, so it travels between processes; the file system is made inside the process that uses it,
+    without a listing cache. Names are relative to the store and use "/".
+
+    Raises:
+        ValueError: a relative path, an address without a bucket, or one that carries credentials.
+        OSError: from every method, when storage fails; the message holds no secrets.
+    """
+
+    def __init__(self, uri: str):
+        self.scheme, root = _parse(uri)
+        self.uri = uri.rstrip("/")
+        self._place: Place = Folder(root) if self.scheme == "file" else Objects(self.scheme, root)
+
+    def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
+        return Store, (self.uri,)
+
+    def __repr__(self) -> str:
+        return f"Store({self.uri!r})"
+
+    def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
+        """The bytes `start` (from 0) up to `end` (exclusive) of a file, all by default; absent: FileNotFoundError."""
+        return self._place.read(_checked(name), start, end)
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None if there is none of this name."""
+        return self._place.size(_checked(name))
+
+    def modified(self, name: str) -> float | None:
+        """When a file was last written, in unix seconds by the storage's own clock; None if there is none."""
+        return self._place.modified(_checked(name))
+
+    def names(self, folder: str) -> list[str]:
+        """Every file under the folder, from a fresh listing, sorted; [] if there is no such folder."""
+        return self._place.names(folder.strip("/"))
+
+    def leftovers(self, folder: str) -> list[str]:
+        """Temporary files under the folder that a write which was killed may have left; `names` never shows them."""
+        return self._place.leftovers(folder.strip("/"))
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Put-if-absent. True: these very bytes stand under the name now. False: other bytes stand there.
+
+        A refusal need not mean somebody else: when the answer to a PUT is lost, the client's retry meets its own
+        write. So *any* error is decided by reading back; if nothing can be read there, it is raised.
+        """
+        try:
+            self._place.put_new(_checked(name), data)
+        except OSError as error:
+            return self._decide(name, data, error)
+        return True
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Overwrite a hint (progress, latest). What stands for results is created, never replaced."""
+        self._place.put(_checked(name), data)
+
+    def delete(self, name: str) -> None:
+        """Remove a file; one that is not there is removed already."""
+        self._place.delete(_checked(name))
+
+    def probe(self) -> None:
+        """Prove that the store can be written and refuses a second create of one name; leaves nothing behind.
+
+        Raises:
+            ValueError: an unknown scheme, a missing bucket, refused credentials, an unreachable server, or a store
+                that lets a second create overwrite the first. One message, without secrets.
+        """
+        _require_known(self.scheme, self.uri)
+        name = f"probe-{uuid.uuid4().hex}"
+        try:
+            kept = self._create_twice(name)
+        except OSError as error:
+            raise ValueError(f"store {self.uri} cannot be used: {_explain(error)}") from error
+        if not kept:
+            raise ValueError(
+                f"store {self.uri}: a second create of the same name overwrote the first. Expected storage that refuses"
+                " it (If-None-Match: * on S3, exclusive links on a file system), because two attempts at one shard"
+                " must not replace each other. Use a store with conditional create, e.g. AWS S3 or a local folder."
+            )
+
+    def _decide(self, name: str, data: bytes, error: OSError) -> bool:
+        """Whether these bytes stand under the name of a create that failed; its error if nothing can be read there."""
+        with contextlib.suppress(OSError):  # what keeps us from looking kept us from writing, and said so first
+            return self.read(name) == data
+        raise error
+
+    def _create_twice(self, name: str) -> bool:
+        """Whether the first of two creates of one name stands, and the second was refused."""
+        first = self.create(name, b"first")  # if this raises, nothing is there to be deleted: one error, not two
+        try:
+            return first and not self.create(name, b"second")
+        finally:
+            self.delete(name)
+
+
+def _parse(uri: str) -> tuple[str, str]:
+    """Scheme and root: ("file", "/abs/folder") or ("s3", "bucket/prefix")."""
+    refuse_credentials("store", uri)
+    scheme, root = uri.split("://", 1) if "://" in uri else ("file", uri)
+    root = root.rstrip("/")
+    if scheme == "file" and not root.startswith("/"):
+        raise ValueError(
+            f"store {uri!r} is a relative path, which means another folder on another machine. Expected an absolute"
+            " path or an address: write /data/results, file:///data/results, s3://bucket/prefix."
+        )
+    if not scheme or not root:
+        raise ValueError(f"store {uri!r} names no place. Expected s3://bucket/prefix or an absolute path.")
+    return scheme, root
+
+
+def _checked(name: str) -> str:
+    assert not {"", ".."} & set(name.split("/")), f"not a name inside the store: {name!r}"
+    return name
+
+
+def _require_known(scheme: str, uri: str) -> None:
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except (ValueError, ImportError) as error:
+        raise ValueError(
+            f"store {uri}: {without_secrets(error)}. Expected file, s3, memory or another scheme of fsspec whose"
+            " package is installed: correct the address or install the package."
+        ) from error
+
+
+def _explain(error: OSError) -> str:
+    """What happened, what was expected, and the remedy, by the kind of failure."""
+    text = without_secrets(error)
+    if isinstance(error, FileNotFoundError):
+        return f"{text}. Expected a bucket that exists: create it, or correct the address."
+    if isinstance(error, PermissionError):
+        return (
+            f"{text}. Expected permission to write, read and delete there: check the folder's owner, or the credentials"
+            " in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) and the bucket's policy."
+        )
+    return (
+        f"{text}. Expected storage that answers and supports exclusive create (If-None-Match: * on S3, hard links on a"
+        " file system): check the address and AWS_ENDPOINT_URL, or use another store."
+    )

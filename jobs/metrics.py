@@ -1,0 +1,71 @@
+"""What an audit on a cluster tells Prometheus, stage by stage. The table is all there is; the dashboard reads it too.
+
+Recorded by the driver, which alone knows all of it. Never tagged by shard or sample: an audit is a few dozen series.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from cluster.executor import Load, Outcome
+from cluster.metrics import Metric, Record, unrecorded
+from concept_trak.audit.results import rejects_by_reason
+from concept_trak.store.records import Record as Committed
+
+METRICS = {
+    "concept_trak_items": Metric(
+        "gauge",
+        "Items of a stage by state: running, done or failed. Of featurize and score an item is a shard.",
+        ("stage", "state"),
+    ),
+    "concept_trak_queue_depth": Metric(
+        "gauge", "Items of a stage that wait to be given out, or out again.", ("stage",)
+    ),
+    "concept_trak_workers": Metric("gauge", "Workers: waiting (for room), building, idle or working.", ("state",)),
+    "concept_trak_samples": Metric("counter", "Samples of the items that a stage has done.", ("stage",)),
+    "concept_trak_rejects": Metric("counter", "Samples without a feature, by reason.", ("reason",)),
+    "concept_trak_retries": Metric("counter", "Items put back after a failure, by its class.", ("stage", "failure")),
+    "concept_trak_bytes": Metric("counter", "Bytes of the feature files that a stage has committed.", ("stage",)),
+    "concept_trak_seconds": Metric("counter", "Seconds that workers took for the items that ended.", ("stage",)),
+}
+WORKERS = ("waiting", "building", "idle", "working")
+
+
+@dataclass
+class Meter:
+    """Turns what the driver sees of its stages into metrics; by default nobody records them."""
+
+    record: Record = unrecorded
+    _stage: str = ""
+    _retries: Counter[str] = field(default_factory=Counter)
+
+    def begin(self, stage: str) -> None:
+        """What follows is of this stage."""
+        self._stage, self._retries = stage, Counter()
+
+    def at(self, done: int, failed: int, load: Load) -> None:
+        """The stage has so many items done and failed, and the executor is at `load`."""
+        for state, count in (("done", done), ("failed", failed), ("running", load.running)):
+            self.record("concept_trak_items", count, stage=self._stage, state=state)
+        self.record("concept_trak_queue_depth", load.queued, stage=self._stage)
+        for state in WORKERS:
+            self.record("concept_trak_workers", load.workers.get(state, 0), state=state)
+        for failure, count in load.retries.items():
+            self._add("concept_trak_retries", count - self._retries[failure], failure=failure)
+        self._retries = Counter(load.retries)
+
+    def ended(self, outcome: Outcome, samples: int) -> None:
+        """One item has ended; it stood for `samples` samples."""
+        self._add("concept_trak_seconds", outcome.seconds)
+        if outcome.error is not None:
+            return
+        self._add("concept_trak_samples", samples)
+        found = outcome.result if isinstance(outcome.result, list) else []
+        committed = [record for record in found if isinstance(record, Committed)]
+        self._add("concept_trak_bytes", sum(record.bytes for record in committed))
+        for reason, count in rejects_by_reason(committed).items():
+            self.record("concept_trak_rejects", count, reason=reason)
+
+    def _add(self, name: str, amount: float, **tags: str) -> None:
+        """To a counter of this stage; Ray refuses to add nothing."""
+        if amount:
+            self.record(name, amount, stage=self._stage, **tags)

@@ -1,0 +1,187 @@
+"""The layer rules against one plain backward per sample."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from concept_trak.attribution.denoiser import attributable
+from concept_trak.attribution.direction import DIRECTIONS
+from concept_trak.attribution.gradients.accumulate import lengths, measured
+from concept_trak.attribution.gradients.factors import Product, Whole
+from concept_trak.attribution.gradients.layer_rules import noted, per_sample
+from concept_trak.attribution.gradients.pull_back import pull_back, pull_back_each, pull_back_naive
+from concept_trak.attribution.state import Pointed, Probe
+from concept_trak.attribution.trajectory import forward_noise
+from tests.tolerances import EXACT64
+from tests.toys import Toy, batch
+
+
+def pulled(denoiser, how, b, rows=slice(None), direction="reconstruction_reward"):
+    probe = Probe("forward_noise", direction, times=(400,))
+    (state,) = forward_noise(denoiser, batch(denoiser, b).rows(rows), probe, seed=0)
+    found = how(denoiser, state, lambda s, seen: DIRECTIONS[direction](denoiser, s, seen, probe))
+    return found if how is pull_back_naive else (found.gradients(), found.seen, found.pointed.v)
+
+
+@pytest.mark.parametrize("direction", ["reconstruction_reward", "denoising_error", "caption_reward"])
+@pytest.mark.parametrize("parameters", ["all", r"norm|gain|shift", "wide", "label"])
+def test_batched_equals_one_at_a_time(parameters, direction):
+    denoiser = Toy(parameters)
+    fast, seen, v = pulled(denoiser, pull_back, 4, direction=direction)
+    slow, seen_slow, v_slow = pulled(denoiser, pull_back_naive, 4, direction=direction)
+    assert list(fast) == list(slow) == list(denoiser.parameters)
+    torch.testing.assert_close(v, v_slow, rtol=EXACT64, atol=1e-15)
+    torch.testing.assert_close(seen.eps, seen_slow.eps, rtol=EXACT64, atol=1e-13)
+    for name in fast:
+        error = (fast[name] - slow[name]).norm() / slow[name].norm().clamp_min(1e-300)
+        assert error < EXACT64, f"the layer rule that covers {name} is wrong by {error:.1e}"
+
+
+def test_a_gradient_does_not_depend_on_its_batch_mates():
+    denoiser = Toy()
+    together, _, _ = pulled(denoiser, pull_back, 5)
+    alone, _, _ = pulled(denoiser, pull_back, 5, rows=slice(3, 4))
+    for name in together:
+        torch.testing.assert_close(together[name][3:4], alone[name], rtol=EXACT64, atol=1e-14)
+
+
+def test_parameters_without_a_rule_are_exact_and_said_once(caplog):
+    denoiser = Toy("last|shift")
+    pulled(denoiser, pull_back, 2)
+    said = [r for r in caplog.records if "no layer rule" in r.message]
+    pulled(denoiser, pull_back, 2)
+    assert len([r for r in caplog.records if "no layer rule" in r.message]) == len(said) <= 1
+
+
+def test_the_norm_runs_over_all_parameters_of_one_sample():
+    denoiser, probe = Toy(), Probe("forward_noise", "denoising_error", times=(400,))
+    (state,) = forward_noise(denoiser, batch(denoiser, 3), probe, seed=0)
+    found = pull_back(denoiser, state, lambda s, seen: DIRECTIONS["denoising_error"](denoiser, s, seen, probe))
+    flat = torch.cat([g.flatten(1) for g in found.gradients().values()], 1)
+    length, since = lengths(found.pieces, "all")
+    for name, one in length.items():
+        torch.testing.assert_close(one * found.scale, flat.norm(dim=1), rtol=EXACT64, atol=0, msg=name)
+    for name, g in replace(found, pieces=since).gradients().items():
+        torch.testing.assert_close(g, found.gradients()[name], rtol=EXACT64, atol=0)
+
+
+def test_the_norm_of_a_layer_runs_over_its_weight_and_bias():
+    denoiser, probe = Toy(), Probe("forward_noise", "denoising_error", times=(400,))
+    (state,) = forward_noise(denoiser, batch(denoiser, 3), probe, seed=0)
+    found = pull_back(denoiser, state, lambda s, seen: DIRECTIONS["denoising_error"](denoiser, s, seen, probe))
+    gradients, (length, _) = found.gradients(), lengths(found.pieces, "layer")
+    owned = {name: [n for n in gradients if n.rpartition(".")[0] == name.rpartition(".")[0]] for name in gradients}
+    assert max(map(len, owned.values())) > 1, "no layer of this toy has two parameters"
+    for name, names in owned.items():
+        layer = torch.cat([gradients[n].flatten(1) for n in names], 1)
+        torch.testing.assert_close(length[name] * found.scale, layer.norm(dim=1), rtol=EXACT64, atol=1e-15, msg=name)
+
+
+def test_a_layer_that_is_rounding_counts_nothing():
+    """Or else a norm of its own would make it as loud as any other."""
+    parts = {"a.weight": (3.0, 1.0), "a.bias": (4.0, 0.0), "b.weight": (4e-5, 1.0)}
+    pieces = {name: Whole(torch.tensor(values, dtype=torch.float64)[:, None]) for name, values in parts.items()}
+    length, _ = lengths(pieces, "layer")
+    assert {name: found.tolist() for name, found in length.items()} == {
+        "a.weight": [5, 1], "a.bias": [5, 1], "b.weight": [0, 1],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("places", [2, 40])
+def test_a_product_answers_as_its_matrix_does(places):
+    """Norm, scaled sum and single entries, with the matrix cheaper than the factors (40 places) and dearer (2)."""
+    draw = torch.Generator().manual_seed(places)
+    g, x = (torch.randn(3, places, n, generator=draw, dtype=torch.float64) for n in (6, 8))
+    piece, matrix = Product(g, x, (6, 4, 2)), torch.einsum("bpo,bpi->boi", g, x)
+    assert piece.cheaper_apart == (places == 2)
+    square, since = measured(piece)
+    torch.testing.assert_close(square, matrix.square().sum((1, 2)), rtol=EXACT64, atol=0)
+    at, factor = torch.tensor([47, 0, 13]), torch.tensor([2.0, 0.0, -1.0], dtype=torch.float64)
+    for one in (piece, since):
+        total = torch.ones(3, 6, 4, 2, dtype=torch.float64)
+        one.add_to(total, factor)
+        expected = 1 + factor[:, None, None] * matrix
+        torch.testing.assert_close(total.flatten(1), expected.flatten(1), rtol=EXACT64, atol=1e-12)
+        torch.testing.assert_close(one.entries(at), matrix.flatten(1)[:, at], rtol=EXACT64, atol=1e-12)
+
+
+def test_several_directions_share_one_forward():
+    denoiser, forwards = Toy("wide"), []
+    probes = [Probe("forward_noise", name, times=(400,)) for name in ("denoising_error", "reconstruction_reward")]
+    (state,) = forward_noise(denoiser, batch(denoiser, 3), probes[0], seed=0)
+    pointers = [lambda s, seen, p=p: DIRECTIONS[p.direction](denoiser, s, seen, p) for p in probes]
+    alone = [pull_back(denoiser, state, pointer).gradients() for pointer in pointers]
+    handle = denoiser.network.register_forward_hook(lambda *_: forwards.append(1))
+    together = [found.gradients() for found in pull_back_each(denoiser, state, pointers)]
+    handle.remove()
+    assert len(forwards) == 1
+    for one, other in zip(alone, together, strict=True):
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], rtol=EXACT64, atol=0)
+
+
+def test_a_direction_below_the_range_of_float16_is_pulled_back_whole():
+    """v is brought near 1 by a power of two before it goes through the network, and the power is put back."""
+    denoiser = Toy("wide")
+    (state,) = forward_noise(denoiser, batch(denoiser, 3), Probe("forward_noise", "prediction", times=(400,)), 0)
+    plain, tiny = (
+        pull_back(denoiser, state, lambda s, seen, f=f: Pointed(seen.eps.detach() * f, torch.ones(3)))
+        for f in (1.0, 2.0**-40)
+    )
+    assert (tiny.scale == plain.scale * 2.0**-40).all()
+    for name, piece in tiny.pieces.items():
+        torch.testing.assert_close(piece.whole(), plain.pieces[name].whole(), rtol=0, atol=0)
+
+
+def test_parameters_outside_the_pattern_stay_frozen():
+    denoiser = Toy("wide")
+    assert [n for n, p in denoiser.network.named_parameters() if p.requires_grad] == ["wide.weight", "wide.bias"]
+    with pytest.raises(ValueError, match="matches none of the"):
+        Toy("no such layer")
+    with pytest.raises(ValueError, match="not a regular expression"):
+        Toy("(")
+
+
+def test_other_parameters_of_a_model_already_used_are_pulled_back_together_too(caplog):
+    denoiser = Toy("wide")
+    pulled(denoiser, pull_back, 2)
+    denoiser.parameters = attributable(denoiser.network, r"norm")
+    sys.modules[pull_back.__module__]._said.clear()
+    fast, _, _ = pulled(denoiser, pull_back, 2)
+    slow, _, _ = pulled(denoiser, pull_back_naive, 2)
+    assert list(fast) == list(slow) == list(denoiser.parameters)
+    for name in fast:
+        torch.testing.assert_close(fast[name], slow[name], rtol=EXACT64, atol=1e-14, msg=f"{name}: kept from before")
+    assert "no layer rule" not in caplog.text, (
+        "the layers of the parameters before were looked at, and these one by one"
+    )
+
+
+def test_a_layer_whose_output_is_written_over_is_still_exact(monkeypatch):
+    """The gradient at what stands there afterwards is not the layer's own: such a layer goes one sample at a time."""
+    plain = torch.nn.functional.silu
+    monkeypatch.setattr(torch.nn.functional, "silu", lambda h: plain(h, inplace=True))
+    denoiser = Toy("wide")
+    fast, _, _ = pulled(denoiser, pull_back, 3)
+    slow, _, _ = pulled(denoiser, pull_back_naive, 3)
+    for name in fast:
+        torch.testing.assert_close(fast[name], slow[name], rtol=EXACT64, atol=1e-15)
+
+
+def test_a_group_norm_is_split_with_and_without_the_moments_it_found():
+    """Several groups, a mean far from 0, samples of two rows each: against autograd through one sample."""
+    draw = torch.Generator().manual_seed(4)
+    layer = torch.nn.GroupNorm(3, 6).double()
+    x, g = (torch.randn(8, 6, 5, generator=draw, dtype=torch.float64) + shift for shift in (30, 0))
+    y = layer(x)
+    call = noted(layer, (x,), {}, y)
+    assert call.moments is not None, "this version of PyTorch keeps the moments elsewhere: they are computed again"
+    for one in (call, replace(call, moments=None)):
+        found = per_sample(layer, one, g, 4, ["weight", "bias"])
+        for i in range(4):
+            rows = slice(2 * i, 2 * i + 2)
+            exact = torch.autograd.grad(layer(x[rows]), [layer.weight, layer.bias], g[rows])
+            for name, expected in zip(("weight", "bias"), exact, strict=True):
+                torch.testing.assert_close(found[name].whole()[i], expected, rtol=EXACT64, atol=1e-11)

@@ -1,0 +1,144 @@
+"""From what shards say to what people read: tallies, percentiles and metrics against the plain way of counting."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from concept_trak.attribution.concept import Concept
+from concept_trak.attribution.method import METHODS
+from concept_trak.attribution.ranking import BINS, SPAN, TopK, bins
+from concept_trak.audit.plan import shards
+from concept_trak.audit.results import Tally, measured, percentile, rejects_by_reason, shows, top_kinds, top_rows
+from concept_trak.audit.score import Column, Scored
+from concept_trak.audit.shown_samples import Seen
+from concept_trak.config import AuditConfig, DataConfig
+from concept_trak.data.benchmarks.synthetic import arrays, write
+from concept_trak.data.format import sources
+from concept_trak.store.manifest import Audit, scores_file, write_table
+from concept_trak.store.records import Record
+from concept_trak.store.store import Store
+from concept_trak.store.tables import from_columns, from_rows
+
+
+def scored(values: dict[str, float], m: int, shard: str) -> Scored:
+    ends = TopK(m)
+    ends.add([(score, sample, shard) for sample, score in values.items()])
+    histogram = bins(torch.tensor(list(values.values()), dtype=torch.float32), 1.0)
+    return Scored("trak", {"red": Column(ends.top, ends.bottom, histogram)})
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.integers(-3, 3), min_size=1, max_size=9), min_size=1, max_size=6), st.integers(1, 12))
+def test_a_tally_is_a_sort_of_everything(parts, m):
+    """Whole numbers, so that ties are many."""
+    values = {f"s{i}-{j}": float(v) for i, part in enumerate(parts) for j, v in enumerate(part)}
+    tally = Tally(m)
+    for i in reversed(range(len(parts))):
+        tally.add(scored({n: v for n, v in values.items() if n.startswith(f"s{i}-")}, m, f"shard-{i}"))
+    ends = tally.ends["trak", "red"]
+    assert [e[1] for e in ends.top] == sorted(values, key=lambda n: (-values[n], n))[:m]
+    assert [e[1] for e in ends.bottom] == sorted(values, key=lambda n: (values[n], n))[:m]
+    assert all(values[sample] == score and shard == f"shard-{sample[1]}" for score, sample, shard in tally.entries())
+    edges = np.linspace(-SPAN, SPAN, BINS + 1)
+    np.testing.assert_array_equal(tally.histogram["trak", "red"], np.histogram(list(values.values()), edges)[0])
+
+
+def test_a_percentile_is_the_share_of_samples_that_stand_no_higher():
+    scores = np.random.default_rng(0).permutation(37)
+    for rank in range(1, 38):
+        best, worst = np.sort(scores)[::-1][rank - 1], np.sort(scores)[rank - 1]
+        assert percentile(rank, "top", 37) == pytest.approx(100 * np.mean(scores <= best))
+        assert percentile(rank, "bottom", 37) == pytest.approx(100 * np.mean(scores <= worst))
+    assert (percentile(1, "top", 5), percentile(5, "bottom", 5)) == (100, 100)
+
+
+def test_a_sample_shows_a_concept_if_every_label_says_so():
+    concept = Concept("c", prompt="x", truth={"shape": "circle", "colour": "red"})
+    assert shows(concept, {"shape": "circle", "colour": "red", "size": "3"})
+    assert not shows(concept, {"shape": "circle", "colour": "blue"})
+    assert not shows(concept, {"shape": "circle"})
+
+
+def test_rejects_add_up_by_reason():
+    rest = {
+        "rows": 1,
+        "bytes": 1,
+        "sha256": "",
+        "sum_squares": 0.0,
+        "seconds": 0.0,
+        "attempt": 1,
+        "host": "",
+        "fingerprint": "",
+    }
+    reasons = ({"decode": 2}, {}, {"decode": 1, "no_caption": 4})
+    records = [Record(shard="s", rejected=sum(r.values()), rejects_by_reason=r, **rest) for r in reasons]
+    assert rejects_by_reason(records) == {"decode": 3, "no_caption": 4}
+
+
+CONFIG = AuditConfig(
+    data=DataConfig(id_column="id", label_columns=("shape", "colour")),
+    methods={"trak": METHODS["trak"]},
+    concepts=(Concept("red", prompt="red", truth={"colour": "red"}), Concept("odd", prompt="odd")),
+    scores="all",
+    top=2,
+)
+
+
+def test_top_names_each_end_of_each_column():
+    entries = [(5.0, "b", "x"), (1.0, "a", "x"), (-2.0, "c", "x")]
+    ends = TopK(2)
+    ends.add(entries)
+    tally = Tally(2)
+    columns = ("red", "red~plain", "odd", "odd~plain")
+    tally.add(Scored("trak", {name: Column(ends.top, ends.bottom, [0] * BINS) for name in columns}))
+    seen = {n: Seen(n, f"a {n}", "file", i, {"shape": "s", "colour": "c"}, b"") for i, n in enumerate("abc")}
+    rows = list(top_rows(CONFIG, tally, seen, {"trak": 3}))
+    assert len(rows) == 2 * 2 * 2 * 2
+    read = [(r["end"], r["rank"], r["sample_id"], r["score"], round(r["percentile"])) for r in rows[:4]]
+    assert read == [
+        ("top", 1, "b", 5, 100),
+        ("top", 2, "a", 1, 67),
+        ("bottom", 1, "c", -2, 33),
+        ("bottom", 2, "a", 1, 67),
+    ]
+    assert {(r["concept"], r["form"]) for r in rows} == {(c, f) for c in ("red", "odd") for f in ("damped", "plain")}
+    table = from_rows(top_kinds(CONFIG), rows)
+    assert table.to_pylist() == rows, "a column is missing from the table's types, or changes on its way"
+
+
+def test_metrics_are_those_counted_by_hand(tmp_path):
+    write(tmp_path / "data", 12, seed=0, files=2, resolution=16)
+    plan = shards(sources(DataConfig(uri=str(tmp_path / "data"))), 4)
+    audit = Audit(Store(str(tmp_path / "store")), "a")
+    ids = [f"shapes-{i:06d}" for i in range(12)]
+    scores = np.random.default_rng(3).integers(0, 6, (12, 4)).astype(np.float32)  # ties among twelve
+    columns = ["red", "red~plain", "odd", "odd~plain"]
+    kinds = {"sample_id": "string", **dict.fromkeys(columns, "float32")}
+    start = 0
+    for shard in plan:
+        here = slice(start, start + shard.rows)
+        table = from_columns(kinds, {"sample_id": ids[here], **dict(zip(columns, scores[here].T, strict=True))})
+        write_table(audit, scores_file("trak", shard.name), table)
+        start += shard.rows
+    found = measured(audit, CONFIG, plan)
+    assert set(found) == {"red"}, "a concept without truth has nothing to be graded by"
+
+    drawn = arrays(0, 0, 12, resolution=16)[1]
+    red = {d.id for d in drawn if d.shown[1] == "red"}
+    assert 0 < len(red) < 12
+    for j, form in enumerate(("trak", "trak~plain")):
+        value = dict(zip(ids, scores[:, j], strict=True))
+        order = sorted(ids, key=lambda i: (-value[i], i))
+        precision = [len(red & set(order[:r])) / r for r in range(1, 13)]
+        assert found["red"][form] == pytest.approx(
+            {
+                "average_precision": sum(precision[order.index(i)] for i in red) / len(red),
+                "base_rate": len(red) / 12,
+                "precision_at_10": precision[9],
+                "recall_at_carriers": precision[len(red) - 1],
+            }
+        )
+    top_only = AuditConfig(data=CONFIG.data, methods=CONFIG.methods, concepts=CONFIG.concepts, scores="top")
+    assert measured(audit, top_only, plan) == {}

@@ -1,0 +1,135 @@
+"""Numbers from grades to lines: every one in its place, and none counted on the queries that chose the damping."""
+
+import math
+
+import numpy as np
+import pytest
+
+from concept_trak.data.benchmarks.two_factors import SHAPES2
+from concept_trak.evaluation.leaderboard import Arm, Measured, best_baseline, chosen, gathered, standings, table
+from concept_trak.evaluation.retrieval import cells, interval_of_difference
+from tests.report.leaderboards import row
+
+CELLS = cells(SHAPES2)
+MODELS = ("m0", "m1")
+OURS, TRAK = Arm("fit_trak", "own"), Arm("trak", "own")
+
+
+def placed(arm: Arm, m: int, q: int, c: int, damping: float) -> float:
+    """An AP that says where it belongs."""
+    return 0.1 * m + 0.01 * q + 0.001 * c + 0.3 * (damping == 1.0) + 0.5 * (arm == OURS)
+
+
+def rows_of(arms=(OURS, TRAK), queries: int = 4, ap=placed) -> list[dict]:
+    return [
+        row(arm, model, cell, q, damping, ap(arm, m, q, c, damping), base=0.25)
+        for damping in (100.0, 1.0)
+        for q in reversed(range(queries))
+        for c, cell in reversed(list(enumerate(CELLS)))
+        for m, model in enumerate(MODELS)
+        for arm in arms
+    ]
+
+
+def test_every_number_is_put_in_its_place():
+    found = gathered(rows_of(), MODELS, CELLS)
+    assert set(found) == {OURS, TRAK}
+    for arm, by_damping in found.items():
+        assert set(by_damping) == {1.0, 100.0}
+        for damping, measured in by_damping.items():
+            for place in np.ndindex(2, 4, len(CELLS)):
+                ap = placed(arm, *place, damping)
+                assert measured.gain[place] == pytest.approx(ap - 0.25), "AP - base rate of another place"
+                assert measured.precision[place] == round(ap, 1)
+                assert measured.recall[place] == pytest.approx(0.9 * ap)
+
+
+@pytest.mark.parametrize("missing", [0, 17, -1])
+def test_a_grade_that_is_missing_is_no_zero(missing):
+    rows = rows_of()
+    del rows[missing]
+    with pytest.raises(AssertionError, match=r"(trak|fit_trak) at damping 1(00)? lacks grades of some model"):
+        gathered(rows, MODELS, CELLS)
+
+
+def measured(even: float, odd: float) -> Measured:
+    values = np.full((2, 6, len(CELLS)), even)
+    values[:, 1::2] = odd
+    return Measured(values, values, values)
+
+
+def test_the_damping_is_chosen_on_even_queries_alone():
+    assert chosen({1.0: measured(0.2, 0.9), 100.0: measured(0.3, 0.1)}) == 100.0, "odd queries helped to choose"
+    assert chosen({1.0: measured(0.2, 0.0), math.inf: measured(0.2, 0.9)}) == math.inf, "the strongest of equals"
+    assert chosen({1.0: measured(0.2, 0.0), 10.0: measured(0.1, 0.9), math.inf: measured(0.1, 0.9)}) == 1.0
+
+
+def test_the_numbers_are_those_of_the_odd_queries():
+    grades = {OURS: {1.0: measured(0.2, 0.9), 100.0: measured(0.3, 0.1)}, TRAK: {1.0: measured(0.9, 0.05)}}
+    first, second = standings(grades, CELLS, OURS)
+    assert (first.arm, first.damping) == (OURS, 100.0)
+    for number in (first.merit, *first.per_model, *first.cells, *first.gain, *first.precision, *first.recall):
+        assert number == pytest.approx(0.1), "an even query, on which the damping was chosen, is counted"
+    assert second.merit == pytest.approx(0.05)
+    assert second.behind == pytest.approx((0.05, 0.05))
+    assert second.behind_per_model == pytest.approx((0.05, 0.05))
+    assert first.behind == (0.0, 0.0)
+
+
+def test_a_line_tells_in_from_out_and_names_its_worst_cell():
+    values = np.zeros((2, 4, len(CELLS)))
+    values[..., :] = np.arange(len(CELLS)) / 10
+    values[1] += 1.0
+    other = np.zeros_like(values)
+    grades = {OURS: {1.0: Measured(values, values / 2, values / 4)}, TRAK: {1.0: Measured(other, other, other)}}
+    line, other_line = standings(grades, CELLS, OURS)
+    out = [i for i, c in enumerate(CELLS) if c.held_out]
+    inside = [i for i in range(len(CELLS)) if i not in out]
+    assert len(out) == 2
+    assert line.worst == CELLS[0].name
+    assert line.per_model == pytest.approx((0.0, 1.0))
+    assert line.merit == pytest.approx(min(line.cells)) == pytest.approx(0.5)
+    for pair, factor in ((line.gain, 1), (line.precision, 2), (line.recall, 4)):
+        expected = [(0.5 + np.mean(side) / 10) / factor for side in (inside, out)]
+        assert pair == pytest.approx(expected), "in and out of distribution are mixed up"
+    assert other_line.behind == interval_of_difference(values[:, 1::2], other[:, 1::2])
+    assert other_line.behind_per_model == pytest.approx((0.0, 1.0))
+
+
+def test_without_a_held_out_cell_there_is_no_number_out_of_distribution():
+    asked = [c for c in CELLS if not c.held_out]
+    values = np.full((2, 4, len(asked)), 0.5)
+    (line,) = standings({OURS: {1.0: Measured(values, values, values)}}, asked, OURS)
+    assert line.gain[0] == 0.5
+    assert math.isnan(line.gain[1])
+
+
+def test_the_baseline_to_beat_is_unflipped_and_a_baseline():
+    skill = {
+        Arm("lookup", "none"): 0.9,
+        Arm("caption_trak", "own"): 0.8,
+        Arm("trak", "own", 1): 0.7,
+        Arm("d_trak", "concept"): 0.6,
+        Arm("pixels", "none"): 0.5,
+        OURS: 0.4,
+    }
+    rows = rows_of(tuple(skill), ap=lambda arm, *_: skill[arm])
+    made = table("set", rows, CELLS, OURS, dict.fromkeys([a.method for a in skill], 1))
+    assert [line.arm for line in made.lines] == list(skill), "not best first"
+    assert best_baseline(made.lines).arm == Arm("d_trak", "concept")
+    assert made.models == MODELS
+    assert made.queries == 4
+    assert made.base_rates == (0.25,) * len(CELLS)
+
+
+def test_a_curve_is_the_merit_over_all_queries():
+    made = table("set", rows_of(), CELLS, OURS, {"fit_trak": 12, "trak": 27})
+    mean = np.mean([[placed(TRAK, m, q, 0, 1.0) for m in (0, 1)] for q in range(4)]) - 0.25
+    assert made.curves[TRAK][1.0] == pytest.approx(mean)
+    assert list(made.curves[TRAK]) == [1.0, 100.0]
+
+
+def test_arms_are_told_apart_in_words():
+    assert [str(a) for a in (TRAK, Arm("trak", "concept"), Arm("trak", "own", 1), Arm("pixels", "none"))] == [
+        "trak", "trak, concept query", "trak, sign flipped", "pixels"
+    ]  # fmt: skip

@@ -1,0 +1,210 @@
+"""The page of a benchmark says what the tables say, neutrally, and nothing written in a name can change what it is."""
+
+import math
+import re
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from concept_trak.data.benchmarks.two_factors import SHAPES2
+from concept_trak.evaluation.leaderboard import Arm, Table
+from concept_trak.report.benchmark_page import COLOURS, LINE, drawing, render_league, result, signed, verdict
+from tests.report import leaderboards
+from tests.report.outline import Element, parse
+from tests.report.test_browser import CHROMIUM, visit
+from tests.report.test_render import luminance
+
+HOSTILE = """<script>alert(1)</script>" onload='x' style="}&amp;{{ 7 * 7 }}</style>"""
+
+
+@pytest.fixture(scope="module")
+def league() -> Table:
+    return leaderboards.league()
+
+
+@pytest.fixture(scope="module")
+def pages(league) -> dict[str, Element]:
+    """Documents of benchmarks that lack or overdo something."""
+    small = leaderboards.league(SHAPES2)
+    lone = [row for row in leaderboards.grades(SHAPES2) if row["model"] == leaderboards.MODELS[0]]
+    inside = tuple(replace(cell, held_out=False) for cell in small.cells)
+    few = [r for r in leaderboards.grades(SHAPES2) if r["damping"] == math.inf]
+    evaluations = small.evaluations
+    made = {
+        "two sets": leaderboards.two(),
+        "none": (),
+        "one model": (leaderboards.table("alone", lone, small.cells, small.reference, evaluations),),
+        "nothing held out": (
+            leaderboards.table("inside", leaderboards.grades(SHAPES2), inside, small.reference, evaluations),
+        ),
+        "only plain": (leaderboards.table("plain", few, small.cells, small.reference, evaluations),),
+        "no flipped": (replace(small, lines=tuple(line for line in small.lines if not line.arm.flipped)),),
+    }
+    return {name: parse(render_league(tables)) for name, tables in made.items()}
+
+
+NAMES = ("two sets", "none", "one model", "nothing held out", "only plain", "no flipped")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_page_is_sound(pages, name) -> None:
+    document = pages[name]
+    ids = [element.attributes["id"] for element in document.all() if "id" in element.attributes]
+    assert len(ids) == len(set(ids)), f"an id stands twice: {sorted(ids)}"
+    anchors = [link.attributes["href"] for link in document.all("a")]
+    assert {anchor[1:] for anchor in anchors} <= set(ids), "a link leads nowhere"
+    labelled = {e.attributes[k] for e in document.all() for k in ("aria-labelledby",) if k in e.attributes}
+    assert labelled <= set(ids), f"a label that is not there: {labelled - set(ids)}"
+    levels = [int(element.tag[1]) for element in document.all() if re.fullmatch("h[1-6]", element.tag)]
+    assert levels.count(1) == 1
+    assert all(below - above <= 1 for above, below in pairwise(levels)), f"a level is left out: {levels}"
+    assert all("scope" in cell.attributes for cell in document.all("th")), "a heading of a table without its scope"
+    assert not re.search(r"\b(nan|inf|none|undefined)\b", document.all("body")[0].text, re.IGNORECASE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_fetched_and_nothing_runs(pages, name) -> None:
+    for element in pages[name].all():
+        assert element.tag not in ("script", "iframe", "object"), f"<{element.tag}> in a page that needs none"
+        assert not [key for key in element.attributes if key.startswith("on")]
+        for key in ("src", "href", "srcset", "xlink:href", "action", "data"):
+            assert re.match(r"#|data:|$", element.attributes.get(key, "")), f"{key} leads out of the page"
+        assert "url(" not in element.attributes.get("style", "")
+    assert not any(re.search(r"url\(|@import|https?:|//", style.text) for style in pages[name].all("style"))
+    policy = next(m for m in pages[name].all("meta") if "http-equiv" in m.attributes).attributes["content"]
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def test_what_is_written_in_a_name_stays_text(league) -> None:
+    arm = Arm(HOSTILE, "own")
+    lines = tuple(replace(line, arm=arm) if line.arm == Arm("concept_a", "own") else line for line in league.lines)
+    curves = {arm if a == Arm("concept_a", "own") else a: curve for a, curve in league.curves.items()}
+    evaluations = league.evaluations | {HOSTILE: 7}
+    hostile = replace(league, title=HOSTILE, models=(HOSTILE,), lines=lines, curves=curves, evaluations=evaluations)
+    document = parse(render_league([hostile]))
+    assert not document.all("script")
+    assert HOSTILE in document.all("h2")[0].text
+    assert HOSTILE in [code.text for code in document.all("code")]
+
+
+def test_the_table_has_every_arm_and_its_numbers(pages, league) -> None:
+    first, second = [t for t in pages["two sets"].all("table", "league")][:2]
+    assert second.inside("details"), "a sign chosen on the answer stands among the methods"
+    assert not first.inside("details")
+    shown = [line for line in league.lines if not line.arm.flipped]
+    flipped = [line for line in league.lines if line.arm.flipped]
+    for table, lines in ((first, shown), (second, flipped)):
+        rows = table.all("tbody")[0].all("tr")
+        assert [row.all("th")[0].text for row in rows] == [str(line.arm) for line in lines], "not every arm, best first"
+        for row, line in zip(rows, lines, strict=True):
+            cells = [cell.text for cell in row.all("td")]
+            assert cells[0] == signed(line.merit)
+            assert cells[3:9] == [
+                *(signed(v, 2) for v in line.gain), *(f"{v:.2f}" for v in (*line.precision, *line.recall))
+            ]  # fmt: skip
+            own = league.evaluations[line.arm.method]
+            assert cells[10] == (f"{own:,}" if own else "–")
+            assert cells[11] == (f"{own / league.evaluations['fit_trak']:.3g}" if own else "–")
+            if line.arm != league.reference:
+                assert cells[12] == f"{signed(line.behind[0])} to {signed(line.behind[1])}"
+
+
+def test_a_perfect_cell_and_a_lost_one_are_both_seen(league) -> None:
+    """The ranking that never changes: perfect in one cell, worthless in the other."""
+    constant = replace(league.lines[0], arm=Arm("random", "none"), cells=(0.66, -0.3) * 9, merit=-0.3)
+    lines = tuple(constant if line.arm == constant.arm else line for line in league.lines)
+    document = parse(render_league([replace(league, lines=lines)]))
+    rows = document.all("table", "spreads")[0].all("tbody")[0].all("tr")
+    (strip,) = [row.all("svg")[0] for row in rows if row.all("th")[0].text == "random"]
+    places = [float(mark.attributes["cx"].rstrip("%")) for mark in strip.all("circle")]
+    assert len(places) == 18
+    assert max(places) - min(places) > 50
+    assert len(strip.all("circle", "out")) == 2
+    assert "worst −0.30, best +0.66" in strip.all("title")[0].text
+
+
+@pytest.mark.parametrize(
+    ("behind", "models", "said", "words"),
+    [
+        ((0.1, 0.2), (0.1, 0.2, 0.3), "ahead", "finds the concept better than the best baseline"),
+        ((0.1, 0.2), (0.1, -0.1, 0.4), "mixed", "the models do not agree on the sign"),
+        ((0.1, 0.2), (0.1, 0.0, 0.4), "mixed", "the models do not agree on the sign"),
+        ((-0.1, 0.2), (0.1, 0.2, 0.3), "open", "is not settled"),
+        ((0.0, 0.2), (0.1, 0.2, 0.3), "open", "is not settled"),
+        ((-0.3, -0.1), (-0.1, -0.2, -0.3), "behind", "finds the concept less well than the best baseline"),
+        ((-0.3, -0.1), (0.1, -0.2, -0.3), "mixed", "the models do not agree on the sign"),
+    ],
+)
+def test_the_headline_claims_no_more_than_was_found(league, behind, models, said, words) -> None:
+    best = result(league).best
+    changed = replace(best, behind=behind, behind_per_model=models)
+    assert verdict(changed) == said
+    lines = tuple(changed if line.arm == best.arm else line for line in league.lines)
+    headline = parse(render_league([replace(league, lines=lines)])).all("p", "verdict")[0].text
+    assert words in headline
+    assert f"{signed(behind[0])} to {signed(behind[1])}" in headline
+    assert ", ".join(signed(v, 2) for v in models) in headline
+
+
+def test_who_is_above_the_reference_is_named(pages) -> None:
+    notes = [note.text for note in pages["two sets"].all("p", "note")]
+    assert any("higher merit than the reference: lookup (" in note for note in notes)
+    assert any("There is one model" in note.text for note in pages["one model"].all("p", "note"))
+
+
+def test_the_drawing_is_true_to_the_curves(league) -> None:
+    shown = result(league).shown
+    d = drawing(league, shown)
+    assert {curve.arm for curve in d.curves} == {line.arm for line in shown}, "an arm is not drawn"
+    heights = [(m, y) for curve in d.curves for m, (_, y) in
+               zip(dict(sorted(league.curves[curve.arm].items())).values(), curve.points, strict=True)]  # fmt: skip
+    slopes = [(y - d.merits[0][1]) / (m - d.merits[0][0]) for m, y in heights]
+    assert max(slopes) == pytest.approx(min(slopes), rel=0.01), "merits are not drawn to one scale"
+    assert max(slopes) < 0, "upside down"
+    assert all(0 <= x <= 100 and 0 <= y <= 100 for curve in d.curves for x, y in curve.points)
+    xs = dict(d.dampings)
+    assert xs[1.0] - xs[0.01] == pytest.approx(xs[100.0] - xs[1.0], abs=0.02), "the axis is not logarithmic"
+    assert xs[math.inf] == max(xs.values())
+    for curve, line in zip(d.curves, shown, strict=True):
+        assert curve.chosen in curve.points
+        assert curve.chosen[0] == xs[line.damping], "the dot is not at the damping chosen"
+    labels = sorted(curve.label for curve in d.curves)
+    assert min(b - a for a, b in pairwise(labels)) >= 100 * LINE / d.height - 0.02, "labels overlap"
+    assert 0 < labels[0] < labels[-1] < 100
+
+
+def test_few_colours_and_the_first_for_the_reference(league) -> None:
+    d = drawing(league, result(league).shown)
+    hues = {curve.arm: curve.hue for curve in d.curves}
+    assert hues[league.reference] == 0
+    assert all(hue < COLOURS for hue in hues.values())
+    assert hues[Arm("trak", "own")] == hues[Arm("trak", "concept")], "one method in two colours"
+    assert {hue for arm, hue in hues.items() if arm.asked == "none"} == {-1}
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_every_curve_and_its_name_can_be_read(pages, scheme) -> None:
+    """Contrast of WCAG 2.2, 1.4.3: the names of curves are words in their colour."""
+    styles = [style.text for style in pages["none"].all("style")]
+    paper = re.findall(r"--paper: #(\w{6})", styles[0])[scheme]
+    rule = re.findall(r":root \{ (--hue0[^}]*)\}", styles[1])[scheme]
+    hues = re.findall(r"--hue\d: #(\w{6})", rule)
+    assert len(set(hues)) == COLOURS
+    for hue in hues:
+        low, high = sorted((luminance(hue), luminance(paper)))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, f"#{hue} on #{paper} is too faint"
+
+
+def test_numbers_carry_their_sign() -> None:
+    assert [signed(v) for v in (0.25, -0.25, 0.0, -0.0001, math.nan)] == ["+0.250", "−0.250", "0.000", "0.000", "–"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs the program `chromium` on PATH")
+@pytest.mark.parametrize("width", [420, 1400])
+def test_a_browser_draws_the_curves_without_a_complaint(tmp_path, league, width) -> None:
+    image, console = visit(render_league([league]), tmp_path / "page", width)
+    assert image.width == width
+    colours = {pixel for _, pixel in image.convert("RGB").getcolors(1 << 24) or []}
+    assert (0x0B, 0x64, 0x70) in colours, "the reference's curve is not on the page"
+    assert console == [], "the browser complains"

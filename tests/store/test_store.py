@@ -1,0 +1,182 @@
+"""Put-if-absent: one winner whatever the race, and any error decided by reading back."""
+
+import multiprocessing
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from concept_trak.store.store import Store
+from tests.store import faults  # its schemes: lossy, dead, forgetful
+
+
+@pytest.fixture
+def eager_switches() -> Iterator[None]:
+    """Threads change places after a microsecond instead of five milliseconds, so that races happen."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(usual)
+
+
+@pytest.fixture(params=["folder", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path):
+    if request.param == "folder":
+        yield Store(f"file://{tmp_path}/deep/store")
+    else:
+        yield Store(f"memory://{request.node.name}")
+        MemoryFileSystem.store.clear()
+        MemoryFileSystem.pseudo_dirs[:] = [""]
+
+
+def test_a_store_returns_what_was_put(store: Store):
+    assert store.names("parts") == []
+    assert store.size("parts/b") is None
+    assert store.create("parts/b", b"0123456789")
+    assert store.create("parts/a/deep", b"")
+    assert store.read("parts/b") == b"0123456789"
+    assert (store.read("parts/b", 2, 5), store.read("parts/b", 7), store.read("parts/b", end=2)) == (
+        b"234",
+        b"789",
+        b"01",
+    )
+    assert (store.size("parts/b"), store.size("parts/a/deep"), store.size("parts")) == (10, 0, None)
+    assert store.names("parts") == ["parts/a/deep", "parts/b"]
+    store.replace("hint", b"1")
+    store.replace("hint", b"2")
+    assert store.read("hint") == b"2"
+    assert store.names("") == ["hint", "parts/a/deep", "parts/b"]
+    store.delete("parts/b")
+    store.delete("parts/b")
+    assert store.names("parts") == ["parts/a/deep"]
+    with pytest.raises(FileNotFoundError):
+        store.read("parts/b")
+
+
+def test_the_first_create_stands(store: Store):
+    assert store.create("name", b"first")
+    assert store.create("name", b"first"), "a retry that meets its own bytes has succeeded"
+    assert not store.create("name", b"second")
+    assert store.read("name") == b"first"
+
+
+def test_large_files_are_read_as_ranges_and_come_back_whole():
+    store = Store("memory://large")
+    data = bytes(range(256)) * (40 * 4096)  # 40 MiB: two whole ranges and a rest
+    store.create("name", data)
+    assert store.read("name") == data
+    store.delete("name")
+
+
+def test_probe_passes_and_leaves_nothing(store: Store):
+    store.probe()
+    assert store.names("") == []
+
+
+@pytest.mark.usefixtures("eager_switches")
+def test_sixteen_threads_have_one_winner(store: Store):
+    start = threading.Barrier(16)
+
+    def race(worker: int) -> list[bool]:
+        won = []
+        for turn in range(10):
+            start.wait()
+            won.append(store.create(f"name-{turn}", f"worker {worker}".encode()))
+        return won
+
+    with ThreadPoolExecutor(16) as pool:
+        outcomes = list(pool.map(race, range(16)))
+    for turn in range(10):
+        winners = [worker for worker in range(16) if outcomes[worker][turn]]
+        assert len(winners) == 1, "put-if-absent must be one operation, not a look and a write"
+        assert store.read(f"name-{turn}") == f"worker {winners[0]}".encode()
+    assert len(store.names("")) == 10, "a loser left a temporary file that is listed as a result"
+
+
+def test_processes_have_one_winner_and_leave_no_temporary_file(tmp_path):
+    store = Store(str(tmp_path))
+    tasks = [(store, f"name-{turn}", f"worker {worker}".encode()) for turn in range(40) for worker in range(4)]
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        won = pool.starmap(Store.create, tasks, chunksize=1)
+    assert [sum(won[turn * 4 : turn * 4 + 4]) for turn in range(40)] == [1] * 40
+    assert len(list(tmp_path.iterdir())) == 40
+
+
+def test_what_a_killed_writer_leaves_is_no_file(tmp_path):
+    script = (
+        "import os, signal; from concept_trak.store.store import Store\n"
+        "os.link = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"Store({str(tmp_path)!r}).create('name', b'bytes')"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1, "the kill came before the bytes were written: it proves nothing"
+    store = Store(str(tmp_path))
+    assert store.names("") == []
+    assert store.create("name", b"other")
+
+
+def test_a_store_travels_as_its_address(store: Store):
+    store.create("name", b"bytes")
+    copy = pickle.loads(pickle.dumps(store))
+    assert (copy.uri, copy.scheme, copy.read("name")) == (store.uri, store.scheme, b"bytes")
+
+
+faults.register()
+
+
+def test_a_lost_answer_is_decided_by_reading_back():
+    store = Store("lossy://place")
+    assert store.create("name", b"mine"), "the bytes stand there: the create has succeeded whatever the client heard"
+    assert not store.create("name", b"other")
+    store.delete("name")
+
+
+def test_an_error_with_nothing_written_is_raised_as_an_oserror_without_secrets(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter3")
+    with pytest.raises(OSError, match=r"create dead://place/name: RuntimeError: no route to //\*\*\*@host for \*\*\*$"):
+        Store("dead://place").create("name", b"mine")
+
+
+def test_probe_refuses_a_store_that_overwrites():
+    store = Store("forgetful://place")
+    with pytest.raises(ValueError, match=r"a second create .* overwrote the first\. Expected .* Use a store with"):
+        store.probe()
+    assert store.names("") == []
+
+
+def test_probe_turns_failures_into_one_message(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"cannot be used: .* Expected storage that answers"):
+        Store(f"{tmp_path}/file/store").probe()
+    with pytest.raises(ValueError, match=r"could not create dead://.* Expected storage that answers"):
+        Store("dead://place").probe()
+    with pytest.raises(ValueError, match=r"nosuch://place: .*Expected file, s3, memory or another scheme"):
+        Store("nosuch://place").probe()
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("results", "relative path.*absolute"),
+        ("file://results", "relative path.*absolute"),
+        ("s3://", "names no place"),
+        ("s3://key:hunter2@bucket/x", "store carries credentials.*environment"),
+        ("s3://key:hunter2/with/slashes@bucket/x", "store carries credentials.*environment"),
+    ],
+)
+def test_addresses_that_are_refused(uri: str, says: str):
+    with pytest.raises(ValueError, match=says) as error:
+        Store(uri)
+    assert "hunter2" not in str(error.value)
+
+
+def test_names_outside_the_store_are_our_mistake(store: Store):
+    for name in ("", "/abs", "../up", "a/../../b"):
+        with pytest.raises(AssertionError, match="not a name inside the store"):
+            store.create(name, b"")

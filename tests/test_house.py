@@ -1,0 +1,90 @@
+"""The house: short files, the field's words, one name for one thing. Imports are held by import-linter."""
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("concept_trak", "cluster", "jobs")
+LONGEST, SHORT, SHORT_FILES = 300, 40, 10
+PARTICIPLES = frozenset({"found", "said", "told", "asked", "made", "one"})
+METAPHORS = frozenset(
+    "casebook deposition hearing inquest inquiry trial evidence precedent claim gate rival contest entrants league "
+    "standings room house place crew member reserve recruit dismiss arm".split()
+)
+"""Words of courts, of sports and of households, where the field has words of its own. `judge` is the benchmark's."""
+
+
+def sources(*packages: str) -> dict[str, str]:
+    files = [p for package in packages for p in (ROOT / package).rglob("*.py")]
+    return {p.relative_to(ROOT).as_posix(): p.read_text() for p in sorted(files)}
+
+
+def bound_names(source: str) -> Iterator[tuple[int, str]]:
+    """(line, name) of every variable that a file binds: assignments, loops, arguments; not in comprehensions."""
+    tree = ast.parse(source)
+    comprehended = {id(name) for node in ast.walk(tree) if isinstance(node, ast.comprehension)
+                    for name in ast.walk(node.target)}  # fmt: skip
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and id(node) not in comprehended:
+            yield node.lineno, node.id
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+
+
+def public_definitions(source: str) -> Iterator[str]:
+    for node in ast.parse(source).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            yield node.name
+
+
+def test_no_file_is_long():
+    lengths = {name: len(text.splitlines()) for name, text in sources(*PACKAGES).items()}
+    assert not (long := {name: n for name, n in lengths.items() if n > LONGEST}), f"split these by idea: {long}"
+
+
+def test_few_files_are_stubs_of_an_idea():
+    lengths = {name: len(text.splitlines()) for name, text in sources("concept_trak").items() if "__init__" not in name}
+    short = {name: n for name, n in lengths.items() if n < SHORT}
+    assert len(short) <= SHORT_FILES, f"merge some of these with what they belong to: {short}"
+
+
+@pytest.mark.parametrize(
+    "package", sorted(p.name for p in (ROOT / "concept_trak").iterdir() if p.is_dir() and p.name[0] != "_")
+)
+def test_variables_are_nouns(package):
+    wrong = [f"{name}:{line} {variable}" for name, text in sources(f"concept_trak/{package}").items()
+             for line, variable in bound_names(text) if variable in PARTICIPLES]  # fmt: skip
+    assert not wrong, f"name what these hold: {wrong}"
+
+
+def test_files_and_public_names_are_the_fields_words():
+    wrong = [name for name in sources(*PACKAGES) if METAPHORS & set(Path(name).stem.split("_"))]
+    for name, text in sources(*PACKAGES).items():
+        wrong += [f"{name}: {d}" for d in public_definitions(text) if METAPHORS & set(words(d))]
+    assert not wrong, f"these have a word of another field: {wrong}"
+
+
+def words(name: str) -> list[str]:
+    """`ActorPool`, `actor_pool` -> actor, pool."""
+    spaced = "".join(f" {c.lower()}" if c.isupper() else c for c in name)
+    return spaced.replace("_", " ").split()
+
+
+def test_one_name_means_one_thing():
+    """No two public classes or functions of the library have one name. A model family's `denoiser` is an interface."""
+    homes = defaultdict(list)
+    for name, text in sources("concept_trak").items():
+        for definition in public_definitions(text):
+            homes[definition].append(name)
+    twice = {d: where for d, where in homes.items() if len(where) > 1}
+    assert not twice, f"rename all but one: {twice}"
+
+
+def test_the_checks_can_fail():
+    assert list(bound_names("def f(one):\n    found = [made for made in one]")) == [(1, "one"), (2, "found")]
+    assert list(public_definitions("class A: ...\ndef _b(): ...\ndef c(): ...")) == ["A", "c"]
+    assert words("ActorPool") == words("actor_pool") == ["actor", "pool"]
