@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from concept_trak.attribution.denoiser import Condition, Denoiser, Prediction, attributable
+from concept_trak.attribution.denoiser import Condition, Conditioning, Denoiser, Prediction, attributable
 from concept_trak.attribution.numerics import normal
 from concept_trak.attribution.state import Batch
 
@@ -61,8 +61,8 @@ class Toy(Denoiser):
         return Prediction((x_t - self.sigma[t].item() * eps) / self.alpha[t].item(), eps)
 
     @property
-    def hears(self) -> str:
-        return "labels"
+    def conditioning(self) -> Conditioning:
+        return "class"
 
     def encode(self, texts: Sequence[str]) -> Condition:
         return {"label": torch.tensor([int(text) for text in texts])}

@@ -10,7 +10,7 @@ The conditions a model knows by itself: what a sample is told from, and what is 
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,6 +20,7 @@ from concept_trak.attribution.numerics import choice
 
 # What the model is conditioned on: named tensors with the samples first. Text models have {"text": [b, tokens, width]}.
 Condition = dict[str, Tensor]
+Conditioning = Literal["text", "class", "none"]
 # Parameters as people think of them; anything else is a pattern searched in the parameter names. Attention is called
 # attn1 (to itself) and attn2 (to the text) in a block of a transformer, and stands bare in the UNets without texts.
 GROUPS = {
@@ -98,8 +99,8 @@ class Denoiser(ABC):
         """What makes this model another model, as digests: its part of a feature's fingerprint."""
 
     @property
-    def hears(self) -> str:
-        """What it is conditioned on: `text`, `labels` (classes, by number or name) or `nothing`."""
+    def conditioning(self) -> Conditioning:
+        """What the model is conditioned on: a text, a class (by number or name), or nothing (`none`)."""
         return "text"
 
     @property

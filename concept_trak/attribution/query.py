@@ -2,9 +2,9 @@
 
 Whether a model can be asked a question at all: a concept has to be said in what the model is conditioned on.
 
-Text models hear a prompt, class-conditional ones a label. An unconditional model hears nothing: no condition tells a
-concept from its absence. It can be asked for what examples or a classifier show, or, by a whole-image row, for
-what an image itself says.
+The conditioning of a text model is a prompt, that of a class-conditional model a label. An unconditional model has
+neither, so no pair of conditions separates a concept from its absence. For such a model, give a concept by examples or
+by a classifier, or ask about one image by a whole-image row.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -109,24 +109,23 @@ BY_CONDITION = ("concept_reward", "caption_reward", "caption_fit")
 
 
 def require_heard(denoiser: Denoiser, concept: Concept) -> None:
-    """That the concept is said in what the model hears.
+    """Refuse a concept that is not given in the model's conditioning.
 
     Raises:
-        ValueError: naming the concept, what the model hears, and the keys to use.
+        ValueError: the message names the concept, the model's conditioning, and the keys to use.
     """
     if concept.kind in ("examples", "classifier"):
         return
     told = "prompt" if concept.prompt else "labels" if concept.labels else "nothing"
-    expected = {"text": "prompt", "labels": "labels", "nothing": "nothing"}[denoiser.hears]
+    expected = {"text": "prompt", "class": "labels", "none": "nothing"}[denoiser.conditioning]
     if told == expected:
         return
     remedy = {
-        "text": "the model listens to text: give prompt and without_prompt",
-        "labels": "the model listens to classes: give labels and without_labels, a number or name of a class each",
-        "nothing": "the model is unconditional and listens to nothing: give examples or a classifier, or ask about an "
-        "image alone (scope: local, image: picture.png, neither prompt nor labels) with a whole-image row such as "
-        "method=das",
-    }[denoiser.hears]
+        "text": "the model's conditioning is text: give prompt and without_prompt",
+        "class": "the model's conditioning is a class: give labels and without_labels, each a class's number or name",
+        "none": "the model has no conditioning: give examples or a classifier, or ask about an image alone (scope: "
+        "local, image: picture.png, neither prompt nor labels) with a whole-image row such as method=das",
+    }[denoiser.conditioning]
     said = f"{told}={concept.text!r}" if concept.text else "neither prompt nor labels"
     raise ValueError(f"concept {concept.name!r}: it has {said}, and {remedy}")
 
@@ -139,7 +138,7 @@ def require_conditions(denoiser: Denoiser, methods: Mapping[str, Method], concep
     Raises:
         ValueError: naming the row, its direction, and rows that can be used.
     """
-    if denoiser.hears != "nothing":
+    if denoiser.conditioning != "none":
         return
     rewarded = all(concept.kind in ("examples", "classifier") for concept in concepts) and bool(concepts)
     for name, method in methods.items():

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from concept_trak import NUMERICS
-from concept_trak.attribution.denoiser import Denoiser
+from concept_trak.attribution.denoiser import Conditioning, Denoiser
 from concept_trak.attribution.method import Method, describe
 from concept_trak.config import AuditConfig, DataConfig
 from concept_trak.data.columns import caption_columns, check_ids
@@ -15,17 +15,21 @@ from concept_trak.data.format import format_of, sources
 from concept_trak.data.shard import Shard, Source, cut
 
 
-def survey(data: DataConfig, hears: str = "text") -> list[Source]:
-    """The data set's files, once their columns and ids are known to be usable by a model that hears this.
+def survey(data: DataConfig, conditioning: Conditioning = "text") -> list[Source]:
+    """The data set's files, once their columns and ids are known to be usable by a model of this conditioning.
 
     Raises:
         ValueError: nothing there, a column missing or of another type, ids that occur twice.
     """
-    if not data.caption_column and hears != "nothing":
-        raise ValueError(f"data.caption_column is empty, and the model listens to {hears}; name the column that has it")
-    if (data.captions == "class") != (hears == "labels") and hears != "nothing":
-        remedy = "class" if hears == "labels" else "first"
-        raise ValueError(f"data.captions={data.captions}, and the model listens to {hears}; set data.captions={remedy}")
+    if not data.caption_column and conditioning != "none":
+        raise ValueError(
+            f"data.caption_column is empty, and the model's conditioning is {conditioning}; name the column that has it"
+        )
+    if (data.captions == "class") != (conditioning == "class") and conditioning != "none":
+        remedy = "class" if conditioning == "class" else "first"
+        raise ValueError(
+            f"data.captions={data.captions}, and the model's conditioning is {conditioning}; set data.captions={remedy}"
+        )
     found = sources(data)
     for source in found:
         format_of(source, data).check(source, data)

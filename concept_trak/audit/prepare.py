@@ -107,7 +107,7 @@ def prepare(config: AuditConfig) -> Prepared:
     store = Store(config.store)
     store.probe()
     denoiser = open_model(config)
-    found = survey(config.data, denoiser.hears)
+    found = survey(config.data, denoiser.conditioning)
     require_conditions(denoiser, config.methods, config.concepts)
     identity = denoiser.identity()
     settings = {n: feature_settings(config, m, denoiser, identity) for n, m in config.methods.items()}

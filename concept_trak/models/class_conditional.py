@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from concept_trak.attribution.denoiser import Condition
+from concept_trak.attribution.denoiser import Condition, Conditioning
 from concept_trak.models.loading import settings_of
 from concept_trak.models.pipeline import Pipeline
 
@@ -63,8 +63,8 @@ class Labelled(Pipeline):
     classes: Classes | None
 
     @property
-    def hears(self) -> str:
-        return "nothing" if self.classes is None else "labels"
+    def conditioning(self) -> Conditioning:
+        return "none" if self.classes is None else "class"
 
     def encode(self, texts: Sequence[str]) -> Condition:
         """The classes; where there are none, captions of training images say nothing and are not read."""

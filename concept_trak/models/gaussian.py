@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from concept_trak.attribution.denoiser import Condition, Denoiser, Prediction, attributable
+from concept_trak.attribution.denoiser import Condition, Conditioning, Denoiser, Prediction, attributable
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Gaussian(Denoiser):
         return Prediction(x_0, (x_t - alpha * x_0) / sigma)
 
     @property
-    def hears(self) -> str:
-        return "labels"
+    def conditioning(self) -> Conditioning:
+        return "class"
 
     def encode(self, texts: Sequence[str]) -> Condition:
         return {"label": torch.tensor([int(text) for text in texts], device=self.device)}

@@ -89,7 +89,9 @@ def test_conditions_are_rows_that_differ_and_the_empty_one_is_its_own(family):
     apart = (eps[:, None] - eps[None]).norm(dim=-1)
     assert apart[-1, -2] < EXACT64 * eps.norm(), "the empty condition is not one condition"
     told = torch.tensor([[a == b for a in texts] for b in texts])
-    assert ((apart[:-1, :-1] > 1e-9) | told).all(), "two conditions give one prediction: the network does not hear them"
+    assert ((apart[:-1, :-1] > 1e-9) | told).all(), (
+        "two conditions give one prediction: the network ignores its conditioning"
+    )
     assert (apart[:-1, :-1][told] < EXACT64 * eps.norm()).all(), "one condition gives two predictions"
 
 
@@ -139,7 +141,7 @@ def test_a_direction_pulled_back_is_the_gradient_of_its_written_out_loss(family,
     d, probe, b = family.denoiser, Probe("forward_noise", direction, (400,)), family.batch()
     (state,) = forward_noise(d, b, probe, 0)
     fast = pull_back(d, state, lambda s, seen: DIRECTIONS[direction](d, s, seen, probe)).gradients()
-    if d.hears == "nothing" and direction == "caption_reward":
+    if d.conditioning == "none" and direction == "caption_reward":
         assert all((g == 0).all() for g in fast.values()), "a model without conditions has no way from one to another"
         return
     for i, one in enumerate(written_out.ones(b)):

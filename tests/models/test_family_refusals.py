@@ -126,24 +126,28 @@ ALONE = {"scope": "local", "image": "dog.png"}
 @pytest.mark.parametrize(
     ("name", "asked", "says"),
     [
-        ("dit", PROMPT, r"it has prompt='a dog', and the model listens to classes: give labels and without_labels"),
-        ("dit", ALONE, r"it has neither prompt nor labels, and the model listens to classes"),
+        (
+            "dit",
+            PROMPT,
+            r"it has prompt='a dog', and the model's conditioning is a class: give labels and without_labels",
+        ),
+        ("dit", ALONE, r"it has neither prompt nor labels, and the model's conditioning is a class"),
         (
             "ddpm",
             PROMPT,
-            r"it has prompt='a dog', .* unconditional .*: give examples or a classifier, or ask about an",
+            r"it has prompt='a dog', .* no conditioning: give examples or a classifier, or ask about an",
         ),
-        ("ddpm", LABELS, r"it has labels='1', and the model is unconditional and listens to nothing"),
-        ("sdxl", LABELS, r"it has labels='1', and the model listens to text: give prompt and without_prompt"),
-        ("sdxl", ALONE, r"it has neither prompt nor labels, and the model listens to text"),
+        ("ddpm", LABELS, r"it has labels='1', and the model has no conditioning"),
+        ("sdxl", LABELS, r"it has labels='1', and the model's conditioning is text: give prompt and without_prompt"),
+        ("sdxl", ALONE, r"it has neither prompt nor labels, and the model's conditioning is text"),
     ],
 )
-def test_a_concept_that_the_model_cannot_hear_is_refused(made, name, asked, says):
+def test_a_concept_outside_the_models_conditioning_is_refused(made, name, asked, says):
     with pytest.raises(ValueError, match=rf"^concept 'dog': {says}"):
         require_heard(load(str(made[name])), Concept("dog", **asked))
 
 
-def test_a_concept_that_the_model_hears_is_not(made):
+def test_a_concept_in_the_models_conditioning_is_not(made):
     for name, asked in (("dit", LABELS), ("ddpm", ALONE), ("sdxl", PROMPT)):
         require_heard(load(str(made[name])), Concept("dog", **asked))
 
