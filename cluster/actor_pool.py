@@ -20,10 +20,10 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError, RuntimeEnvSetupError
 
-from cluster.executor import Load, Outcome, Resources, Task, source_digest
+from cluster.executor import Failure, Load, Outcome, Resources, Task, source_digest
 from cluster.queue import Constructions, Lease, Queue, overdue
 from cluster.resources import actor_options, shortage
-from cluster.worker import Failure, Place, Reply, classify, where
+from cluster.worker import Place, Reply, classify, where
 
 LOG = logging.getLogger(__name__)
 TICK, REMINDER = 1.0, 30.0  # seconds: between two looks at the cluster, between two lines about waiting

@@ -10,9 +10,27 @@ import math
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
+
+
+class UserError(ValueError):
+    """What the user can mend: shown as one message without a traceback (exit code 2).
+
+    Any other exception is a bug, also a `ValueError` of a library. It is known by its name, so that a class of the
+    same name in a package that this one does not import counts too.
+    """
+
+
+class Failure(Enum):
+    """What helps: waiting, a smaller batch, perhaps another attempt, or only the user."""
+
+    INFRASTRUCTURE = "infrastructure"
+    MEMORY = "memory"
+    APPLICATION = "application"
+    INPUT = "input"
 
 
 @dataclass(frozen=True)
@@ -25,7 +43,7 @@ class Resources:
 
     def __post_init__(self) -> None:
         if min(self.cpus, self.gpus, self.memory) < 0 or not (self.cpus or self.gpus):
-            raise ValueError(f"{self}: a worker needs some CPU or GPU, and nothing below zero; set cpus=1 or more")
+            raise UserError(f"{self}: a worker needs some CPU or GPU, and nothing below zero; set cpus=1 or more")
 
 
 ONE_CPU = Resources()
@@ -62,13 +80,23 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of one item: its result, or the traceback of its last failure as `error`.
+    """The end of one item: its result, or its last failure.
 
-    `seconds` is the length of the last attempt, `host` the machine it ran on ("" where that is not known).
+    Attributes:
+        item: what was given to the worker.
+        result: what the worker returned; None if the item failed.
+        failure: the class of the last failure; None if there is a result.
+        message: the text of the last error.
+        error: the traceback of the last error; None if there is a result.
+        attempts: how many attempts there were.
+        seconds: the length of the last attempt.
+        host: the machine of the last attempt; "" where that is not known.
     """
 
     item: Any
     result: Any | None
+    failure: Failure | None
+    message: str
     error: str | None
     attempts: int
     seconds: float
@@ -141,14 +169,14 @@ class InfrastructureExhausted(RuntimeError):
 
 
 class WorkerFailed(RuntimeError):
-    """No worker could be built: exit code 2 with the `ValueError`'s own message, else 5 with the first traceback."""
+    """No worker could be built: exit code 2 with the message of a `UserError`, else 5 with the first traceback."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
 
 
-class StaleCode(ValueError):
+class StaleCode(UserError):
     """A worker would run other source code than the driver."""
 
 
@@ -156,7 +184,7 @@ def source_roots(package: str) -> list[Path]:
     """The files or folders `package` (a top-level name) would be imported from, found without importing it."""
     spec = find_spec(package)
     if spec is None:
-        raise ValueError(f"no package {package} on {socket.gethostname()}; start from the folder that contains it")
+        raise UserError(f"no package {package} on {socket.gethostname()}; start from the folder that contains it")
     if spec.submodule_search_locations is not None:
         return [Path(folder) for folder in spec.submodule_search_locations]
     source = Path(str(spec.origin))

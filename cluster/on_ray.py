@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.executor import ONE_CPU, Budgets, Outcome, Resources, Task, Watch, unwatched
+from cluster.executor import ONE_CPU, Budgets, Outcome, Resources, Task, UserError, Watch, unwatched
 from cluster.queue import Constructions, Queue
 from cluster.resources import capacity, demand, holdings
 
@@ -86,12 +86,12 @@ class OnRay:
         try:
             ray.init(self.address, runtime_env=code, **quiet)
         except ConnectionError as error:
-            raise ValueError(f"no Ray cluster answers at {self.address}: start one or correct the address") from error
+            raise UserError(f"no Ray cluster answers at {self.address}: start one or correct the address") from error
 
     def _size(self, resources: Resources) -> int:
         holds = capacity(ray.nodes(), resources)
         if self.address is None and holds == 0:
-            raise ValueError(
+            raise UserError(
                 f"a worker asks for {demand(resources)}, this machine has {holdings(ray.cluster_resources())}; "
                 "lower the resources, or run on a cluster that has them"
             )

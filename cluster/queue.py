@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.executor import Attempt, Budgets, InfrastructureExhausted, Outcome, WorkerFailed
-from cluster.worker import Failure, Reply
+from cluster.executor import Attempt, Budgets, Failure, InfrastructureExhausted, Outcome, WorkerFailed
+from cluster.worker import Reply
 
 LOG = logging.getLogger(__name__)
 LONGEST_PAUSE = 30.0
@@ -105,6 +105,8 @@ class Queue:
         outcome = Outcome(
             item=lease.item,
             result=reply.result,
+            failure=reply.failure,
+            message=reply.message,
             error=None if reply.failure is None else reply.trace,
             attempts=lease.attempt.number,
             seconds=reply.seconds,

@@ -12,7 +12,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 import cluster.on_ray  # noqa: F401  sets what Ray reads when it is imported
-from cluster.executor import InfrastructureExhausted
+from cluster.executor import InfrastructureExhausted, UserError
 
 TOKEN = (
     "the cluster asks for a token and this one is missing or wrong: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN (or "
@@ -30,7 +30,7 @@ def client(address: str) -> JobSubmissionClient:
     """The Jobs API at `address` (http://head:8265).
 
     Raises:
-        ValueError: nobody answers there, or the token is missing or wrong.
+        UserError: nobody answers there, or the token is missing or wrong.
     """
     try:
         return JobSubmissionClient(address)
@@ -56,7 +56,7 @@ def submit(
     """Start the next attempt at an audit; returns its submission id.
 
     Raises:
-        ValueError: Ray refuses it, as when another submission took the same attempt at the same moment.
+        UserError: Ray refuses it, as when another submission took the same attempt at the same moment.
     """
     standing = attempts(jobs, audit)
     number = 1 + max((int(name.rpartition("-")[2]) for name in standing), default=0)
@@ -65,7 +65,7 @@ def submit(
     try:
         return jobs.submit_job(entrypoint=entrypoint, submission_id=name, metadata=metadata, runtime_env=runtime)
     except RuntimeError as error:
-        raise ValueError(
+        raise UserError(
             f"the cluster refused {name}: {error}. If another submission took this attempt just now, give the same "
             "command again for the next one"
         ) from None
@@ -117,10 +117,10 @@ def _lost(name: str, error: Exception) -> Lost:
     return Lost(f"the connection to the cluster was lost while {name} was followed ({why}); the job may well go on")
 
 
-def _explained(error: Exception, address: str) -> ValueError:
+def _explained(error: Exception, address: str) -> UserError:
     words = str(error)
     if isinstance(error, AuthenticationError) or "token" in words.lower():
         mode = os.environ.get("RAY_AUTH_MODE", "not set")
-        return ValueError(f"{address}: {TOKEN}. RAY_AUTH_MODE here is {mode}")
+        return UserError(f"{address}: {TOKEN}. RAY_AUTH_MODE here is {mode}")
     why = words.partition("\n")[0]
-    return ValueError(f"{address}: {why} Expected the address of a Ray head's dashboard, e.g. http://head:8265")
+    return UserError(f"{address}: {why} Expected the address of a Ray head's dashboard, e.g. http://head:8265")

@@ -12,22 +12,12 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from functools import partial
 from typing import Any
 
-from cluster.executor import Attempt, StaleCode, Task, source_digest, source_roots
+from cluster.executor import Attempt, Failure, StaleCode, Task, source_digest, source_roots
 
 Worker = Callable[[Any, Attempt], Any]
-
-
-class Failure(Enum):
-    """Who can help: waiting, a smaller batch, perhaps another try, or only the user."""
-
-    INFRASTRUCTURE = "infrastructure"
-    MEMORY = "memory"
-    APPLICATION = "application"
-    INPUT = "input"
 
 
 @dataclass(frozen=True)
@@ -48,19 +38,21 @@ class Reply:
 
 # Clients of storage and hubs whose errors do not all derive from OSError; named by package, so none is imported here.
 NETWORK_CLIENTS = frozenset({"aiobotocore", "aiohttp", "botocore", "gcsfs", "httpcore", "httpx", "urllib3"})
+MACHINES = (Failure.INFRASTRUCTURE, Failure.MEMORY)
 # Waiting does not bring a missing file: these OSErrors are the application's.
 LASTING = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
 def classify(error: BaseException) -> Failure:
-    """The class of an error: its own, or else that of the first cause that has a class other than APPLICATION."""
-    seen: BaseException | None = error
-    while seen is not None:
-        failure = _own_class(seen)
-        if failure is not Failure.APPLICATION:
-            return failure
-        seen = seen.__cause__
-    return Failure.APPLICATION
+    """The class of an error: its own, else that of the first of its causes which is due to the machines.
+
+    A `UserError` counts only as the error itself: code that raises another error from it gives another message.
+    """
+    failure, cause = _own_class(error), error.__cause__
+    while failure is Failure.APPLICATION and cause is not None:
+        own, cause = _own_class(cause), cause.__cause__
+        failure = own if own in MACHINES else failure
+    return failure
 
 
 def _own_class(error: BaseException) -> Failure:
@@ -70,7 +62,7 @@ def _own_class(error: BaseException) -> Failure:
     refused = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     if isinstance(error, MemoryError) or "OutOfMemoryError" in names or refused:
         return Failure.MEMORY
-    if isinstance(error, ValueError):
+    if "UserError" in names:
         return Failure.INPUT
     if isinstance(error, LASTING):
         return Failure.APPLICATION

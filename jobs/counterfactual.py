@@ -10,7 +10,7 @@ The scored samples must be the whole training set: images that no ranking knows 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cluster.executor import Resources, Task
+from cluster.executor import Outcome, Resources, Task
 from concept_trak.config import AuditConfig, absolute
 from concept_trak.evaluation.counterfactual import (
     Bench,
@@ -54,11 +54,11 @@ def retrain(config: CounterfactualConfig, bench: Bench, cases: Sequence[Case]) -
     print(f"retrain    {len(wanted)} models, {len(missing)} of them to train", flush=True)
     if not missing:
         return
-    c, failed = config.cluster, list[str]()
+    c, failed = config.cluster, list[Outcome]()
     run = executor(AuditConfig(cluster=c, budget=config.budget))
     task = Task("concept_trak.evaluation.counterfactual:Retrain", bench)
     for i, outcome in enumerate(run.map(task, missing, Resources(c.cpus, c.gpus, c.memory)), 1):
-        failed += [outcome.error] if outcome.error else []
+        failed += [outcome] if outcome.failure else []
         print(f"retrain    {i}/{len(missing)}, {outcome.seconds:.0f} s", flush=True)
     if failed:
         raise failure("retrain", failed, len(missing))

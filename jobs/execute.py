@@ -18,7 +18,7 @@ def mapped(config: ComponentsConfig, stage: str, task: Task, items: Sequence[Any
         return []
     c = config.cluster
     outcomes = list(config.machines.map(task, items, Resources(c.cpus, c.gpus, c.memory)))
-    if failed := [outcome.error for outcome in outcomes if outcome.error]:
+    if failed := [outcome for outcome in outcomes if outcome.failure]:
         raise failure(stage, failed, len(items))
     order = {item: i for i, item in enumerate(map(str, items))}
     found = [(outcome.item, outcome.result) for outcome in outcomes]

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cluster.executor import InfrastructureExhausted, WorkerFailed
-from cluster.worker import Failure, classify
+from cluster.executor import Failure, InfrastructureExhausted, Outcome, WorkerFailed
+from cluster.worker import classify
 from concept_trak.audit.featurize import Featuring
 from concept_trak.audit.gram import Group
 from concept_trak.audit.pipeline import Stopped
@@ -36,14 +36,14 @@ def ended(verb: Callable[[], int]) -> int:
         return InfrastructureExhausted.exit_code
 
 
-def failure(stage: str, errors: Sequence[str], total: int) -> Stopped:
-    """What a stage ends with when items failed: the user's own mistake in its words, else the first error."""
-    kind, _, text = errors[0].strip().splitlines()[-1].partition(": ")
-    if kind in ("ValueError", "concept_trak.store.part.Damaged"):
-        return Stopped(text, 2)
+def failure(stage: str, failed: Sequence[Outcome], total: int) -> Stopped:
+    """What a stage ends with when items failed: what the user can mend in one message, else the first traceback."""
+    for outcome in failed:
+        if outcome.failure is Failure.INPUT:
+            return Stopped(outcome.message, 2)
     return Stopped(
-        f"{stage}: {len(errors)} of {total} failed, the others are done; the first says: {kind}: {text}. Run the same "
-        "command again to retry only what failed.",
+        f"{stage}: {len(failed)} of {total} failed, the others are done. Run the same command again to retry only what "
+        f"failed. The first error:\n{failed[0].error}",
         5,
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.executor import Executor, Resources, Task
+from cluster.executor import Executor, Outcome, Resources, Task
 from concept_trak.attribution.by_layer import SPLIT, names_of
 from concept_trak.attribution.state import Probe
 from concept_trak.audit.aggregate import Aggregated, Aggregating
@@ -161,14 +161,14 @@ class Run:
         """(item, result) as they finish; the failures of single items are told at the end, when the others are safe."""
         if not items:
             return
-        c, failed = self.prepared.config.cluster, []
+        c, failed = self.prepared.config.cluster, list[Outcome]()
         task, resources = Task(entry, self.prepared.work), Resources(c.cpus, c.gpus, c.memory)
         outcomes = self.executor.map(task, items, resources, self.progress.watch)
         for outcome in self.progress.track(stage, outcomes, len(items), samples):
             if outcome.error is None:
                 yield outcome.item, outcome.result
             else:
-                failed.append(outcome.error)
+                failed.append(outcome)
                 write_log(self.prepared.audit, stage, outcome.item, outcome.error)
         if failed:
             raise failure(stage, failed, len(items))

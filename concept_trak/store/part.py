@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int8, Num
 
+from concept_trak import UserError
 
-class Damaged(ValueError):
-    """Bytes that are no part: truncated, altered, or not written by this project."""
+
+class Damaged(UserError):
+    """Bytes that are no part: truncated, altered, or not ours. `jobs.verify repair=true` mends it."""
 
 
 @dataclass(frozen=True)

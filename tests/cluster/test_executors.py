@@ -6,7 +6,7 @@ import sys
 import pytest
 from workers import Settings
 
-from cluster.executor import Budgets, InfrastructureExhausted, Task, WorkerFailed
+from cluster.executor import Budgets, Failure, InfrastructureExhausted, Task, WorkerFailed
 
 MOODY = Task("workers:Moody", None)
 
@@ -61,14 +61,25 @@ def test_failures_are_tried_again_as_their_class_says(make_executor):
 
 
 def test_an_item_over_its_budget_comes_out_with_its_traceback_and_the_others_go_on(make_executor):
-    items = [("application", 9), ("input", 9), ("memory", 9), ("application", 0)]
+    items = [("application", 9), ("input", 9), ("numpy", 9), ("memory", 9), ("application", 0)]
     ended = by_item(make_executor().map(MOODY, items))
     assert {item: outcome.attempts for item, outcome in ended.items()} == {
         ("application", 9): 3,
         ("input", 9): 1,
+        ("numpy", 9): 3,
         ("memory", 9): 4,
         ("application", 0): 1,
-    }, "attempts are one more than the budget; a ValueError is not tried again"
+    }, "attempts are one more than the budget; a UserError is not tried again, a ValueError of numpy is"
+    assert {item: outcome.failure for item, outcome in ended.items()} == {
+        ("application", 9): Failure.APPLICATION,
+        ("input", 9): Failure.INPUT,
+        ("numpy", 9): Failure.APPLICATION,
+        ("memory", 9): Failure.MEMORY,
+        ("application", 0): None,
+    }
+    assert ended["input", 9].message == "this item is malformed\nand this is its second line"
+    assert "could not be broadcast" in ended["numpy", 9].message
+    assert ended["application", 0].message == ""
     assert "Traceback" in ended["application", 9].error
     assert "KeyError: 'application trouble'" in ended["application", 9].error
     assert "this item is malformed" in ended["input", 9].error
@@ -90,6 +101,13 @@ def test_a_wrong_setting_reaches_the_user_in_its_own_words(make_executor):
         list(make_executor().map(Task("workers:Refusing", Settings(word=words)), range(3)))
     assert str(raised.value) == words
     assert raised.value.exit_code == 2
+
+
+def test_a_bug_that_raises_value_error_is_not_the_users_mistake(make_executor):
+    with pytest.raises(WorkerFailed, match="could not be broadcast") as raised:
+        list(make_executor().map(Task("workers:Miscounting", None), range(3)))
+    assert raised.value.exit_code == 5
+    assert "Traceback" in str(raised.value)
 
 
 def test_workers_that_cannot_be_built_end_with_the_first_traceback(make_executor):

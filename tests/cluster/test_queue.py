@@ -7,16 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.executor import Budgets, InfrastructureExhausted, WorkerFailed
+from cluster.executor import Budgets, Failure, InfrastructureExhausted, WorkerFailed
 from cluster.queue import Constructions, Queue, backoff, overdue
-from cluster.worker import Failure, Reply
+from cluster.worker import Reply
 
 BUDGETS = Budgets(infrastructure=3, memory=2, application=1, systemic=2)
 RETRIES = {Failure.INFRASTRUCTURE: 3, Failure.MEMORY: 2, Failure.APPLICATION: 1, Failure.INPUT: 0}
 
 
 def reply(failure=None):
-    return Reply(failure=failure, trace="" if failure is None else f"trace of {failure.value}")
+    if failure is None:
+        return Reply()
+    return Reply(failure=failure, message=f"message of {failure.value}", trace=f"trace of {failure.value}")
 
 
 @settings(deadline=None)
@@ -45,7 +47,9 @@ def test_every_item_ends_exactly_once_in_any_order_of_events(count, size, data):
         over = failure is not None and failures[settled.index][failure] > RETRIES[failure]
         assert (outcome is not None) == (failure is None or over), "a budget is not kept exactly"
         if outcome is not None:
-            assert (outcome.error is None) == (failure is None)
+            assert outcome.failure is failure
+            assert outcome.message == ("" if failure is None else f"message of {failure.value}")
+            assert outcome.error == (None if failure is None else f"trace of {failure.value}")
             ended.append(outcome.item)
     assert sorted(ended) == list(range(count)), "items were lost or ended twice"
 

@@ -4,10 +4,12 @@ import sys
 
 import pytest
 import torch
+from numpy.linalg import LinAlgError
 
-from cluster.executor import Resources, StaleCode, Task, source_digest
+from cluster.executor import Failure, Resources, StaleCode, Task, UserError, source_digest
 from cluster.resources import actor_options, capacity
-from cluster.worker import Failure, agree_on_source, answer, build, classify
+from cluster.worker import agree_on_source, answer, build, classify
+from concept_trak import UserError as LibraryUserError
 
 
 class EndpointConnectionError(Exception):
@@ -33,9 +35,15 @@ def caused(error, cause):
         (torch.AcceleratorError(), Failure.INFRASTRUCTURE),
         (FileNotFoundError(), Failure.APPLICATION),
         (KeyError("x"), Failure.APPLICATION),
-        (ValueError("x"), Failure.INPUT),
+        (UserError("x"), Failure.INPUT),
+        (LibraryUserError("x"), Failure.INPUT),
+        (ValueError("x"), Failure.APPLICATION),
+        (LinAlgError("singular matrix"), Failure.APPLICATION),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), Failure.APPLICATION),
+        (caused(RuntimeError("a bug"), UserError("x")), Failure.APPLICATION),
+        (caused(RuntimeError("while reading"), caused(ValueError("x"), MemoryError())), Failure.MEMORY),
         (caused(RuntimeError("while reading"), ConnectionError()), Failure.INFRASTRUCTURE),
-        (caused(ValueError("no store there"), ConnectionError()), Failure.INPUT),
+        (caused(UserError("no store there"), ConnectionError()), Failure.INPUT),
     ],
     ids=repr,
 )

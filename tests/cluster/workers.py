@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.executor import UserError
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -27,7 +29,16 @@ class Square:
 
 class Refusing:
     def __init__(self, config):
-        raise ValueError(config.word)
+        raise UserError(config.word)
+
+
+class Miscounting:
+    """A bug that numpy reports as a ValueError."""
+
+    def __init__(self, config):
+        import numpy as np
+
+        np.zeros(2) + np.zeros(3)
 
 
 class Unbuildable:
@@ -46,12 +57,14 @@ class LateStorage(Square):
 
 
 class Moody(Square):
-    """Raises what the item says: ("application" | "input" | "storage" | "memory", how often)."""
+    """Raises what the item says: ("application" | "input" | "numpy" | "storage" | "memory", how often)."""
 
     def __call__(self, item, attempt):
         kind, times = item
         if kind == "input":
-            raise ValueError("this item is malformed")
+            raise UserError("this item is malformed\nand this is its second line")
+        if kind == "numpy" and attempt.number <= times:
+            Miscounting(None)
         if attempt.number <= times:
             raise {"application": KeyError, "storage": ConnectionError, "memory": MemoryError}[kind](f"{kind} trouble")
         return attempt.number, attempt.halvings

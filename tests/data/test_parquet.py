@@ -12,7 +12,8 @@ from fsspec import AbstractFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.worker import Failure, classify
+from cluster.executor import Failure
+from cluster.worker import classify
 from concept_trak.audit.plan import survey
 from concept_trak.config import DataConfig
 from concept_trak.data import format

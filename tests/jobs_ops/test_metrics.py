@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.executor import Load, Outcome
+from cluster.executor import Failure, Load, Outcome
 from concept_trak.config import AuditConfig, ClusterConfig
 from jobs.execute import meter
 from jobs.metrics import METRICS, Meter
@@ -90,7 +90,9 @@ def test_what_is_recorded_is_a_row_of_the_table_with_its_tags():
     meter.begin("gram")
     meter.at(1, 0, Load(1, 2, {"working": 1}, {"memory": 1}))
     meter.at(1, 0, Load(1, 2, {"working": 1}, {"memory": 1}))
-    meter.ended(Outcome("a", None, "trouble", 2, 1.5, ""), 4)
+    failed = Outcome(item="a", result=None, failure=Failure.APPLICATION, message="trouble", error="Traceback: trouble",
+                     attempts=2, seconds=1.5, host="")  # fmt: skip
+    meter.ended(failed, 4)
     assert all(tags == set(METRICS[name].tags) for name, _, tags in said)
     assert [value for name, value, _ in said if name == "concept_trak_retries"] == [1], "a retry is counted once"
     assert "concept_trak_samples" not in {name for name, _, _ in said}, "a failed item has done no sample"
