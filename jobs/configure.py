@@ -23,7 +23,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from concept_trak.attribution.method import METHODS, RECOMMENDED, describe
+from concept_trak.attribution.method import METHODS, RECOMMENDED, method_settings
 from concept_trak.config import AuditConfig, ModelConfig, absolute, build
 from concept_trak.store.store import Store
 
@@ -93,7 +93,7 @@ def _register(schema: type) -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=_defaults(schema))
     for name, row in {**{name: name for name in METHODS}, "recommended": RECOMMENDED}.items():
-        node = {row: OmegaConf.create(describe(METHODS[row]))}
+        node = {row: OmegaConf.create(method_settings(METHODS[row]))}
         store.store(group="method", name=name, node=node, package="methods")
 
 

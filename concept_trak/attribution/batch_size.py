@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from concept_trak.attribution.denoiser import Denoiser
-from concept_trak.attribution.features import Side, features_of_each
+from concept_trak.attribution.features import FeatureSpec, features_of_each
 from concept_trak.attribution.numerics import normal
 from concept_trak.attribution.projector import Projector
 from concept_trak.attribution.state import Batch, Probe
@@ -49,7 +49,7 @@ def peak(denoiser: Denoiser, projector: Projector, sides: int, b: int) -> int:
     batch = Batch(ids, denoiser.encode([denoiser.combinations[0] if denoiser.combinations else ""] * b),
                   denoiser.encode([denoiser.combinations[-1] if denoiser.combinations else ""] * b), x_0)  # fmt: skip
     with _Living() as living:
-        features_of_each(denoiser, projector, [Side(DEAREST, True)] * sides, batch, 0)
+        features_of_each(denoiser, projector, [FeatureSpec(DEAREST, True)] * sides, batch, 0)
     return living.most
 
 

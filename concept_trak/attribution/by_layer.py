@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from concept_trak.attribution.denoiser import layer_of
 from concept_trak.attribution.projector import Projector, kept
 
 SPLIT = ("identity", "mask")
@@ -44,7 +45,7 @@ def layers(projector: Projector, sizes: Mapping[str, int]) -> Layers:
             f"projector={projector.kind} mixes all layers in each of its columns, so that a score cannot be split over "
             f"them; make the audit with one of: {', '.join(f'projector={kind}' for kind in SPLIT)}"
         )
-    names = names_of(sizes)
+    names = layer_names(sizes)
     number = {name: names.index(layer_of(name)) for name in sizes}
     if projector.kind == "identity":
         return Layers(names, torch.cat([torch.full((size,), number[name]) for name, size in sizes.items()]))
@@ -54,14 +55,9 @@ def layers(projector: Projector, sizes: Mapping[str, int]) -> Layers:
     return Layers(names, column)
 
 
-def names_of(sizes: Iterable[str]) -> tuple[str, ...]:
+def layer_names(sizes: Iterable[str]) -> tuple[str, ...]:
     """The layers of parameters, by name, in the model's order."""
     return tuple(dict.fromkeys(map(layer_of, sizes)))
-
-
-def layer_of(name: str) -> str:
-    """The module that a parameter belongs to: `mid_block.resnets.0.conv1` of its weight and of its bias."""
-    return name.rpartition(".")[0] or name
 
 
 def block_of(layer: str) -> str:

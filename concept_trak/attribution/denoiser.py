@@ -31,6 +31,9 @@ GROUPS = {
     "lora": r"\.lora_",
 }
 
+ROOT = "(network)"
+"""The layer of parameters that belong to no module inside the network."""
+
 
 class Prediction(NamedTuple):
     """What the network sees at a state, both affine in its raw output."""
@@ -146,6 +149,11 @@ def _groups_of(named: Mapping[str, nn.Parameter], groups: Mapping[str, str]) -> 
     found = {group: [p.numel() for name, p in named.items() if re.search(pattern, name)]
              for group, pattern in groups.items()}  # fmt: skip
     return ", ".join(f"{group} ({sum(n):,} in {len(n)} tensors)" for group, n in found.items() if n)
+
+
+def layer_of(name: str) -> str:
+    """The module that owns a parameter: its weight and its bias are one layer, the network's own are `ROOT`."""
+    return name.rpartition(".")[0] or ROOT
 
 
 def same(a: Condition, b: Condition) -> Bool[Tensor, " b"]:

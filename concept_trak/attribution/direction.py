@@ -177,14 +177,14 @@ DIRECTIONS: dict[str, Direction] = {
 Weighing = Callable[[State, Prediction], Tensor]
 
 
-def one(state: State, seen: Prediction) -> Float[Tensor, " b"]:
+def uniform_weight(state: State, seen: Prediction) -> Float[Tensor, " b"]:
     return torch.ones(len(seen.eps), dtype=seen.eps.dtype, device=seen.eps.device)
 
 
-def squared_error(state: State, seen: Prediction) -> Float[Tensor, " b"]:
+def squared_error_weight(state: State, seen: Prediction) -> Float[Tensor, " b"]:
     """mean (eps - eps_theta)^2 of each sample."""
     noise = required(state.noise, "noise", "squared_error")
     return (noise - seen.eps).square().flatten(1).mean(1)
 
 
-WEIGHTS: dict[str, Weighing] = {"one": one, "squared_error": squared_error}
+WEIGHTS: dict[str, Weighing] = {"one": uniform_weight, "squared_error": squared_error_weight}

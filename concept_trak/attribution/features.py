@@ -33,7 +33,7 @@ class Features(NamedTuple):
     states: Int[Tensor, " b"]
 
 
-class Side(NamedTuple):
+class FeatureSpec(NamedTuple):
     """One side of a method: what `features` is asked for."""
 
     probe: Probe
@@ -42,7 +42,7 @@ class Side(NamedTuple):
     over: str = "all"
 
 
-def features(
+def compute_features(
     denoiser: Denoiser,
     projector: Projector,
     probe: Probe,
@@ -53,16 +53,16 @@ def features(
     over: str = "all",
 ) -> Features:
     """phi, weight and number of usable states of every sample of a batch; none depends on its batch mates."""
-    return features_of_each(denoiser, projector, [Side(probe, unit, weight, over)], batch, seed)[0]
+    return features_of_each(denoiser, projector, [FeatureSpec(probe, unit, weight, over)], batch, seed)[0]
 
 
 def query_features(denoiser: Denoiser, projector: Projector, method: Method, batch: Batch, seed: int) -> Features:
     """The query side of a method over the samples of one concept; the query's feature is their mean."""
-    return features(denoiser, projector, method.query, batch, seed, method.unit, over=method.over)
+    return compute_features(denoiser, projector, method.query, batch, seed, method.unit, over=method.over)
 
 
 def features_of_each(
-    denoiser: Denoiser, projector: Projector, sides: Sequence[Side], batch: Batch, seed: int
+    denoiser: Denoiser, projector: Projector, sides: Sequence[FeatureSpec], batch: Batch, seed: int
 ) -> list[Features]:
     """The features of several sides with one path: they stand on the same states, and share each state's forward.
 
@@ -96,7 +96,7 @@ class _Sum:
     `u` divides by the norm over all attributable parameters, or each layer by its own; a(s) multiplies after it.
     """
 
-    def __init__(self, denoiser: Denoiser, projector: Projector, side: Side, b: int) -> None:
+    def __init__(self, denoiser: Denoiser, projector: Projector, side: FeatureSpec, b: int) -> None:
         self.side, self.total = side, running_total(projector, denoiser.parameters, b)
         self.weight, self.states = torch.zeros(()), torch.zeros(b, dtype=torch.int64)
 

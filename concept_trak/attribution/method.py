@@ -54,7 +54,7 @@ def _both(probe: Probe, weight: str = "one") -> Method:
     return Method(probe, probe, weight=weight)
 
 
-def describe(method: Method) -> dict[str, Any]:
+def method_settings(method: Method) -> dict[str, Any]:
     """The row as plain values, for configurations and fingerprints."""
     return asdict(method)
 

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from concept_trak.attribution.gradients.factors import Whole, lying, order
+from concept_trak.attribution.gradients.factors import Whole, in_memory_order, memory_order
 from concept_trak.attribution.numerics import hashes, signs, wide
 
 Gradients = dict[str, Float[Tensor, "b ..."]]  # by parameter name: [b, *parameter.shape]
@@ -124,13 +124,13 @@ def sketch(gradients: Gradients, dim: int, seed: int) -> Float[Tensor, "b k"]:
     first = next(iter(gradients.values()))
     total = first.new_zeros(len(first), 2 * dim)
     vectors, rest = ([n for n, g in gradients.items() if (g.dim() == 2) == small] for small in (True, False))
-    laid = tuple((name, gradients[name].shape[1:], tuple(order(gradients[name]))) for name in (*vectors, *rest))
+    laid = tuple((name, gradients[name].shape[1:], tuple(memory_order(gradients[name]))) for name in (*vectors, *rest))
     bucket = _buckets(laid, dim, seed, first.device)
     if vectors:  # together: many, of few numbers each
         here = torch.cat([bucket[name] for name in vectors])
         total.scatter_add_(1, here.expand(len(first), -1), torch.cat([gradients[name] for name in vectors], 1))
     for name in rest:
-        total.scatter_add_(1, bucket[name].expand(len(first), -1), lying(gradients[name]))
+        total.scatter_add_(1, bucket[name].expand(len(first), -1), in_memory_order(gradients[name]))
     return total[:, dim:] - total[:, :dim]
 
 
@@ -151,7 +151,7 @@ def _buckets(
 def kronecker(gradients: Gradients, dim: int, seed: int) -> Float[Tensor, "b k"]:
     """A sketch of S_o^T G S_i of every matrix; vectors are sketched as they are. Takes [b, *shape]."""
     narrow = {
-        n: two_sided(g, *sides(n, g.shape[1:], seed, g.dtype, g.device)) if g.dim() > 2 else g
+        n: two_sided(g, *kronecker_factors(n, g.shape[1:], seed, g.dtype, g.device)) if g.dim() > 2 else g
         for n, g in gradients.items()
     }
     return sketch(narrow, dim, seed)
@@ -168,7 +168,9 @@ def two_sided(g: Float[Tensor, "b ..."], left: Tensor, right: Tensor) -> Float[T
 
 
 @lru_cache(maxsize=4096)
-def sides(name: str, shape: torch.Size, seed: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+def kronecker_factors(
+    name: str, shape: torch.Size, seed: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """S_o [o, p] and S_i [i, q] of a matrix; a side with no more than `_SIDE` entries stays as it is."""
 
     def side(which: str, n: int) -> Tensor:

@@ -151,7 +151,7 @@ def require_conditions(denoiser: Denoiser, methods: Mapping[str, Method], concep
                 )
 
 
-def require_pairs(concepts: Sequence[Concept]) -> None:
+def require_prompt_pairs(concepts: Sequence[Concept]) -> None:
     """That each is one condition against another, which is what components compare.
 
     Raises:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from concept_trak.attribution.denoiser import Condition, Denoiser, negatives, negatives_of
-from concept_trak.attribution.features import Features, Side, features_of_each
+from concept_trak.attribution.features import Features, FeatureSpec, features_of_each
 from concept_trak.attribution.method import Method
 from concept_trak.attribution.state import Batch
 from concept_trak.audit.inversion_cache import Inversions
@@ -100,7 +100,7 @@ class Featurize(WithModel):
         if self.config.keep_states and rows[0].train.trajectory == "ddim_inversion":
             settings = feature_settings(self.config, rows[0], d, self.identity)
             batch = Inversions(self.store, settings, rows[0].train).known(d, batch, ready)
-        sides = [Side(row.train, row.unit, row.weight, row.over) for row in rows]
+        sides = [FeatureSpec(row.train, row.unit, row.weight, row.over) for row in rows]
         made = features_of_each(d, self.config.projector, sides, batch, self.config.seed)
         return [Features(one.phi.cpu(), one.weight, one.states) for one in made]
 

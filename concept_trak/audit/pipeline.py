@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.executor import Executor, Outcome, Resources, Task
-from concept_trak.attribution.by_layer import SPLIT, names_of
+from concept_trak.attribution.by_layer import SPLIT, layer_names
 from concept_trak.attribution.state import Probe
 from concept_trak.audit.aggregate import Aggregated, Aggregating
 from concept_trak.audit.diff import Difference
@@ -225,7 +225,7 @@ def shares(run: Run, tally: Tally) -> Shares:
     made = Parts()
     for item, split in run.map("joint", "concept_trak.audit.layer_scores:Split", items):
         made.update({(item.method, *asked): row for asked, row in zip(item.wanted, split, strict=True)})
-    return Shares(names_of(p.sizes), made)
+    return Shares(layer_names(p.sizes), made)
 
 
 @dataclass(frozen=True)

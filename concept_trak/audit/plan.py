@@ -8,7 +8,7 @@ import numpy as np
 
 from concept_trak import NUMERICS
 from concept_trak.attribution.denoiser import Conditioning, Denoiser
-from concept_trak.attribution.method import Method, describe
+from concept_trak.attribution.method import Method, method_settings
 from concept_trak.config import AuditConfig, DataConfig
 from concept_trak.data.columns import caption_columns, check_ids
 from concept_trak.data.format import format_of, sources
@@ -68,7 +68,7 @@ def feature_settings(
 
     `identity` is `denoiser.identity()`, given because it reads every weight and serves several methods.
     """
-    row = describe(method)
+    row = method_settings(method)
     sizes = {name: list(p.shape) for name, p in denoiser.parameters.items()}
     return {
         "numerics": NUMERICS,

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from cluster.executor import Executor
 from concept_trak.attribution.concept import Concept
-from concept_trak.attribution.query import require_heard, require_pairs
+from concept_trak.attribution.query import require_heard, require_prompt_pairs
 from concept_trak.attribution.state import Probe
 from concept_trak.audit.worker import open_model
 from concept_trak.components.dose_response import ARMS
@@ -102,7 +102,7 @@ class ComponentsConfig:
                 "calibration predicts J itself; set unit=false and objective=erase or contrast, or "
                 "calibration.ablations=0"
             )
-        require_pairs(self.concepts)
+        require_prompt_pairs(self.concepts)
         if self.edit.out and (asked := len({concept.name for concept in self.concepts})) != 1:
             raise ValueError(f"edit.out edits for one concept, and {asked} are asked; give one")
         if self.edit.out and (self.model.weights or self.model.lora or self.model.embeddings):

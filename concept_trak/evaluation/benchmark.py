@@ -14,7 +14,7 @@ from torch import Tensor
 from concept_trak.attribution import fisher
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.features import query_features
-from concept_trak.attribution.method import Method, describe
+from concept_trak.attribution.method import Method, method_settings
 from concept_trak.attribution.query import query_batch, query_side
 from concept_trak.audit.gram import OnStore
 from concept_trak.audit.results import shows
@@ -45,7 +45,7 @@ def inquiry_file(method: Method, concept: Concept) -> str:
 
     So do concepts with one prompt, as the two factors of a pair, where the side does not look at what they leave out.
     """
-    side = {"query": describe(method)["query"], "unit": method.unit, "over": method.over}
+    side = {"query": method_settings(method)["query"], "unit": method.unit, "over": method.over}
     asked = {"text": concept.text, "seed": concept.seed, "samples": concept.samples, "image": concept.image}
     without = {"without": concept.without} if method.query.direction == "concept_reward" else {}
     what = json.dumps(side | asked | without, sort_keys=True)

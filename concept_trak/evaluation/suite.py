@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from concept_trak.attribution.method import METHODS, Method, describe
+from concept_trak.attribution.method import METHODS, Method, method_settings
 from concept_trak.attribution.projector import Projector
 from concept_trak.config import AuditConfig, BudgetConfig, ClusterConfig, DataConfig, ModelConfig, build, plain_values
 from concept_trak.data.benchmarks.synthetic import labels_of, write
@@ -169,7 +169,7 @@ def _variant(name: str, given: Mapping[str, Any], rows: Mapping[str, Method]) ->
             + f"; expected one of: {', '.join(rows)}"
         )  # fmt: skip
     try:
-        return build(Method, changed(describe(rows[row]), change_of(given)))
+        return build(Method, changed(method_settings(rows[row]), change_of(given)))
     except ValueError as error:
         raise ValueError(f"variants.{name}: {error}") from None
 

@@ -6,7 +6,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from concept_trak.attribution import batch_size
 from concept_trak.attribution.batch_size import DEAREST, MOST, SHARE, fitting, peak
-from concept_trak.attribution.features import Side, features_of_each
+from concept_trak.attribution.features import FeatureSpec, features_of_each
 from concept_trak.attribution.projector import Projector
 from concept_trak.models import small
 from concept_trak.models.text_to_image import TextToImage
@@ -38,10 +38,10 @@ def given_out(work) -> int:
 def test_counted_bytes_are_those_given_out(denoiser):
     """From below: what a kernel takes inside is not counted. SHARE has to be left for it."""
     b = batch(denoiser)
-    features_of_each(denoiser, SKETCH, [Side(DEAREST, True)], b, 0)  # tables that are kept are made
+    features_of_each(denoiser, SKETCH, [FeatureSpec(DEAREST, True)], b, 0)  # tables that are kept are made
     with batch_size._Living() as living:
-        features_of_each(denoiser, SKETCH, [Side(DEAREST, True)], b, 0)
-    given = given_out(lambda: features_of_each(denoiser, SKETCH, [Side(DEAREST, True)], b, 0))
+        features_of_each(denoiser, SKETCH, [FeatureSpec(DEAREST, True)], b, 0)
+    given = given_out(lambda: features_of_each(denoiser, SKETCH, [FeatureSpec(DEAREST, True)], b, 0))
     assert living.most <= 1.02 * given, "bytes were counted that no one has: storages that are gone are still counted"
     assert living.most >= SHARE * given, f"{living.most / given:.2f} of what was given out: SHARE would not save this"
 

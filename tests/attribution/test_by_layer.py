@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from concept_trak.attribution.by_layer import layer_of, layers
+from concept_trak.attribution.by_layer import layers
+from concept_trak.attribution.denoiser import ROOT, layer_of
 from concept_trak.attribution.projector import Projector
 
 SIZES = {"a.weight": (3, 4), "a.bias": (3,), "b.0.weight": (5, 2), "gain": (2,)}
@@ -19,7 +20,7 @@ def gradients(only: str = "") -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("projector", [Projector("identity"), Projector("mask", 9, seed=3)])
 def test_a_score_is_the_sum_of_its_layers(projector):
     found, phi = layers(projector, COUNTS), projector(gradients())
-    assert found.names == ("a", "b.0", "gain")
+    assert found.names == ("a", "b.0", ROOT)
     z, weight = torch.randn(phi.shape[1], dtype=torch.float64), torch.rand(6, dtype=torch.float64)
     parts = found.split(phi, weight, z)
     torch.testing.assert_close(parts.sum(1), weight * (phi @ z), rtol=1e-12, atol=1e-12)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from concept_trak.attribution import direction as direction_module
-from concept_trak.attribution.features import features, query_features
+from concept_trak.attribution.features import compute_features, query_features
 from concept_trak.attribution.fisher import gram, solve
-from concept_trak.attribution.method import METHODS, Method, describe
+from concept_trak.attribution.method import METHODS, Method, method_settings
 from concept_trak.attribution.projector import Projector
 from concept_trak.attribution.ranking import scores
 from concept_trak.attribution.state import Pointed, Probe
@@ -22,7 +22,7 @@ P = Projector("sketch", 64)
 
 
 def train(method: Method, denoiser, b, projector=P, seed=0):
-    return features(denoiser, projector, method.train, b, seed, method.unit, method.weight)
+    return compute_features(denoiser, projector, method.train, b, seed, method.unit, method.weight)
 
 
 def times(pointed: Pointed, factor: float) -> Pointed:
@@ -48,7 +48,7 @@ def test_neighbours_of_the_ablation_differ_in_one_field(one, next_one):
     """A -> B -> C -> D change one field; TRAK -> A changes the query side as a whole, which is one thing: the
     utility.
     """
-    differing = changed(describe(METHODS[one]), describe(METHODS[next_one]))
+    differing = changed(method_settings(METHODS[one]), method_settings(METHODS[next_one]))
     if one == "trak":
         assert {name.split(".")[0] for name in differing} == {"query"}
     else:

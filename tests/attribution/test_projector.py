@@ -13,7 +13,7 @@ from concept_trak.attribution import projector
 from concept_trak.attribution.gradients.accumulate import running_total
 from concept_trak.attribution.gradients.factors import Product, Whole
 from concept_trak.attribution.numerics import key, mix, signs
-from concept_trak.attribution.projector import PROJECTORS, Projector, sides, two_sided
+from concept_trak.attribution.projector import PROJECTORS, Projector, kronecker_factors, two_sided
 
 SHAPES = {"down.weight": (6, 4, 3, 3), "mid.bias": (7,), "up.weight": (11, 13)}
 D = 6 * 4 * 9 + 7 + 11 * 13
@@ -49,7 +49,7 @@ def test_two_sides_preserve_inner_products_with_the_stated_variance():
     g[0] += 3 * torch.outer(g[0, :, 0], g[0, 0])  # partly of rank one, as the gradient of a few places
     h += g
     both, kind = torch.cat([g, h]), (g.dtype, g.device)
-    made = [two_sided(both, *sides("w", both.shape[1:], seed, *kind)) for seed in seeds]
+    made = [two_sided(both, *kronecker_factors("w", both.shape[1:], seed, *kind)) for seed in seeds]
     estimates = torch.stack([(a * b).sum() for a, b in made])
     variance = _two_sided_variance(g[0], h[0])
     z = (estimates.mean() - (g * h).sum()) / (variance / len(seeds)).sqrt()

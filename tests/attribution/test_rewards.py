@@ -8,7 +8,7 @@ import torch
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.denoiser import negatives
 from concept_trak.attribution.direction import DIRECTIONS
-from concept_trak.attribution.features import features, query_features
+from concept_trak.attribution.features import compute_features, query_features
 from concept_trak.attribution.gradients.pull_back import pull_back
 from concept_trak.attribution.method import METHODS
 from concept_trak.attribution.numerics import normal
@@ -127,7 +127,7 @@ def test_a_whole_question_without_words_is_its_written_out_twin(denoiser, name):
     x_0 = torch.stack([normal(denoiser.shape, one).double() for one in ids])
     texts = ["", ""] if isinstance(denoiser, Unconditional) else ["0", "1"]
     trained = Batch(ids, denoiser.encode(texts), negatives(denoiser, ids, texts, 0), x_0)
-    ours = features(denoiser, Projector("identity"), method.train, trained, 0, method.unit).phi
+    ours = compute_features(denoiser, Projector("identity"), method.train, trained, 0, method.unit).phi
     theirs, _ = written_out.train_side(denoiser, method, written_out.ones(trained), 0)
     torch.testing.assert_close(ours, theirs, rtol=EXACT64, atol=1e-14)
 

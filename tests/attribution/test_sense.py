@@ -11,7 +11,7 @@ from concept_trak import models
 from concept_trak.attribution import fisher, ranking
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.denoiser import negatives
-from concept_trak.attribution.features import features, query_features
+from concept_trak.attribution.features import compute_features, query_features
 from concept_trak.attribution.method import METHODS
 from concept_trak.attribution.projector import Projector
 from concept_trak.attribution.query import query_batch, query_side
@@ -41,7 +41,7 @@ def trained(demo):
     x_0, probe = demo.to_latent(unit_range(torch.from_numpy(pixels))), replace(ROW.train, times=TIMES)
     batch = Batch(ids, demo.encode(captions), negatives(demo, ids, captions, 0), x_0)
     parts = [batch.rows(slice(i, i + 16)) for i in range(0, ROWS, 16)]
-    phi = torch.cat([features(demo, P, probe, part, 0, ROW.unit).phi for part in parts])
+    phi = torch.cat([compute_features(demo, P, probe, part, 0, ROW.unit).phi for part in parts])
     return phi, np.array([d.shown[1] for d in drawings])
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from concept_trak.attribution.features import features
+from concept_trak.attribution.features import compute_features
 from concept_trak.attribution.projector import Projector
 from tests.benchmarks.contestants import Output, Round
 from tests.benchmarks.work import SEED, Work
@@ -20,7 +20,9 @@ def build(work: Work, kind: str, dim: int) -> Round:
     def round() -> Output:
         task, made = work.task, []
         for batch in work.batches:
-            made.append(features(work.denoiser, projector, task.probe, batch, SEED, task.unit, over=task.over).phi)
+            made.append(
+                compute_features(work.denoiser, projector, task.probe, batch, SEED, task.unit, over=task.over).phi
+            )
         phi = torch.cat(made)
         return Output(phi, stored=2 * phi.shape[1] + BESIDE)
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from concept_trak.attribution.denoiser import Denoiser
-from concept_trak.attribution.features import features, query_features
+from concept_trak.attribution.features import compute_features, query_features
 from concept_trak.attribution.method import METHODS, Method
 from concept_trak.attribution.projector import Projector
 from concept_trak.attribution.query import query_batch, query_side
@@ -89,7 +89,7 @@ def _truth(method: Method, rows: int) -> tuple[Tensor, dict[str, tuple[int, ...]
     """Unprojected float64 features of the images, then of the demo's concepts, and the parameters' shapes."""
     work, identity = _work(method, "float64", rows), Projector("identity")
     made = [
-        features(work.denoiser, identity, method.train, b, SEED, method.unit, over=method.over).phi
+        compute_features(work.denoiser, identity, method.train, b, SEED, method.unit, over=method.over).phi
         for b in work.batches
     ]
     phi = torch.cat([*made, _queries(work.denoiser, method)])
@@ -141,7 +141,7 @@ def _costs(method: Method, kinds: Sequence[tuple[str, int]], rounds: int) -> dic
     for number in range(rounds + 1):
         for kind in (bare, *kinds):
             start = time.process_time()
-            features(
+            compute_features(
                 work.denoiser, Projector(*kind), method.train, work.batches[0], SEED, method.unit, over=method.over
             )
             spent = (time.process_time() - start) / work.n

@@ -6,7 +6,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from concept_trak.attribution.method import METHODS, describe
+from concept_trak.attribution.method import METHODS, method_settings
 from concept_trak.evaluation.study import RUNS, families_of, run_of
 from concept_trak.evaluation.suite import BenchmarkConfig, change_of, changed, rows_of, variants, words
 from concept_trak.report.table_page import Ledger, Sheet, as_markdown, render_sheet
@@ -30,7 +30,7 @@ def test_a_variant_is_its_row_but_for_what_it_changes():
     found = variants({"late": {"row": "concept_trak", "train": {"guidance": 2.0}, "unit": False}}, METHODS)["late"]
     row = METHODS["concept_trak"]
     assert found == replace(row, train=replace(row.train, guidance=2.0), unit=False)
-    assert changed(describe(row), {}) == describe(row)
+    assert changed(method_settings(row), {}) == method_settings(row)
 
 
 def test_a_change_reads_as_on_the_command_line():

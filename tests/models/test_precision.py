@@ -9,7 +9,7 @@ from torch import Tensor
 
 from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.attribution.direction import DIRECTIONS
-from concept_trak.attribution.features import Features, features
+from concept_trak.attribution.features import Features, compute_features
 from concept_trak.attribution.gradients.accumulate import running_total
 from concept_trak.attribution.gradients.factors import Product, Whole
 from concept_trak.attribution.gradients.pull_back import pull_back, pull_back_naive
@@ -101,7 +101,7 @@ def test_features_in_few_bits_point_where_float64_does(path, name, dtype, device
     probe = replace(row.train, times=(300, 700))
 
     def made(denoiser: Denoiser) -> Features:
-        return features(denoiser, Projector("kronecker", 1024), probe, batch(denoiser), 0, unit=True)
+        return compute_features(denoiser, Projector("kronecker", 1024), probe, batch(denoiser), 0, unit=True)
 
     high = opened(path, torch.float64)
     low, exact = made(opened(path, dtype, device)).phi, made(high).phi

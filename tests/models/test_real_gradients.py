@@ -9,7 +9,7 @@ import torch
 
 from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.attribution.direction import DIRECTIONS
-from concept_trak.attribution.features import features
+from concept_trak.attribution.features import compute_features
 from concept_trak.attribution.gradients.accumulate import lengths
 from concept_trak.attribution.gradients.layer_rules import ruled
 from concept_trak.attribution.gradients.pull_back import pull_back, pull_back_naive
@@ -112,9 +112,9 @@ def test_a_feature_does_not_depend_on_its_batch(path, name, dtype, tolerance):
     )
     probe = replace(row.train, times=(100, 500, 900), points=13, every=5)
     b = batch(denoiser)
-    whole = features(denoiser, projector, probe, b, 0, row.unit)
+    whole = compute_features(denoiser, projector, probe, b, 0, row.unit)
     assert (whole.states == len(probe.states)).all()
     for i in range(len(b.ids)):
-        alone = features(denoiser, projector, probe, b.rows(slice(i, i + 1)), 0, row.unit)
+        alone = compute_features(denoiser, projector, probe, b.rows(slice(i, i + 1)), 0, row.unit)
         error = ((whole.phi[i] - alone.phi[0]).norm() / alone.phi[0].norm()).item()
         assert error < tolerance, f"{b.ids[i]} under {name} differs by {error:.1e} between a batch of 4 and of 1"

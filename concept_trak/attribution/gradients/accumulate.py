@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from concept_trak.attribution.denoiser import layer_of
 from concept_trak.attribution.gradients.factors import Piece, Whole
 from concept_trak.attribution.numerics import wide
-from concept_trak.attribution.projector import Projector, kept, sides, sketch
+from concept_trak.attribution.projector import Projector, kept, kronecker_factors, sketch
 
 
 class Total(ABC):
@@ -114,7 +115,9 @@ class Narrowed(Total):
     def __init__(self, projector: Projector, parameters: Mapping[str, Tensor], b: int) -> None:
         self.projector, first = projector, next(iter(parameters.values()))
         matrices, kind = {n: p for n, p in parameters.items() if p.dim() > 1}, wide(first.new_empty(0))
-        self.sides = {n: sides(n, p.shape, projector.seed, kind.dtype, kind.device) for n, p in matrices.items()}
+        self.sides = {
+            n: kronecker_factors(n, p.shape, projector.seed, kind.dtype, kind.device) for n, p in matrices.items()
+        }
         self.sum = {name: kind.new_zeros(b, *self._shape(name, p)) for name, p in parameters.items()}
 
     def _shape(self, name: str, p: Tensor) -> tuple[int, ...]:
@@ -145,7 +148,7 @@ DEAD = 1e-5
 """Share of the whole gradient's norm below which a layer's own is rounding: keys where one token is attended to."""
 
 
-def measured(piece: Piece) -> tuple[Float[Tensor, " b"], Piece]:
+def squared_norms(piece: Piece) -> tuple[Float[Tensor, " b"], Piece]:
     """|g|^2 of each sample, and the piece as it then is: multiplied out where that was the cheaper way to know."""
     if not piece.cheaper_apart:
         piece = Whole(piece.whole())
@@ -162,7 +165,7 @@ def lengths(
     members: dict[str, list[Tensor]] = {}
     for name, piece in pieces.items():
         if over != "all" or not (isinstance(piece, Whole) and piece.small):
-            square, piece = measured(piece)
+            square, piece = squared_norms(piece)
             members.setdefault(layer_of(name), []).append(square)
             squares.append(square)
         since[name] = take(name, piece)
@@ -176,8 +179,3 @@ def lengths(
 
 def _root_of_sum(squares: Sequence[Float[Tensor, " b"]]) -> Float[Tensor, " b"]:
     return torch.stack(list(squares)).sum(0).sqrt()
-
-
-def layer_of(name: str) -> str:
-    """The module that owns a parameter: its weight and its bias are one layer."""
-    return name.rpartition(".")[0]

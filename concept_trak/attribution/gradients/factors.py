@@ -53,19 +53,19 @@ class Piece(Protocol):
         ...
 
 
-def order(value: Float[Tensor, "b ..."]) -> list[int]:
+def memory_order(value: Float[Tensor, "b ..."]) -> list[int]:
     """A parameter's dimensions as they lie in memory, the outermost first."""
     there = range(1, value.dim())
     return list(there) if value.is_contiguous() else sorted(there, key=lambda d: -value.stride(d))
 
 
-def lying(value: Float[Tensor, "b ..."]) -> Float[Tensor, "b numbers"]:
+def in_memory_order(value: Float[Tensor, "b ..."]) -> Float[Tensor, "b numbers"]:
     """Each sample's numbers in the order of memory, so that none is moved."""
-    return value.flatten(1) if value.is_contiguous() else value.permute(0, *order(value)).flatten(1)
+    return value.flatten(1) if value.is_contiguous() else value.permute(0, *memory_order(value)).flatten(1)
 
 
-def place(at: Tensor, value: Float[Tensor, "b ..."]) -> Tensor:
-    """Where the entries at flat positions `at` are in `lying(value)`."""
+def memory_index(at: Tensor, value: Float[Tensor, "b ..."]) -> Tensor:
+    """Where the entries at flat positions `at` are in `in_memory_order(value)`."""
     if value.is_contiguous():
         return at
     found = torch.zeros_like(at)
@@ -95,12 +95,12 @@ class Whole:
         return self.value
 
     def square_norm(self) -> Float[Tensor, " b"]:
-        return torch.linalg.vector_norm(wide(lying(self.value)), dim=1).square()
+        return torch.linalg.vector_norm(wide(in_memory_order(self.value)), dim=1).square()
 
     def lay(self, room: Float[Tensor, " numbers"]) -> Float[Tensor, "b ..."]:
         if self.value.is_contiguous():
             return room.view(self.value.shape)
-        turned = [0, *order(self.value)]
+        turned = [0, *memory_order(self.value)]
         back = sorted(range(len(turned)), key=turned.__getitem__)
         return room.view([self.value.shape[d] for d in turned]).permute(back)
 
@@ -109,7 +109,7 @@ class Whole:
         _ = torch.mul(value, factor, out=total) if first else total.addcmul_(value, factor)
 
     def entries(self, at: Tensor) -> Float[Tensor, "b entries"]:
-        return wide(lying(self.value)[:, place(at, self.value)])
+        return wide(in_memory_order(self.value)[:, memory_index(at, self.value)])
 
     def between(self, left: Float[Tensor, "o r"], right: Float[Tensor, "i c"]) -> Float[Tensor, "b r c"]:
         return left.T @ (wide(self.value.flatten(2)) @ right)

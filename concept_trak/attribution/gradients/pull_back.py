@@ -1,9 +1,9 @@
 """Per-sample J(s)^T v(s): the direction pulled back to every attributable parameter, for each sample apart.
 
-The layers' inputs and the gradients at their outputs hold the per-sample gradient of every layer that `layer_rules.py`
-can split (Goodfellow 2015): one forward, one backward to the activations, one product per layer, and that only where it is
-needed. What no layer can split goes through one backward per sample, and the naive twin does everything so: it is the
-oracle.
+The layers' inputs and the gradients at their outputs hold the per-sample gradient of every layer that
+`layer_rules.py` can split (Goodfellow 2015): one forward, one backward to the activations, one product per layer, and
+that only where it is needed. What no layer can split goes through one backward per sample, and the naive twin does
+everything so: it is the oracle.
 """
 
 import logging

@@ -8,7 +8,7 @@ import torch
 
 from concept_trak.attribution.denoiser import attributable
 from concept_trak.attribution.direction import DIRECTIONS
-from concept_trak.attribution.gradients.accumulate import lengths, measured
+from concept_trak.attribution.gradients.accumulate import lengths, squared_norms
 from concept_trak.attribution.gradients.factors import Product, Whole
 from concept_trak.attribution.gradients.layer_rules import noted, per_sample
 from concept_trak.attribution.gradients.pull_back import pull_back, pull_back_each, pull_back_naive
@@ -96,7 +96,7 @@ def test_a_product_answers_as_its_matrix_does(places):
     g, x = (torch.randn(3, places, n, generator=draw, dtype=torch.float64) for n in (6, 8))
     piece, matrix = Product(g, x, (6, 4, 2)), torch.einsum("bpo,bpi->boi", g, x)
     assert piece.cheaper_apart == (places == 2)
-    square, since = measured(piece)
+    square, since = squared_norms(piece)
     torch.testing.assert_close(square, matrix.square().sum((1, 2)), rtol=EXACT64, atol=0)
     at, factor = torch.tensor([47, 0, 13]), torch.tensor([2.0, 0.0, -1.0], dtype=torch.float64)
     for one in (piece, since):
