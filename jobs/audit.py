@@ -10,7 +10,7 @@ from concept_trak.audit.prepare import Prepared, prepare, readable
 from concept_trak.audit.results import measured
 from concept_trak.config import AuditConfig
 from concept_trak.report.publish_audit import conclude, tell
-from concept_trak.store.manifest import manifest
+from concept_trak.store.manifest import read_manifest
 from jobs.configure import main
 from jobs.execute import executor, meter
 from jobs.exit_codes import ended
@@ -27,7 +27,7 @@ def _audit(config: AuditConfig) -> int:
     p = prepare(config)
     progress = Progress(p.audit, config.interval, meter(config, p.audit.id))
     _announce(p, progress)
-    standing = manifest(p.audit)
+    standing = read_manifest(p.audit)
     if standing is not None:
         progress.line(f"audit {p.audit.id} is finished: nothing to compute, no gradient work done")
         tell(p, progress.line)

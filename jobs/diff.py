@@ -12,7 +12,7 @@ from concept_trak.audit.diff import CHANGED, NEW, Difference, Move, compare, wri
 from concept_trak.config import absolute
 from concept_trak.report.diff_page import write_page
 from concept_trak.report.index_page import write_index
-from concept_trak.store.manifest import Audit, finished
+from concept_trak.store.manifest import Audit, finished_manifest
 from concept_trak.store.store import Store
 from jobs.configure import main
 from jobs.exit_codes import ended
@@ -41,7 +41,7 @@ def _diff(config: DiffConfig) -> int:
         raise ValueError("two audits are compared: before=AUDIT after=AUDIT; `python -m jobs.status` lists them")
     store = Store(absolute(config.store))
     before, after = Audit(store, config.before), Audit(store, config.after)
-    finished(after)
+    finished_manifest(after)
     found = compare(before, after)
     names = [*write(before, after, found), write_page(before, after, found)]
     write_index(store)

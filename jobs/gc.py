@@ -24,7 +24,18 @@ from concept_trak.audit.status import audits_of
 from concept_trak.components import units
 from concept_trak.config import absolute
 from concept_trak.report.index_page import write_index
-from concept_trak.store.gc import AUDIT, Needs, Rules, Waste, expired, files_of, needs, remove, temporary, unneeded
+from concept_trak.store.gc import (
+    AUDIT,
+    Garbage,
+    Needed,
+    Retention,
+    audit_files,
+    expired_audits,
+    needed_by,
+    remove_garbage,
+    temporary_files,
+    unneeded_features,
+)
 from concept_trak.store.manifest import Audit
 from concept_trak.store.store import Store
 from jobs.configure import main
@@ -50,10 +61,10 @@ class GcConfig:
             if not getattr(self, key) >= 0:
                 raise ValueError(f"{key}={getattr(self, key)}; expected at least 0")
 
-    def rules(self, now: float) -> Rules:
+    def rules(self, now: float) -> Retention:
         """The same in unix seconds."""
         finished, unfinished = (now - d * 86400 if d else -inf for d in (self.days, self.unfinished_days))
-        return Rules(now - self.grace_hours * 3600, self.keep, finished, unfinished)
+        return Retention(now - self.grace_hours * 3600, self.keep, finished, unfinished)
 
 
 def gc(config: GcConfig) -> int:
@@ -70,21 +81,21 @@ def _gc(config: GcConfig) -> int:
     # Before the audits: what an audit that is begun now computes is not among them.
     names, states = store.names("features"), store.names(STATES)
     audits = [Audit(store, name) for name in audits_of(store)]
-    leaving = expired(audits, rules)
+    leaving = expired_audits(audits, rules)
     living = {audit.id: _needs(audit, states) for audit in audits if audit not in leaving}
-    needed = reduce(add, living.values(), Needs())
-    waste = [w for audit in leaving for w in files_of(audit)] + temporary(store, rules.before)
+    needed = reduce(add, living.values(), Needed())
+    waste = [w for audit in leaving for w in audit_files(audit)] + temporary_files(store, rules.before)
     waste += units.unneeded(store, rules.before)
-    waste += unneeded(store, names, needed, rules.before) + inversion_cache.unneeded(
+    waste += unneeded_features(store, names, needed, rules.before) + inversion_cache.unneeded(
         store, states, needed, rules.before
     )
 
-    def newly_needed() -> Needs:
+    def newly_needed() -> Needed:
         began = (Audit(store, name) for name in audits_of(store) if name not in living)
-        return reduce(add, (_needs(audit, states) for audit in began), Needs(units.named(store)))
+        return reduce(add, (_needs(audit, states) for audit in began), Needed(units.named(store)))
 
-    gone: list[Waste] = []
-    for w in remove(store, waste, newly_needed) if config.delete else waste:
+    gone: list[Garbage] = []
+    for w in remove_garbage(store, waste, newly_needed) if config.delete else waste:
         print(f"{w.kind:<15} {w.name}")
         gone.append(w)
     if any(w.kind == AUDIT for w in gone) and config.delete:
@@ -93,11 +104,11 @@ def _gc(config: GcConfig) -> int:
     return 0
 
 
-def _needs(audit: Audit, states: Sequence[str]) -> Needs:
-    return needs(audit, gram_names) + (inversion_cache.needs(audit) if states else Needs())
+def _needs(audit: Audit, states: Sequence[str]) -> Needed:
+    return needed_by(audit, gram_names) + (inversion_cache.needs(audit) if states else Needed())
 
 
-def _counted(waste: Iterable[Waste], config: GcConfig) -> list[str]:
+def _counted(waste: Iterable[Garbage], config: GcConfig) -> list[str]:
     """Counts and bytes a kind, and what became of them."""
     files, size = Counter(), Counter()
     for w in waste:

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cluster.executor import Load, Outcome
-from concept_trak.store.manifest import Audit, progress
+from concept_trak.store.manifest import Audit, write_progress
 from concept_trak.store.records import Record
 from jobs.metrics import Meter
 
@@ -128,6 +128,6 @@ class Progress:
         self.said = time.monotonic()
         now = {"stage": self.now, "running": self.stages[self.now].running, "interval": self.interval}
         try:
-            progress(self.audit, {**now, "stages": self.counters(), "time": time.time()})
+            write_progress(self.audit, {**now, "stages": self.counters(), "time": time.time()})
         except OSError as error:  # a hint: the work itself finds out whether storage has failed
             LOG.warning("progress is not written down: %s", error)

@@ -19,7 +19,7 @@ from concept_trak.components import units
 from concept_trak.config import AuditConfig, ClusterConfig, absolute
 from concept_trak.store.manifest import Audit, given_up
 from concept_trak.store.store import Store
-from concept_trak.store.verify import MISSING, SOUND, Finding, check
+from concept_trak.store.verify import MISSING, SOUND, Finding, verify_audits
 from jobs.configure import main
 from jobs.execute import executor
 from jobs.exit_codes import ended
@@ -82,7 +82,7 @@ def _told(audits: Sequence[Audit], only: Sequence[Finding] = ()) -> list[Finding
     """Print every finding but the sound ones, and the counts; what is damage."""
     counts: Counter[str] = Counter()
     wrong = []
-    for finding in check(audits, {finding.name for finding in only} or None):
+    for finding in verify_audits(audits, {finding.name for finding in only} or None):
         counts[finding.what] += 1
         if finding.what != SOUND:
             print(f"{finding.what:<20} {finding.name}" + (f" (audit {finding.audit})" if finding.audit else ""))

@@ -16,7 +16,7 @@ from concept_trak.audit.worker import Attempt, OnStore
 from concept_trak.config import AuditConfig
 from concept_trak.data.columns import Written, words
 from concept_trak.data.shard import Shard
-from concept_trak.store.manifest import groups_file, plain, read_table, sums_file, write_table
+from concept_trak.store.manifest import groups_file, plain_column, read_table, sums_file, write_table
 from concept_trak.store.tables import from_columns, from_rows
 
 KINDS = {"source": ("source",), "label": ("label", "value"), "word": ("word",)}
@@ -156,7 +156,7 @@ def questions(config: AuditConfig) -> Iterator[dict[str, str]]:
     """Each column of scores: which concept, in which form."""
     for concept in config.concepts:
         yield {"concept": concept.name, "form": "damped", "column": concept.name}
-        yield {"concept": concept.name, "form": "plain", "column": plain(concept.name)}
+        yield {"concept": concept.name, "form": "plain", "column": plain_column(concept.name)}
 
 
 def _kinds(named: Sequence[str]) -> dict[str, str]:

@@ -21,15 +21,15 @@ from typing import Any
 import numpy as np
 
 from concept_trak.audit.score import FORMS
-from concept_trak.store.lookup import alike, features, holders
+from concept_trak.store.lookup import agree, read_features, shards_holding
 from concept_trak.store.manifest import (
     Audit,
-    finished,
-    manifest,
+    finished_manifest,
     query_file,
+    read_manifest,
     read_plan,
+    read_settings,
     read_table,
-    settings,
     shard_of,
     write_table,
 )
@@ -114,8 +114,8 @@ def compare(before: Audit, after: Audit) -> list[Difference]:
     """
     if before.id == after.id:
         raise ValueError(f"before={before.id} and after={after.id} are the same audit; expected two")
-    finished(before)
-    asked = common(before, after.id, settings(after))
+    finished_manifest(before)
+    asked = common(before, after.id, read_settings(after))
     tops = [read_table(audit, "top.parquet").to_pylist() for audit in (before, after)]
     found = []
     for method in dict.fromkeys(method for _, method in asked):
@@ -149,7 +149,7 @@ def _data(tops: Sequence[Sequence[Row]], store: Store, before: Side, after: Side
 
 
 def _side(audit: Audit, method: str) -> Side:
-    return Side(settings(audit)["fingerprints"][method], read_plan(audit))
+    return Side(read_settings(audit)["fingerprints"][method], read_plan(audit))
 
 
 def _drift(before: Audit, after: Audit, method: str, concept: str) -> float | None:
@@ -209,11 +209,13 @@ def novelty(store: Store, rows: Iterable[Row], before: Side, after: Side) -> dic
     known, there = before.shards, after.shards
     doubtful = {sample: shard for sample, shard in place.items() if shard not in known}
     left = [shard["shard"] for shard in before.plan if shard["shard"] not in there]
-    old = holders(store, before.fingerprint, left, doubtful.keys()) if doubtful else {}
+    old = shards_holding(store, before.fingerprint, left, doubtful.keys()) if doubtful else {}
     found = dict.fromkeys(place, SAME) | dict.fromkeys(doubtful, NEW) | dict.fromkeys(old, CHANGED)
     if before.fingerprint == after.fingerprint and old:
-        ours, theirs = (features(store, before.fingerprint, places) for places in ({i: doubtful[i] for i in old}, old))
-        found |= {i: SAME for i in old if alike(ours[i], theirs[i])}
+        ours, theirs = (
+            read_features(store, before.fingerprint, places) for places in ({i: doubtful[i] for i in old}, old)
+        )
+        found |= {i: SAME for i in old if agree(ours[i], theirs[i])}
     return found
 
 
@@ -225,7 +227,7 @@ def common(before: Audit, after: str, new: Mapping[str, Any]) -> list[tuple[str,
 
     `after` is called so, and `new` are its settings, as `audit.yaml` has them or is about to.
     """
-    old = settings(before)
+    old = read_settings(before)
     questions = [
         {c["name"]: {k: v for k, v in c.items() if k not in UNASKED} for c in s["concepts"]} for s in (old, new)
     ]
@@ -251,7 +253,7 @@ def require_comparable(audit: Audit, since: str, new: Mapping[str, Any]) -> None
         return
     if since == audit.id:
         raise ValueError(f"since={since} is this audit itself; expected an earlier one, or latest")
-    finished(Audit(audit.store, since))
+    finished_manifest(Audit(audit.store, since))
     common(Audit(audit.store, since), audit.id, new)
 
 
@@ -263,9 +265,9 @@ def earlier(audit: Audit, since: str) -> Audit | None:
     others = {name.split("/")[1] for name in audit.store.names("audits") if name.endswith("/manifest.json")} - {
         audit.id
     }
-    done = [(told["finished"], name) for name in others if since and (told := manifest(Audit(audit.store, name)))]
+    done = [(told["finished"], name) for name in others if since and (told := read_manifest(Audit(audit.store, name)))]
     for _, name in sorted(done, reverse=True):
         with suppress(ValueError, FileNotFoundError):  # nothing in common; or gc is removing it
-            common(Audit(audit.store, name), audit.id, settings(audit))
+            common(Audit(audit.store, name), audit.id, read_settings(audit))
             return Audit(audit.store, name)
     return None

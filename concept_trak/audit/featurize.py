@@ -24,8 +24,8 @@ from concept_trak.audit.worker import Attempt, WithModel
 from concept_trak.data.sample import Sample, batches, samples
 from concept_trak.data.shard import Shard
 from concept_trak.store.part import Part, Reject
-from concept_trak.store.prefetch import ahead
-from concept_trak.store.records import Record, commit_part, standing
+from concept_trak.store.prefetch import prefetch
+from concept_trak.store.records import Record, commit_part, find_record
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Featurize(WithModel):
 
     def __call__(self, item: Featuring, attempt: Attempt) -> list[Record]:
         # Since this run was planned, a worker that died, or another audit of the same data, may have done it.
-        found = {m: standing(self.store, self.work.fingerprints[m], item.shard.name) for m in item.methods}
+        found = {m: find_record(self.store, self.work.fingerprints[m], item.shard.name) for m in item.methods}
         done = {m: record for m, record in found.items() if record is not None}
         if todo := [m for m in item.methods if m not in done]:
             done |= self._computed(todo, item.shard, attempt)
@@ -53,7 +53,7 @@ class Featurize(WithModel):
     def _computed(self, methods: list[str], shard: Shard, attempt: Attempt) -> dict[str, Record]:
         start, ready, made, rejects = time.monotonic(), [], [], []
         read = samples(shard, self.config.data, self.denoiser.resolution)
-        for batch in ahead(batches(read, self.batch_size(attempt))):
+        for batch in prefetch(batches(read, self.batch_size(attempt))):
             known = [self._known(one, shard) for one in batch]
             rejects += [one for one in known if isinstance(one, Reject)]
             for usable in alike(one for one in known if isinstance(one, Sample)):

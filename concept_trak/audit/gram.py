@@ -13,7 +13,7 @@ from concept_trak.attribution.fisher import Gram, GramSum
 from concept_trak.audit.worker import Attempt, OnStore
 from concept_trak.store.grams import encode_gram, read_gram, write_gram
 from concept_trak.store.manifest import gram_file, write_bytes
-from concept_trak.store.prefetch import ahead
+from concept_trak.store.prefetch import prefetch
 from concept_trak.store.records import Record
 
 
@@ -100,5 +100,5 @@ class Solve(OnStore):
 
     def _sum(self, system: System) -> Gram:
         fp = self.work.fingerprints[system.method]
-        grams = ahead(read_gram(self.store, fp, name) for name in system.groups)
+        grams = prefetch(read_gram(self.store, fp, name) for name in system.groups)
         return fisher.total(Gram(torch.from_numpy(matrix), count) for matrix, count in grams)

@@ -29,7 +29,7 @@ from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.attribution.state import Batch, Probe
 from concept_trak.attribution.trajectory import ddim_inversion
 from concept_trak.data.sample import Sample
-from concept_trak.store.gc import STATE, Needs, Waste, looked_up, unknown
+from concept_trak.store.gc import STATE, Garbage, Needed, existing, unknown_needs
 from concept_trak.store.identity import fingerprint
 from concept_trak.store.manifest import Audit, fingerprints
 from concept_trak.store.part import Damaged
@@ -119,7 +119,7 @@ def _name(sample: Sample) -> str:
 OURS = re.compile(rf"{STATES}/[0-9a-f]+/[0-9a-f]{{32}}\.safetensors")
 
 
-def needs(audit: Audit) -> Needs:
+def needs(audit: Audit) -> Needed:
     """The folders of states on which an audit's features stand.
 
     Raises:
@@ -128,9 +128,9 @@ def needs(audit: Audit) -> Needs:
     try:
         sets = fingerprints(audit)
     except FileNotFoundError:
-        return Needs()  # no audit was begun there, or `retention.needs` says what is the matter
+        return Needed()  # no audit was begun there, or `retention.needs` says what is the matter
     paths = (_path(audit, f"features/{fp}/feature_set.json") for fp in sets)
-    return Needs(whole=frozenset(path for path in paths if path))
+    return Needed(whole=frozenset(path for path in paths if path))
 
 
 def _path(audit: Audit, name: str) -> str:
@@ -139,14 +139,16 @@ def _path(audit: Audit, name: str) -> str:
         settings = json.loads(audit.store.read(name))["settings"]
         probe = Probe(**{**settings["train"], "times": tuple(settings["train"]["times"])})
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        raise unknown(audit, f"{name} cannot be read ({error}), so neither can its kept states be told") from error
+        raise unknown_needs(
+            audit, f"{name} cannot be read ({error}), so neither can its kept states be told"
+        ) from error
     return path_of(settings, probe) if probe.trajectory == "ddim_inversion" else ""
 
 
-def unneeded(store: Store, names: Iterable[str], living: Needs, before: float) -> list[Waste]:
+def unneeded(store: Store, names: Iterable[str], living: Needed, before: float) -> list[Garbage]:
     """Those of `names` (all that lies under states/) that no audit needs, older than `before` (unix time)."""
-    free = looked_up(store, [name for name in names if OURS.fullmatch(name) and not living.keep(name)])
-    return [Waste(STATE, name, size) for name, size, age in free if age < before]
+    free = existing(store, [name for name in names if OURS.fullmatch(name) and not living.keep(name)])
+    return [Garbage(STATE, name, size) for name, size, age in free if age < before]
 
 
 def look(store: Store) -> Iterator[Finding]:

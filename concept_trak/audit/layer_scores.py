@@ -16,8 +16,16 @@ from torch import Tensor
 
 from concept_trak.attribution.by_layer import Layers, block_of, layers
 from concept_trak.audit.worker import Attempt, Work
-from concept_trak.store.codec import blocks
-from concept_trak.store.manifest import Audit, finished, query_file, read_plan, read_table, shard_of, write_table
+from concept_trak.store.codec import decode_blocks
+from concept_trak.store.manifest import (
+    Audit,
+    finished_manifest,
+    query_file,
+    read_plan,
+    read_table,
+    shard_of,
+    write_table,
+)
 from concept_trak.store.records import part_name
 from concept_trak.store.store import Store
 from concept_trak.store.tables import from_rows
@@ -73,7 +81,7 @@ def split(audit: Audit, found: Layers) -> Parts:
     Raises:
         ValueError: the audit is missing or unfinished.
     """
-    prints, plan = finished(audit)["settings"]["fingerprints"], read_plan(audit)
+    prints, plan = finished_manifest(audit)["settings"]["fingerprints"], read_plan(audit)
     kept: dict[tuple[str, str], dict[str, tuple[float, Tensor]]] = {}
     made = Parts()
     for row in read_table(audit, "top.parquet").to_pylist():
@@ -96,7 +104,7 @@ def rows(top: Iterable[Mapping[str, Any]], names: Sequence[str], made: Parts) ->
 def features(audit: Audit, fp: str, shard: str) -> dict[str, tuple[float, Tensor]]:
     """weight and phi [k] of a shard's samples, by id."""
     made = {}
-    for block in blocks(audit.store.read(part_name(fp, shard))):
+    for block in decode_blocks(audit.store.read(part_name(fp, shard))):
         each = zip(block.ids, block.weight.tolist(), torch.from_numpy(block.phi()), strict=True)
         made.update({sample: (weight, phi) for sample, weight, phi in each})
     return made

@@ -25,7 +25,7 @@ from concept_trak.data.image import examples, read, whole_file
 from concept_trak.data.shard import Shard, cut
 from concept_trak.models.classifier import open_judge
 from concept_trak.store.identity import as_json, fingerprint, open_feature_set
-from concept_trak.store.manifest import Audit, begin
+from concept_trak.store.manifest import Audit, begin_audit
 from concept_trak.store.secrets import refuse_secrets
 from concept_trak.store.store import Store
 from jobs.configure import located
@@ -124,7 +124,7 @@ def prepare(config: AuditConfig) -> Prepared:
     # Fingerprints stand beside the settings, so that a model changed under an audit is refused like any change.
     standing = {**outcome_settings(plain_values(config)), "fingerprints": work.fingerprints, **evidence(asked)}
     require_comparable(audit, config.since, as_json(standing, "config"))
-    begin(audit, standing, [_planned(shard) for shard in plan])
+    begin_audit(audit, standing, [_planned(shard) for shard in plan])
     return Prepared(
         *(work, store, audit, plan, len(found), settings, questions, demand(config, denoiser), denoiser.resolution),
         {name: p.numel() for name, p in denoiser.parameters.items()},

@@ -14,7 +14,7 @@ from concept_trak.data.shard import Shard
 from concept_trak.store.manifest import Audit, fingerprints, plan
 from concept_trak.store.records import committed, part_name, record_name
 from concept_trak.store.store import Store
-from concept_trak.store.verify import ALTERED, TRUNCATED, claim
+from concept_trak.store.verify import ALTERED, TRUNCATED, contents_of
 from jobs.progress import Progress
 
 
@@ -65,7 +65,7 @@ def _remove(store: Store, record: str, part: str, damaged: Mapping[str, str]) ->
 
 def _of_features(audit: Audit, left: Mapping[str, str]) -> dict[str, str]:
     """What is damaged of the features that an audit names."""
-    said = claim(audit)
+    said = contents_of(audit)
     parts = {name for key in said.parts for name in (part_name(*key), record_name(*key))}
     sets = tuple(f"features/{fp}/{rest}" for fp in said.fingerprints for rest in ("grams/", "feature_set.json"))
     return {name: what for name, what in left.items() if name in parts or name.startswith(sets)}

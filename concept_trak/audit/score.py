@@ -19,7 +19,7 @@ from concept_trak.audit.aggregate import Sums, groups_of, sums_table
 from concept_trak.audit.worker import Attempt, OnStore, Work
 from concept_trak.data.columns import written
 from concept_trak.data.shard import Shard
-from concept_trak.store.manifest import Audit, plain, query_file, read_table, scores_file, sums_file, write_table
+from concept_trak.store.manifest import Audit, plain_column, query_file, read_table, scores_file, sums_file, write_table
 from concept_trak.store.part import Block
 from concept_trak.store.records import Record
 from concept_trak.store.tables import from_columns
@@ -128,7 +128,7 @@ def read_queries(audit: Audit, work: Work, method: str) -> Queries:
     columns, rows, scale = [], [], []
     for concept in work.config.concepts:
         row = read_table(audit, query_file(method, concept.name)).to_pylist()[0]
-        for name, vector in ((concept.name, "solved"), (plain(concept.name), "phi")):
+        for name, vector in ((concept.name, "solved"), (plain_column(concept.name), "phi")):
             columns.append(name)
             rows.append(np.asarray(row[vector], np.float32))
             scale.append(row[f"spread_{vector}"])
@@ -140,4 +140,4 @@ FORMS = ("damped", "plain")
 
 def column(concept: str, form: str) -> str:
     """The name of a concept's column of scores in one form."""
-    return concept if form == "damped" else plain(concept)
+    return concept if form == "damped" else plain_column(concept)

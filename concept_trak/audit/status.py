@@ -2,7 +2,7 @@ import json
 import time
 from typing import Any
 
-from concept_trak.store.manifest import Audit, given_up, manifest
+from concept_trak.store.manifest import Audit, given_up, read_manifest
 from concept_trak.store.store import Store
 
 
@@ -16,7 +16,7 @@ def describe(audit: Audit) -> list[str]:
     """The lines about one audit: finished with what, or where it was last seen."""
     if given_up(audit):
         return [f"{audit.id}: being removed by jobs.gc; if that was killed, the next `jobs.gc delete=true` finishes it"]
-    done = manifest(audit)
+    done = read_manifest(audit)
     if done is not None:
         rows, rejected = (sum(part[key] for part in done["parts"]) for key in ("rows", "rejected"))
         parts = f"{len(done['parts'])} parts, {rows} features, {rejected} rejects"

@@ -14,11 +14,11 @@ from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.audit.plan import feature_settings
 from concept_trak.config import AuditConfig
 from concept_trak.models import load
-from concept_trak.store.codec import blocks
+from concept_trak.store.codec import decode_blocks
 from concept_trak.store.identity import fingerprint
 from concept_trak.store.manifest import Audit
 from concept_trak.store.part import Block
-from concept_trak.store.prefetch import ahead
+from concept_trak.store.prefetch import prefetch
 from concept_trak.store.records import Record, read_part
 from concept_trak.store.store import Store
 
@@ -45,7 +45,7 @@ class OnStore:
         While one row group is used, a thread decodes the next, and another reads the next part. So two parts
         and two row groups are in memory, however many there are.
         """
-        return ahead(_decoded(ahead(read_part(self.store, record) for record in records)))
+        return prefetch(_decoded(prefetch(read_part(self.store, record) for record in records)))
 
     def features(self, *records: Record) -> Iterator[tuple[list[str], Tensor, Tensor]]:
         """(ids, weight [n], phi [n, k]) of each row group of the parts, in order, in float32."""
@@ -56,7 +56,7 @@ class OnStore:
 
 def _decoded(parts: Iterable[bytes]) -> Iterator[Block]:
     for data in parts:
-        yield from blocks(data, checked=True)
+        yield from decode_blocks(data, checked=True)
 
 
 @runtime_checkable

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from concept_trak.components.measure import decode
-from concept_trak.store.gc import UNIT, Waste, looked_up
+from concept_trak.store.gc import UNIT, Garbage, existing
 from concept_trak.store.store import Store
 from concept_trak.store.verify import ALTERED, MISSING, SOUND, Finding
 
@@ -42,11 +42,11 @@ def _units(store: Store, book: str) -> list[str]:
         ) from None
 
 
-def unneeded(store: Store, before: float) -> list[Waste]:
+def unneeded(store: Store, before: float) -> list[Garbage]:
     """Units that no inquiry names, older than `before` (unix time). Listed first, so that what is begun now is safe."""
     units, needed = store.names(UNITS), named(store)
-    free = looked_up(store, [unit for unit in units if unit not in needed])
-    return [Waste(UNIT, unit, size) for unit, size, age in free if age < before]
+    free = existing(store, [unit for unit in units if unit not in needed])
+    return [Garbage(UNIT, unit, size) for unit, size, age in free if age < before]
 
 
 def look(store: Store) -> Iterator[Finding]:

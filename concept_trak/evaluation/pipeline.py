@@ -22,7 +22,7 @@ from concept_trak.evaluation.suite import (
     trained,
 )
 from concept_trak.evaluation.training.benchmark_models import TrainConfig
-from concept_trak.store.manifest import finish, manifest, read_table, write_table
+from concept_trak.store.manifest import finish_audit, read_manifest, read_table, write_table
 from concept_trak.store.records import Record
 from concept_trak.store.tables import from_rows
 from jobs.execute import executor
@@ -119,7 +119,7 @@ def title_of(config: BenchmarkConfig, made: TrainConfig) -> str:
 def contest(config: BenchmarkConfig, path: str, audit: AuditConfig) -> list[dict[str, Any]]:
     """One model's grades; those of an earlier run with the same settings are read."""
     p = prepare(audit)
-    if manifest(p.audit) is None:
+    if read_manifest(p.audit) is None:
         run = Run(p, executor(audit), Progress(p.audit, config.interval))
         records = run.featurize()
         inquired = inquire(run)
@@ -127,5 +127,5 @@ def contest(config: BenchmarkConfig, path: str, audit: AuditConfig) -> list[dict
         write_table(p.audit, "grades.parquet", from_rows(GRADED, rows))
         parts = [record for found in records.values() for record in found]
         files = ["audit.yaml", "plan.parquet", "grades.parquet", *inquired, *rankings(run)]
-        finish(p.audit, files, parts, {"fingerprints": p.work.fingerprints})
+        finish_audit(p.audit, files, parts, {"fingerprints": p.work.fingerprints})
     return [{"model": path, **row} for row in read_table(p.audit, "grades.parquet").to_pylist()]

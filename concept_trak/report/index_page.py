@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import yaml
 
 from concept_trak.report.render import environment
-from concept_trak.store.manifest import Audit, given_up, manifest
+from concept_trak.store.manifest import Audit, given_up, read_manifest
 from concept_trak.store.records import READERS
 from concept_trak.store.store import Store
 
@@ -67,7 +67,7 @@ def write_index(store: Store) -> None:
 def _entry(audit: Audit, files: Iterable[str]) -> Entry | None:
     """None for one that is not finished, is being removed, or holds no report: a benchmark's, or a damaged one."""
     try:
-        done = manifest(audit)
+        done = read_manifest(audit)
         if done is None or given_up(audit) or "report.html" not in done["files"]:
             return None
         settings = yaml.safe_load(audit.store.read(audit.name("audit.yaml")))

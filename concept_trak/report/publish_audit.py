@@ -20,7 +20,7 @@ from concept_trak.report.index_page import write_index
 from concept_trak.report.render import render, render_concept
 from concept_trak.store.manifest import (
     beside_report,
-    finish,
+    finish_audit,
     gram_file,
     groups_file,
     query_file,
@@ -49,7 +49,7 @@ def conclude(run: Run, found: Found) -> None:
                "stages": run.progress.counters()}  # fmt: skip
     write_json(p.audit, "metrics.json", metrics)
     found, compared = _compared(p, found)
-    finish(p.audit, [*_files(p, found), *compared, *_report(run, found)], found.parts,
+    finish_audit(p.audit, [*_files(p, found), *compared, *_report(run, found)], found.parts,
            {"fingerprints": p.work.fingerprints})  # fmt: skip
     write_index(p.store)
 

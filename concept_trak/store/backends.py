@@ -18,7 +18,7 @@ from concept_trak.store.secrets import without_secrets
 OWN_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 
-class Place(Protocol):
+class Backend(Protocol):
     """What a store needs of storage. Every failure is an `OSError`; an absent name is `FileNotFoundError`."""
 
     def read(self, name: str, start: int | None, end: int | None) -> bytes: ...
@@ -31,7 +31,7 @@ class Place(Protocol):
     def delete(self, name: str) -> None: ...
 
 
-class Folder:
+class LocalBackend:
     """A folder of this machine. A name appears with all of its bytes or not at all."""
 
     def __init__(self, root: str):
@@ -126,7 +126,7 @@ S3_OPTIONS = {
 }
 
 
-class Objects:
+class FsspecBackend:
     """Objects behind an fsspec scheme. Endpoint and credentials come from the environment (`AWS_ENDPOINT_URL`, …)."""
 
     def __init__(self, scheme: str, root: str):

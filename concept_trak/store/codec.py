@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Num
 
-from concept_trak.store.part import DTYPES, Block, Damaged, Footer, Part, Reject, little, stored
+from concept_trak.store.part import DTYPES, Block, Damaged, Footer, Part, Reject, little_endian, scale_and_unit
 from concept_trak.store.store import Store
 
 MAX_PART_BYTES = 90_000_000  # one PUT, one retry, and twice this in memory while encoding
@@ -23,7 +23,7 @@ TAIL_BYTES = 64 << 10  # holds nearly every footer, so that reading one is one r
 ONE_PAGE = (1 << 31) - 1
 
 
-def encode(part: Part, dtype: str = "float16", encoding: str = "binary", group_bytes: int = 32 << 20) -> bytes:
+def encode_part(part: Part, dtype: str = "float16", encoding: str = "binary", group_bytes: int = 32 << 20) -> bytes:
     """The bytes of a part: same part, same bytes.
 
     `binary` stores the feature as fixed_size_binary(k * itemsize) of `dtype`; `list` as a list of float32 (whatever
@@ -39,7 +39,7 @@ def encode(part: Part, dtype: str = "float16", encoding: str = "binary", group_b
     dtype = "float32" if encoding == "list" else dtype
     assert len(part.ids) == len(part.weight) == len(part.phi), "ids, weight and phi name different numbers of rows"
     assert np.isfinite(part.weight).all(), "a non-finite weight in a part: it is a reject, not a row"
-    scale, unit = stored(part.phi, dtype)
+    scale, unit = scale_and_unit(part.phi, dtype)
     table = _table(part, Block(list(part.ids), part.weight, scale, unit), encoding)
     data = _parquet(table, max(1, group_bytes // (unit.shape[1] * unit.itemsize)), encoding)
     if len(data) > MAX_PART_BYTES:
@@ -50,7 +50,7 @@ def encode(part: Part, dtype: str = "float16", encoding: str = "binary", group_b
     return data
 
 
-def footer(data: bytes) -> Footer:
+def decode_footer(data: bytes) -> Footer:
     """What the part says of itself; `data` may also be only the file's tail. Raises Damaged."""
     try:
         file = pq.read_metadata(pa.BufferReader(data))
@@ -82,15 +82,15 @@ def read_footer(store: Store, name: str) -> Footer:
     length = int.from_bytes(tail[-8:-4], "little") + 8  # Parquet ends with the footer, its length, and "PAR1"
     if len(tail) < length <= size:
         tail = store.read(name, size - length, size)
-    return footer(tail)
+    return decode_footer(tail)
 
 
-def blocks(data: bytes, checked: bool = False) -> Iterator[Block]:
+def decode_blocks(data: bytes, checked: bool = False) -> Iterator[Block]:
     """The rows of a part, one row group at a time. Raises Damaged.
 
     Every page is verified by its checksum, unless the whole is `checked`: known by its sha256 to be as it was written.
     """
-    said = footer(data)
+    said = decode_footer(data)
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=not checked)
         for group in range(file.num_row_groups):
@@ -101,13 +101,13 @@ def blocks(data: bytes, checked: bool = False) -> Iterator[Block]:
         raise Damaged(f"shard {said.shard} is damaged: {error}") from error
 
 
-def feature_matrix(column: pa.ChunkedArray, k: int, dtype: str) -> list[Num[np.ndarray, "_ k"]]:
+def feature_matrices(column: pa.ChunkedArray, k: int, dtype: str) -> list[Num[np.ndarray, "_ k"]]:
     """The column `feature` of any Arrow table as matrices, one per chunk, sharing Arrow's memory (no copy).
 
     `k` and `dtype` stand in the schema's metadata as `feature.k` and `feature.dtype`. Multiply row i by scale[i], in
     float32, to get phi.
     """
-    return [_matrix(chunk, k, little(dtype)) for chunk in column.chunks]
+    return [_matrix(chunk, k, little_endian(dtype)) for chunk in column.chunks]
 
 
 def _table(part: Part, rows: Block, encoding: str) -> pa.Table:
@@ -164,7 +164,7 @@ def _parquet(table: pa.Table, group_rows: int, encoding: str) -> bytes:
 
 
 def _block(table: pa.Table, said: Footer) -> Block:
-    (unit,) = feature_matrix(table["feature"], said.k, said.dtype)  # Arrow reads one row group into one chunk
+    (unit,) = feature_matrices(table["feature"], said.k, said.dtype)  # Arrow reads one row group into one chunk
     weight, scale = (table[name].to_numpy() for name in ("weight", "scale"))
     return Block(table["sample_id"].to_pylist(), weight, scale, unit)
 

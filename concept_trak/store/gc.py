@@ -16,7 +16,7 @@ from math import inf
 from typing import Any
 
 from concept_trak.store.grams import gram_name
-from concept_trak.store.manifest import GIVEN_UP, Audit, fingerprints, given_up, manifest, plan
+from concept_trak.store.manifest import GIVEN_UP, Audit, fingerprints, given_up, plan, read_manifest
 from concept_trak.store.part import Damaged
 from concept_trak.store.records import READERS, part_name, record_name
 from concept_trak.store.store import Store
@@ -29,7 +29,7 @@ GramNames = Callable[[Sequence[Mapping[str, Any]]], Iterable[str]]
 
 
 @dataclass(frozen=True)
-class Waste:
+class Garbage:
     """A file that nothing needs, and of what kind it is."""
 
     kind: str
@@ -38,15 +38,15 @@ class Waste:
 
 
 @dataclass(frozen=True)
-class Needs:
+class Needed:
     """What living audits name: files, and feature sets; `whole` ones, and folders of states, keep all their files."""
 
     names: frozenset[str] = frozenset()
     sets: frozenset[str] = frozenset()
     whole: frozenset[str] = frozenset()
 
-    def __add__(self, other: "Needs") -> "Needs":
-        return Needs(self.names | other.names, self.sets | other.sets, self.whole | other.whole)
+    def __add__(self, other: "Needed") -> "Needed":
+        return Needed(self.names | other.names, self.sets | other.sets, self.whole | other.whole)
 
     def keep(self, name: str) -> bool:
         """Whether a name under features/ or states/ stays."""
@@ -55,7 +55,7 @@ class Needs:
         )
 
 
-def needs(audit: Audit, gram_names: GramNames) -> Needs:
+def needed_by(audit: Audit, gram_names: GramNames) -> Needed:
     """What one audit names. `gram_names` tells how the Grams of a plan are called.
 
     An audit that was begun and has no plan yet may be about to name anything of its feature sets.
@@ -67,19 +67,19 @@ def needs(audit: Audit, gram_names: GramNames) -> Needs:
         sets, rows = frozenset(fingerprints(audit)), plan(audit)
     except FileNotFoundError:
         if audit.store.size(audit.name("plan.parquet")) is None:
-            return Needs()  # a folder in which no audit was begun
-        raise unknown(audit, f"it has a plan and no {audit.name('audit.yaml')}") from None
+            return Needed()  # a folder in which no audit was begun
+        raise unknown_needs(audit, f"it has a plan and no {audit.name('audit.yaml')}") from None
     except Damaged as error:
-        raise unknown(audit, str(error)) from error
+        raise unknown_needs(audit, str(error)) from error
     if rows is None:
-        return Needs(sets=sets, whole=sets)
+        return Needed(sets=sets, whole=sets)
     shards, groups = [row["shard"] for row in rows], list(gram_names(rows))
     files = (f(fp, shard) for fp in sets for shard in shards for f in (record_name, part_name))
-    return Needs(frozenset(files) | {gram_name(fp, group) for fp in sets for group in groups}, sets)
+    return Needed(frozenset(files) | {gram_name(fp, group) for fp in sets for group in groups}, sets)
 
 
 @dataclass(frozen=True)
-class Rules:
+class Retention:
     """Which audits go, in unix seconds of the storage's own clock; what is younger than `before` never does.
 
     Finished ones beyond the newest `keep` (0 keeps all), and those finished before `finished`, but for the newest of
@@ -92,7 +92,7 @@ class Rules:
     unfinished: float = -inf
 
 
-def expired(audits: Sequence[Audit], rules: Rules) -> list[Audit]:
+def expired_audits(audits: Sequence[Audit], rules: Retention) -> list[Audit]:
     """Audits to be removed by the rules, and those that were being removed, unless one was resumed since."""
     marked = [audit for audit in audits if given_up(audit)]
     others = [audit for audit in audits if audit not in marked]
@@ -105,29 +105,29 @@ def expired(audits: Sequence[Audit], rules: Rules) -> list[Audit]:
     return [audit for audit in (*marked, *beyond, *aged, *left) if _old(audit, rules.before)]
 
 
-def files_of(audit: Audit) -> list[Waste]:
+def audit_files(audit: Audit) -> list[Garbage]:
     """Every file of an audit that is to be removed."""
-    return [Waste(AUDIT, name, size) for name, size, _ in looked_up(audit.store, _names(audit))]
+    return [Garbage(AUDIT, name, size) for name, size, _ in existing(audit.store, _names(audit))]
 
 
-def unneeded(store: Store, names: Iterable[str], living: Needs, before: float) -> list[Waste]:
+def unneeded_features(store: Store, names: Iterable[str], living: Needed, before: float) -> list[Garbage]:
     """Those of `names` (all that lies under features/) that no audit needs, older than `before` (unix time).
 
     A shard's part and record are of one age, the younger's; a feature set is as young as its youngest file.
     """
     names = list(names)
     free = [name for name in names if _kind(name) and not living.keep(name)]
-    old = {name: Waste(_kind(name), name, size) for name, size, age in looked_up(store, free) if age < before}
+    old = {name: Garbage(_kind(name), name, size) for name, size, age in existing(store, free) if age < before}
     young = {_unit(name) for name in free if name not in old}
     taken = {name: waste for name, waste in old.items() if _unit(name) not in young}
     staying = {_set(name) for name in names if name not in taken and _kind(name) != FEATURE_SET}
     return [waste for name, waste in taken.items() if waste.kind != FEATURE_SET or _set(name) not in staying]
 
 
-def temporary(store: Store, before: float) -> list[Waste]:
+def temporary_files(store: Store, before: float) -> list[Garbage]:
     """What writes that were killed left, older than `before` (unix time)."""
     left = [name for folder in ("features", "audits", "components", "states") for name in store.leftovers(folder)]
-    return [Waste(TEMPORARY, name, size) for name, size, age in looked_up(store, left) if age < before]
+    return [Garbage(TEMPORARY, name, size) for name, size, age in existing(store, left) if age < before]
 
 
 def _kind(name: str) -> str:
@@ -160,13 +160,13 @@ def _old(audit: Audit, before: float) -> bool:
     if before == -inf:
         return False
     names = [name for name in _names(audit) if name != audit.name(GIVEN_UP)]
-    return all(age < before for _, _, age in looked_up(audit.store, names))
+    return all(age < before for _, _, age in existing(audit.store, names))
 
 
 def _finished(audit: Audit) -> str:
     """When the audit was finished; "" while it has no manifest that can be read."""
     try:
-        return str((manifest(audit) or {}).get("finished", ""))
+        return str((read_manifest(audit) or {}).get("finished", ""))
     except (ValueError, AttributeError):
         return ""
 
@@ -177,14 +177,14 @@ def _age(audit: Audit) -> float:
     return inf if written is None else written
 
 
-def looked_up(store: Store, names: Sequence[str]) -> list[tuple[str, int, float]]:
+def existing(store: Store, names: Sequence[str]) -> list[tuple[str, int, float]]:
     """(name, bytes, when it was written) of those that are still there."""
     with ThreadPoolExecutor(READERS) as readers:
         found = zip(names, readers.map(store.size, names), readers.map(store.modified, names), strict=True)
         return [(name, size, age) for name, size, age in found if size is not None and age is not None]
 
 
-def unknown(audit: Audit, why: str) -> ValueError:
+def unknown_needs(audit: Audit, why: str) -> ValueError:
     """The error of an audit whose needs nobody can tell."""
     return ValueError(
         f"nobody can tell which features audit {audit.id} needs: {why}. Nothing more is deleted. Restore the file, or"
@@ -196,7 +196,7 @@ BATCH = 1000  # deletions between two looks at the audits: seconds, on any stora
 STEPS = {"manifest.json": 0, "plan.parquet": 2, "audit.yaml": 3, GIVEN_UP: 4}  # of an audit; all else is 1
 
 
-def remove(store: Store, waste: Sequence[Waste], newly_needed: Callable[[], Needs]) -> Iterator[Waste]:
+def remove_garbage(store: Store, waste: Sequence[Garbage], newly_needed: Callable[[], Needed]) -> Iterator[Garbage]:
     """Delete; what was deleted, as it goes.
 
     Audit by audit, the manifest first, so that what is left is never taken for a finished one, and plan and settings
@@ -207,7 +207,7 @@ def remove(store: Store, waste: Sequence[Waste], newly_needed: Callable[[], Need
     the mark and goes on; if the audit is begun again, its mark is gone, and what is left of it stays.
     """
     asked = {w.name: w for w in waste}
-    marks = {name: Waste(AUDIT, name, 0) for name in {_mark(w.name) for w in waste if w.kind == AUDIT}}
+    marks = {name: Garbage(AUDIT, name, 0) for name in {_mark(w.name) for w in waste if w.kind == AUDIT}}
     unmarked = {name: mark for name, mark in marks.items() if name not in asked}
     with ThreadPoolExecutor(READERS) as hands:
         for _, same in groupby(sorted((marks | asked).values(), key=_turn), key=lambda w: _turn(w)[:3]):
@@ -220,7 +220,7 @@ def remove(store: Store, waste: Sequence[Waste], newly_needed: Callable[[], Need
                 yield from (w for w in batch if w.name in asked)
 
 
-def _still_waste(store: Store, batch: list[Waste], newly_needed: Callable[[], Needs]) -> list[Waste]:
+def _still_waste(store: Store, batch: list[Garbage], newly_needed: Callable[[], Needed]) -> list[Garbage]:
     """Without what came to be wanted since it was listed. All are of one audit, or of none."""
     if batch[0].kind == AUDIT:
         return batch if store.size(_mark(batch[0].name)) is not None else []
@@ -234,7 +234,7 @@ def _mark(name: str) -> str:
     return f"audits/{audit}/{GIVEN_UP}"
 
 
-def _turn(waste: Waste) -> tuple[int, str, int, str]:
+def _turn(waste: Garbage) -> tuple[int, str, int, str]:
     """What is deleted before what; equal but for the last entry: in any order."""
     if waste.kind == AUDIT:
         _, audit, relative = waste.name.split("/", 2)

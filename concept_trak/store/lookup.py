@@ -8,15 +8,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from concept_trak.store.codec import blocks
+from concept_trak.store.codec import decode_blocks
 from concept_trak.store.part import Damaged
 from concept_trak.store.records import ADOPT_TOLERANCE, READERS, part_name
 from concept_trak.store.store import Store
 
-Found = tuple[np.ndarray, float]  # phi in float64, and the relative error that the way it is stored explains
+StoredFeature = tuple[np.ndarray, float]  # phi in float64, and the relative error that the way it is stored explains
 
 
-def holders(store: Store, fp: str, shards: Sequence[str], wanted: Collection[str]) -> dict[str, str]:
+def shards_holding(store: Store, fp: str, shards: Sequence[str], wanted: Collection[str]) -> dict[str, str]:
     """The shard of each wanted sample that is in one of these.
 
     Raises:
@@ -28,18 +28,18 @@ def holders(store: Store, fp: str, shards: Sequence[str], wanted: Collection[str
         return {i: shard for shard, ids in zip(shards, listed, strict=True) for i in set(wanted).intersection(ids)}
 
 
-def features(store: Store, fp: str, places: Mapping[str, str]) -> dict[str, Found]:
+def read_features(store: Store, fp: str, places: Mapping[str, str]) -> dict[str, StoredFeature]:
     """The feature of each sample, by the shard that holds it."""
-    found: dict[str, Found] = {}
+    found: dict[str, StoredFeature] = {}
     for shard in dict.fromkeys(places.values()):
-        for block in blocks(store.read(part_name(fp, shard))):
+        for block in decode_blocks(store.read(part_name(fp, shard))):
             for sample, phi in zip(block.ids, block.phi(), strict=True):
                 if places.get(sample) == shard:
                     found[sample] = (phi.astype(np.float64), block.rounding())
     return found
 
 
-def alike(a: Found, b: Found) -> bool:
+def agree(a: StoredFeature, b: StoredFeature) -> bool:
     """Whether two features differ by no more than rounding and sums in another order explain."""
     size = max(np.linalg.norm(a[0]), np.linalg.norm(b[0]))
     return bool(np.linalg.norm(a[0] - b[0]) <= (ADOPT_TOLERANCE + a[1] + b[1]) * size)

@@ -47,7 +47,7 @@ class Audit:
         return f"audits/{self.id}/{relative}"
 
 
-def begin(audit: Audit, config: Mapping[str, Any], plan: pa.Table | Sequence[Mapping[str, Any]]) -> None:
+def begin_audit(audit: Audit, config: Mapping[str, Any], plan: pa.Table | Sequence[Mapping[str, Any]]) -> None:
     """Create audit.yaml (the whole resolved configuration), then plan.parquet; or check that they stand as given.
 
     A plan has the columns of `PLAN`, one row per shard, in the order the shards are computed.
@@ -96,12 +96,14 @@ def read_table(audit: Audit, relative: str) -> pa.Table:
     return pq.read_table(data, page_checksum_verification=True)
 
 
-def progress(audit: Audit, obj: Any) -> None:
+def write_progress(audit: Audit, obj: Any) -> None:
     """Replace progress.json, a hint for people who watch."""
     audit.store.replace(audit.name("progress.json"), encode_json(obj))
 
 
-def finish(audit: Audit, files: Sequence[str], parts: Sequence[Record], settings: Mapping[str, Any]) -> dict[str, Any]:
+def finish_audit(
+    audit: Audit, files: Sequence[str], parts: Sequence[Record], settings: Mapping[str, Any]
+) -> dict[str, Any]:
     """Write manifest.json last, then the hint audits/latest.json; returns the manifest that stands.
 
     `files` are names relative to the audit; size and sha256 are taken from what stands on storage, not from memory.
@@ -121,7 +123,7 @@ def finish(audit: Audit, files: Sequence[str], parts: Sequence[Record], settings
         "parts": [_part_entry(record) for record in parts],
     }
     write_json(audit, "manifest.json", ours)
-    standing = manifest(audit)
+    standing = read_manifest(audit)
     assert standing is not None, "a manifest that was created can be read"
     if standing["finished"] >= _latest(store):  # another driver may end an audit that was finished long ago
         store.replace(LATEST, encode_json({"audit": audit.id, "finished": standing["finished"]}))
@@ -136,7 +138,7 @@ def _latest(store: Store) -> str:
         return ""
 
 
-def manifest(audit: Audit) -> dict[str, Any] | None:
+def read_manifest(audit: Audit) -> dict[str, Any] | None:
     """What a finished audit consists of; None while it is unfinished."""
     try:
         return json.loads(audit.store.read(audit.name("manifest.json")))
@@ -220,19 +222,19 @@ def beside_report(name: str) -> str:
     return f"report/{name}"
 
 
-def plain(concept: str) -> str:
+def plain_column(concept: str) -> str:
     """The column of the plain inner product phi_q . phi_i, beside the damped one."""
     return f"{concept}~plain"
 
 
-def settings(audit: Audit) -> dict[str, Any]:
+def read_settings(audit: Audit) -> dict[str, Any]:
     """What an audit was begun with."""
     return yaml.safe_load(audit.store.read(audit.name("audit.yaml")))
 
 
-def finished(audit: Audit) -> dict[str, Any]:
+def finished_manifest(audit: Audit) -> dict[str, Any]:
     """The manifest of an audit; ValueError if there is none."""
-    done = manifest(audit)
+    done = read_manifest(audit)
     if done is None and not audit.store.names(f"audits/{audit.id}"):
         raise ValueError(f"{audit.store.uri} has no audit {audit.id!r}; `python -m jobs.status` lists those there are")
     if done is None:

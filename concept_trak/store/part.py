@@ -95,16 +95,16 @@ ROWS = 1024  # quantised at a time, so that a part's quotients are never in memo
 Scale = Float32[np.ndarray, " n"]
 
 
-def stored(phi: Float32[np.ndarray, "n k"], dtype: str) -> tuple[Scale, Num[np.ndarray, "n k"]]:
+def scale_and_unit(phi: Float32[np.ndarray, "n k"], dtype: str) -> tuple[Scale, Num[np.ndarray, "n k"]]:
     """(scale, unit) of finite rows, little-endian. A zero row has scale 0."""
     norm = _norms(phi)
     if dtype == "int8":
         return _quantised(phi)
     unit = phi / np.where(norm > 0, norm, np.float32(1))[:, None]
-    return norm, unit.astype(little(dtype))
+    return norm, unit.astype(little_endian(dtype))
 
 
-def little(dtype: str) -> np.dtype:
+def little_endian(dtype: str) -> np.dtype:
     return np.dtype(dtype).newbyteorder("<")
 
 

@@ -8,7 +8,7 @@ T = TypeVar("T")
 END: Any = object()
 
 
-def ahead(source: Iterable[T]) -> Generator[T, None, None]:
+def prefetch(source: Iterable[T]) -> Generator[T, None, None]:
     """The items of `source`, in order. While the consumer uses one, one thread takes the next from it, and no more.
 
     So two items are in memory at a time, whatever their number. The source's error comes where its item would have

@@ -56,7 +56,7 @@ def commit_part(store: Store, part: Part, dtype: str, encoding: str, seconds: fl
         OSError: storage failed; nothing half-written is left.
     """
     name = part_name(part.fingerprint, part.shard)
-    if not store.create(name, codec.encode(part, dtype, encoding)):
+    if not store.create(name, codec.encode_part(part, dtype, encoding)):
         adopt(store, name, part)
     return derive_record(store, part.fingerprint, part.shard, seconds, attempt, host)
 
@@ -83,7 +83,7 @@ def record_of(data: bytes, fp: str, shard: str, where: str) -> Record:
     Raises:
         ValueError: they are damaged, or another shard's or feature set's; the message begins with `where`.
     """
-    said = verified(data, fp, shard, where)
+    said = verified_footer(data, fp, shard, where)
     return Record(
         shard=shard,
         rows=said.rows,
@@ -128,7 +128,7 @@ def committed(store: Store, fp: str, shards: Sequence[str]) -> dict[str, Record]
     return {shard: found[shard] for shard in shards if shard in found}
 
 
-def standing(store: Store, fp: str, shard: str) -> Record | None:
+def find_record(store: Store, fp: str, shard: str) -> Record | None:
     """The record of one shard, derived if only its part is there; None if it is not done. It asks for names, not lists.
 
     Raises:
@@ -182,8 +182,8 @@ def adopt(store: Store, name: str, ours: Part) -> None:
     """Check that the part another attempt left is the same shard, and log how far its rows are from ours."""
     data = store.read(name)
     where = f"{store.uri}/{name}"
-    said = verified(data, ours.fingerprint, ours.shard, where)
-    standing = list(codec.blocks(data))
+    said = verified_footer(data, ours.fingerprint, ours.shard, where)
+    standing = list(codec.decode_blocks(data))
     theirs = [sample_id for block in standing for sample_id in block.ids]
     if theirs != list(ours.ids) or said.k != ours.phi.shape[1]:
         raise ValueError(
@@ -213,11 +213,11 @@ def _first_difference(ids: Sequence[str], others: Sequence[str]) -> str:
     return f"first difference {next(differing, 'none')}"
 
 
-def verified(data: bytes, fp: str, shard: str, where: str) -> Footer:
+def verified_footer(data: bytes, fp: str, shard: str, where: str) -> Footer:
     """The footer of a part whose pages, rows and Σ‖φ‖² hold, and that is the shard it is named after."""
     try:
-        said = codec.footer(data)
-        norms = [block.norms() for block in codec.blocks(data)]
+        said = codec.decode_footer(data)
+        norms = [block.norms() for block in codec.decode_blocks(data)]
         sum_squares = codec.sum_of_squares(np.concatenate([*norms, np.zeros(0)]))
     except Damaged as error:
         raise Damaged(f"{where}: {error}. {REPAIR}") from error

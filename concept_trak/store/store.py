@@ -9,7 +9,7 @@ import uuid
 
 import fsspec
 
-from concept_trak.store.backends import Folder, Objects, Place
+from concept_trak.store.backends import Backend, FsspecBackend, LocalBackend
 from concept_trak.store.secrets import refuse_credentials, without_secrets
 
 
@@ -27,7 +27,7 @@ class Store:
     def __init__(self, uri: str):
         self.scheme, root = _parse(uri)
         self.uri = uri.rstrip("/")
-        self._place: Place = Folder(root) if self.scheme == "file" else Objects(self.scheme, root)
+        self._place: Backend = LocalBackend(root) if self.scheme == "file" else FsspecBackend(self.scheme, root)
 
     def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
         return Store, (self.uri,)

@@ -15,7 +15,7 @@ from typing import Any
 
 from concept_trak.store.grams import read_gram
 from concept_trak.store.identity import fingerprint
-from concept_trak.store.manifest import Audit, fingerprints, manifest, plan
+from concept_trak.store.manifest import Audit, fingerprints, plan, read_manifest
 from concept_trak.store.part import Damaged
 from concept_trak.store.records import Record, part_name, read_record, record_name, record_of
 from concept_trak.store.store import Store
@@ -39,30 +39,30 @@ class Finding:
         return self.what not in (SOUND, RECOMPUTED)
 
 
-Mark = tuple[int, str]  # bytes of a file: how many, and their sha256
+Checksum = tuple[int, str]  # bytes of a file: how many, and their sha256
 
 
 @dataclass(frozen=True)
-class State:
+class StoredShard:
     """A shard as it lies on storage. `found` is the record that its part would get; None: no part, or a damaged one."""
 
     recorded: bool
     record: Record | None
-    mark: Mark | None
+    mark: Checksum | None
     found: Record | None
 
 
-def check(audits: Sequence[Audit], only: Collection[str] | None = None) -> Iterator[Finding]:
+def verify_audits(audits: Sequence[Audit], only: Collection[str] | None = None) -> Iterator[Finding]:
     """A finding for every file of the audits and of the features they name, `sound` ones too; each file is read once.
 
     In an unfinished audit a shard that is not done is no finding, nor is a part whose record is still to be derived.
     `only` restricts it to these names.
     """
-    states: dict[Key, State] = {}
+    states: dict[Key, StoredShard] = {}
     sets: set[str] = set()
     told: set[Finding] = set()
     for audit in audits:
-        said = claim(audit)
+        said = contents_of(audit)
         for finding in _findings(said, states, sets, only):
             if finding not in told:
                 told.add(finding)
@@ -73,19 +73,21 @@ Key = tuple[str, str]  # a part: fingerprint, shard
 
 
 @dataclass(frozen=True)
-class Claim:
+class Contents:
     """Files and parts by name, with their marks once the audit is finished; and what of its own files is unreadable."""
 
     audit: Audit
     fingerprints: tuple[str, ...] = ()
-    files: Mapping[str, Mark] = field(default_factory=dict)
-    parts: Mapping[Key, Mark | None] = field(default_factory=dict)
+    files: Mapping[str, Checksum] = field(default_factory=dict)
+    parts: Mapping[Key, Checksum | None] = field(default_factory=dict)
     finished: bool = False
     missing: tuple[str, ...] = ()
     damaged: tuple[str, ...] = ()
 
 
-def _findings(said: Claim, states: dict[Key, State], sets: set[str], only: Collection[str] | None) -> Iterator[Finding]:
+def _findings(
+    said: Contents, states: dict[Key, StoredShard], sets: set[str], only: Collection[str] | None
+) -> Iterator[Finding]:
     store = said.audit.store
 
     def asked(*names: str) -> bool:
@@ -108,7 +110,7 @@ def _findings(said: Claim, states: dict[Key, State], sets: set[str], only: Colle
             yield from filter(None, readers.map(lambda name: _gram(store, name), grams))
 
 
-def _present(said: Claim) -> list[Key]:
+def _present(said: Contents) -> list[Key]:
     """The parts to look at: all that a manifest lists, else those of which something stands in the store."""
     if said.finished:
         return list(said.parts)
@@ -116,7 +118,7 @@ def _present(said: Claim) -> list[Key]:
     return [key for key in said.parts if not standing.isdisjoint((part_name(*key), record_name(*key)))]
 
 
-def _state(store: Store, key: Key) -> State:
+def _state(store: Store, key: Key) -> StoredShard:
     """The record is read first: a part may be committed in between, and its record never stands alone."""
     record, recorded = None, True
     try:
@@ -128,15 +130,15 @@ def _state(store: Store, key: Key) -> State:
     try:
         data = store.read(part_name(*key))
     except FileNotFoundError:
-        return State(recorded, record, None, None)
+        return StoredShard(recorded, record, None, None)
     try:
         found = record_of(data, *key, part_name(*key))
     except ValueError:
         found = None
-    return State(recorded, record, _mark(data), found)
+    return StoredShard(recorded, record, _mark(data), found)
 
 
-def _judged(key: Key, state: State, said: Claim) -> Iterator[Finding]:
+def _judged(key: Key, state: StoredShard, said: Contents) -> Iterator[Finding]:
     """One part against its record, and both against the manifest.
 
     Where part and record disagree, the manifest decides; without one, or when it agrees with neither, the part counts
@@ -162,7 +164,7 @@ def _judged(key: Key, state: State, said: Claim) -> Iterator[Finding]:
         yield Finding(record, ALTERED)
 
 
-def _file(store: Store, name: str, listed: Mark) -> Finding:
+def _file(store: Store, name: str, listed: Checksum) -> Finding:
     try:
         mark = _mark(store.read(name))
     except FileNotFoundError:
@@ -195,15 +197,15 @@ def _gram(store: Store, name: str) -> Finding | None:
     return Finding(name, SOUND)
 
 
-def _mark(data: bytes) -> Mark:
+def _mark(data: bytes) -> Checksum:
     return len(data), hashlib.sha256(data).hexdigest()
 
 
-def claim(audit: Audit) -> Claim:
+def contents_of(audit: Audit) -> Contents:
     """From the manifest; as long as there is none that can be read, from the configuration and the plan."""
     missing, damaged = [], []
     try:
-        if (listed := manifest(audit)) is not None:
+        if (listed := read_manifest(audit)) is not None:
             return _finished(audit, listed)
     except (ValueError, KeyError, TypeError, AttributeError):
         damaged.append(audit.name("manifest.json"))
@@ -220,10 +222,10 @@ def claim(audit: Audit) -> Claim:
     except Damaged:
         damaged.append(audit.name("plan.parquet"))
     parts = {(fp, row["shard"]): None for fp in sets for row in rows}
-    return Claim(audit, sets, {}, parts, False, tuple(missing), tuple(damaged))
+    return Contents(audit, sets, {}, parts, False, tuple(missing), tuple(damaged))
 
 
-def _finished(audit: Audit, listed: Mapping[str, Any]) -> Claim:
+def _finished(audit: Audit, listed: Mapping[str, Any]) -> Contents:
     files = {audit.name(name): (mark["size"], mark["sha256"]) for name, mark in listed["files"].items()}
     parts = {(part["name"].split("/")[1], part["shard"]): (part["size"], part["sha256"]) for part in listed["parts"]}
-    return Claim(audit, tuple(sorted(set(listed["settings"]["fingerprints"].values()))), files, parts, True)
+    return Contents(audit, tuple(sorted(set(listed["settings"]["fingerprints"].values()))), files, parts, True)

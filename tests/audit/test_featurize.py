@@ -21,7 +21,7 @@ from concept_trak.audit.query_features import Query, Question
 from concept_trak.audit.shown_samples import Look, Show
 from concept_trak.data.benchmarks.synthetic import draw
 from concept_trak.data.benchmarks.two_factors import SHAPES3
-from concept_trak.store.codec import blocks
+from concept_trak.store.codec import decode_blocks
 from concept_trak.store.records import read_part
 from tests.jobs.world import RESOLUTION, World, build
 from tests.tolerances import BATCH32, EXACT64, STORED16
@@ -40,7 +40,7 @@ def prepared(world, tmp_path) -> Prepared:
 
 
 def features(p: Prepared, record) -> tuple[list[str], np.ndarray]:
-    (block,) = blocks(read_part(p.store, record))
+    (block,) = decode_blocks(read_part(p.store, record))
     return block.ids, block.phi().astype(np.float64)
 
 

@@ -15,7 +15,7 @@ from concept_trak.data import latents
 from concept_trak.data.format import sources
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import whole
-from concept_trak.store.codec import blocks
+from concept_trak.store.codec import decode_blocks
 from concept_trak.store.records import read_part
 from tests.jobs.world import World, build
 from tests.tolerances import STORED32
@@ -36,7 +36,7 @@ def features(world: World, store, *more: str, shard: int = 0) -> tuple[list[str]
     worker, evaluated = Featurize(p.work), []
     worker.denoiser.network.register_forward_hook(lambda module, inputs, out: evaluated.append(len(inputs[0])))
     (record,) = worker(Featuring(("concept_trak",), p.plan[shard]), FIRST)
-    (block,) = blocks(read_part(p.store, record))
+    (block,) = decode_blocks(read_part(p.store, record))
     return block.ids, block.phi().astype(np.float64), sum(evaluated)
 
 

@@ -21,7 +21,7 @@ from concept_trak.audit.prepare import prepare
 from concept_trak.audit.score import Score, Scoring, scorings
 from concept_trak.audit.worker import OnStore, Work
 from concept_trak.config import AuditConfig
-from concept_trak.store.codec import blocks
+from concept_trak.store.codec import decode_blocks
 from concept_trak.store.grams import read_gram
 from concept_trak.store.manifest import Audit, query_file, read_table, scores_file, write_table
 from concept_trak.store.part import Block
@@ -87,7 +87,7 @@ def read(monkeypatch) -> Count:
 
 
 def every_phi(store: Store, records: list[Record]) -> np.ndarray:
-    return np.concatenate([b.phi() for r in records for b in blocks(read_part(store, r))]).astype(np.float64)
+    return np.concatenate([b.phi() for r in records for b in decode_blocks(read_part(store, r))]).astype(np.float64)
 
 
 def test_a_gram_is_summed_with_one_part_read_ahead_and_the_next_one_decoded(records, work, read, monkeypatch):
@@ -175,7 +175,7 @@ def test_parts_scored_together_are_a_dense_product_a_sort_and_a_file_each(tmp_pa
     (work, z), store = asked, Store(str(tmp_path))
     records = commit(tmp_path, PARTS + 2, dtype, 5)
     found = Score(work)(Scoring("m", tuple(records)), FIRST)
-    stored = [b for r in records for b in blocks(read_part(store, r))]
+    stored = [b for r in records for b in decode_blocks(read_part(store, r))]
     ids, weight = [i for b in stored for i in b.ids], np.concatenate([b.weight for b in stored]).astype(np.float64)
     dense = weight[:, None] * (every_phi(store, records) @ z.T.astype(np.float64))
     tables = [read_table(Audit(store, "demo"), scores_file("m", r.shard)) for r in records]
@@ -237,6 +237,6 @@ def test_the_next_batch_of_images_is_decoded_while_one_is_computed(world, tmp_pa
     worker = Watched(p.work)
     (record,) = worker(Featuring(("caption_trak",), p.plan[0]), FIRST)
     assert (record.rows, worker.computed) == (8, 8)
-    (block,) = blocks(read_part(p.store, record))
+    (block,) = decode_blocks(read_part(p.store, record))
     assert block.ids == [f"shapes-{i:06d}" for i in range(8)], "rows stand in the order of the source"
     assert torch.isfinite(torch.from_numpy(block.phi())).all()

@@ -54,7 +54,7 @@ class Bench:
             meta = file.schema_arrow.metadata
             for group in range(file.num_row_groups):
                 column = file.read_row_group(group, columns=["feature"], use_threads=False)["feature"]
-                (unit,) = codec.feature_matrix(column, int(meta[b"feature.k"]), meta[b"feature.dtype"].decode())
+                (unit,) = codec.feature_matrices(column, int(meta[b"feature.k"]), meta[b"feature.dtype"].decode())
                 yield torch.from_dlpack(unit).float()
 
     def score_plainly(self) -> None:

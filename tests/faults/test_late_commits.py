@@ -12,7 +12,7 @@ import pytest
 from cluster.executor import Attempt
 from concept_trak.audit.featurize import Featuring, Featurize
 from concept_trak.audit.prepare import prepare
-from concept_trak.store.codec import blocks, read_footer
+from concept_trak.store.codec import decode_blocks, read_footer
 from concept_trak.store.part import Part
 from concept_trak.store.records import ADOPT_TOLERANCE, commit_part, committed, part_name
 from concept_trak.store.store import Store
@@ -31,7 +31,7 @@ def standing(undisturbed, finished: Store) -> Part:
     """The part of the third shard, as a worker would hold it."""
     entry, fp = undisturbed.found.manifest["parts"][2], undisturbed.found.manifest["settings"]["fingerprints"]
     name = part_name(fp["caption_trak"], entry["shard"])
-    read = list(blocks(finished.read(name)))
+    read = list(decode_blocks(finished.read(name)))
     ids, weight, phi = tuple(i for b in read for i in b.ids), [b.weight for b in read], [b.phi() for b in read]
     rejects = read_footer(finished, name).rejects
     return Part(fp["caption_trak"], entry["shard"], ids, np.concatenate(weight), np.concatenate(phi), rejects)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from concept_trak.store.manifest import Audit, manifest
+from concept_trak.store.manifest import Audit, read_manifest
 from concept_trak.store.store import Store
 from jobs.shapes import ShapesConfig, shapes
 from tests.cluster.head import PATIENT, TOKEN, environment, free_ports, python, standing
@@ -59,7 +59,7 @@ def test_the_cronjobs_command_audits_under_the_name_of_its_tick(head, small):
     cut = here.index("--")
     done = python(*here[1:cut], f"python={sys.executable}", *here[cut:], *sizes, RAY_AUTH_TOKEN=TOKEN)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert manifest(Audit(store, variables["TICK"])) is not None
+    assert read_manifest(Audit(store, variables["TICK"])) is not None
 
 
 @pytest.mark.parametrize("kind", ["RayJob", "RayCronJob"])
@@ -71,7 +71,7 @@ def test_the_entrypoint_audits_without_code_being_sent(head, small, kind):
     done = python("-c", ONE_JOB, head.dashboard, f"{entry} {shlex.join(sizes)}", RAY_AUTH_TOKEN=TOKEN)
     assert done.returncode == 0, done.stdout + done.stderr
     (name,) = (w.removeprefix("audit=") for w in expanded(spec["entrypoint"]) if w.startswith("audit="))
-    assert manifest(Audit(store, name)) is not None
+    assert read_manifest(Audit(store, name)) is not None
 
 
 @pytest.fixture(scope="module")

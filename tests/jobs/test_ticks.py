@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from concept_trak.audit.featurize import Featurize
-from concept_trak.store.manifest import Audit, finish
+from concept_trak.store.manifest import Audit, finish_audit
 from concept_trak.store.store import Store
 from jobs.verify import VerifyConfig, verify
 from tests.jobs.world import Found, World
@@ -58,5 +58,5 @@ def test_an_audit_that_is_ended_again_does_not_become_the_latest(world: World, t
         (first.folder / "manifest.json").read_text().replace(told["finished"], "2026-01-01T00:00:00+00:00")
     )
     assert world.audit(store, "audit=second", data="few").code == 0
-    finish(Audit(Store(str(store)), "first"), sorted(told["files"]), [], {})
+    finish_audit(Audit(Store(str(store)), "first"), sorted(told["files"]), [], {})
     assert b'"second"' in (store / "audits/latest.json").read_bytes()

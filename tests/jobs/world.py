@@ -14,7 +14,7 @@ from concept_trak.attribution.method import METHODS
 from concept_trak.config import AuditConfig
 from concept_trak.data.benchmarks.synthetic import write
 from concept_trak.models import small
-from concept_trak.store.codec import blocks
+from concept_trak.store.codec import decode_blocks
 from jobs.audit import audit
 from jobs.configure import configure
 
@@ -58,7 +58,7 @@ class Found:
         """(ids, weight [n], phi [n, k]) of the method's parts, in plan order, float64."""
         fp = self.manifest["settings"]["fingerprints"][method]
         parts = [p["name"] for p in self.manifest["parts"] if f"/{fp}/" in p["name"]]
-        found = [block for name in parts for block in blocks((self.store / name).read_bytes())]
+        found = [block for name in parts for block in decode_blocks((self.store / name).read_bytes())]
         weight, phi = np.concatenate([b.weight for b in found]), np.concatenate([b.phi() for b in found])
         return [i for block in found for i in block.ids], weight.astype(np.float64), phi.astype(np.float64)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from concept_trak.audit.repair import gram_names
-from concept_trak.store.gc import Rules
-from concept_trak.store.manifest import fingerprints, manifest, plan
+from concept_trak.store.gc import Retention
+from concept_trak.store.manifest import fingerprints, plan, read_manifest
 from concept_trak.store.store import Store
 from jobs import gc as job
 from jobs.configure import configure
@@ -200,7 +200,7 @@ def test_gc_killed_after_any_deletion_leaves_an_audit_that_can_go_on(audited: Au
         patch.setattr(Store, "delete", dying)
         with pytest.raises(Killed):
             gc(GcConfig(store=str(audited.store), keep=1, delete=True))
-    (halved,) = [name for name in ("older", "demo") if manifest(audited.audit(name)) is None]
+    (halved,) = [name for name in ("older", "demo") if read_manifest(audited.audit(name)) is None]
     assert audited.run(halved, *(["damping=10"] if halved == "older" else [])) == 0
     assert verify(VerifyConfig(store=str(audited.store))) == 0
 
@@ -321,6 +321,6 @@ def test_what_was_given_up_and_what_is_too_old_goes_by_days(audited: Audited, co
 def test_the_command_line():
     assert configure(GcConfig, "gc", ["delete=true", "grace_hours=1", "keep=3"]) == GcConfig("results", True, 1.0, 3)
     days = configure(GcConfig, "gc", ["days=90", "unfinished_days=30"])
-    assert days.rules(1e9) == Rules(1e9 - 48 * 3600, 0, 1e9 - 90 * 86400, 1e9 - 30 * 86400)
+    assert days.rules(1e9) == Retention(1e9 - 48 * 3600, 0, 1e9 - 90 * 86400, 1e9 - 30 * 86400)
     with pytest.raises(ValueError, match="keep=-1; expected at least 0"):
         configure(GcConfig, "gc", ["keep=-1"])

@@ -13,7 +13,7 @@ from concept_trak.audit.prepare import prepare
 from concept_trak.audit.repair import settings
 from concept_trak.config import AuditConfig, ClusterConfig
 from concept_trak.data.benchmarks.synthetic import write
-from concept_trak.store.codec import blocks
+from concept_trak.store.codec import decode_blocks
 from concept_trak.store.manifest import fingerprints
 from concept_trak.store.records import derive_record, part_name, record_name
 from concept_trak.store.store import Store
@@ -40,7 +40,7 @@ def said(audited: Audited, capsys):
 
 
 def features(part: Path) -> np.ndarray:
-    return np.concatenate([block.phi() for block in blocks(part.read_bytes())])
+    return np.concatenate([block.phi() for block in decode_blocks(part.read_bytes())])
 
 
 def test_a_sound_store_is_sound(audited: Audited, said):

@@ -10,7 +10,7 @@ import pytest
 
 from concept_trak.store import backends as behind
 from concept_trak.store import records
-from concept_trak.store.codec import blocks
+from concept_trak.store.codec import decode_blocks
 from concept_trak.store.store import Store
 from tests.s3.proxy import Proxy
 from tests.s3.server import BUCKET, KEY, SECRET, Server
@@ -39,7 +39,7 @@ def test_racing_creates_have_one_winner(server: Server, address: str):
 
 
 def test_a_refused_create_is_decided_by_reading_back(address: str):
-    objects, store = behind.Objects("s3", address.removeprefix("s3://")), Store(address)
+    objects, store = behind.FsspecBackend("s3", address.removeprefix("s3://")), Store(address)
     assert store.create("name", b"first")
     # Ceph's refusal reaches us as EINVAL and not as FileExistsError: it leaves out which condition failed.
     with pytest.raises(OSError, match="could not create"):
@@ -94,7 +94,7 @@ def test_a_shard_is_committed_and_read_back(address: str):
     record = records.commit_part(store, part, "float16", "binary", 1.0, 1, "host")
     assert records.committed(Store(address), "f00d", [part.shard]) == {part.shard: record}
     data = records.read_part(store, record)
-    assert [sample_id for block in blocks(data) for sample_id in block.ids] == list(part.ids)
+    assert [sample_id for block in decode_blocks(data) for sample_id in block.ids] == list(part.ids)
 
 
 @pytest.mark.parametrize(

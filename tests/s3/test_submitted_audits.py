@@ -17,7 +17,7 @@ from concept_trak.config import DataConfig
 from concept_trak.data.benchmarks import synthetic
 from concept_trak.data.shard import Shard
 from concept_trak.models import small
-from concept_trak.store.manifest import Audit, manifest
+from concept_trak.store.manifest import Audit, read_manifest
 from concept_trak.store.store import Store
 from jobs.diff import DiffConfig, diff
 from tests.cluster.head import TOKEN, nodes, python, standing
@@ -133,7 +133,7 @@ def test_only_new_shards_and_the_groups_they_touch_are_computed(weeks):
 
 def test_latest_names_the_second(weeks):
     store = Store(STORE)
-    assert manifest(Audit(store, "week-2")) is not None
+    assert read_manifest(Audit(store, "week-2")) is not None
     assert b"week-2" in store.read("audits/latest.json")
 
 

@@ -22,7 +22,7 @@ texts = st.text(max_size=12)
 
 
 def decoded(data: bytes) -> tuple[list[str], np.ndarray, np.ndarray]:
-    blocks = list(codec.blocks(data))
+    blocks = list(codec.decode_blocks(data))
     ids = [sample_id for block in blocks for sample_id in block.ids]
     return ids, np.concatenate([block.weight for block in blocks]), np.concatenate([block.phi() for block in blocks])
 
@@ -43,14 +43,14 @@ def relative_errors(found: np.ndarray, phi: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("dtype", "encoding"), LAYOUTS)
 def test_every_layout_returns_the_part(dtype: str, encoding: str):
     part = a_part(n=50)
-    data = codec.encode(part, dtype, encoding, group_bytes=16 * 4 * 7)
+    data = codec.encode_part(part, dtype, encoding, group_bytes=16 * 4 * 7)
     ids, weight, phi = decoded(data)
     assert ids == list(part.ids), "rows came back in another order, or were lost at a row group's edge"
     np.testing.assert_array_equal(weight, part.weight)
     assert np.all(np.linalg.norm(phi - part.phi.astype(np.float64), axis=1) <= allowed(part.phi, dtype))
     norms = np.linalg.norm((phi if dtype == "int8" else part.phi).astype(np.float64), axis=1)
     expected = Footer("f00d", "train-0-20", 50, float(sum(norms**2)), part.rejects, dtype, 16, encoding, "little")
-    said = codec.footer(data)
+    said = codec.decode_footer(data)
     assert said.sum_squares == pytest.approx(expected.sum_squares, rel=1e-6), "not Σ‖φ‖² of the rows as they stand"
     assert dataclasses.replace(said, sum_squares=0.0) == dataclasses.replace(expected, sum_squares=0.0)
 
@@ -59,12 +59,14 @@ def test_float16_with_scale_is_float64_to_a_thousandth_whatever_the_size_of_the_
     rng = np.random.default_rng(1)
     phi = rng.normal(size=(121, 256)) * 10.0 ** np.linspace(-30, 30, 121)[:, None]
     part = dataclasses.replace(a_part(121), phi=phi.astype(np.float32))
-    errors = relative_errors(decoded(codec.encode(part))[2], phi)
+    errors = relative_errors(decoded(codec.encode_part(part))[2], phi)
     assert errors.max() < STORED16, "float16 without its scale flushes small rows to zero and large ones to infinity"
 
 
 def int8(phi: np.ndarray) -> codec.Block:
-    (block,) = codec.blocks(codec.encode(dataclasses.replace(a_part(len(phi)), phi=phi.astype(np.float32)), "int8"))
+    (block,) = codec.decode_blocks(
+        codec.encode_part(dataclasses.replace(a_part(len(phi)), phi=phi.astype(np.float32)), "int8")
+    )
     return block
 
 
@@ -96,13 +98,13 @@ def test_zero_rows_stay_zero_and_a_shard_of_rejects_is_a_part():
     phi = np.zeros((3, 8), np.float32)
     phi[1] = 1.0
     part = dataclasses.replace(a_part(3, 8), phi=phi)
-    (block,) = codec.blocks(codec.encode(part))
+    (block,) = codec.decode_blocks(codec.encode_part(part))
     assert block.scale[[0, 2]].tolist() == [0.0, 0.0]
     np.testing.assert_array_equal(block.phi()[[0, 2]], 0.0, err_msg="0/0 instead of a zero row")
     for dtype, encoding in LAYOUTS:
-        empty = codec.encode(a_part(0, 8), dtype, encoding)
-        assert list(codec.blocks(empty)) == []
-        assert (codec.footer(empty).rows, len(codec.footer(empty).rejects)) == (0, 2)
+        empty = codec.encode_part(a_part(0, 8), dtype, encoding)
+        assert list(codec.decode_blocks(empty)) == []
+        assert (codec.decode_footer(empty).rows, len(codec.decode_footer(empty).rejects)) == (0, 2)
 
 
 @settings(deadline=None, max_examples=60)
@@ -118,8 +120,8 @@ def test_any_part_survives(data: st.DataObject):
     )
     part = Part("f00d", data.draw(texts), ids, weight, phi, rejects)
     dtype, encoding = data.draw(st.sampled_from(LAYOUTS))
-    encoded = codec.encode(part, dtype, encoding, group_bytes=data.draw(st.integers(1, 200)))
-    said = codec.footer(encoded)
+    encoded = codec.encode_part(part, dtype, encoding, group_bytes=data.draw(st.integers(1, 200)))
+    said = codec.decode_footer(encoded)
     assert (said.rows, said.k, said.shard, said.rejects) == (n, k, part.shard, rejects)
     if n:
         found_ids, found_weight, found = decoded(encoded)
@@ -131,16 +133,16 @@ def test_any_part_survives(data: st.DataObject):
 
 @pytest.mark.parametrize(("dtype", "encoding"), LAYOUTS)
 def test_same_part_same_bytes(dtype: str, encoding: str):
-    assert codec.encode(a_part(), dtype, encoding) == codec.encode(a_part(), dtype, encoding)
+    assert codec.encode_part(a_part(), dtype, encoding) == codec.encode_part(a_part(), dtype, encoding)
 
 
 @pytest.mark.parametrize(("dtype", "encoding"), LAYOUTS)
 def test_feature_matrix_shares_arrows_memory_also_for_a_slice(dtype: str, encoding: str):
     part = a_part()
-    table = pq.read_table(pa.BufferReader(codec.encode(part, dtype, encoding)))
+    table = pq.read_table(pa.BufferReader(codec.encode_part(part, dtype, encoding)))
     k, stored = int(table.schema.metadata[b"feature.k"]), table.schema.metadata[b"feature.dtype"].decode()
     sliced = table["feature"].slice(3, 5)
-    (unit,) = codec.feature_matrix(sliced, k, stored)
+    (unit,) = codec.feature_matrices(sliced, k, stored)
     buffer = sliced.chunk(0).buffers()[-1]
     assert np.shares_memory(unit, np.frombuffer(buffer, np.uint8)), "the matrix was copied out of Arrow's buffer"
     phi = unit.astype(np.float32) * table["scale"].slice(3, 5).to_numpy()[:, None]
@@ -149,37 +151,37 @@ def test_feature_matrix_shares_arrows_memory_also_for_a_slice(dtype: str, encodi
 
 def test_blocks_are_views_of_row_groups_cut_by_bytes():
     part = a_part(n=50)
-    blocks = list(codec.blocks(codec.encode(part, "float16", group_bytes=16 * 2 * 20)))
+    blocks = list(codec.decode_blocks(codec.encode_part(part, "float16", group_bytes=16 * 2 * 20)))
     assert [len(block.ids) for block in blocks] == [20, 20, 10]
     assert not any(block.unit.flags.owndata for block in blocks), "a block copied its rows"
     assert {block.unit.dtype for block in blocks} == {np.dtype("float16")}
 
 
 def test_feature_matrix_refuses_another_width():
-    table = pq.read_table(pa.BufferReader(codec.encode(a_part())))
+    table = pq.read_table(pa.BufferReader(codec.encode_part(a_part())))
     with pytest.raises(ValueError, match=r"k=8 float16 needs fixed_size_binary\[16\].*feature\.k"):
-        codec.feature_matrix(table["feature"], 8, "float16")
+        codec.feature_matrices(table["feature"], 8, "float16")
 
 
 def test_every_flipped_byte_of_the_features_is_found():
     part = a_part(4, 8)
-    data = codec.encode(part)
+    data = codec.encode_part(part)
     column = pq.read_metadata(pa.BufferReader(data)).row_group(0).column(3)
     end = column.data_page_offset + column.total_compressed_size
     for position in range(end - 4 * 8 * 2, end):
         altered = bytearray(data)
         altered[position] ^= 1
         with pytest.raises(Damaged, match="train-0-20 is damaged"):
-            list(codec.blocks(bytes(altered)))
+            list(codec.decode_blocks(bytes(altered)))
 
 
 def test_truncated_and_foreign_bytes_are_no_part():
-    data = codec.encode(a_part())
+    data = codec.encode_part(a_part())
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"sample_id": ["a"]}), sink)
     for other in (data[:-1], data[: len(data) // 2], b"", b"PAR1", sink.getvalue().to_pybytes()):
         with pytest.raises(Damaged, match="no part of this project, or a damaged one"):
-            codec.footer(other)
+            codec.decode_footer(other)
 
 
 def test_a_footer_is_read_from_the_tail_alone(tmp_path):
@@ -195,13 +197,13 @@ def test_a_footer_is_read_from_the_tail_alone(tmp_path):
 
     store = Counting(str(tmp_path))
     part = a_part(2000, 256)
-    store.create("part", codec.encode(part))
-    assert codec.read_footer(store, "part") == codec.footer(store.read("part", 0))
+    store.create("part", codec.encode_part(part))
+    assert codec.read_footer(store, "part") == codec.decode_footer(store.read("part", 0))
     store.count = 0
     codec.read_footer(store, "part")
     assert store.count <= codec.TAIL_BYTES
     wordy = dataclasses.replace(part, rejects=tuple(Reject("i", "s", row, "decode", "x" * 500) for row in range(400)))
-    store.create("wordy", codec.encode(wordy))
+    store.create("wordy", codec.encode_part(wordy))
     assert codec.read_footer(store, "wordy").rejects == wordy.rejects, "a footer longer than the first tail was cut"
     with pytest.raises(FileNotFoundError, match="absent"):
         codec.read_footer(store, "absent")
@@ -211,11 +213,11 @@ def test_refusals():
     n, k = 100, 240_000
     large = Part("f", "s", ("x",) * n, np.ones(n, np.float32), np.ones((n, k), np.float32), ())
     with pytest.raises(ValueError, match=r"at most 90 MB.*lower shard_rows"):
-        codec.encode(large, "float32")
+        codec.encode_part(large, "float32")
     with pytest.raises(ValueError, match=r"expected float16\|float32\|int8 and binary\|list"):
-        codec.encode(a_part(), "bfloat16")
+        codec.encode_part(a_part(), "bfloat16")
     for bad in (np.nan, np.inf):
         phi = a_part().phi.copy()
         phi[3, 3] = bad
         with pytest.raises(AssertionError, match="it is a reject, not a row"):
-            codec.encode(dataclasses.replace(a_part(), phi=phi))
+            codec.encode_part(dataclasses.replace(a_part(), phi=phi))

@@ -7,7 +7,17 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from concept_trak.store import manifest
-from concept_trak.store.gc import Needs, Rules, Waste, expired, files_of, needs, remove, temporary, unneeded
+from concept_trak.store.gc import (
+    Garbage,
+    Needed,
+    Retention,
+    audit_files,
+    expired_audits,
+    needed_by,
+    remove_garbage,
+    temporary_files,
+    unneeded_features,
+)
 from concept_trak.store.grams import gram_name
 from concept_trak.store.manifest import Audit
 from concept_trak.store.records import commit_part, part_name, record_name
@@ -37,7 +47,7 @@ def plan(*shards: str) -> list[dict]:
 
 def begun(store: Store, name: str, fp: str, *shards: str) -> Audit:
     audit = Audit(store, name)
-    manifest.begin(audit, {"fingerprints": {"m": fp}}, plan(*shards))
+    manifest.begin_audit(audit, {"fingerprints": {"m": fp}}, plan(*shards))
     return audit
 
 
@@ -56,8 +66,8 @@ def filled(store: Store, fp: str, *shards: str) -> set[str]:
 
 
 def waste(store: Store, *living: Audit, before: float = LATER) -> set[str]:
-    kept = sum((needs(audit, one_gram) for audit in living), Needs())
-    return {w.name for w in unneeded(store, store.names("features"), kept, before)}
+    kept = sum((needed_by(audit, one_gram) for audit in living), Needed())
+    return {w.name for w in unneeded_features(store, store.names("features"), kept, before)}
 
 
 def test_modified_is_when_a_file_was_last_written(store: Store):
@@ -87,9 +97,9 @@ def test_leftovers_are_the_temporary_files_of_this_project_alone(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"half")
     assert store.names("") == []
-    assert {w.name for w in temporary(store, LATER)} == {f"features/f/.{'0' * 32}.tmp", f"audits/.{'a' * 32}.tmp"}
-    assert temporary(store, 0.0) == []
-    assert temporary(Store("memory://leftovers"), LATER) == []
+    assert {w.name for w in temporary_files(store, LATER)} == {f"features/f/.{'0' * 32}.tmp", f"audits/.{'a' * 32}.tmp"}
+    assert temporary_files(store, 0.0) == []
+    assert temporary_files(Store("memory://leftovers"), LATER) == []
 
 
 def test_what_living_audits_name_stays_and_all_else_goes(store: Store):
@@ -116,18 +126,18 @@ def test_an_audit_without_a_plan_keeps_all_of_its_feature_sets(store: Store):
     store.delete(audit.name("plan.parquet"))
     assert waste(store, audit) == other
     store.delete(audit.name("audit.yaml"))
-    assert needs(audit, one_gram) == Needs(), "no audit was begun in that folder"
+    assert needed_by(audit, one_gram) == Needed(), "no audit was begun in that folder"
 
 
 def test_an_audit_of_which_nobody_can_tell_what_it_needs_is_an_error(store: Store):
     audit = begun(store, "demo", "aaaa", "s1")
     store.replace(audit.name("plan.parquet"), b"PAR1")
     with pytest.raises(ValueError, match=r"audit demo needs: .*plan.parquet is damaged.*remove .*audits/demo/ if"):
-        needs(audit, one_gram)
+        needed_by(audit, one_gram)
     store.replace(audit.name("plan.parquet"), b"PAR1")
     store.delete(audit.name("audit.yaml"))
     with pytest.raises(ValueError, match=r"audit demo needs"):
-        needs(audit, one_gram)
+        needed_by(audit, one_gram)
 
 
 def test_expired_are_the_oldest_finished(store: Store):
@@ -137,7 +147,7 @@ def test_expired_are_the_oldest_finished(store: Store):
     manifest.write_bytes(audits[4], "manifest.json", b"{")
 
     def left(keep: int, before: float = LATER, **more: float) -> list[str]:
-        return [audit.id for audit in expired(audits, Rules(before, keep, **more))]
+        return [audit.id for audit in expired_audits(audits, Retention(before, keep, **more))]
 
     assert left(1) == ["b", "a"]
     assert left(2) == ["a"]
@@ -160,7 +170,7 @@ def test_the_age_of_the_mark_does_not_count(tmp_path):
     for path in tmp_path.rglob("*.*"):
         os.utime(path, (1e9, 1e9))
     store.create(audit.name(manifest.GIVEN_UP), b"{}")
-    assert expired([audit], Rules(1e9 + 1)) == [audit], "what a killed gc left would stay for another grace"
+    assert expired_audits([audit], Retention(1e9 + 1)) == [audit], "what a killed gc left would stay for another grace"
 
 
 def test_an_audit_that_is_begun_again_while_it_is_removed_keeps_what_is_left(store: Store):
@@ -168,7 +178,7 @@ def test_an_audit_that_is_begun_again_while_it_is_removed_keeps_what_is_left(sto
     for name in ("manifest.json", "a.json", "b.json"):
         manifest.write_bytes(audit, name, b"{}")
 
-    removal = remove(store, files_of(audit), Needs)
+    removal = remove_garbage(store, audit_files(audit), Needed)
     assert next(removal).name == audit.name("manifest.json")
     begun(store, "demo", "aaaa", "s1")
     assert list(removal) == []
@@ -177,7 +187,9 @@ def test_an_audit_that_is_begun_again_while_it_is_removed_keeps_what_is_left(sto
 
 def test_an_unfinished_audit_is_marked_before_it_goes_too(store: Store):
     audit = begun(store, "demo", "aaaa", "s1")
-    removal = remove(store, files_of(audit), lambda: pytest.fail("every audit is read to remove the files of one"))
+    removal = remove_garbage(
+        store, audit_files(audit), lambda: pytest.fail("every audit is read to remove the files of one")
+    )
     assert next(removal).name == audit.name("plan.parquet")
     assert manifest.given_up(audit), "killed now, the next gc would not know that it is to go"
     assert [w.name for w in removal] == [audit.name("audit.yaml")]
@@ -187,9 +199,9 @@ def test_an_unfinished_audit_is_marked_before_it_goes_too(store: Store):
 def test_a_marked_audit_that_is_begun_again_before_it_is_its_turn_stays(store: Store):
     audit = begun(store, "demo", "aaaa", "s1")
     store.create(audit.name(manifest.GIVEN_UP), b"{}")
-    listed = files_of(audit)
+    listed = audit_files(audit)
     begun(store, "demo", "aaaa", "s1")
-    assert list(remove(store, listed, Needs)) == []
+    assert list(remove_garbage(store, listed, Needed)) == []
 
 
 def test_things_go_in_the_order_that_leaves_no_lie(store: Store):
@@ -197,8 +209,8 @@ def test_things_go_in_the_order_that_leaves_no_lie(store: Store):
     audit = begun(store, "old", "bbbb", "s1")
     for name in ("manifest.json", "a.json", "m/scores/x.parquet"):
         manifest.write_bytes(audit, name, b"{}")
-    found = [*unneeded(store, store.names("features"), Needs(), LATER), *files_of(audit)]
-    gone = [w.name for w in remove(store, found, Needs)]
+    found = [*unneeded_features(store, store.names("features"), Needed(), LATER), *audit_files(audit)]
+    gone = [w.name for w in remove_garbage(store, found, Needed)]
     assert gone[:5] == [
         audit.name(n) for n in ("manifest.json", "a.json", "m/scores/x.parquet", "plan.parquet", "audit.yaml")
     ]
@@ -209,16 +221,16 @@ def test_things_go_in_the_order_that_leaves_no_lie(store: Store):
 
 def test_what_became_needed_meanwhile_stays(store: Store):
     names = filled(store, "aaaa", "s1") | filled(store, "bbbb", "s1")
-    found = unneeded(store, store.names("features"), Needs(), LATER)
+    found = unneeded_features(store, store.names("features"), Needed(), LATER)
     assert {w.name for w in found} == names
-    needed = Needs(frozenset({part_name("aaaa", "s1")}), frozenset({"aaaa"}))
-    looks = iter([Needs(), *[needed] * 9])
-    gone = {w.name for w in remove(store, found, lambda: next(looks))}
+    needed = Needed(frozenset({part_name("aaaa", "s1")}), frozenset({"aaaa"}))
+    looks = iter([Needed(), *[needed] * 9])
+    gone = {w.name for w in remove_garbage(store, found, lambda: next(looks))}
     assert names - gone == set(store.names("")) == {part_name("aaaa", "s1"), "features/aaaa/feature_set.json"}
 
 
 def test_bytes_are_those_of_the_files(store: Store):
     store.create("features/aaaa/parts/x.parquet", b"12345")
-    assert unneeded(store, store.names("features"), Needs(), LATER) == [
-        Waste("part", "features/aaaa/parts/x.parquet", 5)
+    assert unneeded_features(store, store.names("features"), Needed(), LATER) == [
+        Garbage("part", "features/aaaa/parts/x.parquet", 5)
     ]

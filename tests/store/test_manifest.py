@@ -34,8 +34,8 @@ def audit(tmp_path) -> Audit:
 
 
 def test_begin_writes_configuration_and_plan_and_resumes(audit: Audit, tmp_path):
-    manifest.begin(audit, CONFIG, PLAN)
-    manifest.begin(audit, CONFIG, pa.Table.from_pylist(PLAN))
+    manifest.begin_audit(audit, CONFIG, PLAN)
+    manifest.begin_audit(audit, CONFIG, pa.Table.from_pylist(PLAN))
     assert audit.store.names("") == ["audits/demo/audit.yaml", "audits/demo/plan.parquet"]
     assert yaml.safe_load((tmp_path / "audits/demo/audit.yaml").read_text()) == CONFIG
     assert manifest.read_plan(audit) == PLAN
@@ -45,17 +45,17 @@ def test_begin_writes_configuration_and_plan_and_resumes(audit: Audit, tmp_path)
 
 
 def test_a_killed_begin_is_completed(audit: Audit):
-    manifest.begin(audit, CONFIG, PLAN)
+    manifest.begin_audit(audit, CONFIG, PLAN)
     audit.store.delete(audit.name("plan.parquet"))
-    manifest.begin(audit, CONFIG, PLAN)
+    manifest.begin_audit(audit, CONFIG, PLAN)
     assert manifest.read_plan(audit) == PLAN
 
 
 def test_other_settings_are_refused_with_the_keys_named(audit: Audit):
-    manifest.begin(audit, CONFIG, PLAN)
+    manifest.begin_audit(audit, CONFIG, PLAN)
     other = CONFIG | {"damping": 10.0, "concepts": [{"name": "blue", "seed": 0}]}
     with pytest.raises(ValueError, match="begun with other settings") as error:
-        manifest.begin(audit, other, PLAN)
+        manifest.begin_audit(audit, other, PLAN)
     assert 'concepts.0.name: "blue" here, "red" there; damping: 10.0 here, 100.0 there. Resume' in str(error.value)
     assert "same settings or choose another audit=" in str(error.value)
 
@@ -74,9 +74,9 @@ def changed(row: int, **values: object) -> list[dict]:
     ],
 )
 def test_another_plan_is_refused_with_the_sources_named(audit: Audit, plan: list[dict], says: str):
-    manifest.begin(audit, CONFIG, PLAN)
+    manifest.begin_audit(audit, CONFIG, PLAN)
     with pytest.raises(ValueError, match=f"{says}.*start a new audit"):
-        manifest.begin(audit, CONFIG, plan)
+        manifest.begin_audit(audit, CONFIG, plan)
     assert manifest.read_plan(audit) == PLAN
 
 
@@ -92,14 +92,14 @@ def test_another_plan_is_refused_with_the_sources_named(audit: Audit, plan: list
 )
 def test_secrets_never_reach_a_file(audit: Audit, secret: dict):
     with pytest.raises(ValueError, match="environment") as error:
-        manifest.begin(audit, CONFIG | secret, PLAN)
+        manifest.begin_audit(audit, CONFIG | secret, PLAN)
     assert "hunter2" not in str(error.value)
     assert audit.store.names("") == []
 
 
 def test_words_that_only_resemble_secrets_pass(audit: Audit):
     innocent = {"tokenizer": "clip", "max_tokens": 77, "keys": ["a"], "uri": "http://host:8000/train@v2", "k": "a@b"}
-    manifest.begin(audit, CONFIG | innocent, PLAN)
+    manifest.begin_audit(audit, CONFIG | innocent, PLAN)
 
 
 def test_what_stands_wins_over_a_second_driver(audit: Audit):
@@ -114,14 +114,14 @@ def test_what_stands_wins_over_a_second_driver(audit: Audit):
 
 def test_the_manifest_lists_what_stands(audit: Audit, tmp_path):
     record = commit_part(audit.store, a_part(), "float16", "binary", 1.0, 1, "host")
-    manifest.begin(audit, CONFIG, PLAN)
+    manifest.begin_audit(audit, CONFIG, PLAN)
     manifest.write_bytes(audit, "report.html", b"<html>")
-    manifest.progress(audit, {"done": 1})
-    manifest.progress(audit, {"done": 2})
+    manifest.write_progress(audit, {"done": 1})
+    manifest.write_progress(audit, {"done": 2})
     files = ["report.html", "plan.parquet", "audit.yaml"]
-    assert manifest.manifest(audit) is None, "an audit is unfinished until its manifest stands"
-    written = manifest.finish(audit, files, [record], {"fingerprint": "f00d"})
-    assert written == manifest.manifest(audit)
+    assert manifest.read_manifest(audit) is None, "an audit is unfinished until its manifest stands"
+    written = manifest.finish_audit(audit, files, [record], {"fingerprint": "f00d"})
+    assert written == manifest.read_manifest(audit)
     assert list(written["files"]) == sorted(files)
     listed = [(f"audits/demo/{name}", entry) for name, entry in written["files"].items()]
     listed += [(entry["name"], entry) for entry in written["parts"]]
@@ -133,13 +133,13 @@ def test_the_manifest_lists_what_stands(audit: Audit, tmp_path):
     latest = json.loads((tmp_path / "audits/latest.json").read_text())
     assert latest == {"audit": "demo", "finished": written["finished"]}
     assert json.loads((tmp_path / "audits/demo/progress.json").read_text()) == {"done": 2}
-    second = manifest.finish(audit, files, [], {})
+    second = manifest.finish_audit(audit, files, [], {})
     assert second == written, "the first manifest stands, whatever a second driver lists"
 
 
 def test_a_manifest_needs_its_files(audit: Audit):
     with pytest.raises(ValueError, match=r"demo cannot be finished: report\.html does not exist"):
-        manifest.finish(audit, ["report.html"], [], {})
+        manifest.finish_audit(audit, ["report.html"], [], {})
     assert audit.store.names("") == []
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from concept_trak.store.prefetch import ahead
+from concept_trak.store.prefetch import prefetch
 
 LONGEST = 30.0  # seconds a test waits for what should come at once
 
@@ -18,7 +18,7 @@ def threads() -> set[str]:
 
 @given(st.lists(st.integers() | st.none()))
 def test_every_item_once_and_in_order(items):
-    assert list(ahead(items)) == items
+    assert list(prefetch(items)) == items
     assert not threads(), "the thread outlives its source"
 
 
@@ -31,7 +31,7 @@ def test_the_next_item_is_read_while_one_is_used_and_the_one_after_is_not():
             event.set()
             yield number
 
-    for number in ahead(source()):
+    for number in prefetch(source()):
         if number + 1 < len(read):
             assert read[number + 1].wait(LONGEST), "nothing is read while an item is used"
         assert not any(event.is_set() for event in read[number + 2 :]), "two items were read ahead: memory has no bound"
@@ -39,7 +39,7 @@ def test_the_next_item_is_read_while_one_is_used_and_the_one_after_is_not():
 
 def test_an_unused_source_is_not_read():
     read = []
-    coming = ahead(read.append(number) for number in range(3))
+    coming = prefetch(read.append(number) for number in range(3))
     coming.close()
     assert (read, threads()) == ([], set())
 
@@ -49,7 +49,7 @@ def test_an_error_comes_in_its_place_with_the_traceback_of_the_source():
         yield "sound"
         raise ConnectionResetError("storage is gone")
 
-    coming = ahead(source())
+    coming = prefetch(source())
     assert next(coming) == "sound"
     with pytest.raises(ConnectionResetError, match="storage is gone") as raised:
         next(coming)
@@ -67,7 +67,7 @@ def test_a_consumer_that_stops_early_ends_the_thread_and_closes_the_source(how):
         finally:
             closed.set()
 
-    coming = ahead(source())
+    coming = prefetch(source())
     assert next(coming) == 0
     if how == "closed":
         coming.close()
@@ -91,6 +91,6 @@ def test_an_item_that_was_used_is_let_go():
             Part.alive -= 1
 
     most = 0
-    for _ in ahead(Part() for _ in range(20)):
+    for _ in prefetch(Part() for _ in range(20)):
         most = max(most, Part.alive)
     assert most <= 3, "parts pile up; three for the moment in which one takes the other's place"

@@ -35,7 +35,7 @@ def test_a_commit_leaves_a_part_and_a_record_of_its_bytes(store: Store, tmp_path
     part = a_part()
     record = commit(store, part)
     data = (tmp_path / PART).read_bytes()
-    assert data == codec.encode(part)
+    assert data == codec.encode_part(part)
     norms = np.linalg.norm(part.phi.astype(np.float64), axis=1)
     assert record == Record(
         shard="train-0-20",
@@ -98,7 +98,7 @@ def test_a_winner_with_other_samples_is_refused(store: Store):
 
 
 def test_parts_of_other_settings_are_never_mixed(store: Store):
-    store.create(PART, codec.encode(a_part(fingerprint="beef")))
+    store.create(PART, codec.encode_part(a_part(fingerprint="beef")))
     with pytest.raises(ValueError, match=r"is shard train-0-20 of features beef; expected shard train-0-20 of f00d"):
         commit(store, a_part())
     with pytest.raises(ValueError, match="of features beef"):
@@ -152,11 +152,11 @@ def test_every_flipped_byte_and_every_truncation_is_found_before_use(store: Stor
 
 
 def test_damage_is_found_while_a_record_is_derived(store: Store):
-    data = codec.encode(a_part())
+    data = codec.encode_part(a_part())
     store.create(PART, data[: len(data) // 2])
     with pytest.raises(Damaged, match=r"train-0-20.parquet: no part of this project.*repair=true"):
         derive_record(store, "f00d", "train-0-20")
-    said = repr(codec.footer(data).sum_squares).encode()
+    said = repr(codec.decode_footer(data).sum_squares).encode()
     store.replace(PART, data.replace(said, said[:-1] + (b"1" if said[-1:] != b"1" else b"2")))
     with pytest.raises(Damaged, match="its footer says"):
         derive_record(store, "f00d", "train-0-20")
@@ -172,6 +172,6 @@ def test_a_record_that_is_no_record_is_named(store: Store):
 
 def test_a_part_that_changed_under_its_record_is_refused(store: Store):
     commit(store, a_part())
-    store.replace(PART, codec.encode(a_part(seed=1)))
+    store.replace(PART, codec.encode_part(a_part(seed=1)))
     with pytest.raises(Damaged, match="was truncated or altered"):
         derive_record(store, "f00d", "train-0-20")

@@ -7,13 +7,13 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from concept_trak.store import manifest
-from concept_trak.store.codec import encode
+from concept_trak.store.codec import encode_part
 from concept_trak.store.grams import gram_name, write_gram
 from concept_trak.store.identity import fingerprint, open_feature_set
 from concept_trak.store.manifest import Audit
 from concept_trak.store.records import commit_part, derive_record, part_name, record_name
 from concept_trak.store.store import Store
-from concept_trak.store.verify import Finding, check
+from concept_trak.store.verify import Finding, verify_audits
 from tests.store.parts import a_part
 
 SETTINGS = {"seed": 0}
@@ -43,13 +43,13 @@ def audit(store: Store) -> Audit:
     records = [commit_part(store, part(name), "float16", "binary", 1.0, 1, "host") for name in SHARDS]
     write_gram(store, FP, "g", part("a-0").phi.T @ part("a-0").phi, 20)
     manifest.write_bytes(made, "report.html", b"<html>" * 9)
-    manifest.finish(made, ["audit.yaml", "plan.parquet", "report.html"], records, {"fingerprints": {"m": FP}})
+    manifest.finish_audit(made, ["audit.yaml", "plan.parquet", "report.html"], records, {"fingerprints": {"m": FP}})
     return made
 
 
 def begun(store: Store, name: str = "demo") -> Audit:
     open_feature_set(store, SETTINGS, 20)
-    manifest.begin(Audit(store, name), {"damping": 1.0, "fingerprints": {"m": FP}}, PLAN)
+    manifest.begin_audit(Audit(store, name), {"damping": 1.0, "fingerprints": {"m": FP}}, PLAN)
     return Audit(store, name)
 
 
@@ -58,7 +58,7 @@ def part(shard: str, seed: int = 0):
 
 
 def wrong(*audits: Audit, **only) -> set[tuple[str, str]]:
-    return {(f.name, f.what) for f in check(audits, **only) if f.what != "sound"}
+    return {(f.name, f.what) for f in verify_audits(audits, **only) if f.what != "sound"}
 
 
 def flipped(data: bytes, at: int) -> bytes:
@@ -66,7 +66,7 @@ def flipped(data: bytes, at: int) -> bytes:
 
 
 def test_every_file_is_looked_at_once(audit: Audit):
-    found = list(check([audit, audit]))
+    found = list(verify_audits([audit, audit]))
     assert {f.what for f in found} == {"sound"}
     names = [f.name for f in found]
     assert len(names) == len(set(names))
@@ -132,7 +132,7 @@ CASES = {
 def test_who_is_believed(audit: Audit, case: tuple[str, str, bool], expected: set[tuple[str, str]]):
     (what, record, finished), store = case, audit.store
     data = store.read(PART)
-    recomputed = encode(part("a-0"), group_bytes=1 << 8)  # the same rows as other bytes
+    recomputed = encode_part(part("a-0"), group_bytes=1 << 8)  # the same rows as other bytes
     assert len(recomputed) > len(data)
     contents = {"altered": flipped(data, 200), "truncated": data[:-50], "recomputed": recomputed, "sound": data}
     if record != "sound":
@@ -152,7 +152,7 @@ def test_who_is_believed(audit: Audit, case: tuple[str, str, bool], expected: se
 def test_a_part_of_another_shard_or_feature_set_is_altered(audit: Audit):
     for other in (part("a-1"), dataclasses.replace(part("a-0"), fingerprint="beef")):
         audit.store.delete(RECORD)
-        audit.store.replace(PART, encode(other))
+        audit.store.replace(PART, encode_part(other))
         assert {name for name, _ in wrong(audit)} == {PART}
 
 
@@ -177,10 +177,10 @@ def test_grams_files_and_feature_sets(audit: Audit):
 def test_a_recomputed_part_names_the_audits_that_list_the_old_one(audit: Audit):
     store, late = audit.store, begun(audit.store, "late")
     store.delete(RECORD)
-    store.replace(PART, encode(part("a-0"), group_bytes=1 << 8))
+    store.replace(PART, encode_part(part("a-0"), group_bytes=1 << 8))
     records = [derive_record(store, FP, name) for name in SHARDS[:1]]
-    manifest.finish(late, ["audit.yaml", "plan.parquet"], records, {"fingerprints": {"m": FP}})
-    (finding,) = (f for f in check([audit, late]) if f.what != "sound")
+    manifest.finish_audit(late, ["audit.yaml", "plan.parquet"], records, {"fingerprints": {"m": FP}})
+    (finding,) = (f for f in verify_audits([audit, late]) if f.what != "sound")
     assert finding == Finding(PART, "recomputed since", "demo")
     assert not finding.damage, "the part agrees with its record"
 
@@ -208,4 +208,4 @@ def test_only_some_names_are_looked_at(audit: Audit):
         store.replace(name, flipped(store.read(name), 150))
     store.delete(audit.name("report.html"))
     assert wrong(audit, only={PART}) == {(PART, "altered")}
-    assert [f.name for f in check([audit], {record_name(FP, "a-1")})] == [part_name(FP, "a-1")]
+    assert [f.name for f in verify_audits([audit], {record_name(FP, "a-1")})] == [part_name(FP, "a-1")]
