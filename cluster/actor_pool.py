@@ -20,7 +20,7 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError, RuntimeEnvSetupError
 
-from cluster.executor import Failure, Load, Outcome, Resources, Task, source_digest
+from cluster.executor import Failure, Load, Outcome, Resources, Task, package_of, source_digest
 from cluster.queue import Constructions, Lease, Queue, overdue
 from cluster.resources import actor_options, shortage
 from cluster.worker import Place, Reply, classify, where
@@ -75,7 +75,8 @@ class Crew:
         constructions: Constructions,
         reserve: Reserve,
     ) -> None:
-        self._blueprint = (task.entry, pickle.dumps(task.config), where(task.package), source_digest(task.package))
+        package = package_of(task.entry)
+        self._blueprint = (task.entry, pickle.dumps(task.config), where(package), source_digest(package))
         self._resources, self._env_vars, self._reserve = resources, env_vars, reserve
         self._queue, self._constructions = queue, constructions
         self._idle: list[Member] = []

@@ -11,6 +11,8 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import reduce
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,32 +52,60 @@ ONE_CPU = Resources()
 
 
 @dataclass(frozen=True)
-class Task:
-    """What workers do: `entry` is "package.module:Factory", a worker is `Factory(config)`, called (item, attempt)."""
-
-    entry: str
-    config: object
-
-    def __post_init__(self) -> None:
-        module, colon, factory = self.entry.partition(":")
-        if not (module and colon and factory) or module == "__main__":
-            raise ValueError(
-                f'entry "{self.entry}" does not name an importable factory; write "package.module:Factory" '
-                "(not __main__, which on a worker is another program)"
-            )
-
-    @property
-    def package(self) -> str:
-        """The top-level package of the entry."""
-        return self.entry.partition(":")[0].partition(".")[0]
-
-
-@dataclass(frozen=True)
 class Attempt:
-    """Which try of an item this is, `number` from 1; `halvings`: how often running out of memory halved the batch."""
+    """Which attempt at an item this is.
+
+    Attributes:
+        number: from 1.
+        halvings: how often running out of memory has halved the batch.
+    """
 
     number: int
     halvings: int
+
+
+Worker = Callable[[Any, Attempt], Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What workers do.
+
+    Attributes:
+        worker: a class or function of a module. `worker(config)` is called once per process, and what it returns is
+            called with each item and its `Attempt`.
+        config: a small record that can be pickled.
+
+    Raises:
+        TypeError: another process cannot import `worker`: it is a lambda, of a function's body, or of `__main__`,
+            which in a worker's process is another program.
+    """
+
+    worker: Callable[[Any], Worker]
+    config: object
+
+    def __post_init__(self) -> None:
+        module, name = getattr(self.worker, "__module__", ""), getattr(self.worker, "__qualname__", "")
+        if module in ("", "__main__", "__mp_main__") or not name or imported(module, name) is not self.worker:
+            raise TypeError(
+                f"{self.worker!r} is not what another process imports as {name or '?'} of {module or '?'}; give a "
+                "class or function that is defined at the top of a module"
+            )
+
+    @property
+    def entry(self) -> str:
+        """The worker's name, as it is sent to other processes: "module:qualname"."""
+        return f"{self.worker.__module__}:{self.worker.__qualname__}"
+
+
+def imported(module: str, qualname: str) -> Any:
+    """The object of this name; None if the module has none."""
+    return reduce(lambda parent, name: getattr(parent, name, None), qualname.split("."), import_module(module))
+
+
+def package_of(entry: str) -> str:
+    """The top-level package of "module:qualname"."""
+    return entry.partition(":")[0].partition(".")[0]
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from cluster.executor import ONE_CPU, Budgets, Load, Outcome, Resources, Task, Watch, unwatched
+from cluster.executor import ONE_CPU, Budgets, Load, Outcome, Resources, Task, Watch, Worker, unwatched
 from cluster.queue import Constructions, Queue
-from cluster.worker import Worker, answer, build
+from cluster.worker import answer
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Serial:
     def _build(self, task: Task) -> Worker:
         constructions = Constructions(self.budgets, workers=1)
         while True:
-            reply = answer(partial(build, task))
+            reply = answer(partial(task.worker, task.config))
             if reply.failure is None:
                 assert reply.result is not None
                 return reply.result

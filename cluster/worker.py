@@ -5,7 +5,6 @@ hand, and leave as text: an exception class the driver cannot import or unpickle
 """
 
 import gc
-import importlib
 import pickle
 import socket
 import time
@@ -15,9 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from cluster.executor import Attempt, Failure, StaleCode, Task, source_digest, source_roots
-
-Worker = Callable[[Any, Attempt], Any]
+from cluster.executor import Attempt, Failure, StaleCode, Worker, imported, package_of, source_digest, source_roots
 
 
 @dataclass(frozen=True)
@@ -76,12 +73,6 @@ def accelerator_lost(error: BaseException) -> bool:
     return any(cls.__name__ == "AcceleratorError" for cls in type(error).__mro__)
 
 
-def build(task: Task) -> Worker:
-    """The worker: `Factory(config)` of the task's entry."""
-    module, _, factory = task.entry.partition(":")
-    return getattr(importlib.import_module(module), factory)(task.config)
-
-
 def answer(call: Callable[[], Any]) -> Reply:
     """The reply of one call, whatever it raises."""
     start, host = time.monotonic(), socket.gethostname()
@@ -133,10 +124,11 @@ class Place:
         return answer(partial(self._build, entry, config, location, digest))
 
     def _build(self, entry: str, config: bytes, location: str, digest: str) -> None:
-        agree_on_source(Task(entry, None).package, location, digest)
+        agree_on_source(package_of(entry), location, digest)
         self._worker = None  # of the map before: two models may not fit
         gc.collect()
-        self._worker = build(Task(entry, pickle.loads(config)))
+        module, _, name = entry.partition(":")
+        self._worker = imported(module, name)(pickle.loads(config))
 
     def work(self, item: Any, attempt: Attempt) -> Reply:
         """One attempt at one item."""

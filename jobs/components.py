@@ -11,7 +11,7 @@ from cluster.executor import Task
 from concept_trak.components.config import ComponentsConfig, cases_of, inquest_of
 from concept_trak.components.pipeline import calibrated, dosed, measure, summary_lines
 from concept_trak.components.units import open_book
-from concept_trak.components.workers import Edit
+from concept_trak.components.workers import Conclude, Edit
 from concept_trak.config import absolute
 from concept_trak.report.components_page import publish
 from concept_trak.store.store import Store
@@ -36,7 +36,7 @@ def _components(config: ComponentsConfig) -> int:
     units = {inquest.file(unit): unit for c in cases for some in (c.units, *c.references) for unit in some}
     open_book(Store(config.store), config.name, list(units))
     measure(config, inquest, units)
-    concluded = mapped(config, "conclude", Task("concept_trak.components.workers:Conclude", inquest), cases)
+    concluded = mapped(config, "conclude", Task(Conclude, inquest), cases)
     for _, found in concluded:
         print(summary_lines(found, config.objective))
     print(f"tables     {config.store}/components/{config.name}/components_groups/*.parquet, components_top/*.parquet")

@@ -16,6 +16,7 @@ from concept_trak.evaluation.counterfactual import (
     Bench,
     Case,
     CounterfactualConfig,
+    Retrain,
     Retraining,
     cases_of,
     effects,
@@ -56,7 +57,7 @@ def retrain(config: CounterfactualConfig, bench: Bench, cases: Sequence[Case]) -
         return
     c, failed = config.cluster, list[Outcome]()
     run = executor(AuditConfig(cluster=c, budget=config.budget))
-    task = Task("concept_trak.evaluation.counterfactual:Retrain", bench)
+    task = Task(Retrain, bench)
     for i, outcome in enumerate(run.map(task, missing, Resources(c.cpus, c.gpus, c.memory)), 1):
         failed += [outcome] if outcome.failure else []
         print(f"retrain    {i}/{len(missing)}, {outcome.seconds:.0f} s", flush=True)

@@ -158,14 +158,14 @@ def _rehearse(run: Run) -> tuple[dict[str, Rehearsed], dict[str, Asked], float]:
     """What samples and a question of each method took, and the seconds in which a worker starts."""
     p, begun = run.prepared, time.monotonic()
     items = [Featuring((method,), shard) for method in p.config.methods for shard in p.plan]
-    done = {item.methods[0]: r for item, r in run.map("featurize", "concept_trak.audit.dry_run:Rehearse", items)}
+    done = {item.methods[0]: r for item, r in run.map("featurize", Rehearse, items)}
     starting = max(0.0, time.monotonic() - begun - sum(r.spent for r in done.values()))
     records = {method: list(done[method].records) for method in p.config.methods}
     for method, parts in records.items():
         if not sum(part.rows for part in parts):
             raise ValueError(f"not one of the first samples has a feature for {method}: {rejects_by_reason(parts)}")
     summed = run.sum_grams(records)
-    asked = {q.method: r for q, r in run.map("query", "concept_trak.audit.dry_run:RehearseQuery", list(p.questions))}
+    asked = {q.method: r for q, r in run.map("query", RehearseQuery, list(p.questions))}
     run.solve({(m, one.answer.concept): one.answer for m, one in asked.items()}, records, summed)
     _require_finite(run.score(records).entries())
     return done, asked, starting

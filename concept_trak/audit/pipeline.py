@@ -7,17 +7,17 @@ from typing import Any
 from cluster.executor import Executor, Outcome, Resources, Task
 from concept_trak.attribution.by_layer import SPLIT, layer_names
 from concept_trak.attribution.state import Probe
-from concept_trak.audit.aggregate import Aggregated, Aggregating
+from concept_trak.audit.aggregate import Aggregate, Aggregated, Aggregating
 from concept_trak.audit.diff import Difference
-from concept_trak.audit.featurize import Featuring
-from concept_trak.audit.gram import Group, Solution, System
-from concept_trak.audit.layer_scores import Asked, Parting, Parts, Shares
+from concept_trak.audit.featurize import Featuring, Featurize
+from concept_trak.audit.gram import Group, Solution, Solve, SumGroup, System
+from concept_trak.audit.layer_scores import Asked, Parting, Parts, Shares, Split
 from concept_trak.audit.plan import group_name, groups
 from concept_trak.audit.prepare import QUERY_KINDS, Prepared, query_row
-from concept_trak.audit.query_features import Answer
+from concept_trak.audit.query_features import Answer, Query
 from concept_trak.audit.results import Tally, rejects_by_reason
-from concept_trak.audit.score import FORMS, column, scorings
-from concept_trak.audit.shown_samples import Look, Seen
+from concept_trak.audit.score import FORMS, Score, column, scorings
+from concept_trak.audit.shown_samples import Look, Seen, Show
 from concept_trak.store.grams import gram_name
 from concept_trak.store.manifest import query_file, write_table
 from concept_trak.store.records import Record, committed
@@ -47,9 +47,7 @@ class Run:
         missing = self._missing(found)
         self.computed = {m: sum(item.shard.rows for item in missing if m in item.methods) for m in found}
         self._say_what_is_there(found, missing)
-        for item, records in self.map(
-            "featurize", "concept_trak.audit.featurize:Featurize", missing, lambda item: item.shard.rows
-        ):
+        for item, records in self.map("featurize", Featurize, missing, lambda item: item.shard.rows):
             for method, record in zip(item.methods, records, strict=True):
                 found[method][item.shard.name] = record
             self._check_rejects(found)
@@ -84,14 +82,14 @@ class Run:
                 raise Stopped(f"not one sample has a feature for {method}: all were rejected ({_counted(parts)})", 3)
         todo = {gram_name(p.work.fingerprints[g.method], g.name): g for gs in wanted.values() for g in gs}
         missing = [group for name, group in todo.items() if name not in standing]
-        for _ in self.map("gram", "concept_trak.audit.gram:SumGroup", missing):
+        for _ in self.map("gram", SumGroup, missing):
             pass
         return {method: tuple(g.name for g in gs) for method, gs in wanted.items()}
 
     def ask(self) -> dict[tuple[str, str], Answer]:
         """phi_q and the pictures of every concept for every method."""
         questions = list(self.prepared.questions)
-        answers = self.map("query", "concept_trak.audit.query_features:Query", questions)
+        answers = self.map("query", Query, questions)
         return {(answer.method, answer.concept): answer for _, answer in answers}
 
     def solve(
@@ -106,7 +104,7 @@ class Run:
             System(m, names, tuple(answers[m, c.name].phi for c in concepts), tuple(records[m]))
             for m, names in summed.items()
         ]
-        solved = {s.method: s for _, s in self.map("solve", "concept_trak.audit.gram:Solve", systems)}
+        solved = {s.method: s for _, s in self.map("solve", Solve, systems)}
         for method, solution in solved.items():
             for i, concept in enumerate(concepts):
                 row = query_row(solution, i, answers[method, concept.name])
@@ -118,7 +116,7 @@ class Run:
         plan = self.prepared.plan if self.prepared.config.aggregates else ()
         items = [item for m, parts in records.items() for item in scorings(m, parts, plan)]
         tally = Tally(self.prepared.config.top)
-        for _, scored in self.map("score", "concept_trak.audit.score:Score", items, lambda item: item.rows):
+        for _, scored in self.map("score", Score, items, lambda item: item.rows):
             tally.add(scored)
         return tally
 
@@ -126,7 +124,7 @@ class Run:
         """By method what the page shows of the tables by source, label and word; {} where none are asked for."""
         cut = {m: tuple(item.records[0].shard for item in scorings(m, parts)) for m, parts in records.items()}
         items = [Aggregating(m, tables) for m, tables in cut.items()] if self.prepared.config.aggregates else []
-        return {done.method: done for _, done in self.map("aggregate", "concept_trak.audit.aggregate:Aggregate", items)}
+        return {done.method: done for _, done in self.map("aggregate", Aggregate, items)}
 
     def look(self, tally: Tally) -> dict[str, Seen]:
         """Captions and labels of every sample at an end, and pictures of those the page shows."""
@@ -139,11 +137,7 @@ class Run:
             Look(plan[name], tuple(sorted(ids)), frozenset(ids & shown), self.prepared.resolution, files)
             for name, ids in wanted.items()
         ]
-        return {
-            seen.sample_id: seen
-            for _, all_seen in self.map("look", "concept_trak.audit.shown_samples:Show", looks)
-            for seen in all_seen
-        }
+        return {seen.sample_id: seen for _, all_seen in self.map("look", Show, looks) for seen in all_seen}
 
     def _shown(self, tally: Tally) -> set[str]:
         """The samples whose pictures the page shows."""
@@ -156,13 +150,17 @@ class Run:
         return kind == "folder" or (kind == "auto" and len(self._shown(tally)) > INLINE_AT_MOST)
 
     def map(
-        self, stage: str, entry: str, items: Sequence[Any], samples: Callable[[Any], int] = lambda item: 0
+        self,
+        stage: str,
+        worker: Callable[[Any], Any],
+        items: Sequence[Any],
+        samples: Callable[[Any], int] = lambda item: 0,
     ) -> Iterator[tuple[Any, Any]]:
         """(item, result) as they finish; the failures of single items are told at the end, when the others are safe."""
         if not items:
             return
         c, failed = self.prepared.config.cluster, list[Outcome]()
-        task, resources = Task(entry, self.prepared.work), Resources(c.cpus, c.gpus, c.memory)
+        task, resources = Task(worker, self.prepared.work), Resources(c.cpus, c.gpus, c.memory)
         outcomes = self.executor.map(task, items, resources, self.progress.watch)
         for outcome in self.progress.track(stage, outcomes, len(items), samples):
             if outcome.error is None:
@@ -223,7 +221,7 @@ def shares(run: Run, tally: Tally) -> Shares:
     sizes = tuple(p.sizes.items())
     items = [Parting(*place, tuple(dict.fromkeys(asked)), sizes) for place, asked in wanted.items()]
     made = Parts()
-    for item, split in run.map("joint", "concept_trak.audit.layer_scores:Split", items):
+    for item, split in run.map("joint", Split, items):
         made.update({(item.method, *asked): row for asked, row in zip(item.wanted, split, strict=True)})
     return Shares(layer_names(p.sizes), made)
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from cluster.executor import Task
 from concept_trak.components import calibration
-from concept_trak.components.calibration import Trials
+from concept_trak.components.calibration import Calibrate, Trials
 from concept_trak.components.config import ComponentsConfig
-from concept_trak.components.dose_response import DOSES, Dose
+from concept_trak.components.dose_response import DOSES, Administer, Dose
 from concept_trak.components.measure import evaluations
-from concept_trak.components.workers import Case, Concluded, Inquest, Unit
+from concept_trak.components.workers import Case, Concluded, Inquest, Measure, Unit
 from concept_trak.store.store import Store
 from concept_trak.store.tables import from_rows, to_parquet
 from jobs.execute import mapped
@@ -26,9 +26,7 @@ def dosed(config: ComponentsConfig, inquest: Inquest, cases: Sequence[Case]) -> 
     none = Dose(cases[0], "none", e.choice, e.factor, *how)
     items = [none, *(Dose(case, arm, replace(e.choice, ratio=ratio), e.factor, *how) for case, ratio, arm in each)]
     rows = list[dict[str, Any]]()
-    for item, found in mapped(
-        config, "doses", Task("concept_trak.components.dose_response:Administer", inquest), items
-    ):
+    for item, found in mapped(config, "doses", Task(Administer, inquest), items):
         print(f"dose       {dose_line(item, found)}")
         rows += found if item is not none else [{**row, "concept": c.concept.name} for c in cases for row in found]
     name = f"components/{config.name}/components_doses.parquet"
@@ -49,7 +47,7 @@ def calibrated(config: ComponentsConfig, inquest: Inquest, cases: Sequence[Case]
     starts = range(0, c.ablations, AT_ONCE)
     numbers = [tuple(range(first, min(first + AT_ONCE, c.ablations))) for first in starts]
     items = [Trials(case, fraction, some) for case in cases for fraction in c.fractions for some in numbers]
-    found = mapped(config, "calibration", Task("concept_trak.components.calibration:Calibrate", inquest), items)
+    found = mapped(config, "calibration", Task(Calibrate, inquest), items)
     rows = [row for _, some in found for row in some]
     for case in cases:
         print(*calibration.told([row for row in rows if row["concept"] == case.concept.name]), sep="\n")
@@ -64,7 +62,7 @@ def measure(config: ComponentsConfig, inquest: Inquest, units: Mapping[str, Unit
     spent = sum(evaluations(unit.objective, config.probe, bool(unit.image)) for unit in missing)
     said = f", {len(missing)} of them to measure: {spent:,} network evaluations" if missing else ", all measured"
     print(f"measure    {len(units)} trajectories{said}", flush=True)
-    for _ in mapped(config, "measure", Task("concept_trak.components.workers:Measure", inquest), missing):
+    for _ in mapped(config, "measure", Task(Measure, inquest), missing):
         pass
 
 

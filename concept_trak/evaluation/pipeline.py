@@ -9,8 +9,8 @@ from concept_trak.attribution.method import METHODS, Method
 from concept_trak.audit.pipeline import Run
 from concept_trak.audit.prepare import prepare
 from concept_trak.config import AuditConfig
-from concept_trak.evaluation.baselines import RIVALS, Rivalry
-from concept_trak.evaluation.benchmark import GRADED, Grading, Inquiry, inquiry_file, ranking_file
+from concept_trak.evaluation.baselines import RIVALS, Compete, Rivalry
+from concept_trak.evaluation.benchmark import GRADED, Grade, Grading, Inquire, Inquiry, inquiry_file, ranking_file
 from concept_trak.evaluation.retrieval import Cell
 from concept_trak.evaluation.suite import (
     BenchmarkConfig,
@@ -37,7 +37,7 @@ def inquire(run: Run) -> list[str]:
         for row, c in product(config.methods.values(), config.concepts)
         for m in sides(row).values()
     }
-    return [name for _, name in run.map("query", "concept_trak.evaluation.benchmark:Inquire", list(asked.values()))]
+    return [name for _, name in run.map("query", Inquire, list(asked.values()))]
 
 
 def graded(
@@ -50,14 +50,14 @@ def graded(
         for name, method in run.prepared.config.methods.items()
         for asked, side in sides(method).items()
     ]
-    for item, found in run.map("grade", "concept_trak.evaluation.benchmark:Grade", items):
+    for item, found in run.map("grade", Grade, items):
         yield from ({"method": item.method, "asked": item.asked, **row} for row in found)
 
 
 def rivals(run: Run, queries: int) -> Iterator[dict[str, Any]]:
     """The grades of what needs no gradient, against as many queries of every concept."""
     items = [Rivalry(name, tuple(run.prepared.plan), queries) for name in RIVALS]
-    for item, found in run.map("rival", "concept_trak.evaluation.baselines:Compete", items):
+    for item, found in run.map("rival", Compete, items):
         yield from ({"method": item.rival, "asked": "none", **row} for row in found)
 
 

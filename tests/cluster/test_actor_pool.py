@@ -5,12 +5,13 @@ import os
 import signal
 
 import pytest
+import workers
 from workers import Settings
 
 from cluster.executor import Budgets, Resources, Task, WorkerFailed
 from tests.cluster.processes import alive, wait_until
 
-REPORT = Task("workers:Report", None)
+REPORT = Task(workers.Report, None)
 
 
 def pids(executor, resources=Resources(), items=2):
@@ -20,7 +21,7 @@ def pids(executor, resources=Resources(), items=2):
 def test_the_next_map_has_the_same_processes_and_a_worker_of_its_own(on_ray):
     executor = on_ray()
     first = pids(executor)
-    assert {outcome.result for outcome in executor.map(Task("workers:Square", None), [2, 3])} == {4, 9}
+    assert {outcome.result for outcome in executor.map(Task(workers.Square, None), [2, 3])} == {4, 9}
     assert pids(executor) <= first, "a process was started though one was idle"
 
 
@@ -47,7 +48,7 @@ def test_nothing_is_left_when(on_ray, how):
     left = pids(executor)
     if how == "a map failed":
         with pytest.raises(WorkerFailed):
-            list(executor.map(Task("workers:Unbuildable", Settings(word="no such layer")), [1, 2]))
+            list(executor.map(Task(workers.Unbuildable, Settings(word="no such layer")), [1, 2]))
     del executor
     gc.collect()
     wait_until(lambda: not any(map(alive, left)), f"processes {left} are gone")

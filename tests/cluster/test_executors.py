@@ -4,11 +4,12 @@ import subprocess
 import sys
 
 import pytest
+import workers
 from workers import Settings
 
 from cluster.executor import Budgets, Failure, InfrastructureExhausted, Task, WorkerFailed
 
-MOODY = Task("workers:Moody", None)
+MOODY = Task(workers.Moody, None)
 
 
 def by_item(outcomes):
@@ -20,14 +21,14 @@ def by_item(outcomes):
 
 
 def test_every_item_comes_out_once_with_its_result(make_executor):
-    ended = by_item(make_executor().map(Task("workers:Square", None), range(20)))
+    ended = by_item(make_executor().map(Task(workers.Square, None), range(20)))
     assert {item: outcome.result for item, outcome in ended.items()} == {item: item**2 for item in range(20)}
     assert all(outcome.error is None and outcome.attempts == 1 and outcome.host for outcome in ended.values())
 
 
 def test_who_watches_hears_how_many_items_run_and_wait(make_executor):
     heard = []
-    list(make_executor().map(Task("workers:Square", None), range(5), watch=heard.append))
+    list(make_executor().map(Task(workers.Square, None), range(5), watch=heard.append))
     assert heard, "nothing was said"
     running, queued = [load.running for load in heard], [load.queued for load in heard]
     assert 1 in running, "while something ran nobody said so"
@@ -46,7 +47,7 @@ def test_who_watches_hears_what_is_tried_again_and_why(make_executor):
 
 
 def test_no_items_need_no_worker(make_executor):
-    assert list(make_executor().map(Task("workers:Refusing", Settings(word="never built")), [])) == []
+    assert list(make_executor().map(Task(workers.Refusing, Settings(word="never built")), [])) == []
 
 
 def test_failures_are_tried_again_as_their_class_says(make_executor):
@@ -98,27 +99,27 @@ def test_storage_that_stays_away_ends_with_exit_code_4(make_executor):
 def test_a_wrong_setting_reaches_the_user_in_its_own_words(make_executor):
     words = "projector.dim must be even, not 7"
     with pytest.raises(WorkerFailed) as raised:
-        list(make_executor().map(Task("workers:Refusing", Settings(word=words)), range(3)))
+        list(make_executor().map(Task(workers.Refusing, Settings(word=words)), range(3)))
     assert str(raised.value) == words
     assert raised.value.exit_code == 2
 
 
 def test_a_bug_that_raises_value_error_is_not_the_users_mistake(make_executor):
     with pytest.raises(WorkerFailed, match="could not be broadcast") as raised:
-        list(make_executor().map(Task("workers:Miscounting", None), range(3)))
+        list(make_executor().map(Task(workers.Miscounting, None), range(3)))
     assert raised.value.exit_code == 5
     assert "Traceback" in str(raised.value)
 
 
 def test_workers_that_cannot_be_built_end_with_the_first_traceback(make_executor):
     with pytest.raises(WorkerFailed, match="3 workers in a row could not be built") as raised:
-        list(make_executor().map(Task("workers:Unbuildable", Settings(word="no such layer")), range(3)))
+        list(make_executor().map(Task(workers.Unbuildable, Settings(word="no such layer")), range(3)))
     assert raised.value.exit_code == 5
     assert "RuntimeError: no such layer" in str(raised.value)
 
 
 def test_a_construction_that_meets_absent_storage_is_tried_again(make_executor, tmp_path):
-    ended = by_item(make_executor().map(Task("workers:LateStorage", Settings(folder=str(tmp_path))), [2, 3]))
+    ended = by_item(make_executor().map(Task(workers.LateStorage, Settings(folder=str(tmp_path))), [2, 3]))
     assert {item: outcome.result for item, outcome in ended.items()} == {2: 4, 3: 9}
     assert all(outcome.attempts == 1 for outcome in ended.values()), "a worker that never stood costs an item nothing"
 

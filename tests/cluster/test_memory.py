@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 import pytest
+import workers
 
 from cluster.executor import Budgets, Task
 from tests.cluster.conftest import HERE
@@ -45,7 +46,7 @@ def watchful_ray(monkeypatch):
 def test_a_worker_that_the_monitor_kills_has_run_out_of_memory(watchful_ray, caplog):
     """The memory of the one it killed comes back slowly, so the monitor may strike the next item too."""
     caplog.set_level(logging.WARNING)
-    outcomes = list(watchful_ray.map(Task("workers:Greedy", None), ["a", "greedy", "b"]))
+    outcomes = list(watchful_ray.map(Task(workers.Greedy, None), ["a", "greedy", "b"]))
     done = {outcome.item: outcome.result for outcome in outcomes}
     assert set(done) == {"a", "greedy", "b"}
     assert done["a"] == (1, 0), "nobody was greedy yet"

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import workers
 from workers import Settings
 
 import cluster
@@ -47,7 +48,7 @@ def test_the_item_of_a_removed_node_is_done_on_another(nodes, tmp_path):
     remover = threading.Thread(target=remove_node_of, args=(seen / "victim-1", nodes), daemon=True)
     remover.start()
     executor = OnRay(address=nodes.address, working_dir=str(shipped))
-    outcomes = list(executor.map(Task("workers:OnNode", Settings(folder=str(seen))), ["victim", "a", "b", "c"]))
+    outcomes = list(executor.map(Task(workers.OnNode, Settings(folder=str(seen))), ["victim", "a", "b", "c"]))
     remover.join()
     ended = {outcome.item: outcome.result[0] for outcome in outcomes}
     assert ended == {"victim": 2, "a": 1, "b": 1, "c": 1}, (

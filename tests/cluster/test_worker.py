@@ -1,14 +1,17 @@
 """Errors are classified where they are raised; sources are compared before anything is imported."""
 
 import sys
+import time
+from functools import partial
 
 import pytest
 import torch
+import workers
 from numpy.linalg import LinAlgError
 
-from cluster.executor import Failure, Resources, StaleCode, Task, UserError, source_digest
+from cluster.executor import Failure, Resources, StaleCode, Task, UserError, imported, package_of, source_digest
 from cluster.resources import actor_options, capacity
-from cluster.worker import agree_on_source, answer, build, classify
+from cluster.worker import agree_on_source, answer, classify
 from concept_trak import UserError as LibraryUserError
 
 
@@ -97,14 +100,47 @@ def test_a_package_that_is_not_there():
         source_digest("absent_package")
 
 
-@pytest.mark.parametrize("entry", ["workers", "workers:", ":Square", "__main__:Square"])
-def test_an_entry_that_no_worker_can_import_is_refused(entry):
-    with pytest.raises(ValueError, match="importable factory"):
-        Task(entry, None)
+class Outer:
+    class Inner(workers.Square):
+        """Lies in a class, where another process finds it too."""
 
 
-def test_build_is_the_factory_of_the_configuration():
-    assert build(Task("workers:Square", "settings")).config == "settings"
+@pytest.mark.parametrize("worker", [workers.Square, Outer.Inner, time.sleep, partial])
+def test_what_a_task_sends_leads_another_process_to_the_same_worker(worker):
+    module, _, name = Task(worker, None).entry.partition(":")
+    assert imported(module, name) is worker
+
+
+def from_main():
+    """As if defined in the program that was started."""
+
+
+from_main.__module__ = "__main__"
+
+
+def renamed():
+    """As if its name had been given to something else since."""
+
+
+renamed.__qualname__ = "from_main"
+
+
+@pytest.mark.parametrize("worker", [lambda config: abs, from_main, renamed, partial(workers.Square), "workers:Square"])
+def test_a_worker_that_no_other_process_can_import_is_refused(worker):
+    with pytest.raises(TypeError, match="defined at the top of a module"):
+        Task(worker, None)
+
+
+def test_a_worker_of_a_functions_body_is_refused():
+    class Local(workers.Square):
+        pass
+
+    with pytest.raises(TypeError, match=r"<locals>\.Local"):
+        Task(Local, None)
+
+
+def test_the_package_of_an_entry_is_its_top_level_name():
+    assert package_of("concept_trak.audit.gram:Solve") == "concept_trak"
 
 
 def test_resources_must_be_something():

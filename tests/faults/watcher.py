@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from importlib import import_module
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Protocol
@@ -160,7 +161,7 @@ class Hires:
 
         def deadly(executor: OnRay, task: Task, items, resources=ONE_CPU, watch=unwatched):
             if task.entry == FEATURIZE:
-                task = replace(task, entry=f"deadly:{self.worker}")
+                task = replace(task, worker=getattr(import_module("deadly"), self.worker))
                 said = {"PYTHONPATH": f"{CONF.parent}{os.pathsep}{HERE}", "DEADLY_BOOKS": self.books}
                 executor = replace(executor, env_vars={**executor.env_vars, **said})
             return hired(executor, task, items, resources, watch)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -47,7 +48,7 @@ def plain(world, tmp_path_factory) -> Path:
 def test_all_stages_run_on_one_executor(monkeypatch):
     made = []
     monkeypatch.setattr("concept_trak.components.config.executor", lambda config: made.append(Serial()) or made[-1])
-    config, task = ComponentsConfig(), Task("functools:partial", lambda item, attempt: 2 * item)
+    config, task = ComponentsConfig(), Task(partial, lambda item, attempt: 2 * item)
     assert [config.mapped(config, stage, task, [1, 2]) for stage in ("one", "two")] == [[(1, 2), (2, 4)]] * 2
     assert len(made) == 1, "the processes of one stage cannot go on in the next"
 

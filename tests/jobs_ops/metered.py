@@ -31,7 +31,7 @@ def run(folder: str, address: str) -> None:
     meter = Meter(exported(METRICS, {"audit": "week-1"}))
     progress = Progress(Audit(Store(folder), "week-1"), 0.2, meter)
     outcomes = OnRay(address, workers=2, env_vars={"PYTHONPATH": os.environ["PYTHONPATH"]}).map(
-        Task("metered:Recording", folder),
+        Task(Recording, folder),
         ["plain", "troubled", "hopeless"],
         Resources(),
         progress.watch,
@@ -41,4 +41,6 @@ def run(folder: str, address: str) -> None:
 
 
 if __name__ == "__main__":
-    run(*sys.argv[1:])
+    import metered  # workers import the class by this name, and not as this program's
+
+    metered.run(*sys.argv[1:])

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from observed import Asking, Gated
 
 from cluster.executor import Load, Task
 from cluster.serial import Serial
@@ -42,7 +43,7 @@ def two_workers():
 def test_items_that_workers_are_at_are_running_before_any_is_done(two_workers, tmp_path, capsys):
     store, gate, ended = tmp_path / "store", tmp_path / "gate", []
     gate.mkdir()
-    task = Task("observed:Gated", str(gate))
+    task = Task(Gated, str(gate))
     run = threading.Thread(target=lambda: ended.extend(tracked(store, 0.2, two_workers, task, 3)))
     run.start()
     try:
@@ -62,7 +63,7 @@ def test_items_that_workers_are_at_are_running_before_any_is_done(two_workers, t
 
 def test_in_one_process_the_item_that_runs_is_told_when_it_begins(tmp_path, capsys):
     """It says nothing more until the item has ended, so its first word must not wait for the interval."""
-    (first, second) = tracked(tmp_path, 1000.0, Serial(), Task("observed:Asking", str(tmp_path)), 2)
+    (first, second) = tracked(tmp_path, 1000.0, Serial(), Task(Asking, str(tmp_path)), 2)
     assert first.error is None, first.error
     assert "featurize  0 of 2 done, 1 running" in first.result
     assert second.error is None
@@ -70,7 +71,7 @@ def test_in_one_process_the_item_that_runs_is_told_when_it_begins(tmp_path, caps
 
 
 def test_a_driver_that_says_nothing_any_more_is_told(tmp_path, capsys):
-    outcomes = Serial().map(Task("observed:Asking", str(tmp_path)), range(2), watch=(lambda load: None))
+    outcomes = Serial().map(Task(Asking, str(tmp_path)), range(2), watch=(lambda load: None))
     progress = Progress(Audit(Store(str(tmp_path)), "first"), 20.0)
     tracking = progress.track("featurize", outcomes, 2, lambda item: 1)
     next(tracking)
