@@ -23,7 +23,7 @@ from concept_trak.audit.worker import Work, open_model
 from concept_trak.config import AuditConfig, plain_values
 from concept_trak.data.image import examples, read, whole_file
 from concept_trak.data.shard import Shard, cut
-from concept_trak.models.classifier import open_judge
+from concept_trak.models.classifier import open_classifier
 from concept_trak.store.identity import as_json, fingerprint, open_feature_set
 from concept_trak.store.manifest import Audit, begin_audit
 from concept_trak.store.secrets import refuse_secrets
@@ -202,7 +202,7 @@ def _question(denoiser: Denoiser, concept: Concept) -> Question:
             question = replace(question, examples=examples(concept.examples, denoiser.resolution))
         if concept.classifier:
             question = replace(question, classifier=whole_file(concept.classifier))
-            open_judge(question.classifier, concept.classifier, concept.shows, denoiser)
+            open_classifier(question.classifier, concept.classifier, concept.shows, denoiser)
     except ValueError as error:
         raise ValueError(f"concept {concept.name!r}: {error}") from None
     return question

@@ -16,7 +16,7 @@ from concept_trak.attribution.state import Batch
 from concept_trak.attribution.trajectory import generate
 from concept_trak.audit.worker import Attempt, WithModel
 from concept_trak.data.image import decode, fit, to_png, to_tensor
-from concept_trak.models.classifier import open_judge
+from concept_trak.models.classifier import open_classifier
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Query(WithModel):
         target = mean_x_0(d, question.examples, size) if question.examples else None
         judge = None
         if question.classifier:
-            judge = open_judge(question.classifier, concept.classifier, concept.shows, d)
+            judge = open_classifier(question.classifier, concept.classifier, concept.shows, d)
         return query_batch(d, concept, pixels, target, judge)
 
     def phi(self, question: Question, batch: Batch, size: int) -> Float[Tensor, "ways k"]:

@@ -40,7 +40,7 @@ def load(
     Raises:
         ValueError: no family opens such a pipeline, or its own refuses the directory.
     """
-    from concept_trak.models.adapters import Beside
+    from concept_trak.models.adapters import Adapters
     from concept_trak.models.loading import pipeline_class
 
     known, name = families(), pipeline_class(Path(path))
@@ -50,5 +50,5 @@ def load(
             "Save the model as one of these, or add a file to concept_trak/models/."
         )
     opened: Any = known[name]
-    beside = Beside(weights, lora, tuple(embeddings))
+    beside = Adapters(weights, lora, tuple(embeddings))
     return opened(path, parameters, negative, combinations, device, PRECISIONS[precision], beside)

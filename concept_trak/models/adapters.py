@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from concept_trak.models.text_encoder import Reader, Vocabulary, learned, tokenizer_of
+from concept_trak.models.text_encoder import TextEncoder, Vocabulary, with_embedding, tokenizer_of
 from concept_trak.store.identity import file_digest
 
 NAME = "lora"
@@ -26,7 +26,7 @@ BY_ENCODER = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 
 
 @dataclass(frozen=True)
-class Beside:
+class Adapters:
     """Paths; empty is nothing.
 
     weights: a fine-tuned denoising network in place of the base's: a folder as `save_pretrained` writes it, or a file.
@@ -46,7 +46,7 @@ class Beside:
         return {name: file_digest(file) for name, file in found.items()}
 
 
-def refit(network: nn.Module, weights: Path) -> None:
+def load_fine_tune(network: nn.Module, weights: Path) -> None:
     """A fine-tune's weights in place of the base's.
 
     Raises:
@@ -57,18 +57,18 @@ def refit(network: nn.Module, weights: Path) -> None:
         raise ValueError(
             f"model.weights={str(weights)!r} holds no .safetensors; expected a fine-tuned network's folder"
         )
-    state = {name: value for file in files for name, value in tensors(file, "model.weights").items()}
+    state = {name: value for file in files for name, value in read_tensors(file, "model.weights").items()}
     with _fitting(f"model.weights={str(weights)!r}", "the denoising network"):
         network.load_state_dict(state)
 
 
-def adapt(network: nn.Module, readers: Mapping[str, Reader], lora: Path, pipeline: str, part: str) -> None:
+def add_lora(network: nn.Module, readers: Mapping[str, TextEncoder], lora: Path, pipeline: str, part: str) -> None:
     """A LoRA beside the weights of the network, and of the text encoders where it has some of theirs.
 
     Raises:
         ValueError: it cannot be read, or not all of its matrices have a place in this model.
     """
-    said, state = f"model.lora={str(lora)!r}", tensors(_adapter(lora)[0], "model.lora")
+    said, state = f"model.lora={str(lora)!r}", read_tensors(_adapter(lora)[0], "model.lora")
     parts = {part: network, **{name: reader.model for name, reader in readers.items()}}
     peft = (lora / "adapter_config.json").is_file()
     with _fitting(said, type(network).__name__ if peft else pipeline):
@@ -84,13 +84,13 @@ def adapt(network: nn.Module, readers: Mapping[str, Reader], lora: Path, pipelin
         one.eval()
 
 
-def teach(readers: Mapping[str, Reader], embeddings: Path) -> dict[str, Reader]:
+def add_embedding(readers: Mapping[str, TextEncoder], embeddings: Path) -> dict[str, TextEncoder]:
     """The readers with a token more, or several where the embedding has several vectors.
 
     Raises:
         ValueError: the file is no embedding of these encoders.
     """
-    state = tensors(embeddings, "model.embeddings")
+    state = read_tensors(embeddings, "model.embeddings")
     if set(state) <= set(BY_ENCODER):
         given = {BY_ENCODER[key]: {embeddings.stem: value} for key, value in state.items()}
     else:
@@ -106,7 +106,7 @@ def teach(readers: Mapping[str, Reader], embeddings: Path) -> dict[str, Reader]:
         with _fitting(f"model.embeddings={str(embeddings)!r}", f"{name} and {tokenizer_of(name)}"):
             Vocabulary().load_textual_inversion(dict(one), tokenizer=reader.tokenizer, text_encoder=reader.model)
         reader.model.requires_grad_(False)
-        taught[name] = learned(reader)
+        taught[name] = with_embedding(reader)
     return taught
 
 
@@ -137,7 +137,7 @@ def _as_diffusers(parts: Mapping[str, Any], lora: Path, pipeline: str, part: str
             model.requires_grad_(False)
 
 
-def tensors(file: Path, key: str) -> dict[str, Tensor]:
+def read_tensors(file: Path, key: str) -> dict[str, Tensor]:
     """What a safetensors file holds.
 
     Raises:

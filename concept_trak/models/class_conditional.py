@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from concept_trak.attribution.denoiser import Condition, Conditioning
-from concept_trak.models.loading import settings_of
+from concept_trak.models.loading import pipeline_settings
 from concept_trak.models.pipeline import Pipeline
 
 
@@ -45,16 +45,16 @@ class Classes:
         )
 
 
-def named(path: Path) -> dict[str, int]:
+def class_names(path: Path) -> dict[str, int]:
     """The names in model_index.json's `id2label`, as DiTPipeline reads them: several for a class, set apart by commas.
 
     A name that two classes share is the later one's, as there.
     """
-    given = settings_of(path).get("id2label") or {}
+    given = pipeline_settings(path).get("id2label") or {}
     return {one.strip(): int(number) for number, names in given.items() for one in names.split(",")}
 
 
-class Labelled(Pipeline):
+class ClassConditional(Pipeline):
     """A condition has `label` [b], the number of a class; without classes `nothing` [b, 1], which no network sees.
 
     Families read `classes` when they open their directory.

@@ -32,7 +32,7 @@ from concept_trak.data.benchmarks.two_factors import SETS, SHAPES3, TwoFactors
 from concept_trak.store.checked_safetensors import header
 
 Weights = dict[str, Tensor]
-Judge = Callable[[Float[Tensor, "b c h w"]], Float[Tensor, " b"]]
+LogProbability = Callable[[Float[Tensor, "b c h w"]], Float[Tensor, " b"]]
 
 
 class Classifier(nn.Module):
@@ -96,7 +96,7 @@ class Head(NamedTuple):
     output: str = "softmax"
 
 
-def open_judge(data: bytes, path: str, shows: str, denoiser: Denoiser) -> Judge:
+def open_classifier(data: bytes, path: str, shows: str, denoiser: Denoiser) -> LogProbability:
     """log p(`shows` | x_0) for what a model denoises, on its device and in its precision, but at least float32.
 
     Raises:

@@ -11,21 +11,23 @@ from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DMod
 from torch import Tensor
 
 from concept_trak.attribution.denoiser import Condition, Denoiser
-from concept_trak.models.class_conditional import Classes, Labelled, named
-from concept_trak.models.pipeline import Family, halfway
+from concept_trak.models.class_conditional import Classes, ClassConditional, class_names
+from concept_trak.models.pipeline import DenoisingNetwork, halfway
 
 
-def transformer(network: Any, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
+def predict_dit(network: Any, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
     return network(x_t, timestep=times, class_labels=cond["label"], return_dict=False)[0][:, : x_t.shape[1]]
 
 
-class DiT(Labelled):
-    networks: ClassVar[dict[str, Family]] = {"transformer": Family(DiTTransformer2DModel, transformer, halfway)}
+class DiT(ClassConditional):
+    networks: ClassVar[dict[str, DenoisingNetwork]] = {
+        "transformer": DenoisingNetwork(DiTTransformer2DModel, predict_dit, halfway)
+    }
 
     def _read_conditioners(self, index: dict[str, str], dtype: torch.dtype, device: str) -> None:
         config: Any = self.network.config
         count = config["num_embeds_ada_norm"]
-        self.classes = Classes(count, named(self.path), empty=count)
+        self.classes = Classes(count, class_names(self.path), empty=count)
 
 
 PIPELINES: dict[str, type[Denoiser]] = {"DiTPipeline": DiT}

@@ -15,7 +15,7 @@ transformers.utils.logging.disable_progress_bar()
 diffusers.utils.logging.disable_progress_bar()
 
 
-def settings_of(path: Path, needed: tuple[str, ...] = ("a denoising network", "a scheduler")) -> dict[str, Any]:
+def pipeline_settings(path: Path, needed: tuple[str, ...] = ("a denoising network", "a scheduler")) -> dict[str, Any]:
     """model_index.json as it stands; `needed` tells what is expected of the directory.
 
     Raises:
@@ -33,15 +33,15 @@ def settings_of(path: Path, needed: tuple[str, ...] = ("a denoising network", "a
 
 
 def pipeline_class(path: Path) -> str:
-    return str(settings_of(path).get("_class_name", "pipeline without a _class_name"))
+    return str(pipeline_settings(path).get("_class_name", "pipeline without a _class_name"))
 
 
-def index_of(path: Path, needed: tuple[str, ...]) -> dict[str, str]:
+def part_classes(path: Path, needed: tuple[str, ...]) -> dict[str, str]:
     """The class of every part that model_index.json names, once it is sure that none of `needed` is missing.
 
     `unet|transformer` needs one of the two.
     """
-    settings = settings_of(path, needed)
+    settings = pipeline_settings(path, needed)
     parts = {part: entry[1] for part, entry in settings.items() if isinstance(entry, list) and entry[1] is not None}
     missing = [n for n in needed if not any(p in parts and any((path / p).glob("*")) for p in n.split("|"))]
     if missing:
@@ -49,7 +49,7 @@ def index_of(path: Path, needed: tuple[str, ...]) -> dict[str, str]:
     return parts
 
 
-def kind(library: Any, index: dict[str, str], part: str) -> Any:
+def class_of_part(library: Any, index: dict[str, str], part: str) -> Any:
     if not hasattr(library, index[part]):
         raise ValueError(
             f"model_index.json says that {part} is a {index[part]}, which {library.__name__} {library.__version__} "
@@ -58,14 +58,14 @@ def kind(library: Any, index: dict[str, str], part: str) -> Any:
     return getattr(library, index[part])
 
 
-def read(kind: Any, path: Path, **ways: Any) -> Any:
+def from_folder(kind: Any, path: Path, **ways: Any) -> Any:
     try:
         return kind.from_pretrained(path, **ways)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:  # a file is missing, cut off, or does not fit
         raise ValueError(f"{path} cannot be loaded as a {kind.__name__} ({error}); save the pipeline again") from error
 
 
-def load(kind: Any, path: Path, dtype: torch.dtype, device: str) -> Any:
+def load_part(kind: Any, path: Path, dtype: torch.dtype, device: str) -> Any:
     if not list(path.glob("*.safetensors")):
         raise ValueError(
             f"{path} holds no .safetensors weights; convert them (`save_pretrained(safe_serialization=True)`): pickled "
@@ -73,7 +73,7 @@ def load(kind: Any, path: Path, dtype: torch.dtype, device: str) -> Any:
         )
     # Weights are read straight into memory: the low-memory way of diffusers needs one more package, and warns without.
     ways = {"low_cpu_mem_usage": False} if issubclass(kind, ModelMixin) else {}
-    model, said = read(kind, path, use_safetensors=True, torch_dtype=dtype, output_loading_info=True, **ways)
+    model, said = from_folder(kind, path, use_safetensors=True, torch_dtype=dtype, output_loading_info=True, **ways)
     if absent := sorted(said["missing_keys"]):
         raise ValueError(
             f"{path} lacks {len(absent)} weights ({absent[0]}, ...), which would be random; save the pipeline again"

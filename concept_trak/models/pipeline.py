@@ -16,13 +16,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from concept_trak.attribution.denoiser import Condition, Denoiser, Prediction, attributable
-from concept_trak.models.adapters import Beside, adapt, refit, teach
-from concept_trak.models.loading import index_of, kind, load, pipeline_class, read
-from concept_trak.models.text_encoder import Reader
+from concept_trak.models.adapters import Adapters, add_lora, load_fine_tune, add_embedding
+from concept_trak.models.loading import part_classes, class_of_part, load_part, pipeline_class, from_folder
+from concept_trak.models.text_encoder import TextEncoder
 from concept_trak.store.identity import file_digest
 
 
-class Family(NamedTuple):
+class DenoisingNetwork(NamedTuple):
     """A denoising network: its class, how its raw output is asked for, and which of its modules stands halfway."""
 
     kind: Any
@@ -54,9 +54,9 @@ class Pipeline(Denoiser):
         ValueError: the directory is no such pipeline, its weights are not safetensors, or a setting does not fit it.
     """
 
-    networks: ClassVar[dict[str, Family]]
+    networks: ClassVar[dict[str, DenoisingNetwork]]
     conditioners: ClassVar[tuple[str, ...]] = ()
-    readers: Mapping[str, Reader] = MappingProxyType({})
+    readers: Mapping[str, TextEncoder] = MappingProxyType({})
 
     def __init__(
         self,
@@ -66,24 +66,24 @@ class Pipeline(Denoiser):
         combinations: Sequence[str] = (),
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
-        beside: Beside = Beside(),
+        beside: Adapters = Adapters(),
     ) -> None:
-        index = index_of(Path(path), ("|".join(self.networks), *self.conditioners, "scheduler"))
+        index = part_classes(Path(path), ("|".join(self.networks), *self.conditioners, "scheduler"))
         self.path, self.negative, self.combinations = Path(path), negative, tuple(combinations)
         self.part = next(part for part in self.networks if part in index)
         self.family = self.networks[self.part]
-        self.network = load(self.family.kind, self.path / self.part, dtype, device)
+        self.network = load_part(self.family.kind, self.path / self.part, dtype, device)
         self.beside = beside
         if beside.weights:
-            refit(self.network, Path(beside.weights))
+            load_fine_tune(self.network, Path(beside.weights))
         self.middle = self.family.middle(self.network)
         self._read_conditioners(index, dtype, device)
         self._add(beside)
         self.vae = None
         if "vae" in index:
-            vae = load(kind(diffusers, index, "vae"), self.path / "vae", dtype, device)
+            vae = load_part(class_of_part(diffusers, index, "vae"), self.path / "vae", dtype, device)
             self.vae = vae.requires_grad_(False)
-        self._read_schedule(read(kind(diffusers, index, "scheduler"), self.path / "scheduler"))
+        self._read_schedule(from_folder(class_of_part(diffusers, index, "scheduler"), self.path / "scheduler"))
         self.parameters = attributable(self.network, parameters, self.groups)
         config: Any = self.network.config
         side = config["sample_size"]
@@ -93,12 +93,12 @@ class Pipeline(Denoiser):
     def _read_conditioners(self, index: dict[str, str], dtype: torch.dtype, device: str) -> None:
         """Open what turns texts or labels into conditions."""
 
-    def _add(self, beside: Beside) -> None:
+    def _add(self, beside: Adapters) -> None:
         """A LoRA and embeddings, once there are encoders to teach."""
         for name in beside.embeddings:
-            self.readers = teach(self.readers, Path(name))
+            self.readers = add_embedding(self.readers, Path(name))
         if beside.lora:
-            adapt(self.network, self.readers, Path(beside.lora), pipeline_class(self.path), self.part)
+            add_lora(self.network, self.readers, Path(beside.lora), pipeline_class(self.path), self.part)
             for one in (self.network, *(reader.model for reader in self.readers.values())):
                 one.to(self.device, self.dtype)
 

@@ -14,12 +14,12 @@ from diffusers.models.transformers.pixart_transformer_2d import PixArtTransforme
 from torch import Tensor
 
 from concept_trak.attribution.denoiser import Condition
-from concept_trak.models.pipeline import Family, halfway
-from concept_trak.models.text_encoder import Reader
+from concept_trak.models.pipeline import DenoisingNetwork, halfway
+from concept_trak.models.text_encoder import TextEncoder
 from concept_trak.models.text_to_image import TextToImage
 
 
-def transformer(network: Any, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
+def predict_pixart(network: Any, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
     """Where it also learns a variance, that is the second half of the channels and not asked for."""
     sizes = {"resolution": cond.get("resolution"), "aspect_ratio": cond.get("aspect_ratio")}
     asked = {"encoder_hidden_states": cond["text"], "timestep": times, "added_cond_kwargs": sizes}
@@ -30,13 +30,15 @@ class PixArt(TextToImage):
     """A condition has `text` [b, tokens, width]; with T5 also `mask` [b, tokens]; with sizes `resolution` [b, 2], the
     height and width in pixels, and `aspect_ratio` [b, 1].
 
-    With CLIP's kind of text encoder, as in `small.patches`, padding is read like any token: so it was trained.
+    With CLIP's kind of text encoder, as in `small.patch_pipeline`, padding is read like any token: so it was trained.
     """
 
-    networks: ClassVar[dict[str, Family]] = {"transformer": Family(PixArtTransformer2DModel, transformer, halfway)}
+    networks: ClassVar[dict[str, DenoisingNetwork]] = {
+        "transformer": DenoisingNetwork(PixArtTransformer2DModel, predict_pixart, halfway)
+    }
     tokens: ClassVar[int] = 120
 
-    def _reader(self, index: dict[str, str], encoder: str, dtype: torch.dtype, device: str) -> Reader:
+    def _reader(self, index: dict[str, str], encoder: str, dtype: torch.dtype, device: str) -> TextEncoder:
         reader = super()._reader(index, encoder, dtype, device)
         return replace(reader, limit=self.tokens) if _is_t5(reader) else reader
 
@@ -56,7 +58,7 @@ class PixArt(TextToImage):
         return {"resolution": torch.full((b, 2), side, **ways), "aspect_ratio": torch.ones(b, 1, **ways)}
 
 
-def _is_t5(reader: Reader) -> bool:
+def _is_t5(reader: TextEncoder) -> bool:
     return reader.model.config.model_type == "t5"
 
 

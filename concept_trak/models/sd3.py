@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from concept_trak.attribution.denoiser import GROUPS, Condition, Denoiser, Prediction
-from concept_trak.models.pipeline import Family, halfway
-from concept_trak.models.text_encoder import Reader
+from concept_trak.models.pipeline import DenoisingNetwork, halfway
+from concept_trak.models.text_encoder import TextEncoder
 from concept_trak.models.text_to_image import TextToImage
 
 CLIPS = ("text_encoder", "text_encoder_2")
@@ -28,7 +28,7 @@ T5_LENGTH = 256
 """Tokens of the third encoder, as `StableDiffusion3Pipeline` asks for them."""
 
 
-def transformer(network: Any, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
+def predict_sd3(network: Any, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
     asked = {"encoder_hidden_states": cond["text"], "pooled_projections": cond["pooled"], "timestep": times}
     return network(x_t, **asked, return_dict=False)[0]
 
@@ -39,12 +39,14 @@ class StableDiffusion3(TextToImage):
     T5 may be missing (`text_encoder_3` null in model_index.json); then its tokens are zeros, as in diffusers.
     """
 
-    networks: ClassVar[dict[str, Family]] = {"transformer": Family(SD3Transformer2DModel, transformer, halfway)}
+    networks: ClassVar[dict[str, DenoisingNetwork]] = {
+        "transformer": DenoisingNetwork(SD3Transformer2DModel, predict_sd3, halfway)
+    }
     # Text and image share each attention; what is called attn2 in some blocks is the image's, to itself.
     groups: ClassVar[Mapping[str, str]] = {name: GROUPS[name] for name in ("all", "attention", "lora")}
     conditioners: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
-    def _reader(self, index: dict[str, str], encoder: str, dtype: torch.dtype, device: str) -> Reader:
+    def _reader(self, index: dict[str, str], encoder: str, dtype: torch.dtype, device: str) -> TextEncoder:
         reader = super()._reader(index, encoder, dtype, device)
         return replace(reader, limit=T5_LENGTH) if encoder == "text_encoder_3" else reader
 

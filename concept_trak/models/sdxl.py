@@ -13,14 +13,14 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from concept_trak.attribution.denoiser import Condition
-from concept_trak.models.loading import settings_of
-from concept_trak.models.pipeline import Family
+from concept_trak.models.loading import pipeline_settings
+from concept_trak.models.pipeline import DenoisingNetwork
 from concept_trak.models.text_to_image import TextToImage
 
 CLIPS = ("text_encoder", "text_encoder_2")
 
 
-def unet(network: Any, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
+def predict_sdxl(network: Any, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
     added = {"text_embeds": cond["pooled"], "time_ids": cond["sizes"]}
     return network(x_t, times, encoder_hidden_states=cond["text"], added_cond_kwargs=added, return_dict=False)[0]
 
@@ -28,8 +28,8 @@ def unet(network: Any, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
 class StableDiffusionXL(TextToImage):
     """A condition has `text` [b, tokens, both widths], `pooled` [b, width of the second] and `sizes` [b, 6]."""
 
-    networks: ClassVar[dict[str, Family]] = {
-        "unet": Family(UNet2DConditionModel, unet, lambda network: network.mid_block)
+    networks: ClassVar[dict[str, DenoisingNetwork]] = {
+        "unet": DenoisingNetwork(UNet2DConditionModel, predict_sdxl, lambda network: network.mid_block)
     }
     conditioners: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
@@ -50,7 +50,7 @@ class StableDiffusionXL(TextToImage):
         return {"text": text, "pooled": pooled, "sizes": sizes}
 
     def _zeros(self) -> bool:
-        return bool(settings_of(self.path).get("force_zeros_for_empty_prompt", True))
+        return bool(pipeline_settings(self.path).get("force_zeros_for_empty_prompt", True))
 
     def identity(self) -> dict[str, str]:
         return {**super().identity(), "empty": "zeros" if self._zeros() else "encoded"}

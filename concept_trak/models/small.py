@@ -23,12 +23,12 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-Prediction = Literal["epsilon", "v_prediction"]
+PredictionType = Literal["epsilon", "v_prediction"]
 WIDTH = 64
 """Width of one token's encoding, and so of the cross attention's keys and values."""
 
 
-def pixels(seed: int, resolution: int = 32) -> StableDiffusionPipeline:
+def pixel_pipeline(seed: int, resolution: int = 32) -> StableDiffusionPipeline:
     """The demo's pipeline, untrained: 1.0 M parameters of UNet on RGB in [-1, 1].
 
     It predicts v, not the noise. Near pure noise the noise is the input itself, and a network this narrow spends its
@@ -40,7 +40,7 @@ def pixels(seed: int, resolution: int = 32) -> StableDiffusionPipeline:
 
 
 @dataclass(frozen=True)
-class Size:
+class TransformerSize:
     """Of a transformer: `heads` of so many channels each, in so many layers."""
 
     layers: int = 4
@@ -51,12 +51,12 @@ class Size:
 WORDS = ("a", "red", "green", "blue", "triangle", "circle", "square")
 
 
-def patches(
+def patch_pipeline(
     seed: int,
     words: Sequence[str] = WORDS,
     resolution: int = 32,
-    size: Size = Size(),
-    predicts: Prediction = "v_prediction",
+    size: TransformerSize = TransformerSize(),
+    predicts: PredictionType = "v_prediction",
 ) -> PixArtAlphaPipeline:
     """A transformer on patches of 4 x 4 pixels of RGB in [-1, 1], untrained: 1.2 M parameters, and v is predicted,
     unless told otherwise.
@@ -89,7 +89,7 @@ def patches(
     return PixArtAlphaPipeline(**parts)
 
 
-def latents(seed: int, resolution: int = 16) -> StableDiffusionPipeline:
+def latent_pipeline(seed: int, resolution: int = 16) -> StableDiffusionPipeline:
     """A tiny untrained relative of Stable Diffusion, for tests: 4 latent channels at half of `resolution` pixels."""
     with _seeded(seed):
         vae = AutoencoderKL.from_config(
@@ -106,7 +106,7 @@ def latents(seed: int, resolution: int = 16) -> StableDiffusionPipeline:
     return _pipeline(seed, vae, "epsilon", channels=4, sample_size=resolution // 2, widths=(8, 16))
 
 
-def scheduler(prediction_type: Prediction) -> DDIMScheduler:
+def scheduler(prediction_type: PredictionType) -> DDIMScheduler:
     """The noise process of Ho et al. (2020): 1000 steps, beta linear from 1e-4 to 0.02.
 
     `steps_offset=1` moves none of the noise levels; the pipeline's constructor warns about any other value.
@@ -126,7 +126,7 @@ def scheduler(prediction_type: Prediction) -> DDIMScheduler:
 def _pipeline(
     seed: int,
     vae: Any,
-    prediction_type: Prediction,
+    prediction_type: PredictionType,
     channels: int,
     sample_size: int,
     widths: tuple[int, ...],

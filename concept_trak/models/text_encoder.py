@@ -10,7 +10,7 @@ import transformers
 from diffusers.loaders.textual_inversion import TextualInversionLoaderMixin
 from torch import Tensor
 
-from concept_trak.models.loading import kind, load, read
+from concept_trak.models.loading import class_of_part, load_part, from_folder
 
 LONGEST = 512
 """Tokens that an encoder without a table of positions (T5) reads where its tokenizer sets no limit."""
@@ -24,7 +24,7 @@ class Vocabulary(TextualInversionLoaderMixin):
 
 
 @dataclass(frozen=True)
-class Reader:
+class TextEncoder:
     """`limit`: tokens it reads, those around the text included. `learned`: whether tokens were added to it; a text's
     token of several vectors then stands for all of them.
     """
@@ -66,7 +66,7 @@ class Reader:
         return len(self.tokenizer(self.said([text])[0], verbose=False).input_ids)
 
 
-def learned(reader: Reader) -> Reader:
+def with_embedding(reader: TextEncoder) -> TextEncoder:
     return replace(reader, learned=True)
 
 
@@ -75,14 +75,14 @@ def tokenizer_of(encoder: str) -> str:
     return encoder.replace("text_encoder", "tokenizer")
 
 
-def open_reader(path: Path, index: dict[str, str], encoder: str, dtype: torch.dtype, device: str) -> Reader:
+def open_text_encoder(path: Path, index: dict[str, str], encoder: str, dtype: torch.dtype, device: str) -> TextEncoder:
     """An encoder of a pipeline directory, frozen, with the tokenizer that belongs to it.
 
     Raises:
         ValueError: one of them cannot be read.
     """
     words = tokenizer_of(encoder)
-    tokenizer = read(kind(transformers, index, words), path / words)
-    model = load(kind(transformers, index, encoder), path / encoder, dtype, device).requires_grad_(False)
+    tokenizer = from_folder(class_of_part(transformers, index, words), path / words)
+    model = load_part(class_of_part(transformers, index, encoder), path / encoder, dtype, device).requires_grad_(False)
     limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", LONGEST))
-    return Reader(tokenizer, model, limit)
+    return TextEncoder(tokenizer, model, limit)

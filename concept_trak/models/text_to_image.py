@@ -11,21 +11,21 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from concept_trak.attribution.denoiser import Condition
-from concept_trak.models.pipeline import Family, Pipeline
-from concept_trak.models.text_encoder import Reader, open_reader, tokenizer_of
+from concept_trak.models.pipeline import DenoisingNetwork, Pipeline
+from concept_trak.models.text_encoder import TextEncoder, open_text_encoder, tokenizer_of
 
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
-def unet(network: Any, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
+def predict_text_to_image(network: Any, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
     return network(x_t, times, encoder_hidden_states=cond["text"], return_dict=False)[0]
 
 
 class TextToImage(Pipeline):
     """A condition has `text` [b, tokens, width]. `conditioners`: the encoders that must be there, with tokenizers."""
 
-    networks: ClassVar[dict[str, Family]] = {
-        "unet": Family(UNet2DConditionModel, unet, lambda network: network.mid_block)
+    networks: ClassVar[dict[str, DenoisingNetwork]] = {
+        "unet": DenoisingNetwork(UNet2DConditionModel, predict_text_to_image, lambda network: network.mid_block)
     }
     conditioners: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
 
@@ -33,8 +33,8 @@ class TextToImage(Pipeline):
         heard = [encoder for encoder in ENCODERS if encoder in index]
         self.readers = {encoder: self._reader(index, encoder, dtype, device) for encoder in heard}
 
-    def _reader(self, index: dict[str, str], encoder: str, dtype: torch.dtype, device: str) -> Reader:
-        return open_reader(self.path, index, encoder, dtype, device)
+    def _reader(self, index: dict[str, str], encoder: str, dtype: torch.dtype, device: str) -> TextEncoder:
+        return open_text_encoder(self.path, index, encoder, dtype, device)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Condition:

@@ -11,21 +11,23 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor
 
 from concept_trak.attribution.denoiser import Condition, Denoiser
-from concept_trak.models.class_conditional import Classes, Labelled, named
-from concept_trak.models.pipeline import Family
+from concept_trak.models.class_conditional import Classes, ClassConditional, class_names
+from concept_trak.models.pipeline import DenoisingNetwork
 
 
-def unet(network: Any, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
+def predict_unet_2d(network: Any, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
     """Where it also learns a variance, that is the second half of the channels and not asked for."""
     return network(x_t, times, class_labels=cond.get("label"), return_dict=False)[0][:, : x_t.shape[1]]
 
 
-class UNet2D(Labelled):
+class UNet2D(ClassConditional):
     """None of its classes is known to stand for none. So the negative is another class, any of them unless
     `combinations` says which; who trained with an empty class names it there alone.
     """
 
-    networks: ClassVar[dict[str, Family]] = {"unet": Family(UNet2DModel, unet, lambda network: network.mid_block)}
+    networks: ClassVar[dict[str, DenoisingNetwork]] = {
+        "unet": DenoisingNetwork(UNet2DModel, predict_unet_2d, lambda network: network.mid_block)
+    }
 
     def _read_conditioners(self, index: dict[str, str], dtype: torch.dtype, device: str) -> None:
         config: Any = self.network.config
@@ -35,7 +37,7 @@ class UNet2D(Labelled):
                 "expected class_embed_type null with num_class_embeds, or neither"
             )
         count = config["num_class_embeds"]
-        self.classes = None if count is None else Classes(count, named(self.path))
+        self.classes = None if count is None else Classes(count, class_names(self.path))
         if self.classes is None:
             return
         if self.negative == "empty":

@@ -18,7 +18,7 @@ SKETCH = Projector("sketch", 256)
 @pytest.fixture(scope="module")
 def denoiser(tmp_path_factory) -> TextToImage:
     folder = tmp_path_factory.mktemp("model")
-    small.latents(0, resolution=16).save_pretrained(folder)
+    small.latent_pipeline(0, resolution=16).save_pretrained(folder)
     return TextToImage(str(folder), r"\.(weight|bias)$")
 
 

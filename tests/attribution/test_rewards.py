@@ -16,7 +16,7 @@ from concept_trak.attribution.projector import Projector
 from concept_trak.attribution.query import query_batch, query_side
 from concept_trak.attribution.state import Batch, Probe
 from concept_trak.attribution.trajectory import forward_noise
-from concept_trak.models.classifier import open_judge
+from concept_trak.models.classifier import open_classifier
 from concept_trak.models.gaussian import Gaussian, Settings
 from tests import written_out
 from tests.models.classifiers import saved
@@ -85,7 +85,7 @@ def test_a_bayes_classifier_pulls_a_class_mean_to_its_class_from_what_it_takes_i
     denoiser = Gaussian(Settings(shape=(1, 3, 3), spread=2.0))
     mu, variance = denoiser.network.mean.weight.detach(), denoiser.settings.spread**2
     weights = {"weight": mu / variance, "bias": -mu.square().sum(1) / 2 / variance}
-    judge = open_judge(saved(weights, "linear", ["zero", "one", "two"]), "bayes", "one", denoiser)
+    judge = open_classifier(saved(weights, "linear", ["zero", "one", "two"]), "bayes", "one", denoiser)
     _, found = pulled(denoiser, "classifier_reward", asked_of(denoiser, [0, 1], judge=judge), t)
     for i, label in enumerate((0, 1)):
         x_0 = found.seen.x_0[i].flatten()

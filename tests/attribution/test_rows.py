@@ -36,7 +36,7 @@ TRANSFORMER = r"^(scale_shift_table|proj_out\.bias)$|^transformer_blocks\.1\.sca
 def latents(tmp_path_factory) -> Denoiser:
     """A UNet of random weights that predicts the noise of latents of 2 x 2."""
     folder = tmp_path_factory.mktemp("latents")
-    small.latents(0, resolution=8).save_pretrained(folder)
+    small.latent_pipeline(0, resolution=8).save_pretrained(folder)
     return load(str(folder), UNET, precision="float64")
 
 
@@ -44,7 +44,7 @@ def latents(tmp_path_factory) -> Denoiser:
 def patches(tmp_path_factory) -> Denoiser:
     """A transformer of random weights that predicts v on 8 x 8 pixels, attributed to what no layer rule covers."""
     folder = tmp_path_factory.mktemp("patches")
-    small.patches(0, resolution=8).save_pretrained(folder)
+    small.patch_pipeline(0, resolution=8).save_pretrained(folder)
     return load(str(folder), TRANSFORMER, precision="float64")
 
 

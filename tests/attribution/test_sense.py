@@ -20,7 +20,7 @@ from concept_trak.audit.query_features import mean_x_0
 from concept_trak.data.benchmarks import synthetic
 from concept_trak.data.image import png
 from concept_trak.evaluation.training.loop import unit_range
-from concept_trak.models.classifier import open_judge
+from concept_trak.models.classifier import open_classifier
 
 DEMO = Path(__file__).resolve().parents[2] / "assets/demo"
 ROWS, TIMES = 32, (500,)
@@ -74,7 +74,7 @@ def test_examples_of_a_colour_find_it(demo, trained):
 def test_a_classifier_of_a_colour_finds_it(demo, trained):
     colour = "blue"
     path = DEMO / "classifier.safetensors"
-    judge = open_judge(path.read_bytes(), str(path), colour, demo)
+    judge = open_classifier(path.read_bytes(), str(path), colour, demo)
     concept = Concept("c", classifier=str(path), shows=colour, samples=4)
     ap, base = average_precision(demo, trained, concept, colour, judge=judge)
     assert ap > base + 0.4, f"AP {ap:.2f} at a base rate of {base:.2f}: a sign, or the class, is wrong"

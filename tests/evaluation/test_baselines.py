@@ -25,7 +25,9 @@ SAID = question(Cell(("triangle", "red"), "colour", True), SHAPES3, True, 3, tru
 @pytest.fixture(scope="module", params=["pixels", "patches"])
 def denoiser(request, tmp_path_factory) -> Denoiser:
     folder = tmp_path_factory.mktemp(request.param)
-    {"pixels": small.pixels, "patches": small.patches}[request.param](0, resolution=16).save_pretrained(folder)
+    {"pixels": small.pixel_pipeline, "patches": small.patch_pipeline}[request.param](0, resolution=16).save_pretrained(
+        folder
+    )
     return load(str(folder))
 
 

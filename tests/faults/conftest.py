@@ -14,7 +14,7 @@ from tests.jobs.world import RESOLUTION, World
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> World:
     root = tmp_path_factory.mktemp("faults")
-    small.pixels(0, RESOLUTION).save_pretrained(root / "pixels")
+    small.pixel_pipeline(0, RESOLUTION).save_pretrained(root / "pixels")
     write(root / "shapes", 64, seed=0, files=4, resolution=RESOLUTION)
     return World(root)
 

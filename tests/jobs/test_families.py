@@ -124,7 +124,7 @@ def test_an_adapter_alone_is_attributed_and_is_part_of_the_fingerprint(world: Wo
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = LoraConfig(r=2, target_modules=["to_k", "to_v"], init_lora_weights=False)
-        adapted = get_peft_model(small.latents(0, 16).unet, config)
+        adapted = get_peft_model(small.latent_pipeline(0, 16).unet, config)
     adapted.save_pretrained(tmp_path / "lora")
     ours = sum(p.numel() for name, p in adapted.named_parameters() if "lora_" in name)
     more = [f"model.lora={tmp_path}/lora", "model.parameters=lora"]

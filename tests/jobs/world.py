@@ -95,8 +95,8 @@ class World:
 
 
 def build(root: Path) -> World:
-    small.pixels(0, RESOLUTION).save_pretrained(root / "pixels")
-    small.latents(0, RESOLUTION).save_pretrained(root / "latents")
+    small.pixel_pipeline(0, RESOLUTION).save_pretrained(root / "pixels")
+    small.latent_pipeline(0, RESOLUTION).save_pretrained(root / "latents")
     write(root / "shapes", 48, seed=0, files=3, resolution=RESOLUTION)
     write(root / "few", 16, seed=0, files=1, resolution=RESOLUTION)
     return World(root)

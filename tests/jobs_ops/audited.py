@@ -11,7 +11,7 @@ from pathlib import Path
 
 from concept_trak.config import AuditConfig
 from concept_trak.data.benchmarks.synthetic import write
-from concept_trak.models.small import pixels
+from concept_trak.models.small import pixel_pipeline
 from concept_trak.store.manifest import Audit
 from concept_trak.store.store import Store
 from jobs.audit import audit
@@ -70,7 +70,7 @@ class Audited:
 
 def build(root: Path) -> Audited:
     """Two audits, `older` and `demo`: 32 images in 2 files, 4 shards."""
-    pixels(0, RESOLUTION).save_pretrained(root / "model")
+    pixel_pipeline(0, RESOLUTION).save_pretrained(root / "model")
     made = Audited(root)
     write(made.data, 32, 0, files=2, resolution=RESOLUTION)
     assert made.run("older", "damping=10") == 0

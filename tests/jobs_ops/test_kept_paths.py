@@ -7,7 +7,7 @@ import time
 import pytest
 
 from concept_trak.data.benchmarks.synthetic import write
-from concept_trak.models.small import pixels
+from concept_trak.models.small import pixel_pipeline
 from jobs.gc import GcConfig, gc
 from jobs.verify import VerifyConfig, verify
 from tests.jobs.world import RESOLUTION
@@ -25,7 +25,7 @@ Kept = dict[str, set[str]]
 def once(tmp_path_factory) -> Audited:
     """Two audits of eight images: `guided`, and after it `free` on paths of its own; all is three days old."""
     made = Audited(tmp_path_factory.mktemp("kept"))
-    pixels(0, RESOLUTION).save_pretrained(made.root / "model")
+    pixel_pipeline(0, RESOLUTION).save_pretrained(made.root / "model")
     write(made.data, 8, 0, files=1, resolution=RESOLUTION)
     for name, guidance in (("guided", 7.5), ("free", 1.0)):
         assert made.run(name, f"{ROW}.train.guidance={guidance}", small=SMALL) == 0

@@ -7,7 +7,7 @@ import pytest
 
 from concept_trak.models import small
 
-BUILDERS = {"pixels": small.pixels, "latents": small.latents, "patches": small.patches}
+BUILDERS = {"pixels": small.pixel_pipeline, "latents": small.latent_pipeline, "patches": small.patch_pipeline}
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from safetensors.torch import save
 
 from concept_trak.data.benchmarks.two_factors import SHAPES2, SHAPES3
 from concept_trak.evaluation import judge
-from concept_trak.models.classifier import open_judge
+from concept_trak.models.classifier import open_classifier
 from tests.models.classifiers import drawn, saved
 from tests.toys import Toy
 
@@ -54,7 +54,7 @@ def by_hand(architecture: str, x: torch.Tensor) -> list[float]:
 @pytest.mark.parametrize("output", ["softmax", "sigmoid"])
 @pytest.mark.parametrize(("architecture", "weights"), [("linear", LINEAR), ("mlp", MLP)])
 def test_a_head_on_x_0_is_what_its_file_says(architecture, weights, output):
-    judge = open_judge(saved(weights, architecture, CLASSES, output=output), "f", "green", TOY)
+    judge = open_classifier(saved(weights, architecture, CLASSES, output=output), "f", "green", TOY)
     for x, found in zip(X, judge(X).tolist(), strict=True):
         z = torch.tensor(by_hand(architecture, x), dtype=torch.float64)
         p = (z[1].exp() / z.exp().sum()).log() if output == "softmax" else (1 / (1 + (-z[1]).exp())).log()
@@ -62,7 +62,7 @@ def test_a_head_on_x_0_is_what_its_file_says(architecture, weights, output):
 
 
 def test_the_slope_of_a_head_is_that_of_finite_differences():
-    judge = open_judge(saved(MLP, "mlp", CLASSES), "f", "blue", TOY)
+    judge = open_classifier(saved(MLP, "mlp", CLASSES), "f", "blue", TOY)
     x = X[:1].clone().requires_grad_()
     (slope,) = torch.autograd.grad(judge(x).sum(), x)
     for i in (0, 17, 71):
@@ -79,7 +79,7 @@ def test_a_classifier_of_jobs_train_is_read_by_its_sizes(kinds, tmp_path):
     made.double()
     for names, heads in ((kinds.things, made(x)[0]), (kinds.colours, made(x)[1])):
         for i, name in enumerate(names):
-            found = open_judge(data, "c", name, pixels(16))(x)
+            found = open_classifier(data, "c", name, pixels(16))(x)
             torch.testing.assert_close(found, heads.softmax(1)[:, i].log())
 
 
@@ -88,7 +88,7 @@ def test_the_trunk_with_a_head_of_ones_own():
     trunk = {name: w for name, w in made.state_dict().items() if name.startswith("trunk.")}
     head = {"head.weight": drawn(2, 64, seed=1), "head.bias": drawn(2, seed=2)}
     x = drawn(2, 3, 16, 16).tanh()
-    no = open_judge(saved(trunk | head, "convolutional", ["yes", "no"]), "c", "no", pixels(16))
+    no = open_classifier(saved(trunk | head, "convolutional", ["yes", "no"]), "c", "no", pixels(16))
     seen = made.trunk(x).mean(dim=(2, 3))
     torch.testing.assert_close(no(x), (seen @ head["head.weight"].T + head["head.bias"]).log_softmax(1)[:, 1])
 
@@ -96,7 +96,7 @@ def test_the_trunk_with_a_head_of_ones_own():
 def test_the_shipped_classifier_knows_red():
     path = ROOT / "assets/demo/classifier.safetensors"
     images, shown = judge.drawings(0, 0, 12)
-    red = open_judge(path.read_bytes(), str(path), "red", pixels(32))
+    red = open_classifier(path.read_bytes(), str(path), "red", pixels(32))
     assert ((red(images).exp() > 0.5) == (shown[:, 1] == 0)).all()
 
 
@@ -121,4 +121,4 @@ REFUSALS = [
 @pytest.mark.parametrize(("data", "shows", "message"), REFUSALS, ids=[m for _, _, m in REFUSALS])
 def test_a_file_that_cannot_judge_is_refused(data, shows, message):
     with pytest.raises(ValueError, match=message):
-        open_judge(data, "f", shows, TOY)
+        open_classifier(data, "f", shows, TOY)

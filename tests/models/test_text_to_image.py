@@ -151,7 +151,7 @@ def test_without_a_vae_pixels_are_the_space(saved, kind):
 
 
 @pytest.mark.parametrize("side", [16, 32])
-@pytest.mark.parametrize("builder", [small.pixels, small.latents, small.patches])
+@pytest.mark.parametrize("builder", [small.pixel_pipeline, small.latent_pipeline, small.patch_pipeline])
 def test_the_resolution_is_that_of_the_images(tmp_path, builder, side):
     builder(0, resolution=side).save_pretrained(tmp_path)
     denoiser = load(str(tmp_path))

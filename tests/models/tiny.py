@@ -30,14 +30,14 @@ from transformers import (
 from concept_trak.models import small
 
 
-def stable_diffusion(prediction_type: small.Prediction) -> Any:
-    pipe = small.latents(0)
+def stable_diffusion(prediction_type: small.PredictionType) -> Any:
+    pipe = small.latent_pipeline(0)
     pipe.register_modules(scheduler=small.scheduler(prediction_type))
     return pipe
 
 
 def pixart() -> Any:
-    return small.patches(0, resolution=16, size=small.Size(2, 2, 16), predicts="epsilon")
+    return small.patch_pipeline(0, resolution=16, size=small.TransformerSize(2, 2, 16), predicts="epsilon")
 
 
 def letters(width: int, limit: int) -> tuple[T5EncoderModel, T5Tokenizer]:

@@ -63,7 +63,7 @@ def test_peak_memory_is_flat_from_half_a_gigabyte_to_two(tmp_path):
         client.put_object(Bucket=BUCKET, Key=f"web/{folder}/{n:05d}.tar", Body=content[n % 4])
     client.close()
     assert LARGE * len(content[0]) > 1.99e9
-    small.pixels(seed=0, resolution=16).save_pretrained(tmp_path / "model")
+    small.pixel_pipeline(seed=0, resolution=16).save_pretrained(tmp_path / "model")
     few, low = peak("web/half", tmp_path / "model", tmp_path / "half")
     all_, high = peak("web", tmp_path / "model", tmp_path / "all")
     assert (few, all_) == (SMALL * EACH, LARGE * EACH), "samples were lost"

@@ -19,9 +19,9 @@ from concept_trak.evaluation import judge
 from concept_trak.evaluation.training.loop import Examples, Progress, TextConditioned, dropout, fit, refilled
 from concept_trak.evaluation.training.optim import Recipe
 from concept_trak.models import load, pixart, small, text_to_image
-from concept_trak.models.small import Prediction, Size
+from concept_trak.models.small import PredictionType, TransformerSize
 
-ASKS = {"unet": text_to_image.unet, "transformer": pixart.transformer}
+ASKS = {"unet": text_to_image.predict_text_to_image, "transformer": pixart.predict_pixart}
 """The networks to train, and how each is asked."""
 
 
@@ -34,9 +34,9 @@ class TrainConfig:
     """shapes3, shapes2, shapes2_paper or digits."""
     network: str = "unet"
     """unet (1.0 M parameters) or transformer (1.2 M, unless its size is given)."""
-    size: Size = field(default_factory=Size)
+    size: TransformerSize = field(default_factory=TransformerSize)
     """transformer: its layers, heads, and the width of a head."""
-    predicts: Prediction = "v_prediction"
+    predicts: PredictionType = "v_prediction"
     """transformer: v_prediction or epsilon."""
     seed: int = 0
     """Names the initial weights and what every step draws; and the images, unless `images_seed` does."""
@@ -115,9 +115,9 @@ class TrainConfig:
 def untrained(config: TrainConfig) -> Any:
     """The pipeline that training starts from; the same for the same seed."""
     if config.network == "unet":
-        return small.pixels(config.seed, config.side)
+        return small.pixel_pipeline(config.seed, config.side)
     words = ("a", *config.kinds.colours, *config.kinds.things)
-    return small.patches(config.seed, words, config.side, config.size, config.predicts)
+    return small.patch_pipeline(config.seed, words, config.side, config.size, config.predicts)
 
 
 def listening(config: TrainConfig, pipeline: Any) -> TextConditioned:
@@ -220,5 +220,5 @@ def command(config: TrainConfig) -> str:
     return " ".join(["python -m jobs.train", *given, *_sizes(config.size, usual.size)])
 
 
-def _sizes(size: Size, usual: Size) -> list[str]:
+def _sizes(size: TransformerSize, usual: TransformerSize) -> list[str]:
     return [f"size.{name}={value}" for name, value in asdict(size).items() if value != getattr(usual, name)]

@@ -36,7 +36,7 @@ from concept_trak.evaluation.training.loop import (
 )
 from concept_trak.evaluation.training.optim import INNER, MIDDLE, TARGETS, Recipe, optimizers, rate, times
 from concept_trak.models import load, small
-from concept_trak.models.small import Size
+from concept_trak.models.small import TransformerSize
 from jobs.configure import configure
 from jobs.train import train
 
@@ -47,7 +47,7 @@ TRANSFORMER = replace(TINY, set="shapes2", network="transformer", dropped=0.0)
 
 
 def tiny_network(seed=0):
-    pipeline = small.pixels(seed, resolution=16)
+    pipeline = small.pixel_pipeline(seed, resolution=16)
     return listening(TINY, pipeline), examples(TINY, pipeline.tokenizer)
 
 
@@ -113,7 +113,7 @@ def test_dropout_is_three_independent_coins(p):
 
 
 def test_a_sample_has_its_full_caption_first_and_the_empty_one_last():
-    pipeline = small.pixels(0, resolution=16)
+    pipeline = small.pixel_pipeline(0, resolution=16)
     data = examples(TINY, pipeline.tokenizer)
     _, drawn = arrays(TINY.seed, 0, TINY.images, resolution=16)
     for tokens, (shape, colour) in zip(data.tokens, (d.said for d in drawn), strict=True):
@@ -152,7 +152,8 @@ def test_the_rate_rises_to_its_peak_and_falls_towards_zero():
 
 
 @pytest.mark.parametrize(
-    ("build", "absent"), [(small.pixels, {"vae": None}), (small.latents, {}), (small.patches, {"vae": None})]
+    ("build", "absent"),
+    [(small.pixel_pipeline, {"vae": None}), (small.latent_pipeline, {}), (small.patch_pipeline, {"vae": None})],
 )
 def test_the_directory_is_a_diffusers_pipeline(build, absent, tmp_path):
     pipeline = build(seed=1)
@@ -190,7 +191,7 @@ def test_building_a_pipeline_leaves_the_global_generator_alone():
     torch.manual_seed(7)
     expected = torch.rand(1)
     torch.manual_seed(7)
-    small.pixels(0, resolution=16)
+    small.pixel_pipeline(0, resolution=16)
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -284,8 +285,8 @@ def test_another_seed_can_train_on_the_same_images():
 def test_the_published_size_builds_and_takes_a_step(tmp_path):
     """Its own network where it is cheap to ask, a smaller one where it would take long."""
     config = configure(TrainConfig, "train", ["--config-name=train_paper", "device=cpu", "images=4", "batch=2"])
-    assert (config.side, config.size, config.recipe.decay) == (64, Size(6, 8, 64), 0.0)
-    tiny = replace(config, steps=2, warm_up=1, size=Size(1, 2, 32))
+    assert (config.side, config.size, config.recipe.decay) == (64, TransformerSize(6, 8, 64), 0.0)
+    tiny = replace(config, steps=2, warm_up=1, size=TransformerSize(1, 2, 32))
     train_model(tiny, tmp_path, lambda line: None)
     model = load(str(tmp_path))
     assert (model.resolution, model.prediction_type) == (64, "epsilon")
@@ -315,7 +316,7 @@ def test_unknown_settings_of_a_run_are_refused():
 
 
 def test_muon_takes_the_matrices_inside_and_adamw_the_rest():
-    network = small.patches(0, resolution=16).transformer
+    network = small.patch_pipeline(0, resolution=16).transformer
     adamw = Recipe(steps=2, warm_up=1)
     ((_, peak),) = optimizers(network, adamw)
     assert peak == adamw.learning_rate
