@@ -29,6 +29,7 @@ from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.attribution.state import Batch, Probe
 from concept_trak.attribution.trajectory import ddim_inversion
 from concept_trak.data.sample import Sample
+from concept_trak.store.checked_safetensors import checked_metadata, with_checksum
 from concept_trak.store.gc import STATE, Garbage, Needed, existing, unknown_needs
 from concept_trak.store.identity import fingerprint
 from concept_trak.store.manifest import Audit, fingerprints
@@ -57,12 +58,10 @@ def states_in(data: bytes, where: str) -> Float[Tensor, "s c h w"]:
         Damaged: it is no such file, or its numbers are not those that were written.
     """
     try:
-        x, said = (load(data)[part] for part in ("x_t", "sha256"))
-    except (SafetensorError, KeyError) as error:
-        raise Damaged(f"{where} is damaged ({error}); remove it: it is made again") from error
-    if bytes(said.tolist()) != _digest(x):
-        raise Damaged(f"{where} was altered; remove it: it is made again")
-    return x
+        checked_metadata(data)
+        return load(data)["x_t"]
+    except (Damaged, SafetensorError, KeyError) as error:
+        raise Damaged(f"{where} was truncated or altered; remove it: it is made again ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,7 @@ class Inversions:
         return states_in(data, f"{self.store.uri}/{name}")
 
     def _write(self, name: str, x: Tensor) -> None:
-        x = x.cpu().contiguous()
-        self.store.create(name, save({"x_t": x, "sha256": torch.tensor(list(_digest(x)), dtype=torch.uint8)}))
+        self.store.create(name, with_checksum(save({"x_t": x.cpu().contiguous()})))
 
 
 def _inverted(denoiser: Denoiser, batch: Batch, probe: Probe, rows: Sequence[int]) -> Float[Tensor, "n s c h w"]:
@@ -106,10 +104,6 @@ def _inverted(denoiser: Denoiser, batch: Batch, probe: Probe, rows: Sequence[int
     if len(some) == len(batch.ids):
         return torch.stack([state.x_t for state in ddim_inversion(denoiser, batch, probe, 0)], 1)
     return torch.cat([_inverted(denoiser, one, probe, [0]) for one in some])
-
-
-def _digest(x: Tensor) -> bytes:
-    return hashlib.sha256(x.contiguous().view(torch.uint8).numpy().tobytes()).digest()
 
 
 def _name(sample: Sample) -> str:

@@ -20,7 +20,6 @@ from which errors are told.
 A measurement as bytes, and back: safetensors that carry their own sha256.
 """
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -36,7 +35,8 @@ from concept_trak.attribution.numerics import normal
 from concept_trak.attribution.query import UNGUIDED, query_batch
 from concept_trak.attribution.state import Probe, State, required
 from concept_trak.attribution.trajectory import TRAJECTORIES, States, generate
-from concept_trak.store.checked_safetensors import header
+from concept_trak.store.checked_safetensors import checked_metadata, with_checksum
+from concept_trak.store.part import Damaged
 
 OBJECTIVES = ("erase", "contrast", "amplify")
 MEASURED = (*OBJECTIVES, "reach")
@@ -188,21 +188,20 @@ def encode(found: Measurement) -> bytes:
     """As safetensors, with its own sha256."""
     named = {f"gradient/{n}": g.contiguous() for n, g in found.gradient.items()}
     named |= {f"rows/{n}": r.contiguous() for n, r in found.rows.items()} | {"strength": found.strength}
-    return save(named, {"sha256": hashlib.sha256(save(named)).hexdigest()})
+    return with_checksum(save(named))
 
 
 def decode(data: bytes, name: str) -> Measurement:
     """What `encode` wrote under a name.
 
     Raises:
-        ValueError: it was cut short or altered.
+        Damaged: it was cut short or altered.
     """
     try:
+        checked_metadata(data)
         read = load(data)
-        said = header(data)[0]["__metadata__"]["sha256"]
-        if said != hashlib.sha256(save(read)).hexdigest():
-            raise ValueError("its numbers were altered")
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise ValueError(f"{name} is not as it was written ({error}); delete it and run the command again") from None
+        strength = read["strength"]
+    except (Damaged, SafetensorError, KeyError) as error:
+        raise Damaged(f"{name} is not as it was written ({error}); delete it and run the command again") from None
     cut = {p: {n.removeprefix(p): x for n, x in read.items() if n.startswith(p)} for p in ("gradient/", "rows/")}
-    return Measurement(cut["gradient/"], cut["rows/"], read["strength"])
+    return Measurement(cut["gradient/"], cut["rows/"], strength)

@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.data.benchmarks.two_factors import SETS, SHAPES3, TwoFactors
-from concept_trak.store.checked_safetensors import header
+from concept_trak.store.checked_safetensors import safetensors_header
 
 Weights = dict[str, Tensor]
 LogProbability = Callable[[Float[Tensor, "b c h w"]], Float[Tensor, " b"]]
@@ -139,7 +139,7 @@ def _read(data: bytes, path: str) -> tuple[Weights, Sequence[Head]]:
     """The tensors, and the heads that the metadata describes, or that a classifier of jobs.train has."""
     try:
         weights = tensors_of(data)
-        said = header(data)[0].get("__metadata__", {})
+        said = safetensors_header(data).get("__metadata__", {})
     except (SafetensorError, ValueError) as error:
         raise ValueError(
             f"{path} is no safetensors file ({error}); pickled weights can run code, so save it as one"

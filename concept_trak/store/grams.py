@@ -1,14 +1,11 @@
 """K = Σ φ φᵀ over some rows, as one safetensors file; its metadata hold the rows' count, the trace and a checksum."""
 
-import hashlib
-import json
-
 import numpy as np
 from jaxtyping import Float32
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from concept_trak.store.checked_safetensors import header
+from concept_trak.store.checked_safetensors import checked_metadata, with_checksum
 from concept_trak.store.part import Damaged
 from concept_trak.store.store import Store
 
@@ -45,34 +42,17 @@ def read_gram(store: Store, fp: str, group: str) -> tuple[Float32[np.ndarray, "k
 
 
 def encode_gram(k_matrix: Float32[np.ndarray, "k k"], count: int) -> bytes:
-    """The bytes of K: same K, same bytes. Metadata: count, trace (float64), sha256 of the matrix."""
+    """The bytes of K: same K, same bytes. The metadata hold the count of rows and the trace (float64)."""
     assert np.isfinite(k_matrix).all(), "a non-finite Gram: a non-finite feature slipped past the rejects"
     k_matrix = np.ascontiguousarray(k_matrix)
-    metadata = {
-        "count": str(count),
-        "trace": repr(float(np.trace(k_matrix, dtype=np.float64))),
-        "sha256": hashlib.sha256(k_matrix.tobytes()).hexdigest(),
-    }
-    return _ordered(save({"K": k_matrix}, metadata=metadata))
+    metadata = {"count": str(count), "trace": repr(float(np.trace(k_matrix, dtype=np.float64)))}
+    return with_checksum(save({"K": k_matrix}, metadata=metadata))
 
 
 def decode_gram(data: bytes) -> tuple[Float32[np.ndarray, "k k"], int]:
     """K and the count of its rows. Raises Damaged."""
+    metadata = checked_metadata(data)
     try:
-        found, _ = header(data)
-        said = found["__metadata__"]
-        k_matrix, count = load(data)["K"], int(said["count"])
-        intact = hashlib.sha256(k_matrix.tobytes()).hexdigest() == said["sha256"]
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise Damaged(f"no Gram of this project, or a damaged one: {type(error).__name__}: {error}") from error
-    if not intact:
-        raise Damaged("the matrix does not have the sha256 its metadata state")
-    return k_matrix, count
-
-
-def _ordered(data: bytes) -> bytes:
-    """The same file with its header's keys in order: safetensors writes metadata in an order that varies by process."""
-    found, size = header(data)
-    text = json.dumps(found, sort_keys=True, separators=(",", ":")).encode()
-    assert len(text) <= size, "a sorted header is as long as an unsorted one"
-    return data[:8] + text.ljust(size) + data[8 + size :]
+        return load(data)["K"], int(metadata["count"])
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise Damaged(f"no Gram of this project: {type(error).__name__}: {error}") from error

@@ -69,7 +69,7 @@ def test_kept_states_that_were_altered_are_refused(world, tmp_path):
     data = bytearray(path.read_bytes())
     data[-40] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"states/.* was altered; remove it: it is made again"):
+    with pytest.raises(ValueError, match=r"states/.* was truncated or altered; remove it: it is made again"):
         features(world, tmp_path, "keep_states=true", "projector.dim=32")
 
 
