@@ -1,1 +1,1 @@
-"""An audit as one HTML page: `page` what it shows, `render` makes it, `page.html` its words, `style.html` its looks."""
+"""Results as pages: one `*_page` module per page, `render` and the templates beside it. No page runs a script."""

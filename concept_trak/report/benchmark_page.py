@@ -1,9 +1,7 @@
-"""The page of a benchmark as one self-contained HTML file: which method finds the concept, and how sure that is.
+"""A benchmark's results as people read them: Parquet, Markdown, and one self-contained HTML page.
 
-`league.html` holds structure and words. Here is what it needs computed: the verdict, and the geometry of the drawings
-in percent of their box, so that they fit any screen and their words keep their size.
-
-A benchmark's results as people read them: Parquet, Markdown, a page.
+`benchmark.html` holds structure and words. This module computes what the page says: how the reference compares with the
+best baseline, and the geometry of its chart.
 """
 
 import itertools
@@ -13,146 +11,123 @@ from dataclasses import dataclass
 from typing import Any
 
 from concept_trak.evaluation.benchmark import GRADED, STANDINGS, ranking_file, standing_row
-from concept_trak.evaluation.leaderboard import Arm, Cell, Standing, Table, best_baseline
+from concept_trak.evaluation.leaderboard import Cell, Standing, Table, best_baseline
+from concept_trak.report.chart import HUES, Chart, Curve, Dot, spread_apart
 from concept_trak.report.render import environment
 from concept_trak.store.manifest import Audit, read_table
 from concept_trak.store.store import Store
 from concept_trak.store.tables import from_rows, to_parquet
 
-COLOURS = 9  # methods told apart by colour: as many as a reader can; the others are grey
-LINE = 17  # pixels that a label of a curve takes
-PLAIN_GAP = 1.0  # decades between the strongest finite damping and the plain inner product, which has none
+LABEL_HEIGHT = 17
+"""Pixels that the name of a curve takes."""
+PLAIN_GAP = 1.0
+"""Decades between the strongest finite damping and the plain inner product, which has none."""
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One arm's merit against damping. Points, its end and its label in percent of the drawing, from top left.
-
-    `hue` is a number below `COLOURS`, or -1 for grey; `dashed` where the method has another arm, its own query's.
-    """
-
-    arm: Arm
-    hue: int
-    dashed: bool
-    points: tuple[tuple[float, float], ...]
-    chosen: tuple[float, float]
-    label: float
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """The figure of one data set: its curves, best first, and the places of its axes' words."""
-
-    curves: tuple[Curve, ...]
-    dampings: tuple[tuple[float, float], ...]
-    merits: tuple[tuple[float, float], ...]
-    height: int
-    """In pixels: room for every label."""
-
-
-def drawing(one: Table, shown: Sequence[Standing]) -> Drawing:
-    """Merit against damping: the logarithm of the damping to the right, the plain inner product last."""
-    curves = {line.arm: one.curves[line.arm] for line in shown}
-    x = _across({d for curve in curves.values() for d in curve})
-    low, high, step = _range([m for curve in curves.values() for m in curve.values()])
+def merit_chart(board: Table, lines: Sequence[Standing]) -> Chart:
+    """Merit of `lines` against damping: the logarithm of the damping to the right, the plain inner product last."""
+    merits = [board.curves[line.arm] for line in lines]
+    x = _damping_positions({damping for by_damping in merits for damping in by_damping})
+    low, high, step = _merit_axis([merit for by_damping in merits for merit in by_damping.values()])
 
     def y(merit: float) -> float:
         return round(3 + 94 * (high - merit) / (high - low), 2)
 
-    hues = _hues(one.reference.method, shown)
-    height = max(380, LINE * len(shown) + 40)
-    places = _apart([y(curve[max(curve)]) for curve in curves.values()], 100 * LINE / height)
-    drawn = tuple(
+    height = max(380, LABEL_HEIGHT * len(lines) + 40)
+    gap = 100 * LABEL_HEIGHT / height
+    labels = spread_apart([y(curve[max(curve)]) for curve in merits], gap, 1 + gap / 2, 99 - gap / 2)
+    hues = _hues(board.reference.method, lines)
+    curves = tuple(
         Curve(
-            line.arm,
-            hues.get(line.arm.method, -1),
-            line.arm.asked == "concept",
-            tuple((x[d], y(m)) for d, m in sorted(curves[line.arm].items())),
-            (x[line.damping], y(curves[line.arm][line.damping])),
-            place,
+            name=str(line.arm),
+            hue=hues.get(line.arm.method, -1),
+            points=tuple((x[damping], y(merit)) for damping, merit in sorted(by_damping.items())),
+            dots=(Dot(x[line.damping], y(by_damping[line.damping]), str(line.arm)),),
+            label=label,
+            lead=line.arm.method == board.reference.method and line.arm.asked != "concept",
+            dashed=line.arm.asked == "concept",
+            hollow=line.arm.asked == "none",
         )
-        for line, place in zip(shown, places, strict=True)
+        for line, by_damping, label in zip(lines, merits, labels, strict=True)
     )
     ticks = [low + step * i for i in range(round((high - low) / step) + 1)]
-    return Drawing(drawn, tuple(sorted(x.items())), tuple((round(t, 6), y(t)) for t in ticks), height)
+    return Chart(curves, tuple(sorted(x.items())), tuple((round(t, 6), y(t)) for t in ticks), height)
 
 
-def verdict(best: Standing) -> str:
-    """ahead or behind: the interval lies on one side of 0 and so does every model; mixed: only the interval; open."""
+def outcome(best: Standing) -> str:
+    """How the reference compares with the best baseline.
+
+    Returns:
+        `better` or `worse` if the interval excludes 0 and every model agrees, `mixed` if the interval excludes 0 and
+        some model does not agree, else `open`.
+    """
     low, high = best.behind
     if low <= 0 <= high:
         return "open"
-    agree = all((value > 0) == (low > 0) and value != 0 for value in best.behind_per_model)
-    return ("ahead" if low > 0 else "behind") if agree else "mixed"
+    agree = all((gap > 0) == (low > 0) and gap != 0 for gap in best.behind_per_model)
+    return ("better" if low > 0 else "worse") if agree else "mixed"
 
 
 @dataclass(frozen=True)
-class Result:
-    """One data set as the page shows it. `verdict` is ahead, behind, mixed or open; `above` has the better merits."""
+class DatasetResult:
+    """One data set as the page shows it. `above`: the lines with a better merit than the reference's."""
 
-    table: Table
-    ours: Standing
+    board: Table
+    reference: Standing
     best: Standing
-    verdict: str
+    outcome: str
     above: tuple[Standing, ...]
-    shown: tuple[Standing, ...]
+    lines: tuple[Standing, ...]
     flipped: tuple[Standing, ...]
-    drawing: Drawing
+    chart: Chart
 
 
-def render_league(tables: Sequence[Table]) -> str:
-    """The page of a benchmark's `tables`, one per data set, as a complete HTML document. Equal tables, equal text."""
-    return _TEMPLATE.render(results=[result(one) for one in tables], colours=range(COLOURS))
-
-
-def result(one: Table) -> Result:
+def dataset_result(board: Table) -> DatasetResult:
     """What the page says about one data set."""
-    ours = next(line for line in one.lines if line.arm == one.reference)
-    best = best_baseline(one.lines)
-    shown = tuple(line for line in one.lines if not line.arm.flipped)
-    flipped = tuple(line for line in one.lines if line.arm.flipped)
-    above = tuple(line for line in shown if line.merit > ours.merit)
-    return Result(one, ours, best, verdict(best), above, shown, flipped, drawing(one, shown))
+    reference = next(line for line in board.lines if line.arm == board.reference)
+    best = best_baseline(board.lines)
+    lines = tuple(line for line in board.lines if not line.arm.flipped)
+    return DatasetResult(
+        board=board,
+        reference=reference,
+        best=best,
+        outcome=outcome(best),
+        above=tuple(line for line in lines if line.merit > reference.merit),
+        lines=lines,
+        flipped=tuple(line for line in board.lines if line.arm.flipped),
+        chart=merit_chart(board, lines),
+    )
 
 
-def _across(dampings: set[float]) -> dict[float, float]:
-    """Where each damping stands, in percent."""
+def render_benchmark(boards: Sequence[Table]) -> str:
+    """The page of a benchmark as a complete HTML document, one section a data set. Equal input gives equal text."""
+    return _TEMPLATE.render(results=[dataset_result(board) for board in boards])
+
+
+def _damping_positions(dampings: set[float]) -> dict[float, float]:
+    """Percent from the left by damping."""
     finite = sorted(math.log10(d) for d in dampings if math.isfinite(d))
     last = finite[-1] + PLAIN_GAP if finite else 0.0
-    at = {d: math.log10(d) if math.isfinite(d) else last for d in dampings}
-    first, width = min(at.values()), max(at.values()) - min(at.values())
-    return {d: round(5 + 92 * (value - first) / width, 2) if width else 50.0 for d, value in at.items()}
+    decades = {d: math.log10(d) if math.isfinite(d) else last for d in dampings}
+    first, width = min(decades.values()), max(decades.values()) - min(decades.values())
+    return {d: round(5 + 92 * (value - first) / width, 2) if width else 50.0 for d, value in decades.items()}
 
 
-def _range(merits: Sequence[float]) -> tuple[float, float, float]:
-    """The axis of merits: its ends, which hold 0, and the step of its ticks, at most ten."""
+def _merit_axis(merits: Sequence[float]) -> tuple[float, float, float]:
+    """The ends of the axis, which includes 0, and the step of its ticks, at most ten."""
     lowest, highest = min(0.0, *merits), max(0.0, *merits)
     step = next(s for s in (0.02, 0.05, 0.1, 0.2, 0.5) if highest - lowest <= 8 * s)
     return step * math.floor(lowest / step - 1e-9), step * math.ceil(highest / step + 1e-9), step
 
 
-def _hues(reference: str, shown: Sequence[Standing]) -> dict[str, int]:
-    """The reference has the first colour, then the methods by merit; what needs no gradient is grey."""
-    methods = dict.fromkeys([reference, *(line.arm.method for line in shown if line.arm.asked != "none")])
-    return {method: hue for hue, method in enumerate(itertools.islice(methods, COLOURS))}
+def _hues(reference: str, lines: Sequence[Standing]) -> dict[str, int]:
+    """Hue by method: the reference has the first, the others follow by merit; methods without gradients are grey."""
+    methods = dict.fromkeys([reference, *(line.arm.method for line in lines if line.arm.asked != "none")])
+    return {method: hue for hue, method in enumerate(itertools.islice(methods, HUES))}
 
 
-def _apart(places: Sequence[float], gap: float) -> tuple[float, ...]:
-    """The places moved as little as needed to lie `gap` apart and within 1 ... 99; their order stays."""
-    order = sorted(range(len(places)), key=lambda i: places[i])
-    moved, floor = dict.fromkeys(order, 0.0), 1 + gap / 2
-    for i in order:
-        moved[i] = floor = max(floor, places[i])
-        floor += gap
-    ceiling = 99 - gap / 2
-    for i in reversed(order):
-        moved[i] = ceiling = min(ceiling, moved[i])
-        ceiling -= gap
-    return tuple(round(moved[i], 2) for i in range(len(places)))
-
-
-def signed(value: float, digits: int = 3) -> str:
-    """A difference with its sign, 0 without; a dash where there is none."""
+def signed_text(value: float, digits: int = 3) -> str:
+    """A difference with its sign, 0 without; a dash if it is not finite."""
     if not math.isfinite(value):
         return "–"
     text = f"{abs(value):.{digits}f}"
@@ -161,48 +136,49 @@ def signed(value: float, digits: int = 3) -> str:
     return ("+" if value > 0 else "−") + text
 
 
-def share(value: float) -> str:
-    """A number in [0, 1]; a dash where there is none."""
+def share_text(value: float) -> str:
+    """A number in [0, 1]; a dash if it is not finite."""
     return f"{value:.2f}" if math.isfinite(value) else "–"
 
 
-def damping(value: float) -> str:
-    """A damping as a number, and the plain inner product in words."""
+def damping_text(value: float) -> str:
+    """A damping as a number; `plain` is the inner product without K."""
     return f"{value:,g}" if math.isfinite(value) else "plain"
 
 
-def cost(line: Standing, one: Table) -> str:
-    """Network evaluations as a multiple of the reference's; a dash for what needs none."""
-    own, ours = one.evaluations[line.arm.method], one.evaluations[one.reference.method]
-    return f"{own / ours:.3g}" if own and ours else "–"
+def relative_cost(line: Standing, board: Table) -> str:
+    """Network evaluations as a multiple of the reference's; a dash for a method that needs none."""
+    own, reference = board.evaluations[line.arm.method], board.evaluations[board.reference.method]
+    return f"{own / reference:.3g}" if own and reference else "–"
 
 
-def words(cell: Cell) -> str:
+def cell_words(cell: Cell) -> str:
     """red in a red triangle"""
     return f"{cell.value} in a {cell.pair[1]} {cell.pair[0]}"
 
 
-def along(value: float) -> str:
-    """Where a difference in [-0.5, 1] lies on a strip, in percent; lower ones at its end."""
+def strip_position(value: float) -> str:
+    """Percent from the left of a difference in [-0.5, 1]; lower values are drawn at the left end."""
     return f"{3 + 94 * (max(value, -0.5) + 0.5) / 1.5:.2f}"
 
 
 _ENVIRONMENT = environment()
-_ENVIRONMENT.filters.update({f.__name__: f for f in (signed, share, damping, cost, words, along)})
-_TEMPLATE = _ENVIRONMENT.get_template("league.html")
+_FILTERS = (signed_text, share_text, damping_text, relative_cost, cell_words, strip_position)
+_ENVIRONMENT.filters.update({f.__name__: f for f in _FILTERS})
+_TEMPLATE = _ENVIRONMENT.get_template("benchmark.html")
 
 
 def publish(
-    store: Store, name: str, grades: Mapping[str, Sequence[Mapping[str, Any]]], tables: Sequence[Table]
+    store: Store, name: str, grades: Mapping[str, Sequence[Mapping[str, Any]]], boards: Sequence[Table]
 ) -> None:
-    """grades.parquet, standings.parquet, benchmark.md and benchmark.html below benchmarks/<name>/; the newest holds."""
-    rows = [{"set": title, **row} for title, found in grades.items() for row in found]
-    lines = [standing_row(line, one) for one in tables for line in one.lines]
+    """Writes the grades, the leaderboard and the page below benchmarks/<name>/, in place of earlier ones."""
+    rows = [{"set": title, **row} for title, graded in grades.items() for row in graded]
+    lines = [standing_row(line, board) for board in boards for line in board.lines]
     files = {
         "grades.parquet": to_parquet(from_rows({"set": "string", "model": "string", **GRADED}, rows)),
         "standings.parquet": to_parquet(from_rows(STANDINGS, lines)),
-        "benchmark.md": "\n".join(as_text(one) for one in tables).encode(),
-        "benchmark.html": render_league(tables).encode(),
+        "benchmark.md": "\n".join(as_text(board) for board in boards).encode(),
+        "benchmark.html": render_benchmark(boards).encode(),
     }
     for file, content in files.items():
         store.replace(f"benchmarks/{name}/{file}", content)
@@ -213,48 +189,50 @@ TOPS = {"set": "string", "model": "string", "method": "string", "asked": "string
 
 
 def publish_tops(
-    store: Store, name: str, audits: Mapping[str, Mapping[str, str]], tables: Sequence[Table], scored: int
+    store: Store, name: str, audits: Mapping[str, Mapping[str, str]], boards: Sequence[Table], scored: int
 ) -> None:
-    """tops.parquet: what every arm says taught each concept, at the damping of its standing, best first.
+    """Writes tops.parquet: the head of every ranking at its chosen damping, best first.
 
-    Of the `scored` samples of a model as many as show the concept. `audits`: by set and model the audit they are of.
+    Args:
+        audits: By data set and model, the id of the audit that holds the rankings.
+        scored: Samples ranked per model; a ranking's head is as long as there are samples that show the concept.
     """
     rows = [
-        {"set": one.title, "model": model, "method": arm.method, "asked": arm.asked, "scored": scored, **top}
-        for one in tables
-        for model, audit in audits[one.title].items()
-        for arm, damping in ((line.arm, line.damping) for line in one.lines if not line.arm.flipped)
+        {"set": board.title, "model": model, "method": arm.method, "asked": arm.asked, "scored": scored, **top}
+        for board in boards
+        for model, audit in audits[board.title].items()
+        for arm, damping in ((line.arm, line.damping) for line in board.lines if not line.arm.flipped)
         for top in read_table(Audit(store, audit), ranking_file(arm.method, arm.asked)).to_pylist()
         if top["damping"] == damping
     ]
     store.replace(f"benchmarks/{name}/tops.parquet", to_parquet(from_rows(TOPS, rows)))
 
 
-def as_text(one: Table) -> str:
-    """The table in Markdown, best first, and the comparisons that decide."""
+def as_text(board: Table) -> str:
+    """The leaderboard in Markdown, best first, with the comparisons to the best baseline and to caption lookup."""
     head = "| arm | evaluations | damping | merit | per model | P@10 in / out | reference ahead by |"
-    lines = [_line(line, one) for line in one.lines if not line.arm.flipped or line.merit > 0]
-    beat = best_baseline(one.lines)
-    verdict = (
-        f"Merit of {one.reference} less that of the best baseline, {beat.arm}: {beat.behind[0]:+.3f} to "
-        f"{beat.behind[1]:+.3f} (95 % interval); model by model {_list(beat.behind_per_model)}."
+    lines = [_line(line, board) for line in board.lines if not line.arm.flipped or line.merit > 0]
+    best = best_baseline(board.lines)
+    lookup = next(line for line in board.lines if line.arm.method == "lookup")
+    comparison = (
+        f"Merit of {board.reference} less that of the best baseline, {best.arm}: {_interval(best.behind)} "
+        f"(95 % interval); model by model {_list(best.behind_per_model)}. Its mean AP less that of caption lookup: "
+        f"{_interval(lookup.mean_behind)}; model by model {_list(lookup.mean_behind_per_model)}."
     )
-    lookup = next(line for line in one.lines if line.arm.method == "lookup")
-    verdict += (
-        f" Its mean AP less that of caption lookup: {lookup.mean_behind[0]:+.3f} to {lookup.mean_behind[1]:+.3f}; "
-        f"model by model {_list(lookup.mean_behind_per_model)}."
-    )
-    what = f"{len(one.models)} models, {one.queries} queries in each of {len(one.cells)} cells"
-    return "\n".join([f"\n## {one.title}", f"{what}.\n", head, "|---|" + "---:|" * 6, *lines, "", verdict])
+    sizes = f"{len(board.models)} models, {board.queries} queries in each of {len(board.cells)} cells"
+    return "\n".join([f"\n## {board.title}", f"{sizes}.\n", head, "|---|" + "---:|" * 6, *lines, "", comparison])
 
 
-def _line(line: Standing, one: Table) -> str:
+def _line(line: Standing, board: Table) -> str:
     precision = f"{line.precision[0]:.2f} / {line.precision[1]:.2f}"
-    behind = f"{line.behind[0]:+.3f} to {line.behind[1]:+.3f}"
-    cost = one.evaluations[line.arm.method] or "-"
-    numbers = f"{line.damping:g} | {line.merit:+.3f} | {_list(line.per_model)} | {precision} | {behind}"
-    return f"| {line.arm} | {cost} | {numbers} |"
+    cost = board.evaluations[line.arm.method] or "-"
+    numbers = f"{line.damping:g} | {line.merit:+.3f} | {_list(line.per_model)} | {precision}"
+    return f"| {line.arm} | {cost} | {numbers} | {_interval(line.behind)} |"
+
+
+def _interval(ends: tuple[float, float]) -> str:
+    return f"{ends[0]:+.3f} to {ends[1]:+.3f}"
 
 
 def _list(values: Sequence[float]) -> str:
-    return " ".join(f"{v:+.2f}" for v in values)
+    return " ".join(f"{value:+.2f}" for value in values)

@@ -1,9 +1,7 @@
-"""The page of an inquiry into components: which layers hold a concept, and what is drawn once they are changed.
+"""The page of a components run: which layers hold a concept, and what the model draws once they are changed.
 
-`inquiry.html` holds structure and words. Here is what it needs computed: the geometry of the drawings, in percent of
-their box from top left, so that they fit any screen and their words keep their size.
-
-The page of an inquiry into components, from the tables and sheets that stand in the store.
+`components.html` holds structure and words. This module collects the values from the store and computes the geometry of
+the drawings, in percent of their box from its top left corner.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,11 +15,16 @@ from concept_trak.components.dose_response import ARMS, sheet_file, strips
 from concept_trak.components.workers import Case, Concluded, Inquest
 from concept_trak.data.benchmarks.two_factors import caption
 from concept_trak.evaluation.judge import known_to
+from concept_trak.report.chart import HUES, Chart, Curve, Dot, spread_apart
 from concept_trak.report.render import environment
 from concept_trak.store.store import Store
 from concept_trak.store.tables import read_parquet
 
-HUES = 6  # of values that are told apart by colour; the concept's own stands out by the accent
+STRONGEST = 16
+"""Tensors that are drawn."""
+LABEL_GAP = 9.0
+"""Percent of a chart's height that the name of a curve takes."""
+Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -35,32 +38,34 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Look:
-    """One value of one factor ("red") at every dose: its mean presence, in [0, 1], in the doses' order.
+class PresenceCurve:
+    """One value of one factor ("red"): its mean presence, in [0, 1], at every dose.
 
-    `target`: the concept asked about; `same`: another value of its factor.
+    `target`: the value is the concept's own. `same_factor`: it belongs to the concept's factor.
     """
 
     value: str
     presence: tuple[float, ...]
     target: bool
-    same: bool
+    same_factor: bool
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One way to choose what is changed. The first dose is none; `edited` counts parameters at each."""
+class DoseResponse:
+    """One way to choose the parameters that are changed. The first dose is none; `edited` counts parameters at each."""
 
     name: str
     ratios: tuple[float, ...]
     edited: tuple[int, ...]
-    looks: tuple[Look, ...]
+    curves: tuple[PresenceCurve, ...]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One prompt: a strip of pictures (PNG) for each column, the first without an edit; `target`: it names the
-    concept."""
+class PictureRow:
+    """One prompt with a strip of pictures (PNG) per column, the first without an edit.
+
+    `target`: the prompt names the concept.
+    """
 
     caption: str
     target: bool
@@ -68,8 +73,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One random ablation: what alpha predicts of J, and what came, with the reference held and recomputed."""
+class RandomAblation:
+    """The change of J by one random ablation: predicted by alpha, and actual with the reference held or recomputed."""
 
     fraction: float
     predicted: float
@@ -78,134 +83,151 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Holder:
-    """One concept. `asked` are its prompts, each with the same without it; `pearson` by what, then by fraction ("all"
-    last)."""
+class ConceptSection:
+    """One concept. `prompts`: each with the same prompt without the concept. `pearson`: by what was held, then by
+    fraction, "all" last."""
 
     name: str
-    asked: tuple[tuple[str, str], ...]
+    prompts: tuple[tuple[str, str], ...]
     j: float
     moves: float
     trajectories: int
     states: int
-    layers: tuple[Layer, ...]
+    tensors: tuple[Layer, ...]
     blocks: tuple[Layer, ...]
-    arms: tuple[Arm, ...] = ()
+    responses: tuple[DoseResponse, ...] = ()
     columns: tuple[str, ...] = ()
-    rows: tuple[Row, ...] = ()
-    trials: tuple[Trial, ...] = ()
+    rows: tuple[PictureRow, ...] = ()
+    ablations: tuple[RandomAblation, ...] = ()
     pearson: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Inquiry:
-    """A whole inquiry. `chosen`: how parameters are chosen, in words."""
+class ComponentsPage:
+    """A whole run. `chosen`: how parameters are chosen, in words."""
 
     name: str
     model: str
     objective: str
     parameters: int
     chosen: str
-    holders: tuple[Holder, ...]
+    sections: tuple[ConceptSection, ...]
 
 
-def render_inquiry(page: Inquiry) -> str:
-    """The page as a complete HTML document; all text is escaped. Equal inquiries, equal text."""
-    return _TEMPLATE.render(page=page, hues=range(HUES))
+def render_components(page: ComponentsPage) -> str:
+    """The page as a complete HTML document; all text is escaped. Equal pages give equal text."""
+    return _TEMPLATE.render(page=page)
 
 
-def bar(layer: Layer, among: Sequence[Layer]) -> dict[str, float]:
-    """Where a layer's bar begins and how wide it is, and the ends of its error, for an axis that all share."""
-    reach = max((abs(one.alpha) + (one.error or 0) for one in among), default=0.0) or 1.0
-    start, end = sorted((50.0, 50 + 50 * layer.alpha / reach))
-    spread = 50 * (layer.error or 0) / reach
-    tip = 50 + 50 * layer.alpha / reach
-    return {key: round(v, 3) for key, v in (("x", start), ("width", end - start), ("a", tip - spread),
-            ("b", tip + spread))}  # fmt: skip
+def alpha_bar(layer: Layer, layers: Sequence[Layer]) -> dict[str, float]:
+    """Left end and width of a layer's bar, and both ends of its error, on an axis that all `layers` share."""
+    reach = max((abs(other.alpha) + (other.error or 0) for other in layers), default=0.0) or 1.0
+    tip, spread = 50 + 50 * layer.alpha / reach, 50 * (layer.error or 0) / reach
+    ends = {"x": min(50.0, tip), "width": abs(tip - 50), "low": tip - spread, "high": tip + spread}
+    return {key: round(value, 3) for key, value in ends.items()}
 
 
-def hue(look: Look, arm: Arm) -> str:
-    """The class of a curve: the concept's own, a hue of its factor, or one of the other factor, dashed."""
-    if look.target:
-        return "lead"
-    place = [one.value for one in arm.looks if not one.target].index(look.value)
-    return f"hue{place % HUES}{'' if look.same else ' dashed'}"
+def dose_chart(response: DoseResponse) -> Chart:
+    """Presence against dose: doses at equal distances, presence 1 at the top, the concept's own curve drawn last."""
+    last = max(1, len(response.edited) - 1)
+    x = [round(100 * i / last, 3) for i in range(len(response.edited))]
+    ordered = sorted(response.curves, key=lambda curve: not curve.target)
+    labels = spread_apart([100 * (1 - curve.presence[-1]) for curve in ordered], LABEL_GAP)
+    others = [curve.value for curve in response.curves if not curve.target]
+    curves = tuple(
+        _presence_curve(curve, x, label, hue=0 if curve.target else 1 + others.index(curve.value) % (HUES - 1))
+        for curve, label in zip(ordered, labels, strict=True)
+    )
+    presences = tuple((value, 100 * (1 - value)) for value in (0.0, 0.5, 1.0))
+    return Chart(curves, tuple(zip(map(float, response.edited), x, strict=True)), presences, height=220)
 
 
-def curve(look: Look) -> list[tuple[float, float]]:
-    """Its points; doses stand at equal distances, presence 1 at the top."""
-    last = max(1, len(look.presence) - 1)
-    return [(round(100 * i / last, 3), round(100 * (1 - p), 3)) for i, p in enumerate(look.presence)]
+def _presence_curve(curve: PresenceCurve, x: Sequence[float], label: float, hue: int) -> Curve:
+    y = [round(100 * (1 - presence), 3) for presence in curve.presence]
+    titles = [f"{curve.value}: {presence:.3f}" for presence in curve.presence]
+    return Curve(
+        name=f"{curve.value} {curve.presence[-1]:.3f}",
+        hue=hue,
+        points=tuple(zip(x, y, strict=True)),
+        dots=tuple(map(Dot, x, y, titles)),
+        label=label,
+        lead=curve.target,
+        dashed=not curve.same_factor,
+    )
 
 
-def labels(arm: Arm, room: float = 9.0) -> dict[str, float]:
-    """Where the name of each curve stands, at least `room` percent apart, as near to its end as that allows."""
-    ordered = sorted(arm.looks, key=lambda look: -look.presence[-1])
-    places, least = dict[str, float](), 0.0
-    for i, look in enumerate(ordered):
-        most = 100 - room * (len(ordered) - 1 - i)
-        places[look.value] = least = min(max(100 * (1 - look.presence[-1]), least), max(most, least))
-        least += room
-    return places
-
-
-def cloud(trials: Sequence[Trial], what: str) -> list[tuple[float, float, int]]:
-    """Where each trial stands, predicted across and actual up, each axis over its own reach about 0; the number of its
-    fraction."""
-    fractions = sorted({t.fraction for t in trials})
-    x, y = reach(trials, "predicted"), reach(trials, what)
+def cloud(ablations: Sequence[RandomAblation], kind: str) -> list[tuple[float, float, int]]:
+    """Predicted change to the right and actual change (`frozen` or `recomputed`) up, each axis over its own reach about
+    0, with the number of the fraction: (x, y, number)."""
+    fractions = sorted({a.fraction for a in ablations})
+    x, y = reach(ablations, "predicted"), reach(ablations, kind)
     return [
-        (round(50 + 48 * t.predicted / x, 2), round(50 - 48 * getattr(t, what) / y, 2), fractions.index(t.fraction))
-        for t in trials
+        (round(50 + 48 * a.predicted / x, 2), round(50 - 48 * getattr(a, kind) / y, 2), fractions.index(a.fraction))
+        for a in ablations
     ]
 
 
-def reach(trials: Sequence[Trial], what: str) -> float:
-    """The largest size of one of their numbers; 1 where all are 0."""
-    return max((abs(getattr(t, what)) for t in trials), default=0.0) or 1.0
+def reach(ablations: Sequence[RandomAblation], kind: str) -> float:
+    """The largest size of one of their numbers; 1 if all are 0."""
+    return max((abs(getattr(a, kind)) for a in ablations), default=0.0) or 1.0
 
 
-def _environment():
-    made = environment()
-    made.filters.update({f.__name__: f for f in (bar, hue, curve, labels, cloud, reach)})
-    return made
-
-
-_TEMPLATE = _environment().get_template("inquiry.html")
-Rows = list[dict[str, Any]]
-STRONGEST = 16  # tensors that are drawn
+_ENVIRONMENT = environment()
+_ENVIRONMENT.filters.update({f.__name__: f for f in (alpha_bar, dose_chart, cloud, reach)})
+_TEMPLATE = _ENVIRONMENT.get_template("components.html")
 
 
 def publish(config: ComponentsConfig, inquest: Inquest, found: Sequence[tuple[Case, Concluded]]) -> str:
-    """Write `components/<name>/report.html` about what this run made; its name in the store."""
+    """Writes `components/<name>/report.html` about the tables of this run; returns its name in the store."""
     store, base = Store(config.store), f"components/{config.name}"
     doses = _table(store, f"{base}/components_doses.parquet") if config.doses else []
-    trials = _table(store, f"{base}/components_calibration.parquet") if config.calibration.ablations else []
-    holders = tuple(_holder(store, inquest, case, said, _of(doses, said), _of(trials, said)) for case, said in found)
-    e, parameters = config.edit, sum(layer.parameters for layer in holders[0].blocks)
-    c, goal = e.choice, "for more of it" if e.choice.wants_more(config.objective) else "for less of it"
-    chosen = f"{c.by}, {c.granularity}, {goal}, against {c.against}, times {e.factor:g}"
-    page = Inquiry(config.name, config.model.path, config.objective, parameters, chosen, holders)
-    store.replace(f"{base}/report.html", render_inquiry(page).encode())
+    ablations = _table(store, f"{base}/components_calibration.parquet") if config.calibration.ablations else []
+    sections = tuple(
+        _section(store, inquest, case, summary, _of(doses, summary), _of(ablations, summary)) for case, summary in found
+    )
+    choice, factor = config.edit.choice, config.edit.factor
+    goal = "for more of it" if choice.wants_more(config.objective) else "for less of it"
+    page = ComponentsPage(
+        name=config.name,
+        model=config.model.path,
+        objective=config.objective,
+        parameters=sum(layer.parameters for layer in sections[0].blocks),
+        chosen=f"{choice.by}, {choice.granularity}, {goal}, against {choice.against}, times {factor:g}",
+        sections=sections,
+    )
+    store.replace(f"{base}/report.html", render_components(page).encode())
     return f"{base}/report.html"
 
 
-def _holder(store: Store, inquest: Inquest, case: Case, said: Concluded, doses: Rows, trials: Rows) -> Holder:
+def _section(
+    store: Store, inquest: Inquest, case: Case, summary: Concluded, doses: Rows, ablations: Rows
+) -> ConceptSection:
     groups = _table(store, inquest.table("components_groups", case.concept))
     tensors = [row for row in groups if row["granularity"] == "tensor"]
-    asked = tuple(dict.fromkeys((u.concept.text, u.concept.without) for u in case.units))
-    ordered = sorted(tensors, key=lambda row: -abs(row["alpha"]))
-    first = tuple(Layer(r["tensor"], r["parameters"], r["alpha"], r["se_seeds"]) for r in ordered[:STRONGEST])
-    counts = (tensors[0]["seeds"], tensors[0]["states"])
-    blocks, target = blocks_of(tensors), frozenset(case.concept.truth.values())
-    arms, (columns, rows) = arms_of(doses, target), pictures_of(store, inquest, doses, target)
-    tried = tuple(Trial(*(row[key] for key in ("fraction", "predicted", "frozen", "recomputed"))) for row in trials)
-    return Holder(said.concept, asked, said.j, said.expressed, *counts, first, blocks, arms, columns, rows, tried,
-                  correlations(tried))  # fmt: skip
+    strongest = sorted(tensors, key=lambda row: -abs(row["alpha"]))[:STRONGEST]
+    target = frozenset(case.concept.truth.values())
+    columns, rows = pictures_of(store, inquest, doses, target)
+    fields = ("fraction", "predicted", "frozen", "recomputed")
+    drawn = tuple(RandomAblation(**{key: row[key] for key in fields}) for row in ablations)
+    return ConceptSection(
+        name=summary.concept,
+        prompts=tuple(dict.fromkeys((unit.concept.text, unit.concept.without) for unit in case.units)),
+        j=summary.j,
+        moves=summary.expressed,
+        trajectories=tensors[0]["seeds"],
+        states=tensors[0]["states"],
+        tensors=tuple(Layer(r["tensor"], r["parameters"], r["alpha"], r["se_seeds"]) for r in strongest),
+        blocks=blocks_of(tensors),
+        responses=responses_of(doses, target),
+        columns=columns,
+        rows=rows,
+        ablations=drawn,
+        pearson=correlations(drawn),
+    )
 
 
 def blocks_of(tensors: Rows) -> tuple[Layer, ...]:
-    """Tensors added up by the part of the network that they lie in, in the model's order."""
+    """The tensors added up by the part of the network they belong to, in the model's order."""
     total: dict[str, Layer] = {}
     for row in tensors:
         name = block_of(row["tensor"])
@@ -214,56 +236,53 @@ def blocks_of(tensors: Rows) -> tuple[Layer, ...]:
     return tuple(total.values())
 
 
-def arms_of(doses: Rows, target: frozenset[str]) -> tuple[Arm, ...]:
-    """Every arm's doses in rising order, after the one without an edit."""
-    if not doses:
-        return ()
-    factor = {row["of"] for row in doses if row["value"] in target}
+def responses_of(doses: Rows, target: frozenset[str]) -> tuple[DoseResponse, ...]:
+    """The doses of every way to choose, in rising order, after the one without an edit."""
+    factors = {row["of"] for row in doses if row["value"] in target}
+    return tuple(_response(name, doses, target, factors) for name in ARMS if any(row["arm"] == name for row in doses))
 
-    def arm(name: str) -> Arm:
-        own = [row for row in doses if row["arm"] == name]
-        ratios = sorted({row["ratio"] for row in own})
-        columns = [
-            [row for row in doses if row["arm"] == "none"],
-            *([r for r in own if r["ratio"] == x] for x in ratios),
-        ]
-        by_value = [{row["value"]: row["presence"] for row in column} for column in columns]
-        looks = tuple(
-            Look(
-                row["value"],
-                tuple(seen[row["value"]] for seen in by_value),
-                row["value"] in target,
-                row["of"] in factor,
-            )
-            for row in columns[0]
+
+def _response(name: str, doses: Rows, target: frozenset[str], factors: set[str]) -> DoseResponse:
+    unedited, own = ([row for row in doses if row["arm"] == arm] for arm in ("none", name))
+    ratios = sorted({row["ratio"] for row in own})
+    columns = [unedited, *([row for row in own if row["ratio"] == ratio] for ratio in ratios)]
+    by_value = [{row["value"]: row["presence"] for row in column} for column in columns]
+    curves = tuple(
+        PresenceCurve(
+            value=row["value"],
+            presence=tuple(presence[row["value"]] for presence in by_value),
+            target=row["value"] in target,
+            same_factor=row["of"] in factors,
         )
-        return Arm(name, (0.0, *ratios), tuple(column[0]["edited"] for column in columns), looks)
-
-    return tuple(arm(name) for name in ARMS if any(row["arm"] == name for row in doses))
+        for row in unedited
+    )
+    return DoseResponse(name, (0.0, *ratios), tuple(column[0]["edited"] for column in columns), curves)
 
 
 def pictures_of(
     store: Store, inquest: Inquest, doses: Rows, target: frozenset[str]
-) -> tuple[tuple[str, ...], tuple[Row, ...]]:
-    """What was drawn without an edit and at every dose of alpha: the columns, and a row for each pair."""
+) -> tuple[tuple[str, ...], tuple[PictureRow, ...]]:
+    """Pictures without an edit and at every dose of alpha: the names of the columns, and a row for each pair."""
     if not doses:
         return (), ()
     pairs, concept = known_to(inquest.config.model.path).all_pairs, doses[0]["concept"]
     edited = {row["ratio"]: row["edited"] for row in doses if row["arm"] == "alpha"}
     files = [("none", 0.0), *(("alpha", ratio) for ratio in sorted(edited))]
     sheets = [strips(store.read(sheet_file(inquest.name, concept, *file)), len(pairs)) for file in files]
-    columns = ("as it is", *(f"{edited[ratio]:,} changed" for ratio in sorted(edited)))
+    columns = ("unchanged", *(f"{edited[ratio]:,} changed" for ratio in sorted(edited)))
     rows = zip(pairs, *sheets, strict=True)
-    return columns, tuple(Row(caption(*pair), bool(target & set(pair)), tuple(seen)) for pair, *seen in rows)
+    return columns, tuple(PictureRow(caption(*pair), bool(target & set(pair)), tuple(row)) for pair, *row in rows)
 
 
-def correlations(trials: Sequence[Trial]) -> dict[str, dict[str, float]]:
-    """Pearson of predicted and actual, by what was held, then by fraction; of all last."""
-    shares = {f"{f:g}": [t for t in trials if t.fraction == f] for f in sorted({t.fraction for t in trials})}
+def correlations(ablations: Sequence[RandomAblation]) -> dict[str, dict[str, float]]:
+    """Pearson of predicted and actual change: by `frozen` and `recomputed`, then by fraction, that of all last."""
+    fractions = sorted({a.fraction for a in ablations})
+    groups = {f"{fraction:g}": [a for a in ablations if a.fraction == fraction] for fraction in fractions}
+    groups["all"] = list(ablations)
     return {
-        what: {share: pearson([t.predicted for t in some], [getattr(t, what) for t in some])
-               for share, some in {**shares, "all": trials}.items()}
-        for what in ("frozen", "recomputed")
+        kind: {name: pearson([a.predicted for a in group], [getattr(a, kind) for a in group])
+               for name, group in groups.items()}
+        for kind in ("frozen", "recomputed")
     }  # fmt: skip
 
 
@@ -271,5 +290,5 @@ def _table(store: Store, name: str) -> Rows:
     return read_parquet(store.read(name)).to_pylist()
 
 
-def _of(rows: Iterable[Mapping[str, Any]], said: Concluded) -> Rows:
-    return [dict(row) for row in rows if row["concept"] == said.concept and row.get("of") != "pair"]
+def _of(rows: Iterable[Mapping[str, Any]], summary: Concluded) -> Rows:
+    return [dict(row) for row in rows if row["concept"] == summary.concept and row.get("of") != "pair"]

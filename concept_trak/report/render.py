@@ -190,5 +190,5 @@ def environment() -> Environment:
     return made
 
 
-_TEMPLATE = environment().get_template("page.html")
+_TEMPLATE = environment().get_template("audit.html")
 _CONCEPT = environment().get_template("concept.html")

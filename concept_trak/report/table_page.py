@@ -1,7 +1,4 @@
-"""Tables with words around them, as one self-contained HTML page (`sheet.html`) and as Markdown.
-
-What stands in them comes as text: whoever fills a sheet knows how its numbers are to be read.
-"""
+"""Pages of tables with words around them, as one self-contained HTML file (`table.html`) and as Markdown."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,46 +7,50 @@ from concept_trak.report.render import environment
 
 
 @dataclass(frozen=True)
-class Ledger:
-    """One table. The first column names its row, the others hold numbers; `ours` are the names of rows to stand out."""
+class TextTable:
+    """One table of finished text. The first column names the row, the others hold numbers.
+
+    `highlighted`: names of the rows that stand out.
+    """
 
     title: str
     note: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    ours: frozenset[str] = frozenset()
+    highlighted: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.head) for row in self.rows), f"{self.title}: a row is not as long as the head"
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """A page: what it is about, its tables, and how they are to be read, as (word, meaning)."""
+class TablePage:
+    """A page: its subject, its tables, and how to read them as (word, meaning)."""
 
     title: str
     lead: str
-    ledgers: tuple[Ledger, ...]
+    tables: tuple[TextTable, ...]
     reading: tuple[tuple[str, str], ...] = ()
 
 
-def render_sheet(sheet: Sheet) -> str:
-    """The page as a complete HTML document; all text is escaped. Equal sheets, equal text."""
-    return _TEMPLATE.render(sheet=sheet)
+def render_tables(page: TablePage) -> str:
+    """The page as a complete HTML document; all text is escaped. Equal pages give equal text."""
+    return _TEMPLATE.render(page=page)
 
 
-def as_markdown(sheet: Sheet) -> str:
-    return "\n".join(_lines(sheet))
+def as_markdown(page: TablePage) -> str:
+    """The page as Markdown."""
+    return "\n".join(_lines(page))
 
 
-def _lines(sheet: Sheet) -> Iterator[str]:
-    yield from (f"# {sheet.title}", "", sheet.lead, "")
-    for ledger in sheet.ledgers:
-        yield from (f"## {ledger.title}", "", ledger.note, "")
-        yield _row(ledger.head)
-        yield "|---|" + "---:|" * (len(ledger.head) - 1)
-        yield from (*(_row(row) for row in ledger.rows), "")
-    yield from (f"- **{word}**: {meaning}" for word, meaning in sheet.reading)
+def _lines(page: TablePage) -> Iterator[str]:
+    yield from (f"# {page.title}", "", page.lead, "")
+    for table in page.tables:
+        yield from (f"## {table.title}", "", table.note, "")
+        yield _row(table.head)
+        yield "|---|" + "---:|" * (len(table.head) - 1)
+        yield from (*(_row(row) for row in table.rows), "")
+    yield from (f"- **{word}**: {meaning}" for word, meaning in page.reading)
     yield ""
 
 
@@ -57,4 +58,4 @@ def _row(values: Sequence[str]) -> str:
     return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
 
 
-_TEMPLATE = environment().get_template("sheet.html")
+_TEMPLATE = environment().get_template("table.html")

@@ -134,7 +134,7 @@ def test_a_small_test_from_rankings_to_a_page_and_nothing_twice(toy, capsys):
     }
     assert all(removed == len(REDS) and moved != 0 for _, _, removed, moved, _ in rows)
     page = parse((folder / "counterfactual.html").read_text())
-    assert len(page.all("table", "ledger")[1].all("tbody")[0].all("tr")) == len(rows), "a retraining is not shown"
+    assert len(page.all("table", "numbers")[1].all("tbody")[0].all("tr")) == len(rows), "a retraining is not shown"
     assert counterfactual(small) == 0
     assert {p: p.stat().st_mtime_ns for p in (folder / "retrained").iterdir()} == kept
     assert "3 models, 0 of them to train" in capsys.readouterr().out

@@ -9,7 +9,7 @@ import pytest
 from concept_trak.attribution.method import METHODS, method_settings
 from concept_trak.evaluation.study import RUNS, families_of, run_of
 from concept_trak.evaluation.suite import BenchmarkConfig, change_of, changed, rows_of, variants, words
-from concept_trak.report.table_page import Ledger, Sheet, as_markdown, render_sheet
+from concept_trak.report.table_page import TextTable, TablePage, as_markdown, render_tables
 from jobs.configure import CONF, configure
 from jobs.study import study
 from tests.report.outline import parse
@@ -71,7 +71,7 @@ def test_what_changes_nothing_makes_no_difference(done):
 
 
 def test_the_page_has_every_line_with_what_differs(done):
-    compared, curves = parse((done / "study.html").read_text()).all("table", "ledger")
+    compared, curves = parse((done / "study.html").read_text()).all("table", "numbers")
     rows = [[cell.text for cell in row.all("td")] for row in compared.all("tbody")[0].all("tr")]
     names = [row.all("th")[0].text for row in compared.all("tbody")[0].all("tr")]
     assert names == ["fit_trak", "same", "late", "fit_trak batch=7", "random", "lookup"]
@@ -88,11 +88,11 @@ def test_a_study_of_nothing_is_refused():
 
 def test_a_sheet_is_safe_whatever_stands_in_it():
     hostile = '<script>alert(1)</script> {{ 7 * 7 }} | & "'
-    page = Sheet(
-        hostile, hostile, (Ledger(hostile, hostile, (hostile, "n"), ((hostile, "1"),)),), ((hostile, hostile),)
+    page = TablePage(
+        hostile, hostile, (TextTable(hostile, hostile, (hostile, "n"), ((hostile, "1"),)),), ((hostile, hostile),)
     )
-    html = render_sheet(page)
+    html = render_tables(page)
     assert not parse(html).all("script")
     assert parse(html).all("h1")[0].text == " ".join(hostile.split())
-    assert html == render_sheet(page)
+    assert html == render_tables(page)
     assert "\\|" in as_markdown(page)

@@ -9,7 +9,15 @@ import pytest
 
 from concept_trak.data.benchmarks.two_factors import SHAPES2
 from concept_trak.evaluation.leaderboard import Arm, Table
-from concept_trak.report.benchmark_page import COLOURS, LINE, drawing, render_league, result, signed, verdict
+from concept_trak.report.benchmark_page import (
+    LABEL_HEIGHT,
+    dataset_result,
+    merit_chart,
+    outcome,
+    render_benchmark,
+    signed_text,
+)
+from concept_trak.report.chart import HUES
 from tests.report import leaderboards
 from tests.report.outline import Element, parse
 from tests.report.test_browser import CHROMIUM, visit
@@ -41,7 +49,7 @@ def pages(league) -> dict[str, Element]:
         "only plain": (leaderboards.table("plain", few, small.cells, small.reference, evaluations),),
         "no flipped": (replace(small, lines=tuple(line for line in small.lines if not line.arm.flipped)),),
     }
-    return {name: parse(render_league(tables)) for name, tables in made.items()}
+    return {name: parse(render_benchmark(tables)) for name, tables in made.items()}
 
 
 NAMES = ("two sets", "none", "one model", "nothing held out", "only plain", "no flipped")
@@ -82,14 +90,14 @@ def test_what_is_written_in_a_name_stays_text(league) -> None:
     curves = {arm if a == Arm("concept_a", "own") else a: curve for a, curve in league.curves.items()}
     evaluations = league.evaluations | {HOSTILE: 7}
     hostile = replace(league, title=HOSTILE, models=(HOSTILE,), lines=lines, curves=curves, evaluations=evaluations)
-    document = parse(render_league([hostile]))
+    document = parse(render_benchmark([hostile]))
     assert not document.all("script")
     assert HOSTILE in document.all("h2")[0].text
     assert HOSTILE in [code.text for code in document.all("code")]
 
 
 def test_the_table_has_every_arm_and_its_numbers(pages, league) -> None:
-    first, second = [t for t in pages["two sets"].all("table", "league")][:2]
+    first, second = [t for t in pages["two sets"].all("table", "leaderboard")][:2]
     assert second.inside("details"), "a sign chosen on the answer stands among the methods"
     assert not first.inside("details")
     shown = [line for line in league.lines if not line.arm.flipped]
@@ -99,22 +107,22 @@ def test_the_table_has_every_arm_and_its_numbers(pages, league) -> None:
         assert [row.all("th")[0].text for row in rows] == [str(line.arm) for line in lines], "not every arm, best first"
         for row, line in zip(rows, lines, strict=True):
             cells = [cell.text for cell in row.all("td")]
-            assert cells[0] == signed(line.merit)
+            assert cells[0] == signed_text(line.merit)
             assert cells[3:9] == [
-                *(signed(v, 2) for v in line.gain), *(f"{v:.2f}" for v in (*line.precision, *line.recall))
+                *(signed_text(v, 2) for v in line.gain), *(f"{v:.2f}" for v in (*line.precision, *line.recall))
             ]  # fmt: skip
             own = league.evaluations[line.arm.method]
             assert cells[10] == (f"{own:,}" if own else "–")
             assert cells[11] == (f"{own / league.evaluations['fit_trak']:.3g}" if own else "–")
             if line.arm != league.reference:
-                assert cells[12] == f"{signed(line.behind[0])} to {signed(line.behind[1])}"
+                assert cells[12] == f"{signed_text(line.behind[0])} to {signed_text(line.behind[1])}"
 
 
 def test_a_perfect_cell_and_a_lost_one_are_both_seen(league) -> None:
     """The ranking that never changes: perfect in one cell, worthless in the other."""
     constant = replace(league.lines[0], arm=Arm("random", "none"), cells=(0.66, -0.3) * 9, merit=-0.3)
     lines = tuple(constant if line.arm == constant.arm else line for line in league.lines)
-    document = parse(render_league([replace(league, lines=lines)]))
+    document = parse(render_benchmark([replace(league, lines=lines)]))
     rows = document.all("table", "spreads")[0].all("tbody")[0].all("tr")
     (strip,) = [row.all("svg")[0] for row in rows if row.all("th")[0].text == "random"]
     places = [float(mark.attributes["cx"].rstrip("%")) for mark in strip.all("circle")]
@@ -125,26 +133,26 @@ def test_a_perfect_cell_and_a_lost_one_are_both_seen(league) -> None:
 
 
 @pytest.mark.parametrize(
-    ("behind", "models", "said", "words"),
+    ("behind", "models", "expected", "words"),
     [
-        ((0.1, 0.2), (0.1, 0.2, 0.3), "ahead", "finds the concept better than the best baseline"),
+        ((0.1, 0.2), (0.1, 0.2, 0.3), "better", "finds the concept better than the best baseline"),
         ((0.1, 0.2), (0.1, -0.1, 0.4), "mixed", "the models do not agree on the sign"),
         ((0.1, 0.2), (0.1, 0.0, 0.4), "mixed", "the models do not agree on the sign"),
         ((-0.1, 0.2), (0.1, 0.2, 0.3), "open", "is not settled"),
         ((0.0, 0.2), (0.1, 0.2, 0.3), "open", "is not settled"),
-        ((-0.3, -0.1), (-0.1, -0.2, -0.3), "behind", "finds the concept less well than the best baseline"),
+        ((-0.3, -0.1), (-0.1, -0.2, -0.3), "worse", "finds the concept less well than the best baseline"),
         ((-0.3, -0.1), (0.1, -0.2, -0.3), "mixed", "the models do not agree on the sign"),
     ],
 )
-def test_the_headline_claims_no_more_than_was_found(league, behind, models, said, words) -> None:
-    best = result(league).best
+def test_the_headline_claims_no_more_than_was_found(league, behind, models, expected, words) -> None:
+    best = dataset_result(league).best
     changed = replace(best, behind=behind, behind_per_model=models)
-    assert verdict(changed) == said
+    assert outcome(changed) == expected
     lines = tuple(changed if line.arm == best.arm else line for line in league.lines)
-    headline = parse(render_league([replace(league, lines=lines)])).all("p", "verdict")[0].text
+    headline = parse(render_benchmark([replace(league, lines=lines)])).all("p", "outcome")[0].text
     assert words in headline
-    assert f"{signed(behind[0])} to {signed(behind[1])}" in headline
-    assert ", ".join(signed(v, 2) for v in models) in headline
+    assert f"{signed_text(behind[0])} to {signed_text(behind[1])}" in headline
+    assert ", ".join(signed_text(v, 2) for v in models) in headline
 
 
 def test_who_is_above_the_reference_is_named(pages) -> None:
@@ -154,33 +162,36 @@ def test_who_is_above_the_reference_is_named(pages) -> None:
 
 
 def test_the_drawing_is_true_to_the_curves(league) -> None:
-    shown = result(league).shown
-    d = drawing(league, shown)
-    assert {curve.arm for curve in d.curves} == {line.arm for line in shown}, "an arm is not drawn"
-    heights = [(m, y) for curve in d.curves for m, (_, y) in
-               zip(dict(sorted(league.curves[curve.arm].items())).values(), curve.points, strict=True)]  # fmt: skip
-    slopes = [(y - d.merits[0][1]) / (m - d.merits[0][0]) for m, y in heights]
+    shown = dataset_result(league).lines
+    d = merit_chart(league, shown)
+    assert {curve.name for curve in d.curves} == {str(line.arm) for line in shown}, "an arm is not drawn"
+    heights = [(m, y) for curve, line in zip(d.curves, shown, strict=True) for m, (_, y) in
+               zip(dict(sorted(league.curves[line.arm].items())).values(), curve.points, strict=True)]  # fmt: skip
+    slopes = [(y - d.y_ticks[0][1]) / (m - d.y_ticks[0][0]) for m, y in heights]
     assert max(slopes) == pytest.approx(min(slopes), rel=0.01), "merits are not drawn to one scale"
     assert max(slopes) < 0, "upside down"
     assert all(0 <= x <= 100 and 0 <= y <= 100 for curve in d.curves for x, y in curve.points)
-    xs = dict(d.dampings)
+    xs = dict(d.x_ticks)
     assert xs[1.0] - xs[0.01] == pytest.approx(xs[100.0] - xs[1.0], abs=0.02), "the axis is not logarithmic"
     assert xs[math.inf] == max(xs.values())
     for curve, line in zip(d.curves, shown, strict=True):
-        assert curve.chosen in curve.points
-        assert curve.chosen[0] == xs[line.damping], "the dot is not at the damping chosen"
+        assert curve.name == str(line.arm)
+        (dot,) = curve.dots
+        assert (dot.x, dot.y) in curve.points
+        assert dot.x == xs[line.damping], "the dot is not at the damping chosen"
     labels = sorted(curve.label for curve in d.curves)
-    assert min(b - a for a, b in pairwise(labels)) >= 100 * LINE / d.height - 0.02, "labels overlap"
+    assert min(b - a for a, b in pairwise(labels)) >= 100 * LABEL_HEIGHT / d.height - 0.02, "labels overlap"
     assert 0 < labels[0] < labels[-1] < 100
 
 
 def test_few_colours_and_the_first_for_the_reference(league) -> None:
-    d = drawing(league, result(league).shown)
-    hues = {curve.arm: curve.hue for curve in d.curves}
-    assert hues[league.reference] == 0
-    assert all(hue < COLOURS for hue in hues.values())
-    assert hues[Arm("trak", "own")] == hues[Arm("trak", "concept")], "one method in two colours"
-    assert {hue for arm, hue in hues.items() if arm.asked == "none"} == {-1}
+    d = merit_chart(league, dataset_result(league).lines)
+    hues = {curve.name: curve.hue for curve in d.curves}
+    assert hues[str(league.reference)] == 0
+    assert [curve.name for curve in d.curves if curve.lead] == [str(league.reference)]
+    assert all(hue < HUES for hue in hues.values())
+    assert hues["trak"] == hues["trak, concept query"], "one method in two colours"
+    assert {hues[str(line.arm)] for line in league.lines if line.arm.asked == "none"} == {-1}
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
@@ -190,20 +201,26 @@ def test_every_curve_and_its_name_can_be_read(pages, scheme) -> None:
     paper = re.findall(r"--paper: #(\w{6})", styles[0])[scheme]
     rule = re.findall(r":root \{ (--hue0[^}]*)\}", styles[1])[scheme]
     hues = re.findall(r"--hue\d: #(\w{6})", rule)
-    assert len(set(hues)) == COLOURS
+    assert len(set(hues)) == HUES
     for hue in hues:
         low, high = sorted((luminance(hue), luminance(paper)))
         assert (high + 0.05) / (low + 0.05) >= 4.5, f"#{hue} on #{paper} is too faint"
 
 
 def test_numbers_carry_their_sign() -> None:
-    assert [signed(v) for v in (0.25, -0.25, 0.0, -0.0001, math.nan)] == ["+0.250", "−0.250", "0.000", "0.000", "–"]
+    assert [signed_text(v) for v in (0.25, -0.25, 0.0, -0.0001, math.nan)] == [
+        "+0.250",
+        "−0.250",
+        "0.000",
+        "0.000",
+        "–",
+    ]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs the program `chromium` on PATH")
 @pytest.mark.parametrize("width", [420, 1400])
 def test_a_browser_draws_the_curves_without_a_complaint(tmp_path, league, width) -> None:
-    image, console = visit(render_league([league]), tmp_path / "page", width)
+    image, console = visit(render_benchmark([league]), tmp_path / "page", width)
     assert image.width == width
     colours = {pixel for _, pixel in image.convert("RGB").getcolors(1 << 24) or []}
     assert (0x0B, 0x64, 0x70) in colours, "the reference's curve is not on the page"

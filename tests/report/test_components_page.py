@@ -1,5 +1,6 @@
-"""The page of an inquiry: what is drawn stands where the numbers say, and nothing that is written in can change it."""
+"""The page of a components run: drawings are where the numbers say, and no text in the data can change the page."""
 
+import random
 import re
 from itertools import pairwise
 
@@ -10,18 +11,18 @@ from concept_trak.attribution.by_layer import block_of
 from concept_trak.components.dose_response import sheet, strips
 from concept_trak.data.image import decode, to_tensor
 from concept_trak.report.components_page import (
-    Arm,
-    Holder,
-    Inquiry,
+    LABEL_GAP,
+    ComponentsPage,
+    ConceptSection,
+    DoseResponse,
     Layer,
-    Look,
-    Row,
-    Trial,
-    bar,
+    PictureRow,
+    PresenceCurve,
+    RandomAblation,
+    alpha_bar,
     cloud,
-    curve,
-    labels,
-    render_inquiry,
+    dose_chart,
+    render_components,
 )
 from concept_trak.report.render import inline
 from tests.report.outline import parse
@@ -31,25 +32,40 @@ from tests.report.test_render import HOSTILE
 LAYERS = (Layer("mid_block.a", 4, 0.3, 0.1), Layer(HOSTILE, 5, -0.2), Layer("b", 6, 0.0, 0.0))
 
 
-def page(name: str = "red") -> Inquiry:
-    import random
-
+def page(name: str = "red") -> ComponentsPage:
     rng = random.Random(0)
-    looks = (Look(name, (0.9, 0.1), True, True), Look("green", (1.0, 0.99), False, True),
-             Look("circle", (1.0, 0.97), False, False))  # fmt: skip
-    arms = (Arm("alpha", (0.0, 0.01), (0, 1234), looks), Arm("random", (0.0, 0.01), (0, 1234), looks))
-    rows = tuple(Row(c, c.startswith("a red"), (draw("circle", "red", rng), draw("circle", "blue", rng)))
-                 for c in ("a red circle", HOSTILE))  # fmt: skip
-    trials = (Trial(0.01, -1.0, 0.5, 2.0), Trial(0.1, 0.5, -1.0, 0.0))
-    pearson = {what: {"0.01": 0.25, "all": -0.5} for what in ("frozen", "recomputed")}
-    whole = Holder(name, (("a red circle", "a circle"), (HOSTILE, "")), 0.02, 0.1, 4, 36, LAYERS, LAYERS[:1], arms,
-                   ("as it is", "1,234 changed"), rows, trials, pearson)  # fmt: skip
-    bare = Holder("bare", (("x", ""),), 0.0, 0.0, 1, 9, LAYERS, LAYERS)
-    return Inquiry("one", HOSTILE, "erase", 1000, "global", (whole, bare))
+    curves = (
+        PresenceCurve("green", (1.0, 0.99), False, True),
+        PresenceCurve(name, (0.9, 0.1), True, True),
+        PresenceCurve("circle", (1.0, 0.97), False, False),
+    )
+    rows = tuple(
+        PictureRow(text, text.startswith("a red"), (draw("circle", "red", rng), draw("circle", "blue", rng)))
+        for text in ("a red circle", HOSTILE)
+    )
+    whole = ConceptSection(
+        name=name,
+        prompts=(("a red circle", "a circle"), (HOSTILE, "")),
+        j=0.02,
+        moves=0.1,
+        trajectories=4,
+        states=36,
+        tensors=LAYERS,
+        blocks=LAYERS[:1],
+        responses=tuple(DoseResponse(kind, (0.0, 0.01), (0, 1234), curves) for kind in ("alpha", "random")),
+        columns=("unchanged", "1,234 changed"),
+        rows=rows,
+        ablations=(RandomAblation(0.01, -1.0, 0.5, 2.0), RandomAblation(0.1, 0.5, -1.0, 0.0)),
+        pearson={kind: {"0.01": 0.25, "all": -0.5} for kind in ("frozen", "recomputed")},
+    )
+    bare = ConceptSection(
+        name="bare", prompts=(("x", ""),), j=0.0, moves=0.0, trajectories=1, states=9, tensors=LAYERS, blocks=LAYERS
+    )
+    return ComponentsPage("first", HOSTILE, "erase", 1000, "global", (whole, bare))
 
 
 def test_the_page_is_sound_and_what_is_written_stays_text():
-    document = parse(render_inquiry(page()))
+    document = parse(render_components(page()))
     assert not document.all("script"), "a caption became a script: autoescape is off somewhere"
     ids = [e.attributes["id"] for e in document.all() if "id" in e.attributes]
     assert len(ids) == len(set(ids)), "an id stands twice, so an anchor leads to the wrong place"
@@ -60,35 +76,48 @@ def test_the_page_is_sound_and_what_is_written_stays_text():
     levels = [int(e.tag[1]) for e in document.all() if re.fullmatch("h[1-6]", e.tag)]
     assert levels[0] == 1
     assert all(below - above <= 1 for above, below in pairwise(levels)), f"a level is left out: {levels}"
-    assert not re.search(r"\b(nan|inf|none|undefined)\b", document.all("main")[0].text.replace("none 1,234", ""), re.I)
-    assert render_inquiry(page()) == render_inquiry(page()), "equal inquiries give different text"
+    assert not re.search(r"\b(nan|inf|none|undefined)\b", document.all("main")[0].text, re.I)
+    assert render_components(page()) == render_components(page()), "equal pages give different text"
 
 
 def test_every_picture_stands_beside_its_prompt_in_its_column():
-    holder = page().holders[0]
-    rows = parse(render_inquiry(page())).all("table", "drawn")[0].all("tbody")[0].all("tr")
-    for element, row in zip(rows, holder.rows, strict=True):
+    section = page().sections[0]
+    rows = parse(render_components(page())).all("table", "drawn")[0].all("tbody")[0].all("tr")
+    for element, row in zip(rows, section.rows, strict=True):
         assert [image.attributes["src"] for image in element.all("img")] == [inline(s) for s in row.strips]
         assert ("own" in element.classes) == row.target, "the prompts that name the concept are not told apart"
 
 
+def response(*presences: tuple[float, ...]) -> DoseResponse:
+    curves = tuple(PresenceCurve(str(i), presence, i == 1, i < 3) for i, presence in enumerate(presences))
+    return DoseResponse("alpha", (0.0,) * len(presences[0]), tuple(range(len(presences[0]))), curves)
+
+
 def test_curves_and_bars_lie_where_the_numbers_say():
-    assert curve(Look("red", (1.0, 0.25, 0.0), True, True)) == [(0, 0), (50, 75), (100, 100)]
-    assert curve(Look("red", (0.5,), True, True)) == [(0, 50)]
-    assert bar(LAYERS[0], LAYERS) == {"x": 50, "width": 37.5, "a": 75, "b": 100}
-    assert bar(LAYERS[1], LAYERS) == {"x": 25, "width": 25, "a": 25, "b": 25}
-    assert bar(LAYERS[2], (LAYERS[2],)) == {"x": 50, "width": 0, "a": 50, "b": 50}
-    trials = page().holders[0].trials
-    assert cloud(trials, "frozen") == [(2, 26, 0), (74, 98, 1)]
-    assert cloud(trials, "recomputed") == [(2, 2, 0), (74, 50, 1)]
+    (curve,) = dose_chart(response((1.0, 0.25, 0.0))).curves
+    assert curve.points == ((0, 0), (50, 75), (100, 100))
+    assert [(dot.x, dot.y, dot.title) for dot in curve.dots][1] == (50, 75, "0: 0.250")
+    assert dose_chart(response((0.5,))).curves[0].points == ((0, 50),)
+    assert alpha_bar(LAYERS[0], LAYERS) == {"x": 50, "width": 37.5, "low": 75, "high": 100}
+    assert alpha_bar(LAYERS[1], LAYERS) == {"x": 25, "width": 25, "low": 25, "high": 25}
+    assert alpha_bar(LAYERS[2], (LAYERS[2],)) == {"x": 50, "width": 0, "low": 50, "high": 50}
+    ablations = page().sections[0].ablations
+    assert cloud(ablations, "frozen") == [(2, 26, 0), (74, 98, 1)]
+    assert cloud(ablations, "recomputed") == [(2, 2, 0), (74, 50, 1)]
+
+
+def test_the_concepts_own_curve_is_on_top_in_the_accent_and_the_other_factor_is_dashed():
+    curves = dose_chart(response(*[(1.0, i / 4) for i in range(5)])).curves
+    assert [curve.name.split()[0] for curve in curves] == ["1", "0", "2", "3", "4"]
+    assert [(curve.hue, curve.lead) for curve in curves] == [(0, True), (1, False), (2, False), (3, False), (4, False)]
+    assert [curve.dashed for curve in curves] == [False, False, False, True, True]
 
 
 @pytest.mark.parametrize("ends", [(1.0,) * 6, (0.0,) * 6, (1.0, 0.99, 0.5, 0.01, 0.0, 0.0)])
 def test_names_of_curves_never_lie_on_each_other_nor_outside(ends):
-    looks = tuple(Look(str(i), (p,), i == 0, True) for i, p in enumerate(ends))
-    places = sorted(labels(Arm("alpha", (0.0,), (0,), looks)).values())
-    assert all(b - a >= 8.999 for a, b in pairwise(places)), places
-    assert 0 <= places[0] <= places[-1] <= 100
+    labels = sorted(curve.label for curve in dose_chart(response(*[(end,) for end in ends])).curves)
+    assert all(below - above >= LABEL_GAP - 0.001 for above, below in pairwise(labels)), labels
+    assert 0 <= labels[0] <= labels[-1] <= 100
 
 
 def test_blocks():
