@@ -9,7 +9,7 @@ import pytest
 from concept_trak.attribution.method import METHODS, method_settings
 from concept_trak.evaluation.study import RUNS, families_of, run_of
 from concept_trak.evaluation.suite import BenchmarkConfig, change_of, changed, rows_of, variants, words
-from concept_trak.report.table_page import TextTable, TablePage, as_markdown, render_tables
+from concept_trak.report.table_page import TablePage, TextTable, as_markdown, render_tables
 from jobs.configure import CONF, configure
 from jobs.study import study
 from tests.report.outline import parse
