@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from concept_trak.data.benchmarks.synthetic import write
+from concept_trak.data.benchmarks.synthetic import write_synthetic
 from concept_trak.data.benchmarks.two_factors import SETS
 from jobs.configure import main
 
@@ -28,7 +28,7 @@ def shapes(config: ShapesConfig) -> int:
     if config.set not in SETS:
         raise ValueError(f"set={config.set!r}; expected one of: {', '.join(SETS)}")
     kinds, side = SETS[config.set], config.resolution or None
-    paths = write(config.out, config.rows, config.seed, kinds, config.files, side, config.first, config.wrong)
+    paths = write_synthetic(config.out, config.rows, config.seed, kinds, config.files, side, config.first, config.wrong)
     print(f"{config.rows} images in {len(paths)} files: {config.out}")
     return 0
 

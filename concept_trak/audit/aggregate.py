@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from concept_trak.audit.worker import Attempt, OnStore
 from concept_trak.config import AuditConfig
-from concept_trak.data.columns import Written, words
+from concept_trak.data.columns import Annotation, caption_words
 from concept_trak.data.shard import Shard
 from concept_trak.store.manifest import groups_file, plain_column, read_table, sums_file, write_table
 from concept_trak.store.tables import from_columns, from_rows
@@ -55,11 +55,11 @@ class Sums:
             self.add(group, sums)
 
 
-def groups_of(sample: Written, shard: Shard) -> Iterator[Group]:
+def groups_of(sample: Annotation, shard: Shard) -> Iterator[Group]:
     """Everything that a sample is counted under."""
     yield "source", "", shard.source
     yield from (("label", name, value) for name, value in sample.labels.items())
-    yield from (("word", "", word) for word in words(sample.caption))
+    yield from (("word", "", word) for word in caption_words(sample.caption))
 
 
 def sums_table(sums: Sums) -> Any:

@@ -10,8 +10,8 @@ from concept_trak import NUMERICS
 from concept_trak.attribution.denoiser import Conditioning, Denoiser
 from concept_trak.attribution.method import Method, method_settings
 from concept_trak.config import AuditConfig, DataConfig
-from concept_trak.data.columns import caption_columns, check_ids
-from concept_trak.data.format import format_of, sources
+from concept_trak.data.columns import caption_columns, require_unique_ids
+from concept_trak.data.format import find_sources, format_of
 from concept_trak.data.shard import Shard, Source, cut
 
 
@@ -30,10 +30,10 @@ def survey(data: DataConfig, conditioning: Conditioning = "text") -> list[Source
         raise ValueError(
             f"data.captions={data.captions}, and the model's conditioning is {conditioning}; set data.captions={remedy}"
         )
-    found = sources(data)
+    found = find_sources(data)
     for source in found:
         format_of(source, data).check(source, data)
-    check_ids(found, data)
+    require_unique_ids(found, data)
     return found
 
 

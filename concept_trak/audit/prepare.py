@@ -21,7 +21,7 @@ from concept_trak.audit.plan import feature_bytes, feature_settings, shards, sur
 from concept_trak.audit.query_features import Answer, Question
 from concept_trak.audit.worker import Work, open_model
 from concept_trak.config import AuditConfig, plain_values
-from concept_trak.data.image import examples, read, whole_file
+from concept_trak.data.image import read_examples, read_file, read_image
 from concept_trak.data.shard import Shard, cut
 from concept_trak.models.classifier import open_classifier
 from concept_trak.store.identity import as_json, fingerprint, open_feature_set
@@ -179,7 +179,7 @@ def require_answers(methods: Mapping[str, Method], concepts: Sequence[Concept]) 
         for method in methods.values():
             require_answer(method, concept)
         if concept.image:
-            read(concept.image)
+            read_image(concept.image)
 
 
 def questions_of(denoiser: Denoiser, concepts: Sequence[Concept]) -> list[Question]:
@@ -196,12 +196,12 @@ def _question(denoiser: Denoiser, concept: Concept) -> Question:
     require_whole(denoiser, concept)
     for text, without in concept.askings:
         _require_direction(denoiser, concept, text, without)
-    question = Question("", concept, read(concept.image) if concept.image else b"")
+    question = Question("", concept, read_image(concept.image) if concept.image else b"")
     try:
         if concept.examples:
-            question = replace(question, examples=examples(concept.examples, denoiser.resolution))
+            question = replace(question, examples=read_examples(concept.examples, denoiser.resolution))
         if concept.classifier:
-            question = replace(question, classifier=whole_file(concept.classifier))
+            question = replace(question, classifier=read_file(concept.classifier))
             open_classifier(question.classifier, concept.classifier, concept.shows, denoiser)
     except ValueError as error:
         raise ValueError(f"concept {concept.name!r}: {error}") from None

@@ -15,7 +15,7 @@ from concept_trak.attribution.query import UNGUIDED, query_batch, query_side
 from concept_trak.attribution.state import Batch
 from concept_trak.attribution.trajectory import generate
 from concept_trak.audit.worker import Attempt, WithModel
-from concept_trak.data.image import decode, fit, to_png, to_tensor
+from concept_trak.data.image import center_crop, decode_image, to_png, to_tensor
 from concept_trak.models.classifier import open_classifier
 
 
@@ -112,7 +112,7 @@ def agreement(phi: Float[Tensor, "ways k"]) -> tuple[float, ...]:
 
 def pixels_of(images: Sequence[bytes], d: Denoiser) -> Float[Tensor, "n 3 h w"]:
     """Pictures as the model's own samples are: square, of its resolution, in [-1, 1]."""
-    return torch.stack([to_tensor(fit(decode(image), d.resolution)) for image in images])
+    return torch.stack([to_tensor(center_crop(decode_image(image), d.resolution)) for image in images])
 
 
 def mean_x_0(d: Denoiser, images: Sequence[bytes], size: int) -> Float[Tensor, "c h w"]:

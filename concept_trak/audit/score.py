@@ -17,7 +17,7 @@ from concept_trak.attribution import ranking
 from concept_trak.attribution.ranking import Entry, Kept
 from concept_trak.audit.aggregate import Sums, groups_of, sums_table
 from concept_trak.audit.worker import Attempt, OnStore, Work
-from concept_trak.data.columns import written
+from concept_trak.data.columns import annotations
 from concept_trak.data.shard import Shard
 from concept_trak.store.manifest import Audit, plain_column, query_file, read_table, scores_file, sums_file, write_table
 from concept_trak.store.part import Block
@@ -95,7 +95,7 @@ class Score(OnStore):
             for record, shard in zip_longest(item.records, item.shards):
                 ids, values = self._shard(item.method, record, coming, queries, kept)
                 if shard is not None:
-                    told = written(shard, self.work.config.data)
+                    told = annotations(shard, self.work.config.data)
                     sums.add_scores(values.numpy(), [groups_of(told[i], shard) for i in ids])
         if item.shards:
             write_table(self.audit, sums_file(item.method, item.records[0].shard), sums_table(sums))

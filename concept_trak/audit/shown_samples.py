@@ -7,7 +7,7 @@ import torch
 
 from concept_trak.audit.worker import Attempt, Work
 from concept_trak.data.image import suffix, to_png, to_thumbnail
-from concept_trak.data.sample import Sample, found, originals
+from concept_trak.data.sample import Sample, originals, samples_by_id
 from concept_trak.data.shard import Shard
 from concept_trak.store.manifest import Audit, beside_report, write_bytes
 from concept_trak.store.store import Store
@@ -54,7 +54,7 @@ class Show:
 
     def __call__(self, look: Look, attempt: Attempt) -> list[Seen]:
         files = originals(look.shard, self.data, look.pictured) if look.files and look.pictured else {}
-        shown = found(look.shard, self.data, look.resolution, look.ids)
+        shown = samples_by_id(look.shard, self.data, look.resolution, look.ids)
         return [self._seen(look, sample, files.get(sample.id)) for sample in shown]
 
     def _seen(self, look: Look, s: Sample, original: bytes | None) -> Seen:

@@ -15,7 +15,7 @@ from concept_trak.components.measure import OBJECTIVES
 from concept_trak.components.specificity import measured_for
 from concept_trak.components.workers import Case, Inquest, Unit
 from concept_trak.config import AuditConfig, BudgetConfig, ClusterConfig, ModelConfig
-from concept_trak.data.image import read
+from concept_trak.data.image import read_image
 from concept_trak.store.store import Store
 from jobs.execute import executor
 
@@ -141,6 +141,6 @@ def cases_of(config: ComponentsConfig) -> list[Case]:
 def by_name(config: ComponentsConfig, concepts: Sequence[Concept], objective: str) -> dict[str, tuple[Unit, ...]]:
     found = dict[str, tuple[Unit, ...]]()
     for c in concepts:
-        units = (Unit(c, objective, seed, read(c.image) if c.image else b"") for seed in sorted(config.seeds))
+        units = (Unit(c, objective, seed, read_image(c.image) if c.image else b"") for seed in sorted(config.seeds))
         found[c.name] = (*found.get(c.name, ()), *units)
     return found

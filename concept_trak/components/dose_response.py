@@ -20,7 +20,7 @@ from concept_trak.attribution.query import UNGUIDED
 from concept_trak.audit.worker import Attempt
 from concept_trak.components.edit import Choice, Masks
 from concept_trak.components.workers import Case, Inquest, Opened
-from concept_trak.data.benchmarks.two_factors import TwoFactors, caption
+from concept_trak.data.benchmarks.two_factors import TwoFactors, pair_caption
 from concept_trak.data.image import png, to_png
 from concept_trak.evaluation.counterfactual import Pictures, drawn
 from concept_trak.evaluation.judge import judge_of, known_to, presence
@@ -92,7 +92,7 @@ def shown(judge: Classifier, kinds: TwoFactors, pictures: Pictures) -> Iterator[
             seen = [presence(judge, x, **{of: value}) for pair, x in pictures.items() if pair[place] == value]
             yield {"value": value, "of": of, "presence": float(torch.cat(seen).mean())}
     for pair, x in pictures.items():
-        yield {"value": caption(*pair), "of": "pair", "presence": float(presence(judge, x, *pair).mean())}
+        yield {"value": pair_caption(*pair), "of": "pair", "presence": float(presence(judge, x, *pair).mean())}
 
 
 def _keyed(name: str, like: Tensor) -> Tensor:

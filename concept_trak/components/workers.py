@@ -20,8 +20,7 @@ from concept_trak.components.measure import Measurement, alpha, decode, encode, 
 from concept_trak.components.specificity import Worth, worth
 from concept_trak.components.units import UNITS
 from concept_trak.config import AuditConfig
-from concept_trak.data.image import decode as decode_image
-from concept_trak.data.image import fit, to_tensor
+from concept_trak.data.image import center_crop, decode_image, to_tensor
 from concept_trak.evaluation.judge import shown
 from concept_trak.store.identity import fingerprint
 from concept_trak.store.store import Store
@@ -137,7 +136,7 @@ class Measure(Opened):
         if self.store.size(name) is None:
             side, pixels = self.denoiser.resolution, None
             if item.image:
-                pixels = to_tensor(fit(decode_image(item.image), side))[None]
+                pixels = to_tensor(center_crop(decode_image(item.image), side))[None]
             states = states_of(self.denoiser, item.objective, q.probe, item.concept, item.seed, pixels)
             self.store.create(name, encode(measure(self.denoiser, item.objective, states, q.unit, item.seed)))
         return name

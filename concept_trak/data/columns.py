@@ -15,13 +15,13 @@ import numpy as np
 
 from concept_trak.attribution.numerics import choice
 from concept_trak.config import DataConfig
-from concept_trak.data.format import Row, rows, sample_id
+from concept_trak.data.format import SourceRow, read_rows, sample_id
 from concept_trak.data.shard import Shard, Source, whole
 
 WORD = re.compile(r"\w+")
 
 
-def caption(values: dict[str, Any], name: str, data: DataConfig) -> str:
+def caption_of(values: dict[str, Any], name: str, data: DataConfig) -> str:
     """The caption of the sample `name`; empty where it has none.
 
     Raises:
@@ -36,14 +36,14 @@ def caption(values: dict[str, Any], name: str, data: DataConfig) -> str:
 
 
 @dataclass(frozen=True)
-class Written:
+class Annotation:
     """About one sample: its caption, "" where there is none, and its labels as text."""
 
     caption: str
     labels: dict[str, str]
 
 
-def written(shard: Shard, data: DataConfig) -> dict[str, Written]:
+def annotations(shard: Shard, data: DataConfig) -> dict[str, Annotation]:
     """By sample id, for every row of a shard.
 
     Raises:
@@ -51,18 +51,20 @@ def written(shard: Shard, data: DataConfig) -> dict[str, Written]:
     """
     ids = [data.id_column] if data.id_column else []
     columns = list(dict.fromkeys([*ids, *caption_columns(data), *data.label_columns]))
-    named = ((sample_id(row, data), row) for row in rows(shard, data, columns))
-    return {i: Written(_caption(row, i, data), {c: str(row.values[c]) for c in data.label_columns}) for i, row in named}
+    named = ((sample_id(row, data), row) for row in read_rows(shard, data, columns))
+    return {
+        i: Annotation(_caption(row, i, data), {c: str(row.values[c]) for c in data.label_columns}) for i, row in named
+    }
 
 
-def _caption(row: Row, name: str, data: DataConfig) -> str:
+def _caption(row: SourceRow, name: str, data: DataConfig) -> str:
     try:
-        return caption(row.values, name, data)
+        return caption_of(row.values, name, data)
     except ValueError:  # of another type than text: the row is a reject, so nobody asks
         return ""
 
 
-def words(text: str) -> frozenset[str]:
+def caption_words(text: str) -> frozenset[str]:
     """The words of a caption, each once, without case: runs of letters, digits and "_" of any script."""
     return frozenset(WORD.findall(text.casefold()))
 
@@ -84,7 +86,7 @@ def _texts(column: str, value: Any, data: DataConfig) -> Iterator[str]:
         raise ValueError(f"{column} is {value!r}, a {type(value).__name__}; expected text, or a list of texts")
 
 
-def check_ids(found: Sequence[Source], data: DataConfig) -> None:
+def require_unique_ids(found: Sequence[Source], data: DataConfig) -> None:
     """That ids are unique over the whole data set, in 8 bytes of memory a row; ids made from source and row always are.
 
     Raises:
@@ -104,7 +106,7 @@ def check_ids(found: Sequence[Source], data: DataConfig) -> None:
 
 
 def _ids(source: Source, data: DataConfig) -> Iterator[str]:
-    for row in rows(whole(source), data, [data.id_column]):
+    for row in read_rows(whole(source), data, [data.id_column]):
         if row.values[data.id_column] is None and row.flaw is None:
             raise ValueError(
                 f"{source.uri} has rows without an id; fill them, or leave data.id_column empty to have ids made"

@@ -12,7 +12,7 @@ from concept_trak.store.secrets import without_secrets
 BLOCK_BYTES = 4 << 20  # one request: long enough that its wait does not count, short enough to skip what is not wanted
 
 
-def listed(uri: str) -> tuple[Any, str, dict[str, dict[str, Any]]]:
+def list_files(uri: str) -> tuple[Any, str, dict[str, dict[str, Any]]]:
     """(file system, path, every file there by name with what storage says of it); hidden ones are left out.
 
     `uri` is one file, or a folder searched to its leaves. One listing, however many files.
@@ -70,7 +70,7 @@ def require_version(fs: Any, path: str, planned: str) -> None:
 
 
 @contextmanager
-def planned(shard: Shard, **ways: Any) -> Iterator[Any]:
+def open_planned(shard: Shard, **ways: Any) -> Iterator[Any]:
     """The shard's file, open for reading in the version that was planned."""
     fs, path = fsspec.core.url_to_fs(shard.source, use_listings_cache=False)
     require_version(fs, path, shard.version)
@@ -78,7 +78,7 @@ def planned(shard: Shard, **ways: Any) -> Iterator[Any]:
         yield file
 
 
-def below(source: str, uri: str) -> str:
+def path_below(source: str, uri: str) -> str:
     """What a file is called below `data.uri`; empty for that file itself."""
     fs, path = fsspec.core.url_to_fs(uri)
     return source.removeprefix(fs.unstrip_protocol(path)).strip("/")

@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 import fsspec
 
 from concept_trak.config import DataConfig
-from concept_trak.data.files import below, require_version, version
-from concept_trak.data.format import Files, Format, Row, named_columns
+from concept_trak.data.files import path_below, require_version, version
+from concept_trak.data.format import Files, Format, SourceRow, named_columns
 from concept_trak.data.shard import Shard, Source
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif")
 METADATA = ("metadata.jsonl", "metadata.csv")
 
 
-class Place(NamedTuple):
+class ImageEntry(NamedTuple):
     """One image: its name in its folder, its version, that of the text beside it, and what the metadata say of it.
 
     Without a version there is no such image, though the metadata name it.
@@ -35,16 +35,20 @@ class Place(NamedTuple):
     text_version: str
     fields: tuple[tuple[str, Any], ...]
 
+    def __repr__(self) -> str:
+        """The text that versions of shards are a hash of: it stays as it is, whatever the class is called."""
+        return f"Place({', '.join(f'{name}={value!r}' for name, value in self._asdict().items())})"
 
-def sources(fs: Any, path: str, files: Files, data: DataConfig) -> list[Source]:
+
+def _sources(fs: Any, path: str, files: Files, data: DataConfig) -> list[Source]:
     """Every folder that holds images. A range of rows has the version of its images, texts and metadata."""
     told = _told(fs, files)
     images = {name for name in files if _is_image(name)}
-    folders: dict[str, list[Place]] = {}
+    folders: dict[str, list[ImageEntry]] = {}
     for name in sorted(images | told.keys()):
         folder, _, base = name.rpartition("/")
         text = files.get(f"{posixpath.splitext(name)[0]}.txt")
-        place = Place(
+        place = ImageEntry(
             base,
             version(files[name]) if name in images else "",
             version(text) if text else "",
@@ -88,7 +92,7 @@ def _metadata(name: str, content: bytes) -> dict[str, dict[str, Any]]:
     return found
 
 
-def check(source: Source, data: DataConfig) -> None:
+def _check(source: Source, data: DataConfig) -> None:
     """That some image of the folder has every column that the settings name."""
     there = {"image", "label", *(c for place in source.places for c, _ in place.fields)}
     there |= {"txt"} if any(place.text_version for place in source.places) else set()
@@ -101,15 +105,15 @@ def check(source: Source, data: DataConfig) -> None:
             )
 
 
-def rows(shard: Shard, data: DataConfig, columns: Sequence[str]) -> Iterator[Row]:
+def _rows(shard: Shard, data: DataConfig, columns: Sequence[str]) -> Iterator[SourceRow]:
     """The rows of a shard, their ids the images' names below `data.uri`."""
     fs, folder = fsspec.core.url_to_fs(shard.source.rstrip("/"), use_listings_cache=False)
-    prefix = below(shard.source.rstrip("/"), data.uri)
+    prefix = path_below(shard.source.rstrip("/"), data.uri)
     for number, place in enumerate(shard.places, shard.first_row):
         name, values = f"{prefix}/{place.name}".lstrip("/"), {c: dict(place.fields).get(c) for c in columns}
         if not place.version:
             flaw = ("no_image", f"the metadata name {place.name}, which is not there; remove the entry")
-            yield Row(number, name, values, flaw)
+            yield SourceRow(number, name, values, flaw)
             continue
         if "label" in columns and "label" not in dict(place.fields):
             values["label"] = posixpath.basename(folder)
@@ -118,7 +122,7 @@ def rows(shard: Shard, data: DataConfig, columns: Sequence[str]) -> Iterator[Row
             values["txt"] = _read(fs, text, place.text_version).decode(errors="replace")
         if data.image_column in columns:
             values[data.image_column] = {"bytes": _read(fs, f"{folder}/{place.name}", place.version)}
-        yield Row(number, name, values)
+        yield SourceRow(number, name, values)
 
 
 def _read(fs: Any, path: str, planned: str) -> bytes:
@@ -126,4 +130,4 @@ def _read(fs: Any, path: str, planned: str) -> bytes:
     return fs.cat_file(path)
 
 
-FORMAT = Format(tuple(f".{ending}" for ending in IMAGES), sources, check, rows, (".txt", *METADATA))
+FORMAT = Format(tuple(f".{ending}" for ending in IMAGES), _sources, _check, _rows, (".txt", *METADATA))

@@ -10,14 +10,14 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from concept_trak.config import DataConfig
-from concept_trak.data.files import listed
+from concept_trak.data.files import list_files
 from concept_trak.data.shard import Shard, Source
 
 Files = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Row:
+class SourceRow:
     """One row of a source: its number there, the id made for it, and the values of the columns that were asked for.
 
     An image is {"bytes": ...}, as `datasets` writes it. What the row has not is None. `flaw`, a (reason, message), says
@@ -38,7 +38,7 @@ class Format(NamedTuple):
     """(file system, path, files of these endings, settings) -> the sources, in the order of their names."""
     check: Callable[[Source, DataConfig], None]
     """Raises ValueError where a column that the settings name is not there, or is of a type that cannot be used."""
-    rows: Callable[[Shard, DataConfig, Sequence[str]], Iterator[Row]]
+    rows: Callable[[Shard, DataConfig, Sequence[str]], Iterator[SourceRow]]
     """The rows of a shard with these columns, in order, reading nothing else; ValueError if its source has changed."""
     beside: tuple[str, ...] = ()
     """Endings of files that belong to the samples without being any."""
@@ -52,14 +52,14 @@ def formats() -> dict[str, Format]:
     return {name: one for name, one in found.items() if isinstance(one, Format)}
 
 
-def sources(data: DataConfig) -> list[Source]:
+def find_sources(data: DataConfig) -> list[Source]:
     """Every source of the data set, by name.
 
     Raises:
         ValueError: nothing is there, it cannot be reached, is of no format or of several, or holds no rows.
     """
-    fs, path, files = listed(data.uri)
-    kind, known = format_at(files, data), formats()
+    fs, path, files = list_files(data.uri)
+    kind, known = detect_format(files, data), formats()
     own = files if list(files) == [path] else _ending(files, known[kind].endings + known[kind].beside)
     found = known[kind].sources(fs, path, own, data)
     if not any(source.rows for source in found):
@@ -67,7 +67,7 @@ def sources(data: DataConfig) -> list[Source]:
     return found
 
 
-def format_at(files: Files, data: DataConfig) -> str:
+def detect_format(files: Files, data: DataConfig) -> str:
     """The format that the settings name, or the one that all files with a known ending have.
 
     Raises:
@@ -105,7 +105,7 @@ def format_of(shard: Shard | Source, data: DataConfig) -> Format:
     return next((one for one in known.values() if uri.lower().endswith(one.endings)), known["folder"])
 
 
-def rows(shard: Shard, data: DataConfig, columns: Sequence[str]) -> Iterator[Row]:
+def read_rows(shard: Shard, data: DataConfig, columns: Sequence[str]) -> Iterator[SourceRow]:
     """The rows of a shard, whatever the format."""
     return format_of(shard, data).rows(shard, data, columns)
 
@@ -118,7 +118,7 @@ def named_columns(data: DataConfig) -> list[tuple[str, str]]:
     return [*named, *more, *(("data.label_columns", c) for c in data.label_columns)]
 
 
-def sample_id(row: Row, data: DataConfig) -> str:
+def sample_id(row: SourceRow, data: DataConfig) -> str:
     """The id column's value, or the id that the format made."""
     own = row.values.get(data.id_column) if data.id_column else None
     return row.id if own is None else str(own)
@@ -126,5 +126,5 @@ def sample_id(row: Row, data: DataConfig) -> str:
 
 def label_values(shard: Shard, data: DataConfig) -> Iterator[tuple[str, dict[str, str]]]:
     """(sample id, its labels as text) of every row of a shard, without reading images."""
-    for row in rows(shard, data, [*([data.id_column] if data.id_column else []), *data.label_columns]):
+    for row in read_rows(shard, data, [*([data.id_column] if data.id_column else []), *data.label_columns]):
         yield sample_id(row, data), {c: str(row.values[c]) for c in data.label_columns}

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 
-def decode(data: bytes) -> Image.Image:
+def decode_image(data: bytes) -> Image.Image:
     """The picture as a person sees it: upright, RGB, transparency on white, the first frame, 16 bits scaled to 8.
 
     Raises:
@@ -53,7 +53,7 @@ def _rgb(upright: Image.Image) -> Image.Image:
     return upright.convert("RGB")
 
 
-def read(path: str) -> bytes:
+def read_image(path: str) -> bytes:
     """The bytes of one image file, local or a URL, once they are known to be an image.
 
     Raises:
@@ -62,18 +62,18 @@ def read(path: str) -> bytes:
     try:
         with fsspec.open(path, "rb") as file:
             data: bytes = file.read()  # type: ignore[union-attr]
-        decode(data)
+        decode_image(data)
     except (OSError, ValueError) as error:
         raise ValueError(f"the image {path!r} cannot be read ({error}); expected a picture file") from None
     return data
 
 
-def fit(image: Image.Image, resolution: int) -> Image.Image:
+def center_crop(image: Image.Image, resolution: int) -> Image.Image:
     """Short side to `resolution` (antialiased), then the centre square."""
-    return crop(image, (resolution, resolution))
+    return resize_crop(image, (resolution, resolution))
 
 
-def crop(image: Image.Image, size: tuple[int, int], place: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
+def resize_crop(image: Image.Image, size: tuple[int, int], place: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
     """Resized (antialiased) until it just covers `size`, [height, width]; then that size, cut out at `place`.
 
     `place`, in [0, 1] down and across, says where the cut lies in what is left over: 0.5 is the centre. Only what is
@@ -89,7 +89,7 @@ def crop(image: Image.Image, size: tuple[int, int], place: tuple[float, float] =
     return image.resize((width, height), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
 
 
-def bucket(image: Image.Image, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+def nearest_bucket(image: Image.Image, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """The [height, width] whose ratio is nearest to the image's: least |h_image w - w_image h|, the last of equals.
 
     As `find_nearest_bucket` in the training scripts of diffusers.
@@ -142,7 +142,7 @@ MOST = 256
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
-def examples(paths: Sequence[str], resolution: int) -> tuple[bytes, ...]:
+def read_examples(paths: Sequence[str], resolution: int) -> tuple[bytes, ...]:
     """Every picture of `paths`, files or folders of them, cut and sized as training images are: PNG of `resolution`.
 
     Raises:
@@ -168,16 +168,16 @@ def _files(path: str) -> Iterator[str]:
 
 
 def _example(path: str, resolution: int) -> bytes:
-    image = decode(read(path))
+    image = decode_image(read_image(path))
     if min(image.size) < resolution:
         raise ValueError(
             f"the example {path} has {image.width} x {image.height} pixels and the model draws {resolution} x "
             f"{resolution}: enlarged, it would ask for what is blurred; give a larger picture"
         )
-    return png(fit(image, resolution))
+    return png(center_crop(image, resolution))
 
 
-def whole_file(path: str) -> bytes:
+def read_file(path: str) -> bytes:
     """The bytes of a file, local or a URL.
 
     Raises:

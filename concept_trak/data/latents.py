@@ -19,8 +19,8 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from concept_trak.config import DataConfig
-from concept_trak.data.files import below, planned, version
-from concept_trak.data.format import Files, Format, Row, named_columns
+from concept_trak.data.files import open_planned, path_below, version
+from concept_trak.data.format import Files, Format, SourceRow, named_columns
 from concept_trak.data.shard import Shard, Source
 
 AT_ONCE = 16  # rows read together
@@ -44,7 +44,7 @@ class _Header(NamedTuple):
         return self.tensors["latents"]["shape"][0]
 
 
-def write(
+def write_latents(
     path: str | Path, latents: Tensor, condition: Mapping[str, Tensor], columns: Mapping[str, Sequence[Any]]
 ) -> None:
     """A file of this format."""
@@ -53,7 +53,7 @@ def write(
     save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, path, {"columns": json.dumps(said)})
 
 
-def sources(fs: Any, path: str, files: Files, data: DataConfig) -> list[Source]:
+def _sources(fs: Any, path: str, files: Files, data: DataConfig) -> list[Source]:
     """Every file, by name."""
     found = []
     for name, info in files.items():
@@ -78,7 +78,7 @@ def _header(file: Any, name: str) -> _Header:
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, MemoryError) as error:
         raise ValueError(
             f"{name} is no safetensors file with `latents` [n, c, h, w] ({type(error).__name__}: {error}); write it "
-            "with concept_trak.data.latents.write"
+            "with concept_trak.data.latents.write_latents"
         ) from None
     if wrong or not any(n.startswith(CONDITION) for n in tensors) or len(tensors["latents"]["shape"]) != 4:
         what = (
@@ -88,7 +88,7 @@ def _header(file: Any, name: str) -> _Header:
     return header
 
 
-def check(source: Source, data: DataConfig) -> None:
+def _check(source: Source, data: DataConfig) -> None:
     """That the named columns are there; captions may be missing, unless one is asked for by another name."""
     with fsspec.open(source.uri) as file:
         there = _header(file, source.uri).columns
@@ -101,10 +101,10 @@ def check(source: Source, data: DataConfig) -> None:
             raise ValueError(f"{key}={column!r} is no column of {source.uri} (columns: {', '.join(there)}){hint}")
 
 
-def rows(shard: Shard, data: DataConfig, columns: Sequence[str]) -> Iterator[Row]:
+def _rows(shard: Shard, data: DataConfig, columns: Sequence[str]) -> Iterator[SourceRow]:
     """The rows of a shard; the image of each is `Precomputed`."""
-    made = below(shard.source, data.uri) or "rows"
-    with planned(shard) as file:
+    made = path_below(shard.source, data.uri) or "rows"
+    with open_planned(shard) as file:
         header, end = _header(file, shard.source), shard.first_row + shard.rows
         for first in range(shard.first_row, end, AT_ONCE):
             count = min(AT_ONCE, end - first)
@@ -114,7 +114,7 @@ def rows(shard: Shard, data: DataConfig, columns: Sequence[str]) -> Iterator[Row
                 if tensors:
                     condition = {n.removeprefix(CONDITION): t[i] for n, t in tensors.items() if n != "latents"}
                     values[data.image_column] = Precomputed(tensors["latents"][i], condition)
-                yield Row(first + i, f"{made}:{first + i}", values)
+                yield SourceRow(first + i, f"{made}:{first + i}", values)
 
 
 def _tensors(file: Any, header: _Header, first: int, count: int) -> dict[str, Tensor]:
@@ -133,8 +133,8 @@ def _tensors(file: Any, header: _Header, first: int, count: int) -> dict[str, Te
     return load(len(text).to_bytes(8, "little") + text + body)
 
 
-def finite(one: Precomputed) -> bool:
+def is_finite(one: Precomputed) -> bool:
     return all(bool(torch.isfinite(t).all()) for t in (one.latent, *one.condition.values()) if t.is_floating_point())
 
 
-FORMAT = Format((".safetensors",), sources, check, rows)
+FORMAT = Format((".safetensors",), _sources, _check, _rows)

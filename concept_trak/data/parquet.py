@@ -15,18 +15,18 @@ import pyarrow.parquet as pq
 import torch
 
 from concept_trak.config import DataConfig
-from concept_trak.data.files import below, planned, version
-from concept_trak.data.format import Files, Format, Row, named_columns
+from concept_trak.data.files import open_planned, path_below, version
+from concept_trak.data.format import Files, Format, SourceRow, named_columns
 from concept_trak.data.latents import CONDITION, Precomputed
 from concept_trak.data.shard import Shard, Source
 
 
-def sources(fs: Any, path: str, files: Files, data: DataConfig) -> list[Source]:
+def _sources(fs: Any, path: str, files: Files, data: DataConfig) -> list[Source]:
     """Every Parquet file, by name."""
-    return [Source(fs.unstrip_protocol(name), version(info), _rows(fs, name)) for name, info in files.items()]
+    return [Source(fs.unstrip_protocol(name), version(info), _row_count(fs, name)) for name, info in files.items()]
 
 
-def _rows(fs: Any, file: str) -> int:
+def _row_count(fs: Any, file: str) -> int:
     """How many rows the footer states. Its bytes come first, because to Arrow a damaged one is an OSError too.
 
     Raises:
@@ -56,7 +56,7 @@ def _footer(file: Any) -> bytes:
     return file.read()
 
 
-def check_columns(source: Source, data: DataConfig) -> None:
+def _check(source: Source, data: DataConfig) -> None:
     """That every column a run names is there and of a type it can use.
 
     Raises:
@@ -117,13 +117,13 @@ def _conditions(schema: pa.Schema, data: DataConfig) -> list[str]:
     return [name for name in schema.names if name.startswith(CONDITION)]
 
 
-def rows(shard: Shard, data: DataConfig, columns: Sequence[str]) -> Iterator[Row]:
+def _rows(shard: Shard, data: DataConfig, columns: Sequence[str]) -> Iterator[SourceRow]:
     """The rows of a shard, their ids made of the file's name below `data.uri` and the row's number.
 
     Reads only the row groups they lie in.
     """
-    made = below(shard.source, data.uri) or "rows"
-    with planned(shard) as f:
+    made = path_below(shard.source, data.uri) or "rows"
+    with open_planned(shard) as f:
         file, start = pq.ParquetFile(f), 0
         beside = _conditions(file.schema_arrow, data) if data.image_column in columns else []
         for group in range(file.num_row_groups):
@@ -133,23 +133,23 @@ def rows(shard: Shard, data: DataConfig, columns: Sequence[str]) -> Iterator[Row
                 table = file.read_row_group(group, columns=[*columns, *beside]).slice(low - start, high - low)
                 for n, values in enumerate(_unpacked(table), low):
                     yield (
-                        _encoded(Row(n, f"{made}:{n}", values), data, beside)
+                        _encoded(SourceRow(n, f"{made}:{n}", values), data, beside)
                         if beside
-                        else Row(n, f"{made}:{n}", values)
+                        else SourceRow(n, f"{made}:{n}", values)
                     )
             start += count
 
 
-def _encoded(row: Row, data: DataConfig, beside: Sequence[str]) -> Row:
+def _encoded(row: SourceRow, data: DataConfig, beside: Sequence[str]) -> SourceRow:
     """The row with its latent and condition as tensors; floating-point numbers in float32."""
     try:
         condition = {name.removeprefix(CONDITION): torch.tensor(row.values[name]) for name in beside}
         latent = torch.tensor(row.values[data.image_column])
     except (TypeError, ValueError, RuntimeError) as error:
-        return Row(
+        return SourceRow(
             row.number, row.id, row.values, ("decode", f"its latent or a part of its condition is none: {error}")
         )
-    return Row(row.number, row.id, {**row.values, data.image_column: Precomputed(latent, condition)})
+    return SourceRow(row.number, row.id, {**row.values, data.image_column: Precomputed(latent, condition)})
 
 
 def _unpacked(table: pa.Table) -> Iterator[dict[str, Any]]:
@@ -157,4 +157,4 @@ def _unpacked(table: pa.Table) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-FORMAT = Format((".parquet",), sources, check_columns, rows)
+FORMAT = Format((".parquet",), _sources, _check, _rows)

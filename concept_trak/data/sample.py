@@ -10,10 +10,10 @@ from torch import Tensor
 
 from concept_trak.attribution.numerics import key
 from concept_trak.config import DataConfig
-from concept_trak.data.columns import caption, caption_columns
-from concept_trak.data.format import Row, named_columns, rows, sample_id
-from concept_trak.data.image import bucket, crop, decode, to_tensor
-from concept_trak.data.latents import Precomputed, finite
+from concept_trak.data.columns import caption_columns, caption_of
+from concept_trak.data.format import SourceRow, named_columns, read_rows, sample_id
+from concept_trak.data.image import decode_image, nearest_bucket, resize_crop, to_tensor
+from concept_trak.data.latents import Precomputed, is_finite
 from concept_trak.data.shard import Shard
 from concept_trak.store.part import Reject
 
@@ -58,7 +58,7 @@ def samples(shard: Shard, data: DataConfig, resolution: int) -> Iterator[Sample 
 
     Reasons are no_caption, caption_type, decode, too_small, and those of the format.
     """
-    for row in rows(shard, data, list(dict.fromkeys(column for _, column in named_columns(data)))):
+    for row in read_rows(shard, data, list(dict.fromkeys(column for _, column in named_columns(data)))):
         name = sample_id(row, data)
         try:
             yield _sample(row, name, data, resolution, f"{shard.source}\n{shard.version}\n{row.number}")
@@ -78,27 +78,27 @@ def batches(read: Iterable[Sample | Reject], size: int) -> Iterator[list[Sample 
         yield batch
 
 
-def _sample(row: Row, name: str, data: DataConfig, resolution: int, origin: str) -> Sample:
+def _sample(row: SourceRow, name: str, data: DataConfig, resolution: int, origin: str) -> Sample:
     if row.flaw:
         raise Unusable(*row.flaw)
     image, labels = row.values[data.image_column], {c: str(row.values[c]) for c in data.label_columns}
     ready = image if isinstance(image, Precomputed) else None
     text = _caption(row, name, data, needed=ready is None)
     if ready is not None:
-        if not finite(ready):
+        if not is_finite(ready):
             raise Unusable("decode", "its latent or embedding has an infinite or undefined number; encode it again")
         return Sample(name, text, None, row.number, labels, origin, ready)
     assert image is None or isinstance(image, dict), "an image is bytes in a mapping, as datasets writes it"
     try:
-        picture = decode((image or {}).get("bytes") or b"")
+        picture = decode_image((image or {}).get("bytes") or b"")
     except ValueError as error:
         raise Unusable("decode", str(error)) from None
     return Sample(name, text, to_tensor(_fitted(picture, name, data, resolution)), row.number, labels, origin)
 
 
-def _caption(row: Row, name: str, data: DataConfig, needed: bool) -> str:
+def _caption(row: SourceRow, name: str, data: DataConfig, needed: bool) -> str:
     try:
-        text = caption(row.values, name, data)
+        text = caption_of(row.values, name, data)
     except ValueError as error:
         raise Unusable("caption_type", str(error)) from None
     if needed and not text and caption_columns(data):
@@ -107,7 +107,7 @@ def _caption(row: Row, name: str, data: DataConfig, needed: bool) -> str:
 
 
 def _fitted(image: Image.Image, name: str, data: DataConfig, resolution: int) -> Image.Image:
-    size = bucket(image, data.buckets) if data.buckets else (resolution, resolution)
+    size = nearest_bucket(image, data.buckets) if data.buckets else (resolution, resolution)
     if not data.enlarge and (image.height < size[0] or image.width < size[1]):
         raise Unusable(
             "too_small",
@@ -115,7 +115,7 @@ def _fitted(image: Image.Image, name: str, data: DataConfig, resolution: int) ->
             "out, or set data.enlarge=true",
         )
     place = (0.5, 0.5) if data.crop == "center" else (_drawn(name, "down"), _drawn(name, "across"))
-    return crop(image, size, place)
+    return resize_crop(image, size, place)
 
 
 def _drawn(name: str, way: str) -> float:
@@ -123,7 +123,7 @@ def _drawn(name: str, way: str) -> float:
     return key(name, "crop", way) / 2**63
 
 
-def found(shard: Shard, data: DataConfig, resolution: int, ids: Sequence[str]) -> list[Sample]:
+def samples_by_id(shard: Shard, data: DataConfig, resolution: int, ids: Sequence[str]) -> list[Sample]:
     """The samples of a shard with these ids: what the page shows."""
     wanted = set(ids)
     return [s for s in samples(shard, data, resolution) if isinstance(s, Sample) and s.id in wanted]
@@ -132,6 +132,6 @@ def found(shard: Shard, data: DataConfig, resolution: int, ids: Sequence[str]) -
 def originals(shard: Shard, data: DataConfig, ids: Collection[str]) -> dict[str, bytes]:
     """The image files of these samples, as they lie in the data; none where the data are encoded already."""
     columns = [data.image_column, *([data.id_column] if data.id_column else [])]
-    named = ((sample_id(row, data), row.values) for row in rows(shard, data, columns))
+    named = ((sample_id(row, data), row.values) for row in read_rows(shard, data, columns))
     images = ((name, values[data.image_column]) for name, values in named if name in ids)
     return {name: image["bytes"] for name, image in images if isinstance(image, dict)}

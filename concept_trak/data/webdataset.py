@@ -16,9 +16,9 @@ from functools import partial
 from typing import Any
 
 from concept_trak.config import DataConfig
-from concept_trak.data.files import BLOCK_BYTES, below, planned, version
+from concept_trak.data.files import BLOCK_BYTES, open_planned, path_below, version
 from concept_trak.data.folder import IMAGES
-from concept_trak.data.format import Files, Format, Row, named_columns
+from concept_trak.data.format import Files, Format, SourceRow, named_columns
 from concept_trak.data.shard import Shard, Source, cut
 
 MOST_BYTES = 256 << 20  # of one member: what says it is larger is no training image, and would fill the memory
@@ -38,7 +38,7 @@ class _Sample:
     flaw: tuple[str, str] | None = None
 
 
-def sources(fs: Any, path: str, files: Files, data: DataConfig) -> list[Source]:
+def _sources(fs: Any, path: str, files: Files, data: DataConfig) -> list[Source]:
     """Every tar, by name; `places` are the bytes at which its samples begin, found by going over the headers once."""
     with ThreadPoolExecutor(READERS) as pool:
         indices = list(pool.map(partial(_index, fs), files))
@@ -121,11 +121,11 @@ def _danger(member: tarfile.TarInfo) -> str:
     return ""
 
 
-def check(source: Source, data: DataConfig) -> None:
+def _check(source: Source, data: DataConfig) -> None:
     """That some of a tar's first samples have every column that the settings name."""
     there = {"__key__"}
     for shard in cut(source, LOOKED_AT)[:1]:
-        with planned(shard, **STREAMED) as file:
+        with open_planned(shard, **STREAMED) as file:
             first = zip(range(shard.rows), _samples(file, source.uri, lambda ending: ending == "json"), strict=False)
             for _, sample in first:
                 there |= {*sample.endings, *_fields(sample)}
@@ -140,19 +140,22 @@ def check(source: Source, data: DataConfig) -> None:
             )
 
 
-def rows(shard: Shard, data: DataConfig, columns: Sequence[str]) -> Iterator[Row]:
+def _rows(shard: Shard, data: DataConfig, columns: Sequence[str]) -> Iterator[SourceRow]:
     """The rows of a shard, their ids made of the tar's name below `data.uri` and the key.
 
     Starts at the shard's first byte and ends with its last sample; members that are not asked for are passed over.
     """
-    prefix, images = below(shard.source, data.uri), IMAGES if data.image_column == "image" else (data.image_column,)
+    prefix, images = (
+        path_below(shard.source, data.uri),
+        IMAGES if data.image_column == "image" else (data.image_column,),
+    )
     pictured = data.image_column in columns
     plain = {c for c in columns if c != data.image_column}
 
     def wanted(ending: str) -> bool:
         return (pictured and ending in images) or ending in plain or (ending == "json" and bool(plain - {"__key__"}))
 
-    with planned(shard, **STREAMED) as file:
+    with open_planned(shard, **STREAMED) as file:
         file.seek(shard.places[0])
         numbers = range(shard.first_row, shard.first_row + shard.rows)
         for number, sample in zip(numbers, _samples(file, shard.source, wanted), strict=False):
@@ -161,7 +164,7 @@ def rows(shard: Shard, data: DataConfig, columns: Sequence[str]) -> Iterator[Row
             if pictured and found:
                 values[data.image_column] = {"bytes": sample.content.get(found[0])}
             name = f"{prefix}:{sample.key}" if prefix else sample.key
-            yield Row(number, name, values, sample.flaw or _flaw(sample, found, data))
+            yield SourceRow(number, name, values, sample.flaw or _flaw(sample, found, data))
 
 
 def _flaw(sample: _Sample, found: list[str], data: DataConfig) -> tuple[str, str] | None:
@@ -191,4 +194,4 @@ def _fields(sample: _Sample) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-FORMAT = Format((".tar",), sources, check, rows)
+FORMAT = Format((".tar",), _sources, _check, _rows)

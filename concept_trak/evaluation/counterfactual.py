@@ -29,7 +29,7 @@ from concept_trak.attribution.state import Batch, Probe
 from concept_trak.attribution.trajectory import generate
 from concept_trak.audit.worker import Attempt
 from concept_trak.config import BudgetConfig, ClusterConfig
-from concept_trak.data.benchmarks.two_factors import Pair, TwoFactors, caption
+from concept_trak.data.benchmarks.two_factors import Pair, TwoFactors, pair_caption
 from concept_trak.evaluation.judge import judge_of, presence
 from concept_trak.evaluation.retrieval import Cell, cells
 from concept_trak.evaluation.training.benchmark_models import TrainConfig, train_model
@@ -100,7 +100,7 @@ def drawn(
 ) -> Pictures:
     """Unguided, down the 51-point grid (or as `path` says), from noises named by the seed and their number alone."""
     ids = tuple(f"picture-{i}" for _ in kinds.all_pairs for i in range(samples))
-    cond = denoiser.encode([caption(*pair) for pair in kinds.all_pairs for _ in range(samples)])
+    cond = denoiser.encode([pair_caption(*pair) for pair in kinds.all_pairs for _ in range(samples)])
     batch, made = Batch(ids, cond, cond), list[Tensor]()
     for i in range(0, len(ids), at_once):
         x_0 = generate(denoiser, batch.rows(slice(i, i + at_once)), path, seed)
@@ -237,7 +237,7 @@ def cases_of(config: CounterfactualConfig, made: TrainConfig, tops: dict[tuple[s
     known = list(dict.fromkeys(arm for arm, _ in tops))
     if unknown := [arm for arm in config.arms if arm not in known]:
         raise ValueError(f"arms: the benchmark has no {unknown[0]!r}; expected some of: {', '.join(known)}")
-    asked = [c for c in cells(made.kinds) if not config.pairs or caption(*c.pair) in config.pairs]
+    asked = [c for c in cells(made.kinds) if not config.pairs or pair_caption(*c.pair) in config.pairs]
     if missing := [c.name for c in asked if (config.arms[0], c.name) not in tops] or ([""] * (not asked)):
         raise ValueError(f"pairs={list(config.pairs)}: the benchmark asked about no such pair of {made.set} {missing}")
     return [

@@ -21,7 +21,7 @@ from concept_trak.attribution.query import UNGUIDED, query_batch
 from concept_trak.attribution.state import Batch, Probe
 from concept_trak.attribution.trajectory import generate
 from concept_trak.data.benchmarks.synthetic import arrays
-from concept_trak.data.benchmarks.two_factors import SETS, SHAPES3, Pair, TwoFactors, caption
+from concept_trak.data.benchmarks.two_factors import SETS, SHAPES3, Pair, TwoFactors, pair_caption
 from concept_trak.evaluation.training.loop import unit_range
 from concept_trak.models.classifier import Classifier
 
@@ -56,14 +56,14 @@ def obedience(
 ) -> dict[str, float]:
     """How often a model draws what it is asked for: by caption of each pair, the share in [0, 1] of
     `samples` generated images that show both. DDIM on the 51-point grid; all pairs start from the same noises."""
-    texts = [caption(*pair) for pair in pairs for _ in range(samples)]
+    texts = [pair_caption(*pair) for pair in pairs for _ in range(samples)]
     ids = tuple(str(number) for _ in pairs for number in range(samples))
     batch = Batch(ids, denoiser.encode(texts), denoiser.encode([""] * len(texts)))
     probe = Probe("sampling", "concept_reward", guidance=guidance)
     pixels = denoiser.to_pixels(generate(denoiser, batch, probe, seed)).float().cpu().clamp(-1, 1)
     shares = {}
     for pair, images in zip(pairs, pixels.split(samples), strict=True):
-        shares[caption(*pair)] = (presence(classifier, images, *pair) > 0.5).float().mean().item()
+        shares[pair_caption(*pair)] = (presence(classifier, images, *pair) > 0.5).float().mean().item()
     return shares
 
 

@@ -12,7 +12,7 @@ from concept_trak.config import AuditConfig
 from concept_trak.data.benchmarks import abc_exemplars, celeba
 from concept_trak.data.benchmarks.abc_exemplars import Custom
 from concept_trak.data.benchmarks.celeba import Faces
-from concept_trak.data.benchmarks.export import write
+from concept_trak.data.benchmarks.export import export_parquet
 from concept_trak.store.manifest import Audit, read_table
 from concept_trak.store.store import Store
 
@@ -44,9 +44,9 @@ class PublishedConfig(AuditConfig):
 def faces(config: PublishedConfig) -> tuple[AuditConfig, Asked, Measure]:
     """CelebA-HQ: precision@10 of each attribute, in and out of distribution."""
     root, chosen = Path(config.root), config.faces
-    found = celeba.pictures(root, chosen)
+    found = celeba.celeba_pictures(root, chosen)
     whole = _audit(config, found, {"faces": asdict(chosen)}, chosen.attributes)
-    asked = celeba.concepts(chosen, config.samples)
+    asked = celeba.celeba_concepts(chosen, config.samples)
     whole = replace(whole, concepts=(*asked["in"], *asked["out"]))
     return whole, asked, ("precision@10", partial(precision_at, k=10))
 
@@ -54,11 +54,11 @@ def faces(config: PublishedConfig) -> tuple[AuditConfig, Asked, Measure]:
 def custom(config: PublishedConfig) -> tuple[AuditConfig, Asked, Measure]:
     """AbC: recall@10 of one tuned model's exemplars, over its tasks."""
     root, chosen = Path(config.root), config.custom
-    found = abc_exemplars.pictures(root, chosen)
+    found = abc_exemplars.abc_pictures(root, chosen)
     whole = _audit(config, found, {"custom": asdict(replace(chosen, tasks="", scope="global"))}, ("exemplar",))
     if not whole.model.embeddings:
         whole = replace(whole, model=replace(whole.model, embeddings=abc_exemplars.embeddings(root, chosen)))
-    asked = abc_exemplars.concepts(root, chosen, config.samples)
+    asked = abc_exemplars.abc_concepts(root, chosen, config.samples)
     carriers = sum(one.labels["exemplar"] == "yes" for one in found)
     measure = partial(recall_at, carriers=carriers, k=10)
     return replace(whole, concepts=tuple(asked)), {"all": asked}, ("recall@10", measure)
@@ -70,7 +70,7 @@ SETS: dict[str, Callable[[PublishedConfig], tuple[AuditConfig, Asked, Measure]]]
 def _audit(config: PublishedConfig, found: list[Any], settings: dict[str, Any], labels: Iterable[str]) -> AuditConfig:
     """The audit of the data that was found, once it lies there as Parquet."""
     out = Path(config.out or f"results/published/{config.set}").absolute()
-    write(out, found, {"set": config.set, "root": config.root, **settings})
+    export_parquet(out, found, {"set": config.set, "root": config.root, **settings})
     data = replace(config.data, uri=str(out), format="parquet", id_column="id", label_columns=tuple(labels))
     own = {f.name: getattr(config, f.name) for f in fields(AuditConfig)}
     return AuditConfig(**{**own, "data": data, "audit": config.audit or config.set, "top": max(10, config.top)})

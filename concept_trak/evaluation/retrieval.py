@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from concept_trak.attribution.concept import Concept
-from concept_trak.data.benchmarks.two_factors import Pair, TwoFactors, caption
+from concept_trak.data.benchmarks.two_factors import Pair, TwoFactors, pair_caption
 
 Values = Float[np.ndarray, "models queries cells"]
 
@@ -55,12 +55,12 @@ def question(cell: Cell, kinds: TwoFactors, empty: bool, samples: int, truth: st
     thing, colour = cell.pair
     if cell.factor == "colour":
         other = None if empty else _next(colour, kinds.colours)
-        without = caption(thing, other)
+        without = pair_caption(thing, other)
     else:
         other = None if empty else _next(thing, kinds.things)
-        without = caption(other, colour)
+        without = pair_caption(other, colour)
     shows = {f"{prefix}{cell.factor}": cell.value for prefix in TRUTHS[truth]}
-    return Concept(cell.name, caption(*cell.pair), without, samples=samples, truth=shows)
+    return Concept(cell.name, pair_caption(*cell.pair), without, samples=samples, truth=shows)
 
 
 def _next(value: str, values: Sequence[str]) -> str:

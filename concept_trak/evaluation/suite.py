@@ -18,8 +18,8 @@ from typing import Any
 from concept_trak.attribution.method import METHODS, Method, method_settings
 from concept_trak.attribution.projector import Projector
 from concept_trak.config import AuditConfig, BudgetConfig, ClusterConfig, DataConfig, ModelConfig, build, plain_values
-from concept_trak.data.benchmarks.synthetic import labels_of, write
-from concept_trak.data.benchmarks.two_factors import caption
+from concept_trak.data.benchmarks.synthetic import labels_of, write_synthetic
+from concept_trak.data.benchmarks.two_factors import pair_caption
 from concept_trak.evaluation.retrieval import TRUTHS, Cell, cells, question
 from concept_trak.evaluation.training.benchmark_models import TrainConfig
 
@@ -107,7 +107,7 @@ def rows_of(config: BenchmarkConfig) -> dict[str, Method]:
 
 def require_pairs(config: BenchmarkConfig, made: TrainConfig) -> None:
     """That every pair asked about is one of the model's data set, so that its models share their cells."""
-    known = [caption(*pair) for pair in made.kinds.all_pairs]
+    known = [pair_caption(*pair) for pair in made.kinds.all_pairs]
     if unknown := [pair for pair in config.pairs if pair not in known]:
         raise ValueError(f"pairs: {unknown[0]!r} is no pair of {made.set}; expected some of: {', '.join(known)}")
 
@@ -122,7 +122,7 @@ def require_captions(config: BenchmarkConfig, made: TrainConfig) -> None:
 
 
 def cells_of(config: BenchmarkConfig, made: TrainConfig) -> list[Cell]:
-    return [cell for cell in cells(made.kinds) if not config.pairs or caption(*cell.pair) in config.pairs]
+    return [cell for cell in cells(made.kinds) if not config.pairs or pair_caption(*cell.pair) in config.pairs]
 
 
 def data_of(config: BenchmarkConfig, made: TrainConfig) -> str:
@@ -131,7 +131,7 @@ def data_of(config: BenchmarkConfig, made: TrainConfig) -> str:
     notes += [f"{made.resolution}px"] if made.resolution else []
     notes += [f"no-{config.unsaid}"] if config.unsaid else []
     folder = f"{config.store}/data/{'-'.join(notes)}"
-    write(folder, config.rows, made.drawn, made.kinds, 4, made.side, 0, made.wrong, config.unsaid)
+    write_synthetic(folder, config.rows, made.drawn, made.kinds, 4, made.side, 0, made.wrong, config.unsaid)
     return folder
 
 
@@ -140,7 +140,9 @@ def audit_of(config: BenchmarkConfig, path: str, made: TrainConfig) -> AuditConf
     kinds, empty = made.kinds, made.dropped > 0
     samples, truth = config.queries * config.each, config.truth if made.wrong else "shown"
     concepts = tuple(question(c, kinds, empty, samples, truth) for c in cells_of(config, made))
-    negative = {} if empty else {"negative": "other_label", "combinations": tuple(caption(*p) for p in kinds.all_pairs)}
+    negative = (
+        {} if empty else {"negative": "other_label", "combinations": tuple(pair_caption(*p) for p in kinds.all_pairs)}
+    )
     audit = AuditConfig(
         store=config.store,
         model=ModelConfig(path, parameters=config.parameters, batch=config.batch, **negative),

@@ -13,7 +13,7 @@ from concept_trak.components.calibration import pearson
 from concept_trak.components.config import ComponentsConfig
 from concept_trak.components.dose_response import ARMS, sheet_file, strips
 from concept_trak.components.workers import Case, Concluded, Inquest
-from concept_trak.data.benchmarks.two_factors import caption
+from concept_trak.data.benchmarks.two_factors import pair_caption
 from concept_trak.evaluation.judge import known_to
 from concept_trak.report.chart import HUES, Chart, Curve, Dot, spread_apart
 from concept_trak.report.render import environment
@@ -271,7 +271,7 @@ def pictures_of(
     sheets = [strips(store.read(sheet_file(inquest.name, concept, *file)), len(pairs)) for file in files]
     columns = ("unchanged", *(f"{edited[ratio]:,} changed" for ratio in sorted(edited)))
     rows = zip(pairs, *sheets, strict=True)
-    return columns, tuple(PictureRow(caption(*pair), bool(target & set(pair)), tuple(row)) for pair, *row in rows)
+    return columns, tuple(PictureRow(pair_caption(*pair), bool(target & set(pair)), tuple(row)) for pair, *row in rows)
 
 
 def correlations(ablations: Sequence[RandomAblation]) -> dict[str, dict[str, float]]:

@@ -47,7 +47,7 @@ def trained(demo):
 
 def pictures(colour: str, count: int = 24) -> list[bytes]:
     """Drawings of another set in one colour, whatever the shape, as files."""
-    found = (synthetic.draw(99, i) for i in range(400))
+    found = (synthetic.draw_labelled(99, i) for i in range(400))
     return [png(d.image) for d in found if d.shown[1] == colour][:count]
 
 

@@ -19,7 +19,7 @@ from concept_trak.audit.featurize import Featuring, Featurize
 from concept_trak.audit.prepare import Prepared, prepare
 from concept_trak.audit.query_features import Query, Question
 from concept_trak.audit.shown_samples import Look, Show
-from concept_trak.data.benchmarks.synthetic import draw
+from concept_trak.data.benchmarks.synthetic import draw_labelled
 from concept_trak.data.benchmarks.two_factors import SHAPES3
 from concept_trak.store.codec import decode_blocks
 from concept_trak.store.records import read_part
@@ -138,7 +138,7 @@ def test_a_question_shows_its_own_images(prepared):
 
 def test_a_question_about_one_image_stands_on_its_inversion(prepared):
     buffer = io.BytesIO()
-    image = draw(0, 7, SHAPES3.whole(), RESOLUTION).image
+    image = draw_labelled(0, 7, SHAPES3.whole(), RESOLUTION).image
     image.save(buffer, "PNG")
     concept = Concept("here", prompt="a red triangle", without_prompt="red", scope="local", image="one.png")
     answer = Query(prepared.work)(Question("caption_trak", concept, buffer.getvalue()), FIRST)
@@ -158,7 +158,7 @@ def test_only_the_samples_of_the_page_are_drawn(prepared):
     seen = Show(prepared.work)(Look(prepared.plan[0], ids, frozenset(ids[:1]), RESOLUTION), FIRST)
     assert {s.sample_id: bool(s.png) for s in seen} == {"shapes-000001": False, "shapes-000003": True}
     one = next(s for s in seen if s.png)
-    drawing = draw(0, 3, resolution=RESOLUTION)
+    drawing = draw_labelled(0, 3, resolution=RESOLUTION)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(one.png))), np.asarray(drawing.image))
     assert (one.row, one.caption, one.labels) == (
         3,

@@ -12,7 +12,7 @@ from concept_trak.audit.prepare import prepare
 from concept_trak.audit.worker import open_model
 from concept_trak.config import DataConfig
 from concept_trak.data import latents
-from concept_trak.data.format import sources
+from concept_trak.data.format import find_sources
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import whole
 from concept_trak.store.codec import decode_blocks
@@ -77,7 +77,7 @@ def encoded_once(world: World, folder, rows: Sequence[int] = (8, 8)) -> tuple[st
     """The data set `few` as its latents and embeddings, in files of so many rows."""
     config = world.config(folder / "unused", *EXACT, data="few")
     denoiser, data = open_model(config), config.data
-    (source,) = sources(data)
+    (source,) = find_sources(data)
     read = [s for s in samples(whole(source), data, denoiser.resolution) if isinstance(s, Sample)]
     (folder / "encoded").mkdir(parents=True)
     for i, count in enumerate(rows):
@@ -85,7 +85,7 @@ def encoded_once(world: World, folder, rows: Sequence[int] = (8, 8)) -> tuple[st
         x_0, cond = encoded(denoiser, some)
         columns = {"id": [s.id for s in some], "caption": [s.caption for s in some]}
         columns |= {n: [s.labels[n] for s in some] for n in data.label_columns}
-        latents.write(folder / f"encoded/{i}.safetensors", x_0, cond, columns)
+        latents.write_latents(folder / f"encoded/{i}.safetensors", x_0, cond, columns)
     return str(folder / "encoded"), [s.id for s in read]
 
 
@@ -108,11 +108,11 @@ def test_an_audit_of_latents_reaches_its_page(world, tmp_path):
 def test_every_row_of_latents_comes_once_whatever_the_shards(tmp_path, rows):
     for i, count in enumerate(rows):
         x = torch.arange(sum(rows[:i]), sum(rows[:i]) + count).float()
-        latents.write(tmp_path / f"{i}.safetensors", x[:, None, None, None].expand(-1, 2, 3, 3).half(),
+        latents.write_latents(tmp_path / f"{i}.safetensors", x[:, None, None, None].expand(-1, 2, 3, 3).half(),
                       {"text": x[:, None].expand(-1, 5), "mask": x.long()[:, None]}, {})  # fmt: skip
     for shard_rows in (1, 5, 64):
         data = DataConfig(uri=str(tmp_path), shard_rows=shard_rows)
-        seen = [s for source in sources(data) for s in samples(whole(source), data, 8)]
+        seen = [s for source in find_sources(data) for s in samples(whole(source), data, 8)]
         for n, one in enumerate(seen):
             assert isinstance(one, Sample)
             assert one.precomputed is not None
@@ -129,18 +129,18 @@ def test_latents_that_cannot_be_used_are_refused_or_rejects(world, tmp_path):
         ("short", {"text": text[:1]}, {}, r"short\.safetensors: condition\.text has 1 rows, not 2"),
         ("ids", {"text": text}, {"id": [1]}, r"ids\.safetensors: id has 1 rows, not 2"),
     ):
-        latents.write(tmp_path / f"{name}.safetensors", x, condition, columns)
+        latents.write_latents(tmp_path / f"{name}.safetensors", x, condition, columns)
         with pytest.raises(ValueError, match=says):
-            sources(DataConfig(uri=f"{tmp_path}/{name}.safetensors"))
+            find_sources(DataConfig(uri=f"{tmp_path}/{name}.safetensors"))
     (tmp_path / "text.safetensors").write_bytes(b"no tensors at all")
     with pytest.raises(ValueError, match=r"text\.safetensors is no safetensors file with `latents`"):
-        sources(DataConfig(uri=f"{tmp_path}/text.safetensors"))
+        find_sources(DataConfig(uri=f"{tmp_path}/text.safetensors"))
     x[1] = torch.nan
     (tmp_path / "other").mkdir()
     columns = {"id": ["a", "b"], "shape": ["x", "x"], "colour": ["y", "y"]}
-    latents.write(tmp_path / "other/a.safetensors", x, {"text": text}, columns)
+    latents.write_latents(tmp_path / "other/a.safetensors", x, {"text": text}, columns)
     data = DataConfig(uri=f"{tmp_path}/other", id_column="id")
-    _, bad = (one for source in sources(data) for one in samples(whole(source), data, 8))
+    _, bad = (one for source in find_sources(data) for one in samples(whole(source), data, 8))
     assert not isinstance(bad, Sample)
     assert "infinite or undefined" in bad.message
     with pytest.raises(

@@ -14,8 +14,8 @@ from concept_trak.audit.results import Tally, measured, percentile, rejects_by_r
 from concept_trak.audit.score import Column, Scored
 from concept_trak.audit.shown_samples import Seen
 from concept_trak.config import AuditConfig, DataConfig
-from concept_trak.data.benchmarks.synthetic import arrays, write
-from concept_trak.data.format import sources
+from concept_trak.data.benchmarks.synthetic import arrays, write_synthetic
+from concept_trak.data.format import find_sources
 from concept_trak.store.manifest import Audit, scores_file, write_table
 from concept_trak.store.records import Record
 from concept_trak.store.store import Store
@@ -109,8 +109,8 @@ def test_top_names_each_end_of_each_column():
 
 
 def test_metrics_are_those_counted_by_hand(tmp_path):
-    write(tmp_path / "data", 12, seed=0, files=2, resolution=16)
-    plan = shards(sources(DataConfig(uri=str(tmp_path / "data"))), 4)
+    write_synthetic(tmp_path / "data", 12, seed=0, files=2, resolution=16)
+    plan = shards(find_sources(DataConfig(uri=str(tmp_path / "data"))), 4)
     audit = Audit(Store(str(tmp_path / "store")), "a")
     ids = [f"shapes-{i:06d}" for i in range(12)]
     scores = np.random.default_rng(3).integers(0, 6, (12, 4)).astype(np.float32)  # ties among twelve

@@ -26,7 +26,7 @@ from concept_trak.attribution.method import METHODS, Method
 from concept_trak.attribution.projector import Projector
 from concept_trak.attribution.query import query_batch, query_side
 from concept_trak.config import AuditConfig
-from concept_trak.data.image import decode, fit, to_tensor
+from concept_trak.data.image import center_crop, decode_image, to_tensor
 from jobs.configure import configure
 from tests.benchmarks.agreement import correlation
 from tests.benchmarks.ours import BESIDE
@@ -102,7 +102,7 @@ def _queries(d: Denoiser, method: Method) -> Tensor:
     found = []
     for concept in configure(AuditConfig, "demo", ["--config-name", "demo"]).concepts:
         image = Path(ROOT / concept.image).read_bytes() if concept.image else b""
-        pixels = to_tensor(fit(decode(image), d.resolution))[None] if image else None
+        pixels = to_tensor(center_crop(decode_image(image), d.resolution))[None] if image else None
         batch, total = query_batch(d, concept, pixels), 0
         for i in range(0, len(batch.ids), 8):
             side, part = query_side(d, method, concept, batch.rows(slice(i, i + 8)))

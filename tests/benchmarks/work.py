@@ -19,7 +19,7 @@ from concept_trak.attribution.method import METHODS
 from concept_trak.attribution.state import Batch, Probe, required
 from concept_trak.attribution.trajectory import TRAJECTORIES, States
 from concept_trak.data.benchmarks.synthetic import arrays
-from concept_trak.data.benchmarks.two_factors import SETS, caption
+from concept_trak.data.benchmarks.two_factors import SETS, pair_caption
 from concept_trak.models import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,7 +119,7 @@ def draw(model: Model, task: str, precision: str = "float32") -> Work:
 
 
 def opened(model: Model, parameters: str, precision: str) -> Denoiser:
-    captions = [caption(*pair) for pair in SETS[model.kinds].pairs]
+    captions = [pair_caption(*pair) for pair in SETS[model.kinds].pairs]
     if model.path:
         return load(str(ROOT / model.path), parameters, model.negative, captions, "cpu", precision)
     with TemporaryDirectory() as folder:

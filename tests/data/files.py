@@ -52,8 +52,8 @@ def write(
 
 
 def plan(data: DataConfig) -> list[Shard]:
-    return shards(format.sources(data), data.shard_rows)
+    return shards(format.find_sources(data), data.shard_rows)
 
 
 def sources(uri: str) -> list[Source]:
-    return format.sources(DataConfig(uri=uri))
+    return format.find_sources(DataConfig(uri=uri))

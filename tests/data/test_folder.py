@@ -9,8 +9,10 @@ from PIL import Image
 from concept_trak.audit.plan import survey
 from concept_trak.config import DataConfig
 from concept_trak.data import format
+from concept_trak.data.folder import ImageEntry
 from concept_trak.data.format import label_values
 from concept_trak.data.sample import Sample, samples
+from concept_trak.data.shard import Source, cut
 from concept_trak.store.part import Reject
 from tests.data.files import encoded, plan
 
@@ -142,7 +144,19 @@ def test_files_of_two_formats_are_refused_until_one_is_named(tmp_path):
     with pytest.raises(
         ValueError, match=r"files of several formats \(folder, webdataset\); say which with data\.format"
     ):
-        format.sources(DataConfig(uri=str(tmp_path)))
-    assert [s.rows for s in format.sources(DataConfig(uri=str(tmp_path), format="folder"))] == [1]
+        format.find_sources(DataConfig(uri=str(tmp_path)))
+    assert [s.rows for s in format.find_sources(DataConfig(uri=str(tmp_path), format="folder"))] == [1]
     with pytest.raises(ValueError, match=r"data\.format='tarball' is not known; expected auto or one of: folder"):
-        format.sources(DataConfig(uri=str(tmp_path), format="tarball"))
+        format.find_sources(DataConfig(uri=str(tmp_path), format="tarball"))
+
+
+def test_versions_of_folders_are_hashed_from_the_same_text_in_every_release():
+    """The versions below were made by an earlier release; another one would compute all features anew."""
+    entries = [
+        ImageEntry("a 'b'.png", "12-3.5", "", ()),
+        ImageEntry("é\n.jpg", "etag", "9-1.0", (("text", "x"), ("n", 3), ("f", 1.5), ("none", None), ("l", ["a"]))),
+        ImageEntry("gone.png", "", "", (("text", ""),)),
+    ]
+    assert [s.version for s in cut(Source("file:///d/cats/", "", 3, entries), 2)] == [
+        "191d5363a4f2b3f796177d1169437b7d", "3de65c207de016a655e3715eaaf34364"
+    ]  # fmt: skip

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from concept_trak.config import DataConfig
-from concept_trak.data.image import decode, fit, read, to_png, to_tensor
+from concept_trak.data.image import center_crop, decode_image, read_image, to_png, to_tensor
 from concept_trak.data.sample import Sample, samples
 from tests.data.files import encoded, noise, plan, rows, write
 from tests.tolerances import LEVELS
@@ -75,7 +75,7 @@ USABLE = {
 @pytest.mark.parametrize("kind", USABLE)
 def test_a_usable_file_is_seen_as_a_person_sees_it(kind):
     data, expected = USABLE[kind]
-    image = decode(data)
+    image = decode_image(data)
     assert image.mode == "RGB"
     assert np.asarray(image).tolist() == [[list(p) for p in line] for line in expected], f"{kind} is read wrongly"
 
@@ -85,7 +85,7 @@ def test_a_broken_file_is_a_value_error_that_says_the_same_every_time(kind):
     texts = set()
     for _ in range(2):
         with pytest.raises(ValueError, match=r".+") as caught:
-            decode(bytes(bytearray(BROKEN[kind])))
+            decode_image(bytes(bytearray(BROKEN[kind])))
         texts.add(str(caught.value))
     assert len(texts) == 1, "an address in the message makes two computations of one shard differ"
     assert " at 0x" not in texts.pop()
@@ -97,7 +97,7 @@ def test_an_image_of_unreasonable_size_is_refused_before_it_is_decoded(side):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(ValueError, match=r"DecompressionBomb.* exceeds limit"):
-            decode(bomb(side))
+            decode_image(bomb(side))
 
 
 def test_broken_files_become_rejects_and_counts_add_up(tmp_path):
@@ -134,7 +134,7 @@ def test_whatever_is_damaged_is_decoded_or_a_value_error(form, changes, data):
     end = data.draw(st.integers(0, len(damaged)))
     for candidate in (bytes(damaged), bytes(damaged[:end])):
         try:
-            image = decode(candidate)
+            image = decode_image(candidate)
         except ValueError:
             continue
         assert image.mode == "RGB"
@@ -151,25 +151,25 @@ def centre(image: Image.Image, resolution: int) -> Image.Image:
 @pytest.mark.parametrize("size", [(32, 32), (64, 64), (96, 32), (32, 96), (128, 64), (64, 128), (16, 16), (16, 48)])
 def test_the_short_side_is_resized_and_the_centre_kept(size):
     image = noise(*size).point(lambda level: 64 + level // 2)  # no clipped overshoot, which depends on the pass order
-    difference = np.asarray(fit(image, 32)).astype(int) - np.asarray(centre(image, 32))
+    difference = np.asarray(center_crop(image, 32)).astype(int) - np.asarray(centre(image, 32))
     assert abs(difference).max() <= LEVELS, f"{size}: not the centre square of the image resized as a whole"
 
 
 @pytest.mark.parametrize("size", [(33, 32), (32, 47), (101, 57), (7, 5), (1, 50_000), (1, 1)])
 def test_every_size_becomes_the_models(size):
-    assert fit(noise(*size), 32).size == (32, 32)
+    assert center_crop(noise(*size), 32).size == (32, 32)
 
 
 def test_an_image_of_the_models_size_loses_nothing():
     image = noise(32, 32)
-    assert np.array_equal(np.asarray(fit(image, 32)), np.asarray(image)), "resampling at scale 1 must not blur"
+    assert np.array_equal(np.asarray(center_crop(image, 32)), np.asarray(image)), "resampling at scale 1 must not blur"
     wide = noise(47, 32)
-    assert np.array_equal(np.asarray(fit(wide, 32)), np.asarray(wide)[:, 7:39]), "only a crop was needed"
+    assert np.array_equal(np.asarray(center_crop(wide, 32)), np.asarray(wide)[:, 7:39]), "only a crop was needed"
 
 
 def test_shrinking_is_antialiased():
     stripes = Image.fromarray(np.tile(np.array([[0], [255]], np.uint8), (64, 128))).convert("RGB")
-    small = np.asarray(fit(stripes, 16)).astype(int)
+    small = np.asarray(center_crop(stripes, 16)).astype(int)
     assert abs(small[2:-2] - 127.5).max() < 20, "fine stripes must become grey, not an alias of themselves"
 
 
@@ -182,18 +182,18 @@ def test_the_tensor_runs_from_minus_one_to_one_and_png_returns_every_level():
     assert x[0, 0, 1].item() == np.float32(1) / np.float32(127.5) - 1, "rows and columns, or the scale, are wrong"
     again = Image.open(io.BytesIO(to_png(x)))
     assert np.array_equal(np.asarray(again), np.asarray(image)), "PNG must lose nothing"
-    clipped = np.asarray(decode(to_png(torch.tensor([-3.0, 3.0, 0.0]).reshape(3, 1, 1))))
+    clipped = np.asarray(decode_image(to_png(torch.tensor([-3.0, 3.0, 0.0]).reshape(3, 1, 1))))
     assert clipped.tolist() == [[[0, 255, 128]]]
 
 
 def test_an_image_to_ask_about_is_read_or_refused_by_name(tmp_path):
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
     good.write_bytes(encoded(noise(4, 4)))
-    assert read(str(good)) == good.read_bytes()
-    assert read(f"file://{good}") == good.read_bytes()
+    assert read_image(str(good)) == good.read_bytes()
+    assert read_image(f"file://{good}") == good.read_bytes()
     for data in (b"", b"no picture", bomb(), BROKEN["broken chunk"]):
         bad.write_bytes(data)
         with pytest.raises(ValueError, match=r"bad\.png' cannot be read .* expected a picture file"):
-            read(str(bad))
+            read_image(str(bad))
     with pytest.raises(ValueError, match=r"missing\.png' cannot be read"):
-        read(str(tmp_path / "missing.png"))
+        read_image(str(tmp_path / "missing.png"))

@@ -35,7 +35,7 @@ def read(data: DataConfig) -> list:
 
 
 def test_columns_of_parquet_are_read_as_safetensors_are(tmp_path):
-    latents.write(tmp_path / "a.safetensors", X, CONDITION, SAID)
+    latents.write_latents(tmp_path / "a.safetensors", X, CONDITION, SAID)
     expected = read(DataConfig(uri=str(tmp_path / "a.safetensors"), **COLUMNS))
     found = read(parquet(tmp_path / "a.parquet"))
     assert [(one.id, one.caption) for one in found] == [(one.id, one.caption) for one in expected]

@@ -18,7 +18,7 @@ from concept_trak.audit.plan import survey
 from concept_trak.config import DataConfig
 from concept_trak.data import format
 from concept_trak.data.format import label_values
-from concept_trak.data.sample import Sample, found, samples
+from concept_trak.data.sample import Sample, samples, samples_by_id
 from concept_trak.data.shard import cut
 from concept_trak.store.part import Reject
 from tests.data import files
@@ -28,7 +28,7 @@ INTEGERS = {"id": pa.int64()}
 
 
 def rows(shard, columns):
-    return ((row.number, row.values) for row in format.rows(shard, DataConfig(), columns))
+    return ((row.number, row.values) for row in format.read_rows(shard, DataConfig(), columns))
 
 
 def read(data: DataConfig, resolution: int = 4) -> list[Sample | Reject]:
@@ -98,7 +98,7 @@ def test_a_sample_is_its_row_with_labels_that_may_repeat_other_columns(tmp_path)
         assert one.labels == {"row": "xyz"[n], "number": str(7 + n), "caption": f"caption {n}", "id": f"s{n}"}, (
             "a column that is named like one of ours was overwritten"
         )
-    assert [s.id for s in found(plan(data)[0], data, 4, ["s2", "s0", "elsewhere"])] == ["s0", "s2"]
+    assert [s.id for s in samples_by_id(plan(data)[0], data, 4, ["s2", "s0", "elsewhere"])] == ["s0", "s2"]
 
 
 @pytest.mark.parametrize("form", ["{}", "{}/", "file://{}", "memory:/{}", "memory:/{}/"])

@@ -7,7 +7,7 @@ from PIL import Image
 
 from concept_trak.audit.plan import survey
 from concept_trak.config import DataConfig
-from concept_trak.data.image import bucket, crop
+from concept_trak.data.image import nearest_bucket, resize_crop
 from concept_trak.data.sample import Sample, samples
 from concept_trak.store.part import Reject
 from tests.data import files
@@ -63,7 +63,7 @@ def test_a_random_crop_is_keyed_by_the_id_and_lies_inside(tmp_path):
     assert all(np.array_equal(a, b.pixels) for a, b in zip(pixels, again, strict=True) if isinstance(b, Sample))
     assert len({p.tobytes() for p in pixels}) > 20, "every image is cut at one place"
     for place, left in ((0.0, 0), (1.0, 5), (0.4, 2)):
-        cut = np.asarray(crop(image, (4, 4), (0.5, place)))
+        cut = np.asarray(resize_crop(image, (4, 4), (0.5, place)))
         assert np.array_equal(cut, np.asarray(image)[:, left : left + 4]), f"{place} of what is left over"
 
 
@@ -75,14 +75,14 @@ def test_a_crop_is_the_resized_image_cut_in_the_middle(size):
     left, top = (whole.width - size[1]) // 2, (whole.height - size[0]) // 2
     expected = whole.crop((left, top, left + size[1], top + size[0]))
     if (whole.width - size[1]) % 2 == (whole.height - size[0]) % 2 == 0 and whole.size == (64 * scale, 48 * scale):
-        difference = np.asarray(crop(image, size)).astype(int) - np.asarray(expected)
+        difference = np.asarray(resize_crop(image, size)).astype(int) - np.asarray(expected)
         assert abs(difference).max() <= LEVELS
-    assert crop(image, size).size == (size[1], size[0])
+    assert resize_crop(image, size).size == (size[1], size[0])
 
 
 def test_every_image_goes_to_the_bucket_nearest_to_its_ratio(tmp_path):
     sizes = [(16, 16), (8, 24), (24, 8)]
-    assert [bucket(noise(w, h), sizes) for w, h in ((40, 40), (60, 20), (20, 60), (44, 40))] == [
+    assert [nearest_bucket(noise(w, h), sizes) for w, h in ((40, 40), (60, 20), (20, 60), (44, 40))] == [
         (16, 16), (8, 24), (24, 8), (16, 16)
     ]  # fmt: skip
     images = [{"bytes": encoded(noise(w, h)), "path": ""} for w, h in ((40, 40), (60, 20), (20, 60))]

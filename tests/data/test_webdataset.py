@@ -200,7 +200,7 @@ def test_a_tar_that_is_cut_off_or_damaged_is_refused_by_name(tmp_path, change, s
     """tarfile takes a damaged header and a missing end for the end of the file: samples would be lost in silence."""
     (tmp_path / "a.tar").write_bytes(change(packed(pairs(4))))
     with pytest.raises(ValueError, match=says):
-        format.sources(DataConfig(uri=str(tmp_path)))
+        format.find_sources(DataConfig(uri=str(tmp_path)))
 
 
 def webdataset_end(data: bytes) -> int:
@@ -212,7 +212,7 @@ def webdataset_end(data: bytes) -> int:
 def test_samples_whose_members_stand_apart_are_refused(tmp_path):
     put(tmp_path / "a.tar", [("a.png", picture(1)), ("b.png", picture(2)), ("a.txt", b"x"), ("b.txt", b"y")])
     with pytest.raises(ValueError, match=r"a\.tar: the members of 'a' do not stand together .*tar --sort=name"):
-        format.sources(DataConfig(uri=str(tmp_path)))
+        format.find_sources(DataConfig(uri=str(tmp_path)))
 
 
 def test_a_column_that_no_sample_has_is_refused(tmp_path):

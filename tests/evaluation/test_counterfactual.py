@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cluster.executor import Attempt
-from concept_trak.data.benchmarks.synthetic import draw
+from concept_trak.data.benchmarks.synthetic import draw_labelled
 from concept_trak.data.benchmarks.two_factors import SHAPES2
 from concept_trak.evaluation import judge
 from concept_trak.evaluation.counterfactual import (
@@ -36,7 +36,7 @@ MADE = TrainConfig(
     set="shapes2", network="transformer", resolution=16, images=24, steps=2, warm_up=1, batch=2, dropped=0.0
 )
 RED = Cell(("triangle", "red"), "colour", True)
-DRAWN = [draw(0, i, SHAPES2, 16) for i in range(24)]
+DRAWN = [draw_labelled(0, i, SHAPES2, 16) for i in range(24)]
 REDS = [d.id for d in DRAWN if d.shown[1] == "red"]
 FIRST = Attempt(1, 0)
 

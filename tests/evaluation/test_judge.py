@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from concept_trak.data.benchmarks.synthetic import draw
+from concept_trak.data.benchmarks.synthetic import draw_labelled
 from concept_trak.data.benchmarks.two_factors import SETS, SHAPES3
 from concept_trak.evaluation import judge
 from concept_trak.models import load
@@ -38,7 +38,7 @@ def test_presences_of_all_combinations_sum_to_one():
 def test_a_judge_has_a_head_for_each_factor_of_its_set(kinds):
     pixels, numbers = judge.drawings(seed=2, first=40, count=8, kinds=kinds, resolution=16)
     assert [(kinds.things[t], kinds.colours[c]) for t, c in numbers.tolist()] == [
-        draw(2, index, kinds.whole(), 16).shown for index in range(40, 48)
+        draw_labelled(2, index, kinds.whole(), 16).shown for index in range(40, 48)
     ]
     untrained = judge.Classifier(kinds)
     total = sum(judge.presence(untrained, pixels, *pair) for pair in kinds.all_pairs)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from concept_trak.data.benchmarks.synthetic import write
+from concept_trak.data.benchmarks.synthetic import write_synthetic
 from concept_trak.models import small
 from tests.faults.sound import Undisturbed
 from tests.faults.watcher import Driver, Fault, drive
@@ -15,7 +15,7 @@ from tests.jobs.world import RESOLUTION, World
 def world(tmp_path_factory) -> World:
     root = tmp_path_factory.mktemp("faults")
     small.pixel_pipeline(0, RESOLUTION).save_pretrained(root / "pixels")
-    write(root / "shapes", 64, seed=0, files=4, resolution=RESOLUTION)
+    write_synthetic(root / "shapes", 64, seed=0, files=4, resolution=RESOLUTION)
     return World(root)
 
 

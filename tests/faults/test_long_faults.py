@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from concept_trak.data.benchmarks.synthetic import write
+from concept_trak.data.benchmarks.synthetic import write_synthetic
 from jobs.gc import GcConfig, gc
 from tests.faults.sound import Undisturbed, lasting, temporaries
 from tests.faults.watcher import Driver, Hires, appear, descendants, drive, processes, until
@@ -65,7 +65,7 @@ def ray_processes() -> dict[int, str]:
 
 
 def test_three_hundred_shards_and_ten_kills(world, tmp_path, capsys):
-    write(tmp_path / "many", ROWS * SHARDS, seed=0, files=10, resolution=RESOLUTION)
+    write_synthetic(tmp_path / "many", ROWS * SHARDS, seed=0, files=10, resolution=RESOLUTION)
     source, many = f"data.uri={tmp_path}/many", f"data.shard_rows={ROWS}"
     # The answer does not depend on how the rows are cut, and few large shards are soon done.
     calm = Undisturbed(world.audit(tmp_path / "calm", source, "data.shard_rows=60", model="pixels"))

@@ -16,8 +16,8 @@ from concept_trak.audit.plan import shards, survey
 from concept_trak.audit.score import Score, scorings
 from concept_trak.audit.worker import Work
 from concept_trak.config import DataConfig
-from concept_trak.data.columns import Written, words, written
-from concept_trak.data.format import rows, sample_id
+from concept_trak.data.columns import Annotation, annotations, caption_words
+from concept_trak.data.format import read_rows, sample_id
 from concept_trak.data.shard import Shard
 from concept_trak.store.records import committed
 from concept_trak.store.store import Store
@@ -135,10 +135,10 @@ def test_sums_by_hand():
 
 
 def test_words_and_groups():
-    assert words("A red, RED triangle; Straße 2_b.") == {"a", "red", "triangle", "strasse", "2_b"}
-    assert words("") == frozenset()
+    assert caption_words("A red, RED triangle; Straße 2_b.") == {"a", "red", "triangle", "strasse", "2_b"}
+    assert caption_words("") == frozenset()
     shard = Shard("file:///x.parquet", "1", 0, 1)
-    assert set(groups_of(Written("a red a", {"shape": "None"}), shard)) == {
+    assert set(groups_of(Annotation("a red a", {"shape": "None"}), shard)) == {
         ("source", "", "file:///x.parquet"), ("label", "shape", "None"), ("word", "", "a"), ("word", "", "red"),
     }  # fmt: skip
 
@@ -148,8 +148,8 @@ def test_ids_are_those_of_the_samples(world: World, column: str):
     data = DataConfig(str(world.root / "shapes"), id_column=column, label_columns=("shape",))
     for shard in shards(survey(data), 7):
         columns = ["id", "caption", "shape"]
-        expected = {sample_id(row, data): row.values for row in rows(shard, data, columns)}
-        found = written(shard, data)
+        expected = {sample_id(row, data): row.values for row in read_rows(shard, data, columns)}
+        found = annotations(shard, data)
         assert {i: (w.caption, w.labels["shape"]) for i, w in found.items()} == {
             i: (v["caption"], v["shape"]) for i, v in expected.items()
         }

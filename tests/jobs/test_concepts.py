@@ -12,7 +12,7 @@ from PIL import Image
 from concept_trak.audit.query_features import agreement, by_turns
 from concept_trak.config import AuditConfig, build
 from concept_trak.data.benchmarks import synthetic
-from concept_trak.data.image import examples, whole_file
+from concept_trak.data.image import read_examples, read_file
 from jobs.audit import audit
 from tests.jobs.world import RESOLUTION, Found
 
@@ -28,7 +28,7 @@ SHORT = (
 def pictures(tmp_path_factory) -> Path:
     """A folder of red drawings, larger than the model's, with a file that is none of them."""
     folder = tmp_path_factory.mktemp("pictures")
-    found = (synthetic.draw(5, i, resolution=2 * RESOLUTION) for i in range(60))
+    found = (synthetic.draw_labelled(5, i, resolution=2 * RESOLUTION) for i in range(60))
     for drawing in [d for d in found if d.shown[1] == "red"][:3]:
         drawing.image.save(folder / f"{drawing.id}.png")
     (folder / "notes.txt").write_text("red things")
@@ -135,13 +135,13 @@ def test_what_cannot_be_asked_by(refused, pictures, concept, chosen, message):
 def test_examples_that_cannot_be_taken(pictures, tmp_path):
     Image.new("RGB", (RESOLUTION - 1, 90)).save(tmp_path / "small.png")
     (tmp_path / "empty").mkdir()
-    assert len(examples([str(pictures)], RESOLUTION)) == 3, "the note beside the pictures was taken for one"
+    assert len(read_examples([str(pictures)], RESOLUTION)) == 3, "the note beside the pictures was taken for one"
     for path, message in (
         (f"{tmp_path}/small.png", "has 15 x 90 pixels and the model draws 16 x 16"),
         (f"{tmp_path}/empty", "are 0 pictures; expected 1 to 256"),
         (f"{pictures}/notes.txt", "notes.txt' cannot be read"),
     ):
         with pytest.raises(ValueError, match=message):
-            examples([path], RESOLUTION)
+            read_examples([path], RESOLUTION)
     with pytest.raises(ValueError, match=r"'/nowhere' cannot be read .*; give a \.safetensors file"):
-        whole_file("/nowhere")
+        read_file("/nowhere")

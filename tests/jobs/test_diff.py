@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from concept_trak.audit.diff import Difference, Move, cosine, moves
-from concept_trak.data.benchmarks.synthetic import write
+from concept_trak.data.benchmarks.synthetic import write_synthetic
 from jobs.configure import configure
 from jobs.diff import DiffConfig, diff
 from jobs.verify import VerifyConfig, verify
@@ -55,7 +55,7 @@ def weeks(world, tmp_path_factory):
     data = shutil.copytree(world.root / "few", root / "data")
     first = world.audit(root / "store", "audit=week-1", f"data.uri={data}")
     standing = files_under(root / "store")
-    write(root / "more", 24, seed=1, files=1, resolution=RESOLUTION)
+    write_synthetic(root / "more", 24, seed=1, files=1, resolution=RESOLUTION)
     (source,) = (root / "more").iterdir()
     pq.write_table(pq.read_table(source).slice(16), data / "z-more.parquet")  # ids that are not there yet
     second = world.audit(root / "store", "audit=week-2", f"data.uri={data}")

@@ -6,7 +6,7 @@ from safetensors.numpy import load_file
 
 from concept_trak.audit.featurize import Featurize
 from concept_trak.audit.prepare import prepare
-from concept_trak.data.benchmarks.synthetic import draw
+from concept_trak.data.benchmarks.synthetic import draw_labelled
 from concept_trak.data.benchmarks.two_factors import SHAPES3
 from concept_trak.data.sample import Sample, samples
 from tests.jobs.world import CONCEPT, RESOLUTION, Found
@@ -66,7 +66,7 @@ def test_the_authors_method_runs_on_pixels(world, tmp_path):
 
 
 def test_methods_stand_side_by_side_and_a_concept_may_be_one_image(world, tmp_path, capsys):
-    draw(0, 99, SHAPES3.whole(), RESOLUTION).image.save(tmp_path / "one.png")
+    draw_labelled(0, 99, SHAPES3.whole(), RESOLUTION).image.save(tmp_path / "one.png")
     local = f"{{name: here, prompt: a red triangle, without_prompt: red, scope: local, image: {tmp_path}/one.png}}"
     found = world.audit(tmp_path / "store", f"concepts=[{CONCEPT},{local}]", method="[trak,das,concept_a]", data="few")
     assert found.code == 0

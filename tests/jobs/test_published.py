@@ -69,7 +69,7 @@ def abc(tmp_path_factory) -> Path:
 
 
 def test_faces_are_captioned_by_their_attributes_without_the_held_out_pair(hq):
-    found = celeba.pictures(hq, FACES)
+    found = celeba.celeba_pictures(hq, FACES)
     assert len(found) == 12, "the four faces that are young and do not smile are not in training"
     by_id = {one.id: one for one in found}
     assert by_id["6"].caption == "red, square"
@@ -85,15 +85,19 @@ def test_celeba_is_read_in_its_other_forms(hq, tmp_path):
     (tmp_path / "Anno").mkdir()
     (tmp_path / "Img/img_align_celeba").mkdir(parents=True)
     (tmp_path / "Anno/list_attr_celeba.txt").write_text("\n".join(lines))
-    assert [one.id for one in celeba.pictures(tmp_path, FACES)] == [one.id for one in celeba.pictures(hq, FACES)]
+    assert [one.id for one in celeba.celeba_pictures(tmp_path, FACES)] == [
+        one.id for one in celeba.celeba_pictures(hq, FACES)
+    ]
     rows = [",".join(["image_id", *NAMES]), *(",".join(line.split()) for line in lines[2:])]
     (tmp_path / "Anno/list_attr_celeba.txt").unlink()
     (tmp_path / "list_attr_celeba.csv").write_text("\n".join(rows))
-    assert [one.caption for one in celeba.pictures(tmp_path, FACES)] == [o.caption for o in celeba.pictures(hq, FACES)]
+    assert [one.caption for one in celeba.celeba_pictures(tmp_path, FACES)] == [
+        o.caption for o in celeba.celeba_pictures(hq, FACES)
+    ]
 
 
 def test_questions_about_faces_turn_one_attribute_over():
-    asked = celeba.concepts(FACES, 3)
+    asked = celeba.celeba_concepts(FACES, 3)
     assert (len(asked["in"]), len(asked["out"])) == (6, 2)
     young = asked["out"][0]
     assert (young.prompt, young.without_prompt) == ("red, circle", "blue, circle")
@@ -104,18 +108,18 @@ def test_questions_about_faces_turn_one_attribute_over():
 
 def test_exemplars_stand_among_distractors_with_or_without_their_token(abc):
     own = Custom(model="models/bamfg/7_0")
-    found = abc_exemplars.pictures(abc, own)
+    found = abc_exemplars.abc_pictures(abc, own)
     assert [one.labels["exemplar"] for one in found] == ["yes"] * 4 + ["no"] * 9
     assert {one.caption for one in found[:4]} == {"<new1> circle"}
     assert [one.caption for one in found[4:6]] == ["a square", "a red circle"]
-    plain = abc_exemplars.pictures(abc, Custom(model="models/bamfg/7_0", said=False, distractors=2))
+    plain = abc_exemplars.abc_pictures(abc, Custom(model="models/bamfg/7_0", said=False, distractors=2))
     assert [one.caption for one in plain] == ["circle"] * 4 + ["a square", "a red circle"]
-    asked = abc_exemplars.concepts(abc, own, 2)
+    asked = abc_exemplars.abc_concepts(abc, own, 2)
     assert [(one.text, one.without) for one in asked] == [
         ("a <new1> square", "a square"),
         ("A <new1> triangle", "A triangle"),
     ]
-    here = abc_exemplars.concepts(abc, Custom(model="models/bamfg/7_0", scope="local"), 2)[0]
+    here = abc_exemplars.abc_concepts(abc, Custom(model="models/bamfg/7_0", scope="local"), 2)[0]
     assert here.image == str(abc / "synth/bamfg/gpt/7_0/samples/00000.png")
 
 
@@ -198,7 +202,7 @@ def test_files_that_are_not_whole(hq, abc, tmp_path):
                           ("\n".join([*lines[:-1], "15.jpg 1 1"]), "is not a file's name and 3 values")):  # fmt: skip
         (tmp_path / "CelebAMask-HQ-attribute-anno.txt").write_text(text)
         with pytest.raises(ValueError, match=message):
-            celeba.pictures(tmp_path, FACES)
+            celeba.celeba_pictures(tmp_path, FACES)
     (tmp_path / "tasks").mkdir()
     for value, message in (
         ("{", "is not JSON"),
@@ -215,7 +219,7 @@ def test_a_task_asks_for_a_model_that_is_there(abc, tmp_path, number):
     shutil.copytree(abc, tmp_path / "abc")
     (tmp_path / "abc/tasks/all_tasks.json").write_text(json.dumps([TASK | {"test_case_ind": number}]))
     with pytest.raises(ValueError, match=rf"has 2 models, and a task asks for number {number!r}"):
-        abc_exemplars.pictures(tmp_path / "abc", Custom(model=TASK["model_path"]))
+        abc_exemplars.abc_pictures(tmp_path / "abc", Custom(model=TASK["model_path"]))
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../elsewhere.png", "a/../../b.png"])

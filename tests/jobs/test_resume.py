@@ -9,8 +9,8 @@ from concept_trak.audit.pipeline import Run, Stopped
 from concept_trak.audit.plan import shards
 from concept_trak.audit.prepare import prepare
 from concept_trak.config import DataConfig
-from concept_trak.data.benchmarks.synthetic import write
-from concept_trak.data.format import sources
+from concept_trak.data.benchmarks.synthetic import write_synthetic
+from concept_trak.data.format import find_sources
 from jobs.execute import executor
 from jobs.progress import Progress
 from tests.jobs.world import CONCEPT, RESOLUTION, World, files_under
@@ -70,7 +70,7 @@ def closing(uri: str, files: list, wanted: list[int]) -> None:
     for second in range(1_000_000_000, 1_000_100_000):
         for file in files:
             os.utime(file, (second, second))
-        plan = shards(sources(DataConfig(uri=uri)), 8)
+        plan = shards(find_sources(DataConfig(uri=uri)), 8)
         if [i for i, shard in enumerate(plan) if int(shard.hash, 16) % 16 == 0] == wanted:
             return
     raise AssertionError("no such time")
@@ -84,7 +84,7 @@ def test_a_grown_data_set_costs_what_grew(world, tmp_path, capsys):
     before = files_under(store / "features")
     assert (len(only(before, "parts")), len(only(before, "grams"))) == (6, 2)
 
-    (new,) = write(tmp_path / "more", 16, seed=0, files=1, resolution=RESOLUTION, first=48)
+    (new,) = write_synthetic(tmp_path / "more", 16, seed=0, files=1, resolution=RESOLUTION, first=48)
     shutil.move(new, data / "zuwachs.parquet")
     closing(str(data), [data / "zuwachs.parquet"], wanted=[3])
     capsys.readouterr()

@@ -18,7 +18,7 @@ import pytest
 from concept_trak.audit import featurize
 from concept_trak.audit.featurize import Featurize
 from concept_trak.audit.plan import shards, survey
-from concept_trak.data.benchmarks.synthetic import write
+from concept_trak.data.benchmarks.synthetic import write_synthetic
 from concept_trak.models.gaussian import Gaussian
 from concept_trak.store.store import Store
 from jobs.audit import audit
@@ -69,7 +69,7 @@ class Year:
 
     def add(self) -> None:
         """One more file; its id and time, which is its version, never come again."""
-        (made,) = write(self.made, ROWS, 0, files=1, first=ROWS * self.files, resolution=16)
+        (made,) = write_synthetic(self.made, ROWS, 0, files=1, first=ROWS * self.files, resolution=16)
         table = pq.read_table(made)
         told = pa.array([CLASSES[shape] for shape in table["shape"].to_pylist()])
         file = self.data / f"{self.files:03d}.parquet"

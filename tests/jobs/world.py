@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from concept_trak.attribution.method import METHODS
 from concept_trak.config import AuditConfig
-from concept_trak.data.benchmarks.synthetic import write
+from concept_trak.data.benchmarks.synthetic import write_synthetic
 from concept_trak.models import small
 from concept_trak.store.codec import decode_blocks
 from jobs.audit import audit
@@ -97,8 +97,8 @@ class World:
 def build(root: Path) -> World:
     small.pixel_pipeline(0, RESOLUTION).save_pretrained(root / "pixels")
     small.latent_pipeline(0, RESOLUTION).save_pretrained(root / "latents")
-    write(root / "shapes", 48, seed=0, files=3, resolution=RESOLUTION)
-    write(root / "few", 16, seed=0, files=1, resolution=RESOLUTION)
+    write_synthetic(root / "shapes", 48, seed=0, files=3, resolution=RESOLUTION)
+    write_synthetic(root / "few", 16, seed=0, files=1, resolution=RESOLUTION)
     return World(root)
 
 

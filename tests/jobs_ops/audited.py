@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from concept_trak.config import AuditConfig
-from concept_trak.data.benchmarks.synthetic import write
+from concept_trak.data.benchmarks.synthetic import write_synthetic
 from concept_trak.models.small import pixel_pipeline
 from concept_trak.store.manifest import Audit
 from concept_trak.store.store import Store
@@ -72,7 +72,7 @@ def build(root: Path) -> Audited:
     """Two audits, `older` and `demo`: 32 images in 2 files, 4 shards."""
     pixel_pipeline(0, RESOLUTION).save_pretrained(root / "model")
     made = Audited(root)
-    write(made.data, 32, 0, files=2, resolution=RESOLUTION)
+    write_synthetic(made.data, 32, 0, files=2, resolution=RESOLUTION)
     assert made.run("older", "damping=10") == 0
     assert made.run("demo") == 0
     shutil.copytree(root / "live", root / "pristine")

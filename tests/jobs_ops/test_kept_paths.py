@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from concept_trak.data.benchmarks.synthetic import write
+from concept_trak.data.benchmarks.synthetic import write_synthetic
 from concept_trak.models.small import pixel_pipeline
 from jobs.gc import GcConfig, gc
 from jobs.verify import VerifyConfig, verify
@@ -26,7 +26,7 @@ def once(tmp_path_factory) -> Audited:
     """Two audits of eight images: `guided`, and after it `free` on paths of its own; all is three days old."""
     made = Audited(tmp_path_factory.mktemp("kept"))
     pixel_pipeline(0, RESOLUTION).save_pretrained(made.root / "model")
-    write(made.data, 8, 0, files=1, resolution=RESOLUTION)
+    write_synthetic(made.data, 8, 0, files=1, resolution=RESOLUTION)
     for name, guidance in (("guided", 7.5), ("free", 1.0)):
         assert made.run(name, f"{ROW}.train.guidance={guidance}", small=SMALL) == 0
         (made.root / name).write_text("\n".join(standing(made)))

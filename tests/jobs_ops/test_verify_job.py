@@ -12,7 +12,7 @@ import pytest
 from concept_trak.audit.prepare import prepare
 from concept_trak.audit.repair import settings
 from concept_trak.config import AuditConfig, ClusterConfig
-from concept_trak.data.benchmarks.synthetic import write
+from concept_trak.data.benchmarks.synthetic import write_synthetic
 from concept_trak.store.codec import decode_blocks
 from concept_trak.store.manifest import fingerprints
 from concept_trak.store.records import derive_record, part_name, record_name
@@ -210,7 +210,7 @@ def test_nothing_is_deleted_when_the_source_changed(audited: Audited, said):
 
 def test_an_audit_of_the_grown_data_mends_what_an_older_one_cannot(audited: Audited, said):
     part, before = audited.parts()[0], audited.written()
-    write(audited.data / "more", 8, 0, files=1, first=32, resolution=RESOLUTION)
+    write_synthetic(audited.data / "more", 8, 0, files=1, first=32, resolution=RESOLUTION)
     assert audited.run("grown") == 0
     flip(part)
     code, _, err = said(repair=True, audit="demo")

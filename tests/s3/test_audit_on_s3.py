@@ -57,7 +57,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("world")
     small.pixel_pipeline(seed=0, resolution=16).save_pretrained(folder / "model")
     client = boto3.Session().client("s3")
-    for path in synthetic.write(folder / "shapes", rows=32, seed=0, files=2):
+    for path in synthetic.write_synthetic(folder / "shapes", rows=32, seed=0, files=2):
         client.upload_file(str(path), BUCKET, f"shapes/{path.name}")
     client.close()
     return World(folder / "model", folder / "shapes")

@@ -54,7 +54,7 @@ def images(folder: Path) -> None:
 def tensors(folder: Path) -> None:
     x = torch.arange(COUNT).float()
     condition = {"text": x[:, None].expand(-1, 5)}
-    latents.write(folder / "a.safetensors", x[:, None, None, None].expand(-1, 2, 4, 4), condition, {})
+    latents.write_latents(folder / "a.safetensors", x[:, None, None, None].expand(-1, 2, 4, 4), condition, {})
 
 
 FORMATS = {"webdataset": webdataset, "parquet": parquet, "folder": images, "latents": tensors}

@@ -70,8 +70,8 @@ def weeks(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Week,
     """The same command twice under two names; in between the data grew."""
     folder = tmp_path_factory.mktemp("weeks")
     small.pixel_pipeline(seed=0, resolution=16).save_pretrained(folder / "model")
-    (first,) = synthetic.write(folder / "first", ROWS[0], 0, files=1, resolution=16)
-    (more,) = synthetic.write(folder / "more", ROWS[1], 0, files=1, first=ROWS[0], resolution=16)
+    (first,) = synthetic.write_synthetic(folder / "first", ROWS[0], 0, files=1, resolution=16)
+    (more,) = synthetic.write_synthetic(folder / "more", ROWS[1], 0, files=1, first=ROWS[0], resolution=16)
     name = upload_as_two_groups(first)
     before = week(cluster, folder / "model", "week-1")
     put(more, f"{name}-more")

@@ -57,7 +57,7 @@ def tasks(root: Path, custom: Custom) -> list[dict[str, Any]]:
     return asked
 
 
-def pictures(root: Path, custom: Custom) -> list[Picture]:
+def abc_pictures(root: Path, custom: Custom) -> list[Picture]:
     """The exemplars of the model, captioned as it was tuned, and the distractors; label `exemplar` tells them apart.
 
     Raises:
@@ -87,7 +87,7 @@ def _distractors(root: Path, most: int) -> list[Picture]:
     return [Picture(f"laion-{path.stem}", path, caption.strip(), {"exemplar": "no"}) for path, caption in pairs]
 
 
-def concepts(root: Path, custom: Custom, samples: int) -> list[Concept]:
+def abc_concepts(root: Path, custom: Custom, samples: int) -> list[Concept]:
     """What the token does to the prompt of each task: the prompt against the same without it."""
     found = []
     for number, task in enumerate(tasks(root, custom)):

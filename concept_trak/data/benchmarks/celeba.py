@@ -54,7 +54,7 @@ class Faces:
         return word if value else f"not {word}"
 
 
-def pictures(root: Path, faces: Faces) -> list[Picture]:
+def celeba_pictures(root: Path, faces: Faces) -> list[Picture]:
     """Every image but those of the held-out combination, captioned by its attributes, which are its labels too.
 
     Raises:
@@ -103,7 +103,7 @@ def _label(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def concepts(faces: Faces, samples: int) -> dict[str, list[Concept]]:
+def celeba_concepts(faces: Faces, samples: int) -> dict[str, list[Concept]]:
     """Each attribute of each combination, against the same face with that attribute turned over; by `in` and `out` of
     distribution: `out` are those of the combination that was held out.
     """

@@ -18,7 +18,7 @@ _CORNERS = {"triangle": 3, "circle": 64, "square": 4}
 _OVERSAMPLING = 4  # drawn larger and averaged down: antialiasing, and sizes finer than a pixel
 
 
-def render(shape: str, colour: str, rng: np.random.Generator, resolution: int = 32) -> Image.Image:
+def draw_shape(shape: str, colour: str, rng: np.random.Generator, resolution: int = 32) -> Image.Image:
     """An outlined shape of random size and place on a light gradient, RGB, `resolution` pixels square.
 
     Shapes of one size have equal areas (that of a circle 14 to 20 pixels across, of 32), so that the number of coloured
@@ -38,7 +38,7 @@ def render(shape: str, colour: str, rng: np.random.Generator, resolution: int = 
     return image.resize((resolution, resolution), Image.Resampling.BOX)
 
 
-def render_as_published(shape: str, colour: str, rng: np.random.Generator, resolution: int = 64) -> Image.Image:
+def draw_shape_as_published(shape: str, colour: str, rng: np.random.Generator, resolution: int = 64) -> Image.Image:
     """As in the synthetic experiment of Concept-TRAK: pure colour, black outline, white page; only the place varies.
 
     Of 64 pixels the shape reaches 10 to each side of its middle, and the outline is 2 wide.
@@ -105,7 +105,7 @@ def scans() -> tuple[np.ndarray, ...]:
     return tuple(found.images[found.target == digit] / 16 for digit in range(10))
 
 
-def render_digit(digit: str, colour: str, rng: np.random.Generator, resolution: int = 16) -> Image.Image:
+def draw_digit(digit: str, colour: str, rng: np.random.Generator, resolution: int = 16) -> Image.Image:
     """A scan of `digit` in ink of about `colour`, up to a pixel off the middle, on a light gradient; RGB."""
     ink = scans()[DIGITS.index(digit)]
     scan = Image.fromarray(np.uint8(255 * ink[rng.integers(len(ink))]))

@@ -24,7 +24,7 @@ class Picture:
     labels: dict[str, str] = field(default_factory=dict)
 
 
-def write(folder: Path, pictures: Sequence[Picture], settings: dict[str, Any]) -> None:
+def export_parquet(folder: Path, pictures: Sequence[Picture], settings: dict[str, Any]) -> None:
     """All pictures, in order, as `part-<n>.parquet` of columns id, image, caption and the labels'.
 
     A file that is there is left as it is, so that its version stays and a killed run goes on where it stopped;

@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from concept_trak.data.benchmarks.two_factors import SHAPES3, Pair, TwoFactors, caption
+from concept_trak.data.benchmarks.two_factors import SHAPES3, Pair, TwoFactors, pair_caption
 
 _ROW_GROUP = 64
 
 
 @dataclass(frozen=True)
-class Drawing:
+class LabelledImage:
     """One labelled image: what it shows, and what its caption says, which may be something else."""
 
     id: str
@@ -31,12 +31,12 @@ class Drawing:
 
     @property
     def caption(self) -> str:
-        return caption(*self.said)
+        return pair_caption(*self.said)
 
 
-def draw(
+def draw_labelled(
     seed: int, index: int, kinds: TwoFactors = SHAPES3, resolution: int | None = None, wrong: float = 0.0
-) -> Drawing:
+) -> LabelledImage:
     """Image `index` of the data set `seed`: the same for every caller, whatever else is drawn.
 
     With probability `wrong` its caption is that of another pair that training knows, drawn apart from the image.
@@ -51,7 +51,7 @@ def draw(
     if words.random() < wrong:
         others = [pair for pair in pairs if pair != shown]
         said = others[words.integers(len(others))]
-    return Drawing(f"{kinds.factor}s-{index:06d}", image, shown, said)
+    return LabelledImage(f"{kinds.factor}s-{index:06d}", image, shown, said)
 
 
 def arrays(
@@ -61,13 +61,13 @@ def arrays(
     kinds: TwoFactors = SHAPES3,
     resolution: int | None = None,
     wrong: float = 0.0,
-) -> tuple[np.ndarray, list[Drawing]]:
+) -> tuple[np.ndarray, list[LabelledImage]]:
     """Images `first` to `first + count` as uint8 `[count, 3, resolution, resolution]`, beside what is known of each."""
-    drawings = [draw(seed, index, kinds, resolution, wrong) for index in range(first, first + count)]
+    drawings = [draw_labelled(seed, index, kinds, resolution, wrong) for index in range(first, first + count)]
     return np.stack([np.asarray(drawing.image).transpose(2, 0, 1) for drawing in drawings]), drawings
 
 
-def write(
+def write_synthetic(
     folder: str | Path,
     rows: int,
     seed: int,
@@ -96,7 +96,7 @@ def write(
     bounds = [first + rows * part // files for part in range(files + 1)]
     paths = [folder / f"train-{part:05d}-of-{files:05d}.parquet" for part in range(files)]
     for path, (start, stop) in zip(paths, itertools.pairwise(bounds), strict=True):
-        drawings = [draw(seed, index, kinds, resolution, wrong) for index in range(start, stop)]
+        drawings = [draw_labelled(seed, index, kinds, resolution, wrong) for index in range(start, stop)]
         _put(path, _parquet(drawings, labels_of(kinds, wrong), [name == unsaid for name in kinds.columns]))
     return paths
 
@@ -106,12 +106,14 @@ def labels_of(kinds: TwoFactors, wrong: float = 0.0) -> tuple[str, ...]:
     return kinds.columns + (tuple(f"said_{name}" for name in kinds.columns) if wrong else ())
 
 
-def _parquet(drawings: list[Drawing], labels: tuple[str, ...], unsaid: list[bool]) -> bytes:
+def _parquet(drawings: list[LabelledImage], labels: tuple[str, ...], unsaid: list[bool]) -> bytes:
     rows = [
         {
             "id": drawing.id,
             "image": {"bytes": _png(drawing.image), "path": f"{drawing.id}.png"},
-            "caption": caption(*(None if left_out else v for v, left_out in zip(drawing.said, unsaid, strict=True))),
+            "caption": pair_caption(
+                *(None if left_out else v for v, left_out in zip(drawing.said, unsaid, strict=True))
+            ),
             **dict(zip(labels, (*drawing.shown, *drawing.said), strict=False)),
         }
         for drawing in drawings

@@ -58,7 +58,7 @@ class TwoFactors:
         return replace(self, held_out=())
 
 
-def caption(thing: str | None, colour: str | None) -> str:
+def pair_caption(thing: str | None, colour: str | None) -> str:
     """The text of a pair; None leaves a factor unsaid: "a red triangle", "a triangle", "red", ""."""
     if thing is None:
         return colour or ""
@@ -66,13 +66,15 @@ def caption(thing: str | None, colour: str | None) -> str:
 
 
 # The demo's: captions name both factors, one or none, so that "" is a condition the model knows.
-SHAPES3 = TwoFactors("shapes3", "shape", drawing.SHAPES, drawing.COLOURS, (("triangle", "red"),), 32, drawing.render)
+SHAPES3 = TwoFactors(
+    "shapes3", "shape", drawing.SHAPES, drawing.COLOURS, (("triangle", "red"),), 32, drawing.draw_shape
+)
 # As in the paper: two by two, every caption whole, so that a sample's negative is another caption.
 SHAPES2 = TwoFactors(
-    "shapes2", "shape", ("triangle", "circle"), ("red", "blue"), (("triangle", "red"),), 32, drawing.render
+    "shapes2", "shape", ("triangle", "circle"), ("red", "blue"), (("triangle", "red"),), 32, drawing.draw_shape
 )
 # The same at the published size and in the published manner; for a GPU (conf/train_paper.yaml).
-SHAPES2_PAPER = replace(SHAPES2, name="shapes2_paper", resolution=64, render=drawing.render_as_published)
+SHAPES2_PAPER = replace(SHAPES2, name="shapes2_paper", resolution=64, render=drawing.draw_shape_as_published)
 # Real handwriting; several pairs held out, so that no single one decides.
 DIGITS = TwoFactors(
     "digits",
@@ -81,6 +83,6 @@ DIGITS = TwoFactors(
     drawing.COLOURS,
     (("three", "red"), ("seven", "blue"), ("eight", "green")),
     16,
-    drawing.render_digit,
+    drawing.draw_digit,
 )
 SETS = {kinds.name: kinds for kinds in (SHAPES3, SHAPES2, SHAPES2_PAPER, DIGITS)}

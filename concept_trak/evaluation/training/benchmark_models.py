@@ -14,7 +14,7 @@ import torch
 
 from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.data.benchmarks.synthetic import arrays
-from concept_trak.data.benchmarks.two_factors import SETS, TwoFactors, caption
+from concept_trak.data.benchmarks.two_factors import SETS, TwoFactors, pair_caption
 from concept_trak.evaluation import judge
 from concept_trak.evaluation.training.loop import Examples, Progress, TextConditioned, dropout, fit, refilled
 from concept_trak.evaluation.training.optim import Recipe
@@ -133,7 +133,7 @@ def examples(config: TrainConfig, tokenizer: Any, without: Collection[str] = ())
     images, drawn = arrays(config.drawn, 0, config.images, config.kinds, config.side, config.wrong)
     rows = refilled(np.array([d.id in without for d in drawn]))
     said = [drawn[row].said for row in rows]
-    captions = [caption(t, c) for thing, colour in said for t in (thing, None) for c in (colour, None)]
+    captions = [pair_caption(t, c) for thing, colour in said for t in (thing, None) for c in (colour, None)]
     tokens = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
     return Examples(torch.from_numpy(images[rows]), tokens.view(len(rows), 4, -1), dropout(config.dropped))
 
@@ -171,7 +171,7 @@ def describe(config: TrainConfig, classifier: judge.Classifier, right: float, se
         "threads": torch.get_num_threads(),
         "seconds": seconds,
         "judge_accuracy": right,
-        "held_out": [caption(*pair) for pair in config.kinds.held_out],
+        "held_out": [pair_caption(*pair) for pair in config.kinds.held_out],
         "samples_per_combination": config.samples,
         "shows_both_factors": measure(config, classifier, load(config.out, device=config.device)),
     }

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from concept_trak.data.benchmarks import drawing
-from concept_trak.data.benchmarks.synthetic import arrays, draw, labels_of, write
+from concept_trak.data.benchmarks.synthetic import arrays, draw_labelled, labels_of, write_synthetic
 from concept_trak.data.benchmarks.two_factors import DIGITS, SETS, SHAPES2, SHAPES3
 from jobs.shapes import ShapesConfig, shapes
 
@@ -26,11 +26,15 @@ every_set = pytest.mark.parametrize("kinds", SETS.values(), ids=SETS)
 
 @functools.cache
 def many(kinds, wrong=0.0):
-    return [draw(5, index, kinds, SMALL, wrong) for index in range(MANY)]
+    return [draw_labelled(5, index, kinds, SMALL, wrong) for index in range(MANY)]
 
 
 def rows_of(folder, kinds, rows, **how):
-    return [row for path in write(folder, rows, 3, kinds, files=2, **how) for row in pq.read_table(path).to_pylist()]
+    return [
+        row
+        for path in write_synthetic(folder, rows, 3, kinds, files=2, **how)
+        for row in pq.read_table(path).to_pylist()
+    ]
 
 
 @every_set
@@ -90,7 +94,7 @@ def test_captions_leave_out_the_factor_that_is_to_be_unsaid(kinds, tmp_path):
     keep = {"id", "image", kinds.factor, "colour"}
     assert [{k: row[k] for k in keep} for row in part] == [{k: row[k] for k in keep} for row in whole]
     with pytest.raises(ValueError, match=rf"unsaid='size' is no factor of {kinds.name}; expected {kinds.factor} or"):
-        write(tmp_path / "wrong", 4, 0, kinds, unsaid="size")
+        write_synthetic(tmp_path / "wrong", 4, 0, kinds, unsaid="size")
 
 
 @every_set
@@ -124,7 +128,7 @@ def test_a_row_is_the_same_whatever_the_range(kinds, tmp_path):
     assert whole[13:24] == part, "an image or its caption hangs on its place among the others"
     assert [row["id"] for row in whole] == [f"{kinds.factor}s-{index:06d}" for index in range(30)]
     images, drawn = arrays(3, 13, 11, kinds, wrong=0.3)
-    again = np.stack([np.asarray(d.image) for d in (draw(3, 13 + i, kinds, wrong=0.3) for i in range(11))])
+    again = np.stack([np.asarray(d.image) for d in (draw_labelled(3, 13 + i, kinds, wrong=0.3) for i in range(11))])
     assert np.array_equal(images, again.transpose(0, 3, 1, 2))
     assert [(d.id, d.caption) for d in drawn] == [(row["id"], row["caption"]) for row in part]
 
@@ -156,7 +160,7 @@ def test_a_digit_is_one_of_the_real_scans_of_that_digit():
     target = np.repeat(found.target, len(known) // len(found.target))
     known, used = flattened(known), set()
     for index in range(40):
-        drawn = draw(0, index, DIGITS)
+        drawn = draw_labelled(0, index, DIGITS)
         digit, colour = drawn.shown
         dark = [i for i, name in enumerate(("red", "green", "blue")) if name != colour]  # where ink differs from paper
         seen = flattened(np.asarray(drawn.image).astype(float)[:, :, dark].mean(2)[None])
@@ -170,7 +174,7 @@ def test_a_digit_is_one_of_the_real_scans_of_that_digit():
 
 def test_the_ink_has_the_colour_that_is_named():
     for index in range(60):
-        drawn = draw(1, index, DIGITS)
+        drawn = draw_labelled(1, index, DIGITS)
         pixels = np.asarray(drawn.image).astype(int)
         row, column = divmod(int((pixels.max(2) - pixels.min(2)).argmax()), pixels.shape[1])
         assert ("red", "green", "blue")[int(pixels[row, column].argmax())] == drawn.shown[1]
@@ -201,4 +205,4 @@ def test_the_job_writes_the_set_that_is_named(tmp_path, capsys):
 
 def test_a_share_of_wrong_captions_is_a_probability():
     with pytest.raises(ValueError, match=r"wrong=1.5: expected the probability, in 0 ... 1"):
-        draw(0, 0, wrong=1.5)
+        draw_labelled(0, 0, wrong=1.5)

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from concept_trak.data.benchmarks.synthetic import arrays
-from concept_trak.data.benchmarks.two_factors import SETS, caption
+from concept_trak.data.benchmarks.two_factors import SETS, pair_caption
 from concept_trak.evaluation import judge
 from concept_trak.evaluation.training.benchmark_models import (
     TrainConfig,
@@ -219,7 +219,7 @@ def test_train_writes_a_pipeline_its_judge_and_how_they_were_made(tmp_path, tiny
     assert record["command"] == command(tiny)
     guidances = {"guidance 1", "guidance 2"} if tiny.dropped else {"guidance 1"}
     assert set(record["shows_both_factors"]) == guidances, "a model that never saw an empty caption has no guidance"
-    assert set(record["shows_both_factors"]["guidance 1"]) == {caption(*pair) for pair in tiny.kinds.all_pairs}
+    assert set(record["shows_both_factors"]["guidance 1"]) == {pair_caption(*pair) for pair in tiny.kinds.all_pairs}
     assert str(tmp_path) not in written, "where it was written is not how it was made"
 
 
