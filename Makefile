@@ -7,12 +7,12 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export PYTHONPATH :=
 
-.PHONY: audit test soak bench check format clean s3
+.PHONY: audit test soak bench check docs format clean s3
 
 .venv/ready: pyproject.toml infra/constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" -c infra/constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt -e ".[jobs,s3,benchmark,test,check]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt -e ".[jobs,s3,benchmark,test,check,docs]"
 	touch $@
 
 results/shapes: | .venv/ready
@@ -65,6 +65,12 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest tests/test_layers.py
+
+# The documentation as a site in results/docs, which needs no network. Pages open from the folder; the search needs a server:
+# python -m http.server --directory results/docs
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "site       results/docs/index.html"
 
 format: .venv/ready
 	$(BIN)/ruff format .

@@ -1,0 +1,1 @@
+"""The mathematics: states, directions, gradients, projection, curvature, scores. Imports nothing else of the project."""

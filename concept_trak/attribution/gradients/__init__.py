@@ -1,0 +1,1 @@
+"""Per-sample gradients: the pull-back through a network, the rule of each layer, norms and running sums."""

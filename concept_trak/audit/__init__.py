@@ -1,0 +1,1 @@
+"""The pipeline of one audit: plan, features, Gram matrices, queries, scores, aggregates, results."""

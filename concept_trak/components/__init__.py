@@ -1,0 +1,1 @@
+"""Which parameters hold a concept: measurements, tables, edits, dose curves, calibration."""

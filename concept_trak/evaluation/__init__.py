@@ -1,0 +1,1 @@
+"""Which method to believe: benchmark, baselines, leaderboard, causal test, study."""
