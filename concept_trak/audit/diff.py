@@ -25,7 +25,6 @@ from concept_trak.store.lookup import agree, read_features, shards_holding
 from concept_trak.store.manifest import (
     Audit,
     finished_manifest,
-    query_file,
     read_manifest,
     read_plan,
     read_settings,
@@ -33,6 +32,7 @@ from concept_trak.store.manifest import (
     shard_of,
     write_table,
 )
+from concept_trak.store.queries import read_query
 from concept_trak.store.store import Store
 from concept_trak.store.tables import from_rows
 
@@ -191,8 +191,7 @@ def _top(rows: Sequence[Row], concept: str, method: str, form: str) -> list[Row]
 
 
 def _phi(audit: Audit, method: str, concept: str) -> np.ndarray:
-    (row,) = read_table(audit, query_file(method, concept)).to_pylist()
-    return np.asarray(row["phi"], np.float64)
+    return read_query(audit, method, concept).phi.astype(np.float64)
 
 
 SAME, CHANGED, NEW = "same", "changed", "new"

@@ -8,9 +8,9 @@ Through which layers the ends of every ranking came, split on the workers while 
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,12 +20,12 @@ from concept_trak.store.codec import decode_blocks
 from concept_trak.store.manifest import (
     Audit,
     finished_manifest,
-    query_file,
     read_plan,
     read_table,
     shard_of,
     write_table,
 )
+from concept_trak.store.queries import StoredQuery, read_query
 from concept_trak.store.records import part_name
 from concept_trak.store.store import Store
 from concept_trak.store.tables import from_rows
@@ -33,7 +33,6 @@ from concept_trak.store.tables import from_rows
 JOINT = {"concept": "string", "method": "string", "form": "string", "end": "string", "rank": "int32",
          "sample_id": "string", "layer": "string", "score": "float64"}  # fmt: skip
 FILE = "joint.parquet"
-SOLVED = {"damped": "solved", "plain": "phi"}
 Asked = tuple[str, str, str]
 """(concept, form, sample): whose score is split."""
 Parts = dict[tuple[str, str, str, str], tuple[float, ...]]
@@ -56,22 +55,26 @@ class Split:
     def __init__(self, work: Work) -> None:
         torch.set_num_threads(max(1, int(work.config.cluster.cpus)))
         self.work, self.audit = work, Audit(Store(work.config.store), work.config.audit)
+        self.queries = cache(partial(read_query, self.audit))
         self._layers: Layers | None = None
 
     def __call__(self, item: Parting, attempt: Attempt) -> list[tuple[float, ...]]:
         if self._layers is None:
             self._layers = layers(self.work.config.projector, dict(item.sizes))
         known = features(self.audit, self.work.fingerprints[item.method], item.shard)
-        return [parts(self.audit, self._layers, known, item.method, asked) for asked in item.wanted]
+        return [self._parts(known, item.method, *wanted) for wanted in item.wanted]
+
+    def _parts(
+        self, known: Mapping[str, tuple[float, Tensor]], method: str, concept: str, form: str, sample: str
+    ) -> tuple[float, ...]:
+        assert self._layers is not None, "the layers are known from the first item on"
+        return parts(self._layers, known[sample], self.queries(method, concept), form)
 
 
-def parts(
-    audit: Audit, found: Layers, known: Mapping[str, tuple[float, Tensor]], method: str, asked: Asked
-) -> tuple[float, ...]:
-    """One sample's score over the layers, of the features of its shard."""
-    concept, form, sample = asked
-    weight, phi = known[sample]
-    (row,) = found.split(phi[None], torch.tensor([weight]), vector(audit, method, concept, form)).tolist()
+def parts(layers: Layers, feature: tuple[float, Tensor], query: StoredQuery, form: str) -> tuple[float, ...]:
+    """One sample's score over the layers; `feature` is its weight and phi [k]."""
+    weight, phi = feature
+    (row,) = layers.split(phi[None], torch.tensor([weight]), torch.from_numpy(query.vector(form))).tolist()
     return tuple(row)
 
 
@@ -83,13 +86,14 @@ def split(audit: Audit, found: Layers) -> Parts:
     """
     prints, plan = finished_manifest(audit)["settings"]["fingerprints"], read_plan(audit)
     kept: dict[tuple[str, str], dict[str, tuple[float, Tensor]]] = {}
-    made = Parts()
+    made, queries = Parts(), cache(partial(read_query, audit))
     for row in read_table(audit, "top.parquet").to_pylist():
         place = prints[row["method"]], shard_of(row, plan)
         if place not in kept:
             kept[place] = features(audit, *place)
         asked = row["concept"], row["form"], row["sample_id"]
-        made[row["method"], *asked] = parts(audit, found, kept[place], row["method"], asked)
+        feature, query = kept[place][row["sample_id"]], queries(row["method"], row["concept"])
+        made[row["method"], *asked] = parts(found, feature, query, row["form"])
     return made
 
 
@@ -108,12 +112,6 @@ def features(audit: Audit, fp: str, shard: str) -> dict[str, tuple[float, Tensor
         each = zip(block.ids, block.weight.tolist(), torch.from_numpy(block.phi()), strict=True)
         made.update({sample: (weight, phi) for sample, weight, phi in each})
     return made
-
-
-def vector(audit: Audit, method: str, concept: str, form: str) -> Tensor:
-    """What phi is multiplied by: the solved query, or the query itself."""
-    (row,) = read_table(audit, query_file(method, concept)).to_pylist()
-    return torch.from_numpy(np.asarray(row[SOLVED[form]], np.float32))
 
 
 def write(audit: Audit, made: list[dict[str, Any]]) -> str:

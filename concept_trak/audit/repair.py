@@ -2,16 +2,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import yaml
-
 from cluster.executor import Executor
+from concept_trak import UserError
 from concept_trak.audit.pipeline import Run
 from concept_trak.audit.plan import group_name, groups
 from concept_trak.audit.prepare import Prepared
 from concept_trak.audit.worker import Work
 from concept_trak.config import AuditConfig, ClusterConfig, build, plain_values
 from concept_trak.data.shard import Shard
-from concept_trak.store.manifest import Audit, fingerprints, plan
+from concept_trak.store.manifest import Audit, read_plan, read_settings
 from concept_trak.store.records import committed, part_name, record_name
 from concept_trak.store.store import Store
 from concept_trak.store.verify import ALTERED, TRUNCATED, contents_of
@@ -24,15 +23,16 @@ def settings(audit: Audit, cluster: ClusterConfig) -> AuditConfig:
     Raises:
         ValueError: its settings or its plan cannot be read.
     """
-    rows = plan(audit)
-    if not rows or audit.store.size(audit.name("audit.yaml")) is None:
-        raise ValueError("its audit.yaml or plan.parquet is gone, so nobody knows what to compute; start a new audit")
-    fingerprints(audit)  # raises if the file is damaged
-    values = yaml.safe_load(audit.store.read(audit.name("audit.yaml")))
+    try:
+        rows, values = read_plan(audit), read_settings(audit)
+    except FileNotFoundError:
+        raise UserError(
+            "its audit.yaml or plan.parquet is gone, so nobody knows what to compute; start a new audit"
+        ) from None
     del values["fingerprints"]
     values |= {"store": audit.store.uri, "cluster": plain_values(cluster)}
     values["budget"] = {"rejects": 1.0}  # what was rejected once is no news
-    values["data"]["shard_rows"] = max(row["rows"] for row in rows)
+    values["data"]["shard_rows"] = max((row["rows"] for row in rows), default=1)
     return build(AuditConfig, values)
 
 

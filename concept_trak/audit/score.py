@@ -19,8 +19,9 @@ from concept_trak.audit.aggregate import Sums, groups_of, sums_table
 from concept_trak.audit.worker import Attempt, OnStore, Work
 from concept_trak.data.columns import annotations
 from concept_trak.data.shard import Shard
-from concept_trak.store.manifest import Audit, plain_column, query_file, read_table, scores_file, sums_file, write_table
+from concept_trak.store.manifest import Audit, plain_column, scores_file, sums_file, write_table
 from concept_trak.store.part import Block
+from concept_trak.store.queries import read_query
 from concept_trak.store.records import Record
 from concept_trak.store.tables import from_columns
 
@@ -127,11 +128,10 @@ def read_queries(audit: Audit, work: Work, method: str) -> Queries:
     """What `queries/` of an audit says, in the order of its concepts."""
     columns, rows, scale = [], [], []
     for concept in work.config.concepts:
-        row = read_table(audit, query_file(method, concept.name)).to_pylist()[0]
-        for name, vector in ((concept.name, "solved"), (plain_column(concept.name), "phi")):
-            columns.append(name)
-            rows.append(np.asarray(row[vector], np.float32))
-            scale.append(row[f"spread_{vector}"])
+        query = read_query(audit, method, concept.name)
+        columns += [concept.name, plain_column(concept.name)]
+        rows += [query.solved, query.phi]
+        scale += [query.spread_solved, query.spread_phi]
     return Queries(columns, torch.from_numpy(np.stack(rows)), scale)
 
 

@@ -8,10 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-import yaml
-
 from concept_trak.report.render import environment
-from concept_trak.store.manifest import Audit, given_up, read_manifest
+from concept_trak.store.manifest import Audit, given_up, read_manifest, read_settings
 from concept_trak.store.records import READERS
 from concept_trak.store.store import Store
 
@@ -70,14 +68,14 @@ def _entry(audit: Audit, files: Iterable[str]) -> Entry | None:
         done = read_manifest(audit)
         if done is None or given_up(audit) or "report.html" not in done["files"]:
             return None
-        settings = yaml.safe_load(audit.store.read(audit.name("audit.yaml")))
+        settings = read_settings(audit)
         methods = tuple(settings["methods"])
         first = done["settings"]["fingerprints"][methods[0]]
         samples = sum(part["rows"] for part in done["parts"] if f"/{first}/" in part["name"])
         concepts = tuple(concept["name"] for concept in settings["concepts"])
         compared = sorted(f.removeprefix("diff-").removesuffix(".html") for f in files if _is_page(f))
         return Entry(audit.id, done["finished"], samples, concepts, methods, tuple(compared))
-    except (FileNotFoundError, ValueError, KeyError, TypeError, yaml.YAMLError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None  # `jobs.verify` says what is wrong with it
 
 

@@ -16,7 +16,7 @@ from math import inf
 from typing import Any
 
 from concept_trak.store.grams import gram_name
-from concept_trak.store.manifest import GIVEN_UP, Audit, fingerprints, given_up, plan, read_manifest
+from concept_trak.store.manifest import GIVEN_UP, Audit, fingerprints, given_up, read_manifest, read_plan
 from concept_trak.store.part import Damaged
 from concept_trak.store.records import READERS, part_name, record_name
 from concept_trak.store.store import Store
@@ -64,15 +64,19 @@ def needed_by(audit: Audit, gram_names: GramNames) -> Needed:
         ValueError: its configuration or its plan cannot be read, so nobody can tell what it needs.
     """
     try:
-        sets, rows = frozenset(fingerprints(audit)), plan(audit)
+        sets = frozenset(fingerprints(audit))
     except FileNotFoundError:
         if audit.store.size(audit.name("plan.parquet")) is None:
             return Needed()  # a folder in which no audit was begun
         raise unknown_needs(audit, f"it has a plan and no {audit.name('audit.yaml')}") from None
     except Damaged as error:
         raise unknown_needs(audit, str(error)) from error
-    if rows is None:
+    try:
+        rows = read_plan(audit)
+    except FileNotFoundError:
         return Needed(sets=sets, whole=sets)
+    except Damaged as error:
+        raise unknown_needs(audit, str(error)) from error
     shards, groups = [row["shard"] for row in rows], list(gram_names(rows))
     files = (f(fp, shard) for fp in sets for shard in shards for f in (record_name, part_name))
     return Needed(frozenset(files) | {gram_name(fp, group) for fp in sets for group in groups}, sets)

@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from concept_trak.store.identity import as_json, differences, encode_json
@@ -23,7 +22,7 @@ from concept_trak.store.part import Damaged
 from concept_trak.store.records import READERS, Record, part_name
 from concept_trak.store.secrets import refuse_secrets
 from concept_trak.store.store import Store
-from concept_trak.store.tables import to_parquet
+from concept_trak.store.tables import read_parquet, to_parquet
 
 Row = Mapping[str, Any]
 
@@ -70,9 +69,37 @@ def given_up(audit: Audit) -> bool:
     return audit.store.size(audit.name(GIVEN_UP)) is not None
 
 
+def read_settings(audit: Audit) -> dict[str, Any]:
+    """The settings that an audit was begun with, and the fingerprints of its features.
+
+    Raises:
+        FileNotFoundError: the audit has no audit.yaml.
+        Damaged: the file cannot be read; the message names it.
+    """
+    name = audit.name("audit.yaml")
+    data = audit.store.read(name)
+    try:
+        settings = yaml.safe_load(data)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise Damaged(f"{audit.store.uri}/{name} is damaged: {type(error).__name__}: {error}") from error
+    if not isinstance(settings, dict):
+        raise Damaged(f"{audit.store.uri}/{name} is damaged: it holds {type(settings).__name__}, not a mapping")
+    return settings
+
+
 def read_plan(audit: Audit) -> list[dict[str, Any]]:
-    """The shards of the audit, in plan order: shard, source, version, first_row, rows."""
-    return read_table(audit, "plan.parquet").to_pylist()
+    """The shards of an audit, in plan order: shard, source, version, first_row, rows.
+
+    Raises:
+        FileNotFoundError: the audit has no plan.parquet.
+        Damaged: the file cannot be read; the message names it.
+    """
+    name = audit.name("plan.parquet")
+    data = audit.store.read(name)
+    try:
+        return read_parquet(data).cast(PLAN).to_pylist()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise Damaged(f"{audit.store.uri}/{name} is damaged: {error}") from error
 
 
 def write_table(audit: Audit, relative: str, table: pa.Table) -> bool:
@@ -92,8 +119,7 @@ def write_bytes(audit: Audit, relative: str, data: bytes) -> bool:
 
 def read_table(audit: Audit, relative: str) -> pa.Table:
     """A Parquet file of the audit, page checksums verified."""
-    data = pa.BufferReader(audit.store.read(audit.name(relative)))
-    return pq.read_table(data, page_checksum_verification=True)
+    return read_parquet(audit.store.read(audit.name(relative)))
 
 
 def write_progress(audit: Audit, obj: Any) -> None:
@@ -147,8 +173,7 @@ def read_manifest(audit: Audit) -> dict[str, Any] | None:
 
 
 def _require_same_settings(audit: Audit, settings: Mapping[str, Any]) -> None:
-    standing = yaml.safe_load(audit.store.read(audit.name("audit.yaml")))
-    if different := differences(settings, standing):
+    if different := differences(settings, read_settings(audit)):
         raise ValueError(
             f"audit {audit.id} was begun with other settings: {'; '.join(different)}. Resume with the same settings"
             " or choose another audit=."
@@ -227,11 +252,6 @@ def plain_column(concept: str) -> str:
     return f"{concept}~plain"
 
 
-def read_settings(audit: Audit) -> dict[str, Any]:
-    """What an audit was begun with."""
-    return yaml.safe_load(audit.store.read(audit.name("audit.yaml")))
-
-
 def finished_manifest(audit: Audit) -> dict[str, Any]:
     """The manifest of an audit; ValueError if there is none."""
     done = read_manifest(audit)
@@ -243,26 +263,11 @@ def finished_manifest(audit: Audit) -> dict[str, Any]:
 
 
 def fingerprints(audit: Audit) -> tuple[str, ...]:
-    """The feature sets an audit was begun with. Absent: FileNotFoundError. Raises Damaged, naming the file."""
-    name = audit.name("audit.yaml")
-    data = audit.store.read(name)
-    try:
-        return tuple(sorted({str(fp) for fp in yaml.safe_load(data)["fingerprints"].values()}))
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
-        raise Damaged(f"{audit.store.uri}/{name} is damaged: {type(error).__name__}: {error}") from error
-
-
-def plan(audit: Audit) -> list[dict[str, Any]] | None:
-    """The shards an audit was begun with; None if it was killed before it wrote them. Raises Damaged."""
-    name = audit.name("plan.parquet")
-    try:
-        data = audit.store.read(name)
-    except FileNotFoundError:
-        return None
-    try:
-        return pq.read_table(pa.BufferReader(data), page_checksum_verification=True).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise Damaged(f"{audit.store.uri}/{name} is damaged: {error}") from error
+    """The feature sets that an audit was begun with, each once, sorted. Raises as `read_settings` does."""
+    settings = read_settings(audit)
+    if not isinstance(settings.get("fingerprints"), dict):
+        raise Damaged(f"{audit.store.uri}/{audit.name('audit.yaml')} is damaged: it names no fingerprints")
+    return tuple(sorted({str(fp) for fp in settings["fingerprints"].values()}))
 
 
 def shard_of(row: Row, plan: Sequence[Row]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from concept_trak.store.grams import read_gram
 from concept_trak.store.identity import fingerprint
-from concept_trak.store.manifest import Audit, fingerprints, plan, read_manifest
+from concept_trak.store.manifest import Audit, fingerprints, read_manifest, read_plan
 from concept_trak.store.part import Damaged
 from concept_trak.store.records import Record, part_name, read_record, record_name, record_of
 from concept_trak.store.store import Store
@@ -218,7 +218,9 @@ def contents_of(audit: Audit) -> Contents:
     except Damaged:
         damaged.append(audit.name("audit.yaml"))
     try:
-        rows = plan(audit) or []
+        rows = read_plan(audit)
+    except FileNotFoundError:
+        pass  # the driver was killed before it wrote the plan
     except Damaged:
         damaged.append(audit.name("plan.parquet"))
     parts = {(fp, row["shard"]): None for fp in sets for row in rows}

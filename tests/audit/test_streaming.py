@@ -23,11 +23,11 @@ from concept_trak.audit.worker import OnStore, Work
 from concept_trak.config import AuditConfig
 from concept_trak.store.codec import decode_blocks
 from concept_trak.store.grams import read_gram
-from concept_trak.store.manifest import Audit, query_file, read_table, scores_file, write_table
+from concept_trak.store.manifest import Audit, read_table, scores_file
 from concept_trak.store.part import Block
+from concept_trak.store.queries import StoredQuery, write_query
 from concept_trak.store.records import Record, commit_part, read_part
 from concept_trak.store.store import Store
-from concept_trak.store.tables import from_rows
 from tests.jobs.world import World, build
 from tests.store.parts import a_part
 from tests.tolerances import DENSE32
@@ -162,10 +162,12 @@ def asked(tmp_path, work) -> tuple[Work, np.ndarray]:
     concepts = tuple(Concept(name, prompt=f"a {name} one", without_prompt="one") for name in ("red", "blue"))
     config = replace(work.config, concepts=concepts, methods={"m": METHODS["trak"]}, top=3, scores="all")
     z = np.random.default_rng(0).normal(size=(4, K)).astype(np.float32)
-    kinds = {"solved": "vector", "phi": "vector", "spread_solved": "float64", "spread_phi": "float64"}
     for i, concept in enumerate(concepts):
-        row = dict(zip(kinds, (z[2 * i].tolist(), z[2 * i + 1].tolist(), 1.0, 2.0), strict=True))
-        write_table(Audit(Store(config.store), "demo"), query_file("m", concept.name), from_rows(kinds, [row]))
+        query = StoredQuery(
+            concept=concept.name, method="m", phi=z[2 * i + 1], solved=z[2 * i],
+            residual=0.0, lam=1.0, spread_solved=1.0, spread_phi=2.0,
+        )  # fmt: skip
+        write_query(Audit(Store(config.store), "demo"), query)
     return Work(config, work.fingerprints), z
 
 

@@ -19,11 +19,11 @@ from concept_trak.audit.score import Score, scorings
 from concept_trak.audit.worker import Work
 from concept_trak.config import AuditConfig
 from concept_trak.store import codec
-from concept_trak.store.manifest import Audit, query_file, write_table
+from concept_trak.store.manifest import Audit
 from concept_trak.store.part import Part
+from concept_trak.store.queries import StoredQuery, write_query
 from concept_trak.store.records import Record, commit_part, committed, part_name
 from concept_trak.store.store import Store
-from concept_trak.store.tables import from_rows
 
 PART_ROWS = 4096  # 17 MB of float16 at k = 2048
 FIRST, NAMES = Attempt(1, 0), count()
@@ -73,10 +73,12 @@ def write(folder: Path, n: int, k: int, queries: int, dtype: str) -> Bench:
     for first in range(0, n, PART_ROWS):
         part = _part(first, min(PART_ROWS, n - first), k, dtype)
         commit_part(store, part, dtype, "binary", 0.0, 1, "here")
-    kinds = {"solved": "vector", "phi": "vector", "spread_solved": "float64", "spread_phi": "float64"}
-    for i, (solved, plain) in enumerate(z.view(-1, 2, k).tolist()):
-        row = dict(zip(kinds, (solved, plain, 1.0, 1.0), strict=True))
-        write_table(Audit(store, "bench"), query_file("m", f"c{i}"), from_rows(kinds, [row]))
+    for i, (solved, plain) in enumerate(z.view(-1, 2, k).numpy()):
+        query = StoredQuery(
+            concept=f"c{i}", method="m", phi=plain, solved=solved,
+            residual=0.0, lam=1.0, spread_solved=1.0, spread_phi=1.0,
+        )  # fmt: skip
+        write_query(Audit(store, "bench"), query)
     return found(folder, queries, dtype)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from concept_trak.audit.repair import gram_names
 from concept_trak.store.gc import Retention
-from concept_trak.store.manifest import fingerprints, plan, read_manifest
+from concept_trak.store.manifest import fingerprints, read_manifest, read_plan
 from concept_trak.store.store import Store
 from jobs import gc as job
 from jobs.configure import configure
@@ -301,7 +301,7 @@ def test_an_audit_that_a_killed_gc_was_removing_can_be_resumed_and_then_stays(
 
 
 def test_gram_names_are_those_that_an_audit_writes(audited: Audited):
-    assert set(gram_names(plan(audited.audit("demo")) or [])) == {gram.stem for gram in audited.grams()}
+    assert set(gram_names(read_plan(audited.audit("demo")))) == {gram.stem for gram in audited.grams()}
 
 
 def test_what_was_given_up_and_what_is_too_old_goes_by_days(audited: Audited, collected):

@@ -1,0 +1,82 @@
+"""A concept's query on storage: its mean feature, and that feature solved against K. k projected dimensions."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float32
+
+from concept_trak.store.manifest import Audit, query_file, write_table
+from concept_trak.store.part import Damaged
+from concept_trak.store.tables import from_rows, read_parquet
+
+COLUMNS = {"concept": "string", "method": "string", "phi": "vector", "solved": "vector", "residual": "float64",
+           "lambda": "float64", "spread_solved": "float64", "spread_phi": "float64"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StoredQuery:
+    """What `<method>/queries/<concept>.parquet` holds.
+
+    Attributes:
+        phi: the mean feature of the concept's own samples; plain scores are products with it.
+        solved: (K + lambda I)^-1 phi; damped scores are products with it.
+        residual: of the solve, relative to the norm of phi.
+        lam: the lambda of the solve.
+        spread_solved, spread_phi: the root mean square over all samples of the damped and of the plain scores.
+    """
+
+    concept: str
+    method: str
+    phi: Float32[np.ndarray, " k"]
+    solved: Float32[np.ndarray, " k"]
+    residual: float
+    lam: float
+    spread_solved: float
+    spread_phi: float
+
+    def vector(self, form: str) -> Float32[np.ndarray, " k"]:
+        """The vector that a sample's feature is multiplied by, for `damped` or `plain` scores."""
+        return {"damped": self.solved, "plain": self.phi}[form]
+
+
+def write_query(audit: Audit, query: StoredQuery) -> bool:
+    """Put the query if absent; False if another driver's is there, which then holds."""
+    row = {name: getattr(query, "lam" if name == "lambda" else name) for name in COLUMNS}
+    return write_table(audit, query_file(query.method, query.concept), from_rows(COLUMNS, [row]))
+
+
+def read_query(audit: Audit, method: str, concept: str) -> StoredQuery:
+    """The query of one concept for one method.
+
+    Raises:
+        FileNotFoundError: the audit has not solved it.
+        Damaged: the file cannot be read, is another query's, or holds numbers that are not finite.
+    """
+    name = audit.name(query_file(method, concept))
+    data = audit.store.read(name)
+    try:
+        (row,) = read_parquet(data).to_pylist()
+        query = StoredQuery(
+            concept=row["concept"],
+            method=row["method"],
+            phi=np.asarray(row["phi"], np.float32),
+            solved=np.asarray(row["solved"], np.float32),
+            residual=float(row["residual"]),
+            lam=float(row["lambda"]),
+            spread_solved=float(row["spread_solved"]),
+            spread_phi=float(row["spread_phi"]),
+        )
+        _require_sound(query, method, concept)
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise Damaged(f"{audit.store.uri}/{name} is damaged: {type(error).__name__}: {error}") from error
+    return query
+
+
+def _require_sound(query: StoredQuery, method: str, concept: str) -> None:
+    if (query.method, query.concept) != (method, concept):
+        raise ValueError(f"it is the query of {query.concept} by {query.method}")
+    if query.phi.shape != query.solved.shape:
+        raise ValueError(f"phi has {len(query.phi)} numbers and solved has {len(query.solved)}")
+    if not all(np.isfinite(x).all() for x in (query.phi, query.solved, query.lam, query.spread_solved)):
+        raise ValueError("it holds numbers that are not finite")
