@@ -1,1 +1,1 @@
-"""The machines as software: one verb, `map`, in this process or on a Ray cluster."""
+"""Machines as software: one verb, `map`, in this process or on a Ray cluster."""

@@ -1,20 +1,16 @@
-"""The one verb of a cluster, `map`, and the words it is spoken in.
+"""The contract of an executor: one verb, `map`, and the records that go in and come out.
 
-An executor builds one worker per place and calls it item by item. It knows nothing of what the items are: they and
-the results are small records (a file name, a row range, a few counts), because whatever is large goes to storage. An
-effect must be idempotent: a worker that was given up for dead may still be computing, so an item can be done twice.
+An executor builds one worker per process and calls it with one item after the other. Items and results are small
+records (a file name, a row range, a few counts); whatever is large goes to storage. Effects must be idempotent: a
+worker that was given up for dead may still compute, so an item can be done twice.
 """
 
-import hashlib
 import math
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import reduce
 from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Protocol
 
 
@@ -37,7 +33,13 @@ class Failure(Enum):
 
 @dataclass(frozen=True)
 class Resources:
-    """What one worker owns: CPU cores, GPUs (fractions allowed) and memory in bytes, 0 where not stated."""
+    """What one worker owns.
+
+    Attributes:
+        cpus: cores, at least 0; fractions are allowed.
+        gpus: at least 0; fractions are allowed. A worker owns some CPU or some GPU.
+        memory: bytes; 0 reserves none.
+    """
 
     cpus: float = 1
     gpus: float = 0
@@ -135,11 +137,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Budgets:
-    """How often an item is tried again for each class of failure, and how many failures in a row mean "everywhere".
+    """How often an item is tried again for each class of failure, and what ends a map.
 
-    `systemic` counts worker constructions that fail in a row, and items given up in a row without any item done.
-    `lease` is how many seconds one attempt, or the construction of a worker, may take: a process that is over it hangs.
-    It is killed and counted as a failure of infrastructure. Infinity waits for ever.
+    Attributes:
+        infrastructure, memory, application: how often an item is tried again after a failure of this class.
+        systemic: how many workers in a row that cannot be built, or how many items given up in a row, end the map.
+        lease: seconds that one attempt, or the construction of a worker, may take. A process that takes longer hangs:
+            it is killed, and that counts as a failure of infrastructure. Infinity waits for ever.
     """
 
     infrastructure: int = 10
@@ -151,10 +155,13 @@ class Budgets:
 
 @dataclass(frozen=True)
 class Load:
-    """What a map is at: items that run and items in its queue, workers by what they do, tries repeated so far.
+    """What a map does at one moment.
 
-    workers: how many are waiting (for room on a node), building, idle or working.
-    retries: how often an item was put back since the map began, by the class of the failure.
+    Attributes:
+        running: how many items workers have now.
+        queued: how many items wait.
+        workers: how many workers are waiting (for a node), building, idle or working.
+        retries: how often items were put back since the map began, by the class of the failure.
     """
 
     running: int
@@ -167,23 +174,27 @@ Watch = Callable[[Load], None]
 
 
 def unwatched(load: Load) -> None:
-    """Nobody wants to know what the map is at."""
+    """The watch of a caller who needs none."""
 
 
 class Executor(Protocol):
-    """Where the work is done. The stages do not know which one they run on."""
+    """Where the work is done. The caller's code is the same for all of them."""
 
     def map(
         self, task: Task, items: Sequence[Any], resources: Resources = ONE_CPU, watch: Watch = unwatched
     ) -> Iterator[Outcome]:
         """Every item's outcome exactly once, in the order in which they end.
 
-        `watch` is told, by the thread that iterates, what the map is at: whenever that may have changed, and again and
-        again while the map waits for what runs elsewhere.
+        An item whose failures are over their budget comes out with its last `error`, and the others go on. If the
+        failures were of infrastructure, the map then ends with `InfrastructureExhausted`: after the last item, or at
+        once if `Budgets.systemic` items in a row were given up.
 
-        An item whose own error is over its budget comes out with `error`, and the others go on. An item over its
-        infrastructure budget does too, and the map ends with `InfrastructureExhausted`: after the last item, or at once
-        if `Budgets.systemic` items in a row were given up.
+        Args:
+            task: what the workers do.
+            items: small records that can be pickled.
+            resources: what one worker owns.
+            watch: called with the present load by the thread that iterates, when that may have changed, and about once
+                a second while the map waits.
 
         Raises:
             WorkerFailed: no worker can be built from `task`.
@@ -204,32 +215,3 @@ class WorkerFailed(RuntimeError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
-
-
-class StaleCode(UserError):
-    """A worker would run other source code than the driver."""
-
-
-def source_roots(package: str) -> list[Path]:
-    """The files or folders `package` (a top-level name) would be imported from, found without importing it."""
-    spec = find_spec(package)
-    if spec is None:
-        raise UserError(f"no package {package} on {socket.gethostname()}; start from the folder that contains it")
-    if spec.submodule_search_locations is not None:
-        return [Path(folder) for folder in spec.submodule_search_locations]
-    source = Path(str(spec.origin))
-    assert source.suffix == ".py", f"{package} is not Python source: {spec.origin}"
-    return [source]
-
-
-def source_digest(package: str) -> str:
-    """sha256 over the relative names and the bytes of all *.py files of `package` (a top-level name)."""
-    digest = hashlib.sha256()
-    for root in source_roots(package):
-        files = sorted(root.rglob("*.py")) if root.is_dir() else [root]
-        for file in files:
-            source = file.read_bytes()
-            name = file.relative_to(root if root.is_dir() else root.parent).as_posix()
-            # The lengths keep (name, bytes) apart: without them a byte could move from one to the other unseen.
-            digest.update(f"{len(name)} {name} {len(source)} ".encode() + source)
-    return digest.hexdigest()

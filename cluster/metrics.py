@@ -1,7 +1,7 @@
 """Numbers for Prometheus, through `ray.util.metrics`: every node of a cluster serves what its processes record.
 
-A table of metrics goes in, one verb comes out. Ray serves each under `ray_` and its name, a counter with `_total`
-behind that. Only what is few may be a tag: Prometheus keeps a series for every combination of them.
+Ray serves each metric as `ray_` plus its name, and a counter with `_total` at the end. A tag may have few values only:
+Prometheus keeps a series for every combination of them.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,9 +15,12 @@ Record = Callable[..., None]
 
 @dataclass(frozen=True)
 class Metric:
-    """A row of the table: what kind of number, what it means with its unit, and the names of its tags.
+    """One metric. There are no histograms: Ray 2.60 counts each value as the middle of its bucket, so sums are wrong.
 
-    No histograms: Ray 2.60 counts each value as the middle of its bucket, so their sums are wrong.
+    Attributes:
+        kind: counter or gauge.
+        meaning: what is counted, with its unit.
+        tags: their names.
     """
 
     kind: Literal["counter", "gauge"]
@@ -26,20 +29,25 @@ class Metric:
 
 
 def unrecorded(name: str, value: float, **tags: str) -> None:
-    """Nobody scrapes this run: it is not on a standing cluster."""
+    """The record of a run that nobody scrapes, because it is not on a standing cluster."""
 
 
 def exported(metrics: Mapping[str, Metric], everywhere: Mapping[str, str]) -> Record:
-    """Records on the Ray cluster that this process is on by then; `everywhere` are tags of every metric."""
+    """A `Record` for the Ray cluster that this process has joined by its first call.
 
-    @cache  # made at the first record: before, this process may not have joined the cluster
-    def made(name: str) -> Callable[..., None]:
-        return _made(name, metrics[name], (*everywhere, *metrics[name].tags))
+    Args:
+        metrics: by name.
+        everywhere: tags of every metric and their values.
+    """
 
-    return lambda name, value, **tags: made(name)(value, {**everywhere, **tags})
+    @cache  # registered at its first value: before, this process may not have joined the cluster
+    def registered(name: str) -> Callable[..., None]:
+        return _registered(name, metrics[name], (*everywhere, *metrics[name].tags))
+
+    return lambda name, value, **tags: registered(name)(value, {**everywhere, **tags})
 
 
-def _made(name: str, metric: Metric, tags: tuple[str, ...]) -> Callable[..., None]:
+def _registered(name: str, metric: Metric, tags: tuple[str, ...]) -> Callable[..., None]:
     from ray.util.metrics import Counter, Gauge
 
     if metric.kind == "counter":

@@ -1,4 +1,4 @@
-"""The same verb on Ray: a cluster of our own or one that stands, and on it the crew that does the items of a map."""
+"""The executor on Ray: a cluster of its own on this machine, or one that runs already."""
 
 import logging
 import os
@@ -10,13 +10,13 @@ from cluster.executor import ONE_CPU, Budgets, Outcome, Resources, Task, UserErr
 from cluster.queue import Constructions, Queue
 from cluster.resources import capacity, demand, holdings
 
-# Set before Ray is imported, because Ray reads them then; a value of the user's own stays.
+# Set before Ray is imported, because Ray reads them then; a value that the user has set stays.
 RAY_SETTINGS = {
     # The coming default: Ray leaves the GPU variables of a worker without GPUs alone. `actor_options` hides the GPUs.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Nothing is reported to anyone, and Ray does not print that it would be.
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray prints these on the driver's terminal even with log_to_driver=False; the queue logs the same in one line.
+    # Ray prints these on the driver's terminal even with log_to_driver=False; the queue logs each in one line.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "worker died or was killed|workers \\(tasks / actors\\) killed",
 }
 for _name, _value in RAY_SETTINGS.items():
@@ -24,20 +24,25 @@ for _name, _value in RAY_SETTINGS.items():
 
 import ray  # noqa: E402
 
-from cluster.actor_pool import Crew, Reserve  # noqa: E402
+from cluster.actor_pool import ActorPool, IdleActors  # noqa: E402
 
-# Records only pass through the object store, so a machine of our own gives it little.
+# Only small records pass through the object store, so a local cluster gives it little memory.
 OBJECT_STORE_BYTES = 100 * 2**20
 
 
 @dataclass(frozen=True)
 class OnRay:
-    """The executor on Ray: a cluster of its own on this machine, or the existing one at `address`.
+    """The executor on Ray.
 
-    workers: how many at most; 0 means as many as the cluster's nodes can hold.
-    env_vars: set in every worker, after the thread counts and before anything is imported there.
-    working_dir, excludes: the folder shipped to the nodes of an existing cluster; a job submitted through Ray's Jobs
-    API brings its own, and then this one is not used. What .gitignore names is never shipped.
+    Attributes:
+        address: of an existing cluster; None starts one on this machine.
+        workers: how many at most; 0 means as many as the nodes can hold.
+        env_vars: set in every worker, after the thread counts and before anything is imported there.
+        working_dir: the folder that is shipped to the nodes of an existing cluster. A job that was submitted through
+            Ray's Jobs API brings its own, and then this one is not used. What .gitignore names is never shipped.
+        excludes: what else of it is not shipped, in the syntax of .gitignore.
+        budgets: how often failures are tried again.
+        idle_actors: what the last map left for the next.
     """
 
     address: str | None = None
@@ -46,31 +51,32 @@ class OnRay:
     working_dir: str | None = None
     excludes: Sequence[str] = ("/outputs", "/results")
     budgets: Budgets = field(default_factory=Budgets)
-    reserve: Reserve = field(default_factory=Reserve, init=False, repr=False, compare=False)
+    idle_actors: IdleActors = field(default_factory=IdleActors, init=False, repr=False, compare=False)
 
     def map(
         self, task: Task, items: Sequence[Any], resources: Resources = ONE_CPU, watch: Watch = unwatched
     ) -> Iterator[Outcome]:
-        """As `Executor.map`; processes are started at the first step.
+        """As `Executor.map`; processes are started at the first step of the iteration.
 
-        They are kept for this executor's next map and end with it; those of a map that fails or is closed end at once.
+        They are kept for this executor's next map and end with the executor; if a map fails or is closed, its processes
+        end at once.
         """
         if not items:
             return
         self.connect()
         queue = Queue(items, self.budgets)
         size = min(len(items), self._size(resources))
-        crew = Crew(task, resources, self.env_vars, queue, Constructions(self.budgets, size), self.reserve)
+        pool = ActorPool(task, resources, self.env_vars, queue, Constructions(self.budgets, size), self.idle_actors)
         try:
             while queue.unfinished:
-                outcome = crew.step()
-                watch(crew.load)
+                outcome = pool.step()
+                watch(pool.load)
                 if outcome is not None:
                     yield outcome
                     queue.raise_if_exhausted()
-            crew.rest()
+            pool.release()
         finally:
-            crew.dismiss()
+            pool.stop()
 
     def connect(self) -> None:
         """Start or join the cluster, unless this process already has one."""
@@ -89,10 +95,10 @@ class OnRay:
             raise UserError(f"no Ray cluster answers at {self.address}: start one or correct the address") from error
 
     def _size(self, resources: Resources) -> int:
-        holds = capacity(ray.nodes(), resources)
-        if self.address is None and holds == 0:
+        workers = capacity(ray.nodes(), resources)
+        if self.address is None and workers == 0:
             raise UserError(
                 f"a worker asks for {demand(resources)}, this machine has {holdings(ray.cluster_resources())}; "
                 "lower the resources, or run on a cluster that has them"
             )
-        return self.workers or max(1, holds)
+        return self.workers or max(1, workers)

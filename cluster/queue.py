@@ -1,7 +1,7 @@
 """The driver's work queue: a pure state machine, pending -> leased -> committed | failed.
 
-It reads no clock and knows no executor: time is passed in (seconds on any clock that does not go back), replies are
-passed in. That is what makes it possible to test every order of events.
+It reads no clock and knows no executor: time (seconds on any clock that does not go back) and replies are passed in, so
+that tests can try every order of events.
 """
 
 import heapq
@@ -36,10 +36,10 @@ class Lease:
 
 
 def overdue(seconds: float, host: str) -> Reply:
-    """The reply made up for a worker from which none came in its time, which is killed for that."""
+    """The reply that stands for a worker which sent none in its time and is killed for that."""
     message = (
-        f"no answer from a worker on {host} in {seconds:.0f} s, so it hangs and was killed. If an attempt may well "
-        "take that long, raise budget.lease (seconds; 0 waits for ever)"
+        f"no answer from a worker on {host} in {seconds:.0f} s, so it hangs and was killed. If an attempt may take "
+        "that long, raise budget.lease (seconds; 0 waits for ever)"
     )
     return Reply(failure=Failure.INFRASTRUCTURE, message=message, trace=message, seconds=seconds, host=host, lost=True)
 
@@ -56,7 +56,7 @@ class Queue:
             Failure.INPUT: 0,
         }
         self._systemic, self._patience = budgets.systemic, budgets.lease
-        # (ready at, index): untried items are ready since ever, so they go before those that failed.
+        # (ready at, index): an untried item has always been ready, so it goes before those that failed.
         self._pending = [(-math.inf, index) for index in range(len(items))]
         self._leased: dict[int, Lease] = {}
         self._failures: defaultdict[int, Counter[Failure]] = defaultdict(Counter)
@@ -71,12 +71,12 @@ class Queue:
 
     @property
     def leased(self) -> int:
-        """How many items are given out now."""
+        """How many items workers have now."""
         return len(self._leased)
 
     @property
     def pending(self) -> int:
-        """How many items wait to be given out, or given out again."""
+        """How many items wait for their first or their next attempt."""
         return len(self._pending)
 
     @property
@@ -151,19 +151,22 @@ class Queue:
 
 
 class Constructions:
-    """Constructions of workers that failed in a row: `systemic` of the application's, or of machines and storage
-    `infrastructure` times the number of workers, mean that it fails everywhere."""
+    """Counts the workers that could not be built, in a row.
+
+    `systemic` failures of the application, or `infrastructure` times the number of workers of machines and storage,
+    mean that no worker can be built anywhere.
+    """
 
     def __init__(self, budgets: Budgets, workers: int) -> None:
         self._budgets, self.workers = budgets, workers
         self.succeeded()
 
     def until(self, now: float) -> float:
-        """When a construction that begins now is over its time."""
+        """When a construction that begins now is overdue."""
         return now + self._budgets.lease
 
     def succeeded(self) -> None:
-        """A worker stands: what failed before it was not systemic."""
+        """A worker was built: the failures before it were not systemic."""
         self._failed: list[Reply] = []
         self._lost = 0
 
@@ -171,7 +174,7 @@ class Constructions:
         """Seconds to wait before the next construction.
 
         Raises:
-            WorkerFailed: the user's mistake (exit code 2), or `systemic` failures in a row (exit code 5).
+            WorkerFailed: a mistake of the user (exit code 2), or `systemic` failures in a row (exit code 5).
             InfrastructureExhausted: the machines do not hold one worker long enough to build it.
         """
         if reply.failure is Failure.INPUT:

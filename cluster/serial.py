@@ -1,4 +1,4 @@
-"""Everything in this process, one item after the other: for debugging, for tests, and without Ray."""
+"""The executor without Ray: everything in this process, one item after the other."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,10 +13,14 @@ from cluster.worker import answer
 
 @dataclass(frozen=True)
 class Serial:
-    """The executor that is this process. `Resources` have no meaning here: the worker has the whole machine.
+    """The executor that is this process.
 
-    It is busy while an item runs. So `Budgets.lease` has no meaning either, because nobody is left to stop what hangs,
-    and `watch` is told of an item when it begins and hears nothing more until it has ended.
+    `Resources` have no effect: the worker has the whole machine. `Budgets.lease` has none either, because nothing can
+    stop an item that hangs, and `watch` is called only when an item begins.
+
+    Attributes:
+        budgets: how often failures are tried again.
+        sleep, clock: of the time between two attempts, in seconds.
     """
 
     budgets: Budgets = field(default_factory=Budgets)

@@ -1,4 +1,4 @@
-"""A command as a job of a standing Ray cluster: Ray's Jobs API, and its refusals as messages."""
+"""A command as a job of a running Ray cluster, through Ray's Jobs API; its refusals become messages."""
 
 import asyncio
 import os
@@ -19,18 +19,18 @@ TOKEN = (
     "RAY_AUTH_TOKEN_PATH, a file that holds it) to the cluster's own"
 )
 POLL = 0.5
-LOST = (aiohttp.ClientError, OSError, RuntimeError)  # what Ray's client raises when nobody answers any more
+LOST = (aiohttp.ClientError, OSError, RuntimeError)  # what Ray's client raises when no server answers any more
 
 
-class Lost(InfrastructureExhausted):
-    """Nobody answers any more while a job is followed; the job itself may go on."""
+class ConnectionLost(InfrastructureExhausted):
+    """The cluster does not answer any more while a job is followed; the job itself may go on."""
 
 
 def client(address: str) -> JobSubmissionClient:
     """The Jobs API at `address` (http://head:8265).
 
     Raises:
-        UserError: nobody answers there, or the token is missing or wrong.
+        UserError: no Ray head answers there, or the token is missing or wrong.
     """
     try:
         return JobSubmissionClient(address)
@@ -40,9 +40,9 @@ def client(address: str) -> JobSubmissionClient:
 
 def attempts(jobs: JobSubmissionClient, audit: str) -> list[str]:
     """The submission ids `{audit}-{attempt}` of an audit, the first attempt first."""
-    known = [job.submission_id or "" for job in jobs.list_jobs()]
-    found = {int(match[1]): name for name in known if (match := re.fullmatch(rf"{re.escape(audit)}-(\d+)", name))}
-    return [found[number] for number in sorted(found)]
+    names = [job.submission_id or "" for job in jobs.list_jobs()]
+    own = {int(match[1]): name for name in names if (match := re.fullmatch(rf"{re.escape(audit)}-(\d+)", name))}
+    return [own[number] for number in sorted(own)]
 
 
 def submit(
@@ -53,13 +53,23 @@ def submit(
     env_vars: Mapping[str, str],
     excludes: Sequence[str],
 ) -> str:
-    """Start the next attempt at an audit; returns its submission id.
+    """Start the next attempt at an audit.
+
+    Args:
+        jobs: the Jobs API.
+        audit: its name.
+        entrypoint: a command of the shell.
+        working_dir: the folder that is shipped to the cluster, and in which the command runs.
+        env_vars: variables of the command.
+        excludes: what of the folder is not shipped, in the syntax of .gitignore.
+
+    Returns:
+        The submission id.
 
     Raises:
         UserError: Ray refuses it, as when another submission took the same attempt at the same moment.
     """
-    standing = attempts(jobs, audit)
-    number = 1 + max((int(name.rpartition("-")[2]) for name in standing), default=0)
+    number = 1 + max((int(name.rpartition("-")[2]) for name in attempts(jobs, audit)), default=0)
     runtime: dict[str, Any] = {"working_dir": working_dir, "env_vars": dict(env_vars), "excludes": list(excludes)}
     name, metadata = f"{audit}-{number}", {"audit": audit, "attempt": str(number)}
     try:
@@ -72,10 +82,10 @@ def submit(
 
 
 def follow(jobs: JobSubmissionClient, name: str, line: Callable[[str], None]) -> int:
-    """Hand on the job's log, from its beginning until the job ends; its exit code.
+    """Call `line` with each piece of the job's log, from its beginning until the job ends; returns its exit code.
 
     Raises:
-        Lost: the connection broke. What `line` raises is its own.
+        ConnectionLost: the connection broke. Errors of `line` are passed on.
     """
     asyncio.run(_tail(jobs, name, line))
     try:
@@ -87,7 +97,7 @@ def follow(jobs: JobSubmissionClient, name: str, line: Callable[[str], None]) ->
 
 
 def exit_code(jobs: JobSubmissionClient, name: str) -> int:
-    """What the job ended with; 4, as for machines that failed, if it was stopped or died without a code."""
+    """The exit code of a job; 4, as for machines that failed, if it was stopped or died without one."""
     info = jobs.get_job_info(name)
     if info.driver_exit_code is not None and info.driver_exit_code >= 0:
         return info.driver_exit_code
@@ -95,16 +105,16 @@ def exit_code(jobs: JobSubmissionClient, name: str) -> int:
 
 
 async def _tail(jobs: JobSubmissionClient, name: str, line: Callable[[str], None]) -> None:
-    async for text in _told(jobs, name):
+    async for text in _log(jobs, name):
         line(text)
 
 
-async def _told(jobs: JobSubmissionClient, name: str) -> AsyncIterator[str]:
-    """The log as it comes. Apart from its reader, so that an error of the reader's is not taken for the network's."""
-    coming = jobs.tail_job_logs(name)
+async def _log(jobs: JobSubmissionClient, name: str) -> AsyncIterator[str]:
+    """The log as it comes. A function of its own, so that errors of its reader are not taken for the network's."""
+    pieces = jobs.tail_job_logs(name)
     while True:
         try:
-            text = await anext(coming)
+            text = await anext(pieces)
         except StopAsyncIteration:
             return
         except LOST as error:
@@ -112,15 +122,17 @@ async def _told(jobs: JobSubmissionClient, name: str) -> AsyncIterator[str]:
         yield text
 
 
-def _lost(name: str, error: Exception) -> Lost:
+def _lost(name: str, error: Exception) -> ConnectionLost:
     why = (str(error) or type(error).__name__).partition("\n")[0]
-    return Lost(f"the connection to the cluster was lost while {name} was followed ({why}); the job may well go on")
+    return ConnectionLost(
+        f"the connection to the cluster was lost while {name} was followed ({why}); the job may well go on"
+    )
 
 
 def _explained(error: Exception, address: str) -> UserError:
-    words = str(error)
-    if isinstance(error, AuthenticationError) or "token" in words.lower():
+    text = str(error)
+    if isinstance(error, AuthenticationError) or "token" in text.lower():
         mode = os.environ.get("RAY_AUTH_MODE", "not set")
         return UserError(f"{address}: {TOKEN}. RAY_AUTH_MODE here is {mode}")
-    why = words.partition("\n")[0]
+    why = text.partition("\n")[0]
     return UserError(f"{address}: {why} Expected the address of a Ray head's dashboard, e.g. http://head:8265")

@@ -1,7 +1,7 @@
-"""What happens on a worker: build it, call it, and turn whatever it raises into a small record.
+"""What happens in a worker's process: build the worker, call it, and turn what it raises into a small record.
 
-Exceptions do not travel between machines here. They are classified where they are raised, with the real object at
-hand, and leave as text: an exception class the driver cannot import or unpickle is then no second failure.
+Exceptions do not travel between machines here. They are classified where they are raised, with the object at hand, and
+are sent as text: the driver then needs neither to import nor to unpickle the exception's class.
 """
 
 import gc
@@ -14,14 +14,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from cluster.executor import Attempt, Failure, StaleCode, Worker, imported, package_of, source_digest, source_roots
+from cluster.executor import Attempt, Failure, Worker, imported, package_of
+from cluster.source import require_same_source
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What one call came to: `result`, or `failure` with the error's own words and its traceback.
+    """The end of one call.
 
-    `lost` says that the process cannot be used again, whether it answered or not.
+    Attributes:
+        result: what it returned.
+        failure: the class of the error; None if there was none.
+        message: the error's text.
+        trace: the error's traceback.
+        seconds: how long the call took.
+        host: the machine it ran on.
+        lost: whether the process cannot be used again.
     """
 
     result: Any | None = None
@@ -55,7 +63,7 @@ def classify(error: BaseException) -> Failure:
 def _own_class(error: BaseException) -> Failure:
     names = {cls.__name__ for cls in type(error).__mro__}
     packages = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
-    # PyTorch's CPU allocator raises a bare RuntimeError, told apart by its words alone.
+    # PyTorch's CPU allocator raises a bare RuntimeError, which has no other mark than its text.
     refused = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     if isinstance(error, MemoryError) or "OutOfMemoryError" in names or refused:
         return Failure.MEMORY
@@ -89,43 +97,30 @@ def answer(call: Callable[[], Any]) -> Reply:
         )
 
 
-def agree_on_source(package: str, location: str, digest: str) -> None:
-    """Compare the source a worker would import with the driver's, before anything of it is imported.
-
-    Raises:
-        StaleCode: they differ, naming both places.
-    """
-    own = source_digest(package)
-    if own != digest:
-        raise StaleCode(
-            f"worker on {socket.gethostname()} would run {package} from {where(package)} (sha256 {own[:12]}), "
-            f"the driver runs {location} (sha256 {digest[:12]}): remove the installed copy or start from the same "
-            "working directory"
-        )
-
-
-def where(package: str) -> str:
-    """The place `package` is imported from, as text for a message."""
-    return ", ".join(str(root) for root in source_roots(package))
-
-
-class Place:
-    """A process that holds one worker, driven from elsewhere: its methods answer with a `Reply` and do not raise."""
+class WorkerActor:
+    """A process that holds one worker, as an actor of Ray. Its methods return a `Reply` and raise nothing."""
 
     def __init__(self) -> None:
         self._worker: Worker | None = None
 
-    def arrive(self) -> Reply:
-        """Answers as soon as the process runs, so that waiting for room is told from a slow construction."""
+    def ready(self) -> Reply:
+        """Returns as soon as the process runs, so that the driver can tell a wait for a node from a slow build."""
         return Reply(host=socket.gethostname())
 
     def build(self, entry: str, config: bytes, location: str, digest: str) -> Reply:
-        """Build the worker. `config` comes pickled: its class is imported only after the sources were compared."""
+        """Build the worker.
+
+        Args:
+            entry: its name, "module:qualname".
+            config: its configuration, pickled: the class is imported only after the sources were compared.
+            location: where the driver imports the worker's package from.
+            digest: the `source_digest` of that.
+        """
         return answer(partial(self._build, entry, config, location, digest))
 
     def _build(self, entry: str, config: bytes, location: str, digest: str) -> None:
-        agree_on_source(package_of(entry), location, digest)
-        self._worker = None  # of the map before: two models may not fit
+        require_same_source(package_of(entry), location, digest)
+        self._worker = None  # that of the map before: two models may not fit into memory
         gc.collect()
         module, _, name = entry.partition(":")
         self._worker = imported(module, name)(pickle.loads(config))

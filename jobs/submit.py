@@ -70,7 +70,7 @@ def _follow(config: SubmitConfig, audit: str, name: str) -> int:
 
     try:
         return submission.follow(submission.client(config.address), name, _print)
-    except submission.Lost as error:
+    except submission.ConnectionLost as error:
         here = f"python -m jobs.submit address={config.address} audit={audit}"
         raise Stopped(
             f"{error}. `{here} action=status` says whether it does, `action=follow` follows it again", 4

@@ -148,7 +148,7 @@ def test_workers_waiting_for_room_are_spoken_of(on_ray, monkeypatch, caplog):
     everything = Resources(cpus=ray.cluster_resources()["CPU"])
     outcomes = list(on_ray(workers=2).map(Task(workers.Report, None), [1.5, 1.5], everything))
     assert len({outcome.result["pid"] for outcome in outcomes}) == 1, "the machine holds one such worker"
-    assert "1 workers wait for room; each asks for {'CPU'" in caplog.text
+    assert "1 workers wait for a node; each asks for {'CPU'" in caplog.text
 
 
 def test_an_environment_that_cannot_be_made_ends_with_exit_code_5(on_ray, monkeypatch):

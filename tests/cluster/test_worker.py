@@ -9,9 +9,10 @@ import torch
 import workers
 from numpy.linalg import LinAlgError
 
-from cluster.executor import Failure, Resources, StaleCode, Task, UserError, imported, package_of, source_digest
+from cluster.executor import Failure, Resources, Task, UserError, imported, package_of
 from cluster.resources import actor_options, capacity
-from cluster.worker import agree_on_source, answer, classify
+from cluster.source import StaleCode, require_same_source, source_digest
+from cluster.worker import answer, classify
 from concept_trak import UserError as LibraryUserError
 
 
@@ -91,7 +92,7 @@ def test_stale_code_names_both_places_and_the_remedy():
     with pytest.raises(
         StaleCode, match=r"would run workers from .*workers\.py .* the driver runs /elsewhere"
     ) as raised:
-        agree_on_source("workers", "/elsewhere", "0" * 64)
+        require_same_source("workers", "/elsewhere", "0" * 64)
     assert "remove the installed copy or start from the same working directory" in str(raised.value)
 
 
