@@ -1,9 +1,12 @@
 """Every distribution that the project needs, and all that those need, is pinned in infra/constraints.txt."""
 
+import ast
 import re
+import sys
 import tomllib
-from importlib.metadata import distribution
+from importlib.metadata import distribution, packages_distributions
 
+import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 
@@ -54,6 +57,30 @@ def test_every_installed_dependency_is_pinned_at_its_version():
 def test_every_declared_range_holds_the_pin():
     outside = [r.name for r in declared() if not r.specifier.contains(PINNED[r.name.lower().replace("_", "-")])]
     assert not outside
+
+
+def imported(package: str) -> set[str]:
+    """The top-level modules that the code of a package imports anywhere."""
+    trees = [ast.parse(file.read_text()) for file in (ROOT / package).rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    absolute = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+    plain = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    return {name.partition(".")[0] for name in absolute + plain}
+
+
+@pytest.mark.parametrize(
+    ("package", "extras"), [("concept_trak", ["benchmark"]), ("cluster", ["jobs"]), ("jobs", ["jobs"])]
+)
+def test_what_is_imported_is_declared(package, extras):
+    """A module that only comes with another distribution is gone the day that one no longer needs it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *(r for extra in extras for r in project["optional-dependencies"][extra])]
+    names = {re.sub(r"[-_.]+", "-", Requirement(r).name.lower()) for r in declared}
+    ours, providers = {"concept_trak", "cluster", "jobs"}, packages_distributions()
+    foreign = imported(package) - ours - set(sys.stdlib_module_names)
+    assert len(foreign) > 1, "the walk over the code finds too little"
+    undeclared = {name for name in foreign if not names & {re.sub(r"[-_.]+", "-", d.lower()) for d in providers[name]}}
+    assert not undeclared, f"declare what brings {undeclared}"
 
 
 def test_nothing_is_pinned_twice():
