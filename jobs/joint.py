@@ -8,7 +8,7 @@ the table themselves when they end, and show it on their page; here it is told, 
 from collections import defaultdict
 from dataclasses import dataclass
 
-from concept_trak.attribution.by_layer import layers
+from concept_trak.attribution.by_layer import layer_columns
 from concept_trak.audit.layer_scores import rows, split, write
 from concept_trak.audit.repair import settings
 from concept_trak.audit.worker import open_model
@@ -43,7 +43,7 @@ def _joint(config: JointConfig) -> int:
     audit = Audit(store, config.audit)
     made_with = settings(audit, ClusterConfig(kind="serial"))
     sizes = {name: p.numel() for name, p in open_model(made_with).parameters.items()}
-    found = layers(made_with.projector, sizes)
+    found = layer_columns(made_with.projector, sizes)
     parts = split(audit, found)
     made = list(rows(read_table(audit, "top.parquet").to_pylist(), found.names, parts))
     print(f"written    {store.uri.removeprefix('file://')}/{write(audit, made)}")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from concept_trak.attribution.denoiser import Condition, Denoiser, take
+from concept_trak.attribution.denoiser import Condition, Denoiser, take_rows
 from concept_trak.attribution.method import Method
 from concept_trak.attribution.numerics import normal
 from concept_trak.attribution.state import Batch, Probe
@@ -37,11 +37,11 @@ def ones(batch: Batch) -> list[One]:
     return [
         One(
             name,
-            take(batch.cond, slice(i, i + 1)),
-            take(batch.negative, slice(i, i + 1)),
-            None if batch.without is None else take(batch.without, slice(i, i + 1)),
+            take_rows(batch.cond, slice(i, i + 1)),
+            take_rows(batch.negative, slice(i, i + 1)),
+            None if batch.without is None else take_rows(batch.without, slice(i, i + 1)),
             None if batch.x_0 is None else batch.x_0[i : i + 1],
-            tuple(take(other, slice(i, i + 1)) for other in batch.others),
+            tuple(take_rows(other, slice(i, i + 1)) for other in batch.others),
             batch.target,
             batch.judge,
         )

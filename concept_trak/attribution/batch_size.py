@@ -26,7 +26,9 @@ MOST = 256  # more samples at a time make no device faster, and a shard has few 
 DEAREST = Probe("forward_noise", "reconstruction_reward", times=(500,))
 
 
-def fitting(denoiser: Denoiser, projector: Projector, sides: int, memory: int | None = None, beside: int = 1) -> int:
+def fitting_batch_size(
+    denoiser: Denoiser, projector: Projector, sides: int, memory: int | None = None, beside: int = 1
+) -> int:
     """The largest power of two of samples, 1 ... MOST, of which `peak` stays within `SHARE` of the memory.
 
     Args:
@@ -35,13 +37,13 @@ def fitting(denoiser: Denoiser, projector: Projector, sides: int, memory: int | 
         beside: workers that share what is free, on a CPU.
     """
     # The first makes the tables that are kept, and says nothing about a sample.
-    _, one, two = (peak(denoiser, projector, sides, b) for b in (1, 1, 2))
-    room = memory or free(denoiser.device) // (beside if denoiser.device.type == "cpu" else 1)
+    _, one, two = (peak_tensor_bytes(denoiser, projector, sides, b) for b in (1, 1, 2))
+    room = memory or free_bytes(denoiser.device) // (beside if denoiser.device.type == "cpu" else 1)
     fits = 1 + max(0, int(SHARE * room) - one) // max(1, two - one)
     return 1 << min(fits, MOST).bit_length() - 1
 
 
-def peak(denoiser: Denoiser, projector: Projector, sides: int, b: int) -> int:
+def peak_tensor_bytes(denoiser: Denoiser, projector: Projector, sides: int, b: int) -> int:
     """The most bytes of tensors that come to live together while b samples' features are made."""
     ids = tuple(f"room-{i}" for i in range(b))
     kind = torch.promote_types(denoiser.dtype, torch.float32)
@@ -53,7 +55,7 @@ def peak(denoiser: Denoiser, projector: Projector, sides: int, b: int) -> int:
     return living.most
 
 
-def free(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
     """Bytes: of a GPU what no one has reserved and what PyTorch holds empty; else what Linux calls available."""
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

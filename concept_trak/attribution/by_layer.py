@@ -20,7 +20,7 @@ SPLIT = ("identity", "mask")
 
 
 @dataclass(frozen=True)
-class Layers:
+class LayerColumns:
     """The layers of a model, and of each column of phi the number of its layer."""
 
     names: tuple[str, ...]
@@ -34,7 +34,7 @@ class Layers:
         return parts.new_zeros(len(phi), len(self.names)).index_add_(1, self.of_column, parts)
 
 
-def layers(projector: Projector, sizes: Mapping[str, int]) -> Layers:
+def layer_columns(projector: Projector, sizes: Mapping[str, int]) -> LayerColumns:
     """Of parameters, by name and number of scalars in the model's order.
 
     Raises:
@@ -48,11 +48,11 @@ def layers(projector: Projector, sizes: Mapping[str, int]) -> Layers:
     names = layer_names(sizes)
     number = {name: names.index(layer_of(name)) for name in sizes}
     if projector.kind == "identity":
-        return Layers(names, torch.cat([torch.full((size,), number[name]) for name, size in sizes.items()]))
+        return LayerColumns(names, torch.cat([torch.full((size,), number[name]) for name, size in sizes.items()]))
     column = torch.zeros(projector.dim, dtype=torch.int64)
     for name, (_, columns) in kept(tuple(sizes.items()), projector.dim, projector.seed, torch.device("cpu")).items():
         column[columns] = number[name]
-    return Layers(names, column)
+    return LayerColumns(names, column)
 
 
 def layer_names(sizes: Iterable[str]) -> tuple[str, ...]:

@@ -156,16 +156,16 @@ def layer_of(name: str) -> str:
     return name.rpartition(".")[0] or ROOT
 
 
-def same(a: Condition, b: Condition) -> Bool[Tensor, " b"]:
+def equal_conditions(a: Condition, b: Condition) -> Bool[Tensor, " b"]:
     """Which samples have equal conditions in `a` and `b`."""
     return torch.stack([(a[name] == b[name]).reshape(len(a[name]), -1).all(1) for name in a]).all(0)
 
 
-def concat(a: Condition, b: Condition) -> Condition:
+def concat_conditions(a: Condition, b: Condition) -> Condition:
     return {name: torch.cat([a[name], b[name]]) for name in a}
 
 
-def take(cond: Condition, rows: slice) -> Condition:
+def take_rows(cond: Condition, rows: slice) -> Condition:
     return {name: value[rows] for name, value in cond.items()}
 
 
@@ -188,7 +188,7 @@ def guided(
     if seen is not None:
         (x_c, e_c), (x_n, e_n) = seen, denoiser(x_t, t, negative)
     else:
-        both = denoiser(torch.cat([x_t, x_t]), t, concat(cond, negative))
+        both = denoiser(torch.cat([x_t, x_t]), t, concat_conditions(cond, negative))
         (x_c, x_n), (e_c, e_n) = both.x_0.chunk(2), both.eps.chunk(2)
     return Prediction(x_n + guidance * (x_c - x_n), e_n + guidance * (e_c - e_n))
 
@@ -210,12 +210,12 @@ def negatives(denoiser: Denoiser, ids: Sequence[str], texts: Sequence[str], seed
     return denoiser.encode(drawn)
 
 
-def negatives_of(denoiser: Denoiser, asked: int) -> int:
+def negative_count(denoiser: Denoiser, asked: int) -> int:
     """How many negatives a sample has where `asked` are: one if it is empty, else no more than there are others."""
     return 1 if denoiser.negative == "empty" else max(1, min(asked, len(denoiser.combinations) - 1))
 
 
-def own_texts(denoiser: Denoiser, ids: Sequence[str], seed: int) -> list[str]:
+def unprompted_texts(denoiser: Denoiser, ids: Sequence[str], seed: int) -> list[str]:
     """Conditions under which a model draws what it draws: nothing, where it knows that, else one by (seed, id)."""
     if denoiser.negative == "empty":
         return [""] * len(ids)

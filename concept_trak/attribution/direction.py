@@ -34,26 +34,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from concept_trak.attribution.denoiser import Condition, Denoiser, Prediction, concat, same
-from concept_trak.attribution.state import Pointed, Probe, State, required
+from concept_trak.attribution.denoiser import Condition, Denoiser, Prediction, concat_conditions, equal_conditions
+from concept_trak.attribution.state import Direction, Probe, State, required
 
-Direction = Callable[[Denoiser, State, Prediction, Probe], Pointed]
+DirectionFunction = Callable[[Denoiser, State, Prediction, Probe], Direction]
 # Below this, eps_c - eps_c- is rounding of one evaluation in two batch positions, not a direction (relative to eps_c).
 ROUNDING = 1e-5
 
 
-def denoising_error(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Pointed:
+def denoising_error(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Direction:
     """v = 2 (eps_theta - eps) / D (TRAK's output function for diffusion, Park et al. 2023)."""
     noise = required(state.noise, "noise", "denoising_error")
     return _whole(2 * (seen.eps.detach() - noise) / noise[0].numel())
 
 
-def prediction(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Pointed:
+def prediction(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Direction:
     """v = 2 eps_theta / D (D-TRAK, Zheng et al. 2024)."""
     return _whole(2 * seen.eps.detach() / seen.eps[0].numel())
 
 
-def prediction_sign(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Pointed:
+def prediction_sign(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Direction:
     """v = sign(eps_theta) / D.
 
     The DAS paper and its code differ; this is the variant the Concept-TRAK authors compare with.
@@ -61,7 +61,7 @@ def prediction_sign(denoiser: Denoiser, state: State, seen: Prediction, probe: P
     return _whole(seen.eps.detach().sign() / seen.eps[0].numel())
 
 
-def reconstruction_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Pointed:
+def reconstruction_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Direction:
     """v = -2 grad_{x_t} r / D with r = mean (x_0hat - x_0)^2, through the network (DPS; Concept-TRAK's train side)."""
     x_0 = required(state.batch.x_0, "x_0", "reconstruction_reward")
     elements = x_0[0].numel()
@@ -70,20 +70,20 @@ def reconstruction_reward(denoiser: Denoiser, state: State, seen: Prediction, pr
     return _whole(-2 * slope / elements**2)
 
 
-def concept_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Pointed:
+def concept_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Direction:
     """v = -2 w (eps_c - eps_c-) / D, c- the concept's own `without` (Concept-TRAK's query side)."""
     without = required(state.batch.without, "without", "concept_reward")
     (difference,), _ = _differences(denoiser, state, seen, [without])
     return _whole(-2 * probe.strength * difference / difference[0].numel())
 
 
-def caption_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Pointed:
+def caption_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Direction:
     """v = -2 w (eps_c - eps_neg) / D: the sample's own caption against the model's negative."""
     (difference,), _ = _differences(denoiser, state, seen, [state.batch.negative])
     return _whole(-2 * probe.strength * difference / difference[0].numel())
 
 
-def caption_fit(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Pointed:
+def caption_fit(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Direction:
     """v = -2 w / (m D) sum_j a_j d_j with d_j = eps_c - eps_j, and fit = sum_j a_j |d_j| / sum_j |d_j|.
 
     a_j = argmin_a |eps - eps_j - a d_j|^2, clipped to [0, 1], is how far the picture goes from the negative c_j to its
@@ -106,10 +106,10 @@ def caption_fit(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe
     share = torch.where((a > 0).any(0), a, 1.0)
     v = -2 * probe.strength * (share[:, :, None, None, None] * d).mean(0) / noise[0].numel()
     size = length.sum(0)
-    return Pointed(v, torch.where(size > 0, (a * length).sum(0) / size, 0.0))
+    return Direction(v, torch.where(size > 0, (a * length).sum(0) / size, 0.0))
 
 
-def example_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Pointed:
+def example_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Direction:
     """v = -(sigma / alpha) 2 (x_0hat - m) / D, m the examples' mean: L = mean (x_0hat(eps_theta) - m)^2.
 
     The reward -L is, up to constants, log N(m; x_0hat, s^2 I): how likely the mean is for who sees x_0hat.
@@ -122,7 +122,7 @@ def example_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Pr
     return _whole(_through_x_0(denoiser, state, 2 * (seen.x_0.detach() - m) / m.numel()))
 
 
-def classifier_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Pointed:
+def classifier_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Direction:
     """v = (sigma / alpha) grad_{x_0hat} log p(y | x_0hat), y the concept's class: L = -log p(y | x_0hat(eps_theta)).
 
     The chain rule is that of `example_reward`. The classifier sees x_0hat and not x_t, so it need not know noise; at
@@ -140,9 +140,9 @@ def _through_x_0(denoiser: Denoiser, state: State, slope: Tensor) -> Tensor:
     return -denoiser.sigma[state.t].item() / denoiser.alpha[state.t].item() * slope
 
 
-def _whole(v: Tensor) -> Pointed:
+def _whole(v: Tensor) -> Direction:
     """A direction for which every state counts."""
-    return Pointed(v, torch.ones(len(v), dtype=v.dtype, device=v.device))
+    return Direction(v, torch.ones(len(v), dtype=v.dtype, device=v.device))
 
 
 @torch.no_grad()
@@ -152,15 +152,17 @@ def _differences(
     """(eps_c - eps_j, eps_j) for every condition j, from one batch; a difference is 0 where the two are equal or it is
     rounding."""
     m, b = len(against), len(state.x_t)
-    others = denoiser(state.x_t.repeat(m, 1, 1, 1), state.t, reduce(concat, against)).eps.unflatten(0, (m, b))
+    others = denoiser(state.x_t.repeat(m, 1, 1, 1), state.t, reduce(concat_conditions, against)).eps.unflatten(
+        0, (m, b)
+    )
     eps = seen.eps.detach()
     d = eps - others
     small = d.flatten(2).norm(dim=2) < ROUNDING * eps.flatten(1).norm(dim=1)
-    void = small | torch.stack([same(state.batch.cond, other) for other in against])
+    void = small | torch.stack([equal_conditions(state.batch.cond, other) for other in against])
     return d.masked_fill(void[:, :, None, None, None], 0.0), others
 
 
-DIRECTIONS: dict[str, Direction] = {
+DIRECTIONS: dict[str, DirectionFunction] = {
     f.__name__: f
     for f in (
         denoising_error,
@@ -174,7 +176,7 @@ DIRECTIONS: dict[str, Direction] = {
         classifier_reward,
     )
 }
-Weighing = Callable[[State, Prediction], Tensor]
+WeightFunction = Callable[[State, Prediction], Tensor]
 
 
 def uniform_weight(state: State, seen: Prediction) -> Float[Tensor, " b"]:
@@ -187,4 +189,4 @@ def squared_error_weight(state: State, seen: Prediction) -> Float[Tensor, " b"]:
     return (noise - seen.eps).square().flatten(1).mean(1)
 
 
-WEIGHTS: dict[str, Weighing] = {"one": uniform_weight, "squared_error": squared_error_weight}
+WEIGHTS: dict[str, WeightFunction] = {"one": uniform_weight, "squared_error": squared_error_weight}

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from concept_trak.attribution.denoiser import Denoiser, Prediction
 from concept_trak.attribution.direction import DIRECTIONS, WEIGHTS
-from concept_trak.attribution.gradients.accumulate import lengths, running_total
-from concept_trak.attribution.gradients.pull_back import Pulled, pull_back_each
+from concept_trak.attribution.gradients.accumulate import feature_sum, gradient_norms
+from concept_trak.attribution.gradients.pull_back import SampleGradients, pull_back_each
 from concept_trak.attribution.method import Method
-from concept_trak.attribution.numerics import wide
+from concept_trak.attribution.numerics import at_least_float32
 from concept_trak.attribution.projector import Projector
-from concept_trak.attribution.state import Batch, Pointed, Probe, State
+from concept_trak.attribution.state import Batch, Direction, Probe, State
 from concept_trak.attribution.trajectory import TRAJECTORIES, States
 
 
@@ -97,15 +97,15 @@ class _Sum:
     """
 
     def __init__(self, denoiser: Denoiser, projector: Projector, side: FeatureSpec, b: int) -> None:
-        self.side, self.total = side, running_total(projector, denoiser.parameters, b)
+        self.side, self.total = side, feature_sum(projector, denoiser.parameters, b)
         self.weight, self.states = torch.zeros(()), torch.zeros(b, dtype=torch.int64)
 
-    def add(self, state: State, pulled: Pulled) -> None:
+    def add(self, state: State, pulled: SampleGradients) -> None:
         self.states += (pulled.pointed.v.flatten(1) != 0).any(1).cpu()
-        self.weight = self.weight + wide(WEIGHTS[self.side.weight](state, pulled.seen)).cpu()
+        self.weight = self.weight + at_least_float32(WEIGHTS[self.side.weight](state, pulled.seen)).cpu()
         factor = pulled.pointed.fit.to(pulled.scale.dtype)
         if self.side.unit:
-            length, taken = lengths(pulled.pieces, self.side.over, self.total.take)
+            length, taken = gradient_norms(pulled.pieces, self.side.over, self.total.take)
             # Of the few tensors that the names share: on a small network many small steps cost as much as a layer.
             shared = {id(n): n for n in length.values()}
             rate = {i: factor * torch.where(n > 0, 1 / n, 0) for i, n in shared.items()}
@@ -121,5 +121,5 @@ class _Sum:
         return Features(self.total.phi(), weight, self.states)
 
 
-def _point(denoiser: Denoiser, probe: Probe, state: State, seen: Prediction) -> Pointed:
+def _point(denoiser: Denoiser, probe: Probe, state: State, seen: Prediction) -> Direction:
     return DIRECTIONS[probe.direction](denoiser, state, seen, probe)

@@ -84,19 +84,19 @@ def _panels(k: int) -> Iterator[slice]:
     return (slice(first, min(first + PANEL, k)) for first in range(0, k, PANEL))
 
 
-def total(grams: Iterable[Gram]) -> Gram:
+def sum_grams(grams: Iterable[Gram]) -> Gram:
     """The sum in the order given, one at a time in memory; a fixed order makes it the same bytes every time."""
     return reduce(Gram.__add__, grams)
 
 
-class Solved(NamedTuple):
+class SolveResult(NamedTuple):
     """z of each query, and the relative residual |(K + lambda I) z - phi_q| / |phi_q|."""
 
     z: Float[Tensor, "m k"]
     residual: Float[Tensor, " m"]
 
 
-def solve(matrix: Float[Tensor, "k k"], lam: float, queries: Float[Tensor, "m k"]) -> Solved:
+def solve(matrix: Float[Tensor, "k k"], lam: float, queries: Float[Tensor, "m k"]) -> SolveResult:
     """Primal form, by Cholesky: for n >= k.
 
     Raises:
@@ -108,17 +108,17 @@ def solve(matrix: Float[Tensor, "k k"], lam: float, queries: Float[Tensor, "m k"
         raise ValueError(f"K + lambda I is not positive definite at lambda = {lam:.3g}: raise `damping`")
     q = queries.double()
     z = torch.cholesky_solve(q.T, factor).T
-    return Solved(z, _residual(z @ shifted, q))
+    return SolveResult(z, _residual(z @ shifted, q))
 
 
-def solve_dual(phi: Float[Tensor, "n k"], lam: float, queries: Float[Tensor, "m k"]) -> Solved:
+def solve_dual(phi: Float[Tensor, "n k"], lam: float, queries: Float[Tensor, "m k"]) -> SolveResult:
     """The same z for n < k: z = (q - Phi^T (Phi Phi^T + lambda I)^-1 Phi q) / lambda (Woodbury 1950), lambda > 0."""
     if lam <= 0:
         raise ValueError(f"lambda = {lam:.3g} with fewer samples than features: K is singular, raise `damping`")
     rows, q = phi.double(), queries.double()
     inner = solve(rows @ rows.T, lam, q @ rows.T).z
     z = (q - inner @ rows) / lam
-    return Solved(z, _residual(z @ rows.T @ rows + lam * z, q))
+    return SolveResult(z, _residual(z @ rows.T @ rows + lam * z, q))
 
 
 def sweep(

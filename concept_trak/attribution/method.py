@@ -8,7 +8,7 @@ from concept_trak.attribution.state import Probe
 from concept_trak.attribution.trajectory import TRAJECTORIES
 
 # Directions that only a concept can point.
-ASKED = ("concept_reward", "example_reward", "classifier_reward")
+CONCEPT_DIRECTIONS = ("concept_reward", "example_reward", "classifier_reward")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Method:
                 )
         _one_of("weight", self.weight, WEIGHTS)
         _one_of("over", self.over, ("all", "layer"))
-        if self.train.trajectory == "sampling" or self.train.direction in ASKED:
+        if self.train.trajectory == "sampling" or self.train.direction in CONCEPT_DIRECTIONS:
             raise ValueError(
                 "the train side stands on its own images and captions: choose forward_noise or ddim_inversion, and a "
                 "direction that needs no concept"

@@ -36,7 +36,7 @@ def choice(count: int, *parts: str | int | float) -> int:
     return math.floor(key(*parts) / 2**63 * count) if count > 0 else 0
 
 
-def wide(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """At least float32."""
     return x if x.dtype in (torch.float32, torch.float64) else x.to(torch.promote_types(x.dtype, torch.float32))
 

@@ -24,8 +24,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from concept_trak.attribution.gradients.factors import Whole, in_memory_order, memory_order
-from concept_trak.attribution.numerics import hashes, signs, wide
+from concept_trak.attribution.gradients.factors import DenseGradient, in_memory_order, memory_order
+from concept_trak.attribution.numerics import at_least_float32, hashes, signs
 
 Gradients = dict[str, Float[Tensor, "b ..."]]  # by parameter name: [b, *parameter.shape]
 _ROWS = 1024  # of the signs that all blocks of `rademacher` share
@@ -67,7 +67,7 @@ class Projector:
         return self.dim
 
     def __call__(self, gradients: Gradients) -> Float[Tensor, "b k"]:
-        return PROJECTORS[self.kind]({name: wide(g) for name, g in gradients.items()}, self.dim, self.seed)
+        return PROJECTORS[self.kind]({name: at_least_float32(g) for name, g in gradients.items()}, self.dim, self.seed)
 
 
 def identity(gradients: Gradients, dim: int, seed: int) -> Float[Tensor, "b k"]:
@@ -164,7 +164,7 @@ def two_sided(g: Float[Tensor, "b ..."], left: Tensor, right: Tensor) -> Float[T
     the same of H^T G, and W = 1/4 sum_{a != b, c != d} (H_ac G_bd + H_ad G_bc + H_bc G_ad + H_bd G_ac)^2. It is worst
     for gradients of one place, which have rank 1: U and V are then about 2 |G|^4, where k signs have 2 |G|^4 / k.
     """
-    return Whole(g).between(left, right)
+    return DenseGradient(g).between(left, right)
 
 
 @lru_cache(maxsize=4096)

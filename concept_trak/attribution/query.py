@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from concept_trak.attribution.concept import Concept
-from concept_trak.attribution.denoiser import Denoiser, negatives, own_texts
-from concept_trak.attribution.method import ASKED, Method
+from concept_trak.attribution.denoiser import Denoiser, negatives, unprompted_texts
+from concept_trak.attribution.method import CONCEPT_DIRECTIONS, Method
 from concept_trak.attribution.state import Batch, Probe
 from concept_trak.attribution.trajectory import generate
 
@@ -25,7 +25,7 @@ REWARDS = {"text": "concept_reward", "examples": "example_reward", "classifier":
 """The direction of a query by what its concept is given by."""
 
 
-def require_whole(denoiser: Denoiser, concept: Concept) -> None:
+def require_untruncated(denoiser: Denoiser, concept: Concept) -> None:
     """That the model reads every condition to its end.
 
     Raises:
@@ -55,12 +55,12 @@ def query_batch(
     Raises:
         ValueError: the model does not read all of a condition; a concept cut short is another concept.
     """
-    require_whole(denoiser, concept)
+    require_untruncated(denoiser, concept)
     ways = concept.askings
     count = concept.count
     ids = tuple(f"query-{i}" for i in range(count))
     asked = [ways[i % len(ways)] for i in range(count)] if ways else []
-    texts = [text for text, _ in asked] or own_texts(denoiser, ids, concept.seed)
+    texts = [text for text, _ in asked] or unprompted_texts(denoiser, ids, concept.seed)
     without = denoiser.encode([other for _, other in asked]) if ways else None
     negative = negatives(denoiser, ids, texts, concept.seed)
     x_0 = None if pixels is None else denoiser.to_latent(pixels.to(denoiser.device, denoiser.dtype))
@@ -68,14 +68,14 @@ def query_batch(
     return Batch(ids, denoiser.encode(texts), negative, x_0, without, target=target, judge=judge)
 
 
-def query_side(denoiser: Denoiser, method: Method, concept: Concept, batch: Batch) -> tuple[Method, Batch]:
+def resolve_query(denoiser: Denoiser, method: Method, concept: Concept, batch: Batch) -> tuple[Method, Batch]:
     """The method and batch as the concept needs them.
 
     Without texts the concept reward becomes that of `REWARDS`. Local: sampling becomes the inversion of the image,
     unguided and deterministic. Global with a whole-image row: the samples are the images generated for the condition,
     captioned so.
     """
-    require_answer(method, concept)
+    require_query_direction(method, concept)
     if method.query.direction == "concept_reward":
         method = replace(method, query=replace(method.query, direction=REWARDS.get(concept.kind, "concept_reward")))
     if method.query.trajectory == "sampling":
@@ -90,13 +90,13 @@ def query_side(denoiser: Denoiser, method: Method, concept: Concept, batch: Batc
     )
 
 
-def require_answer(method: Method, concept: Concept) -> None:
+def require_query_direction(method: Method, concept: Concept) -> None:
     """That a row can be asked for a concept.
 
     Raises:
         ValueError: a row without a concept's reward would answer about pictures of the model's own choice.
     """
-    if concept.kind in ("examples", "classifier") and method.query.direction not in ASKED:
+    if concept.kind in ("examples", "classifier") and method.query.direction not in CONCEPT_DIRECTIONS:
         raise ValueError(
             f"concept {concept.name!r} is given by {concept.kind}, and a row whose query side is "
             f"{method.query.trajectory} · {method.query.direction} asks about the pictures of a prompt; choose a row "
@@ -108,7 +108,7 @@ BY_CONDITION = ("concept_reward", "caption_reward", "caption_fit")
 """Directions from one condition to another."""
 
 
-def require_heard(denoiser: Denoiser, concept: Concept) -> None:
+def require_conditioning(denoiser: Denoiser, concept: Concept) -> None:
     """Refuse a concept that is not given in the model's conditioning.
 
     Raises:

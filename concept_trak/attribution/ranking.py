@@ -89,7 +89,7 @@ def histograms(values: Float[Tensor, "n c"], scale: Float[Tensor, " c"]) -> Int6
     return total.view(columns, BINS)
 
 
-class Kept:
+class ScoreSummary:
     """What is kept of c columns of scores: the ends and the histogram of each, block after block.
 
     `scale` is each column's root mean square. Only a score that is among the ends in the end becomes an object.
@@ -98,7 +98,7 @@ class Kept:
     def __init__(self, m: int, scale: Sequence[float]) -> None:
         self.histogram = torch.zeros(len(scale), BINS, dtype=torch.int64)
         self._m, self._scale = m, torch.tensor(scale)
-        self._best, self._worst = Best(m, len(scale)), Best(m, len(scale))
+        self._best, self._worst = BestRows(m, len(scale)), BestRows(m, len(scale))
         self._samples: list[tuple[str, str]] = []
 
     def add(self, values: Float32[Tensor, "n c"], ids: list[str], where: str) -> None:
@@ -117,7 +117,7 @@ class Kept:
         return result
 
 
-class Best:
+class BestRows:
     """Which rows of c columns can be among the m best, ties with the m-th included, while blocks of them come in."""
 
     def __init__(self, m: int, columns: int) -> None:
@@ -154,7 +154,7 @@ class Best:
         return found
 
 
-def spread(z: Float[Tensor, " k"], matrix: Float[Tensor, "k k"], count: int) -> float:
+def score_rms(z: Float[Tensor, " k"], matrix: Float[Tensor, "k k"], count: int) -> float:
     """Root mean square of the unweighted scores, sqrt(z^T K z / n): known before a single sample is scored."""
     z, matrix = z.double(), matrix.double()
     return (z @ matrix @ z / max(1, count)).clamp_min(0).sqrt().item()

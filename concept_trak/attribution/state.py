@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from concept_trak.attribution.denoiser import Condition, take
+from concept_trak.attribution.denoiser import Condition, take_rows
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Batch:
     def rows(self, rows: slice) -> "Batch":
         return Batch(
             self.ids[rows],
-            take(self.cond, rows),
-            take(self.negative, rows),
+            take_rows(self.cond, rows),
+            take_rows(self.negative, rows),
             None if self.x_0 is None else self.x_0[rows],
-            None if self.without is None else take(self.without, rows),
-            tuple(take(other, rows) for other in self.others),
+            None if self.without is None else take_rows(self.without, rows),
+            tuple(take_rows(other, rows) for other in self.others),
             None if self.path is None else self.path[rows],
             self.target,
             self.judge,
@@ -66,7 +66,7 @@ class State:
         return replace(self, x_t=x_t)
 
 
-class Pointed(NamedTuple):
+class Direction(NamedTuple):
     """A direction at a state: v = dL / d eps_theta, and how much the state counts with each sample, in [0, 1]."""
 
     v: Float[Tensor, "b c h w"]
@@ -89,7 +89,7 @@ _REMEDY = {
 }
 
 
-def grid(points: int) -> list[int]:
+def time_grid(points: int) -> list[int]:
     """The DDIM times, floor(linspace(0, 999, points)); with 51 points every fifth from t = 99 to 899 is kept."""
     return [999 * i // (points - 1) for i in range(points)]
 
@@ -154,7 +154,7 @@ class Probe:
         """The times of the states, in rising order."""
         if self.trajectory == "forward_noise":
             return tuple(sorted(self.times))
-        return tuple(grid(self.points)[self.every : self.last + 1 : self.every])
+        return tuple(time_grid(self.points)[self.every : self.last + 1 : self.every])
 
     @property
     def evaluations(self) -> int:

@@ -14,14 +14,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from concept_trak.attribution.denoiser import Denoiser, Prediction, guided
-from concept_trak.attribution.numerics import normal, wide
-from concept_trak.attribution.state import Batch, Probe, State, grid, required
+from concept_trak.attribution.numerics import at_least_float32, normal
+from concept_trak.attribution.state import Batch, Probe, State, required, time_grid
 
 States = Generator[State, Prediction | None, None]
 Trajectory = Callable[[Denoiser, Batch, Probe, int], States]
 
 
-def step(
+def ddim_step(
     denoiser: Denoiser, prediction: Prediction, t: int, s: int, eta: float = 0.0, noise: Tensor | None = None
 ) -> Float[Tensor, "b c h w"]:
     """One DDIM update from t to s: x_s = alpha_s x_0 + sqrt(sigma_s^2 - v^2) eps + v z.
@@ -41,7 +41,7 @@ def step(
 
 def forward_noise(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> States:
     """x_t = alpha_t x_0 + sigma_t eps at `probe.times`; eps is one tensor per t (`shared`) or one per sample and t."""
-    x_0 = wide(required(batch.x_0, "x_0", "forward_noise"))
+    x_0 = at_least_float32(required(batch.x_0, "x_0", "forward_noise"))
     for t in probe.times:
         if probe.noise == "shared":
             eps = normal(tuple(x_0.shape[1:]), seed, "shared", t)[None].expand(x_0.shape)
@@ -57,15 +57,15 @@ def ddim_inversion(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) ->
     Updates run up the grid to the last kept time; states after every `probe.every`-th. "The noise" of an inverted
     state is (x_t - alpha_t x_0) / sigma_t.
     """
-    x_0 = x_t = wide(required(batch.x_0, "x_0", "ddim_inversion"))
-    times, seen = grid(probe.points), None
+    x_0 = x_t = at_least_float32(required(batch.x_0, "x_0", "ddim_inversion"))
+    times, seen = time_grid(probe.points), None
     if batch.path is not None:
-        for x_t, t in zip(wide(batch.path).unbind(1), probe.states, strict=True):
+        for x_t, t in zip(at_least_float32(batch.path).unbind(1), probe.states, strict=True):
             yield State(batch, x_t, t, _noise(denoiser, x_t, x_0, t))
         return
     for i in range(probe.last):
         prediction = _guided(denoiser, x_t, times[i], batch, probe, seen)
-        x_t = step(denoiser, prediction, times[i], t := times[i + 1])
+        x_t = ddim_step(denoiser, prediction, times[i], t := times[i + 1])
         seen = None
         if (i + 1) % probe.every == 0:
             seen = yield State(batch, x_t, t, _noise(denoiser, x_t, x_0, t))
@@ -77,7 +77,7 @@ def _noise(denoiser: Denoiser, x_t: Tensor, x_0: Tensor, t: int) -> Tensor:
 
 def sampling(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> States:
     """DDIM down the grid from x_T ~ N(0, I), keyed by (seed, sample id); states at the times that inversion keeps."""
-    times, x_t = grid(probe.points), _start(denoiser, batch, probe, seed)
+    times, x_t = time_grid(probe.points), _start(denoiser, batch, probe, seed)
     for i in range(len(times) - 1, probe.every, -1):
         seen = (yield State(batch, x_t, times[i])) if i % probe.every == 0 and i <= probe.last else None
         x_t = _down(denoiser, batch, probe, seed, x_t, i, seen)
@@ -93,7 +93,7 @@ def generate(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> Float
 
 
 def _start(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> Tensor:
-    x_t = _keyed(denoiser.shape, batch, seed, grid(probe.points)[-1], "x_T")
+    x_t = _keyed(denoiser.shape, batch, seed, time_grid(probe.points)[-1], "x_T")
     return x_t.to(denoiser.device, torch.promote_types(denoiser.dtype, x_t.dtype))
 
 
@@ -101,10 +101,10 @@ def _down(
     denoiser: Denoiser, batch: Batch, probe: Probe, seed: int, x_t: Tensor, i: int, seen: Prediction | None = None
 ) -> Tensor:
     """One update of the path of `sampling`, from point i of the grid to i - 1."""
-    times = grid(probe.points)
+    times = time_grid(probe.points)
     prediction = _guided(denoiser, x_t, times[i], batch, probe, seen)
     noise = _keyed(denoiser.shape, batch, seed, times[i], "eta").to(x_t) if probe.eta > 0 else None
-    return step(denoiser, prediction, times[i], times[i - 1], probe.eta, noise)
+    return ddim_step(denoiser, prediction, times[i], times[i - 1], probe.eta, noise)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from concept_trak.attribution.denoiser import Denoiser, take
+from concept_trak.attribution.denoiser import Denoiser, take_rows
 from concept_trak.attribution.numerics import normal
 from concept_trak.audit.featurize import encoded
 from concept_trak.config import DataConfig
@@ -36,7 +36,7 @@ def batch_consistency(denoiser: Denoiser, texts: Sequence[str], t: int = 200, se
     x_t, cond = drawn.to(denoiser.device, denoiser.dtype), denoiser.encode(texts)
     together = denoiser(x_t, t, cond).eps.double()
     alone = torch.cat(
-        [denoiser(x_t[i : i + 1], t, take(cond, slice(i, i + 1))).eps for i in range(len(texts))]
+        [denoiser(x_t[i : i + 1], t, take_rows(cond, slice(i, i + 1))).eps for i in range(len(texts))]
     ).double()
     return ((together - alone).flatten(1).norm(dim=1) / alone.flatten(1).norm(dim=1)).max().item()
 

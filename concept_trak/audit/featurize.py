@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from concept_trak.attribution.denoiser import Condition, Denoiser, negatives, negatives_of
+from concept_trak.attribution.denoiser import Condition, Denoiser, negative_count, negatives
 from concept_trak.attribution.features import Features, FeatureSpec, features_of_each
 from concept_trak.attribution.method import Method
 from concept_trak.attribution.state import Batch
@@ -94,7 +94,7 @@ class Featurize(WithModel):
         d, captions = self.denoiser, [s.caption for s in ready]
         ids = tuple(s.id for s in ready)
         x_0, cond = encoded(d, ready)
-        turns = range(negatives_of(d, rows[0].train.negatives))
+        turns = range(negative_count(d, rows[0].train.negatives))
         first, *others = [negatives(d, ids, captions, self.config.seed, turn) for turn in turns]
         batch = Batch(ids, cond, first, x_0, others=tuple(others))
         if self.config.keep_states and rows[0].train.trajectory == "ddim_inversion":

@@ -92,7 +92,7 @@ class Solve(OnStore):
         else:
             solved = fisher.solve(gram.matrix, lam, queries)
         spread = tuple(
-            (ranking.spread(z, gram.matrix, gram.count), ranking.spread(q, gram.matrix, gram.count))
+            (ranking.score_rms(z, gram.matrix, gram.count), ranking.score_rms(q, gram.matrix, gram.count))
             for z, q in zip(solved.z, queries, strict=True)
         )
         z, residual = tuple(map(tuple, solved.z.tolist())), tuple(solved.residual.tolist())
@@ -101,4 +101,4 @@ class Solve(OnStore):
     def _sum(self, system: System) -> Gram:
         fp = self.work.fingerprints[system.method]
         grams = prefetch(read_gram(self.store, fp, name) for name in system.groups)
-        return fisher.total(Gram(torch.from_numpy(matrix), count) for matrix, count in grams)
+        return fisher.sum_grams(Gram(torch.from_numpy(matrix), count) for matrix, count in grams)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from concept_trak.attribution.by_layer import Layers, block_of, layers
+from concept_trak.attribution.by_layer import LayerColumns, block_of, layer_columns
 from concept_trak.audit.worker import Attempt, Work
 from concept_trak.store.codec import decode_blocks
 from concept_trak.store.manifest import (
@@ -56,11 +56,11 @@ class Split:
         torch.set_num_threads(max(1, int(work.config.cluster.cpus)))
         self.work, self.audit = work, Audit(Store(work.config.store), work.config.audit)
         self.queries = cache(partial(read_query, self.audit))
-        self._layers: Layers | None = None
+        self._layers: LayerColumns | None = None
 
     def __call__(self, item: Parting, attempt: Attempt) -> list[tuple[float, ...]]:
         if self._layers is None:
-            self._layers = layers(self.work.config.projector, dict(item.sizes))
+            self._layers = layer_columns(self.work.config.projector, dict(item.sizes))
         known = features(self.audit, self.work.fingerprints[item.method], item.shard)
         return [self._parts(known, item.method, *wanted) for wanted in item.wanted]
 
@@ -71,14 +71,14 @@ class Split:
         return parts(self._layers, known[sample], self.queries(method, concept), form)
 
 
-def parts(layers: Layers, feature: tuple[float, Tensor], query: StoredQuery, form: str) -> tuple[float, ...]:
+def parts(layers: LayerColumns, feature: tuple[float, Tensor], query: StoredQuery, form: str) -> tuple[float, ...]:
     """One sample's score over the layers; `feature` is its weight and phi [k]."""
     weight, phi = feature
     (row,) = layers.split(phi[None], torch.tensor([weight]), torch.from_numpy(query.vector(form))).tolist()
     return tuple(row)
 
 
-def split(audit: Audit, found: Layers) -> Parts:
+def split(audit: Audit, found: LayerColumns) -> Parts:
     """Of every sample in `top.parquet` of a finished audit.
 
     Raises:

@@ -11,9 +11,14 @@ from hashlib import sha256
 from typing import Any
 
 from concept_trak.attribution.concept import Concept
-from concept_trak.attribution.denoiser import Denoiser, own_texts, same
+from concept_trak.attribution.denoiser import Denoiser, equal_conditions, unprompted_texts
 from concept_trak.attribution.method import Method
-from concept_trak.attribution.query import require_answer, require_conditions, require_heard, require_whole
+from concept_trak.attribution.query import (
+    require_conditioning,
+    require_conditions,
+    require_query_direction,
+    require_untruncated,
+)
 from concept_trak.audit.checks import require_batch_consistency, require_fit
 from concept_trak.audit.diff import require_comparable
 from concept_trak.audit.gram import Solution
@@ -115,7 +120,7 @@ def prepare(config: AuditConfig) -> Prepared:
     questions = tuple(replace(question, method=method) for method in config.methods for question in asked)
     if config.model.batch != 1:
         asking = [text for concept in config.concepts for pair in concept.askings for text in pair]
-        texts = list(dict.fromkeys(asking)) or own_texts(denoiser, ("0", "1"), 0)
+        texts = list(dict.fromkeys(asking)) or unprompted_texts(denoiser, ("0", "1"), 0)
         require_batch_consistency(denoiser, texts[: min(config.model.batch or TOGETHER, TOGETHER)])
     require_fit(denoiser, cut(next(source for source in found if source.rows), 1)[0], config.data)
     plan = shards(found, _shard_rows(store, settings, config.data.shard_rows))
@@ -177,7 +182,7 @@ def require_answers(methods: Mapping[str, Method], concepts: Sequence[Concept]) 
     """
     for concept in concepts:
         for method in methods.values():
-            require_answer(method, concept)
+            require_query_direction(method, concept)
         if concept.image:
             read_image(concept.image)
 
@@ -192,8 +197,8 @@ def questions_of(denoiser: Denoiser, concepts: Sequence[Concept]) -> list[Questi
 
 
 def _question(denoiser: Denoiser, concept: Concept) -> Question:
-    require_heard(denoiser, concept)
-    require_whole(denoiser, concept)
+    require_conditioning(denoiser, concept)
+    require_untruncated(denoiser, concept)
     for text, without in concept.askings:
         _require_direction(denoiser, concept, text, without)
     question = Question("", concept, read_image(concept.image) if concept.image else b"")
@@ -210,7 +215,7 @@ def _question(denoiser: Denoiser, concept: Concept) -> Question:
 
 def _require_direction(denoiser: Denoiser, concept: Concept, text: str, without: str) -> None:
     """That the model tells two conditions apart; it may read two spellings as one text."""
-    if same(denoiser.encode([text]), denoiser.encode([without])).all():
+    if equal_conditions(denoiser.encode([text]), denoiser.encode([without])).all():
         raise ValueError(
             f"concept {concept.name!r}: the model encodes {text!r} and {without!r} alike, so there is no direction "
             "between them; change the prompts"

@@ -11,7 +11,7 @@ from torch.nn import functional
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.attribution.features import query_features
-from concept_trak.attribution.query import UNGUIDED, query_batch, query_side
+from concept_trak.attribution.query import UNGUIDED, query_batch, resolve_query
 from concept_trak.attribution.state import Batch
 from concept_trak.attribution.trajectory import generate
 from concept_trak.audit.worker import Attempt, WithModel
@@ -77,7 +77,7 @@ class Query(WithModel):
         """
         concept, row, made = question.concept, self.config.methods[question.method], []
         for i in range(0, len(batch.ids), size):
-            method, part = query_side(self.denoiser, row, concept, batch.rows(slice(i, i + size)))
+            method, part = resolve_query(self.denoiser, row, concept, batch.rows(slice(i, i + size)))
             made.append(query_features(self.denoiser, self.config.projector, method, part, concept.seed))
         ways = max(1, len(concept.askings))
         phi = by_turns(torch.cat([one.phi for one in made]), ways)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from concept_trak.attribution import ranking
-from concept_trak.attribution.ranking import Entry, Kept
+from concept_trak.attribution.ranking import Entry, ScoreSummary
 from concept_trak.audit.aggregate import Sums, groups_of, sums_table
 from concept_trak.audit.worker import Attempt, OnStore, Work
 from concept_trak.data.columns import annotations
@@ -91,7 +91,7 @@ class Score(OnStore):
 
     def __call__(self, item: Scoring, attempt: Attempt) -> Scored:
         queries = self.queries[item.method]
-        kept, sums = Kept(self.work.config.top, queries.scale), Sums(queries.columns)
+        kept, sums = ScoreSummary(self.work.config.top, queries.scale), Sums(queries.columns)
         with closing(self.blocks(*item.records)) as coming:
             for record, shard in zip_longest(item.records, item.shards):
                 ids, values = self._shard(item.method, record, coming, queries, kept)
@@ -104,7 +104,7 @@ class Score(OnStore):
         return Scored(item.method, {name: Column(ends.top, ends.bottom, counts) for name, ends, counts in columns})
 
     def _shard(
-        self, method: str, record: Record, coming: Iterator[Block], queries: Queries, kept: Kept
+        self, method: str, record: Record, coming: Iterator[Block], queries: Queries, kept: ScoreSummary
     ) -> tuple[list[str], Float[Tensor, "n c"]]:
         """The next shard's own row groups, as many as its record has rows; its ids and scores."""
         ids: list[str] = []

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from concept_trak.attribution.batch_size import fitting
+from concept_trak.attribution.batch_size import fitting_batch_size
 from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.audit.plan import feature_settings
 from concept_trak.config import AuditConfig
@@ -102,4 +102,6 @@ class WithModel:
         c = self.config.cluster
         beside = max(1, c.workers or int((os.cpu_count() or 1) / c.cpus)) if c.kind != "serial" else 1
         memory = c.memory if self.denoiser.device.type == "cpu" else 0
-        return fitting(self.denoiser, self.config.projector, len(self.config.methods), memory or None, beside)
+        return fitting_batch_size(
+            self.denoiser, self.config.projector, len(self.config.methods), memory or None, beside
+        )

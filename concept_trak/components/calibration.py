@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from concept_trak.attribution.denoiser import Condition, concat
+from concept_trak.attribution.denoiser import Condition, concat_conditions
 from concept_trak.attribution.numerics import key
 from concept_trak.attribution.state import State, required
 from concept_trak.audit.worker import Attempt
@@ -116,7 +116,9 @@ def stands(states: Sequence[State]) -> list[Stand]:
 def _together(t: int, states: Sequence[State]) -> Stand:
     x_t = torch.cat([state.x_t for state in states])
     bases = [required(state.batch.without, "without", "calibration") for state in states]
-    return Stand(x_t.repeat(2, 1, 1, 1), t, reduce(concat, [*(state.batch.cond for state in states), *bases]))
+    return Stand(
+        x_t.repeat(2, 1, 1, 1), t, reduce(concat_conditions, [*(state.batch.cond for state in states), *bases])
+    )
 
 
 def drawn_masks(parameters: dict[str, Any], fraction: float, number: int) -> Masks:

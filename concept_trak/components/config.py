@@ -6,7 +6,7 @@ from functools import cached_property
 
 from cluster.executor import Executor
 from concept_trak.attribution.concept import Concept
-from concept_trak.attribution.query import require_heard, require_prompt_pairs
+from concept_trak.attribution.query import require_conditioning, require_prompt_pairs
 from concept_trak.attribution.state import Probe
 from concept_trak.audit.worker import open_model
 from concept_trak.components.dose_response import ARMS
@@ -123,7 +123,7 @@ def inquest_of(config: ComponentsConfig) -> Inquest:
     whole = AuditConfig(store=config.store, model=config.model, cluster=config.cluster, budget=config.budget)
     denoiser = open_model(whole)
     for concept in config.concepts:
-        require_heard(denoiser, concept)
+        require_conditioning(denoiser, concept)
     identity = denoiser.identity()
     return Inquest(whole, config.name, config.objective, config.probe, config.unit, config.top, identity)
 

@@ -15,7 +15,7 @@ from concept_trak.attribution import fisher
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.features import query_features
 from concept_trak.attribution.method import Method, method_settings
-from concept_trak.attribution.query import query_batch, query_side
+from concept_trak.attribution.query import query_batch, resolve_query
 from concept_trak.audit.gram import OnStore
 from concept_trak.audit.results import shows
 from concept_trak.audit.worker import Attempt, WithModel
@@ -62,7 +62,7 @@ class Inquire(WithModel):
             return name
         batch, size, made = query_batch(self.denoiser, item.concept), self.batch_size(attempt), []
         for i in range(0, len(batch.ids), size):
-            method, part = query_side(self.denoiser, item.method, item.concept, batch.rows(slice(i, i + size)))
+            method, part = resolve_query(self.denoiser, item.method, item.concept, batch.rows(slice(i, i + size)))
             made.append(query_features(self.denoiser, self.config.projector, method, part, item.concept.seed).phi)
         phi = torch.cat(made).cpu().float().numpy()
         kinds = {"sample": "string", "phi": "vector"}

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from concept_trak.models.text_encoder import TextEncoder, Vocabulary, with_embedding, tokenizer_of
+from concept_trak.models.text_encoder import TextEncoder, Vocabulary, tokenizer_of, with_embedding
 from concept_trak.store.identity import file_digest
 
 NAME = "lora"

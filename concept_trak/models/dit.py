@@ -11,7 +11,7 @@ from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DMod
 from torch import Tensor
 
 from concept_trak.attribution.denoiser import Condition, Denoiser
-from concept_trak.models.class_conditional import Classes, ClassConditional, class_names
+from concept_trak.models.class_conditional import ClassConditional, Classes, class_names
 from concept_trak.models.pipeline import DenoisingNetwork, halfway
 
 

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from concept_trak.attribution.denoiser import Condition, Denoiser, Prediction, attributable
-from concept_trak.models.adapters import Adapters, add_lora, load_fine_tune, add_embedding
-from concept_trak.models.loading import part_classes, class_of_part, load_part, pipeline_class, from_folder
+from concept_trak.models.adapters import Adapters, add_embedding, add_lora, load_fine_tune
+from concept_trak.models.loading import class_of_part, from_folder, load_part, part_classes, pipeline_class
 from concept_trak.models.text_encoder import TextEncoder
 from concept_trak.store.identity import file_digest
 

@@ -10,7 +10,7 @@ import transformers
 from diffusers.loaders.textual_inversion import TextualInversionLoaderMixin
 from torch import Tensor
 
-from concept_trak.models.loading import class_of_part, load_part, from_folder
+from concept_trak.models.loading import class_of_part, from_folder, load_part
 
 LONGEST = 512
 """Tokens that an encoder without a table of positions (T5) reads where its tokenizer sets no limit."""

@@ -5,7 +5,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from concept_trak.attribution import batch_size
-from concept_trak.attribution.batch_size import DEAREST, MOST, SHARE, fitting, peak
+from concept_trak.attribution.batch_size import DEAREST, MOST, SHARE, fitting_batch_size, peak_tensor_bytes
 from concept_trak.attribution.features import FeatureSpec, features_of_each
 from concept_trak.attribution.projector import Projector
 from concept_trak.models import small
@@ -48,24 +48,26 @@ def test_counted_bytes_are_those_given_out(denoiser):
 
 def test_the_guess_is_the_power_of_two_below_its_share(denoiser, monkeypatch):
     """A real network at memory for ten samples: 8, whose own peak is within all of it."""
-    peak(denoiser, SKETCH, 1, 1)
-    one, two = (peak(denoiser, SKETCH, 1, b) for b in (1, 2))
+    peak_tensor_bytes(denoiser, SKETCH, 1, 1)
+    one, two = (peak_tensor_bytes(denoiser, SKETCH, 1, b) for b in (1, 2))
     memory = int((one + 9 * (two - one)) / SHARE) + 1000
-    assert fitting(denoiser, SKETCH, 1, memory) == 8
-    assert peak(denoiser, SKETCH, 1, 8) <= memory, "a peak grows faster than by sample: SHARE does not save this"
-    monkeypatch.setattr(batch_size, "peak", lambda *given: 1000 + 100 * given[-1])
-    monkeypatch.setattr(batch_size, "free", lambda device: int((1000 + 100 * 40) / SHARE) + 1)
-    assert fitting(denoiser, SKETCH, 1) == 32
-    assert fitting(denoiser, SKETCH, 1, beside=2) == 8, "workers beside this one use the same memory"
-    assert fitting(denoiser, SKETCH, 1, memory=1) == 1, "one sample is the least there is"
-    assert fitting(denoiser, SKETCH, 1, memory=10**15) == MOST
+    assert fitting_batch_size(denoiser, SKETCH, 1, memory) == 8
+    assert peak_tensor_bytes(denoiser, SKETCH, 1, 8) <= memory, (
+        "a peak grows faster than by sample: SHARE does not save this"
+    )
+    monkeypatch.setattr(batch_size, "peak_tensor_bytes", lambda *given: 1000 + 100 * given[-1])
+    monkeypatch.setattr(batch_size, "free_bytes", lambda device: int((1000 + 100 * 40) / SHARE) + 1)
+    assert fitting_batch_size(denoiser, SKETCH, 1) == 32
+    assert fitting_batch_size(denoiser, SKETCH, 1, beside=2) == 8, "workers beside this one use the same memory"
+    assert fitting_batch_size(denoiser, SKETCH, 1, memory=1) == 1, "one sample is the least there is"
+    assert fitting_batch_size(denoiser, SKETCH, 1, memory=10**15) == MOST
 
 
 @pytest.mark.gpu
 def test_on_a_gpu_the_share_is_kept(denoiser):
     d = TextToImage(str(denoiser.path), r"\.(weight|bias)$", device="cuda")
-    peak(d, SKETCH, 1, 8)  # the libraries' own workspaces, 32 MB, are no part of a batch
+    peak_tensor_bytes(d, SKETCH, 1, 8)  # the libraries' own workspaces, 32 MB, are no part of a batch
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    counted = peak(d, SKETCH, 1, 8)
+    counted = peak_tensor_bytes(d, SKETCH, 1, 8)
     assert counted >= SHARE * (torch.cuda.max_memory_allocated() - before)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from concept_trak.attribution.by_layer import layers
+from concept_trak.attribution.by_layer import layer_columns
 from concept_trak.attribution.denoiser import ROOT, layer_of
 from concept_trak.attribution.projector import Projector
 
@@ -19,7 +19,7 @@ def gradients(only: str = "") -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("projector", [Projector("identity"), Projector("mask", 9, seed=3)])
 def test_a_score_is_the_sum_of_its_layers(projector):
-    found, phi = layers(projector, COUNTS), projector(gradients())
+    found, phi = layer_columns(projector, COUNTS), projector(gradients())
     assert found.names == ("a", "b.0", ROOT)
     z, weight = torch.randn(phi.shape[1], dtype=torch.float64), torch.rand(6, dtype=torch.float64)
     parts = found.split(phi, weight, z)
@@ -31,4 +31,4 @@ def test_a_score_is_the_sum_of_its_layers(projector):
 
 def test_a_projector_that_mixes_layers_is_refused():
     with pytest.raises(ValueError, match=r"projector=sketch mixes all layers.*projector=identity, projector=mask"):
-        layers(Projector("sketch", 8), COUNTS)
+        layer_columns(Projector("sketch", 8), COUNTS)

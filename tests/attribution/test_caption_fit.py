@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from concept_trak.attribution.denoiser import Prediction, negatives_of
+from concept_trak.attribution.denoiser import Prediction, negative_count
 from concept_trak.attribution.direction import DIRECTIONS, caption_fit
 from concept_trak.attribution.features import compute_features
 from concept_trak.attribution.method import METHODS, Method
 from concept_trak.attribution.projector import Projector
-from concept_trak.attribution.state import Batch, Pointed, Probe, State
+from concept_trak.attribution.state import Batch, Direction, Probe, State
 from concept_trak.attribution.trajectory import forward_noise
 from concept_trak.data.benchmarks.synthetic import arrays
 from concept_trak.evaluation.training.loop import unit_range
@@ -35,7 +35,7 @@ class Told(Toy):
         return Prediction(cond["eps"], cond["eps"])
 
 
-def told(eps: Tensor, noise: Tensor, *negatives: Tensor, strength: float = 1.0, doubt: float = 1e9) -> Pointed:
+def told(eps: Tensor, noise: Tensor, *negatives: Tensor, strength: float = 1.0, doubt: float = 1e9) -> Direction:
     """The direction of a state with prediction eps under its caption and `negatives` under the others."""
     first, *others = [{"eps": negative} for negative in negatives]
     ids = tuple(map(str, range(len(eps))))
@@ -222,9 +222,9 @@ def test_every_other_direction_counts_every_state():
 def test_there_are_no_more_negatives_than_other_captions():
     denoiser = Toy()
     denoiser.negative, denoiser.combinations = "other_label", ("0", "1", "2")
-    assert [negatives_of(denoiser, asked) for asked in (1, 2, 3)] == [1, 2, 2]
+    assert [negative_count(denoiser, asked) for asked in (1, 2, 3)] == [1, 2, 2]
     denoiser.negative = "empty"
-    assert negatives_of(denoiser, 3) == 1, "the empty condition is one"
+    assert negative_count(denoiser, 3) == 1, "the empty condition is one"
 
 
 def test_it_is_refused_where_no_noise_is_known():

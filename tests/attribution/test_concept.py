@@ -11,7 +11,7 @@ from concept_trak.attribution.features import query_features
 from concept_trak.attribution.method import METHODS
 from concept_trak.attribution.numerics import normal
 from concept_trak.attribution.projector import Projector
-from concept_trak.attribution.query import UNGUIDED, query_batch, query_side
+from concept_trak.attribution.query import UNGUIDED, query_batch, resolve_query
 from concept_trak.attribution.state import Probe
 from concept_trak.attribution.trajectory import TRAJECTORIES, generate
 from concept_trak.models.gaussian import Gaussian, Settings
@@ -116,7 +116,7 @@ def test_a_global_question_has_samples_of_its_own_name():
     assert b.cond["label"].tolist() == [0] * 3
     assert b.without["label"].tolist() == [1] * 3
     assert all(label != 0 for label in b.negative["label"].tolist())
-    method, same = query_side(denoiser, METHODS["concept_trak"], ZERO, b)
+    method, same = resolve_query(denoiser, METHODS["concept_trak"], ZERO, b)
     assert (method, same) == (METHODS["concept_trak"], b)
     more = query_batch(denoiser, replace(ZERO, samples=5))
     assert more.ids[:3] == b.ids, "more samples of one seed must only add to the ones that were there"
@@ -145,7 +145,7 @@ def test_a_local_question_stands_on_the_unguided_inversion_of_its_image():
     assert b.ids == ("query-0",), "one image is one sample, whatever `samples` says"
     assert torch.equal(b.x_0, pixels[:, :1].double())
     guided = replace(METHODS["concept_trak"], query=Probe("sampling", "concept_reward", guidance=7.5, eta=0.5))
-    method, same = query_side(denoiser, guided, concept, b)
+    method, same = resolve_query(denoiser, guided, concept, b)
     assert same is b
     assert method.query == Probe("ddim_inversion", "concept_reward", guidance=1.0, eta=0.0)
     assert (method.train, method.unit, method.weight) == (guided.train, guided.unit, guided.weight)
@@ -162,7 +162,7 @@ def test_a_local_question_stands_on_the_unguided_inversion_of_its_image():
 def test_a_whole_image_row_is_asked_about_generated_images(name):
     denoiser = Gaussian()
     b = query_batch(denoiser, ZERO)
-    method, with_images = query_side(denoiser, METHODS[name], ZERO, b)
+    method, with_images = resolve_query(denoiser, METHODS[name], ZERO, b)
     assert method == METHODS[name]
     assert UNGUIDED.guidance == 1
     images = generate(denoiser, b, UNGUIDED, ZERO.seed)
@@ -171,9 +171,9 @@ def test_a_whole_image_row_is_asked_about_generated_images(name):
     assert with_images.x_0.dtype == torch.float64
     mu = denoiser.network.mean.weight[0].reshape(denoiser.shape)
     assert (with_images.x_0 - mu).abs().mean() < 0.7, "the images are not of the condition's class"
-    alone = query_side(denoiser, METHODS[name], ZERO, b.rows(slice(1, 2)))[1]
+    alone = resolve_query(denoiser, METHODS[name], ZERO, b.rows(slice(1, 2)))[1]
     torch.testing.assert_close(alone.x_0, with_images.x_0[1:2], rtol=EXACT64, atol=EXACT64)
-    other = query_side(denoiser, METHODS[name], replace(ZERO, seed=6), b)[1]
+    other = resolve_query(denoiser, METHODS[name], replace(ZERO, seed=6), b)[1]
     assert not torch.allclose(other.x_0, with_images.x_0)
 
 
@@ -181,7 +181,7 @@ def test_a_whole_image_row_about_an_image_takes_that_image():
     denoiser = Gaussian()
     concept, pixels = replace(ZERO, scope="local", image="a.png"), torch.zeros(1, 3, 4, 4)
     b = query_batch(denoiser, concept, pixels)
-    assert query_side(denoiser, METHODS["trak"], concept, b) == (METHODS["trak"], b)
+    assert resolve_query(denoiser, METHODS["trak"], concept, b) == (METHODS["trak"], b)
 
 
 def test_samples_take_turns_through_the_phrasings():
@@ -209,12 +209,12 @@ def test_a_concept_without_words_asks_what_the_model_draws_by_itself(kind):
     drawn = query_batch(Gaussian(Settings(classes=4)), concept).cond["label"].tolist()
     assert set(drawn) == {0, 1, 2, 3}, "a model that knows no empty condition draws by those it knows"
     for row in ("concept_trak", "caption_trak", "fit_trak"):
-        method, _ = query_side(d, METHODS[row], concept, b)
+        method, _ = resolve_query(d, METHODS[row], concept, b)
         assert method.query == replace(METHODS[row].query, direction=f"{kind.removesuffix('s')}_reward")
         assert method.train == METHODS[row].train
     with pytest.raises(
         ValueError, match=rf"concept 'c' is given by {kind}, and a row .* forward_noise · prediction asks"
     ):
-        query_side(d, METHODS["d_trak"], concept, b)
-    here = query_side(d, METHODS["concept_trak"], replace(concept, scope="local", image="x.png"), b)[0]
+        resolve_query(d, METHODS["d_trak"], concept, b)
+    here = resolve_query(d, METHODS["concept_trak"], replace(concept, scope="local", image="x.png"), b)[0]
     assert here.query == Probe("ddim_inversion", f"{kind.removesuffix('s')}_reward")

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from concept_trak.attribution import fisher, ranking
-from concept_trak.attribution.gradients.accumulate import running_total
-from concept_trak.attribution.gradients.factors import Product
+from concept_trak.attribution.gradients.accumulate import feature_sum
+from concept_trak.attribution.gradients.factors import FactoredGradient
 from concept_trak.attribution.projector import PROJECTORS, Projector
 from tests.attribution.test_projector import SHAPES, gradients
 from tests.tolerances import DENSE32, EXACT64
@@ -32,9 +32,9 @@ def test_running_totals_agree(kind):
     }
     found = []
     for device in ("cpu", "cuda"):
-        total = running_total(Projector(kind, 40), {n: p.to(device) for n, p in parameters.items()}, 2)
+        total = feature_sum(Projector(kind, 40), {n: p.to(device) for n, p in parameters.items()}, 2)
         for name, (g, x) in factors.items():
-            total.add(name, Product(g.to(device), x.to(device), SHAPES[name]), torch.ones(2, device=device))
+            total.add(name, FactoredGradient(g.to(device), x.to(device), SHAPES[name]), torch.ones(2, device=device))
         found.append(total.phi().cpu())
     torch.testing.assert_close(*found, rtol=EXACT64, atol=EXACT64)
 

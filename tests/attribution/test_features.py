@@ -12,7 +12,7 @@ from concept_trak.attribution.fisher import gram, solve
 from concept_trak.attribution.method import METHODS, Method, method_settings
 from concept_trak.attribution.projector import Projector
 from concept_trak.attribution.ranking import scores
-from concept_trak.attribution.state import Pointed, Probe
+from concept_trak.attribution.state import Direction, Probe
 from concept_trak.models.gaussian import Gaussian, Settings
 from tests.tolerances import EXACT64
 from tests.toys import Toy, batch
@@ -25,7 +25,7 @@ def train(method: Method, denoiser, b, projector=P, seed=0):
     return compute_features(denoiser, projector, method.train, b, seed, method.unit, method.weight)
 
 
-def times(pointed: Pointed, factor: float) -> Pointed:
+def times(pointed: Direction, factor: float) -> Direction:
     return pointed._replace(v=factor * pointed.v)
 
 

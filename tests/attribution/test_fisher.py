@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from concept_trak.attribution.fisher import PANEL, ROWS, GramSum, gram, solve, solve_dual, sweep, total
-from concept_trak.attribution.ranking import scores, spread
+from concept_trak.attribution.fisher import PANEL, ROWS, GramSum, gram, solve, solve_dual, sum_grams, sweep
+from concept_trak.attribution.ranking import score_rms, scores
 from tests.tolerances import DENSE32, EXACT64, SWEPT64
 
 
@@ -28,7 +28,7 @@ def test_scores_equal_a_dense_float64_solve(n, damping):
 
 def test_grams_add_in_any_grouping():
     phi = rows(30, 8)
-    whole, parts = gram(phi), total([gram(phi[:7]), gram(phi[7:19]), gram(phi[19:])])
+    whole, parts = gram(phi), sum_grams([gram(phi[:7]), gram(phi[7:19]), gram(phi[19:])])
     torch.testing.assert_close(whole.matrix, parts.matrix, rtol=EXACT64, atol=1e-12)
     assert whole.count == parts.count == 30
     assert abs(whole.trace - phi.square().sum().item()) < 1e-9
@@ -82,7 +82,7 @@ def test_no_damping_on_a_singular_gram_is_refused():
 def test_the_spread_of_scores_is_known_before_scoring():
     phi, z = rows(500, 10), rows(1, 10, seed=1)
     exact = scores(phi, torch.ones(500).double(), z).square().mean().sqrt().item()
-    assert abs(spread(z[0], gram(phi).matrix, 500) / exact - 1) < EXACT64
+    assert abs(score_rms(z[0], gram(phi).matrix, 500) / exact - 1) < EXACT64
 
 
 @pytest.mark.parametrize(("n", "k", "rank"), [(20, 40, 40), (200, 40, 40), (60, 40, 7), (30, 50, 1)])

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from concept_trak.attribution import projector
-from concept_trak.attribution.gradients.accumulate import running_total
-from concept_trak.attribution.gradients.factors import Product, Whole
+from concept_trak.attribution.gradients.accumulate import feature_sum
+from concept_trak.attribution.gradients.factors import DenseGradient, FactoredGradient
 from concept_trak.attribution.numerics import key, mix, signs
 from concept_trak.attribution.projector import PROJECTORS, Projector, kronecker_factors, two_sided
 
@@ -171,15 +171,15 @@ def test_a_running_total_is_the_projected_sum(kind, apart):
     """Piece by piece, with factors, as products or multiplied out, against P of the sum."""
     draw = torch.Generator().manual_seed(1)
     parameters = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
-    total, plain = running_total(Projector(kind, 40), parameters, 2), gradients(2, 5)
+    total, plain = feature_sum(Projector(kind, 40), parameters, 2), gradients(2, 5)
     plain = {name: torch.zeros_like(g) for name, g in plain.items()}
     for _ in range(3):
         factor = torch.randn(2, generator=draw, dtype=torch.float64)
         for name, shape in SHAPES.items():
             inputs = parameters[name].numel() // shape[0]
             g, x = (torch.randn(2, 5, n, generator=draw, dtype=torch.float64) for n in (shape[0], inputs))
-            piece = Product(g, x, shape)
-            total.add(name, piece if apart else Whole(piece.whole()), factor)
+            piece = FactoredGradient(g, x, shape)
+            total.add(name, piece if apart else DenseGradient(piece.whole()), factor)
             plain[name] += factor.reshape(-1, *[1] * len(shape)) * piece.whole()
     torch.testing.assert_close(total.phi(), Projector(kind, 40)(plain), rtol=1e-9, atol=1e-12)
 
@@ -190,13 +190,13 @@ def test_sums_that_run_together_share_no_memory_and_later_ones_start_at_zero():
 
     def added(total):
         for name, value in g.items():
-            total.add(name, Whole(value), torch.ones(2, dtype=torch.float64))
+            total.add(name, DenseGradient(value), torch.ones(2, dtype=torch.float64))
         return total
 
-    first, second = (running_total(Projector("sketch", 40), parameters, 2) for _ in range(2))
+    first, second = (feature_sum(Projector("sketch", 40), parameters, 2) for _ in range(2))
     added(added(first)), added(second)
     expected = Projector("sketch", 40)(g)
     torch.testing.assert_close(first.phi(), 2 * expected)
     torch.testing.assert_close(second.phi(), expected)
-    fewer = running_total(Projector("sketch", 40), parameters, 1)
+    fewer = feature_sum(Projector("sketch", 40), parameters, 1)
     assert not fewer.phi().any(), "a sum starts from what an earlier one left in its memory"

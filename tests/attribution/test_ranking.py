@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from concept_trak.attribution.ranking import (
     BINS,
     WIDE_BYTES,
-    Kept,
+    ScoreSummary,
     TopK,
     average_precision,
     base_rate,
@@ -64,7 +64,7 @@ def test_what_is_kept_of_several_columns_is_what_each_keeps_alone(data):
     numbers = st.lists(st.integers(-9, 9).map(float), min_size=c, max_size=c)
     table = torch.tensor(data.draw(st.lists(numbers, min_size=n, max_size=n)))
     ids = data.draw(st.permutations([f"id{i:02d}" for i in range(n)]))
-    kept, scale, start = Kept(m, [float(j) for j in range(c)]), [float(j) for j in range(c)], 0
+    kept, scale, start = ScoreSummary(m, [float(j) for j in range(c)]), [float(j) for j in range(c)], 0
     while start < n:
         end = start + data.draw(st.integers(1, n))
         kept.add(table[start:end], ids[start:end], "shard")

@@ -13,7 +13,7 @@ from concept_trak.attribution.gradients.pull_back import pull_back
 from concept_trak.attribution.method import METHODS
 from concept_trak.attribution.numerics import normal
 from concept_trak.attribution.projector import Projector
-from concept_trak.attribution.query import query_batch, query_side
+from concept_trak.attribution.query import query_batch, resolve_query
 from concept_trak.attribution.state import Batch, Probe
 from concept_trak.attribution.trajectory import forward_noise
 from concept_trak.models.classifier import open_classifier
@@ -118,7 +118,7 @@ def test_a_whole_question_without_words_is_its_written_out_twin(denoiser, name):
     row = replace(row, query=replace(row.query, points=7, every=2), train=replace(row.train, times=(300, 700)))
     target = normal(denoiser.shape, "target").double()
     asked = query_batch(denoiser, concept, target=target, judge=likes)
-    method, asked = query_side(denoiser, row, concept, asked)
+    method, asked = resolve_query(denoiser, row, concept, asked)
     assert method.query.direction == name
     phi = query_features(denoiser, Projector("identity"), method, asked, concept.seed).phi
     twin = written_out.query_side(denoiser, method, written_out.ones(asked), concept.seed)

@@ -107,7 +107,7 @@ def require_agreement(denoiser: Denoiser, name: str, row: Method) -> None:
 
     asked = query_batch(denoiser, CONCEPT)
     phi_q = written_out.query_side(denoiser, row, written_out.ones(asked), CONCEPT.seed)
-    method, answering = query.query_side(denoiser, row, CONCEPT, asked)
+    method, answering = query.resolve_query(denoiser, row, CONCEPT, asked)
     found = query_features(denoiser, plain, method, answering, CONCEPT.seed).phi.mean(0, keepdim=True)
     require_equal(found[0], phi_q, f"{name}, query, {row.query.trajectory} with {row.query.direction}", EXACT64)
 

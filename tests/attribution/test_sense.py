@@ -14,7 +14,7 @@ from concept_trak.attribution.denoiser import negatives
 from concept_trak.attribution.features import compute_features, query_features
 from concept_trak.attribution.method import METHODS
 from concept_trak.attribution.projector import Projector
-from concept_trak.attribution.query import query_batch, query_side
+from concept_trak.attribution.query import query_batch, resolve_query
 from concept_trak.attribution.state import Batch
 from concept_trak.audit.query_features import mean_x_0
 from concept_trak.data.benchmarks import synthetic
@@ -55,7 +55,7 @@ def average_precision(demo, trained, concept: Concept, colour: str, **given) -> 
     """AP and base rate of the damped ranking by a concept."""
     phi, colours = trained
     asked = query_batch(demo, concept, **given)
-    method, asked = query_side(demo, ROW, concept, asked)
+    method, asked = resolve_query(demo, ROW, concept, asked)
     method = replace(method, query=replace(method.query, points=11, every=4))
     q = query_features(demo, P, method, asked, concept.seed).phi.mean(0)
     z = fisher.solve_dual(phi, fisher.gram(phi).damped(100.0), q[None]).z[0]

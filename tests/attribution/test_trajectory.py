@@ -8,8 +8,15 @@ import torch
 from diffusers import DDIMScheduler
 
 from concept_trak.attribution.denoiser import guided
-from concept_trak.attribution.state import Probe, grid
-from concept_trak.attribution.trajectory import TRAJECTORIES, ddim_inversion, forward_noise, generate, sampling, step
+from concept_trak.attribution.state import Probe, time_grid
+from concept_trak.attribution.trajectory import (
+    TRAJECTORIES,
+    ddim_inversion,
+    ddim_step,
+    forward_noise,
+    generate,
+    sampling,
+)
 from concept_trak.models.gaussian import Gaussian, Settings
 from tests.tolerances import EXACT64
 from tests.toys import Toy, batch
@@ -20,8 +27,8 @@ INVERSION = Probe("ddim_inversion", "prediction")
 def test_the_kept_times_are_the_published_ones():
     assert list(INVERSION.states) == [99, 199, 299, 399, 499, 599, 699, 799, 899]
     assert INVERSION.last == 45
-    assert grid(51)[:6] == [0, 19, 39, 59, 79, 99]
-    assert grid(51)[-1] == 999
+    assert time_grid(51)[:6] == [0, 19, 39, 59, 79, 99]
+    assert time_grid(51)[-1] == 999
 
 
 @pytest.mark.parametrize("name", TRAJECTORIES)
@@ -82,7 +89,7 @@ def test_a_step_is_the_reference_schedulers_step(eta):
     seen = denoiser(b.x_0, t, b.cond)
     noise = torch.ones_like(b.x_0)
     theirs = scheduler.step(seen.eps, t, b.x_0, eta=eta, variance_noise=noise if eta else None).prev_sample
-    ours = step(denoiser, seen, t, t - 20, eta, noise if eta else None)
+    ours = ddim_step(denoiser, seen, t, t - 20, eta, noise if eta else None)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)  # the scheduler's table is float32
 
 
@@ -91,7 +98,7 @@ def test_eta_is_refused_for_a_process_that_does_not_preserve_variance():
     flow.alpha, flow.sigma = torch.linspace(1, 0.001, 1000).double(), torch.linspace(0.001, 1, 1000).double()
     b = batch(flow)
     with pytest.raises(ValueError, match="set eta=0"):
-        step(flow, flow(b.x_0, 500, b.cond), 500, 480, eta=0.5)
+        ddim_step(flow, flow(b.x_0, 500, b.cond), 500, 480, eta=0.5)
 
 
 @pytest.mark.parametrize("noise", ["shared", "per_sample"])

@@ -10,7 +10,7 @@ from functools import reduce
 
 import torch
 
-from concept_trak.attribution.denoiser import Prediction, concat
+from concept_trak.attribution.denoiser import Prediction, concat_conditions
 from concept_trak.attribution.state import State, required
 from concept_trak.attribution.trajectory import States
 from tests.benchmarks.contestants import Output, Round
@@ -58,7 +58,7 @@ def _passes(work: Work, state: State) -> Prediction:
     elif direction in AGAINST:
         negatives = [batch.negative, *batch.others]
         with torch.no_grad():
-            denoiser(state.x_t.repeat(len(negatives), 1, 1, 1), state.t, reduce(concat, negatives))
+            denoiser(state.x_t.repeat(len(negatives), 1, 1, 1), state.t, reduce(concat_conditions, negatives))
     else:
         assert direction == "denoising_error", f"what {direction} needs besides is not written down here"
     torch.autograd.grad(seen.eps, list(denoiser.parameters.values()), seen.eps.detach(), allow_unused=True)

@@ -24,7 +24,7 @@ from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.attribution.features import compute_features, query_features
 from concept_trak.attribution.method import METHODS, Method
 from concept_trak.attribution.projector import Projector
-from concept_trak.attribution.query import query_batch, query_side
+from concept_trak.attribution.query import query_batch, resolve_query
 from concept_trak.config import AuditConfig
 from concept_trak.data.image import center_crop, decode_image, to_tensor
 from jobs.configure import configure
@@ -105,7 +105,7 @@ def _queries(d: Denoiser, method: Method) -> Tensor:
         pixels = to_tensor(center_crop(decode_image(image), d.resolution))[None] if image else None
         batch, total = query_batch(d, concept, pixels), 0
         for i in range(0, len(batch.ids), 8):
-            side, part = query_side(d, method, concept, batch.rows(slice(i, i + 8)))
+            side, part = resolve_query(d, method, concept, batch.rows(slice(i, i + 8)))
             total = total + query_features(d, Projector("identity"), side, part, concept.seed).phi.sum(0)
         found.append(total / len(batch.ids))
     return torch.stack(found)

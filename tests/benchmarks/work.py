@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from concept_trak.attribution.denoiser import Denoiser, negatives, negatives_of
+from concept_trak.attribution.denoiser import Denoiser, negative_count, negatives
 from concept_trak.attribution.method import METHODS
 from concept_trak.attribution.state import Batch, Probe, required
 from concept_trak.attribution.trajectory import TRAJECTORIES, States
@@ -130,7 +130,7 @@ def opened(model: Model, parameters: str, precision: str) -> Denoiser:
 def batched(denoiser: Denoiser, model: Model, task: Task, first: int, count: int) -> Batch:
     pixels, drawings = arrays(SEED, first, count, SETS[model.kinds], denoiser.resolution)
     ids, captions = tuple(d.id for d in drawings), [d.caption for d in drawings]
-    turns = range(negatives_of(denoiser, task.probe.negatives))
+    turns = range(negative_count(denoiser, task.probe.negatives))
     against = [negatives(denoiser, ids, captions, SEED, turn) for turn in turns]
     x_0 = denoiser.to_latent(torch.from_numpy(pixels).float() / 127.5 - 1)
     return Batch(ids, denoiser.encode(captions), against[0], x_0, others=tuple(against[1:]))
@@ -142,9 +142,9 @@ def tiny() -> Any:
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from concept_trak.models import small, vocabulary
+    from concept_trak.models import small
 
-    words = vocabulary.tokenizer()
+    words = small.tokenizer()
     text = CLIPTextConfig(
         vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
         max_position_embeddings=words.model_max_length, bos_token_id=0, eos_token_id=1, pad_token_id=1,

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from concept_trak.attribution.denoiser import Condition, Denoiser, concat, take
+from concept_trak.attribution.denoiser import Condition, Denoiser, concat_conditions, take_rows
 from concept_trak.attribution.direction import DIRECTIONS
 from concept_trak.attribution.gradients.pull_back import pull_back
 from concept_trak.attribution.numerics import normal
 from concept_trak.attribution.state import Batch, Probe
-from concept_trak.attribution.trajectory import ddim_inversion, forward_noise, sampling, step
+from concept_trak.attribution.trajectory import ddim_inversion, ddim_step, forward_noise, sampling
 from concept_trak.audit.checks import ROUNDING, batch_consistency
 from concept_trak.models import load
 from tests import written_out
@@ -80,9 +80,9 @@ def test_conditions_are_rows_that_differ_and_the_empty_one_is_its_own(family):
     assert all(len(value) == len(texts) and not value.requires_grad for value in cond.values())
     for i, text in enumerate(texts):
         alone = d.encode([text])
-        for name, value in take(cond, slice(i, i + 1)).items():
+        for name, value in take_rows(cond, slice(i, i + 1)).items():
             torch.testing.assert_close(value, alone[name], rtol=EXACT64, atol=EXACT64)
-    both = concat(cond, d.encode(texts[-1:]))
+    both = concat_conditions(cond, d.encode(texts[-1:]))
     x_t = family.states(1).expand(len(texts) + 1, *d.shape)
     with torch.no_grad():
         eps = d(x_t, 500, both).eps.flatten(1)
@@ -163,8 +163,8 @@ def test_inversion_goes_up_and_sampling_comes_down_the_same_times(family):
             assert (ours.t, (ours.x_t[i] - theirs.x_t[0]).norm() < EXACT64 * theirs.x_t.norm()) == (theirs.t, True)
     with torch.no_grad():
         seen = d(b.x_0, 300, b.cond)
-    x_s = step(d, seen, 300, 320)
-    back = step(d, seen._replace(x_0=(x_s - d.sigma[320].item() * seen.eps) / d.alpha[320].item()), 320, 300)
+    x_s = ddim_step(d, seen, 300, 320)
+    back = ddim_step(d, seen._replace(x_0=(x_s - d.sigma[320].item() * seen.eps) / d.alpha[320].item()), 320, 300)
     torch.testing.assert_close(back, b.x_0, rtol=EXACT64, atol=EXACT64)
 
 
@@ -182,7 +182,7 @@ def test_a_step_is_that_of_diffusers_own_scheduler(family, t):
     d, x_t = family.denoiser, family.states(2)
     cond = d.encode(list(family.tiny.texts[:2]))
     with torch.no_grad():
-        ours = step(d, d(x_t, t, cond), t, t - 20)
+        ours = ddim_step(d, d(x_t, t, cond), t, t - 20)
         raw = overheard(d, x_t, t, cond)
     theirs = family.tiny.their_step(family.pipe, raw, t, x_t)
     error = (ours - theirs).norm() / theirs.norm()

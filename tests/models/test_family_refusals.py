@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.method import METHODS
-from concept_trak.attribution.query import query_batch, require_conditions, require_heard
+from concept_trak.attribution.query import query_batch, require_conditioning, require_conditions
 from concept_trak.models import load, small
 from tests.models.families import FAMILIES, seeded
 
@@ -144,12 +144,12 @@ ALONE = {"scope": "local", "image": "dog.png"}
 )
 def test_a_concept_outside_the_models_conditioning_is_refused(made, name, asked, says):
     with pytest.raises(ValueError, match=rf"^concept 'dog': {says}"):
-        require_heard(load(str(made[name])), Concept("dog", **asked))
+        require_conditioning(load(str(made[name])), Concept("dog", **asked))
 
 
 def test_a_concept_in_the_models_conditioning_is_not(made):
     for name, asked in (("dit", LABELS), ("ddpm", ALONE), ("sdxl", PROMPT)):
-        require_heard(load(str(made[name])), Concept("dog", **asked))
+        require_conditioning(load(str(made[name])), Concept("dog", **asked))
 
 
 @pytest.mark.parametrize("row", [name for name in METHODS if name not in ("trak", "d_trak", "das")])

@@ -10,13 +10,13 @@ from torch import Tensor
 from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.attribution.direction import DIRECTIONS
 from concept_trak.attribution.features import Features, compute_features
-from concept_trak.attribution.gradients.accumulate import running_total
-from concept_trak.attribution.gradients.factors import Product, Whole
+from concept_trak.attribution.gradients.accumulate import feature_sum
+from concept_trak.attribution.gradients.factors import DenseGradient, FactoredGradient
 from concept_trak.attribution.gradients.pull_back import pull_back, pull_back_naive
 from concept_trak.attribution.method import METHODS
 from concept_trak.attribution.numerics import normal
 from concept_trak.attribution.projector import Projector
-from concept_trak.attribution.state import Batch, Pointed, Probe
+from concept_trak.attribution.state import Batch, Direction, Probe
 from concept_trak.attribution.trajectory import TRAJECTORIES
 from concept_trak.models import load, small
 from tests.tolerances import EXACT64, least_cosine_of, rounding
@@ -71,7 +71,7 @@ def test_a_v_below_float16_is_pulled_back_to_its_rounding(path, device):
     v = 1e-10 * torch.stack([normal(low.shape, i, "v") for i in range(len(CAPTIONS))])
 
     def pointer(s, seen):
-        return Pointed(v[: len(s.x_t)].to(seen.eps), torch.ones(len(s.x_t)))
+        return Direction(v[: len(s.x_t)].to(seen.eps), torch.ones(len(s.x_t)))
 
     eps = low(state.x_t, state.t, state.batch.cond).eps
     plain = torch.autograd.grad(eps, list(low.parameters.values()), v.to(eps), allow_unused=True)
@@ -79,7 +79,7 @@ def test_a_v_below_float16_is_pulled_back_to_its_rounding(path, device):
     ours = flat(pull_back(low, state, pointer).gradients())
     rows = [exact.rows(slice(i, i + 1)) for i in range(len(CAPTIONS))]
     theirs = torch.cat([
-        flat(pull_back_naive(high, row, lambda s, seen, i=i: Pointed(v[i : i + 1].to(seen.eps), torch.ones(1)))[0])
+        flat(pull_back_naive(high, row, lambda s, seen, i=i: Direction(v[i : i + 1].to(seen.eps), torch.ones(1)))[0])
         for i, row in enumerate(rows)
     ])  # fmt: skip
     error = ((ours - theirs).norm(dim=1) / theirs.norm(dim=1)).max().item()
@@ -142,11 +142,11 @@ def test_a_reward_far_below_float16_keeps_its_direction(path):
 def test_sums_and_norms_are_float32(dtype):
     """256 pieces of 2^-12 beside a 1, which neither dtype would notice one by one; squares beyond float16."""
     shape, one = (4, 6), torch.ones(1)
-    total = running_total(Projector("identity"), {"w": torch.zeros(shape, dtype=dtype)}, 1)
+    total = feature_sum(Projector("identity"), {"w": torch.zeros(shape, dtype=dtype)}, 1)
     for value in (1.0, *[2.0**-12] * 256):
-        total.add("w", Whole(torch.full((1, *shape), value, dtype=dtype)), one)
+        total.add("w", DenseGradient(torch.full((1, *shape), value, dtype=dtype)), one)
     assert (total.phi() == 1 + 256 * 2.0**-12).all(), "the sum over states is rounded at every state"
     large = torch.full((1, 2, 8), 512.0, dtype=dtype)
-    assert Whole(large).square_norm().item() == 16 * 512.0**2
-    product = Product(large, large, (8, 8))
+    assert DenseGradient(large).square_norm().item() == 16 * 512.0**2
+    product = FactoredGradient(large, large, (8, 8))
     assert product.square_norm().item() == pytest.approx(64 * (2 * 512.0**2) ** 2, rel=EXACT64)

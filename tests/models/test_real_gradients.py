@@ -10,8 +10,8 @@ import torch
 from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.attribution.direction import DIRECTIONS
 from concept_trak.attribution.features import compute_features
-from concept_trak.attribution.gradients.accumulate import lengths
-from concept_trak.attribution.gradients.layer_rules import ruled
+from concept_trak.attribution.gradients.accumulate import gradient_norms
+from concept_trak.attribution.gradients.layer_rules import has_rule
 from concept_trak.attribution.gradients.pull_back import pull_back, pull_back_naive
 from concept_trak.attribution.method import METHODS
 from concept_trak.attribution.numerics import normal
@@ -59,7 +59,7 @@ def test_every_parameter_is_pulled_back_by_its_layer(saved, kind, parameters, al
     assert (v - v_slow).norm() < EXACT64 * v_slow.norm()
     assert list(fast) == list(slow) == list(denoiser.parameters)
     whole = torch.cat([g.flatten(1) for g in slow.values()], 1).norm(dim=1)
-    length, _ = lengths(found.pieces, "all")
+    length, _ = gradient_norms(found.pieces, "all")
     for one in length.values():
         torch.testing.assert_close(one * found.scale, whole, rtol=EXACT64, atol=0)
     assert (whole > 0).all()
@@ -89,8 +89,8 @@ def test_the_common_layers_have_rules(path):
     network = load(str(path)).network
     owners = [m for m in network.modules() if next(m.parameters(recurse=False), None) is not None]
     others = {"AttentionPooling", "BasicTransformerBlock", "PixArtTransformer2DModel"}
-    assert {type(m).__name__ for m in owners if not ruled(m)} <= others, "a common layer goes one by one"
-    small = [(n, p.numel()) for m in owners if not ruled(m) for n, p in m.named_parameters(recurse=False)]
+    assert {type(m).__name__ for m in owners if not has_rule(m)} <= others, "a common layer goes one by one"
+    small = [(n, p.numel()) for m in owners if not has_rule(m) for n, p in m.named_parameters(recurse=False)]
     assert sum(size for _, size in small) < 0.01 * sum(p.numel() for p in network.parameters()), small
 
 

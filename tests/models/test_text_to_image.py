@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, PixArtTransformer2DModel, UN
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from concept_trak.attribution.numerics import normal
-from concept_trak.attribution.trajectory import step
+from concept_trak.attribution.trajectory import ddim_step
 from concept_trak.models import load, small
 from tests.tolerances import EXACT64, TABLE32
 
@@ -70,7 +70,7 @@ def test_a_step_is_diffusers_own(saved, tmp_path, kind, prediction_type, t, eta)
     x_t, cond, noise = states(denoiser), denoiser.encode(TEXTS), states(denoiser).flip(0)
     raw = raw_output(path, x_t, t, cond["text"])
     with torch.no_grad():
-        ours = step(denoiser, denoiser(x_t, t, cond), t, t - 20, eta, noise if eta else None)
+        ours = ddim_step(denoiser, denoiser(x_t, t, cond), t, t - 20, eta, noise if eta else None)
     theirs = scheduler.step(raw, t, x_t, eta=eta, variance_noise=noise if eta else None).prev_sample
     error = (ours - theirs).norm() / theirs.norm()
     assert error < TABLE32, f"{prediction_type} at t={t}, eta={eta}: a step differs by {error:.1e}"

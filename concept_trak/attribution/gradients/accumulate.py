@@ -17,12 +17,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from concept_trak.attribution.denoiser import layer_of
-from concept_trak.attribution.gradients.factors import Piece, Whole
-from concept_trak.attribution.numerics import wide
+from concept_trak.attribution.gradients.factors import DenseGradient, ParameterGradient
+from concept_trak.attribution.numerics import at_least_float32
 from concept_trak.attribution.projector import Projector, kept, kronecker_factors, sketch
 
 
-class Total(ABC):
+class FeatureSum(ABC):
     """P of a running sum: `add` a piece of one parameter, each sample times its factor; `phi` is P of all of it.
 
     Where factors are norms, they are known only when every piece has been seen. So `add` comes in two: `take` what is
@@ -32,17 +32,17 @@ class Total(ABC):
     @abstractmethod
     def __init__(self, projector: Projector, parameters: Mapping[str, Tensor], b: int) -> None: ...
     @abstractmethod
-    def take(self, name: str, piece: Piece) -> Piece: ...
+    def take(self, name: str, piece: ParameterGradient) -> ParameterGradient: ...
     @abstractmethod
-    def put(self, name: str, taken: Piece, factor: Float[Tensor, " b"]) -> None: ...
+    def put(self, name: str, taken: ParameterGradient, factor: Float[Tensor, " b"]) -> None: ...
     @abstractmethod
     def phi(self) -> Float[Tensor, "b k"]: ...
 
-    def add(self, name: str, piece: Piece, factor: Float[Tensor, " b"]) -> None:
+    def add(self, name: str, piece: ParameterGradient, factor: Float[Tensor, " b"]) -> None:
         self.put(name, self.take(name, piece), factor)
 
 
-class Summed(Total):
+class FullSum(FeatureSum):
     """For any P: the sum itself, at full width and at least float32, projected once.
 
     It is the largest thing a batch needs. On a CPU fresh memory costs ten times what adding to it does (measured: 58 ms
@@ -51,14 +51,14 @@ class Summed(Total):
 
     def __init__(self, projector: Projector, parameters: Mapping[str, Tensor], b: int) -> None:
         self.projector, sizes = projector, [b * p.numel() for p in parameters.values()]
-        self.room = _room(sum(sizes), wide(next(iter(parameters.values())).new_empty(0)))
+        self.room = _room(sum(sizes), at_least_float32(next(iter(parameters.values())).new_empty(0)))
         self.empty = dict(zip(parameters, self.room[: sum(sizes)].split(sizes), strict=True))
         self.shapes, self.sum = {name: (b, *p.shape) for name, p in parameters.items()}, dict[str, Tensor]()
 
-    def take(self, name: str, piece: Piece) -> Piece:
+    def take(self, name: str, piece: ParameterGradient) -> ParameterGradient:
         return piece
 
-    def put(self, name: str, taken: Piece, factor: Float[Tensor, " b"]) -> None:
+    def put(self, name: str, taken: ParameterGradient, factor: Float[Tensor, " b"]) -> None:
         room = self.empty.pop(name, None)
         if room is not None:
             self.sum[name] = taken.lay(room)
@@ -86,21 +86,21 @@ def _room(size: int, like: Tensor) -> Tensor:
     return like.new_empty(size)
 
 
-class Picked(Total):
+class MaskSum(FeatureSum):
     """For `mask`: only the coordinates that it keeps, straight from a gradient's factors."""
 
     def __init__(self, projector: Projector, parameters: Mapping[str, Tensor], b: int) -> None:
         sizes = tuple((name, p.numel()) for name, p in parameters.items())
         first = next(iter(parameters.values()))
         self.kept = kept(sizes, projector.dim, projector.seed, first.device)
-        self.sum = wide(first.new_zeros(b, projector.dim))
+        self.sum = at_least_float32(first.new_zeros(b, projector.dim))
         self.grow = (sum(size for _, size in sizes) / projector.dim) ** 0.5
 
-    def take(self, name: str, piece: Piece) -> Piece:
+    def take(self, name: str, piece: ParameterGradient) -> ParameterGradient:
         at, _ = self.kept[name]
-        return Whole(piece.entries(at) if len(at) else self.sum[:, :0])
+        return DenseGradient(piece.entries(at) if len(at) else self.sum[:, :0])
 
-    def put(self, name: str, taken: Piece, factor: Float[Tensor, " b"]) -> None:
+    def put(self, name: str, taken: ParameterGradient, factor: Float[Tensor, " b"]) -> None:
         _, column = self.kept[name]
         if len(column):
             self.sum[:, column] += taken.whole() * factor.to(self.sum.dtype)[:, None]
@@ -109,12 +109,12 @@ class Picked(Total):
         return self.sum * self.grow
 
 
-class Narrowed(Total):
+class KroneckerSum(FeatureSum):
     """For `kronecker`: matrices between their two sides, straight from a gradient's factors, sketched once."""
 
     def __init__(self, projector: Projector, parameters: Mapping[str, Tensor], b: int) -> None:
         self.projector, first = projector, next(iter(parameters.values()))
-        matrices, kind = {n: p for n, p in parameters.items() if p.dim() > 1}, wide(first.new_empty(0))
+        matrices, kind = {n: p for n, p in parameters.items() if p.dim() > 1}, at_least_float32(first.new_empty(0))
         self.sides = {
             n: kronecker_factors(n, p.shape, projector.seed, kind.dtype, kind.device) for n, p in matrices.items()
         }
@@ -123,48 +123,53 @@ class Narrowed(Total):
     def _shape(self, name: str, p: Tensor) -> tuple[int, ...]:
         return tuple(side.shape[1] for side in self.sides[name]) if name in self.sides else p.shape
 
-    def take(self, name: str, piece: Piece) -> Piece:
-        return Whole(piece.between(*self.sides[name]) if name in self.sides else wide(piece.whole()))
+    def take(self, name: str, piece: ParameterGradient) -> ParameterGradient:
+        return DenseGradient(
+            piece.between(*self.sides[name]) if name in self.sides else at_least_float32(piece.whole())
+        )
 
-    def put(self, name: str, taken: Piece, factor: Float[Tensor, " b"]) -> None:
+    def put(self, name: str, taken: ParameterGradient, factor: Float[Tensor, " b"]) -> None:
         taken.add_to(self.sum[name], factor)
 
     def phi(self) -> Float[Tensor, "b k"]:
         return sketch(self.sum, self.projector.dim, self.projector.seed)
 
 
-TOTALS: dict[str, type[Total]] = {"mask": Picked, "kronecker": Narrowed}
+TOTALS: dict[str, type[FeatureSum]] = {"mask": MaskSum, "kronecker": KroneckerSum}
 """By projector; `PROJECTORS` says what each must equal."""
 
 
-def running_total(projector: Projector, parameters: Mapping[str, Tensor], b: int) -> Total:
+def feature_sum(projector: Projector, parameters: Mapping[str, Tensor], b: int) -> FeatureSum:
     """P of a sum over b samples' gradients of `parameters`, 0 so far."""
-    return TOTALS.get(projector.kind, Summed)(projector, parameters, b)
+    return TOTALS.get(projector.kind, FullSum)(projector, parameters, b)
 
 
-Take = Callable[[str, Piece], Piece]
+Take = Callable[[str, ParameterGradient], ParameterGradient]
 """What is to be kept of a parameter's piece once its norm is known."""
 DEAD = 1e-5
 """Share of the whole gradient's norm below which a layer's own is rounding: keys where one token is attended to."""
 
 
-def squared_norms(piece: Piece) -> tuple[Float[Tensor, " b"], Piece]:
+def squared_norms(piece: ParameterGradient) -> tuple[Float[Tensor, " b"], ParameterGradient]:
     """|g|^2 of each sample, and the piece as it then is: multiplied out where that was the cheaper way to know."""
     if not piece.cheaper_apart:
-        piece = Whole(piece.whole())
+        piece = DenseGradient(piece.whole())
     return piece.square_norm(), piece
 
 
-def lengths(
-    pieces: Mapping[str, Piece], over: str, take: Take = lambda name, piece: piece
-) -> tuple[dict[str, Float[Tensor, " b"]], dict[str, Piece]]:
+def gradient_norms(
+    pieces: Mapping[str, ParameterGradient], over: str, take: Take = lambda name, piece: piece
+) -> tuple[dict[str, Float[Tensor, " b"]], dict[str, ParameterGradient]]:
     """By parameter name, each sample's Euclidean norm over `all` of them, or over those of its `layer`, 0 where that is
     rounding; and what was taken of the pieces as they then were (see `measured`), one at a time."""
-    vectors = [p.value for p in pieces.values() if over == "all" and isinstance(p, Whole) and p.small]
-    squares, since = [Whole(torch.cat(vectors, 1)).square_norm()] if vectors else [], dict[str, Piece]()
+    vectors = [p.value for p in pieces.values() if over == "all" and isinstance(p, DenseGradient) and p.small]
+    squares, since = (
+        [DenseGradient(torch.cat(vectors, 1)).square_norm()] if vectors else [],
+        dict[str, ParameterGradient](),
+    )
     members: dict[str, list[Tensor]] = {}
     for name, piece in pieces.items():
-        if over != "all" or not (isinstance(piece, Whole) and piece.small):
+        if over != "all" or not (isinstance(piece, DenseGradient) and piece.small):
             square, piece = squared_norms(piece)
             members.setdefault(layer_of(name), []).append(square)
             squares.append(square)

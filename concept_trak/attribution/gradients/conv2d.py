@@ -24,8 +24,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from concept_trak.attribution.gradients.factors import GATHERED, Whole
-from concept_trak.attribution.numerics import wide
+from concept_trak.attribution.gradients.factors import GATHERED, DenseGradient
+from concept_trak.attribution.numerics import at_least_float32
 
 # Multiply-adds of a matrix product that take as long as one addition of strided numbers, and one number in a patch.
 ADDITION, COPIED = 8, 32
@@ -34,7 +34,7 @@ AT_A_TIME = 1 << 19  # numbers in patches: 2 MB, about what a core's cache holds
 
 
 @dataclass(frozen=True)
-class Convolved:
+class Conv2dGradient:
     """Of a weight of `shape` [o, i / groups, k, l]."""
 
     x: Float[Tensor, "n i h w"]
@@ -67,8 +67,8 @@ class Convolved:
 
     def square_norm(self) -> Float[Tensor, " b"]:
         if not self.cheaper_apart:
-            return Whole(self.whole()).square_norm()
-        x, g = wide(self._padded()).flatten(1, 2), wide(self.g).flatten(2)
+            return DenseGradient(self.whole()).square_norm()
+        x, g = at_least_float32(self._padded()).flatten(1, 2), at_least_float32(self.g).flatten(2)
         seen = self._along_kernel(torch.bmm(x, x.transpose(1, 2)))
         return torch.linalg.vecdot(seen.flatten(1), torch.bmm(g.transpose(1, 2), g).flatten(1))
 
@@ -83,24 +83,27 @@ class Convolved:
         if self.by_patches and total.permute(0, 1, 3, 4, 2).is_contiguous():
             self._multiply(total, factor, first)
         else:
-            Whole(self.whole()).add_to(total, factor, first)
+            DenseGradient(self.whole()).add_to(total, factor, first)
 
     def entries(self, at: Tensor) -> Float[Tensor, "b entries"]:
         """The entries at flat positions `at`; a few of them place by place."""
         outputs, inputs, k, m = self.shape
         if self.groups > 1 or GATHERED * len(at) > (outputs - COPIED) * inputs * k * m:
-            return Whole(self.whole()).entries(at)
+            return DenseGradient(self.whole()).entries(at)
         o, column = at // (inputs * k * m), at % (k * m) * inputs + at // (k * m) % inputs
-        found = [(wide(g)[:, o] * wide(p)[:, :, column].transpose(1, 2)).sum(2) for _, g, p in self._factors()]
+        found = [
+            (at_least_float32(g)[:, o] * at_least_float32(p)[:, :, column].transpose(1, 2)).sum(2)
+            for _, g, p in self._factors()
+        ]
         return torch.cat(found)
 
     def between(self, left: Float[Tensor, "o r"], right: Float[Tensor, "i c"]) -> Float[Tensor, "b r c"]:
         """left^T G right: the right side is a convolution with c filters, so no patch is ever written down."""
         if self.groups > 1:
-            return Whole(self.whole()).between(left, right)
+            return DenseGradient(self.whole()).between(left, right)
         filters = right.T.reshape(-1, *self.shape[1:])
-        seen = F.conv2d(wide(self.x), filters, None, self.stride, self.padding, self.dilation)
-        narrow = left.T @ wide(self.g).flatten(2)
+        seen = F.conv2d(at_least_float32(self.x), filters, None, self.stride, self.padding, self.dilation)
+        narrow = left.T @ at_least_float32(self.g).flatten(2)
         return torch.bmm(self._by_sample(narrow), self._by_sample(seen.flatten(2)).transpose(1, 2))
 
     def _grouped(self) -> Float[Tensor, "b o i k l"]:
@@ -114,7 +117,7 @@ class Convolved:
         """Each sample's matrix times its factor into `total`, whose channels lie last."""
         matrix = total.permute(0, 1, 3, 4, 2).flatten(2)
         for rows, g, patches in self._factors():
-            scaled = g if factor is None else wide(g) * factor[rows].to(total.dtype)[:, None, None]
+            scaled = g if factor is None else at_least_float32(g) * factor[rows].to(total.dtype)[:, None, None]
             matrix[rows].baddbmm_(scaled, patches.to(scaled.dtype), beta=0 if first else 1)
 
     def _by_sample(self, rows: Float[Tensor, "n c p"]) -> Float[Tensor, "b c mp"]:

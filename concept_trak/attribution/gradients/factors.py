@@ -18,11 +18,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from concept_trak.attribution.numerics import wide
+from concept_trak.attribution.numerics import at_least_float32
 
 
 @runtime_checkable
-class Piece(Protocol):
+class ParameterGradient(Protocol):
     """The gradient G of one parameter, for each of b samples."""
 
     @property
@@ -80,7 +80,7 @@ a profiler, doubled in favour of the product."""
 
 
 @dataclass(frozen=True)
-class Whole:
+class DenseGradient:
     """Multiplied out."""
 
     value: Float[Tensor, "b ..."]
@@ -95,7 +95,7 @@ class Whole:
         return self.value
 
     def square_norm(self) -> Float[Tensor, " b"]:
-        return torch.linalg.vector_norm(wide(in_memory_order(self.value)), dim=1).square()
+        return torch.linalg.vector_norm(at_least_float32(in_memory_order(self.value)), dim=1).square()
 
     def lay(self, room: Float[Tensor, " numbers"]) -> Float[Tensor, "b ..."]:
         if self.value.is_contiguous():
@@ -105,18 +105,18 @@ class Whole:
         return room.view([self.value.shape[d] for d in turned]).permute(back)
 
     def add_to(self, total: Float[Tensor, "b ..."], factor: Float[Tensor, " b"], first: bool = False) -> None:
-        value, factor = wide(self.value), factor.to(total.dtype).reshape(-1, *[1] * (total.dim() - 1))
+        value, factor = at_least_float32(self.value), factor.to(total.dtype).reshape(-1, *[1] * (total.dim() - 1))
         _ = torch.mul(value, factor, out=total) if first else total.addcmul_(value, factor)
 
     def entries(self, at: Tensor) -> Float[Tensor, "b entries"]:
-        return wide(in_memory_order(self.value)[:, memory_index(at, self.value)])
+        return at_least_float32(in_memory_order(self.value)[:, memory_index(at, self.value)])
 
     def between(self, left: Float[Tensor, "o r"], right: Float[Tensor, "i c"]) -> Float[Tensor, "b r c"]:
-        return left.T @ (wide(self.value.flatten(2)) @ right)
+        return left.T @ (at_least_float32(self.value.flatten(2)) @ right)
 
 
 @dataclass(frozen=True)
-class Product:
+class FactoredGradient:
     """sum_p g_p x_p^T, for a parameter of `shape` with o rows: its factors."""
 
     g: Float[Tensor, "b p o"]
@@ -132,7 +132,7 @@ class Product:
         return torch.bmm(self.g.transpose(1, 2), self.x).reshape(-1, *self.shape)
 
     def square_norm(self) -> Float[Tensor, " b"]:
-        g, x = wide(self.g), wide(self.x)
+        g, x = at_least_float32(self.g), at_least_float32(self.x)
         return torch.linalg.vecdot(
             torch.bmm(g, g.transpose(1, 2)).flatten(1), torch.bmm(x, x.transpose(1, 2)).flatten(1)
         )
@@ -141,16 +141,16 @@ class Product:
         return room.view(-1, *self.shape)
 
     def add_to(self, total: Float[Tensor, "b ..."], factor: Float[Tensor, " b"], first: bool = False) -> None:
-        g = wide(self.g) * factor.to(total.dtype)[:, None, None]
-        total.view(len(g), g.shape[2], -1).baddbmm_(g.transpose(1, 2), wide(self.x), beta=0 if first else 1)
+        g = at_least_float32(self.g) * factor.to(total.dtype)[:, None, None]
+        total.view(len(g), g.shape[2], -1).baddbmm_(g.transpose(1, 2), at_least_float32(self.x), beta=0 if first else 1)
 
     def entries(self, at: Tensor) -> Float[Tensor, "b entries"]:
         """The entries at flat positions `at`; a few of them place by place."""
         if GATHERED * len(at) > self.g.shape[2] * self.x.shape[2]:
-            return Whole(self.whole()).entries(at)
+            return DenseGradient(self.whole()).entries(at)
         row, column = at // self.x.shape[2], at % self.x.shape[2]
-        return (wide(self.g)[:, :, row] * wide(self.x)[:, :, column]).sum(1)
+        return (at_least_float32(self.g)[:, :, row] * at_least_float32(self.x)[:, :, column]).sum(1)
 
     def between(self, left: Float[Tensor, "o r"], right: Float[Tensor, "i c"]) -> Float[Tensor, "b r c"]:
         """left^T G right of every sample, and nothing wider than the factors."""
-        return torch.bmm((wide(self.g) @ left).transpose(1, 2), wide(self.x) @ right)
+        return torch.bmm((at_least_float32(self.g) @ left).transpose(1, 2), at_least_float32(self.x) @ right)

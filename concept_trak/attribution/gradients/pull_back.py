@@ -18,40 +18,40 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from concept_trak.attribution.denoiser import Denoiser, Prediction
-from concept_trak.attribution.gradients.factors import Piece, Whole
-from concept_trak.attribution.gradients.layer_rules import Call, noted, per_sample, separable
-from concept_trak.attribution.numerics import wide
-from concept_trak.attribution.state import Pointed, State
+from concept_trak.attribution.gradients.factors import DenseGradient, ParameterGradient
+from concept_trak.attribution.gradients.layer_rules import LayerCall, is_separable, per_sample_gradients, record_call
+from concept_trak.attribution.numerics import at_least_float32
+from concept_trak.attribution.state import Direction, State
 
 Gradients = dict[str, Float[Tensor, "b ..."]]  # by parameter name: [b, *parameter.shape]
-Pointer = Callable[[State, Prediction], Pointed]  # a direction with its denoiser and probe already given
+DirectionAt = Callable[[State, Prediction], Direction]  # a direction with its denoiser and probe already given
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Pulled:
+class SampleGradients:
     """J(s)^T v(s) of b samples: `scale` times what `pieces` hold, by parameter name.
 
     v goes through the network divided by `scale`, a power of two that brings its largest entry near 1: a reward's v is
     of size 1e-7, which float16 does not know. In float32 this changes no digit.
     """
 
-    pieces: dict[str, Piece]
+    pieces: dict[str, ParameterGradient]
     scale: Float[Tensor, " b"]
     seen: Prediction
-    pointed: Pointed
+    pointed: Direction
 
     def gradients(self) -> Gradients:
         """[b, *shape] of every parameter, multiplied out, at least float32: float16 may not know `scale`."""
-        return {name: each(wide(p.whole()), self.scale) for name, p in self.pieces.items()}
+        return {name: each(at_least_float32(p.whole()), self.scale) for name, p in self.pieces.items()}
 
 
-def pull_back(denoiser: Denoiser, state: State, pointer: Pointer) -> Pulled:
+def pull_back(denoiser: Denoiser, state: State, pointer: DirectionAt) -> SampleGradients:
     """J(s)^T v(s) of every sample, its prediction and its direction. Equals `pull_back_naive` up to rounding."""
     return pull_back_each(denoiser, state, [pointer])[0]
 
 
-def pull_back_each(denoiser: Denoiser, state: State, pointers: Sequence[Pointer]) -> list[Pulled]:
+def pull_back_each(denoiser: Denoiser, state: State, pointers: Sequence[DirectionAt]) -> list[SampleGradients]:
     """The same for several directions from one state: one forward for all of them, one backward for each."""
     # Images as they are read have their channels last, and the rule of a group norm would copy what follows from that.
     state = state.at(state.x_t.detach().contiguous().requires_grad_())
@@ -63,17 +63,17 @@ def pull_back_each(denoiser: Denoiser, state: State, pointers: Sequence[Pointer]
     found = []
     for i, pointed in enumerate(points):
         scale = _power_of_two(pointed.v)
-        small = each(wide(pointed.v), 1 / scale).to(seen.eps.dtype)
+        small = each(at_least_float32(pointed.v), 1 / scale).to(seen.eps.dtype)
         pieces = layers.pieces(seen.eps, small, last=i == len(points) - 1)
         if rest := [name for name in denoiser.parameters if name not in pieces]:
             _say_once(rest)
-            pieces |= {name: Whole(g) for name, g in _one_by_one(denoiser, state, small, rest).items()}
+            pieces |= {name: DenseGradient(g) for name, g in _one_by_one(denoiser, state, small, rest).items()}
         ordered = {name: pieces[name] for name in denoiser.parameters}
-        found.append(Pulled(ordered, scale, Prediction(seen.x_0.detach(), seen.eps.detach()), pointed))
+        found.append(SampleGradients(ordered, scale, Prediction(seen.x_0.detach(), seen.eps.detach()), pointed))
     return found
 
 
-def pull_back_naive(denoiser: Denoiser, state: State, pointer: Pointer) -> tuple[Gradients, Prediction, Tensor]:
+def pull_back_naive(denoiser: Denoiser, state: State, pointer: DirectionAt) -> tuple[Gradients, Prediction, Tensor]:
     """The same, one sample and one plain backward at a time. Slow; kept because it cannot be wrong in a layer rule."""
     rows = []
     for i in range(len(state.x_t)):
@@ -103,12 +103,12 @@ def _power_of_two(v: Tensor) -> Float[Tensor, " b"]:
 
 
 @contextmanager
-def _captured(denoiser: Denoiser) -> Iterator[dict[nn.Module, list[Call]]]:
+def _captured(denoiser: Denoiser) -> Iterator[dict[nn.Module, list[LayerCall]]]:
     """While open, every call of a module that owns an attributable parameter is noted."""
-    calls: dict[nn.Module, list[Call]] = {}
+    calls: dict[nn.Module, list[LayerCall]] = {}
 
     def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        calls.setdefault(module, []).append(noted(module, args, kwargs, output))
+        calls.setdefault(module, []).append(record_call(module, args, kwargs, output))
 
     handles = [owner.register_forward_hook(note, with_kwargs=True) for owner in _owners(denoiser)]
     try:
@@ -121,32 +121,34 @@ def _captured(denoiser: Denoiser) -> Iterator[dict[nn.Module, list[Call]]]:
 class _Layers:
     """The calls of one forward whose modules can all be split by sample."""
 
-    def __init__(self, denoiser: Denoiser, calls: dict[nn.Module, list[Call]], b: int) -> None:
+    def __init__(self, denoiser: Denoiser, calls: dict[nn.Module, list[LayerCall]], b: int) -> None:
         owners, self.parameters = _owners(denoiser), denoiser.parameters
-        self.b, self.whole = b, {m: cs for m, cs in calls.items() if all(separable(m, c, b) for c in cs)}
+        self.b, self.whole = b, {m: cs for m, cs in calls.items() if all(is_separable(m, c, b) for c in cs)}
         closed = {name for m in calls if m not in self.whole for name in owners[m].values()}
         self.own = {m: {n: name for n, name in owners[m].items() if name not in closed} for m in self.whole}
 
-    def pieces(self, eps: Tensor, v: Tensor, last: bool) -> dict[str, Piece]:
+    def pieces(self, eps: Tensor, v: Tensor, last: bool) -> dict[str, ParameterGradient]:
         """What each parameter gets from v at eps; tied parameters and repeated calls add up under one name."""
         outputs = [call.output for called in self.whole.values() for call in called]
         slopes = iter(torch.autograd.grad(eps, outputs, v, allow_unused=True, retain_graph=not last) if outputs else ())
-        found: dict[str, list[Piece]] = {name: [] for own in self.own.values() for name in own.values()}
+        found: dict[str, list[ParameterGradient]] = {name: [] for own in self.own.values() for name in own.values()}
         with torch.no_grad():
             for module, called in self.whole.items():
                 for call, g in zip(called, slopes, strict=False):
                     if g is not None:
-                        for n, piece in per_sample(module, call, g, self.b, self.own[module]).items():
+                        for n, piece in per_sample_gradients(module, call, g, self.b, self.own[module]).items():
                             found[self.own[module][n]].append(piece)
         return {name: self._joined(name, pieces, v.new_zeros) for name, pieces in found.items()}
 
-    def _joined(self, name: str, pieces: Sequence[Piece], zeros: Callable[[tuple[()]], Tensor]) -> Piece:
+    def _joined(
+        self, name: str, pieces: Sequence[ParameterGradient], zeros: Callable[[tuple[()]], Tensor]
+    ) -> ParameterGradient:
         """One piece of all of a parameter's; zeros where there are none."""
         if len(pieces) == 1:
             return pieces[0]
         if pieces:
-            return Whole(torch.stack([p.whole() for p in pieces]).sum(0))
-        return Whole(zeros(()).expand(self.b, *self.parameters[name].shape))
+            return DenseGradient(torch.stack([p.whole() for p in pieces]).sum(0))
+        return DenseGradient(zeros(()).expand(self.b, *self.parameters[name].shape))
 
 
 def _owners(denoiser: Denoiser) -> dict[nn.Module, dict[str, str]]:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from concept_trak.attribution.gradients.conv2d import Convolved
-from concept_trak.attribution.gradients.layer_rules import noted, per_sample
+from concept_trak.attribution.gradients.conv2d import Conv2dGradient
+from concept_trak.attribution.gradients.layer_rules import per_sample_gradients, record_call
 from tests.tolerances import EXACT64
 
 # (inputs, outputs, side of the image, rows of a sample, and the layer's own)
@@ -30,7 +30,7 @@ def made(case):
     x = torch.randn(4 * rows, inputs, side, side + 1, generator=draw, dtype=torch.float64)
     y = layer(x)
     g = torch.randn(y.shape, generator=draw, dtype=torch.float64)
-    found = per_sample(layer, noted(layer, (x,), {}, y), g, 4, ["weight", "bias"])
+    found = per_sample_gradients(layer, record_call(layer, (x,), {}, y), g, 4, ["weight", "bias"])
     for i in range(4):
         here = slice(rows * i, rows * (i + 1))
         bias = torch.autograd.grad(layer(x[here]), layer.bias, g[here])[0]
@@ -43,7 +43,7 @@ def made(case):
 
 def test_the_cases_go_every_way():
     ways = {case: made(case)[0] for case in CASES}
-    assert all(isinstance(piece, Convolved) for piece in ways.values())
+    assert all(isinstance(piece, Conv2dGradient) for piece in ways.values())
     assert [case for case, piece in ways.items() if piece.cheaper_apart] == ["by factors"]
     by_groups = [case for case, piece in ways.items() if not piece.by_patches]
     assert by_groups == ["by groups", "grouped"]

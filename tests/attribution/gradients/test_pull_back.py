@@ -8,11 +8,11 @@ import torch
 
 from concept_trak.attribution.denoiser import attributable
 from concept_trak.attribution.direction import DIRECTIONS
-from concept_trak.attribution.gradients.accumulate import lengths, squared_norms
-from concept_trak.attribution.gradients.factors import Product, Whole
-from concept_trak.attribution.gradients.layer_rules import noted, per_sample
+from concept_trak.attribution.gradients.accumulate import gradient_norms, squared_norms
+from concept_trak.attribution.gradients.factors import DenseGradient, FactoredGradient
+from concept_trak.attribution.gradients.layer_rules import per_sample_gradients, record_call
 from concept_trak.attribution.gradients.pull_back import pull_back, pull_back_each, pull_back_naive
-from concept_trak.attribution.state import Pointed, Probe
+from concept_trak.attribution.state import Direction, Probe
 from concept_trak.attribution.trajectory import forward_noise
 from tests.tolerances import EXACT64
 from tests.toys import Toy, batch
@@ -60,7 +60,7 @@ def test_the_norm_runs_over_all_parameters_of_one_sample():
     (state,) = forward_noise(denoiser, batch(denoiser, 3), probe, seed=0)
     found = pull_back(denoiser, state, lambda s, seen: DIRECTIONS["denoising_error"](denoiser, s, seen, probe))
     flat = torch.cat([g.flatten(1) for g in found.gradients().values()], 1)
-    length, since = lengths(found.pieces, "all")
+    length, since = gradient_norms(found.pieces, "all")
     for name, one in length.items():
         torch.testing.assert_close(one * found.scale, flat.norm(dim=1), rtol=EXACT64, atol=0, msg=name)
     for name, g in replace(found, pieces=since).gradients().items():
@@ -71,7 +71,7 @@ def test_the_norm_of_a_layer_runs_over_its_weight_and_bias():
     denoiser, probe = Toy(), Probe("forward_noise", "denoising_error", times=(400,))
     (state,) = forward_noise(denoiser, batch(denoiser, 3), probe, seed=0)
     found = pull_back(denoiser, state, lambda s, seen: DIRECTIONS["denoising_error"](denoiser, s, seen, probe))
-    gradients, (length, _) = found.gradients(), lengths(found.pieces, "layer")
+    gradients, (length, _) = found.gradients(), gradient_norms(found.pieces, "layer")
     owned = {name: [n for n in gradients if n.rpartition(".")[0] == name.rpartition(".")[0]] for name in gradients}
     assert max(map(len, owned.values())) > 1, "no layer of this toy has two parameters"
     for name, names in owned.items():
@@ -82,8 +82,8 @@ def test_the_norm_of_a_layer_runs_over_its_weight_and_bias():
 def test_a_layer_that_is_rounding_counts_nothing():
     """Or else a norm of its own would make it as loud as any other."""
     parts = {"a.weight": (3.0, 1.0), "a.bias": (4.0, 0.0), "b.weight": (4e-5, 1.0)}
-    pieces = {name: Whole(torch.tensor(values, dtype=torch.float64)[:, None]) for name, values in parts.items()}
-    length, _ = lengths(pieces, "layer")
+    pieces = {name: DenseGradient(torch.tensor(values, dtype=torch.float64)[:, None]) for name, values in parts.items()}
+    length, _ = gradient_norms(pieces, "layer")
     assert {name: found.tolist() for name, found in length.items()} == {
         "a.weight": [5, 1], "a.bias": [5, 1], "b.weight": [0, 1],
     }  # fmt: skip
@@ -94,7 +94,7 @@ def test_a_product_answers_as_its_matrix_does(places):
     """Norm, scaled sum and single entries, with the matrix cheaper than the factors (40 places) and dearer (2)."""
     draw = torch.Generator().manual_seed(places)
     g, x = (torch.randn(3, places, n, generator=draw, dtype=torch.float64) for n in (6, 8))
-    piece, matrix = Product(g, x, (6, 4, 2)), torch.einsum("bpo,bpi->boi", g, x)
+    piece, matrix = FactoredGradient(g, x, (6, 4, 2)), torch.einsum("bpo,bpi->boi", g, x)
     assert piece.cheaper_apart == (places == 2)
     square, since = squared_norms(piece)
     torch.testing.assert_close(square, matrix.square().sum((1, 2)), rtol=EXACT64, atol=0)
@@ -127,7 +127,7 @@ def test_a_direction_below_the_range_of_float16_is_pulled_back_whole():
     denoiser = Toy("wide")
     (state,) = forward_noise(denoiser, batch(denoiser, 3), Probe("forward_noise", "prediction", times=(400,)), 0)
     plain, tiny = (
-        pull_back(denoiser, state, lambda s, seen, f=f: Pointed(seen.eps.detach() * f, torch.ones(3)))
+        pull_back(denoiser, state, lambda s, seen, f=f: Direction(seen.eps.detach() * f, torch.ones(3)))
         for f in (1.0, 2.0**-40)
     )
     assert (tiny.scale == plain.scale * 2.0**-40).all()
@@ -176,10 +176,10 @@ def test_a_group_norm_is_split_with_and_without_the_moments_it_found():
     layer = torch.nn.GroupNorm(3, 6).double()
     x, g = (torch.randn(8, 6, 5, generator=draw, dtype=torch.float64) + shift for shift in (30, 0))
     y = layer(x)
-    call = noted(layer, (x,), {}, y)
+    call = record_call(layer, (x,), {}, y)
     assert call.moments is not None, "this version of PyTorch keeps the moments elsewhere: they are computed again"
     for one in (call, replace(call, moments=None)):
-        found = per_sample(layer, one, g, 4, ["weight", "bias"])
+        found = per_sample_gradients(layer, one, g, 4, ["weight", "bias"])
         for i in range(4):
             rows = slice(2 * i, 2 * i + 2)
             exact = torch.autograd.grad(layer(x[rows]), [layer.weight, layer.bias], g[rows])
