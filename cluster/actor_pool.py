@@ -21,6 +21,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError, RuntimeEnvSetupError
 
 from cluster.executor import Failure, Load, Outcome, Resources, Task, package_of
+from cluster.local_ray import connection
 from cluster.queue import Constructions, Lease, Queue, overdue
 from cluster.resources import actor_options, shortage
 from cluster.source import source_digest, source_location
@@ -58,7 +59,8 @@ class IdleActors:
 
     def take(self, resources: Resources, env_vars: Mapping[str, str]) -> Any:
         """An idle actor with these resources and this environment, or else a new one."""
-        kind = (resources, *sorted(env_vars.items()), _connection())
+        # The actors of an earlier connection are gone.
+        kind = (resources, *sorted(env_vars.items()), connection())
         if kind != self._kind:
             self._kind = kind
             self._actors.clear()
@@ -227,8 +229,3 @@ def _failure_of_lost(error: RayError) -> Failure:
 
 def _new_actor(resources: Resources, env_vars: Mapping[str, str]) -> Any:
     return ray.remote(WorkerActor).options(**actor_options(resources, env_vars)).remote()
-
-
-def _connection() -> str:
-    """The id of this process's connection to Ray: the actors of an earlier connection are gone."""
-    return ray.get_runtime_context().get_worker_id()

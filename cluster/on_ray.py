@@ -1,7 +1,7 @@
 """The executor on Ray: a cluster of its own on this machine, or one that runs already."""
 
-import logging
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,17 +17,17 @@ RAY_SETTINGS = {
     # Nothing is reported to anyone, and Ray does not print that it would be.
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray prints these on the driver's terminal even with log_to_driver=False; the queue logs each in one line.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "worker died or was killed|workers \\(tasks / actors\\) killed",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "Raylet is terminated|worker died or was killed|workers \\(tasks / actors\\) killed",
 }
 for _name, _value in RAY_SETTINGS.items():
     os.environ.setdefault(_name, _value)
 
 import ray  # noqa: E402
 
+from cluster import local_ray  # noqa: E402
 from cluster.actor_pool import ActorPool, IdleActors  # noqa: E402
 
-# Only small records pass through the object store, so a local cluster gives it little memory.
-OBJECT_STORE_BYTES = 100 * 2**20
+CHECK = 5.0  # seconds between two looks at whether a local Ray is alive
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,16 @@ class OnRay:
         if not items:
             return
         self.connect()
+        local_ray.require_alive()
         queue = Queue(items, self.budgets)
         size = min(len(items), self._size(resources))
         pool = ActorPool(task, resources, self.env_vars, queue, Constructions(self.budgets, size), self.idle_actors)
         try:
+            checked = time.monotonic()
             while queue.unfinished:
+                if time.monotonic() - checked > CHECK:
+                    local_ray.require_alive()
+                    checked = time.monotonic()
                 outcome = pool.step()
                 watch(pool.load)
                 if outcome is not None:
@@ -82,15 +87,13 @@ class OnRay:
         """Start or join the cluster, unless this process already has one."""
         if ray.is_initialized():
             return
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self.address is None:
-            # "local" and not None: RAY_ADDRESS must not turn a run on this machine into one somewhere else.
-            ray.init("local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+            local_ray.start()
             return
         shipped = self.working_dir is not None and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ
         code = {"working_dir": self.working_dir, "excludes": list(self.excludes)} if shipped else None
         try:
-            ray.init(self.address, runtime_env=code, **quiet)
+            ray.init(self.address, runtime_env=code, **local_ray.QUIET)
         except ConnectionError as error:
             raise UserError(f"no Ray cluster answers at {self.address}: start one or correct the address") from error
 

@@ -1,6 +1,9 @@
-"""What one worker needs and how many workers the nodes of a Ray cluster can hold, in Ray's terms, without Ray."""
+"""What one worker needs, what this process may use, and what the nodes of a Ray cluster can hold. Without Ray."""
 
-from collections.abc import Mapping, Sequence
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from cluster.executor import Resources
@@ -51,3 +54,47 @@ def actor_options(resources: Resources, env_vars: Mapping[str, str]) -> dict[str
         "max_task_retries": 0,
         "runtime_env": {"env_vars": environment | dict(env_vars)},
     }
+
+
+def usable_cpus(variables: Mapping[str, str] = os.environ, root: Path = Path("/")) -> int:
+    """How many cores this process may use, at least 1: not all of the machine's on a shared node or in a container.
+
+    The least of the cores that its affinity allows, the quota of its control groups, and Slurm's share of the job.
+    """
+    share = variables.get("SLURM_CPUS_PER_TASK") or variables.get("SLURM_CPUS_ON_NODE") or ""
+    slurm = int(share) if share.isdigit() else math.inf
+    return max(1, int(min(_affinity(), slurm, *_quotas(root))))
+
+
+def _affinity() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS has no affinity
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """The cores that each control group of this process allows, its own and those above it."""
+    memberships = root / "proc/self/cgroup"
+    for line in memberships.read_text().splitlines() if memberships.exists() else ():
+        _, controllers, name = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        group = mount / name.lstrip("/")
+        # A container may see its own group as the mount itself, and not under the name that the host gives it.
+        for folder in (group, *group.parents[: len(group.parts) - len(mount.parts)]):
+            quota, period = _quota_of(folder)
+            yield quota / period if quota > 0 else math.inf
+
+
+def _quota_of(group: Path) -> tuple[float, float]:
+    """(quota, period) in microseconds, of version 2 or 1; a quota below 0 sets no limit."""
+    first, second = group / "cpu.cfs_quota_us", group / "cpu.cfs_period_us"
+    try:
+        if (group / "cpu.max").exists():
+            quota, period = (group / "cpu.max").read_text().split()
+        else:
+            quota, period = first.read_text(), second.read_text()
+    except FileNotFoundError:
+        return -1, 1
+    return (-1 if quota == "max" else float(quota)), float(period)

@@ -1,0 +1,54 @@
+"""Ray on this machine for one run: started with the cores that this process may use, and watched while it is used."""
+
+import logging
+from typing import Any
+
+import psutil
+import ray
+
+from cluster.executor import InfrastructureExhausted
+from cluster.resources import usable_cpus
+
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+# Only small records pass through the object store, so a local cluster gives it little memory.
+OBJECT_STORE_BYTES = 100 * 2**20
+ESSENTIAL = ("gcs_server", "raylet")  # the processes without which a node of Ray is dead
+_processes: dict[str, list[psutil.Process]] = {}
+"""The essential processes by the connection that this process has to them."""
+
+
+def start() -> None:
+    """Start Ray on this machine, and connect to it."""
+    # "local" and not None: RAY_ADDRESS must not turn a run on this machine into one somewhere else.
+    ray.init(
+        "local",
+        num_cpus=usable_cpus(),
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        **QUIET,
+    )
+    _processes[connection()] = [p for p in psutil.Process().children() if p.name() in ESSENTIAL]
+
+
+def connection() -> str:
+    """The id of this process's connection to Ray."""
+    return ray.get_runtime_context().get_worker_id()
+
+
+def require_alive() -> None:
+    """Check the Ray that `start` started; one that was started by others is not checked.
+
+    Raises:
+        InfrastructureExhausted: it is dead. No node will ever join it, so nothing is gained by waiting.
+    """
+    processes = _processes.get(connection(), [])
+    ended = [process for process in processes if not _runs(process)]
+    # Ray counts a node as dead that has not answered for long, though its process is there.
+    if ended or (processes and not any(node["Alive"] for node in ray.nodes())):
+        raise InfrastructureExhausted(
+            "Ray on this machine has died and does not come back; what is done stays done. Run the same command again."
+        )
+
+
+def _runs(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
