@@ -5,7 +5,6 @@ columns `condition.<name>` hold each part of the model's condition, as in `laten
 """
 
 import difflib
-import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from concept_trak.data.files import open_planned, path_below, version
 from concept_trak.data.format import Files, Format, SourceRow, named_columns
 from concept_trak.data.latents import CONDITION, Precomputed
 from concept_trak.data.shard import Shard, Source
+from concept_trak.store.tables import parquet_tail
 
 
 def _sources(fs: Any, path: str, files: Files, data: DataConfig) -> list[Source]:
@@ -35,25 +35,15 @@ def _row_count(fs: Any, file: str) -> int:
     """
     try:
         with fs.open(file) as f:
-            footer = _footer(f)
+            tail = parquet_tail(f)
     except (FileNotFoundError, PermissionError) as error:
         raise ValueError(f"{file} cannot be read ({error}); make it readable, or remove it from data.uri") from error
     try:
-        return pq.read_metadata(pa.BufferReader(footer)).num_rows
+        return pq.read_metadata(pa.BufferReader(tail)).num_rows
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(
             f"{file} is not a readable Parquet file ({error}); remove it from data.uri or write it again"
         ) from None
-
-
-def _footer(file: Any) -> bytes:
-    """The end of a Parquet file: the footer, its length in 4 bytes, and "PAR1"; only these of a file without them."""
-    size = file.seek(0, io.SEEK_END)
-    file.seek(max(0, size - 8))
-    end = file.read()
-    length = int.from_bytes(end[:4], "little") + 8 if end.endswith(b"PAR1") else 8
-    file.seek(max(0, size - length))
-    return file.read()
 
 
 def _check(source: Source, data: DataConfig) -> None:

@@ -17,9 +17,9 @@ from jaxtyping import Float, Num
 
 from concept_trak.store.part import DTYPES, Block, Damaged, Footer, Part, Reject, little_endian, scale_and_unit
 from concept_trak.store.store import Store
+from concept_trak.store.tables import parquet_tail
 
 MAX_PART_BYTES = 90_000_000  # one PUT, one retry, and twice this in memory while encoding
-TAIL_BYTES = 64 << 10  # holds nearly every footer, so that reading one is one request
 ONE_PAGE = (1 << 31) - 1
 
 
@@ -74,15 +74,8 @@ def decode_footer(data: bytes) -> Footer:
 
 
 def read_footer(store: Store, name: str) -> Footer:
-    """The footer of a part on storage, by ranged reads of its tail. Absent: FileNotFoundError."""
-    size = store.size(name)
-    if size is None:
-        raise FileNotFoundError(f"{store.uri}/{name} does not exist")
-    tail = store.read(name, max(0, size - TAIL_BYTES), size)
-    length = int.from_bytes(tail[-8:-4], "little") + 8  # Parquet ends with the footer, its length, and "PAR1"
-    if len(tail) < length <= size:
-        tail = store.read(name, size - length, size)
-    return decode_footer(tail)
+    """The footer of a part on storage, read alone. Absent: FileNotFoundError. Raises Damaged."""
+    return decode_footer(parquet_tail(store.open(name)))
 
 
 def decode_blocks(data: bytes, checked: bool = False) -> Iterator[Block]:

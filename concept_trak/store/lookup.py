@@ -1,6 +1,5 @@
 """Chosen rows of parts: which part holds a sample, and its feature. Of other parts only the column of ids is read."""
 
-import io
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -45,38 +44,9 @@ def agree(a: StoredFeature, b: StoredFeature) -> bool:
     return bool(np.linalg.norm(a[0] - b[0]) <= (ADOPT_TOLERANCE + a[1] + b[1]) * size)
 
 
-class _Ranged(io.RawIOBase):
-    """A file of a store that reads only the ranges it is asked for."""
-
-    def __init__(self, store: Store, name: str) -> None:
-        size = store.size(name)
-        if size is None:
-            raise FileNotFoundError(f"{store.uri}/{name} does not exist")
-        self._store, self._name, self._size, self._at = store, name, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        end = self._size if size < 0 else min(self._at + size, self._size)
-        data = self._store.read(self._name, self._at, end) if end > self._at else b""
-        self._at += len(data)
-        return data
-
-
 def _ids(store: Store, name: str) -> list[str]:
     try:
-        table = pq.read_table(_Ranged(store, name), columns=["sample_id"], page_checksum_verification=True)
+        table = pq.read_table(store.open(name), columns=["sample_id"], page_checksum_verification=True)
     except pa.ArrowException as error:
         raise Damaged(f"{store.uri}/{name} is damaged: {error}") from error
     return table["sample_id"].to_pylist()

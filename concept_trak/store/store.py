@@ -5,6 +5,7 @@ or meets its own bytes.
 """
 
 import contextlib
+import io
 import uuid
 
 import fsspec
@@ -38,6 +39,17 @@ class Store:
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
         """The bytes `start` (from 0) up to `end` (exclusive) of a file, all by default; absent: FileNotFoundError."""
         return self._place.read(_checked(name), start, end)
+
+    def open(self, name: str) -> "RangedFile":
+        """A file for readers that seek, such as Parquet's: every read is one ranged request, and nothing is cached.
+
+        Raises:
+            FileNotFoundError: there is no file of this name.
+        """
+        size = self.size(name)
+        if size is None:
+            raise FileNotFoundError(f"{self.uri}/{name} does not exist")
+        return RangedFile(self, name, size)
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None if there is none of this name."""
@@ -108,6 +120,32 @@ class Store:
             return first and not self.create(name, b"second")
         finally:
             self.delete(name)
+
+
+class RangedFile(io.RawIOBase):
+    """A file of a store that reads only the ranges that are asked for. Storage that fails raises the store's errors."""
+
+    def __init__(self, store: Store, name: str, size: int) -> None:
+        self._store, self._name, self._size, self._position = store, name, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        end = self._size if size < 0 else min(self._position + size, self._size)
+        data = self._store.read(self._name, self._position, end) if end > self._position else b""
+        self._position += len(data)
+        return data
 
 
 def _parse(uri: str) -> tuple[str, str]:

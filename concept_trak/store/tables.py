@@ -1,12 +1,15 @@
 """Plain tables for people: rows in, Parquet columns out, with types said in words so that nobody else needs Arrow."""
 
+import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+TAIL_BYTES = 64 << 10
+"""Holds nearly every footer of Parquet, so that one request reads it."""
 KINDS: dict[str, pa.DataType] = {
     "string": pa.string(),
     "bool": pa.bool_(),
@@ -16,6 +19,14 @@ KINDS: dict[str, pa.DataType] = {
     "float64": pa.float64(),
     "vector": pa.list_(pa.field("element", pa.float32(), nullable=False)),
 }
+
+
+@runtime_checkable
+class SeekableFile(Protocol):
+    """A file opened for reading, here or on storage."""
+
+    def seek(self, offset: int, whence: int = ..., /) -> int: ...
+    def read(self, size: int = ..., /) -> bytes: ...
 
 
 def from_rows(kinds: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> pa.Table:
@@ -38,3 +49,19 @@ def to_parquet(table: pa.Table) -> bytes:
 def read_parquet(data: bytes) -> pa.Table:
     """The table that `to_parquet` wrote, page checksums verified."""
     return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+
+
+def parquet_tail(file: SeekableFile) -> bytes:
+    """The end of a Parquet file with its whole footer, which `pq.read_metadata` reads like the file itself.
+
+    Arrow raises OSError for a damaged footer too. Reading the bytes first keeps apart storage that failed, which raises
+    here, and a file that is damaged, which raises when the bytes are parsed.
+    """
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - TAIL_BYTES))
+    tail = file.read()
+    length = int.from_bytes(tail[-8:-4], "little") + 8  # Parquet ends with the footer, its length, and "PAR1"
+    if tail.endswith(b"PAR1") and len(tail) < length <= size:
+        file.seek(size - length)
+        tail = file.read()
+    return tail

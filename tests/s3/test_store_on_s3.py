@@ -10,7 +10,8 @@ import pytest
 
 from concept_trak.store import backends as behind
 from concept_trak.store import records
-from concept_trak.store.codec import decode_blocks
+from concept_trak.store.codec import decode_blocks, read_footer
+from concept_trak.store.lookup import shards_holding
 from concept_trak.store.store import Store
 from tests.s3.proxy import Proxy
 from tests.s3.server import BUCKET, KEY, SECRET, Server
@@ -66,6 +67,18 @@ def test_large_objects_are_one_put_and_ranged_reads(proxy: Proxy, address: str):
     assert store.read("large", edge - 3, edge + 5) == data[edge - 3 : edge + 5]
     assert store.read("large", len(data) - 7) == data[-7:]
     assert store.size("large") == len(data)
+
+
+def test_a_footer_costs_two_requests_and_ids_no_features(proxy: Proxy, address: str):
+    store, part = Store(address), a_part(n=2000, k=512)
+    records.commit_part(store, part, "float16", "binary", 0.0, 1, "here")
+    before = dict(proxy.seen)
+    name = records.part_name(part.fingerprint, part.shard)
+    assert read_footer(store, name).rows == 2000
+    assert (proxy.seen["HEAD"] - before["HEAD"], proxy.seen["GET"] - before["GET"]) == (1, 1)
+    before = dict(proxy.seen)
+    assert shards_holding(store, part.fingerprint, [part.shard], {"img-07"}) == {"img-07": part.shard}
+    assert proxy.seen["GET"] - before["GET"] <= 2, "the footer, and the column of ids"
 
 
 def test_listings_go_on_after_a_thousand_names(address: str):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from concept_trak.store import codec
+from concept_trak.store import codec, tables
 from concept_trak.store.codec import Damaged, Footer, Part, Reject
 from concept_trak.store.store import Store
 from tests.store.parts import a_part
@@ -201,7 +201,7 @@ def test_a_footer_is_read_from_the_tail_alone(tmp_path):
     assert codec.read_footer(store, "part") == codec.decode_footer(store.read("part", 0))
     store.count = 0
     codec.read_footer(store, "part")
-    assert store.count <= codec.TAIL_BYTES
+    assert store.count <= tables.TAIL_BYTES
     wordy = dataclasses.replace(part, rejects=tuple(Reject("i", "s", row, "decode", "x" * 500) for row in range(400)))
     store.create("wordy", codec.encode_part(wordy))
     assert codec.read_footer(store, "wordy").rejects == wordy.rejects, "a footer longer than the first tail was cut"
