@@ -32,7 +32,8 @@ from concept_trak.config import BudgetConfig, ClusterConfig
 from concept_trak.data.benchmarks.two_factors import Pair, TwoFactors, pair_caption
 from concept_trak.evaluation.judge import judge_of, presence
 from concept_trak.evaluation.retrieval import Cell, cells
-from concept_trak.evaluation.training.benchmark_models import TrainConfig, train_model
+from concept_trak.evaluation.training.benchmark_models import train_model
+from concept_trak.evaluation.training.settings import TrainConfig
 from concept_trak.models import load
 from concept_trak.models.classifier import Classifier
 from concept_trak.store.store import Store
@@ -67,7 +68,7 @@ class Bench:
 
     def settings(self, item: Retraining) -> TrainConfig:
         """Weights and batches from the retraining's seed, on the images of the model it is about."""
-        return replace(self.made, seed=item.seed, images_seed=self.made.drawn)
+        return replace(self.made, seed=item.seed, images_seed=self.made.drawing_seed)
 
 
 NO_MATTER = ("out", "refresh", "judge_steps", "samples")

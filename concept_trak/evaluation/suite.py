@@ -21,7 +21,7 @@ from concept_trak.config import AuditConfig, BudgetConfig, ClusterConfig, DataCo
 from concept_trak.data.benchmarks.synthetic import labels_of, write_synthetic
 from concept_trak.data.benchmarks.two_factors import pair_caption
 from concept_trak.evaluation.retrieval import TRUTHS, Cell, cells, question
-from concept_trak.evaluation.training.benchmark_models import TrainConfig
+from concept_trak.evaluation.training.settings import TrainConfig
 
 # What a model's grades depend on; other settings are no reason to compute them again.
 GRADING = ("methods", "rows", "queries", "each", "pairs", "truth", "unsaid", "dampings", "parameters", "projector")
@@ -127,11 +127,11 @@ def cells_of(config: BenchmarkConfig, made: TrainConfig) -> list[Cell]:
 
 def data_of(config: BenchmarkConfig, made: TrainConfig) -> str:
     """The folder of the scored samples, the first that the model was trained on; written if it is not there."""
-    notes = [made.set, str(made.drawn), f"{made.wrong:g}", str(config.rows)]
+    notes = [made.set, str(made.drawing_seed), f"{made.wrong:g}", str(config.rows)]
     notes += [f"{made.resolution}px"] if made.resolution else []
     notes += [f"no-{config.unsaid}"] if config.unsaid else []
     folder = f"{config.store}/data/{'-'.join(notes)}"
-    write_synthetic(folder, config.rows, made.drawn, made.kinds, 4, made.side, 0, made.wrong, config.unsaid)
+    write_synthetic(folder, config.rows, made.drawing_seed, made.kinds, 4, made.side, 0, made.wrong, config.unsaid)
     return folder
 
 

@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from concept_trak.evaluation.counterfactual import Case, Effect
-from concept_trak.evaluation.training.benchmark_models import TrainConfig
+from concept_trak.evaluation.training.settings import TrainConfig
 from concept_trak.report.benchmark_page import cell_words, share_text, signed_text
 from concept_trak.report.table_page import TablePage, TextTable, as_markdown, render_tables
 from concept_trak.store.store import Store

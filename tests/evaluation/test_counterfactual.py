@@ -24,7 +24,7 @@ from concept_trak.evaluation.counterfactual import (
     tops_of,
 )
 from concept_trak.evaluation.retrieval import Cell
-from concept_trak.evaluation.training.benchmark_models import TrainConfig
+from concept_trak.evaluation.training.settings import TrainConfig
 from concept_trak.models.classifier import Classifier
 from concept_trak.report.benchmark_page import TOPS
 from concept_trak.store.store import Store

@@ -16,7 +16,7 @@ from concept_trak.evaluation.baselines import RIVALS, Rivalry
 from concept_trak.evaluation.benchmark import Grading, Inquiry
 from concept_trak.evaluation.pipeline import title_of
 from concept_trak.evaluation.suite import BenchmarkConfig, audit_of, trained
-from concept_trak.evaluation.training.benchmark_models import command
+from concept_trak.evaluation.training.benchmark_models import train_command
 from concept_trak.models import load
 from jobs.benchmark import benchmark
 from jobs.configure import CONF, configure, main
@@ -230,7 +230,7 @@ def test_a_shipped_model_is_what_its_folder_says(folder):
     assert sum(p.numel() for p in model.parameters.values()) > 1_200_000
     assert model.resolution == made.side
     said = json.loads((folder / "training.json").read_text())
-    assert command(made) == said["command"], "the settings and the command of training.json differ"
+    assert train_command(made) == said["command"], "the settings and the command of training.json differ"
     assert said["judge_accuracy"] > 0.99, "who judged it could not tell what an image shows"
     drawn = said["shows_both_factors"]["guidance 1"]
     right = [share for text, share in drawn.items() if text not in said["held_out"]]

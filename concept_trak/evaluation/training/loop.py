@@ -1,16 +1,10 @@
-"""Fitting a text-to-image diffusion model: the loop that made the demo's model, and that retrains it for causal tests.
+"""The training loop of the benchmark's text-to-image models.
 
     L(theta) = E mean (target - f_theta(alpha_t x_0 + sigma_t eps, t, c))^2
 
 f_theta is the network's raw output and `TARGETS` says what it predicts; t is uniform; c is one of a sample's captions,
 so that "" and single factors are conditions the model has seen (classifier-free guidance, Ho and Salimans 2022).
 Letters: b samples of a batch, n training images, v captions of each, l tokens of one.
-
-One step of a training run: on a CPU as it is written, on a GPU captured once and replayed.
-
-A small network's step is thousands of kernels of microseconds each, and to launch them takes longer than to run them.
-A CUDA graph launches all of them at once; what changes from step to step (the task, the rates, the average's decay) is
-written into tensors that the graph reads.
 """
 
 import copy
@@ -23,16 +17,24 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
+from concept_trak import UserError
 from concept_trak.attribution.numerics import key
-from concept_trak.evaluation.training.optim import TARGETS, Recipe, optimizers, rate, times
+from concept_trak.evaluation.training.optim import optimizers, rate_share
+from concept_trak.evaluation.training.settings import TrainConfig
+
+CLIP = 1.0
+"""Largest Euclidean norm of a step's gradient."""
+MIDDLE = (0.1, 0.7)
+"""Range of the times, as shares, in which the content of an image is decided. Below it the image is nearly clean, above
+it nearly noise."""
 
 
 @dataclass(frozen=True)
-class Examples:
+class TrainingSet:
     """A training set in memory.
 
-    `tokens` holds each image's captions: the full one and those with factors left out. `chances` says how often each
-    of the v is used; it sums to 1.
+    `tokens` holds each image's captions: the full one and those with factors left out. `chances`: the probability that
+    each of the v is used; they sum to 1.
     """
 
     images: UInt8[Tensor, "n 3 h w"]
@@ -41,76 +43,58 @@ class Examples:
 
 
 class TextConditioned(nn.Module):
-    """A denoising network and the text encoder it listens to, as one to fit: f_theta(x_t, t, tokens).
+    """A denoising network and its text encoder as one module to train: f_theta(x_t, t, tokens).
 
-    `ask(network, x_t, t, condition)` is how the raw output of such a network is asked for.
+    Args:
+        predict: `predict(network, x_t, t, condition)` returns the network's raw output.
     """
 
-    def __init__(self, network: nn.Module, text_encoder: nn.Module, ask: Callable[..., Tensor]) -> None:
+    def __init__(self, network: nn.Module, text_encoder: nn.Module, predict: Callable[..., Tensor]) -> None:
         super().__init__()
-        self.network, self.text_encoder, self.ask = network, text_encoder, ask
+        self.network, self.text_encoder, self.predict = network, text_encoder, predict
 
     def forward(
         self, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], tokens: Int[Tensor, "b l"]
     ) -> Float[Tensor, "b c h w"]:
         text = self.text_encoder(tokens)[0]
-        return self.ask(self.network, x_t, t, {"text": text})
+        return self.predict(self.network, x_t, t, {"text": text})
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where `fit` stands after a step. `average` is one module, updated in place: copy it to keep it."""
+class TrainingProgress:
+    """The state of a run after a step. `average` is one module that is updated in place: copy it to keep it."""
 
     step: int
     loss: float
     average: nn.Module
 
 
-def dropout(p: float) -> Float[Tensor, " 4"]:
-    """Chances of (both factors, the first alone, the second alone, neither) when each factor is dropped with
-    probability p, and besides both at once with probability p, all three independently."""
+def caption_chances(p: float) -> Float[Tensor, " 4"]:
+    """Probabilities of (both factors, the first alone, the second alone, neither) in a caption.
+
+    Each factor is dropped with probability p, and both at once with probability p, all three independently.
+    """
     kept = (1 - p) * torch.tensor([(1 - p) ** 2, (1 - p) * p, p * (1 - p), p * p])
     return kept + p * torch.tensor([0.0, 0.0, 0.0, 1.0])
 
 
-def refilled(removed: Bool[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """Which image stands in each of n places once some are removed: itself, or in place of a removed one one of those
-    kept, in turn from the first on.
+def replacement_rows(removed: Bool[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """For each of n images, the image used in its place: itself, or if it is removed one of those kept, in turn.
 
-    So a run with all images and one without some draw the same batches, but for the places of those removed.
+    A run with all images and a run without some then draw the same batches, except where images are removed.
 
     Raises:
-        ValueError: none is kept.
+        UserError: No image is kept.
     """
     rows, kept = np.arange(len(removed)), np.flatnonzero(~removed)
     if not len(kept):
-        raise ValueError(f"all {len(removed)} training images are removed; expected some to be left")
+        raise UserError(f"all {len(removed)} training images are removed; expected some to be left")
     rows[removed] = np.resize(kept, int(removed.sum()))
     return rows
 
 
-def fit(
-    network: nn.Module,
-    examples: Examples,
-    alpha: Float[Tensor, " times"],
-    sigma: Float[Tensor, " times"],
-    recipe: Recipe,
-) -> Iterator[Progress]:
-    """Trains `network`, a map (x_t, t, tokens) -> raw output, in place, and yields after every step.
-
-    Step s draws its batch, times, noise and captions from the key (seed, s): the run depends on nothing else.
-    """
-    average = copy.deepcopy(network).requires_grad_(False).eval()
-    network.train()
-    update = stepper(network, average, recipe)
-    for step in range(recipe.steps):
-        task = drawn(examples, alpha, sigma, recipe, key(recipe.seed, "batch", step))
-        loss = update(task, rate(step, recipe), min(recipe.decay, (1 + step) / (10 + step)))
-        yield Progress(step, loss.item(), average)
-
-
-class Task(NamedTuple):
-    """What one step asks of the network at b noised images, and what it should answer."""
+class TrainingBatch(NamedTuple):
+    """The input of one step at b noised images, and the target output."""
 
     x_t: Float[Tensor, "b c h w"]
     t: Int[Tensor, " b"]
@@ -118,19 +102,41 @@ class Task(NamedTuple):
     target: Float[Tensor, "b c h w"]
 
 
-def drawn(
-    examples: Examples, alpha: Float[Tensor, " times"], sigma: Float[Tensor, " times"], recipe: Recipe, draws: int
-) -> Task:
-    """What one step is asked, on the CPU, so that every device is asked the same."""
-    draw = torch.Generator().manual_seed(draws)
-    rows = torch.randint(len(examples.images), (recipe.batch,), generator=draw)
-    variant = torch.multinomial(examples.chances, recipe.batch, replacement=True, generator=draw)
-    t = times(len(alpha), recipe.focus, recipe.batch, draw)
-    x_0 = unit_range(examples.images[rows])
+def epsilon(x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The noise (Ho et al. 2020, eq. 14)."""
+    return eps
+
+
+def velocity(x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """v = alpha eps - sigma x_0 (Salimans and Ho 2022): near pure noise the target is the image, not the input."""
+    return alpha * eps - sigma * x_0
+
+
+TARGETS = {"epsilon": epsilon, "v_prediction": velocity}
+
+
+def draw_batch(
+    data: TrainingSet, alpha: Float[Tensor, " times"], sigma: Float[Tensor, " times"], config: TrainConfig, seed: int
+) -> TrainingBatch:
+    """The batch of one step, drawn on the CPU so that it is the same for every device."""
+    draw = torch.Generator().manual_seed(seed)
+    rows = torch.randint(len(data.images), (config.batch,), generator=draw)
+    variant = torch.multinomial(data.chances, config.batch, replacement=True, generator=draw)
+    t = draw_times(len(alpha), config.focus, config.batch, draw)
+    x_0 = unit_range(data.images[rows])
     eps = torch.randn(x_0.shape, generator=draw)
     alpha_t, sigma_t = alpha[t].float().view(-1, 1, 1, 1), sigma[t].float().view(-1, 1, 1, 1)
-    target = TARGETS[recipe.prediction_type](x_0, eps, alpha_t, sigma_t)
-    return Task(alpha_t * x_0 + sigma_t * eps, t, examples.tokens[rows, variant], target)
+    target = TARGETS[config.prediction_type](x_0, eps, alpha_t, sigma_t)
+    return TrainingBatch(alpha_t * x_0 + sigma_t * eps, t, data.tokens[rows, variant], target)
+
+
+def draw_times(times: int, share: float, count: int, draw: torch.Generator) -> Int[Tensor, " count"]:
+    """`count` times in 0 ... times - 1, uniform; about `share` of them from `MIDDLE` instead."""
+    if share == 0:
+        return torch.randint(times, (count,), generator=draw)
+    inside, position = torch.rand(count, generator=draw) < share, torch.rand(count, generator=draw)
+    low, high = MIDDLE
+    return (times * torch.where(inside, low + position * (high - low), position)).long()
 
 
 def unit_range(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
@@ -138,47 +144,63 @@ def unit_range(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
     return images.float() / 127.5 - 1
 
 
-WARM_UP = 3
-"""Steps before the capture, taken back afterwards: libraries set themselves up in them, which no graph can hold."""
-Update = Callable[[Task, float, float], Float[Tensor, ""]]
-"""(task, share of the peak rates, the average's decay) -> the loss before the step. Moves network and average."""
+def training_loss(network: nn.Module, batch: TrainingBatch) -> Float[Tensor, ""]:
+    """Mean square of target - f_theta."""
+    return (network(batch.x_t, batch.t, batch.tokens) - batch.target).square().mean()
 
 
-def squared_error(network: nn.Module, task: Task) -> Float[Tensor, ""]:
-    return (network(task.x_t, task.t, task.tokens) - task.target).square().mean()
+def training_steps(
+    network: nn.Module,
+    data: TrainingSet,
+    alpha: Float[Tensor, " times"],
+    sigma: Float[Tensor, " times"],
+    config: TrainConfig,
+) -> Iterator[TrainingProgress]:
+    """Trains `network`, a map (x_t, t, tokens) -> raw output, in place, and yields after every step.
+
+    Step s draws its batch, times, noise and captions from the key (seed, s): the run depends on nothing else.
+    """
+    average = copy.deepcopy(network).requires_grad_(False).eval()
+    network.train()
+    cuda = next(network.parameters()).device.type == "cuda"
+    update = GraphStep(network, average, config) if cuda else EagerStep(network, average, config)
+    for step in range(config.steps):
+        batch = draw_batch(data, alpha, sigma, config, key(config.seed, "batch", step))
+        loss = update(batch, rate_share(step, config), min(config.decay, (1 + step) / (10 + step)))
+        yield TrainingProgress(step, loss.item(), average)
 
 
-def stepper(network: nn.Module, average: nn.Module, recipe: Recipe) -> Update:
-    """The step of a run, for the device that the network is on."""
-    device = next(network.parameters()).device
-    return Captured(network, average, recipe) if device.type == "cuda" else Plain(network, average, recipe)
+class EagerStep:
+    """One step as it is written; the oracle of `GraphStep`. Moves the network and the average.
 
+    The average is updated by hand: `torch.optim.swa_utils.AveragedModel` copies its counter from the CPU in every
+    update, which a CUDA graph cannot capture.
+    """
 
-class Plain:
-    """Step by step, as it is written: the oracle of the other."""
-
-    def __init__(self, network: nn.Module, average: nn.Module, recipe: Recipe) -> None:
-        self.network, self.average, self.recipe = network, average, recipe
+    def __init__(self, network: nn.Module, average: nn.Module, config: TrainConfig) -> None:
+        self.network, self.average = network, average
         self.device = next(network.parameters()).device
-        self.falling = optimizers(network, recipe)
+        self.optimizers = optimizers(network, config)
         self.decay = torch.zeros((), device=self.device)
 
-    def __call__(self, task: Task, share: float, decay: float) -> Float[Tensor, ""]:
-        self.set(share, decay)
-        return self.step(Task(*(part.to(self.device) for part in task)))
+    def __call__(self, batch: TrainingBatch, share: float, decay: float) -> Float[Tensor, ""]:
+        """The loss before the step. `share`: of the peak rates. `decay`: of the average."""
+        self.set_rates(share, decay)
+        return self.step(TrainingBatch(*(part.to(self.device) for part in batch)))
 
-    def set(self, share: float, decay: float) -> None:
+    def set_rates(self, share: float, decay: float) -> None:
+        """Writes into tensors, which a captured step reads."""
         self.decay.fill_(decay)
-        for optimizer, peak in self.falling:
+        for optimizer, peak in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"].fill_(peak * share)
 
-    def step(self, task: Task) -> Float[Tensor, ""]:
-        loss = squared_error(self.network, task)
+    def step(self, batch: TrainingBatch) -> Float[Tensor, ""]:
+        loss = training_loss(self.network, batch)
         self.network.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
-        for optimizer, _ in self.falling:
+        nn.utils.clip_grad_norm_(self.network.parameters(), CLIP)
+        for optimizer, _ in self.optimizers:
             optimizer.step()
         with torch.no_grad():
             for kept, new in zip(self.average.parameters(), self.network.parameters(), strict=True):
@@ -186,45 +208,53 @@ class Plain:
         return loss.detach()
 
 
-class Captured(Plain):
-    """The same step as a CUDA graph."""
+WARM_UP = 3
+"""Steps before the capture, undone afterwards: libraries initialise themselves in them, which no graph can hold."""
 
-    def __init__(self, network: nn.Module, average: nn.Module, recipe: Recipe) -> None:
-        super().__init__(network, average, recipe)
+
+class GraphStep(EagerStep):
+    """The same step as a CUDA graph, captured once and replayed.
+
+    A small network's step is thousands of kernels of microseconds each, and launching them takes longer than running
+    them. A graph launches all of them at once. `torch.cuda.make_graphed_callables` captures the forward and backward
+    passes alone; this graph holds the clipping, the optimizers and the average as well.
+    """
+
+    def __init__(self, network: nn.Module, average: nn.Module, config: TrainConfig) -> None:
+        super().__init__(network, average, config)
         self.graph: torch.cuda.CUDAGraph | None = None
 
-    def __call__(self, task: Task, share: float, decay: float) -> Float[Tensor, ""]:
-        if self.graph is None:
-            self._capture(task)
-        self.set(share, decay)
-        for held, part in zip(self.task, task, strict=True):
+    def __call__(self, batch: TrainingBatch, share: float, decay: float) -> Float[Tensor, ""]:
+        graph = self.graph or self._capture(batch)
+        self.set_rates(share, decay)
+        for held, part in zip(self.batch, batch, strict=True):
             held.copy_(part)
-        assert self.graph is not None
-        self.graph.replay()
+        graph.replay()
         return self.loss
 
-    def _capture(self, task: Task) -> None:
-        self.task = Task(*(part.to(self.device) for part in task))
+    def _capture(self, batch: TrainingBatch) -> torch.cuda.CUDAGraph:
+        self.batch = TrainingBatch(*(part.to(self.device) for part in batch))
         start = [p.detach().clone() for p in self.network.parameters()]
-        self.set(1.0, 1.0)  # the average stays where it is
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
+        self.set_rates(1.0, 1.0)  # with a decay of 1 the average does not move
+        side_stream = torch.cuda.Stream()
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream):
             for _ in range(WARM_UP):
-                self.step(self.task)
-        torch.cuda.current_stream().wait_stream(aside)
-        self._forget(start)
+                self.step(self.batch)
+        torch.cuda.current_stream().wait_stream(side_stream)
+        self._undo(start)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self.loss = self.step(self.task)
+            self.loss = self.step(self.batch)
+        return self.graph
 
     @torch.no_grad()
-    def _forget(self, start: list[Tensor]) -> None:
-        """As if no step had been taken: the weights as they were; moments and counts, which are tensors, at 0."""
+    def _undo(self, start: list[Tensor]) -> None:
+        """Restores the weights and sets moments and step counts, which are tensors, to 0."""
         self.network.zero_grad()
         for weight, kept in zip(self.network.parameters(), start, strict=True):
             weight.copy_(kept)
-        for optimizer, _ in self.falling:
+        for optimizer, _ in self.optimizers:
             for state in optimizer.state.values():
                 for value in state.values():
                     value.zero_()

@@ -1,117 +1,60 @@
-"""The numbers of one training run, and what follows from them: its target, its times, its optimizers, their rates.
+"""The optimizers of a training run and the schedule of their rates.
 
 Muon (Jordan et al. 2024) in float32: the step of a matrix is its momentum with all singular values brought near 1.
-
-torch's own works in bfloat16, which a CPU without instructions for it multiplies 13 times slower than float32: there a
-step of the benchmark's transformer took 2.5 s, nearly all of it in these products.
+`torch.optim.Muon` works in bfloat16. A CPU without bfloat16 instructions multiplies that 13 times more slowly than
+float32: one step of the benchmark's transformer took 2.5 s there, nearly all of it in these products.
 """
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from concept_trak.evaluation.training.settings import TrainConfig
 
-def epsilon(x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The noise (Ho et al. 2020, eq. 14)."""
-    return eps
-
-
-def velocity(x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """v = alpha eps - sigma x_0 (Salimans and Ho 2022): near pure noise it asks for the image, not for its input."""
-    return alpha * eps - sigma * x_0
-
-
-TARGETS = {"epsilon": epsilon, "v_prediction": velocity}
-MIDDLE = (0.1, 0.7)
-"""Of the times: below, an image is all but there; above, all but noise."""
 MUON = 5.0
 """Muon's rate over AdamW's; its steps are scaled to AdamW's size."""
 INNER = 64
 """Least side of a matrix inside a network; inputs (pixels, one patch) and outputs have a smaller one."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """The numbers of one run."""
-
-    seed: int = 0
-    steps: int = 6000
-    batch: int = 16
-    learning_rate: float = 1.2e-3
-    """Peak of AdamW's rate: a linear rise over `warm_up` steps, then half a cosine down to 0."""
-    warm_up: int = 100
-    decay: float = 0.998
-    """Of the moving average of the weights, which is what is shipped; smaller in the first steps."""
-    clip: float = 1.0
-    """Largest Euclidean norm of a step's gradient."""
-    prediction_type: str = "v_prediction"
-    """A row of `TARGETS`, by the name diffusers' schedulers give it."""
-    optimizer: str = "adamw"
-    """adamw, or muon for the matrices inside the network (see `optimizers`)."""
-    focus: float = 0.0
-    """Share of a batch whose times are drawn from `MIDDLE` alone, where it is decided what an image shows."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.warm_up < self.steps:
-            raise ValueError(f"warm_up={self.warm_up}, steps={self.steps}: expected 0 < warm_up < steps")
-        if self.prediction_type not in TARGETS:
-            raise ValueError(f"prediction_type={self.prediction_type!r}: expected one of {', '.join(TARGETS)}")
-        if self.optimizer not in ("adamw", "muon") or not 0 <= self.focus <= 1:
-            raise ValueError(
-                f"optimizer={self.optimizer!r}, focus={self.focus}: expected adamw or muon, and a share in 0 ... 1"
-            )
-        if self.batch < 1 or self.learning_rate <= 0 or not 0 <= self.decay < 1:
-            raise ValueError(
-                f"batch={self.batch}, learning_rate={self.learning_rate}, decay={self.decay}: "
-                "expected batch >= 1, learning_rate > 0 and 0 <= decay < 1"
-            )
-
-
-def optimizers(network: nn.Module, recipe: Recipe) -> list[tuple[torch.optim.Optimizer, float]]:
-    """What takes the steps, each with the peak of its rate.
+def optimizers(network: nn.Module, config: TrainConfig) -> list[tuple[torch.optim.Optimizer, float]]:
+    """The optimizers of a run, each with the peak of its rate.
 
     Muon (Jordan et al. 2024) orthogonalises the update of a matrix, so that its weak directions learn as fast as its
-    strong ones. Here that decides: a colour is a strong direction and learnt at once, a shape a weak one. Inputs,
-    outputs and everything that is no matrix stay with AdamW.
+    strong ones. That matters here: a colour is a strong direction and learnt at once, a shape a weak one. Inputs,
+    outputs and all parameters that are not matrices stay with AdamW.
     """
     device = next(network.parameters()).device
 
-    def at(peak: float) -> Tensor:
-        """A rate that a captured step reads (`loop.py`)."""
+    def rate(peak: float) -> Tensor:
+        """A tensor, which a captured step can read (`loop.py`)."""
         return torch.tensor(peak, device=device)
 
     inner = [m.weight for m in network.modules() if isinstance(m, nn.Linear) and min(m.weight.shape) >= INNER]
-    inner = [] if recipe.optimizer == "adamw" else inner
-    named = {id(weight) for weight in inner}
-    rest = [p for p in network.parameters() if id(p) not in named]
+    inner = [] if config.optimizer == "adamw" else inner
+    inner_ids = {id(weight) for weight in inner}
+    rest = [p for p in network.parameters() if id(p) not in inner_ids]
     cuda = device.type == "cuda"
-    usual = torch.optim.AdamW(rest, lr=at(recipe.learning_rate), capturable=cuda, foreach=cuda)
-    found: list[tuple[torch.optim.Optimizer, float]] = [(usual, recipe.learning_rate)]
-    if inner:
-        peak = MUON * recipe.learning_rate
-        found.insert(0, (Muon(inner, lr=at(peak)), peak))
-    return found
+    adamw = torch.optim.AdamW(rest, lr=rate(config.learning_rate), capturable=cuda, foreach=cuda)
+    if not inner:
+        return [(adamw, config.learning_rate)]
+    peak = MUON * config.learning_rate
+    return [(Muon(inner, lr=rate(peak)), peak), (adamw, config.learning_rate)]
 
 
-def times(count: int, share: float, number: int, draw: torch.Generator) -> Int[Tensor, " number"]:
-    """`number` times in 0 ... count - 1, uniform; about `share` of them from `MIDDLE` (in shares of count) instead."""
-    if share == 0:
-        return torch.randint(count, (number,), generator=draw)
-    inside, where = torch.rand(number, generator=draw) < share, torch.rand(number, generator=draw)
-    low, high = MIDDLE
-    return (count * torch.where(inside, low + where * (high - low), where)).long()
+def rate_share(step: int, config: TrainConfig) -> float:
+    """The learning rate of a step as a share of its peak, in (0, 1].
 
-
-def rate(step: int, recipe: Recipe) -> float:
-    """The learning rate of a step, as a share of its peak, in (0, 1]."""
-    if step < recipe.warm_up:
-        return (step + 1) / recipe.warm_up
-    return 0.5 * (1 + math.cos(math.pi * (step - recipe.warm_up) / (recipe.steps - recipe.warm_up)))
+    From the peak on this is `transformers.get_cosine_schedule_with_warmup`. That schedule starts its warm-up at a rate
+    of 0 and this one at 1 / warm_up, as the shipped models were trained.
+    """
+    if step < config.warm_up:
+        return (step + 1) / config.warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - config.warm_up) / (config.steps - config.warm_up)))
 
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -122,7 +65,7 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised, with steps of AdamW's size: their root mean square is about 0.2 lr.
 
     Raises:
-        ValueError: a parameter is no matrix.
+        ValueError: A parameter is not a matrix.
     """
 
     def __init__(
@@ -139,26 +82,27 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """W <- (1 - lr decay) W - 0.2 lr sqrt(max(rows, columns)) orthogonal(g + momentum (m - g)).
 
-        Matrices of one shape are orthogonalised together: on a GPU small ones cost the launches and not the products.
+        Matrices of one shape are orthogonalised together: on a GPU launching small products costs more than computing
+        them.
         """
-        assert closure is None, "no step of this optimizer evaluates the loss again"
+        assert closure is None, "this optimizer does not evaluate the loss again"
         for group in self.param_groups:
-            for alike in _by_shape(p for p in group["params"] if p.grad is not None):
-                means = [self.state[weight].setdefault("mean", torch.zeros_like(weight)) for weight in alike]
-                for mean, weight in zip(means, alike, strict=True):
-                    mean.lerp_(weight.grad, 1 - group["momentum"])
-                slopes = torch.stack([w.grad for w in alike if w.grad is not None])
-                ahead = slopes.lerp(torch.stack(means), group["momentum"])
-                size = 0.2 * group["lr"] * math.sqrt(max(alike[0].shape))
-                for weight, moved in zip(alike, orthogonal(ahead), strict=True):
-                    weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(size * moved)
+            for matrices in _by_shape(p for p in group["params"] if p.grad is not None):
+                gradients = [w.grad for w in matrices if w.grad is not None]
+                means = [self.state[weight].setdefault("mean", torch.zeros_like(weight)) for weight in matrices]
+                for mean, gradient in zip(means, gradients, strict=True):
+                    mean.lerp_(gradient, 1 - group["momentum"])
+                momenta = torch.stack(gradients).lerp(torch.stack(means), group["momentum"])
+                size = 0.2 * group["lr"] * math.sqrt(max(matrices[0].shape))
+                for weight, update in zip(matrices, orthogonal(momenta), strict=True):
+                    weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(size * update)
 
 
 def _by_shape(weights: Iterable[Tensor]) -> list[list[Tensor]]:
-    found: dict[torch.Size, list[Tensor]] = {}
+    groups: dict[torch.Size, list[Tensor]] = {}
     for weight in weights:
-        found.setdefault(weight.shape, []).append(weight)
-    return list(found.values())
+        groups.setdefault(weight.shape, []).append(weight)
+    return list(groups.values())
 
 
 def orthogonal(matrix: Float[Tensor, "*n rows columns"], rounds: int = 5) -> Float[Tensor, "*n rows columns"]:

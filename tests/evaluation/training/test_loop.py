@@ -10,31 +10,37 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from torch import nn
+from transformers import get_cosine_schedule_with_warmup
 
+from concept_trak import UserError
+from concept_trak.config import build
 from concept_trak.data.benchmarks.synthetic import arrays
 from concept_trak.data.benchmarks.two_factors import SETS, pair_caption
 from concept_trak.evaluation import judge
 from concept_trak.evaluation.training.benchmark_models import (
-    TrainConfig,
-    command,
-    examples,
-    listening,
-    made_how,
+    initial_pipeline,
+    run_record,
+    text_conditioned,
+    train_command,
     train_model,
-    untrained,
+    training_set,
 )
 from concept_trak.evaluation.training.loop import (
-    Captured,
-    Examples,
-    Plain,
-    drawn,
-    dropout,
-    fit,
-    refilled,
-    squared_error,
+    MIDDLE,
+    TARGETS,
+    EagerStep,
+    GraphStep,
+    TrainingSet,
+    caption_chances,
+    draw_batch,
+    draw_times,
+    replacement_rows,
+    training_loss,
+    training_steps,
     unit_range,
 )
-from concept_trak.evaluation.training.optim import INNER, MIDDLE, TARGETS, Recipe, optimizers, rate, times
+from concept_trak.evaluation.training.optim import INNER, optimizers, rate_share
+from concept_trak.evaluation.training.settings import TrainConfig
 from concept_trak.models import load, small
 from concept_trak.models.small import TransformerSize
 from jobs.configure import configure
@@ -48,12 +54,12 @@ TRANSFORMER = replace(TINY, set="shapes2", network="transformer", dropped=0.0)
 
 def tiny_network(seed=0):
     pipeline = small.pixel_pipeline(seed, resolution=16)
-    return listening(TINY, pipeline), examples(TINY, pipeline.tokenizer)
+    return text_conditioned(TINY, pipeline), training_set(TINY, pipeline.tokenizer)
 
 
 def fitted(seed=0, steps=10):
     network, data = tiny_network()
-    *_, last = fit(network, data, ALPHA, SIGMA, Recipe(seed=seed, steps=steps, batch=8, warm_up=2))
+    *_, last = training_steps(network, data, ALPHA, SIGMA, TrainConfig(seed=seed, steps=steps, batch=8, warm_up=2))
     return network, data, last
 
 
@@ -82,11 +88,11 @@ class Silent(Knowing):
 def test_the_loss_of_a_network_known_in_closed_form(network, prediction_type):
     image = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     x_0 = unit_range(image)
-    data = Examples(image, torch.zeros(1, 4, 8, dtype=torch.int64), dropout(0.15))
-    recipe = Recipe(batch=512, prediction_type=prediction_type)
+    data = TrainingSet(image, torch.zeros(1, 4, 8, dtype=torch.int64), caption_chances(0.15))
+    config = TrainConfig(batch=512, network="transformer", predicts=prediction_type)
     power = {"epsilon": 1.0, "v_prediction": (ALPHAS + (1 - ALPHAS) * x_0.square().mean()).mean().item()}
     expected = {Knowing: 0.0, Silent: power[prediction_type]}[network]  # the loss of 0 is the target's mean square
-    measured = squared_error(network(x_0, prediction_type), drawn(data, ALPHA, SIGMA, recipe, draws=0)).item()
+    measured = training_loss(network(x_0, prediction_type), draw_batch(data, ALPHA, SIGMA, config, seed=0)).item()
     assert measured == pytest.approx(expected, abs=0.02), "x_t, the noise and the target do not belong together"
 
 
@@ -109,12 +115,12 @@ def test_dropout_is_three_independent_coins(p):
         chance = torch.tensor([p if coin else 1 - p for coin in coins]).prod()
         counted[2 * (first or both) + (second or both)] += chance
     # counted is ordered by (first dropped, second dropped): none, second, first, both
-    torch.testing.assert_close(dropout(p), counted)
+    torch.testing.assert_close(caption_chances(p), counted)
 
 
 def test_a_sample_has_its_full_caption_first_and_the_empty_one_last():
     pipeline = small.pixel_pipeline(0, resolution=16)
-    data = examples(TINY, pipeline.tokenizer)
+    data = training_set(TINY, pipeline.tokenizer)
     _, drawn = arrays(TINY.seed, 0, TINY.images, resolution=16)
     for tokens, (shape, colour) in zip(data.tokens, (d.said for d in drawn), strict=True):
         texts = pipeline.tokenizer.batch_decode(tokens, skip_special_tokens=True)
@@ -124,8 +130,8 @@ def test_a_sample_has_its_full_caption_first_and_the_empty_one_last():
 def test_ten_steps_lower_the_loss():
     before, data = tiny_network()
     after, _, _ = fitted()
-    task = drawn(data, ALPHA, SIGMA, Recipe(batch=64), draws=5)
-    losses = [squared_error(network, task).item() for network in (before, after)]
+    batch = draw_batch(data, ALPHA, SIGMA, TrainConfig(batch=64), seed=5)
+    losses = [training_loss(network, batch).item() for network in (before, after)]
     assert losses[1] < 0.9 * losses[0], f"the loss went from {losses[0]:.3f} to {losses[1]:.3f} on the same draws"
 
 
@@ -137,18 +143,29 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
 
 def test_the_average_with_decay_zero_is_the_network_itself():
     network, data = tiny_network()
-    for progress in fit(network, data, ALPHA, SIGMA, Recipe(steps=3, batch=4, warm_up=1, decay=0.0)):
+    for progress in training_steps(network, data, ALPHA, SIGMA, TrainConfig(steps=3, batch=4, warm_up=1, decay=0.0)):
         for kept, new in zip(progress.average.parameters(), network.parameters(), strict=True):
             torch.testing.assert_close(kept, new.detach())
 
 
 def test_the_rate_rises_to_its_peak_and_falls_towards_zero():
-    recipe = Recipe(steps=100, warm_up=10)
-    rates = [rate(step, recipe) for step in range(100)]
+    config = TrainConfig(steps=100, warm_up=10)
+    rates = [rate_share(step, config) for step in range(100)]
     assert max(rates) == rates[9] == 1.0
     assert rates[:10] == sorted(rates[:10])
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert 0 < rates[-1] < 0.001
+
+
+def test_from_the_peak_on_the_rate_is_that_of_transformers():
+    config = TrainConfig(steps=40, warm_up=7)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = get_cosine_schedule_with_warmup(optimizer, config.warm_up, config.steps)
+    for step in range(config.steps):
+        if step >= config.warm_up:
+            assert rate_share(step, config) == pytest.approx(schedule.get_last_lr()[0], rel=1e-12)
+        optimizer.step()
+        schedule.step()
 
 
 @pytest.mark.parametrize(
@@ -180,13 +197,6 @@ def test_the_directory_is_a_diffusers_pipeline(build, absent, tmp_path):
     assert any("attn2" in name for name in adapted.parameters), "no cross attention to attribute to"
 
 
-def test_unknown_settings_of_a_recipe_are_refused():
-    with pytest.raises(ValueError, match="expected one of epsilon, v_prediction"):
-        Recipe(prediction_type="sample")
-    with pytest.raises(ValueError, match="0 < warm_up < steps"):
-        Recipe(steps=50)
-
-
 def test_building_a_pipeline_leaves_the_global_generator_alone():
     torch.manual_seed(7)
     expected = torch.rand(1)
@@ -216,7 +226,7 @@ def test_train_writes_a_pipeline_its_judge_and_how_they_were_made(tmp_path, tiny
     judge.load_classifier(tmp_path / "model/classifier.safetensors", tiny.kinds)
     assert json.loads(written) == record
     assert record["held_out"] == ["a red triangle"]
-    assert record["command"] == command(tiny)
+    assert record["command"] == train_command(tiny)
     guidances = {"guidance 1", "guidance 2"} if tiny.dropped else {"guidance 1"}
     assert set(record["shows_both_factors"]) == guidances, "a model that never saw an empty caption has no guidance"
     assert set(record["shows_both_factors"]["guidance 1"]) == {pair_caption(*pair) for pair in tiny.kinds.all_pairs}
@@ -226,7 +236,7 @@ def test_train_writes_a_pipeline_its_judge_and_how_they_were_made(tmp_path, tiny
 @pytest.mark.parametrize("tiny", [TINY, TRANSFORMER], ids=["unet", "transformer"])
 def test_the_command_on_record_repeats_the_run(tmp_path, tiny):
     """Read back from the command line as the job reads it; the model is then the same to the byte."""
-    program, arguments = command(tiny).split(" ")[:3], command(tiny).split(" ")[3:]
+    program, arguments = train_command(tiny).split(" ")[:3], train_command(tiny).split(" ")[3:]
     assert program == ["python", "-m", "jobs.train"]
     again = configure(TrainConfig, "train", arguments)
     assert again == replace(tiny, out=again.out)
@@ -234,7 +244,7 @@ def test_the_command_on_record_repeats_the_run(tmp_path, tiny):
         train_model(config, out, lambda line: None)
     (one,), (two,) = ((tmp_path / run / tiny.network).glob("*.safetensors") for run in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
-    assert command(TrainConfig()) == "python -m jobs.train"
+    assert train_command(TrainConfig()) == "python -m jobs.train"
 
 
 def weights_of(folder):
@@ -244,16 +254,16 @@ def weights_of(folder):
 def test_no_steps_write_the_initial_weights_and_say_so(tmp_path):
     config = replace(TRANSFORMER, steps=0, out=str(tmp_path / "model"))
     train_model(config, tmp_path / "model", lambda line: None)
-    untrained(config).save_pretrained(tmp_path / "initial")
+    initial_pipeline(config).save_pretrained(tmp_path / "initial")
     assert torch.equal(weights_of(tmp_path / "model"), weights_of(tmp_path / "initial"))
-    assert made_how(config)["weights"] == "initial: never trained"
-    assert made_how(replace(config, steps=7))["weights"] == "after 7 steps"
+    assert run_record(config)["weights"] == "initial: never trained"
+    assert run_record(replace(config, steps=7))["weights"] == "after 7 steps"
 
 
 def test_images_that_are_left_out_give_their_places_to_others():
     """All other places hold what they held, so that batches differ in those places alone."""
-    tokenizer, ids = untrained(TRANSFORMER).tokenizer, [d.id for d in arrays(0, 0, 16, SETS["shapes2"], 16)[1]]
-    whole, part = (examples(TRANSFORMER, tokenizer, without) for without in ((), (ids[3], ids[9])))
+    tokenizer, ids = initial_pipeline(TRANSFORMER).tokenizer, [d.id for d in arrays(0, 0, 16, SETS["shapes2"], 16)[1]]
+    whole, part = (training_set(TRANSFORMER, tokenizer, without) for without in ((), (ids[3], ids[9])))
     places = [i for i in range(16) if i not in (3, 9)]
     for before, after in ((whole.images, part.images), (whole.tokens, part.tokens)):
         assert torch.equal(before[places], after[places])
@@ -262,7 +272,7 @@ def test_images_that_are_left_out_give_their_places_to_others():
 
 @pytest.mark.parametrize("removed", [(), (0,), (0, 1, 2, 3, 4)])
 def test_whoever_takes_a_place_is_kept_and_none_much_more_often_than_others(removed):
-    rows = refilled(np.isin(np.arange(7), removed))
+    rows = replacement_rows(np.isin(np.arange(7), removed))
     assert not set(rows) & set(removed)
     counts = np.bincount(rows, minlength=7)[[i for i in range(7) if i not in removed]]
     assert counts.max() - counts.min() <= 1
@@ -270,22 +280,22 @@ def test_whoever_takes_a_place_is_kept_and_none_much_more_often_than_others(remo
 
 def test_a_training_set_of_nothing_is_refused():
     with pytest.raises(ValueError, match="all 3 training images are removed"):
-        refilled(np.ones(3, bool))
+        replacement_rows(np.ones(3, bool))
 
 
 def test_another_seed_can_train_on_the_same_images():
-    pipeline = untrained(TRANSFORMER)
+    pipeline = initial_pipeline(TRANSFORMER)
     same, other = (
-        examples(replace(TRANSFORMER, seed=5, images_seed=i), pipeline.tokenizer) for i in (TRANSFORMER.seed, -1)
+        training_set(replace(TRANSFORMER, seed=5, images_seed=i), pipeline.tokenizer) for i in (TRANSFORMER.seed, -1)
     )
-    assert torch.equal(same.images, examples(TRANSFORMER, pipeline.tokenizer).images)
+    assert torch.equal(same.images, training_set(TRANSFORMER, pipeline.tokenizer).images)
     assert not torch.equal(other.images, same.images)
 
 
 def test_the_published_size_builds_and_takes_a_step(tmp_path):
     """Its own network where it is cheap to ask, a smaller one where it would take long."""
     config = configure(TrainConfig, "train", ["--config-name=train_paper", "device=cpu", "images=4", "batch=2"])
-    assert (config.side, config.size, config.recipe.decay) == (64, TransformerSize(6, 8, 64), 0.0)
+    assert (config.side, config.size, config.decay) == (64, TransformerSize(6, 8, 64), 0.0)
     tiny = replace(config, steps=2, warm_up=1, size=TransformerSize(1, 2, 32))
     train_model(tiny, tmp_path, lambda line: None)
     model = load(str(tmp_path))
@@ -294,13 +304,13 @@ def test_the_published_size_builds_and_takes_a_step(tmp_path):
 
 
 def test_captions_that_are_never_dropped_are_whole():
-    data = examples(TRANSFORMER, untrained(TRANSFORMER).tokenizer)
+    data = training_set(TRANSFORMER, initial_pipeline(TRANSFORMER).tokenizer)
     assert data.chances.tolist() == [1, 0, 0, 0], "a caption loses a factor although dropped=0"
 
 
 def test_wrong_captions_reach_training_and_images_do_not_change():
-    tokenizer = untrained(TINY).tokenizer
-    right, wrong = (examples(replace(TINY, wrong=share), tokenizer) for share in (0.0, 0.5))
+    tokenizer = initial_pipeline(TINY).tokenizer
+    right, wrong = (training_set(replace(TINY, wrong=share), tokenizer) for share in (0.0, 0.5))
     assert torch.equal(right.images, wrong.images)
     changed = (right.tokens[:, 0] != wrong.tokens[:, 0]).any(1)
     said = [d.said != d.shown for d in arrays(TINY.seed, 0, TINY.images, resolution=16, wrong=0.5)[1]]
@@ -308,19 +318,31 @@ def test_wrong_captions_reach_training_and_images_do_not_change():
     assert any(said), "this seed draws no wrong caption"
 
 
-def test_unknown_settings_of_a_run_are_refused():
-    with pytest.raises(ValueError, match="set='letters'; expected one of: shapes3, shapes2, shapes2_paper, digits"):
-        TrainConfig(set="letters")
-    with pytest.raises(ValueError, match="network='mlp'; expected one of: unet, transformer"):
-        TrainConfig(network="mlp")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"set": "letters"}, "set='letters'; expected one of: shapes3, shapes2, shapes2_paper, digits"),
+        ({"network": "mlp"}, "network='mlp'; expected one of: unet, transformer"),
+        ({"optimizer": "sgd"}, "optimizer='sgd'; expected one of: adamw, muon"),
+        ({"focus": 1.5}, "expected a share in 0"),
+        ({"steps": 50}, "0 < warm_up < steps"),
+        ({"decay": 1.0}, "0 <= decay < 1"),
+        ({"images": 0}, "images >= 1"),
+    ],
+)
+def test_unknown_settings_of_a_run_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        TrainConfig(**settings)
+    with pytest.raises(ValueError, match="predicts='sample': input should be 'epsilon' or 'v_prediction'"):
+        build(TrainConfig, {"predicts": "sample"})
 
 
 def test_muon_takes_the_matrices_inside_and_adamw_the_rest():
     network = small.patch_pipeline(0, resolution=16).transformer
-    adamw = Recipe(steps=2, warm_up=1)
+    adamw = TrainConfig(steps=2, warm_up=1)
     ((_, peak),) = optimizers(network, adamw)
     assert peak == adamw.learning_rate
-    (muon, _), (rest, _) = optimizers(network, Recipe(steps=2, warm_up=1, optimizer="muon"))
+    (muon, _), (rest, _) = optimizers(network, TrainConfig(steps=2, warm_up=1, optimizer="muon"))
     inner = {id(p) for group in muon.param_groups for p in group["params"]}
     outer = {id(p) for group in rest.param_groups for p in group["params"]}
     names = {id(p): name for name, p in network.named_parameters()}
@@ -332,7 +354,7 @@ def test_muon_takes_the_matrices_inside_and_adamw_the_rest():
 
 
 def test_a_share_of_the_times_comes_from_the_middle():
-    chosen = times(1000, 0.7, 20_000, torch.Generator().manual_seed(0))
+    chosen = draw_times(1000, 0.7, 20_000, torch.Generator().manual_seed(0))
     low, high = (round(1000 * end) for end in MIDDLE)
     inside = ((chosen >= low) & (chosen < high)).float().mean().item()
     expected = 0.7 + 0.3 * (MIDDLE[1] - MIDDLE[0])
@@ -340,32 +362,29 @@ def test_a_share_of_the_times_comes_from_the_middle():
     assert chosen.min() < low
     assert chosen.max() >= high
     plain = torch.randint(1000, (9,), generator=torch.Generator().manual_seed(3))
-    assert torch.equal(times(1000, 0.0, 9, torch.Generator().manual_seed(3)), plain), "the shipped demo was drawn so"
-
-
-@pytest.mark.parametrize("wrong", [{"optimizer": "sgd"}, {"focus": 1.5}])
-def test_a_recipe_refuses_what_it_does_not_know(wrong):
-    with pytest.raises(ValueError, match="expected adamw or muon, and a share in 0"):
-        Recipe(**wrong)
+    assert torch.equal(draw_times(1000, 0.0, 9, torch.Generator().manual_seed(3)), plain), (
+        "the shipped demo was drawn so"
+    )
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_captured_step_is_the_plain_one(optimizer):
     """Five steps of a CUDA graph against five as they are written, on one device: to the order of its sums."""
-    recipe, found = Recipe(steps=5, warm_up=2, batch=8, optimizer=optimizer), []
-    for step in (Plain, Captured):
-        pipeline = untrained(TRANSFORMER)
-        network = listening(TRANSFORMER, pipeline).to("cuda").train()
-        average, data = copy.deepcopy(network).eval(), examples(TRANSFORMER, pipeline.tokenizer)
+    config, runs = TrainConfig(steps=5, warm_up=2, batch=8, optimizer=optimizer), []
+    for step in (EagerStep, GraphStep):
+        pipeline = initial_pipeline(TRANSFORMER)
+        network = text_conditioned(TRANSFORMER, pipeline).to("cuda").train()
+        average, data = copy.deepcopy(network).eval(), training_set(TRANSFORMER, pipeline.tokenizer)
         start = torch.cat([p.detach().flatten() for p in network.parameters()])
-        update = step(network, average, recipe)
+        update = step(network, average, config)
         losses = [
-            update(drawn(data, ALPHA, SIGMA, recipe, s), rate(s, recipe), 0.5).item() for s in range(recipe.steps)
+            update(draw_batch(data, ALPHA, SIGMA, config, s), rate_share(s, config), 0.5).item()
+            for s in range(config.steps)
         ]
-        ends = [torch.cat([p.detach().flatten() for p in one.parameters()]) - start for one in (network, average)]
-        found.append((losses, *ends))
-    (losses, moved, followed), (again, moved_again, followed_again) = found
-    assert again == pytest.approx(losses, rel=1e-4), "the graph's loss is another: it reads an old task"
+        ends = [torch.cat([p.detach().flatten() for p in module.parameters()]) - start for module in (network, average)]
+        runs.append((losses, *ends))
+    (losses, moved, followed), (again, moved_again, followed_again) = runs
+    assert again == pytest.approx(losses, rel=1e-4), "the graph's loss is another: it reads an old batch"
     assert (moved_again - moved).norm() < 0.01 * moved.norm(), "the graph steps elsewhere: its rates or moments are old"
     assert (followed_again - followed).norm() < 0.01 * followed.norm(), "the graph's average follows otherwise"
