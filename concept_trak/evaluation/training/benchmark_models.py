@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.data.benchmarks.synthetic import arrays
