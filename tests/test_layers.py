@@ -10,7 +10,11 @@ ROOT = Path(__file__).resolve().parent.parent
 CONTRACTS = (
     ("concept_trak", ("ray", "hydra", "omegaconf", "cluster", "jobs", "pydantic"), ()),
     ("concept_trak", ("diffusers", "transformers", "peft"), ("concept_trak/models",)),
-    ("concept_trak", ("pyarrow", "fsspec", "s3fs"), ("concept_trak/store", "concept_trak/data")),
+    (
+        "concept_trak",
+        ("pyarrow", "fsspec", "s3fs"),
+        ("concept_trak/store", "concept_trak/data", "concept_trak/models/location.py"),
+    ),
     ("concept_trak", ("sklearn",), ("concept_trak/data/benchmarks/drawing.py",)),
     ("cluster", ("torch", "concept_trak", "jobs", "hydra", "omegaconf"), ()),
     (

@@ -1,20 +1,29 @@
 """One file per model family; `load` opens the family that a pipeline directory belongs to.
 
-A family's file says in `PIPELINES` which pipeline classes (`_class_name` of model_index.json) it opens and with which
-`Denoiser`; nothing else needs to know of it.
+A family's file lists in `PIPELINES` the pipeline classes (`_class_name` of model_index.json) that it opens, each with
+its `Denoiser`. Nothing else has to know of a new family.
 """
 
+import logging
 import pkgutil
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from concept_trak import UserError
 from concept_trak.attribution.denoiser import Denoiser
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for the note that image processors, which no model here uses, work without torchvision."""
+    return "requires torchvision (not installed); falling back" not in record.getMessage()
+
+
+logging.getLogger("transformers.utils.import_utils").addFilter(_is_news)
 
 
 def families() -> dict[str, type]:
@@ -35,20 +44,40 @@ def load(
     lora: str = "",
     embeddings: Sequence[str] = (),
 ) -> Denoiser:
-    """The pipeline directory at `path` as a `Denoiser` (see `pipeline.Pipeline` and `beside.Beside` for the arguments).
+    """Open a model as a `Denoiser`.
+
+    Args:
+        path: a diffusers pipeline directory, a Hub id, an address such as `s3://bucket/model`, or an original
+            checkpoint.
+        parameters: the attributable ones: a group (`all`, `attention`, `lora`, ...) or a pattern of names.
+        negative: the model's negative: `empty`, or `other_label` for models that were not trained on an empty
+            condition.
+        combinations: for `other_label`, the captions or classes to draw from.
+        device: `cpu`, `cuda`, ...
+        precision: one of `PRECISIONS`, for every network.
+        weights, lora, embeddings: files on top of the directory (see `adapters.Adapters`), local or remote.
 
     Raises:
-        ValueError: no family opens such a pipeline, or its own refuses the directory.
+        UserError: the model cannot be reached, no family opens it, or one of its files is refused.
     """
     from concept_trak.models.adapters import Adapters
-    from concept_trak.models.loading import pipeline_class
+    from concept_trak.models.location import local_path
+    from concept_trak.models.original_checkpoint import pipeline_of_checkpoint
+    from concept_trak.models.pipeline_folder import pipeline_class
 
-    known, name = families(), pipeline_class(Path(path))
+    known, folder = families(), local_path(path, "model.path")
+    if folder.is_file():
+        folder = pipeline_of_checkpoint(folder, known)
+    name = pipeline_class(folder)
     if name not in known:
-        raise ValueError(
+        raise UserError(
             f"model.path={path!r} is a {name}, which no family here opens; expected one of {', '.join(sorted(known))}. "
             "Save the model as one of these, or add a file to concept_trak/models/."
         )
-    opened: Any = known[name]
-    beside = Adapters(weights, lora, tuple(embeddings))
-    return opened(path, parameters, negative, combinations, device, PRECISIONS[precision], beside)
+    family: Any = known[name]
+    adapters = Adapters(
+        weights=weights and str(local_path(weights, "model.weights")),
+        lora=lora and str(local_path(lora, "model.lora")),
+        embeddings=tuple(str(local_path(file, "model.embeddings")) for file in embeddings),
+    )
+    return family(str(folder), parameters, negative, combinations, device, PRECISIONS[precision], adapters)

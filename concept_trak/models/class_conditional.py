@@ -1,4 +1,4 @@
-"""Pipelines that are conditioned on a class: what a concept or a label column says, as a number."""
+"""Pipelines that are conditioned on a class: a concept or a label column gives its number or its name."""
 
 import hashlib
 import json
@@ -8,56 +8,63 @@ from pathlib import Path
 
 import torch
 
+from concept_trak import UserError
 from concept_trak.attribution.denoiser import Condition, Conditioning
-from concept_trak.models.loading import pipeline_settings
 from concept_trak.models.pipeline import Pipeline
+from concept_trak.models.pipeline_folder import pipeline_settings
 
 
 @dataclass(frozen=True)
 class Classes:
-    """`count` classes 0 ... count - 1, some with names; `empty` is the one that stands for none, where there is one."""
+    """The classes of a model.
+
+    Attributes:
+        count: the classes are 0 ... count - 1.
+        names: some of them by name.
+        empty: the number of the empty class, where the model has one.
+    """
 
     count: int
     names: dict[str, int]
     empty: int | None = None
 
     def number(self, text: str) -> int:
-        """The class that a number ("207") or a name ("golden retriever") says; "" is the empty one.
+        """The class of a number ("207") or of a name ("golden retriever"); "" is the empty class.
 
         Raises:
-            ValueError: there is none.
+            UserError: there is no such class.
         """
-        said = text.strip()
-        if not said and self.empty is not None:
+        label = text.strip()
+        if not label and self.empty is not None:
             return self.empty
         known = {**{str(i): i for i in range(self.count)}, **self.names}
-        if said in known:
-            return known[said]
-        if not said:
-            raise ValueError(
-                "the model has no class that stands for none, so every condition needs one: give concepts "
-                "without_labels, and set model.negative=other_label"
+        if label in known:
+            return known[label]
+        if not label:
+            raise UserError(
+                "the model has no empty class, so every condition needs a class: give concepts without_labels, and set "
+                "model.negative=other_label"
             )
         some = f", or a name such as {', '.join(map(repr, list(self.names)[:3]))}" if self.names else ""
-        raise ValueError(
-            f"{text!r} is no class of the model; expected a number in 0 ... {self.count - 1}{some}. Numbers and names "
-            "stand in the data's label column (data.caption_column) and in labels and without_labels of a concept."
+        raise UserError(
+            f"{text!r} is no class of the model; expected a number in 0 ... {self.count - 1}{some}. Classes come from "
+            "the data's label column (data.caption_column) and from labels and without_labels of a concept."
         )
 
 
 def class_names(path: Path) -> dict[str, int]:
-    """The names in model_index.json's `id2label`, as DiTPipeline reads them: several for a class, set apart by commas.
+    """The names in model_index.json's `id2label`, as DiTPipeline reads them: several for a class, divided by commas.
 
-    A name that two classes share is the later one's, as there.
+    A name that two classes share belongs to the later one, as in DiTPipeline.
     """
-    given = pipeline_settings(path).get("id2label") or {}
-    return {one.strip(): int(number) for number, names in given.items() for one in names.split(",")}
+    names_of = pipeline_settings(path).get("id2label") or {}
+    return {name.strip(): int(number) for number, names in names_of.items() for name in names.split(",")}
 
 
 class ClassConditional(Pipeline):
-    """A condition has `label` [b], the number of a class; without classes `nothing` [b, 1], which no network sees.
+    """A condition has `label` [b], the number of a class; without classes `nothing` [b, 1], which no network reads.
 
-    Families read `classes` when they open their directory.
+    A family sets `classes` when it opens its directory; None is an unconditional model.
     """
 
     classes: Classes | None
@@ -67,7 +74,7 @@ class ClassConditional(Pipeline):
         return "none" if self.classes is None else "class"
 
     def encode(self, texts: Sequence[str]) -> Condition:
-        """The classes; where there are none, captions of training images say nothing and are not read."""
+        """The classes of the texts. An unconditional model ignores the captions of training images."""
         if self.classes is None:
             return {"nothing": torch.zeros(len(texts), 1, device=self.device)}
         return {"label": torch.tensor([self.classes.number(text) for text in texts], device=self.device)}

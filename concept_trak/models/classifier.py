@@ -7,10 +7,10 @@
 | convolutional  | trunk.* as in classifier.py, head.weight [n, 64], head.bias   | the trunk's mean, W x + b |
 | (jobs.train's) | trunk.*, thing.*, colour.*, as `classifier.save` writes them  | the head that has class y |
 
-x is x_0hat as the model denoises it, flat from [c, h, w] (d = c h w): pixels in [-1, 1], or the latents of a VAE. The
-last two see pixels alone. The file's metadata names the `architecture` and, as a JSON list, its n `classes`; with
-`output: sigmoid` each class is a yes or no of its own, and else they exclude one another (softmax). What jobs.train
-writes needs no metadata.
+x is x_0hat as the model denoises it, flattened from [c, h, w] (d = c h w): pixels in [-1, 1], or the latents of a VAE.
+The last two take pixels alone. The file's metadata has the `architecture` and, as a JSON list, its n `classes`. With
+`output: sigmoid` the classes are independent; otherwise they exclude one another (softmax). A file of jobs.train needs
+no metadata.
 """
 
 import itertools
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from concept_trak import UserError
 from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.data.benchmarks.two_factors import SETS, SHAPES3, TwoFactors
 from concept_trak.store.checked_safetensors import safetensors_header
@@ -52,8 +53,8 @@ class Classifier(nn.Module):
 
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b things"], Float[Tensor, "b colours"]]:
         """Logits of the things and of the colours, for pixels in [-1, 1]."""
-        seen = self.trunk(pixels).mean(dim=(2, 3))
-        return self.thing(seen), self.colour(seen)
+        features = self.trunk(pixels).mean(dim=(2, 3))
+        return self.thing(features), self.colour(features)
 
 
 with torch.device("meta"):
@@ -71,8 +72,8 @@ def mlp(w: Weights, x: Tensor) -> Tensor:
 
 def convolutional(w: Weights, x: Tensor, head: str = "head") -> Tensor:
     trunk = {name.removeprefix("trunk."): value for name, value in w.items() if name.startswith("trunk.")}
-    seen = functional_call(_TRUNK, trunk, (x,), strict=True).mean(dim=(2, 3))
-    return functional.linear(seen, w[f"{head}.weight"], w[f"{head}.bias"])
+    features = functional_call(_TRUNK, trunk, (x,), strict=True).mean(dim=(2, 3))
+    return functional.linear(features, w[f"{head}.weight"], w[f"{head}.bias"])
 
 
 ARCHITECTURES: dict[str, Callable[[Weights, Tensor], Tensor]] = {
@@ -89,7 +90,7 @@ OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Head(NamedTuple):
-    """Logits of so many classes, and what makes log-probabilities of them."""
+    """The logits of some classes: the function that gives them, and the one that makes log-probabilities of them."""
 
     architecture: str
     classes: tuple[str, ...]
@@ -97,51 +98,56 @@ class Head(NamedTuple):
 
 
 def open_classifier(data: bytes, path: str, shows: str, denoiser: Denoiser) -> LogProbability:
-    """log p(`shows` | x_0) for what a model denoises, on its device and in its precision, but at least float32.
+    """The function from x_0 [b, c, h, w] to log p(`shows` | x_0) [b], on the model's device, at least in float32.
+
+    Args:
+        data: the bytes of the classifier's file.
+        path: its name, for messages.
+        shows: the class.
+        denoiser: the model whose x_0 the classifier takes.
 
     Raises:
-        ValueError: `data`, the bytes of the file at `path`, is no classifier this can read, has no such class, or looks
-            at another shape.
+        UserError: the file is no such classifier, has no such class, or takes another shape.
     """
     weights, heads = _read(data, path)
     known = [name for head in heads for name in head.classes]
     head = next((head for head in heads if shows in head.classes), None)
     if head is None:
-        raise ValueError(f"{path} knows no class {shows!r}; expected one of: {', '.join(known)}")
+        raise UserError(f"{path} has no class {shows!r}; expected one of: {', '.join(known)}")
     kind = torch.promote_types(denoiser.dtype, torch.float32)
     logits = partial(ARCHITECTURES[head.architecture], {n: w.to(denoiser.device, kind) for n, w in weights.items()})
     place, log_p = head.classes.index(shows), OUTPUTS[head.output]
 
-    def judge(x_0: Tensor) -> Tensor:
+    def log_probability(x_0: Tensor) -> Tensor:
         return log_p(logits(x_0.to(kind)))[:, place]
 
     _try(logits, head, torch.zeros(1, *denoiser.shape, dtype=kind, device=denoiser.device), path)
-    return judge
+    return log_probability
 
 
 def _try(logits: Callable[[Tensor], Tensor], head: Head, x_0: Tensor, path: str) -> None:
-    """One look at nothing, before anything starts."""
+    """Run the classifier once, so that a wrong shape is refused before anything starts."""
     with torch.no_grad():
         try:
-            found = logits(x_0)
+            outputs = logits(x_0)
         except (KeyError, RuntimeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{path} is no {head.architecture} classifier of this model's x_0, {list(x_0.shape[1:])} ({error}); "
                 "train it on what the model denoises: its pixels, or its VAE's latents"
             ) from None
-    if found.shape[1] != len(head.classes):
-        raise ValueError(
-            f"{path} has {found.shape[1]} outputs and names {len(head.classes)} classes; name each of them"
+    if outputs.shape[1] != len(head.classes):
+        raise UserError(
+            f"{path} has {outputs.shape[1]} outputs and names {len(head.classes)} classes; name each of them"
         )
 
 
 def _read(data: bytes, path: str) -> tuple[Weights, Sequence[Head]]:
-    """The tensors, and the heads that the metadata describes, or that a classifier of jobs.train has."""
+    """The tensors and the heads: those of the metadata, or those of a classifier of jobs.train."""
     try:
         weights = tensors_of(data)
-        said = safetensors_header(data).get("__metadata__", {})
+        metadata = safetensors_header(data).get("__metadata__", {})
     except (SafetensorError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is no safetensors file ({error}); pickled weights can run code, so save it as one"
         ) from None
     if {"thing.weight", "colour.weight"} <= set(weights):
@@ -149,25 +155,25 @@ def _read(data: bytes, path: str) -> tuple[Weights, Sequence[Head]]:
         for kinds in SETS.values():
             if sizes == (len(kinds.things), len(kinds.colours)):
                 return weights, (Head("thing", kinds.things), Head("colour", kinds.colours))
-    return weights, (_described(said, path),)
+    return weights, (_head(metadata, path),)
 
 
-def _described(said: dict[str, str], path: str) -> Head:
-    """What the metadata says.
+def _head(metadata: dict[str, str], path: str) -> Head:
+    """The head that the metadata describes.
 
     Raises:
-        ValueError: it does not say enough, or something unknown.
+        UserError: it is incomplete, or has an unknown value.
     """
-    architecture, output = said.get("architecture", ""), said.get("output", "softmax")
+    architecture, output = metadata.get("architecture", ""), metadata.get("output", "softmax")
     if architecture not in ("linear", "mlp", "convolutional") or output not in OUTPUTS:
-        raise ValueError(
-            f"{path} says architecture={architecture!r}, output={output!r} in its metadata; expected linear, mlp or "
+        raise UserError(
+            f"{path} has architecture={architecture!r}, output={output!r} in its metadata; expected linear, mlp or "
             f"convolutional, and {' or '.join(OUTPUTS)}; see concept_trak/models/classifier.py"
         )
     try:
-        classes = json.loads(said.get("classes", "null"))
-    except ValueError:
+        classes = json.loads(metadata.get("classes", "null"))
+    except (ValueError, RecursionError):
         classes = None
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise ValueError(f'{path} does not name its classes; expected metadata classes=["name", ...] as JSON')
+        raise UserError(f'{path} does not name its classes; expected metadata classes=["name", ...] as JSON')
     return Head(architecture, tuple(classes), output)

@@ -1,4 +1,4 @@
-"""A class-conditional Gaussian whose optimal denoiser is known in closed form: the oracle.
+"""A class-conditional Gaussian, whose optimal denoiser has a closed form: the oracle of the tests.
 
 x_0 | class ~ N(mu_class, s^2 I). Then E[x_0 | x_t] = mu + alpha s^2 / (alpha^2 s^2 + sigma^2) (x_t - alpha mu), and the
 probability-flow path from x_0 is x_t = alpha_t mu + (s_t / s_0)(x_0 - alpha_0 mu) with s_t^2 = alpha_t^2 s^2 +

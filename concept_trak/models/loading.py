@@ -1,6 +1,6 @@
-"""A diffusers pipeline directory, read part by part: safetensors only, every refusal with its remedy."""
+"""One part of a pipeline directory, loaded by its library: safetensors only, no code, and no weight left random."""
 
-import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,75 +9,93 @@ import torch
 import transformers
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError
+from torch import nn
 
-# Bars for each of a hundred workers would bury what a run has to say.
+from concept_trak import UserError
+from concept_trak.models.pipeline_folder import part_files, read_json
+
+log = logging.getLogger(__name__)
+# A progress bar for every part on each of a hundred workers would bury a run's own messages.
 transformers.utils.logging.disable_progress_bar()
 diffusers.utils.logging.disable_progress_bar()
+IGNORED = ("position_ids",)
+"""Tensors that older files hold and the libraries compute: leaving them out changes nothing."""
 
 
-def pipeline_settings(path: Path, needed: tuple[str, ...] = ("a denoising network", "a scheduler")) -> dict[str, Any]:
-    """model_index.json as it stands; `needed` tells what is expected of the directory.
+def from_folder(part_class: Any, folder: Path, **options: Any) -> Any:
+    """`part_class.from_pretrained(folder)`, with the library's failure as one message.
 
     Raises:
-        ValueError: it is not there, or is no mapping.
+        UserError: a file is missing, is cut off, is nested too deep, or does not fit the class.
     """
-    if not (path / "model_index.json").is_file():
-        what = "has no model_index.json" if path.is_dir() else "does not exist"
-        raise ValueError(
-            f"model.path={str(path)!r} {what}; expected a diffusers pipeline directory with {', '.join(needed)}"
-        )
     try:
-        return dict(json.loads((path / "model_index.json").read_text()))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}/model_index.json is not a JSON mapping ({error}); save the pipeline again") from None
+        return part_class.from_pretrained(folder, local_files_only=True, **options)
+    except ImportError as error:  # a library that only this tokenizer needs
+        raise UserError(f"{folder} cannot be loaded as a {part_class.__name__}: {error}") from error
+    except (OSError, RuntimeError, TypeError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        raise UserError(
+            f"{folder} cannot be loaded as a {part_class.__name__} ({error}); save the pipeline again"
+        ) from error
 
 
-def pipeline_class(path: Path) -> str:
-    return str(pipeline_settings(path).get("_class_name", "pipeline without a _class_name"))
+def load_settings(part_class: Any, path: Path, part: str) -> Any:
+    """A tokenizer or a scheduler: a part without weights.
 
-
-def part_classes(path: Path, needed: tuple[str, ...]) -> dict[str, str]:
-    """The class of every part that model_index.json names, once it is sure that none of `needed` is missing.
-
-    `unet|transformer` needs one of the two.
+    Raises:
+        UserError: it cannot be read.
     """
-    settings = pipeline_settings(path, needed)
-    parts = {part: entry[1] for part, entry in settings.items() if isinstance(entry, list) and entry[1] is not None}
-    missing = [n for n in needed if not any(p in parts and any((path / p).glob("*")) for p in n.split("|"))]
-    if missing:
-        raise ValueError(f"model.path={str(path)!r} lacks {', '.join(missing)}; it needs {', '.join(needed)}")
-    return parts
+    for name in part_files(path, part).settings:
+        if name.endswith(".json"):
+            read_json(path / part / name)  # refuses what would end the library's reader in a RecursionError
+    options = {"trust_remote_code": False} if part.startswith("tokenizer") else {}
+    return from_folder(part_class, path / part, **options)
 
 
-def class_of_part(library: Any, index: dict[str, str], part: str) -> Any:
-    if not hasattr(library, index[part]):
-        raise ValueError(
-            f"model_index.json says that {part} is a {index[part]}, which {library.__name__} {library.__version__} "
-            "does not have; install the version that the pipeline was saved with, or save it again"
-        )
-    return getattr(library, index[part])
+def load_part(part_class: Any, path: Path, part: str, dtype: torch.dtype, device: str) -> Any:
+    """A part with weights, in evaluation mode.
 
+    Args:
+        part_class: a model class of diffusers or transformers.
+        path: the pipeline directory.
+        part: the part's folder in it.
+        dtype, device: the precision and the place of its weights.
 
-def from_folder(kind: Any, path: Path, **ways: Any) -> Any:
-    try:
-        return kind.from_pretrained(path, **ways)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:  # a file is missing, cut off, or does not fit
-        raise ValueError(f"{path} cannot be loaded as a {kind.__name__} ({error}); save the pipeline again") from error
-
-
-def load_part(kind: Any, path: Path, dtype: torch.dtype, device: str) -> Any:
-    if not list(path.glob("*.safetensors")):
-        raise ValueError(
-            f"{path} holds no .safetensors weights; convert them (`save_pretrained(safe_serialization=True)`): pickled "
-            "weights can run code and are never read"
-        )
+    Raises:
+        UserError: there are no safetensors, they do not fit, some are missing, or a weight is not finite.
+    """
+    folder, files = path / part, part_files(path, part)
+    if read_json(folder / "config.json").get("quantization_config"):
+        raise UserError(f"{folder} is quantized, which has no gradients; save the pipeline without quantization")
     # Weights are read straight into memory: the low-memory way of diffusers needs one more package, and warns without.
-    ways = {"low_cpu_mem_usage": False} if issubclass(kind, ModelMixin) else {}
-    model, said = from_folder(kind, path, use_safetensors=True, torch_dtype=dtype, output_loading_info=True, **ways)
-    if absent := sorted(said["missing_keys"]):
-        raise ValueError(
-            f"{path} lacks {len(absent)} weights ({absent[0]}, ...), which would be random; save the pipeline again"
+    options: dict[str, Any] = {"low_cpu_mem_usage": False} if issubclass(part_class, ModelMixin) else {}
+    model, report = from_folder(
+        part_class, folder, use_safetensors=True, torch_dtype=dtype, output_loading_info=True, variant=files.variant,
+        **options,
+    )  # fmt: skip
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"{folder} lacks {len(missing)} weights ({missing[0]}, ...), which would be random; save the pipeline again"
         )
-    # diffusers leaves some networks in the precision of their file; what is right is not cast, which would warn.
-    cast = any(p.dtype != dtype for p in model.parameters())
-    return (model.to(device, dtype) if cast else model.to(device)).eval()
+    if unused := sorted(key for key in report["unexpected_keys"] if not key.endswith(IGNORED)):
+        log.warning(
+            "%s: %d tensors are left out, the model has no place for them (%s, ...)", folder, len(unused), unused[0]
+        )
+    # diffusers leaves some networks in the precision of their file. Its own `to` warns of every cast.
+    model = nn.Module.to(model, device, dtype).eval()
+    require_finite(model, str(folder))
+    return model
+
+
+def require_finite(model: nn.Module, name: str) -> None:
+    """Refuse weights that are NaN or infinite, in the precision they run in.
+
+    Raises:
+        UserError: naming the first such tensor.
+    """
+    for tensor_name, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            hint = ": set model.precision=float32 or bfloat16" if value.dtype == torch.float16 else ""
+            raise UserError(
+                f"{name}: {tensor_name} has weights that are not finite in {value.dtype}{hint}; expected a file whose "
+                "training did not diverge"
+            )

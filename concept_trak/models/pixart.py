@@ -1,11 +1,11 @@
-"""PixArt: a transformer over patches that listens to T5, padding masked in every layer.
+"""PixArt: a transformer over patches, conditioned on T5 with its padding masked in every layer (Chen et al. 2023).
 
-Chen et al. (2023), as `PixArtAlphaPipeline` asks its network: texts in small letters, of 120 tokens (300 in
-`PixArtSigmaPipeline`), and the tokens' mask goes to the text encoder and to every cross attention. Where the
-transformer was trained with sizes (1024 pixels), it is told those of an uncropped image of its own resolution.
+As in `PixArtAlphaPipeline`: texts in small letters, of 120 tokens (300 in `PixArtSigmaPipeline`), and the tokens' mask
+goes to the text encoder and to every cross attention. A transformer that was trained with sizes (1024 pixels) gets
+those of an uncropped image of its own resolution.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -14,16 +14,16 @@ from diffusers.models.transformers.pixart_transformer_2d import PixArtTransforme
 from torch import Tensor
 
 from concept_trak.attribution.denoiser import Condition
-from concept_trak.models.pipeline import DenoisingNetwork, halfway
+from concept_trak.models.pipeline import DenoisingNetwork, middle_block
 from concept_trak.models.text_encoder import TextEncoder
 from concept_trak.models.text_to_image import TextToImage
 
 
 def predict_pixart(network: Any, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
-    """Where it also learns a variance, that is the second half of the channels and not asked for."""
+    """The raw output [b, c, h, w]; the second half of twice the channels is a learned variance, which is left out."""
     sizes = {"resolution": cond.get("resolution"), "aspect_ratio": cond.get("aspect_ratio")}
-    asked = {"encoder_hidden_states": cond["text"], "timestep": times, "added_cond_kwargs": sizes}
-    return network(x_t, **asked, encoder_attention_mask=cond.get("mask"), return_dict=False)[0][:, : x_t.shape[1]]
+    inputs = {"encoder_hidden_states": cond["text"], "timestep": times, "added_cond_kwargs": sizes}
+    return network(x_t, **inputs, encoder_attention_mask=cond.get("mask"), return_dict=False)[0][:, : x_t.shape[1]]
 
 
 class PixArt(TextToImage):
@@ -34,32 +34,32 @@ class PixArt(TextToImage):
     """
 
     networks: ClassVar[dict[str, DenoisingNetwork]] = {
-        "transformer": DenoisingNetwork(PixArtTransformer2DModel, predict_pixart, halfway)
+        "transformer": DenoisingNetwork(PixArtTransformer2DModel, predict_pixart, middle_block)
     }
     tokens: ClassVar[int] = 120
 
-    def _reader(self, index: dict[str, str], encoder: str, dtype: torch.dtype, device: str) -> TextEncoder:
-        reader = super()._reader(index, encoder, dtype, device)
-        return replace(reader, limit=self.tokens) if _is_t5(reader) else reader
+    def _open_encoder(self, classes: Mapping[str, str], encoder: str, dtype: torch.dtype, device: str) -> TextEncoder:
+        opened = super()._open_encoder(classes, encoder, dtype, device)
+        return replace(opened, limit=self.tokens) if _is_t5(opened) else opened
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Condition:
-        if not _is_t5(self.readers["text_encoder"]):
+        encoder = self.text_encoders["text_encoder"]
+        if not _is_t5(encoder):
             return {**super().encode(texts), **self._sizes(len(texts))}
-        small = [text.lower().strip() for text in texts]
-        text, mask = self.readers["text_encoder"].masked(small)
+        text, mask = encoder.masked([text.lower().strip() for text in texts])
         return {"text": text, "mask": mask, **self._sizes(len(texts))}
 
     def _sizes(self, b: int) -> Condition:
         if not self.network.use_additional_conditions:
             return {}
-        ways: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
+        options: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
         side = float(self.resolution)
-        return {"resolution": torch.full((b, 2), side, **ways), "aspect_ratio": torch.ones(b, 1, **ways)}
+        return {"resolution": torch.full((b, 2), side, **options), "aspect_ratio": torch.ones(b, 1, **options)}
 
 
-def _is_t5(reader: TextEncoder) -> bool:
-    return reader.model.config.model_type == "t5"
+def _is_t5(encoder: TextEncoder) -> bool:
+    return encoder.model.config.model_type == "t5"
 
 
 class PixArtSigma(PixArt):

@@ -1,8 +1,8 @@
 """Stable Diffusion XL: two text encoders, and a pooled text and the image's sizes as added conditions.
 
-Podell et al. (2023), as `StableDiffusionXLPipeline` asks its network: the two encoders' layers before the last stand
-side by side, the second one's projected end of text is the pooled one, and the six sizes (original, crop, target) are
-those of an uncropped image of the model's own resolution.
+Podell et al. (2023), as in `StableDiffusionXLPipeline`: the layers before the last of both encoders are concatenated,
+the second encoder's projected end of text is the pooled text, and the six sizes (original, crop, target) are those of
+an uncropped image of the model's own resolution.
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,15 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from concept_trak.attribution.denoiser import Condition
-from concept_trak.models.loading import pipeline_settings
 from concept_trak.models.pipeline import DenoisingNetwork
+from concept_trak.models.pipeline_folder import pipeline_settings
 from concept_trak.models.text_to_image import TextToImage
 
 CLIPS = ("text_encoder", "text_encoder_2")
 
 
 def predict_sdxl(network: Any, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
+    """The raw output [b, c, h, w]."""
     added = {"text_embeds": cond["pooled"], "time_ids": cond["sizes"]}
     return network(x_t, times, encoder_hidden_states=cond["text"], added_cond_kwargs=added, return_dict=False)[0]
 
@@ -32,19 +33,20 @@ class StableDiffusionXL(TextToImage):
         "unet": DenoisingNetwork(UNet2DConditionModel, predict_sdxl, lambda network: network.mid_block)
     }
     conditioners: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    float32_vae: ClassVar[bool] = True
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Condition:
         """Text encodings, padded to the model's own length, without an attention mask.
 
-        "" is all zeros where the pipeline's `force_zeros_for_empty_prompt` says that the model was trained so.
+        "" is all zeros where the pipeline's `force_zeros_for_empty_prompt` is set: so the model was trained.
         """
-        said = {name: self.readers[name].before_last(texts) for name in CLIPS}
-        text = torch.cat([states for states, _ in said.values()], -1)
-        pooled = said["text_encoder_2"][1]
+        encodings = {name: self.text_encoders[name].before_last(texts) for name in CLIPS}
+        text = torch.cat([states for states, _ in encodings.values()], -1)
+        pooled = encodings["text_encoder_2"][1]
         if self._zeros():
-            spoken = torch.tensor([bool(one) for one in texts], device=self.device)
-            text, pooled = text * spoken[:, None, None], pooled * spoken[:, None]
+            is_text = torch.tensor([caption != "" for caption in texts], device=self.device)
+            text, pooled = text * is_text[:, None, None], pooled * is_text[:, None]
         side = self.resolution
         sizes = torch.tensor([[side, side, 0, 0, side, side]] * len(texts), device=self.device, dtype=self.dtype)
         return {"text": text, "pooled": pooled, "sizes": sizes}

@@ -1,11 +1,9 @@
 """Small text-to-image pipelines, built as real diffusers directories: the benchmark's models and the tests' models.
 
-`pixels` and `latents` are `StableDiffusionPipeline`s, `patches` is a `PixArtAlphaPipeline`; each has a vocabulary of
-its own. `pixels` and `patches` have no VAE and denoise RGB directly, so diffusers loads them by
-`from_pretrained(path, vae=None)`; `latents` puts a tiny VAE in front. Weights are random but depend on the seed alone;
-`concept_trak.evaluation.training.loop` fits them.
-
-The words a small pipeline reads: CLIP's tokenizer with a token for each.
+`pixel_pipeline` and `latent_pipeline` make a `StableDiffusionPipeline`, `patch_pipeline` a `PixArtAlphaPipeline`. The
+first and the last have no VAE and denoise RGB directly: diffusers loads them by `from_pretrained(path, vae=None)`.
+Weights are random and depend on the seed alone; `concept_trak.evaluation.training.loop` fits them. The tokenizer is
+CLIP's, with a token for each word.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,17 +29,21 @@ WIDTH = 64
 def pixel_pipeline(seed: int, resolution: int = 32) -> StableDiffusionPipeline:
     """The demo's pipeline, untrained: 1.0 M parameters of UNet on RGB in [-1, 1].
 
-    It predicts v, not the noise. Near pure noise the noise is the input itself, and a network this narrow spends its
-    training on copying it, while v asks for the image. Cross attention stands at the lowest resolution only
-    (`resolution / 4`), since an audit pays for every pass; the text, pooled, also joins the time embedding, and so
-    reaches the resolutions at which corners are drawn.
+    It predicts v, not the noise: near pure noise the noise is the input itself, and a network this narrow would spend
+    its training on copying it. Cross attention is at the lowest resolution only (`resolution / 4`), which keeps every
+    pass cheap. The pooled text also joins the time embedding, and so reaches the resolutions at which corners are
+    drawn.
+
+    Args:
+        seed: of the weights.
+        resolution: side of the images, in pixels.
     """
     return _pipeline(seed, None, "v_prediction", channels=3, sample_size=resolution, widths=(16, 32, 64))
 
 
 @dataclass(frozen=True)
 class TransformerSize:
-    """Of a transformer: `heads` of so many channels each, in so many layers."""
+    """The size of a transformer: `layers`, each with `heads` of `head_width` channels."""
 
     layers: int = 4
     heads: int = 4
@@ -58,11 +60,17 @@ def patch_pipeline(
     size: TransformerSize = TransformerSize(),
     predicts: PredictionType = "v_prediction",
 ) -> PixArtAlphaPipeline:
-    """A transformer on patches of 4 x 4 pixels of RGB in [-1, 1], untrained: 1.2 M parameters, and v is predicted,
-    unless told otherwise.
+    """An untrained transformer on patches of 4 x 4 pixels of RGB in [-1, 1]: 1.2 M parameters.
 
     PixArt's own layout (attention among patches, cross attention to the text, one table of shifts and scales for all
     blocks), but CLIP's kind of text encoder in place of T5, which is trained along with it.
+
+    Args:
+        seed: of the weights.
+        words: the vocabulary.
+        resolution: side of the images, in pixels.
+        size: of the transformer.
+        predicts: the prediction type of its scheduler.
     """
     vocabulary = tokenizer(words)
     with _seeded(seed):
@@ -109,7 +117,7 @@ def latent_pipeline(seed: int, resolution: int = 16) -> StableDiffusionPipeline:
 def scheduler(prediction_type: PredictionType) -> DDIMScheduler:
     """The noise process of Ho et al. (2020): 1000 steps, beta linear from 1e-4 to 0.02.
 
-    `steps_offset=1` moves none of the noise levels; the pipeline's constructor warns about any other value.
+    `steps_offset=1` changes no noise level; the pipeline's constructor warns about any other value.
     """
     return DDIMScheduler(
         num_train_timesteps=1000,
@@ -148,7 +156,7 @@ def _pipeline(
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Initial weights from `seed`, and the caller's own random numbers as if nothing had happened."""
+    """Draw initial weights from `seed`, and leave the caller's own random numbers as they were."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -190,9 +198,9 @@ def _unet(channels: int, sample_size: int, widths: tuple[int, ...]) -> UNet2DCon
 
 
 LENGTH = 8
-"""Tokens per text, both ends included: three words fit, and nothing may assume CLIP's 77."""
+"""Tokens per text, start and end included. Three words fit, and a test that assumes CLIP's 77 fails."""
 START, END = 0, 1
-"""Numbers of the two tokens that stand around a text; the second also pads it."""
+"""Numbers of the tokens at the start and the end of a text; the second also pads it."""
 
 
 def tokenizer(words: Sequence[str] = WORDS, length: int = LENGTH) -> CLIPTokenizer:

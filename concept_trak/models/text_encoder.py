@@ -1,23 +1,25 @@
-"""A text encoder with its tokenizer: what it makes of texts, and how much of a text it reads."""
+"""A text encoder with its tokenizer: encodings of texts, and how many tokens of a text the encoder reads."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 import transformers
 from diffusers.loaders.textual_inversion import TextualInversionLoaderMixin
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from concept_trak.models.loading import class_of_part, from_folder, load_part
+from concept_trak.models.loading import load_part, load_settings
+from concept_trak.models.pipeline_folder import class_of_part
 
-LONGEST = 512
+T5_LIMIT = 512
 """Tokens that an encoder without a table of positions (T5) reads where its tokenizer sets no limit."""
 
 
-class Vocabulary(TextualInversionLoaderMixin):
-    """diffusers' way with learned tokens, which asks the pipeline that it belongs to where its parts run."""
+class LearnedTokens(TextualInversionLoaderMixin):
+    """diffusers' loader of learned tokens, which asks the pipeline that it belongs to for these two attributes."""
 
     hf_device_map = None
     components: ClassVar[dict[str, Any]] = {}
@@ -25,49 +27,49 @@ class Vocabulary(TextualInversionLoaderMixin):
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """`limit`: tokens it reads, those around the text included. `learned`: whether tokens were added to it; a text's
-    token of several vectors then stands for all of them.
+    """A frozen text encoder.
+
+    Attributes:
+        tokenizer, model: of transformers.
+        limit: the most tokens that the model reads, start and end included.
+        has_embeddings: whether tokens were added to the tokenizer. A token of several vectors is then written out as
+            all of its parts.
     """
 
     tokenizer: Any
     model: Any
     limit: int
-    learned: bool = False
-
-    def said(self, texts: Sequence[str]) -> list[str]:
-        """Texts as the tokenizer is to see them."""
-        if not self.learned:
-            return list(texts)
-        return list(Vocabulary().maybe_convert_prompt(list(texts), self.tokenizer))
+    has_embeddings: bool = False
 
     def tokens(self, texts: Sequence[str]) -> Any:
-        """ids and mask [b, limit]: padded, and cut as in training."""
-        ways: dict[str, Any] = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
-        return self.tokenizer(self.said(texts), max_length=self.limit, **ways).to(self.model.device)
+        """`input_ids` and `attention_mask`, int64 [b, limit]: padded, and cut to the limit as in training."""
+        options: dict[str, Any] = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        return self.tokenizer(self._written_out(texts), max_length=self.limit, **options).to(self.model.device)
 
-    def last(self, texts: Sequence[str]) -> Tensor:
-        """Its last layer [b, limit, width], masked only where the encoder's configuration asks for a mask."""
+    def last(self, texts: Sequence[str]) -> Float[Tensor, "b limit width"]:
+        """The last layer, with a mask only where the encoder's configuration asks for one."""
         tokens = self.tokens(texts)
-        asks = getattr(self.model.config, "use_attention_mask", False)
-        return self.model(tokens.input_ids, attention_mask=tokens.attention_mask if asks else None)[0]
+        masked = getattr(self.model.config, "use_attention_mask", False)
+        return self.model(tokens.input_ids, attention_mask=tokens.attention_mask if masked else None)[0]
 
-    def masked(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Its last layer [b, limit, width] with padding masked, and that mask [b, limit], for who reads it on."""
+    def masked(self, texts: Sequence[str]) -> tuple[Float[Tensor, "b limit width"], Int[Tensor, "b limit"]]:
+        """The last layer with padding masked, and the mask, which the denoising network needs as well."""
         tokens = self.tokens(texts)
         return self.model(tokens.input_ids, attention_mask=tokens.attention_mask)[0], tokens.attention_mask
 
-    def before_last(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Its layer before the last [b, limit, width], and the projected end of text [b, projection]."""
-        said = self.model(self.tokens(texts).input_ids, output_hidden_states=True)
-        return said.hidden_states[-2], said[0]
+    def before_last(self, texts: Sequence[str]) -> tuple[Float[Tensor, "b limit width"], Tensor]:
+        """The layer before the last, and the model's first output: of a projection, the end of text [b, projection]."""
+        output = self.model(self.tokens(texts).input_ids, output_hidden_states=True)
+        return output.hidden_states[-2], output[0]
 
     def length(self, text: str) -> int:
-        """Tokens of a text, uncut, those around it included."""
-        return len(self.tokenizer(self.said([text])[0], verbose=False).input_ids)
+        """Tokens of a text before it is cut, start and end included."""
+        return len(self.tokenizer(self._written_out([text])[0], verbose=False).input_ids)
 
-
-def with_embedding(reader: TextEncoder) -> TextEncoder:
-    return replace(reader, learned=True)
+    def _written_out(self, texts: Sequence[str]) -> list[str]:
+        if not self.has_embeddings:
+            return list(texts)
+        return list(LearnedTokens().maybe_convert_prompt(list(texts), self.tokenizer))
 
 
 def tokenizer_of(encoder: str) -> str:
@@ -75,14 +77,22 @@ def tokenizer_of(encoder: str) -> str:
     return encoder.replace("text_encoder", "tokenizer")
 
 
-def open_text_encoder(path: Path, index: dict[str, str], encoder: str, dtype: torch.dtype, device: str) -> TextEncoder:
-    """An encoder of a pipeline directory, frozen, with the tokenizer that belongs to it.
+def open_text_encoder(
+    path: Path, classes: Mapping[str, str], encoder: str, dtype: torch.dtype, device: str
+) -> TextEncoder:
+    """A text encoder of a pipeline directory, frozen, with its tokenizer.
+
+    Args:
+        path: the pipeline directory.
+        classes: the class of every part.
+        encoder: `text_encoder`, `text_encoder_2` or `text_encoder_3`.
+        dtype, device: the precision and the place of its weights.
 
     Raises:
-        ValueError: one of them cannot be read.
+        UserError: the encoder or its tokenizer cannot be read.
     """
     words = tokenizer_of(encoder)
-    tokenizer = from_folder(class_of_part(transformers, index, words), path / words)
-    model = load_part(class_of_part(transformers, index, encoder), path / encoder, dtype, device).requires_grad_(False)
-    limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", LONGEST))
-    return TextEncoder(tokenizer, model, limit)
+    tokenizer = load_settings(class_of_part(transformers, classes, words), path, words)
+    model = load_part(class_of_part(transformers, classes, encoder), path, encoder, dtype, device)
+    limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", T5_LIMIT))
+    return TextEncoder(tokenizer, model.requires_grad_(False), limit)

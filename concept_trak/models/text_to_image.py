@@ -1,15 +1,16 @@
-"""Text-to-image pipelines as diffusers saves them: a denoising network that listens to a text encoder.
+"""Text-to-image pipelines of diffusers: a denoising network whose condition comes from a text encoder.
 
-Stable Diffusion 1.x and 2.x stand here; families with other networks, encoders or conditions say what differs.
+Stable Diffusion 1.x and 2.x are here. Families with other networks, encoders or conditions override what differs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
+from concept_trak import UserError
 from concept_trak.attribution.denoiser import Condition
 from concept_trak.models.pipeline import DenoisingNetwork, Pipeline
 from concept_trak.models.text_encoder import TextEncoder, open_text_encoder, tokenizer_of
@@ -18,6 +19,7 @@ ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 def predict_text_to_image(network: Any, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
+    """The raw output [b, c, h, w] of a UNet with cross attention."""
     return network(x_t, times, encoder_hidden_states=cond["text"], return_dict=False)[0]
 
 
@@ -29,12 +31,13 @@ class TextToImage(Pipeline):
     }
     conditioners: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
 
-    def _read_conditioners(self, index: dict[str, str], dtype: torch.dtype, device: str) -> None:
-        heard = [encoder for encoder in ENCODERS if encoder in index]
-        self.readers = {encoder: self._reader(index, encoder, dtype, device) for encoder in heard}
+    def _read_conditioners(self, classes: Mapping[str, str], dtype: torch.dtype, device: str) -> None:
+        self.text_encoders = {
+            encoder: self._open_encoder(classes, encoder, dtype, device) for encoder in ENCODERS if encoder in classes
+        }
 
-    def _reader(self, index: dict[str, str], encoder: str, dtype: torch.dtype, device: str) -> TextEncoder:
-        return open_text_encoder(self.path, index, encoder, dtype, device)
+    def _open_encoder(self, classes: Mapping[str, str], encoder: str, dtype: torch.dtype, device: str) -> TextEncoder:
+        return open_text_encoder(self.path, classes, encoder, dtype, device)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Condition:
@@ -42,18 +45,18 @@ class TextToImage(Pipeline):
 
         There is an attention mask only where the text encoder's configuration asks for one.
         """
-        return {"text": self.readers["text_encoder"].last(texts)}
+        return {"text": self.text_encoders["text_encoder"].last(texts)}
 
     def require_whole(self, text: str) -> None:
-        for encoder, reader in self.readers.items():
-            if (length := reader.length(text)) > reader.limit:
-                raise ValueError(
-                    f"{text!r} has {length} tokens, and the model's {encoder} reads {reader.limit}, those around the "
+        for name, encoder in self.text_encoders.items():
+            if (length := encoder.length(text)) > encoder.limit:
+                raise UserError(
+                    f"{text!r} has {length} tokens, and the model's {name} reads {encoder.limit}, start and end of "
                     "text included: the rest would be ignored. Shorten it."
                 )
 
     def _conditioning_parts(self) -> tuple[str, ...]:
-        return tuple(part for encoder in self.readers for part in (encoder, tokenizer_of(encoder)))
+        return tuple(part for encoder in self.text_encoders for part in (encoder, tokenizer_of(encoder)))
 
 
 PIPELINES = {name: TextToImage for name in ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")}

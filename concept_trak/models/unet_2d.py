@@ -1,38 +1,40 @@
 """A UNet without texts (Ho et al. 2020): unconditional, or conditioned on a class where it has an embedding of classes.
 
-diffusers' own `DDPMPipeline` and `DDIMPipeline` hold one; their calls draw unconditionally, so a class-conditional UNet
-saved in one is asked as `UNet2DModel` documents it.
+diffusers' own `DDPMPipeline` and `DDIMPipeline` call it without a class. A class-conditional UNet saved in one of them
+is called as `UNet2DModel` documents it.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor
 
+from concept_trak import UserError
 from concept_trak.attribution.denoiser import Condition, Denoiser
 from concept_trak.models.class_conditional import ClassConditional, Classes, class_names
 from concept_trak.models.pipeline import DenoisingNetwork
 
 
 def predict_unet_2d(network: Any, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
-    """Where it also learns a variance, that is the second half of the channels and not asked for."""
+    """The raw output [b, c, h, w]; the second half of twice the channels is a learned variance, which is left out."""
     return network(x_t, times, class_labels=cond.get("label"), return_dict=False)[0][:, : x_t.shape[1]]
 
 
 class UNet2D(ClassConditional):
-    """None of its classes is known to stand for none. So the negative is another class, any of them unless
-    `combinations` says which; who trained with an empty class names it there alone.
+    """The directory does not say which class is the empty one. So the negative is another class: any of them, unless
+    `combinations` names some. For a model trained with an empty class, set `combinations` to that class.
     """
 
     networks: ClassVar[dict[str, DenoisingNetwork]] = {
         "unet": DenoisingNetwork(UNet2DModel, predict_unet_2d, lambda network: network.mid_block)
     }
 
-    def _read_conditioners(self, index: dict[str, str], dtype: torch.dtype, device: str) -> None:
+    def _read_conditioners(self, classes: Mapping[str, str], dtype: torch.dtype, device: str) -> None:
         config: Any = self.network.config
         if config["class_embed_type"] is not None:
-            raise ValueError(
+            raise UserError(
                 f"{self.path}/unet has class_embed_type={config['class_embed_type']!r}, whose classes are no numbers; "
                 "expected class_embed_type null with num_class_embeds, or neither"
             )
@@ -41,9 +43,9 @@ class UNet2D(ClassConditional):
         if self.classes is None:
             return
         if self.negative == "empty":
-            raise ValueError(
-                f"{self.path}/unet has no class that stands for none, so model.negative=empty has no meaning; set "
-                "model.negative=other_label (model.combinations=[<class>, ...] says which others, if not all)"
+            raise UserError(
+                f"{self.path}/unet has no empty class, so model.negative=empty has no meaning; set "
+                "model.negative=other_label (model.combinations=[<class>, ...] names the others, if not all)"
             )
         self.combinations = self.combinations or tuple(str(i) for i in range(self.classes.count))
 

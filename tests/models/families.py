@@ -23,7 +23,7 @@ class Tiny:
     reads: (ours, x_t, t, raw output): (x_0, eps), by the formula of its prediction type.
     index: (ours, the time a network is told): t.
     their_step: (pipeline, raw output, t, x_t): x at t - 20, by the pipeline's scheduler.
-    texts: what to ask for: three conditions, then the one that stands for none.
+    texts: what to ask for: three conditions, then the empty one.
     group: named parameters that it has, beside `attention` and `all`.
     ways: what else `load` is told.
     """

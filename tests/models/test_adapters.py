@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, inject_a
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from concept_trak import UserError
 from concept_trak.attribution.direction import DIRECTIONS
 from concept_trak.attribution.gradients.pull_back import pull_back
 from concept_trak.attribution.numerics import normal
@@ -130,7 +131,7 @@ def test_a_lora_of_the_text_encoder_moves_its_encodings(made, tmp_path):
     pipe.load_lora_weights(made / "text")
     theirs = pipe.encode_prompt(list(WORDS), "cpu", 1, False)[0]
     torch.testing.assert_close(both.encode(WORDS)["text"], theirs, rtol=1e-5, atol=1e-5)
-    assert not any(p.requires_grad for p in both.readers["text_encoder"].model.parameters())
+    assert not any(p.requires_grad for p in both.text_encoders["text_encoder"].model.parameters())
 
 
 def test_what_stands_beside_a_model_makes_it_another_wherever_it_lies(made, tmp_path):
@@ -158,7 +159,7 @@ def test_a_fine_tune_is_the_model_that_holds_its_weights(made, tmp_path):
 
 def embedding(made: Path, *words: str) -> torch.Tensor:
     """The rows of words that the encoder knows, [n, width]."""
-    reader = load(str(made / "sd")).readers["text_encoder"]
+    reader = load(str(made / "sd")).text_encoders["text_encoder"]
     ids = [reader.tokenizer.convert_tokens_to_ids(f"{word}</w>") for word in words]
     return reader.model.get_input_embeddings().weight[ids].detach().clone()
 
@@ -170,14 +171,14 @@ def test_a_token_that_was_taught_a_words_vectors_is_read_as_those_words(made, tm
     ours = load(str(made / "sd"), embeddings=[str(tmp_path / "new.safetensors")])
     said, meant = ours.encode(["a <new>", "blue"])["text"], base.encode([f"a {' '.join(words)}", "blue"])["text"]
     torch.testing.assert_close(said, meant)
-    assert ours.readers["text_encoder"].length("a <new>") == 3 + len(words), "its tokens count towards the limit"
+    assert ours.text_encoders["text_encoder"].length("a <new>") == 3 + len(words), "its tokens count towards the limit"
     assert set(ours.identity()) - set(base.identity()) == {"embeddings/new.safetensors"}
-    assert not any(p.requires_grad for p in ours.readers["text_encoder"].model.parameters())
+    assert not any(p.requires_grad for p in ours.text_encoders["text_encoder"].model.parameters())
 
 
 def test_what_does_not_belong_is_refused(made, tmp_path):
     def refused(what: str, base: str = "sd", **ways) -> None:
-        with pytest.raises(ValueError, match=what):
+        with pytest.raises(UserError, match=what):
             load(str(made / base), **ways)
 
     (tmp_path / "lora.bin").write_bytes(b"pickle")

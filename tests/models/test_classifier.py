@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from concept_trak import UserError
 from concept_trak.data.benchmarks.two_factors import SHAPES2, SHAPES3
 from concept_trak.evaluation import judge
 from concept_trak.models.classifier import open_classifier
@@ -101,7 +102,7 @@ def test_the_shipped_classifier_knows_red():
 
 
 REFUSALS = [
-    (saved(LINEAR, "linear", CLASSES), "yellow", r"f knows no class 'yellow'; expected one of: red, green, blue"),
+    (saved(LINEAR, "linear", CLASSES), "yellow", r"f has no class 'yellow'; expected one of: red, green, blue"),
     (saved(LINEAR, "linear", ["a", "b"]), "a", r"f has 3 outputs and names 2 classes"),
     (saved(LINEAR, "transformer", CLASSES), "red", r"architecture='transformer', output='softmax' in its metadata"),
     (saved(LINEAR, "thing", CLASSES), "red", r"expected linear, mlp or convolutional"),
@@ -120,5 +121,5 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("data", "shows", "message"), REFUSALS, ids=[m for _, _, m in REFUSALS])
 def test_a_file_that_cannot_judge_is_refused(data, shows, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         open_classifier(data, "f", shows, TOY)

@@ -170,7 +170,7 @@ def test_groups_of_parameters_are_what_their_names_say(path):
         "q, k, v, out of every cross attention, and their biases"
     )
     assert {name for name, p in network.named_parameters() if p.requires_grad} == set(denoiser.parameters)
-    frozen = [denoiser.readers["text_encoder"].model] + ([denoiser.vae] if denoiser.vae else [])
+    frozen = [denoiser.text_encoders["text_encoder"].model] + ([denoiser.vae.module] if denoiser.vae else [])
     assert not any(p.requires_grad for module in frozen for p in module.parameters())
     everything = load(str(path)).parameters
     assert set(everything) == names

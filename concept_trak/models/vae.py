@@ -1,0 +1,92 @@
+"""The space of latents: a VAE of diffusers as two functions, from images to x_0 and back.
+
+    x_0 = (mode - shift) * scale,        image = decode(x_0 / scale + shift)
+
+The mode is that of the posterior; a VAE without a posterior (`AutoencoderTiny`, `AutoencoderDC`, `VQModel`) has one
+latent. In float16 some VAEs overflow: rows that are not finite are computed again in float32.
+"""
+
+import copy
+import logging
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+SIDE = 64
+"""Pixels of the image that measures how much a VAE shrinks."""
+
+
+class Autoencoder:
+    """A frozen VAE.
+
+    Args:
+        module: the VAE, in the precision that it runs in.
+        dtype: the precision of the model, and so of x_0.
+    """
+
+    def __init__(self, module: Any, dtype: torch.dtype) -> None:
+        self.module, self.dtype = module.requires_grad_(False), dtype
+        self.scale = module.config.get("scaling_factor") or 1.0
+        self.shift = module.config.get("shift_factor") or 0.0
+        self._retried = False
+
+    @property
+    def runs_wider(self) -> bool:
+        """Whether the VAE computes in a higher precision than the model."""
+        return next(self.module.parameters()).dtype != self.dtype
+
+    @torch.no_grad()
+    def encode(self, pixels: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b c h w"]:
+        """Images in [-1, 1] as x_0, in the model's precision."""
+        latents = self._repaired(_latents, pixels)
+        return ((latents - self.shift) * self.scale).to(self.dtype)
+
+    @torch.no_grad()
+    def decode(self, x_0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
+        """x_0 as images, about [-1, 1], in the model's precision."""
+        return self._repaired(_images, x_0 / self.scale + self.shift).to(self.dtype)
+
+    @cached_property
+    def factor(self) -> int:
+        """Pixels to a side of one latent."""
+        if "down_block_types" in self.module.config:
+            return 2 ** (len(self.module.config["block_out_channels"]) - 1)
+        weight = next(self.module.parameters())
+        image = torch.zeros(1, 3, SIDE, SIDE, device=weight.device, dtype=weight.dtype)
+        with torch.no_grad():
+            return SIDE // _latents(self.module, image).shape[-1]
+
+    def _repaired(self, function: Any, value: Tensor) -> Tensor:
+        """`function` of the VAE and each row of a batch [b, ...]; in float32 for rows that float16 makes infinite."""
+        weight = next(self.module.parameters())
+        result = function(self.module, value.to(weight.device, weight.dtype))
+        overflown = ~result.isfinite().flatten(1).all(1)
+        if weight.dtype not in (torch.float16, torch.bfloat16) or not bool(overflown.any()):
+            return result
+        if not self._retried:
+            log.warning("the VAE overflows in %s: such images are computed in float32", weight.dtype)
+            self._retried = True
+        rows = value.to(weight.device)[overflown].float()
+        result = result.float()
+        result[overflown] = function(self._wide, rows)
+        return result
+
+    @cached_property
+    def _wide(self) -> Any:
+        return copy.deepcopy(self.module).float()
+
+
+def _latents(module: Any, pixels: Tensor) -> Tensor:
+    """The mode of the posterior, or the one latent of a VAE that has no posterior."""
+    encoded = module.encode(pixels)
+    if hasattr(encoded, "latent_dist"):
+        return encoded.latent_dist.mode()
+    return encoded.latents if hasattr(encoded, "latents") else encoded.latent
+
+
+def _images(module: Any, latents: Tensor) -> Tensor:
+    return module.decode(latents).sample
