@@ -15,6 +15,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
+from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.method import METHODS, Method
 from concept_trak.attribution.projector import Projector
@@ -24,12 +25,12 @@ T = TypeVar("T")
 
 def _one_of(key: str, value: str, *known: str) -> None:
     if value not in known:
-        raise ValueError(f"{key}={value!r}; expected one of: {', '.join(known)}")
+        raise UserError(f"{key}={value!r}; expected one of: {', '.join(known)}")
 
 
 def _at_least(key: str, value: float | int, least: float | int) -> None:
     if value < least:
-        raise ValueError(f"{key}={value}; expected at least {least}")
+        raise UserError(f"{key}={value}; expected at least {least}")
 
 
 @dataclass(frozen=True)
@@ -78,49 +79,22 @@ class FeatureConfig:
 
 
 @dataclass(frozen=True)
-class ClusterConfig:
-    kind: str = "local"
-    """serial (this process), local (Ray on this machine) or ray (an existing cluster)."""
-    address: str = "auto"
-    """ray: the cluster's address."""
-    workers: int = 0
-    """0: as many as fit."""
+class WorkerSettings:
+    """What one worker may use of the machine that it runs on; nothing here changes a number."""
+
     cpus: float = 1.0
-    """Cores, and torch threads, a worker owns."""
-    gpus: float = 0.0
+    """Cores that the worker owns."""
+    gpu: bool = False
+    """Whether the worker owns a GPU, which `model.device=auto` then uses."""
     memory: int = 0
-    """Bytes a worker asks the scheduler for; 0 asks for nothing."""
-    price: float = 0.0
-    """Of one worker for an hour, in any currency: what `preflight` reckons the cost with."""
-    shared_store: bool = False
-    """ray: says that a `file` store is one shared folder on every node."""
+    """Bytes of the machine's memory that the worker may take; 0: what is free, divided by `neighbours`."""
+    neighbours: int = 1
+    """Workers that share the machine; 0: as many as its cores hold."""
 
-    def __post_init__(self) -> None:
-        _one_of("cluster.kind", self.kind, "serial", "local", "ray")
-        _at_least("cluster.workers", self.workers, 0)
-        _at_least("cluster.cpus", self.cpus, 0.01)
-        _at_least("cluster.price", self.price, 0)
-
-
-@dataclass(frozen=True)
-class BudgetConfig:
-    rejects: float = 0.05
-    """Share of the planned samples that may be rejected before the run stops (exit 3)."""
-    infrastructure: int = 10
-    """Times one shard may lose its worker, node or storage before the run stops (exit 4)."""
-    memory: int = 3
-    """Times one shard may run out of memory, at half the batch each time."""
-    application: int = 2
-    """Times one shard is tried again when its own work fails."""
-    lease: float = 3600.0
-    """Seconds one attempt, or the building of a worker, may take. Who takes longer hangs: it is killed, and the shard
-    done elsewhere, which counts as infrastructure. An hour is six times what a shard should take, so what hangs costs
-    an hour and not the night. Raise it where shards honestly take longer, as on CPUs; 0 waits for ever. Not with
-    cluster=serial."""
-
-    def __post_init__(self) -> None:
-        _at_least("budget.rejects", self.rejects, 0)
-        _at_least("budget.lease", self.lease, 0)
+    @property
+    def threads(self) -> int:
+        """Threads of torch."""
+        return max(1, int(self.cpus))
 
 
 @dataclass(frozen=True)
@@ -157,11 +131,11 @@ class DataConfig:
         for key, value, known in (("crop", self.crop, ("center", "random")),
                                   ("captions", self.captions, ("first", "join", "one", "class"))):  # fmt: skip
             if value not in known:
-                raise ValueError(f"data.{key}={value!r}; expected one of: {', '.join(known)}")
+                raise UserError(f"data.{key}={value!r}; expected one of: {', '.join(known)}")
         if self.shard_rows < 1:
-            raise ValueError(f"data.shard_rows={self.shard_rows}; expected at least 1")
+            raise UserError(f"data.shard_rows={self.shard_rows}; expected at least 1")
         if wrong := [b for b in self.buckets if min(b) < 8 or b[0] % 8 or b[1] % 8]:
-            raise ValueError(f"data.buckets: {list(wrong[0])} is no size; expected [height, width], multiples of 8")
+            raise UserError(f"data.buckets: {list(wrong[0])} is no size; expected [height, width], multiples of 8")
 
 
 @dataclass(frozen=True)
@@ -197,31 +171,23 @@ class AuditConfig:
     report: str = "auto"
     """file: one page that holds everything; folder: a light page, and beside it one for each concept, thumbnails, and
     the shown images as they lie in the data; auto: folder for more than 200 images."""
-    interval: float = 10.0
-    """Seconds between two words about progress: lines where there is no terminal, and progress.json everywhere."""
-    preflight: bool = False
-    """Only load everything, run two samples and one query end to end, and print what the whole run will take."""
     keep_states: bool = False
     """Whether inverted states are kept in the store (states/), so that other parameters, projectors and seeds skip the
     inversion. Bytes: samples x states x size of x_t."""
     feature: FeatureConfig = field(default_factory=FeatureConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
 
     def __post_init__(self) -> None:
         _one_of("scores", self.scores, "top", "all")
         _one_of("report", self.report, "auto", "file", "folder")
         _at_least("top", self.top, 1)
         if self.damping <= 0:
-            raise ValueError(
-                f"damping={self.damping}; expected a positive number, relative to the mean eigenvalue of K"
-            )
+            raise UserError(f"damping={self.damping}; expected a positive number, relative to the mean eigenvalue of K")
         names = [c.name for c in self.concepts]
         if twice := {n for n in names if names.count(n) > 1}:
-            raise ValueError(f"concepts: {', '.join(sorted(twice))} is named twice; give each its own name")
+            raise UserError(f"concepts: {', '.join(sorted(twice))} is named twice; give each its own name")
         for concept in self.concepts:
             if missing := set(concept.truth) - set(self.data.label_columns):
-                raise ValueError(
+                raise UserError(
                     f"concept {concept.name!r}: truth names {', '.join(sorted(missing))}, which data.label_columns "
                     f"({', '.join(self.data.label_columns) or 'empty'}) does not; add it there"
                 )
@@ -235,7 +201,7 @@ class AuditConfig:
             ("concepts", self.concepts, "concepts=[{name: red, prompt: a red square, without_prompt: a square}]"),
         ):
             if not value:
-                raise ValueError(f"{key} is not set; expected something like {example}")
+                raise UserError(f"{key} is not set; expected something like {example}")
         return self
 
 
@@ -245,7 +211,7 @@ def build(schema: type[T], values: Any) -> T:
     try:
         return TypeAdapter(schema).validate_python(values)
     except ValidationError as error:
-        raise ValueError("; ".join(_sentence(schema, e) for e in error.errors())) from None
+        raise UserError("; ".join(_sentence(schema, e) for e in error.errors())) from None
 
 
 def _strict(schema: type, seen: set[type] | None = None) -> None:

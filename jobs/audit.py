@@ -1,69 +1,44 @@
 """Audit a model's training data for concepts: `python -m jobs.audit --config-name demo [key=value ...]`.
 
-Does every stage and skips what is done; the same command resumes. Exit codes: 0 done; 2 a mistake to mend, said in one
-message; 3 over budget.rejects; 4 over budget.infrastructure, or storage fails; 5 some work failed. `jobs.verify`
-adds 6: something on storage is not as it was written.
+Runs every stage and skips what is done; the same command resumes. `preflight=true` only loads everything, runs two
+samples and one query end to end, and prints what the whole audit will take. Exit codes: see jobs/exit_codes.py.
 """
 
-from concept_trak.audit.pipeline import Found, Run, shares
-from concept_trak.audit.prepare import Prepared, prepare, readable
-from concept_trak.audit.results import measured
+from dataclasses import dataclass
+
+from concept_trak.audit.dry_run import dry_run
+from concept_trak.audit.prepare import resolve
 from concept_trak.config import AuditConfig
-from concept_trak.report.publish_audit import conclude, tell
-from concept_trak.store.manifest import read_manifest
+from concept_trak.report.publish_audit import run_audit
+from concept_trak.store.manifest import Audit
+from concept_trak.store.store import Store
 from jobs.configure import main
-from jobs.execute import executor, meter
-from jobs.exit_codes import ended
-from jobs.preflight import preflight
-from jobs.progress import Progress
+from jobs.execute import ExecutorMapper, RunConfig, on_one_worker, require_reachable, worker_settings
 
 
-def audit(config: AuditConfig) -> int:
-    """Run one audit to its manifest, or say that it is finished, or only its preflight; the result is the exit code."""
-    return ended(lambda: preflight(config, executor) if config.preflight else _audit(config))
+@dataclass(frozen=True)
+class AuditRunConfig(RunConfig):
+    """How the work of an audit is done."""
+
+    preflight: bool = False
+    """Only load everything, run two samples and one query end to end, and print what the whole audit will take."""
 
 
-def _audit(config: AuditConfig) -> int:
-    p = prepare(config)
-    progress = Progress(p.audit, config.interval, meter(config, p.audit.id))
-    _announce(p, progress)
-    standing = read_manifest(p.audit)
-    if standing is not None:
-        progress.line(f"audit {p.audit.id} is finished: nothing to compute, no gradient work done")
-        tell(p, progress.line)
+def audit(config: AuditConfig, run: AuditRunConfig = AuditRunConfig()) -> int:
+    """Run one audit to its manifest, or only its dry run."""
+    require_reachable(config, run.cluster)
+    config, worker = resolve(config), worker_settings(run.cluster)
+    if run.preflight:
+        mapper = ExecutorMapper(on_one_worker(run))
+        print("\n".join(dry_run(config, mapper, worker, run.cluster.workers, run.cluster.price)))
         return 0
-    _stages(Run(p, executor(config), progress))
-    tell(p, progress.line)
+    mapper = ExecutorMapper(run, Audit(Store(config.store), config.audit))
+    counters = mapper.progress.counters
+    run_audit(
+        config, mapper, worker=worker, most_rejects=run.budget.rejects, line=mapper.progress.line, counters=counters
+    )
     return 0
 
 
-def _stages(run: Run) -> None:
-    records = run.featurize()
-    summed = run.sum_grams(records)
-    answers = run.ask()
-    solved = run.solve(answers, records, summed)
-    tally = run.score(records)
-    p, aggregated = run.prepared, run.aggregate(records)
-    measures = measured(p.audit, p.config, p.plan)
-    through, seen = shares(run, tally), run.look(tally)
-    conclude(run, Found(records, answers, solved, tally, seen, measures, aggregated, through))
-
-
-def _announce(p: Prepared, progress: Progress) -> None:
-    kind = p.config.cluster.kind
-    progress.line(f"audit      {p.audit.id} on {p.store.uri} (cluster={kind})")
-    progress.line(f"data       {p.samples} samples in {p.sources} sources, {len(p.plan)} shards")
-    d, m, sets = p.demand, p.config.model, len(set(p.work.fingerprints.values()))
-    progress.line(
-        f"model      {m.path}: {d.parameters:,} attributable parameters in {d.tensors} tensors ({m.parameters})"
-    )
-    progress.line(
-        f"size       features {readable(d.feature)} a sample and method, {readable(d.feature * p.samples * sets)} "
-        f"in all; gradients at most {readable(d.gradient * m.batch)} a worker at model.batch={m.batch}"
-    )
-    for concept in p.config.concepts:
-        progress.line(f"concept    {concept.name}: {concept.question}")
-
-
 if __name__ == "__main__":
-    main(AuditConfig, "config", audit)
+    main(audit, "config", AuditConfig, AuditRunConfig)

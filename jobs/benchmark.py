@@ -4,36 +4,37 @@ For every model: the features of every method over its own training set (kept in
 them), many queries per cell, and the grade of every ranking. Writes tables, a figure and a page to `store`.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from concept_trak.config import absolute
-from concept_trak.evaluation.leaderboard import Arm, table
-from concept_trak.evaluation.pipeline import compared, costs
-from concept_trak.evaluation.suite import (
-    BenchmarkConfig,
-)
-from concept_trak.report.benchmark_page import as_text, publish, publish_tops
-from concept_trak.store.store import Store
+from concept_trak.evaluation.pipeline import Spread
+from concept_trak.evaluation.suite import BenchmarkConfig
+from concept_trak.report.publish_evaluation import run_benchmark
 from jobs.configure import main
-from jobs.exit_codes import ended
+from jobs.execute import ExecutorMapper, RunConfig, worker_settings
 
 
-def benchmark(config: BenchmarkConfig) -> int:
-    """Every model, then one table per data set; returns the exit code."""
-    return ended(lambda: _benchmark(replace(config, store=absolute(config.store))))
+@dataclass(frozen=True)
+class BenchmarkRunConfig(RunConfig):
+    """How the work of a benchmark is done."""
+
+    interval: float = 30.0
+    """Seconds between two lines about progress where there is no terminal, and between two writes of progress.json."""
 
 
-def _benchmark(config: BenchmarkConfig) -> int:
-    found, reference = compared(config), Arm(config.reference, "own")
-    tables = [table(one.title, one.grades, one.cells, reference, costs(config)) for one in found]
-    store, grades = Store(config.store), {one.title: one.grades for one in found}
-    publish(store, config.name, grades, tables)
-    publish_tops(store, config.name, {one.title: one.audits for one in found}, tables, config.rows)
-    for one in tables:
-        print(as_text(one))
+def spread(run: RunConfig) -> Spread:
+    """The mapper of each model's audit, all on one executor."""
+    return Spread(ExecutorMapper(run).for_audit, worker_settings(run.cluster), run.budget.rejects)
+
+
+def benchmark(config: BenchmarkConfig, run: BenchmarkRunConfig = BenchmarkRunConfig()) -> int:
+    """Every model, then one table per data set."""
+    config = replace(config, store=absolute(config.store))
+    for text in run_benchmark(config, spread(run)):
+        print(text)
     print(f"\npage       {config.store}/benchmarks/{config.name}/benchmark.html")
     return 0
 
 
 if __name__ == "__main__":
-    main(BenchmarkConfig, "benchmark", benchmark)
+    main(benchmark, "benchmark", BenchmarkConfig, BenchmarkRunConfig)

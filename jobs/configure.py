@@ -1,9 +1,7 @@
-"""From `conf/` and the command line to one frozen dataclass, or one message that says what to change.
+"""From `conf/` and the command line to frozen dataclasses, or one message that says what to change.
 
 Hydra composes plain values; the dataclasses of the library check them. Their types are the schema, so there is no
 second table: the groups of `method` are made from `METHODS`.
-
-Audits named after the tick of a schedule, so that a tick is one audit however often, and by whom, it is begun.
 """
 
 import dataclasses
@@ -11,8 +9,6 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
@@ -23,9 +19,11 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from concept_trak import UserError
 from concept_trak.attribution.method import METHODS, RECOMMENDED, method_settings
-from concept_trak.config import AuditConfig, ModelConfig, absolute, build
-from concept_trak.store.store import Store
+from concept_trak.config import build
+from jobs.exit_codes import ended
+from jobs.help import help_text
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 LEFT_AT_HOME = ("/outputs", "/results", "/assets/benchmark", ".git", ".venv")
@@ -33,36 +31,61 @@ LEFT_AT_HOME = ("/outputs", "/results", "/assets/benchmark", ".git", ".venv")
 T = TypeVar("T")
 
 
-def main(schema: type[T], default: str, run: Callable[[T], int]) -> None:
-    """Compose, check, run, and exit with its code; the user's mistakes are one message and exit 2."""
-    try:
-        code = run(configure(schema, default, sys.argv[1:]))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    sys.exit(code)
+def main(verb: Callable[..., int], default: str, *schemas: type[Any]) -> None:
+    """Compose the configuration, run the verb, and exit with its code.
+
+    Args:
+        verb: takes one instance of each schema and returns an exit code.
+        default: the configuration's name in `conf/`.
+        schemas: the dataclasses that the keys of the command line are divided among.
+    """
+    arguments = sys.argv[1:]
+    if {"--help", "-h"} & set(arguments):
+        print(help_text(verb, schemas, default))
+        sys.exit(0)
+    sys.exit(ended(lambda: verb(*configure_all(schemas, default, arguments))))
 
 
 def configure(schema: type[T], default: str, arguments: Sequence[str]) -> T:
-    """`arguments` as on the command line: `--config-name demo`, then `key=value` overrides of Hydra's grammar.
+    """One dataclass from the command line; see `configure_all`."""
+    return configure_all((schema,), default, arguments)[0]
+
+
+def configure_all(schemas: Sequence[type[Any]], default: str, arguments: Sequence[str]) -> tuple[Any, ...]:
+    """An instance of each schema.
+
+    Args:
+        schemas: dataclasses with distinct fields; every top-level key belongs to one of them.
+        default: the configuration's name where no `--config-name` is given.
+        arguments: as on the command line: `--config-name demo`, then `key=value` overrides of Hydra's grammar.
 
     Raises:
-        ValueError: naming the key, what was expected, and the nearest key there is.
+        UserError: naming the key, what was expected, and the nearest key there is.
     """
     name, overrides = _arguments(arguments, default)
-    overrides = [_settable(schema, override) for override in overrides]
-    _register(schema)
+    overrides = [_settable(schemas, override) for override in overrides]
+    _register(schemas)
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         try:
             values = OmegaConf.to_container(compose(config_name=name, overrides=overrides), resolve=True)
         except OverrideParseException as error:
             why = str(error).partition("\n")[0]
-            raise ValueError(
+            raise UserError(
                 f"{error.override} cannot be read ({why}); quote special characters: key=\"'value'\""
             ) from None
         except (HydraException, OmegaConfBaseException) as error:
-            raise ValueError(_explained(str(error), overrides, name)) from None
-    return build(schema, values)
+            raise UserError(_explained(str(error), overrides, name)) from None
+    assert isinstance(values, dict)
+    return tuple(build(schema, own) for schema, own in zip(schemas, _divided(schemas, values), strict=True))
+
+
+def _divided(schemas: Sequence[type], values: dict[Any, Any]) -> list[dict[Any, Any]]:
+    """The values of each schema's own fields; keys of none go to the first, which refuses them."""
+    names = [{f.name for f in dataclasses.fields(schema)} for schema in schemas]
+    known = set[str]().union(*names)
+    own = [{key: value for key, value in values.items() if key in mine} for mine in names]
+    own[0] |= {key: value for key, value in values.items() if key not in known}
+    return own
 
 
 def _arguments(arguments: Sequence[str], default: str) -> tuple[str, list[str]]:
@@ -77,28 +100,23 @@ def _arguments(arguments: Sequence[str], default: str) -> tuple[str, list[str]]:
                 name = rest.pop(i).partition("=")[2]
                 break
     if wrong := [a for a in rest if a.startswith("-") or "=" not in a]:
-        raise ValueError(
-            f"{wrong[0]!r} is not understood; expected key=value, or --config-name NAME with NAME in conf/"
-        )
+        raise UserError(f"{wrong[0]!r} is not understood; expected key=value, or --config-name NAME with NAME in conf/")
     return name, rest
 
 
-def _settable(schema: type, override: str) -> str:
-    """Hydra adds to a mapping only where told to, and `variants={...}` gives a whole one."""
-    mappings = {f.name for f in dataclasses.fields(schema) if get_origin(f.type) is dict}
+def _settable(schemas: Sequence[type], override: str) -> str:
+    """Hydra adds to a mapping only with `++`, and `variants={...}` gives a whole one."""
+    mappings = {f.name for schema in schemas for f in dataclasses.fields(schema) if get_origin(f.type) is dict}
     return f"++{override}" if override.partition("=")[0] in mappings else override
 
 
-def _register(schema: type) -> None:
+def _register(schemas: Sequence[type]) -> None:
     store = ConfigStore.instance()
-    store.store(name="schema", node=_defaults(schema))
+    defaults = {key: value for schema in schemas for key, value in dataclasses.asdict(schema()).items()}
+    store.store(name="schema", node=OmegaConf.create(defaults))
     for name, row in {**{name: name for name in METHODS}, "recommended": RECOMMENDED}.items():
         node = {row: OmegaConf.create(method_settings(METHODS[row]))}
         store.store(group="method", name=name, node=node, package="methods")
-
-
-def _defaults(schema: type) -> Any:
-    return OmegaConf.create(dataclasses.asdict(schema()))
 
 
 def _explained(message: str, overrides: Sequence[str], name: str) -> str:
@@ -123,62 +141,3 @@ def _dotted(values: Any, prefix: str = "") -> Iterator[str]:
     for key, value in values.items() if isinstance(values, dict) else ():
         yield f"{prefix}{key}"
         yield from _dotted(value, f"{prefix}{key}.")
-
-
-# The words of cron, and what a tick of each is called; names sort in the order of time.
-TICKS = {"@hourly": "%Y-%m-%dT%H", "@daily": "%Y-%m-%d", "@weekly": "%G-W%V", "@monthly": "%Y-%m"}
-
-
-def named(audit: str, now: datetime) -> str:
-    """`@weekly` as the tick that `now` (UTC) is in, 2026-W48; another name as it is.
-
-    Raises:
-        ValueError: an unknown word of this kind.
-    """
-    if not audit.startswith("@"):
-        return audit
-    if audit not in TICKS:
-        raise ValueError(f"audit={audit!r} is no schedule; expected one of: {', '.join(TICKS)}, or a name")
-    return now.strftime(TICKS[audit])
-
-
-def located(config: AuditConfig) -> AuditConfig:
-    """The same configuration with paths that mean the same everywhere, and with a name.
-
-    Raises:
-        ValueError: a relative path or an undeclared local store on a cluster of several machines; `memory` with
-        workers elsewhere.
-    """
-    kind = config.cluster.kind
-    if kind == "ray":
-        for key, value in (("store", config.store), ("data.uri", config.data.uri), *_of_model(config.model)):
-            if value and "://" not in value and not Path(value).is_absolute():
-                raise ValueError(f"{key}={value!r} is another folder on each node; give an absolute path or a URL")
-        if Store(config.store).scheme == "file" and not config.cluster.shared_store:
-            raise ValueError(
-                f"store={config.store!r} is a folder: if every node sees the same one, say cluster.shared_store=true; "
-                "else use an object store such as s3://bucket/prefix"
-            )
-    if config.store.startswith("memory://") and kind != "serial":
-        raise ValueError(f"store={config.store!r} lives in one process; use it with cluster=serial, or choose a folder")
-    now = datetime.now(UTC)
-    audit = named(config.audit, now) or now.strftime("%Y%m%dT%H%M%SZ")
-    model, data = (
-        _placed(config.model),
-        replace(config.data, uri=absolute(config.data.uri)),
-    )
-    return replace(config, audit=audit, store=absolute(config.store), model=model, data=data)
-
-
-def _of_model(model: ModelConfig) -> list[tuple[str, str]]:
-    """(key, path) of everything that the model is read from."""
-    return [
-        *((f"model.{key}", getattr(model, key)) for key in ("path", "weights", "lora")),
-        *(("model.embeddings", path) for path in model.embeddings),
-    ]
-
-
-def _placed(model: ModelConfig) -> ModelConfig:
-    more = {key: absolute(value) for key in ("weights", "lora") if (value := getattr(model, key))}
-    embeddings = tuple(absolute(path) for path in model.embeddings)
-    return replace(model, path=absolute(model.path), embeddings=embeddings, **more)

@@ -1,69 +1,28 @@
 """The causal test of a benchmark's rankings: `python -m jobs.counterfactual [key=value ...]`.
 
-For every arm, concept and share K of the concept's carriers, the model is trained from scratch without the first K of
-the arm's ranking, from several seeds, beside a control that keeps everything. Every retraining is one file in the
+For every method, concept and share K of the concept's carriers, the model is trained from scratch without the first K
+of the method's ranking, from several seeds, beside a control that keeps everything. Every retraining is one file in the
 store and is done once. Writes counterfactual.parquet, .md and .html below `benchmarks/<name>/`.
 
 The scored samples must be the whole training set: images that no ranking knows would go on teaching the concept.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 
-from cluster.executor import Outcome, Resources, Task
-from concept_trak.config import AuditConfig, absolute
-from concept_trak.evaluation.counterfactual import (
-    Bench,
-    Case,
-    CounterfactualConfig,
-    Retrain,
-    Retraining,
-    cases_of,
-    effects,
-    tops_of,
-)
-from concept_trak.evaluation.suite import trained
-from concept_trak.report.counterfactual_page import publish
-from concept_trak.store.store import Store
+from concept_trak.config import absolute
+from concept_trak.evaluation.counterfactual import CounterfactualConfig
+from concept_trak.report.publish_evaluation import run_counterfactual
 from jobs.configure import main
-from jobs.execute import executor
-from jobs.exit_codes import ended, failure
+from jobs.execute import ExecutorMapper, RunConfig, worker_settings
 
 
-def counterfactual(config: CounterfactualConfig) -> int:
-    """Every retraining that is not there yet, then the page; returns the exit code."""
-    return ended(lambda: _counterfactual(replace(config, store=absolute(config.store))))
-
-
-def _counterfactual(config: CounterfactualConfig) -> int:
-    made, store = trained(config.folder), Store(config.store)
-    cases = cases_of(config, made, tops_of(config, made, store))
-    folder = f"benchmarks/{config.name}/retrained"
-    bench = Bench(config.store, folder, made, config.samples, max(1, int(config.cluster.cpus)))
-    retrain(config, bench, cases)
-    lines = list(zip(cases, effects(bench, config.folder, cases), strict=True))
-    print(publish(store, config.name, made, lines))
+def counterfactual(config: CounterfactualConfig, run: RunConfig = RunConfig()) -> int:
+    """Every retraining that is not there yet, then the page."""
+    config = replace(config, store=absolute(config.store))
+    print(run_counterfactual(config, ExecutorMapper(run), worker_settings(run.cluster).threads))
     print(f"page       {config.store}/benchmarks/{config.name}/counterfactual.html")
     return 0
 
 
-def retrain(config: CounterfactualConfig, bench: Bench, cases: Sequence[Case]) -> None:
-    """What is missing of the controls and the retrainings, each once."""
-    store, controls = Store(bench.store), [Retraining(seed) for seed in config.seeds]
-    wanted = dict.fromkeys([*controls, *(case.retraining for case in cases)])
-    missing = [item for item in wanted if store.size(bench.file(item)) is None]
-    print(f"retrain    {len(wanted)} models, {len(missing)} of them to train", flush=True)
-    if not missing:
-        return
-    c, failed = config.cluster, list[Outcome]()
-    run = executor(AuditConfig(cluster=c, budget=config.budget))
-    task = Task(Retrain, bench)
-    for i, outcome in enumerate(run.map(task, missing, Resources(c.cpus, c.gpus, c.memory)), 1):
-        failed += [outcome] if outcome.failure else []
-        print(f"retrain    {i}/{len(missing)}, {outcome.seconds:.0f} s", flush=True)
-    if failed:
-        raise failure("retrain", failed, len(missing))
-
-
 if __name__ == "__main__":
-    main(CounterfactualConfig, "counterfactual", counterfactual)
+    main(counterfactual, "counterfactual", CounterfactualConfig, RunConfig)

@@ -1,44 +1,201 @@
+"""Where the work of a verb is done: its configuration, and the library's `Mapper` over an executor of `cluster/`."""
+
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from cluster.executor import Budgets, Executor, Resources, Task
+from cluster.executor import Budgets, Executor, Failure, Outcome, Resources, Task
 from cluster.metrics import exported
 from cluster.serial import Serial
-from concept_trak.components.config import ComponentsConfig
-from concept_trak.config import AuditConfig
+from concept_trak import UserError
+from concept_trak.audit.mapper import Stopped
+from concept_trak.config import AuditConfig, WorkerSettings
+from concept_trak.store.manifest import Audit, write_bytes
+from concept_trak.store.store import Store
 from jobs.configure import CONF, LEFT_AT_HOME
-from jobs.exit_codes import failure
 from jobs.metrics import METRICS, Meter
+from jobs.progress import Progress
+
+LOG = logging.getLogger(__name__)
 
 
-def mapped(config: ComponentsConfig, stage: str, task: Task, items: Sequence[Any]) -> list[tuple[Any, Any]]:
-    """(item, result) of every item in their order; what failed is told when the others are safe."""
-    if not items:
-        return []
-    c = config.cluster
-    outcomes = list(config.machines.map(task, items, Resources(c.cpus, c.gpus, c.memory)))
-    if failed := [outcome for outcome in outcomes if outcome.failure]:
-        raise failure(stage, failed, len(items))
-    order = {item: i for i, item in enumerate(map(str, items))}
-    found = [(outcome.item, outcome.result) for outcome in outcomes]
-    return sorted(found, key=lambda one: order[str(one[0])])
+@dataclass(frozen=True)
+class ClusterConfig:
+    kind: str = "local"
+    """serial (this process), local (Ray on this machine) or ray (an existing cluster)."""
+    address: str = "auto"
+    """ray: the cluster's address."""
+    workers: int = 0
+    """0: as many as fit."""
+    cpus: float = 1.0
+    """Cores, and torch threads, a worker owns."""
+    gpus: float = 0.0
+    memory: int = 0
+    """Bytes a worker asks the scheduler for; 0 asks for nothing."""
+    price: float = 0.0
+    """Of one worker for an hour, in any currency: what `preflight` reckons the cost with."""
+    shared_store: bool = False
+    """ray: says that a `file` store is one shared folder on every node."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("serial", "local", "ray"):
+            raise UserError(f"cluster.kind={self.kind!r}; expected one of: serial, local, ray")
+        _at_least("cluster.workers", self.workers, 0)
+        _at_least("cluster.cpus", self.cpus, 0.01)
+        _at_least("cluster.price", self.price, 0)
 
 
-def executor(config: AuditConfig) -> Executor:
+@dataclass(frozen=True)
+class BudgetConfig:
+    rejects: float = 0.05
+    """Share of the planned samples that may be rejected before the run stops (exit 3)."""
+    infrastructure: int = 10
+    """Times one shard may lose its worker, node or storage before the run stops (exit 4)."""
+    memory: int = 3
+    """Times one shard may run out of memory, at half the batch each time."""
+    application: int = 2
+    """Times one shard is tried again when its own work fails."""
+    lease: float = 3600.0
+    """Seconds one attempt, or the building of a worker, may take. Who takes longer hangs: it is killed, and the shard
+    done elsewhere, which counts as infrastructure. An hour is six times what a shard should take, so what hangs costs
+    an hour and not the night. Raise it where shards honestly take longer, as on CPUs; 0 waits for ever. Not with
+    cluster=serial."""
+
+    def __post_init__(self) -> None:
+        _at_least("budget.rejects", self.rejects, 0)
+        _at_least("budget.lease", self.lease, 0)
+
+
+def _at_least(key: str, value: float, least: float) -> None:
+    if value < least:
+        raise UserError(f"{key}={value}; expected at least {least}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How the work of a verb is done; nothing here changes a result."""
+
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    interval: float = 10.0
+    """Seconds between two lines about progress where there is no terminal, and between two writes of progress.json."""
+
+
+def worker_settings(cluster: ClusterConfig) -> WorkerSettings:
+    """What one worker may use of its machine."""
+    neighbours = 1 if cluster.kind == "serial" else cluster.workers
+    return WorkerSettings(cpus=cluster.cpus, gpu=cluster.gpus > 0, memory=cluster.memory, neighbours=neighbours)
+
+
+def executor(cluster: ClusterConfig, budget: BudgetConfig) -> Executor:
     """Where the work is done, by `cluster.kind`. Ray is imported only if it is used."""
-    c, b = config.cluster, config.budget
-    budgets = Budgets(b.infrastructure, b.memory, b.application, lease=b.lease or math.inf)
-    if c.kind == "serial":
+    budgets = Budgets(budget.infrastructure, budget.memory, budget.application, lease=budget.lease or math.inf)
+    if cluster.kind == "serial":
         return Serial(budgets)
     from cluster.on_ray import OnRay
 
     root = str(CONF.parent)
-    if c.kind == "local":
-        return OnRay(None, c.workers, {"PYTHONPATH": root}, budgets=budgets)
-    return OnRay(c.address, c.workers, working_dir=root, excludes=LEFT_AT_HOME, budgets=budgets)
+    if cluster.kind == "local":
+        return OnRay(None, cluster.workers, {"PYTHONPATH": root}, budgets=budgets)
+    return OnRay(cluster.address, cluster.workers, working_dir=root, excludes=LEFT_AT_HOME, budgets=budgets)
 
 
-def meter(config: AuditConfig, audit: str) -> Meter:
+@dataclass
+class ExecutorMapper:
+    """The library's `Mapper` over an executor, with progress, and with the logs of failed tasks beside the audit.
+
+    Args:
+        run: how the work is done.
+        audit: where progress.json and failures/ are written; None writes neither.
+    """
+
+    run: RunConfig
+    audit: Audit | None = None
+
+    @cached_property
+    def executor(self) -> Executor:
+        """Made when the first task is given out, so that a mistake is found before Ray starts."""
+        return executor(self.run.cluster, self.run.budget)
+
+    @cached_property
+    def progress(self) -> Progress:
+        return Progress(self.audit, self.run.interval, meter(self.run.cluster, self.audit))
+
+    def __call__(self, stage: str, worker: type[Any], settings: Any, tasks: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        c, failures = self.run.cluster, list[Outcome]()
+        task = Task(worker, settings)
+        resources = Resources(c.cpus, c.gpus, c.memory)
+        outcomes = self.executor.map(task, tasks, resources, lambda load: self.progress.watch(load))
+        for outcome in self.progress.track(stage, outcomes, len(tasks)):
+            if outcome.error is None:
+                yield outcome.item, outcome.result
+            else:
+                failures.append(outcome)
+                self._log(stage, outcome)
+        if failures:
+            raise stopped(stage, failures, len(tasks))
+
+    def for_audit(self, audit: Audit) -> "ExecutorMapper":
+        """The same executor for another audit."""
+        mapper = ExecutorMapper(self.run, audit)
+        mapper.__dict__["executor"] = self.executor
+        return mapper
+
+    def _log(self, stage: str, outcome: Outcome) -> None:
+        """Write the traceback of a failed task to a file that outlives the run; earlier files of the task stay."""
+        if self.audit is None or outcome.error is None:
+            return
+        number = len(self.audit.store.names(self.audit.name(f"failures/{stage}")))
+        try:
+            write_bytes(self.audit, f"failures/{stage}/{number:04d}-{outcome.item.label}.log", outcome.error.encode())
+        except OSError as error:  # the task's own failure is reported at the end, and matters more
+            LOG.warning("the traceback of a failed task is not written: %s", error)
+
+
+def stopped(stage: str, failures: Sequence[Outcome], total: int) -> Stopped:
+    """How a stage with failed tasks ends: what the user can mend in one message, else the first traceback."""
+    for outcome in failures:
+        if outcome.failure is Failure.INPUT:
+            return Stopped(outcome.message, 2)
+    return Stopped(
+        f"{stage}: {len(failures)} of {total} failed, the others are done. Run the same command again to retry only "
+        f"what failed. The first error:\n{failures[0].error}",
+        5,
+    )
+
+
+def meter(cluster: ClusterConfig, audit: Audit | None) -> Meter:
     """Where the numbers of a run go: to the metrics of a standing cluster, else nowhere."""
-    return Meter(exported(METRICS, {"audit": audit})) if config.cluster.kind == "ray" else Meter()
+    return Meter(exported(METRICS, {"audit": audit.id})) if cluster.kind == "ray" and audit is not None else Meter()
+
+
+def require_reachable(config: AuditConfig, cluster: ClusterConfig) -> None:
+    """That every machine sees the same store, data and model.
+
+    Raises:
+        UserError: a relative path or an undeclared local store on a cluster of several machines; `memory` with
+        workers elsewhere.
+    """
+    model = config.model
+    paths = {"store": config.store, "data.uri": config.data.uri, "model.path": model.path,
+             "model.weights": model.weights, "model.lora": model.lora}  # fmt: skip
+    if cluster.kind == "ray":
+        for key, value in (*paths.items(), *(("model.embeddings", path) for path in model.embeddings)):
+            if value and "://" not in value and not Path(value).is_absolute():
+                raise UserError(f"{key}={value!r} is another folder on each node; give an absolute path or a URL")
+        if Store(config.store).scheme == "file" and not cluster.shared_store:
+            raise UserError(
+                f"store={config.store!r} is a folder: if every node sees the same one, say cluster.shared_store=true; "
+                "else use an object store such as s3://bucket/prefix"
+            )
+    if config.store.startswith("memory://") and cluster.kind != "serial":
+        raise UserError(f"store={config.store!r} lives in one process; use it with cluster=serial, or choose a folder")
+
+
+def on_one_worker(run: RunConfig) -> RunConfig:
+    """The same run on a single worker, as a dry run needs it."""
+    return replace(run, cluster=replace(run.cluster, workers=1))

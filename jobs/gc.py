@@ -10,36 +10,15 @@ removes them.
 """
 
 import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from math import inf
-from operator import add
 
-from concept_trak.audit import inversion_cache
-from concept_trak.audit.inversion_cache import STATES
-from concept_trak.audit.repair import gram_names
-from concept_trak.audit.status import audits_of
-from concept_trak.components import units
+from concept_trak import UserError
 from concept_trak.config import absolute
-from concept_trak.report.index_page import write_index
-from concept_trak.store.gc import (
-    AUDIT,
-    Garbage,
-    Needed,
-    Retention,
-    audit_files,
-    expired_audits,
-    needed_by,
-    remove_garbage,
-    temporary_files,
-    unneeded_features,
-)
-from concept_trak.store.manifest import Audit
+from concept_trak.report.maintenance import collect_garbage, count_garbage
+from concept_trak.store.gc import Retention
 from concept_trak.store.store import Store
 from jobs.configure import main
-from jobs.exit_codes import ended
 
 
 @dataclass(frozen=True)
@@ -59,7 +38,7 @@ class GcConfig:
     def __post_init__(self) -> None:
         for key in ("grace_hours", "keep", "days", "unfinished_days"):
             if not getattr(self, key) >= 0:
-                raise ValueError(f"{key}={getattr(self, key)}; expected at least 0")
+                raise UserError(f"{key}={getattr(self, key)}; expected at least 0")
 
     def rules(self, now: float) -> Retention:
         """The same in unix seconds."""
@@ -68,58 +47,18 @@ class GcConfig:
 
 
 def gc(config: GcConfig) -> int:
-    """List, or delete, what nothing needs; exit 0, or 4 if storage fails.
-
-    Raises:
-        ValueError: an audit's settings or plan cannot be read, so that nobody can tell what it needs.
-    """
-    return ended(lambda: _gc(config))
-
-
-def _gc(config: GcConfig) -> int:
-    store, rules = Store(absolute(config.store)), config.rules(time.time())
-    # Before the audits: what an audit that is begun now computes is not among them.
-    names, states = store.names("features"), store.names(STATES)
-    audits = [Audit(store, name) for name in audits_of(store)]
-    leaving = expired_audits(audits, rules)
-    living = {audit.id: _needs(audit, states) for audit in audits if audit not in leaving}
-    needed = reduce(add, living.values(), Needed())
-    waste = [w for audit in leaving for w in audit_files(audit)] + temporary_files(store, rules.before)
-    waste += units.unneeded(store, rules.before)
-    waste += unneeded_features(store, names, needed, rules.before) + inversion_cache.unneeded(
-        store, states, needed, rules.before
-    )
-
-    def newly_needed() -> Needed:
-        began = (Audit(store, name) for name in audits_of(store) if name not in living)
-        return reduce(add, (_needs(audit, states) for audit in began), Needed(units.named(store)))
-
-    gone: list[Garbage] = []
-    for w in remove_garbage(store, waste, newly_needed) if config.delete else waste:
-        print(f"{w.kind:<15} {w.name}")
-        gone.append(w)
-    if any(w.kind == AUDIT for w in gone) and config.delete:
-        write_index(store)
-    print("\n".join(_counted(gone, config)))
-    return 0
-
-
-def _needs(audit: Audit, states: Sequence[str]) -> Needed:
-    return needed_by(audit, gram_names) + (inversion_cache.needs(audit) if states else Needed())
-
-
-def _counted(waste: Iterable[Garbage], config: GcConfig) -> list[str]:
-    """Counts and bytes a kind, and what became of them."""
-    files, size = Counter(), Counter()
-    for w in waste:
-        files[w.kind] += 1
-        size[w.kind] += w.bytes
-    lines = [f"{kind:<15} {count:>8} files {size[kind] / 1e6:>12.3f} MB" for kind, count in files.items()]
+    """List, or delete, what nothing needs."""
+    removed = []
+    for item in collect_garbage(Store(absolute(config.store)), config.rules(time.time()), config.delete):
+        print(f"{item.kind:<15} {item.name}")
+        removed.append(item)
+    lines, files, size = count_garbage(removed)
     what = "deleted" if config.delete else "nothing was deleted; delete=true deletes these"
     if not files:
         what = f"nothing is unneeded and older than {config.grace_hours:g} hours"
-    return [*lines, f"total           {files.total():>8} files {size.total() / 1e6:>12.3f} MB: {what}"]
+    print("\n".join([*lines, f"total           {files:>8} files {size / 1e6:>12.3f} MB: {what}"]))
+    return 0
 
 
 if __name__ == "__main__":
-    main(GcConfig, "gc", gc)
+    main(gc, "gc", GcConfig)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from cluster.executor import Load, Outcome
 from cluster.metrics import Metric, Record, unrecorded
+from concept_trak.audit.featurize import FeaturizeResult
 from concept_trak.audit.results import rejects_by_reason
-from concept_trak.store.records import Record as Committed
 
 METRICS = {
     "concept_trak_items": Metric(
@@ -53,14 +53,13 @@ class Meter:
             self._add("concept_trak_retries", count - self._retries[failure], failure=failure)
         self._retries = Counter(load.retries)
 
-    def ended(self, outcome: Outcome, samples: int) -> None:
-        """One item has ended; it stood for `samples` samples."""
+    def ended(self, outcome: Outcome) -> None:
+        """One item has ended."""
         self._add("concept_trak_seconds", outcome.seconds)
         if outcome.error is not None:
             return
-        self._add("concept_trak_samples", samples)
-        found = outcome.result if isinstance(outcome.result, list) else []
-        committed = [record for record in found if isinstance(record, Committed)]
+        self._add("concept_trak_samples", outcome.item.samples)
+        committed = outcome.result.records if isinstance(outcome.result, FeaturizeResult) else ()
         self._add("concept_trak_bytes", sum(record.bytes for record in committed))
         for reason, count in rejects_by_reason(committed).items():
             self.record("concept_trak_rejects", count, reason=reason)

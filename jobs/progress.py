@@ -3,15 +3,14 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from tqdm import tqdm
 
 from cluster.executor import Load, Outcome
+from concept_trak.audit.featurize import FeaturizeResult
 from concept_trak.store.manifest import Audit, write_progress
-from concept_trak.store.records import Record
 from jobs.metrics import Meter
 
 LOG = logging.getLogger(__name__)
@@ -34,13 +33,13 @@ class Stage:
     seconds: float = 0.0
     start: float = field(default_factory=time.monotonic)
 
-    def count(self, outcome: Outcome, samples: int) -> None:
+    def count(self, outcome: Outcome) -> None:
         self.done += 1
         self.retries += outcome.attempts - 1
         self.failed += outcome.error is not None
-        found = outcome.result if isinstance(outcome.result, list) else []
-        self.rejected += sum(record.rejected for record in found if isinstance(record, Record))
-        self.samples += samples if outcome.error is None else 0
+        if isinstance(outcome.result, FeaturizeResult):
+            self.rejected += sum(record.rejected for record in outcome.result.records)
+        self.samples += outcome.item.samples if outcome.error is None else 0
         self.running = min(self.running, self.of - self.done)
         self.seconds = time.monotonic() - self.start
 
@@ -76,28 +75,26 @@ class Progress:
     It is about the most, too, while workers on a cluster are waited for: so a reader can tell that the driver is dead.
     """
 
-    audit: Audit
+    audit: Audit | None
     interval: float
     meter: Meter = field(default_factory=Meter)
     stages: dict[str, Stage] = field(default_factory=dict)
     now: str = ""
-    said: float = 0.0
+    noted: float = 0.0
 
     def line(self, text: str) -> None:
         print(text, flush=True)
 
-    def track(
-        self, name: str, outcomes: Iterator[Outcome], of: int, samples: Callable[[Any], int]
-    ) -> Iterator[Outcome]:
-        """Pass outcomes on, counting them; `samples` is how many samples an item stands for."""
+    def track(self, name: str, outcomes: Iterator[Outcome], of: int) -> Iterator[Outcome]:
+        """Pass outcomes on, counting them."""
         stage = self.stages[name] = Stage(of)
         self.now = name
         self.meter.begin(name)
         self._note()
         with tqdm(total=of, desc=f"{name:<10}", unit="item", disable=not sys.stderr.isatty()) as bar:
             for outcome in outcomes:
-                stage.count(outcome, samples(outcome.item))
-                self.meter.ended(outcome, samples(outcome.item))
+                stage.count(outcome)
+                self.meter.ended(outcome)
                 bar.set_postfix_str(f"{stage.rate:.1f} samples/s" if stage.samples else "", refresh=False)
                 bar.update()
                 if stage.done == of or self._due:
@@ -118,14 +115,16 @@ class Progress:
 
     @property
     def _due(self) -> bool:
-        return time.monotonic() - self.said >= self.interval
+        return time.monotonic() - self.noted >= self.interval
 
     def counters(self) -> dict[str, dict[str, float]]:
         """What each stage of this run counted, by its name."""
         return {name: stage.counters() for name, stage in self.stages.items()}
 
     def _note(self) -> None:
-        self.said = time.monotonic()
+        self.noted = time.monotonic()
+        if self.audit is None:
+            return
         now = {"stage": self.now, "running": self.stages[self.now].running, "interval": self.interval}
         try:
             write_progress(self.audit, {**now, "stages": self.counters(), "time": time.time()})

@@ -7,34 +7,30 @@ prints the table's numbers. Every key of an audit is one here; the same command 
 import json
 from pathlib import Path
 
+from concept_trak import UserError
 from concept_trak.evaluation.published import SETS, PublishedConfig, table
-from jobs.audit import audit
+from jobs.audit import AuditRunConfig, audit
 from jobs.configure import main
-from jobs.exit_codes import ended
 
 
-def published(config: PublishedConfig) -> int:
-    """The data, the audit and the table; returns the exit code."""
-    return ended(lambda: _published(config))
-
-
-def _published(config: PublishedConfig) -> int:
+def published(config: PublishedConfig, run: AuditRunConfig = AuditRunConfig()) -> int:
+    """The data, the audit and the table."""
     if config.set not in SETS or not config.root:
-        raise ValueError(
+        raise UserError(
             f"set={config.set!r}, root={config.root!r}; expected set={' or '.join(SETS)} and the folder of the data set"
         )
     if away := [f"{key}={value}" for key in ("root", "out") if "://" in (value := getattr(config, key))]:
-        raise ValueError(f"{', '.join(away)}: expected a folder of this machine; only store= may be elsewhere")
+        raise UserError(f"{', '.join(away)}: expected a folder of this machine; only store= may be elsewhere")
     whole, asked, measure = SETS[config.set](config)
-    code = audit(whole)
-    if code == 0 and not config.preflight:
+    audit(whole, run)
+    if not run.preflight:
         rows = list(table(whole, asked, measure))
         for row in rows:
             value = f"{row['measure']} {row['value']:.3f} over {row['queries']} queries"
             print(f"{row['method']:<14} {row['cell']:<4} {value}")
         Path(f"{whole.data.uri}.{whole.audit}.json").write_text(json.dumps(rows, indent=1))
-    return code
+    return 0
 
 
 if __name__ == "__main__":
-    main(PublishedConfig, "published", published)
+    main(published, "published", PublishedConfig, AuditRunConfig)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from concept_trak import UserError
 from concept_trak.data.benchmarks.synthetic import write_synthetic
 from concept_trak.data.benchmarks.two_factors import SETS
 from jobs.configure import main
@@ -26,7 +27,7 @@ class ShapesConfig:
 
 def shapes(config: ShapesConfig) -> int:
     if config.set not in SETS:
-        raise ValueError(f"set={config.set!r}; expected one of: {', '.join(SETS)}")
+        raise UserError(f"set={config.set!r}; expected one of: {', '.join(SETS)}")
     kinds, side = SETS[config.set], config.resolution or None
     paths = write_synthetic(config.out, config.rows, config.seed, kinds, config.files, side, config.first, config.wrong)
     print(f"{config.rows} images in {len(paths)} files: {config.out}")
@@ -34,4 +35,4 @@ def shapes(config: ShapesConfig) -> int:
 
 
 if __name__ == "__main__":
-    main(ShapesConfig, "shapes", shapes)
+    main(shapes, "shapes", ShapesConfig)

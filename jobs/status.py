@@ -5,12 +5,12 @@ Works while the audit runs, after it died, and from another machine. Without `au
 
 from dataclasses import dataclass
 
-from concept_trak.audit.status import audits_of, describe
+from concept_trak import UserError
+from concept_trak.audit.status import audits_of, describe_status
 from concept_trak.config import absolute
 from concept_trak.store.manifest import Audit
 from concept_trak.store.store import Store
 from jobs.configure import main
-from jobs.exit_codes import ended
 
 
 @dataclass(frozen=True)
@@ -21,19 +21,15 @@ class StatusConfig:
 
 
 def status(config: StatusConfig) -> int:
-    """Print where the audit (or every audit) is; exit 0, or 4 if storage fails."""
-    return ended(lambda: _status(config))
-
-
-def _status(config: StatusConfig) -> int:
+    """Print where the audit (or every audit) is."""
     store = Store(absolute(config.store))
     audits = [config.audit] if config.audit else audits_of(store)
     if not audits:
-        raise ValueError(f"{store.uri} holds no audits; expected a store that `python -m jobs.audit` has written to")
+        raise UserError(f"{store.uri} holds no audits; expected a store that `python -m jobs.audit` has written to")
     for name in audits:
-        print("\n".join(describe(Audit(store, name))))
+        print("\n".join(describe_status(Audit(store, name))))
     return 0
 
 
 if __name__ == "__main__":
-    main(StatusConfig, "status", status)
+    main(status, "status", StatusConfig)

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from concept_trak.audit.pipeline import Stopped
+from concept_trak.audit.mapper import Stopped
+from concept_trak.audit.prepare import tick
 from concept_trak.config import AuditConfig, absolute
 from concept_trak.store.manifest import Audit
 from concept_trak.store.store import Store
-from jobs.configure import CONF, LEFT_AT_HOME, configure, main, named
-from jobs.exit_codes import ended
+from jobs.audit import AuditRunConfig
+from jobs.configure import CONF, LEFT_AT_HOME, configure_all, main
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,16 @@ def submit(config: SubmitConfig, arguments: Sequence[str] = ()) -> int:
         ValueError: the audit's arguments are wrong, a variable of `env` is not set, nobody answers at the address, the
             token is missing or wrong, or the audit was never submitted there.
     """
-    return ended(lambda: _start(config, arguments) if config.action == "submit" else _tell(config))
+    return _start(config, arguments) if config.action == "submit" else _tell(config)
 
 
 def _start(config: SubmitConfig, arguments: Sequence[str]) -> int:
     from cluster import submission
 
-    asked = configure(AuditConfig, "config", arguments)
+    asked, _ = configure_all((AuditConfig, AuditRunConfig), "config", arguments)
     if not asked.audit:
         raise ValueError("the submitted audit needs a name, which a next attempt resumes: -- audit=week-1 ...")
-    audit = named(asked.audit, datetime.now(UTC))
+    audit = tick(asked.audit, datetime.now(UTC))
     Audit(Store(absolute(asked.store)), audit)  # refuses a bad name
     if missing := [name for name in config.env if name not in os.environ]:
         raise ValueError(f"env: {', '.join(missing)} not set here; export it, or take it out of env=[...]")
@@ -80,7 +81,7 @@ def _follow(config: SubmitConfig, audit: str, name: str) -> int:
 def _tell(config: SubmitConfig) -> int:
     from cluster import submission
 
-    audit = named(config.audit, datetime.now(UTC))
+    audit = tick(config.audit, datetime.now(UTC))
     jobs = submission.client(config.address)
     known = submission.attempts(jobs, audit)
     if not known:
@@ -106,4 +107,8 @@ def _print(text: str) -> None:
 if __name__ == "__main__":
     cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     rest, sys.argv = sys.argv[cut + 1 :], sys.argv[:cut]
-    main(SubmitConfig, "submit", lambda config: submit(config, rest))
+
+    def verb(config: SubmitConfig) -> int:
+        return submit(config, rest)
+
+    main(verb, "submit", SubmitConfig)

@@ -33,4 +33,4 @@ def run(config: TrainConfig) -> int:
 
 
 if __name__ == "__main__":
-    main(TrainConfig, "train", run)
+    main(run, "train", TrainConfig)

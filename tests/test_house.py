@@ -12,8 +12,32 @@ PACKAGES = ("concept_trak", "cluster", "jobs")
 LONGEST, SHORT, SHORT_FILES = 300, 40, 10
 PARTICIPLES = frozenset({"found", "said", "told", "asked", "made", "one"})
 METAPHORS = frozenset(
-    "casebook deposition hearing inquest inquiry trial evidence precedent claim gate rival contest entrants league "
-    "standings room house place crew member reserve recruit dismiss arm".split()
+    [
+        "casebook",
+        "deposition",
+        "hearing",
+        "inquest",
+        "inquiry",
+        "trial",
+        "evidence",
+        "precedent",
+        "claim",
+        "gate",
+        "rival",
+        "contest",
+        "entrants",
+        "league",
+        "standings",
+        "room",
+        "house",
+        "place",
+        "crew",
+        "member",
+        "reserve",
+        "recruit",
+        "dismiss",
+        "arm",
+    ]
 )
 """Words of courts, of sports and of households, where the field has words of its own. `judge` is the benchmark's."""
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from concept_trak.audit.worker import Attempt, OnStore
+from concept_trak.audit.mapper import Attempt
+from concept_trak.audit.worker import StoreWorker
 from concept_trak.config import AuditConfig
 from concept_trak.data.columns import Annotation, caption_words
 from concept_trak.data.shard import Shard
@@ -78,15 +79,23 @@ def sums_table(sums: Sums) -> Any:
 
 
 @dataclass(frozen=True)
-class Aggregating:
+class AggregateTask:
     """One method, and the first shard of each of its tables of sums, in plan order."""
 
     method: str
     tables: tuple[str, ...]
 
+    @property
+    def label(self) -> str:
+        return self.method
+
+    @property
+    def samples(self) -> int:
+        return 0
+
 
 @dataclass(frozen=True)
-class Standing:
+class GroupStatistics:
     """One group about one question: how many samples, their mean, their share of all that is positive, and how many
     standard errors their mean lies from that of all, (mean - mean of all) sqrt(samples) / deviation of all."""
 
@@ -98,19 +107,19 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Aggregated:
+class AggregateResult:
     """What the page shows of a method: by column of scores and kind, the groups that stand out most, the best first."""
 
     method: str
-    shown: dict[str, dict[str, tuple[Standing, ...]]]
+    shown: dict[str, dict[str, tuple[GroupStatistics, ...]]]
 
 
-class Aggregate(OnStore):
+class AggregateWorker(StoreWorker):
     """All sums of a method added, to `<method>/by_source.parquet`, `by_label.parquet` and `by_word.parquet`."""
 
-    def __call__(self, item: Aggregating, attempt: Attempt) -> Aggregated:
+    def __call__(self, item: AggregateTask, attempt: Attempt) -> AggregateResult:
         total = self._total(item)
-        shown: dict[str, dict[str, tuple[Standing, ...]]] = {}
+        shown: dict[str, dict[str, tuple[GroupStatistics, ...]]] = {}
         for kind, named in KINDS.items():
             rows = [row for question in questions(self.work.config) for row in self._rows(item, total, kind, question)]
             write_table(self.audit, groups_file(item.method, kind), from_rows(_kinds(named), rows))
@@ -118,9 +127,9 @@ class Aggregate(OnStore):
                 told = shown.setdefault(row["column"], {}).setdefault(kind, ())
                 if len(told) < SHOWN and (kind != "word" or row["samples"] >= LEAST):
                     shown[row["column"]][kind] = (*told, _standing(row, named))
-        return Aggregated(item.method, shown)
+        return AggregateResult(item.method, shown)
 
-    def _total(self, item: Aggregating) -> Sums:
+    def _total(self, item: AggregateTask) -> Sums:
         total: Sums | None = None
         for first in item.tables:
             table = read_table(self.audit, sums_file(item.method, first))
@@ -133,7 +142,7 @@ class Aggregate(OnStore):
         assert total is not None, "a method whose every sample was rejected has ended the run before"
         return total
 
-    def _rows(self, item: Aggregating, total: Sums, kind: str, question: Mapping[str, str]) -> list[dict[str, Any]]:
+    def _rows(self, item: AggregateTask, total: Sums, kind: str, question: Mapping[str, str]) -> list[dict[str, Any]]:
         """The groups of a kind about one question, those whose mean is farthest above all others' first."""
         j, c = total.columns.index(question["column"]), len(total.columns)
         sources = [sums for (k, _, _), sums in total.by_group.items() if k == "source"]  # every sample is in one
@@ -164,6 +173,6 @@ def _kinds(named: Sequence[str]) -> dict[str, str]:
     return {**asked, "samples": "int64", **dict.fromkeys(("mean", "deviation", "sum", "share", "errors"), "float64")}
 
 
-def _standing(row: Mapping[str, Any], named: Sequence[str]) -> Standing:
+def _standing(row: Mapping[str, Any], named: Sequence[str]) -> GroupStatistics:
     name = " = ".join(row[part] for part in named)
-    return Standing(name, row["samples"], float(row["mean"]), float(row["share"]), float(row["errors"]))
+    return GroupStatistics(name, row["samples"], float(row["mean"]), float(row["share"]), float(row["errors"]))

@@ -11,7 +11,7 @@ import torch
 
 from concept_trak.attribution.denoiser import Denoiser, take_rows
 from concept_trak.attribution.numerics import normal
-from concept_trak.audit.featurize import encoded
+from concept_trak.audit.featurize import encode_samples
 from concept_trak.config import DataConfig
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import Shard
@@ -67,7 +67,7 @@ def require_fit(denoiser: Denoiser, shard: Shard, data: DataConfig) -> None:
     """
     first = next((s for s in samples(shard, data, denoiser.resolution) if isinstance(s, Sample)), None)
     if first is not None and first.precomputed is not None:
-        encoded(denoiser, [first])
+        encode_samples(denoiser, [first])
     for height, width in data.buckets:
         pixels = torch.zeros(1, 3, height, width, device=denoiser.device, dtype=denoiser.dtype)
         try:

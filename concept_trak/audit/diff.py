@@ -130,7 +130,7 @@ def compare(before: Audit, after: Audit) -> list[Difference]:
 
 
 @dataclass(frozen=True)
-class Side:
+class ComparedAudit:
     """One method's features in one audit: whose they are, and the plan they were computed by."""
 
     fingerprint: str
@@ -141,15 +141,15 @@ class Side:
         return frozenset(row["shard"] for row in self.plan)
 
 
-def _data(tops: Sequence[Sequence[Row]], store: Store, before: Side, after: Side) -> dict[str, str]:
+def _data(tops: Sequence[Sequence[Row]], store: Store, before: ComparedAudit, after: ComparedAudit) -> dict[str, str]:
     """What became of every sample of both tops of a method."""
     standing = novelty(store, tops[1], before, after)
     gone = novelty(store, [row for row in tops[0] if row["sample_id"] not in standing], after, before)
     return standing | {sample: REMOVED if what == NEW else what for sample, what in gone.items()}
 
 
-def _side(audit: Audit, method: str) -> Side:
-    return Side(read_settings(audit)["fingerprints"][method], read_plan(audit))
+def _side(audit: Audit, method: str) -> ComparedAudit:
+    return ComparedAudit(read_settings(audit)["fingerprints"][method], read_plan(audit))
 
 
 def _drift(before: Audit, after: Audit, method: str, concept: str) -> float | None:
@@ -161,7 +161,7 @@ def difference_files(before: Audit) -> tuple[str, str]:
     return f"diff-{before.id}.parquet", f"diff-{before.id}.summary.parquet"
 
 
-def write(before: Audit, after: Audit, found: Sequence[Difference]) -> list[str]:
+def write_differences(before: Audit, after: Audit, found: Sequence[Difference]) -> list[str]:
     """Put both tables into the later audit's folder, with which they are removed; returns their names.
 
     The manifest lists them only if the later audit was told to compare itself (`since`); they can be made again.
@@ -197,7 +197,7 @@ def _phi(audit: Audit, method: str, concept: str) -> np.ndarray:
 SAME, CHANGED, NEW = "same", "changed", "new"
 
 
-def novelty(store: Store, rows: Iterable[Row], before: Side, after: Side) -> dict[str, str]:
+def novelty(store: Store, rows: Iterable[Row], before: ComparedAudit, after: ComparedAudit) -> dict[str, str]:
     """For samples of the later side (`sample_id`, `source`, `row`): same, changed, or new.
 
     Of a file that was written anew a sample is `changed` if its feature is another one, or if none of the two audits'

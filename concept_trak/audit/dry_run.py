@@ -1,4 +1,4 @@
-"""The preflight's share of the work: a few samples and questions as workers do them, and what these needed."""
+"""The dry run of an audit (`preflight=true`): a few samples and a query, and what the whole audit will take."""
 
 import math
 import shutil
@@ -12,14 +12,17 @@ from pathlib import Path
 
 import torch
 
-from concept_trak.audit.featurize import Featuring, Featurize, alike
-from concept_trak.audit.pipeline import Run
+from concept_trak import UserError
+from concept_trak.attribution.ranking import Entry
+from concept_trak.audit.featurize import FeaturizeTask, FeaturizeWorker, batches_of_one_shape
+from concept_trak.audit.mapper import Attempt, Mapper, serial
+from concept_trak.audit.pipeline import AuditRun
 from concept_trak.audit.plan import feature_bytes
-from concept_trak.audit.prepare import Prepared
-from concept_trak.audit.query_features import Answer, Query, Question
+from concept_trak.audit.prepare import Prepared, prepare, resolve
+from concept_trak.audit.query_features import QueryResult, QueryTask, QueryWorker
 from concept_trak.audit.results import rejects_by_reason
-from concept_trak.audit.worker import Attempt
-from concept_trak.config import AuditConfig
+from concept_trak.audit.worker import Work
+from concept_trak.config import AuditConfig, WorkerSettings
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import Shard
 from concept_trak.store.records import Record
@@ -31,7 +34,7 @@ LONG = 20.0  # seconds: what takes longer is timed on fewer samples
 
 
 @dataclass(frozen=True)
-class Rehearsed:
+class DryRunFeaturizeResult:
     """What samples took: seconds for `batch` of them together; the worker's peak bytes of memory, and on its GPU.
 
     `seconds` are of runs of their own, so that what happens once in a worker's life is not counted; it is in `spent`,
@@ -52,48 +55,64 @@ class Rehearsed:
 
 
 @dataclass(frozen=True)
-class Asked:
+class DryRunQueryResult:
     """What a question took: its answer by one sample, seconds a sample of its feature, and seconds a picture."""
 
-    answer: Answer
+    result: QueryResult
     sample: float
     picture: float
 
-    def seconds(self, question: Question) -> float:
+    def seconds(self, question: QueryTask) -> float:
         """What a question of the same method will take."""
         count = question.concept.count
         return self.sample * count + self.picture * min(question.shown, count)
 
 
-class Rehearse(Featurize):
-    """Featurize, committed once; then copies of its samples, as many as will be computed together, timed."""
+class DryRunFeaturizeWorker:
+    """Featurizes a shard once; then times copies of its samples, as many as will be computed together."""
 
-    def __call__(self, item: Featuring, attempt: Attempt) -> Rehearsed:  # type: ignore[override]
-        start, rows = time.monotonic(), [self.config.methods[m] for m in item.methods]
-        records = tuple(super().__call__(item, attempt))
-        read = samples(item.shard, self.config.data, self.denoiser.resolution)
-        known = (self._known(one, item.shard) for one in read)
-        usable = [one for one in known if isinstance(one, Sample)]
-        seconds, together = 0.0, min(self.batch_size(attempt), self.config.data.shard_rows)
+    def __init__(self, work: Work) -> None:
+        self.featurizer = FeaturizeWorker(work)
+
+    def __call__(self, task: FeaturizeTask, attempt: Attempt) -> DryRunFeaturizeResult:
+        start, worker = time.monotonic(), self.featurizer
+        rows = [worker.config.methods[m] for m in task.methods]
+        records = worker(task, attempt).records
+        checked = (
+            worker.accepted(s, task.shard) for s in samples(task.shard, worker.config.data, worker.denoiser.resolution)
+        )
+        usable = [s for s in checked if isinstance(s, Sample)]
+        seconds, together = 0.0, min(worker.batch_size(attempt), worker.config.data.shard_rows)
         if usable:
-            same = cycle(alike(usable)[0])
-            seconds, together = timed(lambda n: self._features(rows, list(islice(same, n))), together)
-        device = torch.cuda.max_memory_allocated() if self.denoiser.device.type == "cuda" else 0
-        return Rehearsed(records, seconds, together, time.monotonic() - start, peak_bytes(), device)
+            same = cycle(batches_of_one_shape(usable)[0])
+            seconds, together = timed(lambda n: worker.features(rows, list(islice(same, n))), together)
+        device = torch.cuda.max_memory_allocated() if worker.denoiser.device.type == "cuda" else 0
+        return DryRunFeaturizeResult(
+            records=records,
+            seconds=seconds,
+            batch=together,
+            spent=time.monotonic() - start,
+            host_bytes=peak_bytes(),
+            device_bytes=device,
+        )
 
 
-class RehearseQuery(Query):
-    """One sample of a question end to end; then as many as will be computed together, timed."""
+class DryRunQueryWorker:
+    """Computes one sample of a query end to end; then times as many as will be computed together."""
 
-    def __call__(self, question: Question, attempt: Attempt) -> Asked:  # type: ignore[override]
-        size, concept = self.batch_size(attempt), replace(question.concept, samples=1, phrasings=())
-        answer = super().__call__(replace(question, concept=concept, shown=1), attempt)
-        many = replace(question, concept=replace(concept, samples=min(size, question.concept.count)))
-        batch = self.batch(many, size)
-        seconds, n = timed(lambda n: self.phi(many, batch.rows(slice(0, n)), size), len(batch.ids))
-        most = max(1, min(question.shown, len(batch.ids)))
-        drawing, shown = timed(lambda n: self.pictures(replace(many, shown=n), batch), most)
-        return Asked(answer, seconds / n, drawing / shown)
+    def __init__(self, work: Work) -> None:
+        self.querier = QueryWorker(work)
+
+    def __call__(self, query: QueryTask, attempt: Attempt) -> DryRunQueryResult:
+        worker = self.querier
+        size, concept = worker.batch_size(attempt), replace(query.concept, samples=1, phrasings=())
+        result = worker(replace(query, concept=concept, shown=1), attempt)
+        many = replace(query, concept=replace(concept, samples=min(size, query.concept.count)))
+        batch = worker.batch(many, size)
+        seconds, n = timed(lambda n: worker.phi(many, batch.rows(slice(0, n)), size), len(batch.ids))
+        most = max(1, min(query.shown, len(batch.ids)))
+        drawing, shown = timed(lambda n: worker.pictures(replace(many, shown=n), batch), most)
+        return DryRunQueryResult(result, seconds / n, drawing / shown)
 
 
 def timed(work: Callable[[int], object], most: int) -> tuple[float, int]:
@@ -123,15 +142,15 @@ def few(plan: Iterable[Shard], config: AuditConfig, resolution: int) -> Shard:
     shard = next(iter(plan))
     usable: list[Sample] = []
     reasons: list[str] = []
-    for one in samples(shard, config.data, resolution):
-        if not isinstance(one, Sample):
-            reasons.append(f"{one.reason}: {one.message}")
-        elif not usable or one.shape == usable[0].shape:
-            usable.append(one)
+    for sample in samples(shard, config.data, resolution):
+        if not isinstance(sample, Sample):
+            reasons.append(f"{sample.reason}: {sample.message}")
+        elif not usable or sample.shape == usable[0].shape:
+            usable.append(sample)
         if len(usable) == SAMPLES:
             break
     if not usable:
-        raise ValueError(f"not one sample of {shard.source} can be used; the first is rejected for {reasons[0]}")
+        raise UserError(f"not one sample of {shard.source} can be used; the first is rejected for {reasons[0]}")
     first, rows = usable[0].row, usable[-1].row - usable[0].row + 1
     begin = first - shard.first_row
     return replace(shard, first_row=first, rows=rows, places=shard.places[begin : begin + rows])
@@ -154,48 +173,88 @@ def _scratch(config: AuditConfig) -> Iterator[AuditConfig]:
             shutil.rmtree(own.store.removeprefix("file://"), ignore_errors=True)
 
 
-def _rehearse(run: Run) -> tuple[dict[str, Rehearsed], dict[str, Asked], float]:
-    """What samples and a question of each method took, and the seconds in which a worker starts."""
+def dry_run(
+    config: AuditConfig,
+    mapper: Mapper = serial,
+    worker: WorkerSettings = WorkerSettings(gpu=True),
+    workers: int = 0,
+    price: float = 0.0,
+) -> list[str]:
+    """Load everything, run two samples and one query end to end, and say what the whole audit will take.
+
+    It works in a folder of its own inside the store, which is removed again: nothing is published, nothing is kept.
+
+    Args:
+        config: what the audit is.
+        mapper: where the work is done, on one worker.
+        worker: what one worker may use of its machine.
+        workers: how many the audit will have; 0 says nothing of the hours.
+        price: of one worker for an hour, in any currency; 0 says nothing of the cost.
+
+    Raises:
+        UserError: what an audit would refuse, or a number that is not finite.
+    """
+    config = resolve(config)
+    with _scratch(config) as scratch:
+        p = prepare(scratch, worker)
+        shard = few(p.plan, config, p.resolution)
+        work = replace(p.work, config=replace(p.config, concepts=config.concepts[:1]))
+        queries = tuple(q for q in p.queries if q.concept == config.concepts[0])
+        small = AuditRun(replace(p, work=work, plan=[shard], queries=queries), mapper)
+        return report(p, *_timed_stages(small), workers, price)
+
+
+def _timed_stages(
+    run: AuditRun,
+) -> tuple[dict[str, DryRunFeaturizeResult], dict[str, DryRunQueryResult], float]:
+    """What samples and a query of each method took, and the seconds in which a worker starts."""
     p, begun = run.prepared, time.monotonic()
-    items = [Featuring((method,), shard) for method in p.config.methods for shard in p.plan]
-    done = {item.methods[0]: r for item, r in run.map("featurize", Rehearse, items)}
-    starting = max(0.0, time.monotonic() - begun - sum(r.spent for r in done.values()))
-    records = {method: list(done[method].records) for method in p.config.methods}
+    tasks = [FeaturizeTask((method,), shard) for method in p.config.methods for shard in p.plan]
+    results = {task.methods[0]: r for task, r in run.map("featurize", DryRunFeaturizeWorker, tasks)}
+    starting = max(0.0, time.monotonic() - begun - sum(r.spent for r in results.values()))
+    records = {method: list(results[method].records) for method in p.config.methods}
     for method, parts in records.items():
         if not sum(part.rows for part in parts):
-            raise ValueError(f"not one of the first samples has a feature for {method}: {rejects_by_reason(parts)}")
-    summed = run.sum_grams(records)
-    asked = {q.method: r for q, r in run.map("query", RehearseQuery, list(p.questions))}
-    run.solve({(m, one.answer.concept): one.answer for m, one in asked.items()}, records, summed)
+            raise UserError(f"not one of the first samples has a feature for {method}: {rejects_by_reason(parts)}")
+    groups = run.sum_grams(records)
+    queries = {q.method: r for q, r in run.map("query", DryRunQueryWorker, list(p.queries))}
+    run.solve({(m, r.result.concept): r.result for m, r in queries.items()}, records, groups)
     _require_finite(run.score(records).entries())
-    return done, asked, starting
+    return results, queries, starting
 
 
-def _require_finite(entries: object) -> None:
-    for score, sample, _ in entries:  # type: ignore[attr-defined]
+def _require_finite(entries: Iterable[Entry]) -> None:
+    for score, sample, _ in entries:
         if not math.isfinite(score):
-            raise ValueError(f"the score of {sample} is {score}; try model.precision=float32, or a larger damping")
+            raise UserError(f"the score of {sample} is {score}; try model.precision=float32, or a larger damping")
 
 
-def report(p: Prepared, rehearsed: dict[str, Rehearsed], asked: dict[str, Asked], starting: float) -> list[str]:
-    """What ran, and what the whole run will take, each line with what it was reckoned from."""
-    config, c = p.config, p.config.cluster
-    each = sum(r.seconds / r.batch for r in rehearsed.values())
-    asking = sum(asked[q.method].seconds(q) for q in p.questions)
-    hours = (each * p.samples + asking + starting * (c.workers or 1)) / 3600
-    host, device = (max(getattr(r, kind) for r in rehearsed.values()) for kind in ("host_bytes", "device_bytes"))
+def report(
+    p: Prepared,
+    featurized: dict[str, DryRunFeaturizeResult],
+    queries: dict[str, DryRunQueryResult],
+    starting: float,
+    workers: int,
+    price: float,
+) -> list[str]:
+    """What ran, and what the whole run will take; each line names what it was computed from."""
+    config, results = p.config, list(featurized.values())
+    each = sum(r.seconds / r.batch for r in results)
+    querying = sum(queries[q.method].seconds(q) for q in p.queries)
+    hours = (each * p.samples + querying + starting * (workers or 1)) / 3600
     size, k = feature_bytes(config, p.parameters), config.projector.width(p.parameters)
     batch = "" if config.model.batch != 1 else " (not checked: model.batch=1)"
-    spread = f"; {hours / c.workers:.3g} h on {c.workers} workers" if c.workers else ""
-    price = f" x {c.price:g} = {hours * c.price:.4g}" if c.price else "; cluster.price=<of one> shows the cost"
-    rows, together = (max(getattr(r, n) for r in rehearsed.values()) for n in ("rows", "batch"))
+    spread = f"; {hours / workers:.3g} h on {workers} workers" if workers else ""
+    cost = f" x {price:g} = {hours * price:.4g}" if price else "; cluster.price=<of one> shows the cost"
     return [
-        f"preflight  {rows} samples and 1 query end to end: finite, and samples do not see each other{batch}",
-        f"time       {each:.3g} s a sample, {asking:.3g} s for {len(p.questions)} queries, {starting:.3g} s until a "
+        f"preflight  {max(r.rows for r in results)} samples and 1 query end to end: finite, and samples do not see "
+        f"each other{batch}",
+        f"time       {each:.3g} s a sample, {querying:.3g} s for {len(p.queries)} queries, {starting:.3g} s until a "
         f"worker works: {hours:.3g} worker-hours for {p.samples} samples{spread}",
-        f"memory     {host / 1e9:.2f} GB in the worker, {device / 1e9:.2f} GB on its GPU, at a batch of {together}; a "
-        "larger one takes more",
+        f"memory     {max(r.host_bytes for r in results) / 1e9:.2f} GB in the worker, "
+        f"{max(r.device_bytes for r in results) / 1e9:.2f} GB on its GPU, at a batch of "
+        f"{max(r.batch for r in results)}; a larger one takes more",
         f"storage    {size * p.samples * len(config.methods) / 1e9:.3g} GB of features, {size} bytes a sample and "
         f"method; {4 * k * k / 1e9:.3g} GB a Gram",
-        f"cost       {hours:.3g} worker-hours{price}",
+        f"cost       {hours:.3g} worker-hours{cost}",
     ]

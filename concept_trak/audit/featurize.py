@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from concept_trak import UserError
 from concept_trak.attribution.denoiser import Condition, Denoiser, negative_count, negatives
 from concept_trak.attribution.features import Features, FeatureSpec, features_of_each
 from concept_trak.attribution.method import Method
 from concept_trak.attribution.state import Batch
 from concept_trak.audit.inversion_cache import Inversions
+from concept_trak.audit.mapper import Attempt
 from concept_trak.audit.plan import feature_settings
-from concept_trak.audit.worker import Attempt, WithModel
+from concept_trak.audit.worker import ModelWorker
 from concept_trak.data.sample import Sample, batches, samples
 from concept_trak.data.shard import Shard
 from concept_trak.store.part import Part, Reject
@@ -29,35 +31,50 @@ from concept_trak.store.records import Record, commit_part, find_record
 
 
 @dataclass(frozen=True)
-class Featuring:
+class FeaturizeTask:
     """One shard for methods whose training sides stand on the same states, and so share each state's forward."""
 
     methods: tuple[str, ...]
     shard: Shard
 
+    @property
+    def label(self) -> str:
+        return f"{'-'.join(self.methods)}-{self.shard.name}"
 
-class Featurize(WithModel):
-    """One shard: read, invert, pull back, project, commit. Returns what stands in the store, a record for each method.
+    @property
+    def samples(self) -> int:
+        return self.shard.rows
+
+
+@dataclass(frozen=True)
+class FeaturizeResult:
+    """The record of each method's part, in the order of the task's methods."""
+
+    records: tuple[Record, ...]
+
+
+class FeaturizeWorker(ModelWorker):
+    """One shard: read, invert, pull back, project, commit.
 
     While one batch is computed the next is read and decoded; no more of the shard's images are in memory.
     """
 
-    def __call__(self, item: Featuring, attempt: Attempt) -> list[Record]:
+    def __call__(self, task: FeaturizeTask, attempt: Attempt) -> FeaturizeResult:
         # Since this run was planned, a worker that died, or another audit of the same data, may have done it.
-        found = {m: find_record(self.store, self.work.fingerprints[m], item.shard.name) for m in item.methods}
-        done = {m: record for m, record in found.items() if record is not None}
-        if todo := [m for m in item.methods if m not in done]:
-            done |= self._computed(todo, item.shard, attempt)
-        return [done[m] for m in item.methods]
+        existing = {m: find_record(self.store, self.work.fingerprints[m], task.shard.name) for m in task.methods}
+        records = {m: record for m, record in existing.items() if record is not None}
+        if missing := [m for m in task.methods if m not in records]:
+            records |= self._computed(missing, task.shard, attempt)
+        return FeaturizeResult(tuple(records[m] for m in task.methods))
 
     def _computed(self, methods: list[str], shard: Shard, attempt: Attempt) -> dict[str, Record]:
         start, ready, made, rejects = time.monotonic(), [], [], []
         read = samples(shard, self.config.data, self.denoiser.resolution)
         for batch in prefetch(batches(read, self.batch_size(attempt))):
-            known = [self._known(one, shard) for one in batch]
+            known = [self.accepted(s, shard) for s in batch]
             rejects += [one for one in known if isinstance(one, Reject)]
-            for usable in alike(one for one in known if isinstance(one, Sample)):
-                made.append(self._features([self.config.methods[m] for m in methods], usable))
+            for usable in batches_of_one_shape(one for one in known if isinstance(one, Sample)):
+                made.append(self.features([self.config.methods[m] for m in methods], usable))
                 ready += [(one.id, one.row) for one in usable]
         seconds, kind, records = (time.monotonic() - start) / len(methods), self.config.feature, {}
         for i, method in enumerate(methods):
@@ -67,15 +84,15 @@ class Featurize(WithModel):
             )
         return records
 
-    def _known(self, one: Sample | Reject, shard: Shard) -> Sample | Reject:
-        """A sample whose caption is no condition of the model is a reject."""
-        if isinstance(one, Reject):
-            return one
+    def accepted(self, sample: Sample | Reject, shard: Shard) -> Sample | Reject:
+        """The sample, or a reject if its caption is no condition of the model."""
+        if isinstance(sample, Reject):
+            return sample
         try:
-            self.denoiser.spelled(one.caption)
-        except ValueError as error:
-            return Reject(one.id, shard.source, one.row, "no_class", str(error)[:300])
-        return one
+            self.denoiser.spelled(sample.caption)
+        except UserError as error:
+            return Reject(sample.id, shard.source, sample.row, "no_class", str(error)[:300])
+        return sample
 
     def _part(
         self,
@@ -90,10 +107,10 @@ class Featurize(WithModel):
         phi, weight = _stacked(parts, good, self._width())
         return Part(self.work.fingerprints[method], shard.name, ids, weight, phi, everything)
 
-    def _features(self, rows: Sequence[Method], ready: Sequence[Sample]) -> list[Features]:
+    def features(self, rows: Sequence[Method], ready: Sequence[Sample]) -> list[Features]:
         d, captions = self.denoiser, [s.caption for s in ready]
         ids = tuple(s.id for s in ready)
-        x_0, cond = encoded(d, ready)
+        x_0, cond = encode_samples(d, ready)
         turns = range(negative_count(d, rows[0].train.negatives))
         first, *others = [negatives(d, ids, captions, self.config.seed, turn) for turn in turns]
         batch = Batch(ids, cond, first, x_0, others=tuple(others))
@@ -136,7 +153,7 @@ def _sorted_out(
     return sorted(good, key=lambda i: ready[i][1]), bad
 
 
-def encoded(denoiser: Denoiser, samples: Sequence[Sample]) -> tuple[Tensor, Condition]:
+def encode_samples(denoiser: Denoiser, samples: Sequence[Sample]) -> tuple[Tensor, Condition]:
     """x_0 [b, c, h, w] and the condition of samples of one shape.
 
     Raises:
@@ -176,7 +193,7 @@ def _there(tensor: Tensor, denoiser: Denoiser) -> Tensor:
     return tensor.to(denoiser.device, denoiser.dtype if tensor.is_floating_point() else None)
 
 
-def alike(samples: Iterable[Sample]) -> list[list[Sample]]:
+def batches_of_one_shape(samples: Iterable[Sample]) -> list[list[Sample]]:
     """Samples of one shape together, in order: one batch each."""
     found: dict[torch.Size, list[Sample]] = {}
     for sample in samples:

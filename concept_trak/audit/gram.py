@@ -5,12 +5,17 @@ twice is the same bytes.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float
 
 from concept_trak.attribution import fisher, ranking
 from concept_trak.attribution.fisher import Gram, GramSum
-from concept_trak.audit.worker import Attempt, OnStore
+from concept_trak.audit.mapper import Attempt
+from concept_trak.audit.query_features import QueryResult
+from concept_trak.audit.worker import StoreWorker
 from concept_trak.store.grams import encode_gram, read_gram, write_gram
 from concept_trak.store.manifest import gram_file, write_bytes
 from concept_trak.store.prefetch import prefetch
@@ -18,31 +23,46 @@ from concept_trak.store.records import Record
 
 
 @dataclass(frozen=True)
-class Group:
+class GramTask:
     """Shards whose Gram is one file, of one method."""
 
     method: str
     name: str
     records: tuple[Record, ...]
 
+    @property
+    def label(self) -> str:
+        return f"{self.method}-{self.name}"
 
-class SumGroup(OnStore):
-    """One group: the sum of phi phi^T over its shards, in order, to `grams/<group>.safetensors`."""
-
-    def __call__(self, group: Group, attempt: Attempt) -> str:
-        total: GramSum | None = None
-        for block in self.blocks(*group.records):
-            total = total or GramSum(block.unit.shape[1])
-            total.add(torch.from_dlpack(block.unit), torch.from_dlpack(block.scale))
-        if total is None:
-            return ""
-        gram = total.gram()
-        write_gram(self.store, self.work.fingerprints[group.method], group.name, gram.matrix.numpy(), gram.count)
-        return group.name
+    @property
+    def samples(self) -> int:
+        return 0
 
 
 @dataclass(frozen=True)
-class System:
+class GramResult:
+    """The name of the group that was summed; empty where it has no rows."""
+
+    name: str
+
+
+class GramWorker(StoreWorker):
+    """One group: the sum of phi phi^T over its shards, in order, to `grams/<group>.safetensors`."""
+
+    def __call__(self, task: GramTask, attempt: Attempt) -> GramResult:
+        total: GramSum | None = None
+        for block in self.blocks(*task.records):
+            total = total or GramSum(block.unit.shape[1])
+            total.add(torch.from_dlpack(block.unit), torch.from_dlpack(block.scale))
+        if total is None:
+            return GramResult("")
+        gram = total.gram()
+        write_gram(self.store, self.work.fingerprints[task.method], task.name, gram.matrix.numpy(), gram.count)
+        return GramResult(task.name)
+
+
+@dataclass(frozen=True)
+class SolveTask:
     """One method's linear system: its groups, in plan order, and phi_q of each concept.
 
     `records` are the parts, which the dual form reads.
@@ -50,12 +70,20 @@ class System:
 
     method: str
     groups: tuple[str, ...]
-    phi: tuple[tuple[float, ...], ...]
+    phi: Float[np.ndarray, "m k"]
     records: tuple[Record, ...]
+
+    @property
+    def label(self) -> str:
+        return self.method
+
+    @property
+    def samples(self) -> int:
+        return 0
 
 
 @dataclass(frozen=True)
-class Solution:
+class SolveResult:
     """z of each concept with its relative residual, and what it was solved with.
 
     `spread` is the root mean square that the concept's scores will have, damped and plain.
@@ -64,30 +92,30 @@ class Solution:
     method: str
     count: int
     trace: float
-    z: tuple[tuple[float, ...], ...]
+    z: Float[np.ndarray, "m k"]
     residual: tuple[float, ...]
     lam: float
     spread: tuple[tuple[float, float], ...]
 
 
-class Solve(OnStore):
+class SolveWorker(StoreWorker):
     """K from its groups' sums, to `gram.safetensors`; then z = (K + lambda I)^-1 phi_q of every concept.
 
     In the dual form when there are fewer samples than features.
     """
 
-    def __call__(self, system: System, attempt: Attempt) -> Solution:
-        gram, queries = self._sum(system), torch.tensor(system.phi, dtype=torch.float64)
-        write_bytes(self.audit, gram_file(system.method), encode_gram(gram.matrix.numpy(), gram.count))
+    def __call__(self, task: SolveTask, attempt: Attempt) -> SolveResult:
+        gram, queries = self._sum(task), torch.from_numpy(task.phi).to(torch.float64)
+        write_bytes(self.audit, gram_file(task.method), encode_gram(gram.matrix.numpy(), gram.count))
         if gram.trace == 0:
             raise ValueError(
-                f"all features of {system.method} are zero: by no picture could the model tell its caption from "
+                f"all features of {task.method} are zero: by no picture could the model tell its caption from "
                 "another; there is nothing to attribute (is it trained?). Choose another method, or another model"
             )
         lam = gram.damped(self.work.config.damping)
         if gram.count < len(gram.matrix):
             # All of them at once: they are fewer rows than K has, so less memory than K itself.
-            phi = torch.cat([phi for _, _, phi in self.features(*system.records)])
+            phi = torch.cat([phi for _, _, phi in self.features(*task.records)])
             solved = fisher.solve_dual(phi, lam, queries)
         else:
             solved = fisher.solve(gram.matrix, lam, queries)
@@ -95,10 +123,31 @@ class Solve(OnStore):
             (ranking.score_rms(z, gram.matrix, gram.count), ranking.score_rms(q, gram.matrix, gram.count))
             for z, q in zip(solved.z, queries, strict=True)
         )
-        z, residual = tuple(map(tuple, solved.z.tolist())), tuple(solved.residual.tolist())
-        return Solution(system.method, gram.count, gram.trace, z, residual, lam, spread)
+        return SolveResult(
+            method=task.method,
+            count=gram.count,
+            trace=gram.trace,
+            z=solved.z.numpy(),
+            residual=tuple(solved.residual.tolist()),
+            lam=lam,
+            spread=spread,
+        )
 
-    def _sum(self, system: System) -> Gram:
-        fp = self.work.fingerprints[system.method]
-        grams = prefetch(read_gram(self.store, fp, name) for name in system.groups)
+    def _sum(self, task: SolveTask) -> Gram:
+        fp = self.work.fingerprints[task.method]
+        grams = prefetch(read_gram(self.store, fp, name) for name in task.groups)
         return fisher.sum_grams(Gram(torch.from_numpy(matrix), count) for matrix, count in grams)
+
+
+def query_row(s: SolveResult, i: int, query: QueryResult) -> dict[str, Any]:
+    """One row of `queries/`: phi_q, its solution, and the root mean square that its scores will have."""
+    return {
+        "concept": query.concept,
+        "method": s.method,
+        "phi": query.phi,
+        "solved": s.z[i],
+        "residual": s.residual[i],
+        "lambda": s.lam,
+        "spread_solved": s.spread[i][0],
+        "spread_phi": s.spread[i][1],
+    }

@@ -113,7 +113,7 @@ def _name(sample: Sample) -> str:
 OURS = re.compile(rf"{STATES}/[0-9a-f]+/[0-9a-f]{{32}}\.safetensors")
 
 
-def needs(audit: Audit) -> Needed:
+def needed_states(audit: Audit) -> Needed:
     """The folders of states on which an audit's features stand.
 
     Raises:
@@ -139,13 +139,13 @@ def _path(audit: Audit, name: str) -> str:
     return path_of(settings, probe) if probe.trajectory == "ddim_inversion" else ""
 
 
-def unneeded(store: Store, names: Iterable[str], living: Needed, before: float) -> list[Garbage]:
+def unneeded_states(store: Store, names: Iterable[str], living: Needed, before: float) -> list[Garbage]:
     """Those of `names` (all that lies under states/) that no audit needs, older than `before` (unix time)."""
     free = existing(store, [name for name in names if OURS.fullmatch(name) and not living.keep(name)])
     return [Garbage(STATE, name, size) for name, size, age in free if age < before]
 
 
-def look(store: Store) -> Iterator[Finding]:
+def verify_states(store: Store) -> Iterator[Finding]:
     """Every file of kept states: sound or altered. A missing one is made when it is needed."""
     ours = [name for name in store.names(STATES) if OURS.fullmatch(name)]
     with ThreadPoolExecutor(READERS) as readers:

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from concept_trak import UserError
 from concept_trak.attribution.by_layer import LayerColumns, block_of, layer_columns
-from concept_trak.audit.worker import Attempt, Work
+from concept_trak.audit.mapper import Attempt
+from concept_trak.audit.worker import Work
 from concept_trak.store.codec import decode_blocks
 from concept_trak.store.manifest import (
     Audit,
@@ -33,96 +35,110 @@ from concept_trak.store.tables import from_rows
 JOINT = {"concept": "string", "method": "string", "form": "string", "end": "string", "rank": "int32",
          "sample_id": "string", "layer": "string", "score": "float64"}  # fmt: skip
 FILE = "joint.parquet"
-Asked = tuple[str, str, str]
+SplitKey = tuple[str, str, str]
 """(concept, form, sample): whose score is split."""
 Parts = dict[tuple[str, str, str, str], tuple[float, ...]]
 """s_ij over the layers j, by (method, concept, form, sample)."""
 
 
 @dataclass(frozen=True)
-class Parting:
+class SplitTask:
     """Scores of one shard that are split; `sizes` are the model's parameters, by name and number of scalars."""
 
     method: str
     shard: str
-    wanted: tuple[Asked, ...]
+    keys: tuple[SplitKey, ...]
     sizes: tuple[tuple[str, int], ...]
 
+    @property
+    def label(self) -> str:
+        return f"{self.method}-{self.shard}"
 
-class Split:
-    """The s_ij of a parting, in the order of what is wanted."""
+    @property
+    def samples(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """By key of the task, in its order, s_ij over the layers j."""
+
+    scores: tuple[tuple[float, ...], ...]
+
+
+class SplitWorker:
+    """Splits scores of one shard's samples by layer."""
 
     def __init__(self, work: Work) -> None:
-        torch.set_num_threads(max(1, int(work.config.cluster.cpus)))
+        torch.set_num_threads(work.settings.threads)
         self.work, self.audit = work, Audit(Store(work.config.store), work.config.audit)
         self.queries = cache(partial(read_query, self.audit))
-        self._layers: LayerColumns | None = None
 
-    def __call__(self, item: Parting, attempt: Attempt) -> list[tuple[float, ...]]:
-        if self._layers is None:
-            self._layers = layer_columns(self.work.config.projector, dict(item.sizes))
-        known = features(self.audit, self.work.fingerprints[item.method], item.shard)
-        return [self._parts(known, item.method, *wanted) for wanted in item.wanted]
-
-    def _parts(
-        self, known: Mapping[str, tuple[float, Tensor]], method: str, concept: str, form: str, sample: str
-    ) -> tuple[float, ...]:
-        assert self._layers is not None, "the layers are known from the first item on"
-        return parts(self._layers, known[sample], self.queries(method, concept), form)
+    def __call__(self, task: SplitTask, attempt: Attempt) -> SplitResult:
+        layers = layer_columns(self.work.config.projector, dict(task.sizes))
+        features = shard_features(self.audit, self.work.fingerprints[task.method], task.shard)
+        return SplitResult(
+            tuple(
+                layer_parts(layers, features[sample], self.queries(task.method, concept), form)
+                for concept, form, sample in task.keys
+            )
+        )
 
 
-def parts(layers: LayerColumns, feature: tuple[float, Tensor], query: StoredQuery, form: str) -> tuple[float, ...]:
+def layer_parts(
+    layers: LayerColumns, feature: tuple[float, Tensor], query: StoredQuery, form: str
+) -> tuple[float, ...]:
     """One sample's score over the layers; `feature` is its weight and phi [k]."""
     weight, phi = feature
     (row,) = layers.split(phi[None], torch.tensor([weight]), torch.from_numpy(query.vector(form))).tolist()
     return tuple(row)
 
 
-def split(audit: Audit, found: LayerColumns) -> Parts:
-    """Of every sample in `top.parquet` of a finished audit.
+def split(audit: Audit, layers: LayerColumns) -> Parts:
+    """The split scores of every sample in `top.parquet` of a finished audit.
 
     Raises:
-        ValueError: the audit is missing or unfinished.
+        UserError: the audit is missing or unfinished.
     """
     prints, plan = finished_manifest(audit)["settings"]["fingerprints"], read_plan(audit)
-    kept: dict[tuple[str, str], dict[str, tuple[float, Tensor]]] = {}
-    made, queries = Parts(), cache(partial(read_query, audit))
+    features = dict[tuple[str, str], dict[str, tuple[float, Tensor]]]()
+    parts, queries = Parts(), cache(partial(read_query, audit))
     for row in read_table(audit, "top.parquet").to_pylist():
-        place = prints[row["method"]], shard_of(row, plan)
-        if place not in kept:
-            kept[place] = features(audit, *place)
-        asked = row["concept"], row["form"], row["sample_id"]
-        feature, query = kept[place][row["sample_id"]], queries(row["method"], row["concept"])
-        made[row["method"], *asked] = parts(found, feature, query, row["form"])
-    return made
+        shard = prints[row["method"]], shard_of(row, plan)
+        if shard not in features:
+            features[shard] = shard_features(audit, *shard)
+        feature, query = features[shard][row["sample_id"]], queries(row["method"], row["concept"])
+        key = row["method"], row["concept"], row["form"], row["sample_id"]
+        parts[key] = layer_parts(layers, feature, query, row["form"])
+    return parts
 
 
-def rows(top: Iterable[Mapping[str, Any]], names: Sequence[str], made: Parts) -> Iterator[dict[str, Any]]:
-    """One per row of `top.parquet` and layer; a sample's sum to its score."""
+def joint_rows(top: Iterable[Mapping[str, Any]], names: Sequence[str], parts: Parts) -> Iterator[dict[str, Any]]:
+    """One row for each row of `top.parquet` and layer; a sample's rows sum to its score."""
     for row in top:
-        said = {key: row[key] for key in ("concept", "method", "form", "end", "rank", "sample_id")}
-        own = made[row["method"], row["concept"], row["form"], row["sample_id"]]
-        yield from ({**said, "layer": layer, "score": s} for layer, s in zip(names, own, strict=True))
+        place = {key: row[key] for key in ("concept", "method", "form", "end", "rank", "sample_id")}
+        own = parts[row["method"], row["concept"], row["form"], row["sample_id"]]
+        yield from ({**place, "layer": layer, "score": s} for layer, s in zip(names, own, strict=True))
 
 
-def features(audit: Audit, fp: str, shard: str) -> dict[str, tuple[float, Tensor]]:
+def shard_features(audit: Audit, fp: str, shard: str) -> dict[str, tuple[float, Tensor]]:
     """weight and phi [k] of a shard's samples, by id."""
-    made = {}
+    features = dict[str, tuple[float, Tensor]]()
     for block in decode_blocks(audit.store.read(part_name(fp, shard))):
-        each = zip(block.ids, block.weight.tolist(), torch.from_numpy(block.phi()), strict=True)
-        made.update({sample: (weight, phi) for sample, weight, phi in each})
-    return made
+        columns = zip(block.ids, block.weight.tolist(), torch.from_numpy(block.phi()), strict=True)
+        features |= {sample: (weight, phi) for sample, weight, phi in columns}
+    return features
 
 
-def write(audit: Audit, made: list[dict[str, Any]]) -> str:
+def write_joint(audit: Audit, table_rows: list[dict[str, Any]]) -> str:
     """Put the table into the audit's folder, with which it is removed; its name.
 
     Raises:
         ValueError: other numbers stand there.
     """
-    table = from_rows(JOINT, made)
+    table = from_rows(JOINT, table_rows)
     if not write_table(audit, FILE, table) and not read_table(audit, FILE).equals(table):
-        raise ValueError(f"{audit.name(FILE)} holds other numbers; the audit was made anew: remove the file")
+        raise UserError(f"{audit.name(FILE)} holds other numbers; the audit was made anew: remove the file")
     return audit.name(FILE)
 
 
@@ -139,7 +155,7 @@ class Through:
 
 
 @dataclass(frozen=True)
-class Shares:
+class LayerScores:
     """The layers' names in the model's order, and every split score; both empty where the projector mixes layers."""
 
     names: tuple[str, ...] = ()
@@ -158,5 +174,5 @@ class Shares:
 
     def strongest(self, method: str, concept: str, form: str, sample: str) -> tuple[Through, ...]:
         """The parts that a single score is largest in, whatever their sign."""
-        found = self.through(method, concept, form, [sample])
-        return tuple(sorted(found, key=lambda one: -abs(one.score))[:STRONGEST])
+        parts = self.through(method, concept, form, [sample])
+        return tuple(sorted(parts, key=lambda part: -abs(part.score))[:STRONGEST])

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -104,3 +105,32 @@ def feature_bytes(config: AuditConfig, parameters: int) -> int:
     """Bytes that one sample's feature takes on storage, for one method."""
     itemsize = 4 if config.feature.encoding == "list" else np.dtype(config.feature.dtype).itemsize
     return config.projector.width(parameters) * itemsize
+
+
+@dataclass(frozen=True)
+class Demand:
+    """`parameters` attributable numbers in `tensors` tensors; bytes of one sample's feature and of one's gradient."""
+
+    parameters: int
+    tensors: int
+    feature: int
+    gradient: int
+
+
+def demand(config: AuditConfig, denoiser: Denoiser) -> Demand:
+    """A gradient counts whole, in the model's precision: layers keep theirs as products of two thin matrices where that
+    is smaller, so a worker needs at most this for each sample of a batch, beside the model and its activations.
+    """
+    chosen = denoiser.parameters.values()
+    parameters = sum(p.numel() for p in chosen)
+    gradient = sum(p.numel() * p.element_size() for p in chosen)
+    return Demand(parameters, len(chosen), feature_bytes(config, parameters), gradient)
+
+
+def readable(size: float | int) -> str:
+    """Bytes for people, in powers of ten."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

@@ -1,18 +1,19 @@
-"""Everything that can be wrong is found here, before a worker starts: the store, the data, the model, the questions.
+"""Everything that can be wrong is found here, before a worker starts, in four steps.
 
-What a run will need, from its settings alone: printed before anything is computed.
-
-What an audit asks: every concept with all that workers need of it, checked against the model, and as it is told.
+`resolve` the configuration, `open_inputs` (store, model, data), `check_inputs` (can the model answer, does the data
+fit), `begin_prepared` (feature sets, plan, settings).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from hashlib import sha256
+from itertools import product
 from typing import Any
 
+from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.denoiser import Denoiser, equal_conditions, unprompted_texts
-from concept_trak.attribution.method import Method
 from concept_trak.attribution.query import (
     require_conditioning,
     require_conditions,
@@ -21,54 +22,22 @@ from concept_trak.attribution.query import (
 )
 from concept_trak.audit.checks import require_batch_consistency, require_fit
 from concept_trak.audit.diff import require_comparable
-from concept_trak.audit.gram import Solution
-from concept_trak.audit.plan import feature_bytes, feature_settings, shards, survey
-from concept_trak.audit.query_features import Answer, Question
+from concept_trak.audit.plan import Demand, demand, feature_settings, shards, survey
+from concept_trak.audit.query_features import QueryTask
 from concept_trak.audit.worker import Work, open_model
-from concept_trak.config import AuditConfig, plain_values
+from concept_trak.config import AuditConfig, ModelConfig, WorkerSettings, absolute, plain_values
 from concept_trak.data.image import read_examples, read_file, read_image
-from concept_trak.data.shard import Shard, cut
+from concept_trak.data.shard import Shard, Source, cut
 from concept_trak.models.classifier import open_classifier
 from concept_trak.store.identity import as_json, fingerprint, open_feature_set
 from concept_trak.store.manifest import Audit, begin_audit
 from concept_trak.store.secrets import refuse_secrets
 from concept_trak.store.store import Store
-from jobs.configure import located
 
 TOGETHER = 8
 """Prompts predicted together and alone before an audit: two see each other already, and each costs two evaluations."""
 # What may differ between two runs of one audit: how the work is done, never what comes out.
-EXECUTION = (
-    "store",
-    "cluster",
-    "budget",
-    "interval",
-    "preflight",
-    "keep_states",
-    "model.batch",
-    "model.device",
-    "data.shard_rows",
-)
-
-
-@dataclass(frozen=True)
-class Demand:
-    """`parameters` attributable numbers in `tensors` tensors; bytes of one sample's feature and of one's gradient."""
-
-    parameters: int
-    tensors: int
-    feature: int
-    gradient: int
-
-
-def demand(config: AuditConfig, denoiser: Denoiser) -> Demand:
-    """A gradient counts whole, in the model's precision: layers keep theirs as products of two thin matrices where that
-    is smaller, so a worker needs at most this for each sample of a batch, beside the model and its activations.
-    """
-    chosen = denoiser.parameters.values()
-    parameters = sum(p.numel() for p in chosen)
-    gradient = sum(p.numel() * p.element_size() for p in chosen)
-    return Demand(parameters, len(chosen), feature_bytes(config, parameters), gradient)
+EXECUTION = ("store", "keep_states", "model.batch", "model.device", "data.shard_rows")
 
 
 @dataclass(frozen=True)
@@ -81,7 +50,7 @@ class Prepared:
     plan: list[Shard]
     sources: int
     settings: dict[str, dict[str, Any]]
-    questions: tuple[Question, ...]
+    queries: tuple[QueryTask, ...]
     demand: Demand
     resolution: int
     sizes: dict[str, int]
@@ -100,39 +69,135 @@ class Prepared:
         return sum(shard.rows for shard in self.plan)
 
 
-def prepare(config: AuditConfig) -> Prepared:
+def prepare(config: AuditConfig, worker: WorkerSettings = WorkerSettings()) -> Prepared:
     """Check a configuration against the world, name its features, cut its plan, and begin its audit in the store.
 
     Raises:
-        ValueError: with one message that says what, what was expected, and what to do.
+        UserError: one message that says what is wrong, what was expected, and what to do.
     """
-    config = located(config.complete())
+    config = resolve(config)
+    inputs = open_inputs(config, worker)
+    queries = check_inputs(config, inputs)
+    return begin_prepared(config, worker, inputs, queries)
+
+
+def resolve(config: AuditConfig) -> AuditConfig:
+    """The configuration with absolute paths and a name, once it is complete and holds no secret.
+
+    Raises:
+        UserError: a key is not set, looks like a credential, or asks a method for what it cannot answer.
+    """
+    config = config.complete()
     refuse_secrets(plain_values(config))  # before a message or a file could show one
-    require_answers(config.methods, config.concepts)
+    for concept, method in product(config.concepts, config.methods.values()):
+        require_query_direction(method, concept)
+    now = datetime.now(UTC)
+    return replace(
+        config,
+        audit=tick(config.audit, now) or now.strftime("%Y%m%dT%H%M%SZ"),
+        store=absolute(config.store),
+        model=_absolute_model(config.model),
+        data=replace(config.data, uri=absolute(config.data.uri)),
+    )
+
+
+# The words of cron, and what a tick of each is called; names sort in the order of time.
+TICKS = {"@hourly": "%Y-%m-%dT%H", "@daily": "%Y-%m-%d", "@weekly": "%G-W%V", "@monthly": "%Y-%m"}
+
+
+def tick(audit: str, now: datetime) -> str:
+    """`@weekly` as the tick that `now` (UTC) is in, 2026-W48; another name as it is.
+
+    A tick is one audit however often, and by whom, it is begun.
+
+    Raises:
+        UserError: an unknown word of this kind.
+    """
+    if not audit.startswith("@"):
+        return audit
+    if audit not in TICKS:
+        raise UserError(f"audit={audit!r} is no schedule; expected one of: {', '.join(TICKS)}, or a name")
+    return now.strftime(TICKS[audit])
+
+
+def _absolute_model(model: ModelConfig) -> ModelConfig:
+    return replace(
+        model,
+        path=absolute(model.path),
+        weights=model.weights and absolute(model.weights),
+        lora=model.lora and absolute(model.lora),
+        embeddings=tuple(map(absolute, model.embeddings)),
+    )
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an audit reads: the store it writes to, the model, and the sources of the data set."""
+
+    store: Store
+    denoiser: Denoiser
+    sources: list[Source]
+
+
+def open_inputs(config: AuditConfig, worker: WorkerSettings) -> Inputs:
+    """Open the store, the model and the data set.
+
+    Raises:
+        UserError: one of them is missing, cannot be read, or does not fit the others.
+    """
     store = Store(config.store)
     store.probe()
-    denoiser = open_model(config)
-    found = survey(config.data, denoiser.conditioning)
+    denoiser = open_model(config.model, worker)
+    return Inputs(store, denoiser, survey(config.data, denoiser.conditioning))
+
+
+def check_inputs(config: AuditConfig, inputs: Inputs) -> list[QueryTask]:
+    """The queries, for no method yet, once the model can answer them and takes what the data give it.
+
+    Raises:
+        UserError: naming the concept, the method or the size.
+    """
+    denoiser = inputs.denoiser
     require_conditions(denoiser, config.methods, config.concepts)
+    queries = [_query(denoiser, concept) for concept in config.concepts]
+    if config.model.batch != 1:
+        prompts = [text for concept in config.concepts for pair in concept.askings for text in pair]
+        texts = list(dict.fromkeys(prompts)) or unprompted_texts(denoiser, ("0", "1"), 0)
+        require_batch_consistency(denoiser, texts[: min(config.model.batch or TOGETHER, TOGETHER)])
+    first = next(source for source in inputs.sources if source.rows)
+    require_fit(denoiser, cut(first, 1)[0], config.data)
+    return queries
+
+
+def begin_prepared(
+    config: AuditConfig, worker: WorkerSettings, inputs: Inputs, queries: Sequence[QueryTask]
+) -> Prepared:
+    """Create the feature sets, cut the plan, and write the audit's settings and plan to the store.
+
+    Raises:
+        UserError: the audit exists with other settings, or cannot be compared with the one that `since` names.
+    """
+    store, denoiser = inputs.store, inputs.denoiser
     identity = denoiser.identity()
     settings = {n: feature_settings(config, m, denoiser, identity) for n, m in config.methods.items()}
-    asked = questions_of(denoiser, config.concepts)
-    questions = tuple(replace(question, method=method) for method in config.methods for question in asked)
-    if config.model.batch != 1:
-        asking = [text for concept in config.concepts for pair in concept.askings for text in pair]
-        texts = list(dict.fromkeys(asking)) or unprompted_texts(denoiser, ("0", "1"), 0)
-        require_batch_consistency(denoiser, texts[: min(config.model.batch or TOGETHER, TOGETHER)])
-    require_fit(denoiser, cut(next(source for source in found if source.rows), 1)[0], config.data)
-    plan = shards(found, _shard_rows(store, settings, config.data.shard_rows))
+    plan = shards(inputs.sources, _shard_rows(store, settings, config.data.shard_rows))
     audit = Audit(store, config.audit)
-    work = Work(config, {name: fingerprint(s) for name, s in settings.items()})
-    # Fingerprints stand beside the settings, so that a model changed under an audit is refused like any change.
-    standing = {**outcome_settings(plain_values(config)), "fingerprints": work.fingerprints, **evidence(asked)}
-    require_comparable(audit, config.since, as_json(standing, "config"))
-    begin_audit(audit, standing, [_planned(shard) for shard in plan])
+    work = Work(config, {name: fingerprint(s) for name, s in settings.items()}, worker)
+    # The settings hold the fingerprints too, so that a model changed under an audit is refused like any change.
+    outcome = {**outcome_settings(plain_values(config)), "fingerprints": work.fingerprints, **file_digests(queries)}
+    require_comparable(audit, config.since, as_json(outcome, "config"))
+    begin_audit(audit, outcome, [_planned(shard) for shard in plan])
     return Prepared(
-        *(work, store, audit, plan, len(found), settings, questions, demand(config, denoiser), denoiser.resolution),
-        {name: p.numel() for name, p in denoiser.parameters.items()},
+        work=work,
+        store=store,
+        audit=audit,
+        plan=plan,
+        sources=len(inputs.sources),
+        settings=settings,
+        queries=tuple(replace(query, method=method) for method in config.methods for query in queries),
+        demand=demand(config, denoiser),
+        resolution=denoiser.resolution,
+        sizes={name: p.numel() for name, p in denoiser.parameters.items()},
     )
 
 
@@ -146,15 +211,14 @@ def outcome_settings(values: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _shard_rows(store: Store, settings: dict[str, dict[str, Any]], asked: int) -> int:
+def _shard_rows(store: Store, settings: dict[str, dict[str, Any]], rows: int) -> int:
     """The rows a shard has in the feature sets of this audit; one that exists has fixed it."""
     names = sorted(settings, key=lambda n: store.size(f"features/{fingerprint(settings[n])}/feature_set.json") is None)
-    rows = asked
-    fixed: dict[str, int] = {}
+    fixed = dict[str, int]()
     for name in names:
         fixed[name] = rows = open_feature_set(store, settings[name], rows).shard_rows
     if len(set(fixed.values())) > 1:
-        raise ValueError(
+        raise UserError(
             f"the features of these methods were cut into shards of different sizes ({fixed}); audit them apart"
         )
     return rows
@@ -165,86 +229,35 @@ def _planned(shard: Shard) -> dict[str, Any]:
             "first_row": shard.first_row, "rows": shard.rows}  # fmt: skip
 
 
-def readable(size: float | int) -> str:
-    """Bytes for people, in powers of ten."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
-
-
-def require_answers(methods: Mapping[str, Method], concepts: Sequence[Concept]) -> None:
-    """That every row can be asked for every concept, and that the images asked about are pictures.
-
-    Raises:
-        ValueError: naming the concept.
-    """
-    for concept in concepts:
-        for method in methods.values():
-            require_query_direction(method, concept)
-        if concept.image:
-            read_image(concept.image)
-
-
-def questions_of(denoiser: Denoiser, concepts: Sequence[Concept]) -> list[Question]:
-    """The concepts, for no method yet, with their files, once the model can be asked for them.
-
-    Raises:
-        ValueError: the model cannot, or a file is not what it should be; the message names the concept.
-    """
-    return [_question(denoiser, concept) for concept in concepts]
-
-
-def _question(denoiser: Denoiser, concept: Concept) -> Question:
+def _query(denoiser: Denoiser, concept: Concept) -> QueryTask:
+    """The concept with the files it names, for no method yet."""
     require_conditioning(denoiser, concept)
     require_untruncated(denoiser, concept)
     for text, without in concept.askings:
         _require_direction(denoiser, concept, text, without)
-    question = Question("", concept, read_image(concept.image) if concept.image else b"")
+    query = QueryTask("", concept, read_image(concept.image) if concept.image else b"")
     try:
         if concept.examples:
-            question = replace(question, examples=read_examples(concept.examples, denoiser.resolution))
+            query = replace(query, examples=read_examples(concept.examples, denoiser.resolution))
         if concept.classifier:
-            question = replace(question, classifier=read_file(concept.classifier))
-            open_classifier(question.classifier, concept.classifier, concept.shows, denoiser)
-    except ValueError as error:
-        raise ValueError(f"concept {concept.name!r}: {error}") from None
-    return question
+            query = replace(query, classifier=read_file(concept.classifier))
+            open_classifier(query.classifier, concept.classifier, concept.shows, denoiser)
+    except UserError as error:
+        raise UserError(f"concept {concept.name!r}: {error}") from None
+    return query
 
 
 def _require_direction(denoiser: Denoiser, concept: Concept, text: str, without: str) -> None:
     """That the model tells two conditions apart; it may read two spellings as one text."""
     if equal_conditions(denoiser.encode([text]), denoiser.encode([without])).all():
-        raise ValueError(
+        raise UserError(
             f"concept {concept.name!r}: the model encodes {text!r} and {without!r} alike, so there is no direction "
             "between them; change the prompts"
         )
 
 
-def evidence(asked: Iterable[Question]) -> dict[str, Any]:
-    """A digest of the examples or the classifier of every concept given so: files that may change behind a name."""
-    given = {q.concept.name: (*q.examples, q.classifier) for q in asked if q.examples or q.classifier}
-    digests = {name: sha256(b"".join(files)).hexdigest() for name, files in given.items()}
+def file_digests(queries: Iterable[QueryTask]) -> dict[str, Any]:
+    """A digest of the examples or the classifier of every concept that has some: files may change behind a name."""
+    files = {q.concept.name: (*q.examples, q.classifier) for q in queries if q.examples or q.classifier}
+    digests = {name: sha256(b"".join(contents)).hexdigest() for name, contents in files.items()}
     return {"evidence": digests} if digests else {}
-
-
-def told_of(concept: Concept, answers: Mapping[tuple[str, str], Answer], methods: Iterable[str]) -> dict[str, Any]:
-    """The question as it was asked: what the tool wrote out, and how far several phrasings agree, by method."""
-    agreement = {method: list(answers[method, concept.name].agreement) for method in methods}
-    return {
-        "question": concept.question,
-        "conditions": [{"prompt": text, "without": without} for text, without in concept.askings],
-        "agreement": {method: cosines for method, cosines in agreement.items() if cosines},
-    }
-
-
-QUERY_KINDS = {"concept": "string", "method": "string", "phi": "vector", "solved": "vector", "residual": "float64",
-               "lambda": "float64", "spread_solved": "float64", "spread_phi": "float64"}  # fmt: skip
-
-
-def query_row(s: Solution, i: int, answer: Answer) -> dict[str, Any]:
-    """phi_q, its solution, and how far its scores will spread (root mean square)."""
-    asked = {"concept": answer.concept, "method": s.method, "phi": answer.phi, "solved": s.z[i]}
-    solved = {"residual": s.residual[i], "lambda": s.lam}
-    return {**asked, **solved, "spread_solved": s.spread[i][0], "spread_phi": s.spread[i][1]}

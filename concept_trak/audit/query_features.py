@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -14,13 +15,14 @@ from concept_trak.attribution.features import query_features
 from concept_trak.attribution.query import UNGUIDED, query_batch, resolve_query
 from concept_trak.attribution.state import Batch
 from concept_trak.attribution.trajectory import generate
-from concept_trak.audit.worker import Attempt, WithModel
+from concept_trak.audit.mapper import Attempt
+from concept_trak.audit.worker import ModelWorker
 from concept_trak.data.image import center_crop, decode_image, to_png, to_tensor
 from concept_trak.models.classifier import open_classifier
 
 
 @dataclass(frozen=True)
-class Question:
+class QueryTask:
     """A concept for one method, and how many of its samples to show.
 
     With the bytes of its image if it is about one, of its examples (pictures of the model's size), of its classifier.
@@ -33,9 +35,17 @@ class Question:
     examples: tuple[bytes, ...] = ()
     classifier: bytes = b""
 
+    @property
+    def label(self) -> str:
+        return f"{self.method}-{self.concept.name}"
+
+    @property
+    def samples(self) -> int:
+        return 0
+
 
 @dataclass(frozen=True)
-class Answer:
+class QueryResult:
     """phi_q, and pictures of the query's own samples (PNG), or some of the examples it was asked by.
 
     `agreement`: of each phrasing, if there are several, the cosine of its feature with the mean of the others', in
@@ -44,22 +54,27 @@ class Answer:
 
     method: str
     concept: str
-    phi: tuple[float, ...]
+    phi: Float[np.ndarray, " k"]
     pictures: tuple[bytes, ...]
     agreement: tuple[float, ...] = ()
 
 
-class Query(WithModel):
+class QueryWorker(ModelWorker):
     """One concept: its samples, the mean feature of each phrasing, and the mean of these."""
 
-    def __call__(self, question: Question, attempt: Attempt) -> Answer:
+    def __call__(self, question: QueryTask, attempt: Attempt) -> QueryResult:
         size = self.batch_size(attempt)
         batch = self.batch(question, size)
         phi = self.phi(question, batch, size)
-        mean, pictures = tuple(phi.mean(0).tolist()), self.pictures(question, batch)
-        return Answer(question.method, question.concept.name, mean, pictures, agreement(phi))
+        return QueryResult(
+            method=question.method,
+            concept=question.concept.name,
+            phi=phi.mean(0).cpu().numpy(),
+            pictures=self.pictures(question, batch),
+            agreement=agreement(phi),
+        )
 
-    def batch(self, question: Question, size: int) -> Batch:
+    def batch(self, question: QueryTask, size: int) -> Batch:
         """The samples of a question, with all that it is asked by."""
         concept, d = question.concept, self.denoiser
         pixels = pixels_of([question.image], d) if question.image else None
@@ -69,7 +84,7 @@ class Query(WithModel):
             judge = open_classifier(question.classifier, concept.classifier, concept.shows, d)
         return query_batch(d, concept, pixels, target, judge)
 
-    def phi(self, question: Question, batch: Batch, size: int) -> Float[Tensor, "ways k"]:
+    def phi(self, question: QueryTask, batch: Batch, size: int) -> Float[Tensor, "ways k"]:
         """The mean feature of each phrasing, computed `size` samples at a time.
 
         Raises:
@@ -87,7 +102,7 @@ class Query(WithModel):
                 raise ValueError(f"concept {concept.name!r}: {no_direction(concept, way)}")
         return phi
 
-    def pictures(self, question: Question, batch: Batch) -> tuple[bytes, ...]:
+    def pictures(self, question: QueryTask, batch: Batch) -> tuple[bytes, ...]:
         """The image asked about, some of the examples, or what the model draws for the first samples."""
         if question.image:
             return (to_png(pixels_of([question.image], self.denoiser)[0]),)

@@ -1,24 +1,28 @@
-from collections.abc import Mapping, Sequence
+"""Settings of an audit read back from the store, and damaged features computed again."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cluster.executor import Executor
 from concept_trak import UserError
-from concept_trak.audit.pipeline import Run
+from concept_trak.attribution.by_layer import layer_columns
+from concept_trak.audit.layer_scores import joint_rows, split, write_joint
+from concept_trak.audit.mapper import Mapper
+from concept_trak.audit.pipeline import AuditRun
 from concept_trak.audit.plan import group_name, groups
 from concept_trak.audit.prepare import Prepared
-from concept_trak.audit.worker import Work
-from concept_trak.config import AuditConfig, ClusterConfig, build, plain_values
+from concept_trak.audit.worker import open_model
+from concept_trak.config import AuditConfig, WorkerSettings, build
 from concept_trak.data.shard import Shard
-from concept_trak.store.manifest import Audit, read_plan, read_settings
+from concept_trak.store.manifest import Audit, read_plan, read_settings, read_table
 from concept_trak.store.records import committed, part_name, record_name
 from concept_trak.store.store import Store
 from concept_trak.store.verify import ALTERED, TRUNCATED, contents_of
-from jobs.progress import Progress
 
 
-def settings(audit: Audit, cluster: ClusterConfig) -> AuditConfig:
-    """What an audit was begun with, on these machines; shards are cut as its plan says.
+def resumed_config(audit: Audit) -> AuditConfig:
+    """What an audit was begun with; shards are cut as its plan says.
 
     Raises:
         ValueError: its settings or its plan cannot be read.
@@ -30,28 +34,32 @@ def settings(audit: Audit, cluster: ClusterConfig) -> AuditConfig:
             "its audit.yaml or plan.parquet is gone, so nobody knows what to compute; start a new audit"
         ) from None
     del values["fingerprints"]
-    values |= {"store": audit.store.uri, "cluster": plain_values(cluster)}
-    values["budget"] = {"rejects": 1.0}  # what was rejected once is no news
+    values["store"] = audit.store.uri
     values["data"]["shard_rows"] = max((row["rows"] for row in rows), default=1)
     return build(AuditConfig, values)
 
 
-def mend(p: Prepared, damaged: Mapping[str, str], machines: Executor) -> None:
+def mend(p: Prepared, damaged: Mapping[str, str], mapper: Mapper) -> None:
     """Remove what is damaged, records before parts, and compute it again; sound shards and other methods rest."""
-    progress, names = Progress(p.audit, p.config.interval), [shard.name for shard in p.plan]
+    names = [shard.name for shard in p.plan]
     for fp, method in {fp: method for method, fp in p.work.fingerprints.items()}.items():  # methods may share features
         shards = {n for n in names if part_name(fp, n) in damaged or record_name(fp, n) in damaged}
         for shard in sorted(shards):
             _remove(p.store, record_name(fp, shard), part_name(fp, shard), damaged)
         if shards:
-            work = Work(replace(p.config, methods={method: p.config.methods[method]}), {method: fp})
-            Run(replace(p, work=work, plan=[s for s in p.plan if s.name in shards]), machines, progress).featurize()
+            config = replace(p.config, methods={method: p.config.methods[method]})
+            work, plan = (
+                replace(p.work, config=config, fingerprints={method: fp}),
+                [s for s in p.plan if s.name in shards],
+            )
+            # Rejects of the first run are expected again.
+            AuditRun(replace(p, work=work, plan=plan), mapper, most_rejects=1.0).featurize()
     if grams := [name for name in damaged if "/grams/" in name]:
         for name in grams:
             p.store.delete(name)
         done = {m: list(committed(p.store, fp, names).values()) for m, fp in p.work.fingerprints.items()}
         if all(len(records) == len(names) for records in done.values()):  # else the audit sums them when it goes on
-            Run(p, machines, progress).sum_grams(done)
+            AuditRun(p, mapper).sum_grams(done)
 
 
 def _remove(store: Store, record: str, part: str, damaged: Mapping[str, str]) -> None:
@@ -63,11 +71,11 @@ def _remove(store: Store, record: str, part: str, damaged: Mapping[str, str]) ->
         store.delete(part)
 
 
-def _of_features(audit: Audit, left: Mapping[str, str]) -> dict[str, str]:
+def damaged_features(audit: Audit, left: Mapping[str, str]) -> dict[str, str]:
     """What is damaged of the features that an audit names."""
-    said = contents_of(audit)
-    parts = {name for key in said.parts for name in (part_name(*key), record_name(*key))}
-    sets = tuple(f"features/{fp}/{rest}" for fp in said.fingerprints for rest in ("grams/", "feature_set.json"))
+    contents = contents_of(audit)
+    parts = {name for key in contents.parts for name in (part_name(*key), record_name(*key))}
+    sets = tuple(f"features/{fp}/{rest}" for fp in contents.fingerprints for rest in ("grams/", "feature_set.json"))
     return {name: what for name, what in left.items() if name in parts or name.startswith(sets)}
 
 
@@ -75,3 +83,28 @@ def gram_names(plan: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the Grams of a plan are called."""
     shards = [Shard(row["source"], row["version"], row["first_row"], row["rows"]) for row in plan]
     return [group_name(group) for group in groups(shards)]
+
+
+STRONGEST = 5  # layers that are printed
+
+
+def split_finished(audit: Audit) -> Iterator[str]:
+    """Write the joint table of a finished audit; a line for the file, then one for each concept and method.
+
+    Raises:
+        UserError: the audit is missing or unfinished, or its projector mixes layers.
+    """
+    config = resumed_config(audit)
+    sizes = {name: p.numel() for name, p in open_model(config.model, WorkerSettings()).parameters.items()}
+    by_layer = layer_columns(config.projector, sizes)
+    table = list(joint_rows(read_table(audit, "top.parquet").to_pylist(), by_layer.names, split(audit, by_layer)))
+    yield f"written    {audit.store.uri.removeprefix('file://')}/{write_joint(audit, table)}"
+    totals = defaultdict[tuple[str, str], Counter[str]](Counter)
+    for row in table:
+        if (row["form"], row["end"]) == ("damped", "top"):
+            totals[row["concept"], row["method"]][row["layer"]] += row["score"]
+    for (concept, method), total in totals.items():
+        whole = sum(total.values())
+        first = sorted(total.items(), key=lambda entry: -abs(entry[1]))[:STRONGEST]
+        shares = ", ".join(f"{layer} {score / whole:.0%}" for layer, score in first) if whole else "nothing"
+        yield f"{concept} by {method}: of the top's scores, {shares}"

@@ -11,8 +11,8 @@ import numpy as np
 from concept_trak.attribution import ranking
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.ranking import BINS, Entry, TopK
-from concept_trak.audit.score import FORMS, Scored, column
-from concept_trak.audit.shown_samples import Seen
+from concept_trak.audit.score import FORMS, ScoreResult, column
+from concept_trak.audit.shown_samples import ShownSample
 from concept_trak.config import AuditConfig
 from concept_trak.data.format import label_values
 from concept_trak.data.shard import Shard
@@ -32,7 +32,7 @@ class Tally:
     ends: dict[Key, TopK] = field(default_factory=dict)
     histogram: dict[Key, np.ndarray] = field(default_factory=dict)
 
-    def add(self, scored: Scored) -> None:
+    def add(self, scored: ScoreResult) -> None:
         for name, ends in scored.columns.items():
             key = (scored.method, name)
             self.ends[key] = self.ends.get(key, TopK(self.m)) + TopK(self.m, ends.top, ends.bottom)
@@ -51,7 +51,7 @@ def percentile(rank: int, end: str, count: int) -> float:
 
 
 def top_rows(
-    config: AuditConfig, tally: Tally, seen: dict[str, Seen], counts: dict[str, int]
+    config: AuditConfig, tally: Tally, seen: dict[str, ShownSample], counts: dict[str, int]
 ) -> Iterator[dict[str, Any]]:
     """One row per concept, method, form, end and rank: the best and worst samples with where they lie.
 
@@ -104,7 +104,9 @@ def shows(concept: Concept, labels: dict[str, str]) -> bool:
     return all(labels.get(name) == value for name, value in concept.truth.items())
 
 
-def measured(audit: Audit, config: AuditConfig, plan: Sequence[Shard]) -> dict[str, dict[str, dict[str, float]]]:
+def retrieval_metrics(
+    audit: Audit, config: AuditConfig, plan: Sequence[Shard]
+) -> dict[str, dict[str, dict[str, float]]]:
     """AP, base rate, P@10 and recall@carriers, as metrics[concept][column of the method and form].
 
     From all scores and the data's labels: empty without `scores=all`, and for concepts without `truth`.

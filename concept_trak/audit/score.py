@@ -16,7 +16,8 @@ from torch import Tensor
 from concept_trak.attribution import ranking
 from concept_trak.attribution.ranking import Entry, ScoreSummary
 from concept_trak.audit.aggregate import Sums, groups_of, sums_table
-from concept_trak.audit.worker import Attempt, OnStore, Work
+from concept_trak.audit.mapper import Attempt
+from concept_trak.audit.worker import StoreWorker, Work
 from concept_trak.data.columns import annotations
 from concept_trak.data.shard import Shard
 from concept_trak.store.manifest import Audit, plain_column, scores_file, sums_file, write_table
@@ -27,7 +28,7 @@ from concept_trak.store.tables import from_columns
 
 
 @dataclass(frozen=True)
-class Column:
+class ColumnEnds:
     """What some shards say about one column of scores: its best, its worst, and its histogram."""
 
     top: list[Entry]
@@ -36,7 +37,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Scoring:
+class ScoreTask:
     """Consecutive parts to be scored for one method; with their shards also to be summed by what is written of them."""
 
     method: str
@@ -44,16 +45,20 @@ class Scoring:
     shards: tuple[Shard, ...] = ()
 
     @property
-    def rows(self) -> int:
+    def label(self) -> str:
+        return f"{self.method}-{self.records[0].shard}"
+
+    @property
+    def samples(self) -> int:
         return sum(record.rows for record in self.records)
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoreResult:
     """The columns of some parts, by name."""
 
     method: str
-    columns: dict[str, Column]
+    columns: dict[str, ColumnEnds]
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Queries:
 SCORED_BYTES = 256 << 20  # some parts, so that reading and multiplying overlap, and a second or so of work
 
 
-def scorings(method: str, records: Sequence[Record], plan: Sequence[Shard] = ()) -> Iterator[Scoring]:
+def score_tasks(method: str, records: Sequence[Record], plan: Sequence[Shard] = ()) -> Iterator[ScoreTask]:
     """All parts, in order, cut after every SCORED_BYTES: the same items whatever the number of workers.
 
     `plan`: the shards of the parts, if their scores are to be summed too.
@@ -77,11 +82,11 @@ def scorings(method: str, records: Sequence[Record], plan: Sequence[Shard] = ())
     for end, record in enumerate(records, 1):
         size += record.bytes
         if size >= SCORED_BYTES or end == len(records):
-            yield Scoring(method, tuple(records[first:end]), tuple(plan[first:end]))
+            yield ScoreTask(method, tuple(records[first:end]), tuple(plan[first:end]))
             first, size = end, 0
 
 
-class Score(OnStore):
+class ScoreWorker(StoreWorker):
     """Some shards against every concept, damped and plain; with `scores=all` also to `scores/<shard>.parquet`, and with
     their shards also summed, to `sums/<first shard>.parquet`."""
 
@@ -89,19 +94,21 @@ class Score(OnStore):
         super().__init__(work)
         self.queries = {method: read_queries(self.audit, work, method) for method in work.config.methods}
 
-    def __call__(self, item: Scoring, attempt: Attempt) -> Scored:
-        queries = self.queries[item.method]
+    def __call__(self, task: ScoreTask, attempt: Attempt) -> ScoreResult:
+        queries = self.queries[task.method]
         kept, sums = ScoreSummary(self.work.config.top, queries.scale), Sums(queries.columns)
-        with closing(self.blocks(*item.records)) as coming:
-            for record, shard in zip_longest(item.records, item.shards):
-                ids, values = self._shard(item.method, record, coming, queries, kept)
+        with closing(self.blocks(*task.records)) as coming:
+            for record, shard in zip_longest(task.records, task.shards):
+                ids, values = self._shard(task.method, record, coming, queries, kept)
                 if shard is not None:
-                    told = annotations(shard, self.work.config.data)
-                    sums.add_scores(values.numpy(), [groups_of(told[i], shard) for i in ids])
-        if item.shards:
-            write_table(self.audit, sums_file(item.method, item.records[0].shard), sums_table(sums))
+                    texts = annotations(shard, self.work.config.data)
+                    sums.add_scores(values.numpy(), [groups_of(texts[i], shard) for i in ids])
+        if task.shards:
+            write_table(self.audit, sums_file(task.method, task.records[0].shard), sums_table(sums))
         columns = zip(queries.columns, kept.ends(), kept.histogram.tolist(), strict=True)
-        return Scored(item.method, {name: Column(ends.top, ends.bottom, counts) for name, ends, counts in columns})
+        return ScoreResult(
+            task.method, {name: ColumnEnds(ends.top, ends.bottom, counts) for name, ends, counts in columns}
+        )
 
     def _shard(
         self, method: str, record: Record, coming: Iterator[Block], queries: Queries, kept: ScoreSummary
@@ -111,10 +118,10 @@ class Score(OnStore):
         values = torch.empty(record.rows, len(queries.columns))
         while len(ids) < record.rows:
             block = next(coming)
-            made = values[len(ids) : len(ids) + len(block.ids)]
+            scores = values[len(ids) : len(ids) + len(block.ids)]
             unit, factor = torch.from_dlpack(block.unit), torch.from_dlpack(block.weight * block.scale)
-            ranking.stored_scores(unit, factor, queries.z, made)
-            kept.add(made, block.ids, record.shard)
+            ranking.stored_scores(unit, factor, queries.z, scores)
+            kept.add(scores, block.ids, record.shard)
             ids += block.ids
         if self.work.config.scores == "all":
             kinds = {"sample_id": "string", **dict.fromkeys(queries.columns, "float32")}

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from concept_trak.audit.worker import Attempt, Work
+from concept_trak.audit.mapper import Attempt
+from concept_trak.audit.worker import Work
 from concept_trak.data.image import suffix, to_png, to_thumbnail
 from concept_trak.data.sample import Sample, originals, samples_by_id
 from concept_trak.data.shard import Shard
@@ -16,7 +17,7 @@ SIDE = 192  # pixels of a thumbnail: twice what the page gives it, for screens o
 
 
 @dataclass(frozen=True)
-class Look:
+class ShowTask:
     """Samples of one shard; those also in `pictured` are drawn, at `resolution`, as the model sees them.
 
     With `files` their thumbnails and originals are written beside the report, and only their names come back.
@@ -28,9 +29,17 @@ class Look:
     resolution: int
     files: bool = False
 
+    @property
+    def label(self) -> str:
+        return self.shard.name
+
+    @property
+    def samples(self) -> int:
+        return 0
+
 
 @dataclass(frozen=True)
-class Seen:
+class ShownSample:
     """One sample as people see it. `png` is empty where no picture was asked for, and where the picture is a file:
     then `thumbnail` and `original` are files beside the report."""
 
@@ -46,21 +55,30 @@ class Seen:
     """A hash of what the model sees: equal for two files of one picture."""
 
 
-class Show:
-    """The samples of a look."""
+@dataclass(frozen=True)
+class ShowResult:
+    """The samples of a task, as people see them."""
+
+    samples: tuple[ShownSample, ...]
+
+
+class ShowWorker:
+    """Reads the samples of a task again, and draws those that a page shows."""
 
     def __init__(self, work: Work) -> None:
         self.data, self.audit = work.config.data, Audit(Store(work.config.store), work.config.audit)
 
-    def __call__(self, look: Look, attempt: Attempt) -> list[Seen]:
-        files = originals(look.shard, self.data, look.pictured) if look.files and look.pictured else {}
-        shown = samples_by_id(look.shard, self.data, look.resolution, look.ids)
-        return [self._seen(look, sample, files.get(sample.id)) for sample in shown]
+    def __call__(self, task: ShowTask, attempt: Attempt) -> ShowResult:
+        files = originals(task.shard, self.data, task.pictured) if task.files and task.pictured else {}
+        samples = samples_by_id(task.shard, self.data, task.resolution, task.ids)
+        return ShowResult(tuple(self._shown(task, sample, files.get(sample.id)) for sample in samples))
 
-    def _seen(self, look: Look, s: Sample, original: bytes | None) -> Seen:
+    def _shown(self, task: ShowTask, s: Sample, original: bytes | None) -> ShownSample:
         content = hashlib.sha256(s.content.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
-        seen = Seen(s.id, s.caption, look.shard.source, s.row, s.labels, content=content)
-        if s.pixels is None or s.id not in look.pictured:
+        seen = ShownSample(
+            sample_id=s.id, caption=s.caption, source=task.shard.source, row=s.row, labels=s.labels, content=content
+        )
+        if s.pixels is None or s.id not in task.pictured:
             return seen
         if original is None:
             return replace(seen, png=to_png(s.pixels))

@@ -12,7 +12,7 @@ def audits_of(store: Store) -> list[str]:
     return sorted({part[1] for part in parts if len(part) > 2})
 
 
-def describe(audit: Audit) -> list[str]:
+def describe_status(audit: Audit) -> list[str]:
     """The lines about one audit: finished with what, or where it was last seen."""
     if given_up(audit):
         return [f"{audit.id}: being removed by jobs.gc; if that was killed, the next `jobs.gc delete=true` finishes it"]

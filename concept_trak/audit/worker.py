@@ -2,17 +2,17 @@
 
 import os
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from concept_trak.attribution.batch_size import fitting_batch_size
 from concept_trak.attribution.denoiser import Denoiser
+from concept_trak.audit.mapper import Attempt
 from concept_trak.audit.plan import feature_settings
-from concept_trak.config import AuditConfig
+from concept_trak.config import AuditConfig, ModelConfig, WorkerSettings
 from concept_trak.models import load
 from concept_trak.store.codec import decode_blocks
 from concept_trak.store.identity import fingerprint
@@ -25,17 +25,22 @@ from concept_trak.store.store import Store
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker is told: the whole configuration, and the fingerprint that the driver expects of each method."""
+    """What a worker is built with.
+
+    The configuration, the fingerprint of each method as the driver computed it, and what the worker may use of its
+    machine.
+    """
 
     config: AuditConfig
     fingerprints: dict[str, str]
+    settings: WorkerSettings = field(default_factory=WorkerSettings)
 
 
-class OnStore:
+class StoreWorker:
     """A worker that needs the store and no model."""
 
     def __init__(self, work: Work) -> None:
-        torch.set_num_threads(max(1, int(work.config.cluster.cpus)))
+        torch.set_num_threads(work.settings.threads)
         self.work, self.store = work, Store(work.config.store)
         self.audit = Audit(self.store, work.config.audit)
 
@@ -59,31 +64,20 @@ def _decoded(parts: Iterable[bytes]) -> Iterator[Block]:
         yield from decode_blocks(data, checked=True)
 
 
-@runtime_checkable
-class Attempt(Protocol):
-    """Which try this is, and how often running out of memory halved the batch."""
-
-    @property
-    def number(self) -> int: ...
-    @property
-    def halvings(self) -> int: ...
-
-
-def open_model(config: AuditConfig) -> Denoiser:
-    """The model of a configuration, on the GPU the worker owns if there is one."""
-    m = config.model
-    owned = "cuda" if config.cluster.gpus > 0 and torch.cuda.is_available() else "cpu"
-    device = owned if m.device == "auto" else m.device
+def open_model(m: ModelConfig, settings: WorkerSettings) -> Denoiser:
+    """The model of a configuration, on the GPU that the worker owns if there is one."""
+    available = "cuda" if settings.gpu and torch.cuda.is_available() else "cpu"
+    device = available if m.device == "auto" else m.device
     return load(m.path, m.parameters, m.negative, m.combinations, device, m.precision, m.weights, m.lora, m.embeddings)
 
 
-class WithModel:
+class ModelWorker:
     """A worker that holds the model, once it agrees with the driver about what the features are."""
 
     def __init__(self, work: Work) -> None:
         self.work, self.config = work, work.config
-        torch.set_num_threads(max(1, int(work.config.cluster.cpus)))
-        self.store, self.denoiser = Store(work.config.store), open_model(work.config)
+        torch.set_num_threads(work.settings.threads)
+        self.store, self.denoiser = Store(work.config.store), open_model(work.config.model, work.settings)
         self.identity = identity = self.denoiser.identity()
         for name, method in work.config.methods.items():
             ours = fingerprint(feature_settings(work.config, method, self.denoiser, identity))
@@ -99,9 +93,9 @@ class WithModel:
 
     @cached_property
     def _fitting(self) -> int:
-        c = self.config.cluster
-        beside = max(1, c.workers or int((os.cpu_count() or 1) / c.cpus)) if c.kind != "serial" else 1
-        memory = c.memory if self.denoiser.device.type == "cpu" else 0
+        s = self.work.settings
+        neighbours = s.neighbours or max(1, int((os.cpu_count() or 1) / s.cpus))
+        memory = s.memory if self.denoiser.device.type == "cpu" else 0
         return fitting_batch_size(
-            self.denoiser, self.config.projector, len(self.config.methods), memory or None, beside
+            self.denoiser, self.config.projector, len(self.config.methods), memory or None, neighbours
         )

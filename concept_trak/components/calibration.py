@@ -21,7 +21,7 @@ from torch import Tensor
 from concept_trak.attribution.denoiser import Condition, concat_conditions
 from concept_trak.attribution.numerics import key
 from concept_trak.attribution.state import State, required
-from concept_trak.audit.worker import Attempt
+from concept_trak.audit.mapper import Attempt
 from concept_trak.components.edit import Masks
 from concept_trak.components.measure import alpha, mean, states_of
 from concept_trak.components.workers import Case, Inquest, Opened
@@ -37,6 +37,14 @@ class Trials:
     case: Case
     fraction: float
     numbers: tuple[int, ...]
+
+    @property
+    def label(self) -> str:
+        return self.case.concept.name
+
+    @property
+    def samples(self) -> int:
+        return 0
 
 
 @dataclass(frozen=True)

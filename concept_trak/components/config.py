@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
-from cluster.executor import Executor
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.query import require_conditioning, require_prompt_pairs
 from concept_trak.attribution.state import Probe
@@ -14,10 +12,9 @@ from concept_trak.components.edit import Choice, Gate
 from concept_trak.components.measure import OBJECTIVES
 from concept_trak.components.specificity import measured_for
 from concept_trak.components.workers import Case, Inquest, Unit
-from concept_trak.config import AuditConfig, BudgetConfig, ClusterConfig, ModelConfig
+from concept_trak.config import ModelConfig, WorkerSettings
 from concept_trak.data.image import read_image
 from concept_trak.store.store import Store
-from jobs.execute import executor
 
 
 @dataclass(frozen=True)
@@ -82,8 +79,6 @@ class ComponentsConfig:
     pictures_points: int = 51
     """Points of the DDIM grid that they are drawn on; its cost."""
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -111,21 +106,25 @@ class ComponentsConfig:
                 "save the model as one pipeline first, with fuse_lora() for a LoRA"
             )
 
-    @cached_property
-    def machines(self) -> Executor:
-        """Where all stages run: one executor, whose processes go on from stage to stage."""
-        return executor(AuditConfig(cluster=self.cluster, budget=self.budget))
 
-
-def inquest_of(config: ComponentsConfig) -> Inquest:
+def inquest_of(config: ComponentsConfig, worker: WorkerSettings) -> Inquest:
     """What workers are told; mistakes in the store and the model are found here, before they run."""
     Store(config.store).probe()
-    whole = AuditConfig(store=config.store, model=config.model, cluster=config.cluster, budget=config.budget)
-    denoiser = open_model(whole)
+    denoiser = open_model(config.model, worker)
     for concept in config.concepts:
         require_conditioning(denoiser, concept)
     identity = denoiser.identity()
-    return Inquest(whole, config.name, config.objective, config.probe, config.unit, config.top, identity)
+    return Inquest(
+        store=config.store,
+        model=config.model,
+        worker=worker,
+        name=config.name,
+        objective=config.objective,
+        probe=config.probe,
+        unit=config.unit,
+        top=config.top,
+        identity=identity,
+    )
 
 
 def cases_of(config: ComponentsConfig) -> list[Case]:

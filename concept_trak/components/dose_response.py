@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from concept_trak.attribution.query import UNGUIDED
-from concept_trak.audit.worker import Attempt
+from concept_trak.audit.mapper import Attempt
 from concept_trak.components.edit import Choice, Masks
 from concept_trak.components.workers import Case, Inquest, Opened
 from concept_trak.data.benchmarks.two_factors import TwoFactors, pair_caption
@@ -46,6 +46,10 @@ class Dose:
     points: int = UNGUIDED.points
     """Of the DDIM grid that they are drawn on."""
 
+    @property
+    def label(self) -> str:
+        return f"{self.case.concept.name}-{self.arm}"
+
 
 class Administer(Opened):
     """Edits in memory, draws, judges, and restores; the rows of one dose, by value of each factor and by pair.
@@ -55,8 +59,8 @@ class Administer(Opened):
 
     def __init__(self, inquest: Inquest) -> None:
         super().__init__(inquest)
-        self.kinds = known_to(inquest.config.model.path)
-        self.judge = judge_of(inquest.config.model.path, self.kinds)
+        self.kinds = known_to(inquest.model.path)
+        self.judge = judge_of(inquest.model.path, self.kinds)
 
     def __call__(self, item: Dose, attempt: Attempt) -> list[dict[str, Any]]:
         theta = {n: p.detach() for n, p in self.denoiser.parameters.items()}

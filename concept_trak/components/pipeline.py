@@ -5,28 +5,27 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from cluster.executor import Task
+from concept_trak.audit.mapper import Mapper, in_order
 from concept_trak.components import calibration
-from concept_trak.components.calibration import Calibrate, Trials
+from concept_trak.components.calibration import Trials
 from concept_trak.components.config import ComponentsConfig
 from concept_trak.components.dose_response import DOSES, Administer, Dose
 from concept_trak.components.measure import evaluations
 from concept_trak.components.workers import Case, Concluded, Inquest, Measure, Unit
 from concept_trak.store.store import Store
 from concept_trak.store.tables import from_rows, to_parquet
-from jobs.execute import mapped
 
 AT_ONCE = 25  # ablations in an item: their states are made once
 
 
-def dosed(config: ComponentsConfig, inquest: Inquest, cases: Sequence[Case]) -> None:
+def dosed(config: ComponentsConfig, inquest: Inquest, cases: Sequence[Case], mapper: Mapper) -> None:
     """What is drawn without an edit, and with every arm at every dose, as components_doses.parquet."""
     e, how = config.edit, (config.samples, config.pictures_seed, config.pictures_points)
     each = product(cases, config.doses, config.arms)
     none = Dose(cases[0], "none", e.choice, e.factor, *how)
     items = [none, *(Dose(case, arm, replace(e.choice, ratio=ratio), e.factor, *how) for case, ratio, arm in each)]
     rows = list[dict[str, Any]]()
-    for item, found in mapped(config, "doses", Task(Administer, inquest), items):
+    for item, found in zip(items, in_order(items, mapper("doses", Administer, inquest, items)), strict=True):
         print(f"dose       {dose_line(item, found)}")
         rows += found if item is not none else [{**row, "concept": c.concept.name} for c in cases for row in found]
     name = f"components/{config.name}/components_doses.parquet"
@@ -41,28 +40,28 @@ def dose_line(item: Dose, found: Sequence[dict[str, Any]]) -> str:
     return f"{ratio}{item.arm}: {seen}; least {least['value']} {least['presence']:.2f}"
 
 
-def calibrated(config: ComponentsConfig, inquest: Inquest, cases: Sequence[Case]) -> None:
+def calibrated(config: ComponentsConfig, inquest: Inquest, cases: Sequence[Case], mapper: Mapper) -> None:
     """Predicted and actual J of random ablations, as components_calibration.parquet; Pearson in words."""
     c = config.calibration
     starts = range(0, c.ablations, AT_ONCE)
     numbers = [tuple(range(first, min(first + AT_ONCE, c.ablations))) for first in starts]
     items = [Trials(case, fraction, some) for case in cases for fraction in c.fractions for some in numbers]
-    found = mapped(config, "calibration", Task(Calibrate, inquest), items)
-    rows = [row for _, some in found for row in some]
+    results = in_order(items, mapper("calibration", calibration.Calibrate, inquest, items))
+    rows = [row for each in results for row in each]
     for case in cases:
         print(*calibration.told([row for row in rows if row["concept"] == case.concept.name]), sep="\n")
     name = f"components/{config.name}/components_calibration.parquet"
     Store(config.store).replace(name, to_parquet(from_rows(calibration.CALIBRATION, rows)))
 
 
-def measure(config: ComponentsConfig, inquest: Inquest, units: Mapping[str, Unit]) -> None:
+def measure(config: ComponentsConfig, inquest: Inquest, units: Mapping[str, Unit], mapper: Mapper) -> None:
     """The trajectories, by their files, that have none yet."""
     store = Store(config.store)
     missing = [unit for name, unit in units.items() if store.size(name) is None]
     spent = sum(evaluations(unit.objective, config.probe, bool(unit.image)) for unit in missing)
     said = f", {len(missing)} of them to measure: {spent:,} network evaluations" if missing else ", all measured"
     print(f"measure    {len(units)} trajectories{said}", flush=True)
-    for _ in mapped(config, "measure", Task(Measure, inquest), missing):
+    for _ in mapper("measure", Measure, inquest, missing) if missing else ():
         pass
 
 

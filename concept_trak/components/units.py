@@ -20,7 +20,7 @@ def open_book(store: Store, name: str, units: Sequence[str]) -> None:
     store.replace(f"components/{name}/{BOOK}", json.dumps(sorted(units), indent=0).encode())
 
 
-def named(store: Store) -> frozenset[str]:
+def named_measurements(store: Store) -> frozenset[str]:
     """Every unit that an inquiry names.
 
     Raises:
@@ -42,14 +42,14 @@ def _units(store: Store, book: str) -> list[str]:
         ) from None
 
 
-def unneeded(store: Store, before: float) -> list[Garbage]:
+def unneeded_measurements(store: Store, before: float) -> list[Garbage]:
     """Units that no inquiry names, older than `before` (unix time). Listed first, so that what is begun now is safe."""
-    units, needed = store.names(UNITS), named(store)
+    units, needed = store.names(UNITS), named_measurements(store)
     free = existing(store, [unit for unit in units if unit not in needed])
     return [Garbage(UNIT, unit, size) for unit, size, age in free if age < before]
 
 
-def look(store: Store) -> Iterator[Finding]:
+def verify_measurements(store: Store) -> Iterator[Finding]:
     """Every unit that is named or stands: sound, altered, or missing though an inquiry has come to its tables."""
     standing = store.names("components")
     done = {name.split("/")[1] for name in standing if "/components_groups/" in name}

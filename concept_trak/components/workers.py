@@ -13,13 +13,14 @@ import torch
 
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.state import Probe
-from concept_trak.audit.worker import Attempt, open_model
+from concept_trak.audit.mapper import Attempt
+from concept_trak.audit.worker import open_model
 from concept_trak.components.edit import Choice, Gate, Masks, choose, edited, require, write
 from concept_trak.components.groups import GROUPS, TOP, group_rows, heads_of, top_rows
 from concept_trak.components.measure import Measurement, alpha, decode, encode, expressed, mean, measure, states_of
 from concept_trak.components.specificity import Worth, worth
 from concept_trak.components.units import UNITS
-from concept_trak.config import AuditConfig
+from concept_trak.config import ModelConfig, WorkerSettings
 from concept_trak.data.image import center_crop, decode_image, to_tensor
 from concept_trak.evaluation.judge import shown
 from concept_trak.store.identity import fingerprint
@@ -41,6 +42,14 @@ class Unit:
     seed: int
     image: bytes = b""
 
+    @property
+    def label(self) -> str:
+        return f"{self.concept.name}-{self.seed}"
+
+    @property
+    def samples(self) -> int:
+        return 0
+
 
 @dataclass(frozen=True)
 class Case:
@@ -53,12 +62,22 @@ class Case:
     def concept(self) -> Concept:
         return self.units[0].concept
 
+    @property
+    def label(self) -> str:
+        return self.concept.name
+
+    @property
+    def samples(self) -> int:
+        return 0
+
 
 @dataclass(frozen=True)
 class Inquest:
     """What all workers are told; `identity` is the model that the driver sees."""
 
-    config: AuditConfig
+    store: str
+    model: ModelConfig
+    worker: WorkerSettings
     name: str
     objective: str
     probe: Probe
@@ -68,7 +87,7 @@ class Inquest:
 
     def file(self, item: Unit) -> str:
         """Named by everything that decides the measurement."""
-        c, m = item.concept, self.config.model
+        c, m = item.concept, self.model
         seen = {"identity": self.identity, "parameters": m.parameters, "precision": m.precision, "numerics": NUMERICS}
         without = c.without if item.objective in ("erase", "contrast") else ""
         asked = {"prompt": c.text, "without": without, "scope": c.scope, "image": item.image.hex(), "seed": item.seed}
@@ -84,13 +103,13 @@ class Opened:
     """A worker with the model, once it is the driver's."""
 
     def __init__(self, inquest: Inquest) -> None:
-        torch.set_num_threads(max(1, int(inquest.config.cluster.cpus)))
-        self.inquest, self.store = inquest, Store(inquest.config.store)
-        self.denoiser = open_model(inquest.config)
+        torch.set_num_threads(inquest.worker.threads)
+        self.inquest, self.store = inquest, Store(inquest.store)
+        self.denoiser = open_model(inquest.model, inquest.worker)
         self._last: tuple[tuple[Case, str, bool], Worth] | None = None
         if self.denoiser.identity() != inquest.identity:
             raise ValueError(
-                f"this worker sees other model files at {inquest.config.model.path!r} than the driver; put the same "
+                f"this worker sees other model files at {inquest.model.path!r} than the driver; put the same "
                 "model where every node finds it"
             )
 
@@ -173,7 +192,7 @@ class Edit(Opened):
 
     def __call__(self, case: Case, choice: Choice, factor: float, out: str, gate: Gate) -> int:
         """How many parameters were changed; refused by `gate.require` where alphas predict nothing."""
-        q, concept, model = self.inquest, case.concept, self.inquest.config.model.path
+        q, concept, model = self.inquest, case.concept, self.inquest.model.path
         shows = shown(self.denoiser, model, concept, gate.samples) if not choice.wants_more(q.objective) else None
         require(concept, gate, shows)
         masks = self.choose(case, choice)

@@ -26,9 +26,10 @@ from concept_trak.attribution.numerics import key
 from concept_trak.attribution.query import UNGUIDED, query_batch
 from concept_trak.attribution.state import Batch, Probe
 from concept_trak.attribution.trajectory import forward_noise, generate
-from concept_trak.audit.featurize import encoded
+from concept_trak.audit.featurize import encode_samples
+from concept_trak.audit.mapper import Attempt
 from concept_trak.audit.results import shows
-from concept_trak.audit.worker import Attempt, WithModel
+from concept_trak.audit.worker import ModelWorker
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import Shard
 from concept_trak.evaluation.benchmark import PLAIN, Row, Top, as_rows, write_ranking
@@ -50,7 +51,7 @@ class Sight:
     @cached_property
     def batch(self) -> Batch:
         d, captions, ids = self.denoiser, [s.caption for s in self.train], tuple(s.id for s in self.train)
-        x_0, cond = encoded(d, self.train)
+        x_0, cond = encode_samples(d, self.train)
         return Batch(ids, cond, negatives(d, ids, captions, self.seed), x_0)
 
     @cached_property
@@ -133,8 +134,16 @@ class Rivalry:
     plan: tuple[Shard, ...]
     m: int
 
+    @property
+    def label(self) -> str:
+        return self.rival
 
-class Compete(WithModel):
+    @property
+    def samples(self) -> int:
+        return 0
+
+
+class Compete(ModelWorker):
     """The grades of a rival: rows like those of `trial.Grade`, with the plain inner product's damping."""
 
     def __call__(self, item: Rivalry, attempt: Attempt) -> list[Row]:

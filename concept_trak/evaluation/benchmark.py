@@ -16,9 +16,10 @@ from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.features import query_features
 from concept_trak.attribution.method import Method, method_settings
 from concept_trak.attribution.query import query_batch, resolve_query
-from concept_trak.audit.gram import OnStore
+from concept_trak.audit.gram import StoreWorker
+from concept_trak.audit.mapper import Attempt
 from concept_trak.audit.results import shows
-from concept_trak.audit.worker import Attempt, WithModel
+from concept_trak.audit.worker import ModelWorker
 from concept_trak.data.format import label_values
 from concept_trak.data.shard import Shard
 from concept_trak.evaluation.leaderboard import Standing, Table
@@ -39,6 +40,14 @@ class Inquiry:
     method: Method
     concept: Concept
 
+    @property
+    def label(self) -> str:
+        return self.concept.name
+
+    @property
+    def samples(self) -> int:
+        return 0
+
 
 def inquiry_file(method: Method, concept: Concept) -> str:
     """Named by what decides the numbers, so that methods with one query side share them.
@@ -52,7 +61,7 @@ def inquiry_file(method: Method, concept: Concept) -> str:
     return f"inquiries/{hashlib.sha256(what.encode()).hexdigest()[:16]}.parquet"
 
 
-class Inquire(WithModel):
+class Inquire(ModelWorker):
     """phi_q of every sample of a concept, to the store; nothing is computed twice."""
 
     def __call__(self, item: Inquiry, attempt: Attempt) -> str:
@@ -84,6 +93,14 @@ class Grading:
     plan: tuple[Shard, ...]
     dampings: tuple[float, ...]
     each: int = 1
+
+    @property
+    def label(self) -> str:
+        return f"{self.method}-{self.asked}"
+
+    @property
+    def samples(self) -> int:
+        return 0
 
 
 GRADE_KINDS = {"concept": "string", "query": "int32", "damping": "float64", "flipped": "int32",
@@ -127,7 +144,7 @@ def _long(tops: Sequence[Top], values: Iterable[str | float]) -> list[str | floa
     return list(chain.from_iterable([value] * len(t.ids) for t, value in zip(tops, values, strict=True)))
 
 
-class Grade(OnStore):
+class Grade(StoreWorker):
     """Rankings of all training samples by every query at every damping, with the scores' sign and against it."""
 
     def __call__(self, item: Grading, attempt: Attempt) -> list[Row]:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,7 @@ from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.attribution.query import UNGUIDED
 from concept_trak.attribution.state import Batch, Probe
 from concept_trak.attribution.trajectory import generate
-from concept_trak.audit.worker import Attempt
-from concept_trak.config import BudgetConfig, ClusterConfig
+from concept_trak.audit.mapper import Attempt, Mapper
 from concept_trak.data.benchmarks.two_factors import Pair, TwoFactors, pair_caption
 from concept_trak.evaluation.judge import judge_of, presence
 from concept_trak.evaluation.retrieval import Cell, cells
@@ -47,6 +46,14 @@ class Retraining:
     seed: int
     without: tuple[str, ...] = ()
     """Ids, sorted: who leaves out the same images shares the retraining."""
+
+    @property
+    def label(self) -> str:
+        return f"seed-{self.seed}"
+
+    @property
+    def samples(self) -> int:
+        return 0
 
 
 @dataclass(frozen=True)
@@ -187,8 +194,6 @@ class CounterfactualConfig:
     """Of the initial weights and the batches of retrainings."""
     samples: int = 32
     """Pictures per pair and retraining."""
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
 
     def __post_init__(self) -> None:
         if not self.arms or not self.seeds or not self.shares:
@@ -265,3 +270,13 @@ def effects(bench: Bench, model: str, cases: Sequence[Case]) -> list[Effect]:
         effect(c.cell, kinds, classifier, pictures(Retraining(c.retraining.seed)), pictures(c.retraining))
         for c in cases
     ]
+
+
+def retrain(config: CounterfactualConfig, bench: Bench, cases: Sequence[Case], mapper: Mapper) -> None:
+    """Train what is missing of the controls and of the retrainings, each once."""
+    store, controls = Store(bench.store), [Retraining(seed) for seed in config.seeds]
+    retrainings = dict.fromkeys([*controls, *(case.retraining for case in cases)])
+    missing = [item for item in retrainings if store.size(bench.file(item)) is None]
+    print(f"retrain    {len(retrainings)} models, {len(missing)} of them to train", flush=True)
+    for _ in mapper("retrain", Retrain, bench, missing) if missing else ():
+        pass

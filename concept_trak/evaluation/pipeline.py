@@ -1,14 +1,15 @@
 """The stages of a benchmark on one model, beside those of an audit: its queries, and the grades of every ranking."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
 from concept_trak.attribution.method import METHODS, Method
-from concept_trak.audit.pipeline import Run
+from concept_trak.audit.mapper import Mapper, serial
+from concept_trak.audit.pipeline import MOST_REJECTS, AuditRun
 from concept_trak.audit.prepare import prepare
-from concept_trak.config import AuditConfig
+from concept_trak.config import AuditConfig, WorkerSettings
 from concept_trak.evaluation.baselines import RIVALS, Compete, Rivalry
 from concept_trak.evaluation.benchmark import GRADED, Grade, Grading, Inquire, Inquiry, inquiry_file, ranking_file
 from concept_trak.evaluation.retrieval import Cell
@@ -22,14 +23,12 @@ from concept_trak.evaluation.suite import (
     trained,
 )
 from concept_trak.evaluation.training.benchmark_models import TrainConfig
-from concept_trak.store.manifest import finish_audit, read_manifest, read_table, write_table
+from concept_trak.store.manifest import Audit, finish_audit, read_manifest, read_table, write_table
 from concept_trak.store.records import Record
 from concept_trak.store.tables import from_rows
-from jobs.execute import executor
-from jobs.progress import Progress
 
 
-def inquire(run: Run) -> list[str]:
+def inquire(run: AuditRun) -> list[str]:
     """phi_q of every query of every side, once for all that ask alike; returns the files."""
     config = run.prepared.config
     asked = {
@@ -41,7 +40,7 @@ def inquire(run: Run) -> list[str]:
 
 
 def graded(
-    run: Run, records: dict[str, list[Record]], dampings: tuple[float, ...], each: int
+    run: AuditRun, records: dict[str, list[Record]], dampings: tuple[float, ...], each: int
 ) -> Iterator[dict[str, Any]]:
     """The grades of every method with every side's queries, of `each` samples, at every damping."""
     plan = tuple(run.prepared.plan)
@@ -54,14 +53,14 @@ def graded(
         yield from ({"method": item.method, "asked": item.asked, **row} for row in found)
 
 
-def rivals(run: Run, queries: int) -> Iterator[dict[str, Any]]:
+def rivals(run: AuditRun, queries: int) -> Iterator[dict[str, Any]]:
     """The grades of what needs no gradient, against as many queries of every concept."""
     items = [Rivalry(name, tuple(run.prepared.plan), queries) for name in RIVALS]
     for item, found in run.map("rival", Compete, items):
         yield from ({"method": item.rival, "asked": "none", **row} for row in found)
 
 
-def rankings(run: Run) -> list[str]:
+def rankings(run: AuditRun) -> list[str]:
     """The files of every arm's ranking, which its grading wrote."""
     arms = [(name, asked) for name, method in run.prepared.config.methods.items() for asked in sides(method)]
     return [ranking_file(*arm) for arm in (*arms, *((rival, "none") for rival in RIVALS))]
@@ -84,7 +83,22 @@ class Compared:
     audits: dict[str, str]
 
 
-def compared(config: BenchmarkConfig) -> list[Compared]:
+def serial_for(audit: Audit) -> Mapper:
+    """The mapper of any audit that is this process."""
+    return serial
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How a benchmark spreads its work: the mapper of each model's audit, what a worker may use, and the share of
+    rejects that stops a run."""
+
+    mapper_for: Callable[[Audit], Mapper] = serial_for
+    worker: WorkerSettings = field(default_factory=lambda: WorkerSettings(gpu=True))
+    most_rejects: float = MOST_REJECTS
+
+
+def compared(config: BenchmarkConfig, spread: Spread = Spread()) -> list[Compared]:
     """Every model graded, by data set."""
     found: dict[str, Compared] = {}
     models = {path: trained(path) for path in config.models}
@@ -95,7 +109,7 @@ def compared(config: BenchmarkConfig) -> list[Compared]:
         title = title_of(config, made)
         one = found.setdefault(title, Compared(title, cells_of(config, made), [], {}))
         audit = audit_of(config, path, made)
-        one.grades.extend(contest(config, path, audit))
+        one.grades.extend(contest(config, path, audit, spread))
         one.audits[path] = audit.audit
     return list(found.values())
 
@@ -116,11 +130,11 @@ def title_of(config: BenchmarkConfig, made: TrainConfig) -> str:
     return ", ".join(notes + ([f"{config.unsaid} unsaid"] if config.unsaid else []))
 
 
-def contest(config: BenchmarkConfig, path: str, audit: AuditConfig) -> list[dict[str, Any]]:
+def contest(config: BenchmarkConfig, path: str, audit: AuditConfig, spread: Spread) -> list[dict[str, Any]]:
     """One model's grades; those of an earlier run with the same settings are read."""
-    p = prepare(audit)
+    p = prepare(audit, spread.worker)
     if read_manifest(p.audit) is None:
-        run = Run(p, executor(audit), Progress(p.audit, config.interval))
+        run = AuditRun(p, spread.mapper_for(p.audit), most_rejects=spread.most_rejects)
         records = run.featurize()
         inquired = inquire(run)
         rows = [*graded(run, records, config.dampings, config.each), *rivals(run, config.queries)]

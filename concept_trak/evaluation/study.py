@@ -35,7 +35,9 @@ def families_of(config: BenchmarkConfig, runs: Sequence[Mapping[str, Any]]) -> l
     found: dict[str, dict[str, str]] = {}
     for name, given in config.variants.items():
         found.setdefault(given["row"], {})[name] = words(change_of(given))
-    return [Family(row, names | {_name(row, change): words(change) for change in runs}) for row, names in found.items()]
+    return [
+        Family(row, names | {name_of(row, change): words(change) for change in runs}) for row, names in found.items()
+    ]
 
 
 def run_of(config: BenchmarkConfig, families: Sequence[Family], change: Mapping[str, Any]) -> BenchmarkConfig:
@@ -45,13 +47,13 @@ def run_of(config: BenchmarkConfig, families: Sequence[Family], change: Mapping[
     return build(BenchmarkConfig, changed(plain_values(alone), change))
 
 
-def _name(row: str, change: Mapping[str, Any]) -> str:
+def name_of(row: str, change: Mapping[str, Any]) -> str:
     return f"{row} {words(change)}"
 
 
-def _renamed(row: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    return {**row, "method": _name(row["method"], change)}
+def renamed(row: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    return {**row, "method": name_of(row["method"], change)}
 
 
-def _of(family: Family, grades: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def grades_of(family: Family, grades: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     return (row for row in grades if row["method"] in {family.row, *family.changes, *BESIDE} and not row["flipped"])

@@ -17,7 +17,7 @@ from typing import Any
 
 from concept_trak.attribution.method import METHODS, Method, method_settings
 from concept_trak.attribution.projector import Projector
-from concept_trak.config import AuditConfig, BudgetConfig, ClusterConfig, DataConfig, ModelConfig, build, plain_values
+from concept_trak.config import AuditConfig, DataConfig, ModelConfig, build, plain_values
 from concept_trak.data.benchmarks.synthetic import labels_of, write_synthetic
 from concept_trak.data.benchmarks.two_factors import pair_caption
 from concept_trak.evaluation.retrieval import TRUTHS, Cell, cells, question
@@ -62,9 +62,6 @@ class BenchmarkConfig:
     parameters: str = r"\.(weight|bias)$"
     projector: Projector = field(default_factory=Projector)
     batch: int = 50
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
-    interval: float = 30.0
     name: str = "benchmark"
     """The folder of the tables and the page, below `benchmarks/`."""
     reference: str = "fit_trak"
@@ -152,8 +149,6 @@ def audit_of(config: BenchmarkConfig, path: str, made: TrainConfig) -> AuditConf
         methods=rows_of(config),
         projector=config.projector,
         concepts=concepts,
-        cluster=config.cluster,
-        budget=config.budget,
     )
     settings = plain_values(replace(config, methods=rows_of(config), variants={}))
     what = [{key: settings[key] for key in GRADING}, path]

@@ -10,7 +10,7 @@ from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.method import METHODS, PUBLISHED, RECOMMENDED, Method
 from concept_trak.attribution.ranking import SPAN, Entry
 from concept_trak.audit.diff import CHANGED, NEW, Difference
-from concept_trak.audit.pipeline import Found, Run
+from concept_trak.audit.pipeline import AuditRun, StageResults
 from concept_trak.audit.results import percentile, rejects_by_reason, shows
 from concept_trak.audit.score import FORMS, column
 from concept_trak.config import plain_values
@@ -20,7 +20,7 @@ from concept_trak.report.render import PIXELATED_BELOW
 STANDING = {PUBLISHED: "published", RECOMMENDED: "recommended"}
 
 
-def page(run: Run, found: Found) -> Page:
+def page(run: AuditRun, results: StageResults) -> Page:
     """The page of a finished run."""
     p, config = run.prepared, run.prepared.config
     return Page(
@@ -31,19 +31,19 @@ def page(run: Run, found: Found) -> Page:
         parameters=p.parameters,
         samples=p.samples,
         sources=p.sources,
-        sections=tuple(_section(run, found, concept) for concept in config.concepts),
-        facts=tuple(facts(run, found, method) for method in config.methods),
-        rejects=rejects_by_reason(found.parts),
+        sections=tuple(_section(run, results, concept) for concept in config.concepts),
+        facts=tuple(facts(run, results, method) for method in config.methods),
+        rejects=rejects_by_reason(results.parts),
         settings=dict(_flat(plain_values(config))),
-        since=found.since,
-        files=run.files(found.tally),
+        since=results.since,
+        files=run.in_files(results.tally),
         others=others(config.methods),
     )
 
 
-def facts(run: Run, found: Found, method: str) -> Facts:
+def facts(run: AuditRun, results: StageResults, method: str) -> Facts:
     """One method: its row in words, and what it cost."""
-    row, parts, solved = run.prepared.config.methods[method], found.records[method], found.solved[method]
+    row, parts, solved = run.prepared.config.methods[method], results.records[method], results.solutions[method]
     return Facts(
         method=method,
         train=f"{row.train.trajectory} · {row.train.direction}",
@@ -72,24 +72,24 @@ def others(methods: Mapping[str, Method]) -> tuple[Other, ...]:
     return tuple(Other(m, what, METHODS[m].train.evaluations) for m, what in STANDING.items() if m not in methods)
 
 
-def _section(run: Run, found: Found, concept: Concept) -> Section:
+def _section(run: AuditRun, results: StageResults, concept: Concept) -> Section:
     methods = run.prepared.config.methods
-    rankings = tuple(_ranking(run, found, concept, method, form) for method in methods for form in FORMS)
-    pictures = found.answers[next(iter(methods)), concept.name].pictures
-    changes = tuple(_change(d) for d in found.differences if (d.concept, d.form) == (concept.name, "damped"))
+    rankings = tuple(_ranking(run, results, concept, method, form) for method in methods for form in FORMS)
+    pictures = results.queries[next(iter(methods)), concept.name].pictures
+    changes = tuple(_change(d) for d in results.differences if (d.concept, d.form) == (concept.name, "damped"))
     asked = (concept.name, concept.text, concept.without, concept.scope, dict(concept.truth))
     section = Section(*asked, pictures, rankings, changes, kind=concept.kind, asked=concept.question)
     if concept.minus or concept.phrasings:
         section = replace(section, written=concept.askings)
     if concept.phrasings:
-        section = replace(section, agreement={m: found.answers[m, concept.name].agreement for m in methods})
-    if run.files(found.tally):
+        section = replace(section, agreement={m: results.queries[m, concept.name].agreement for m in methods})
+    if run.in_files(results.tally):
         files = tuple(picture(concept.name, i) for i in range(len(pictures)))
         section = replace(section, pictures=(), files=files, small=_small(run))
     return section
 
 
-def _small(run: Run) -> bool:
+def _small(run: AuditRun) -> bool:
     """Whether pictures, which are as large as the model's, are enlarged with sharp edges."""
     return run.prepared.resolution < PIXELATED_BELOW
 
@@ -109,30 +109,32 @@ def _change(d: Difference) -> Change:
     return Change(d.method, *counts, d.share(NEW), d.share(CHANGED), d.cosine, moved)
 
 
-def _ranking(run: Run, found: Found, concept: Concept, method: str, form: str) -> Ranking:
+def _ranking(run: AuditRun, results: StageResults, concept: Concept, method: str, form: str) -> Ranking:
     config, key = run.prepared.config, (method, column(concept.name, form))
-    ends, solved = found.tally.ends[key], found.solved[method]
+    ends, solved = results.tally.ends[key], results.solutions[method]
     spread = solved.spread[config.concepts.index(concept)][FORMS.index(form)]
     top, bottom = (
-        tuple(_thumb(run, found, (concept, method, form), entry, rank, end) for rank, entry in enumerate(entries, 1))
+        tuple(_thumb(run, results, (concept, method, form), entry, rank, end) for rank, entry in enumerate(entries, 1))
         for end, entries in (("top", ends.top[: config.shown]), ("bottom", ends.bottom[: config.shown]))
     )
-    histogram = tuple(int(count) for count in found.tally.histogram[key])
-    metrics = found.measures.get(concept.name, {}).get(column(method, form), {})
-    through = found.shares.through(method, concept.name, form, [thumb.sample_id for thumb in top])
-    return Ranking(method, form, top, bottom, histogram, SPAN * spread, metrics, _groups(found, *key), through)
+    histogram = tuple(int(count) for count in results.tally.histogram[key])
+    metrics = results.measures.get(concept.name, {}).get(column(method, form), {})
+    through = results.layers.through(method, concept.name, form, [thumb.sample_id for thumb in top])
+    return Ranking(method, form, top, bottom, histogram, SPAN * spread, metrics, _groups(results, *key), through)
 
 
-def _groups(found: Found, method: str, name: str) -> dict[str, tuple[Group, ...]]:
-    shown = found.aggregated[method].shown.get(name, {}) if method in found.aggregated else {}
+def _groups(results: StageResults, method: str, name: str) -> dict[str, tuple[Group, ...]]:
+    shown = results.aggregates[method].shown.get(name, {}) if method in results.aggregates else {}
     return {kind: tuple(Group(**asdict(one)) for one in rows) for kind, rows in shown.items() if rows}
 
 
-def _thumb(run: Run, found: Found, of: tuple[Concept, str, str], entry: Entry, rank: int, end: str) -> Thumb:
+def _thumb(
+    run: AuditRun, results: StageResults, of: tuple[Concept, str, str], entry: Entry, rank: int, end: str
+) -> Thumb:
     (score, sample, _), (concept, method, form) = entry, of
-    seen = found.seen[sample]
+    seen = results.samples[sample]
     relevant = shows(concept, seen.labels) if concept.truth else None
-    share = percentile(rank, end, found.solved[method].count)
+    share = percentile(rank, end, results.solutions[method].count)
     answer = (sample, seen.caption, score, share, rank, seen.png, seen.labels, relevant)
     return Thumb(
         *answer,
@@ -140,7 +142,7 @@ def _thumb(run: Run, found: Found, of: tuple[Concept, str, str], entry: Entry, r
         seen.original,
         run.prepared.resolution < PIXELATED_BELOW,
         f"{seen.source}, row {seen.row}",
-        found.shares.strongest(method, concept.name, form, sample),
+        results.layers.strongest(method, concept.name, form, sample),
     )
 
 

@@ -265,7 +265,7 @@ def pictures_of(
     """Pictures without an edit and at every dose of alpha: the names of the columns, and a row for each pair."""
     if not doses:
         return (), ()
-    pairs, concept = known_to(inquest.config.model.path).all_pairs, doses[0]["concept"]
+    pairs, concept = known_to(inquest.model.path).all_pairs, doses[0]["concept"]
     edited = {row["ratio"]: row["edited"] for row in doses if row["arm"] == "alpha"}
     files = [("none", 0.0), *(("alpha", ratio) for ratio in sorted(edited))]
     sheets = [strips(store.read(sheet_file(inquest.name, concept, *file)), len(pairs)) for file in files]

@@ -1,6 +1,6 @@
 """The comparison of two audits as a page beside the later one, `diff-<before>.html`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from concept_trak.audit.diff import CHANGED, NEW, Difference, Move
 from concept_trak.report.render import number, percent, ratio
@@ -50,3 +50,25 @@ def _row(m: Move) -> tuple[str, ...]:
     ranks = tuple("–" if rank is None else f"{rank:,}" for rank in (m.rank_before, m.rank_after))
     scores = tuple("–" if score is None else number(score) for score in (m.score_before, m.score_after))
     return (m.sample_id, m.change, *ranks, *scores, m.data, m.caption)
+
+
+LINES = 10  # of a comparison on a terminal
+
+
+def describe_difference(d: Difference) -> Iterator[str]:
+    """A line of counts, then the first of those that entered, left, or changed their rank."""
+    drift = "not comparable (another model or other features)" if d.cosine is None else f"cosine {d.cosine:.6f}"
+    counts = ", ".join(f"{d.count(change)} {change}" for change in ("entered", "left", "stayed"))
+    data = f"of the top {d.share(NEW):.0%} is new data, {d.share(CHANGED):.0%} changed"
+    yield f"{d.concept} by {d.method}: {counts}; {data}; query {drift}"
+    changed = [move for move in d.moves if move.rank_before != move.rank_after]
+    yield from (_text_line(move) for move in changed[:LINES])
+    if len(changed) > LINES:
+        yield f"  and {len(changed) - LINES} more"
+
+
+def _text_line(move: Move) -> str:
+    ranks, scores = (move.rank_before, move.rank_after), (move.score_before, move.score_after)
+    rank = " -> ".join("-" if r is None else str(r) for r in ranks)
+    score = " -> ".join("-" if s is None else f"{s:.3g}" for s in scores)
+    return f"  {move.change:<8} {rank:<12} {score:<24} {move.sample_id:<20} {move.data:<8} {move.caption}"

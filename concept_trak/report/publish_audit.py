@@ -1,29 +1,36 @@
 """The end of an audit: tables, metrics, the page, last the manifest; and what a person sees on the terminal."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from concept_trak.attribution.concept import Concept
 from concept_trak.audit.aggregate import KINDS
-from concept_trak.audit.diff import compare, difference_files, earlier, write
+from concept_trak.audit.diff import compare, difference_files, earlier, write_differences
 from concept_trak.audit.layer_scores import FILE as JOINT_FILE
-from concept_trak.audit.layer_scores import rows as joint_rows
-from concept_trak.audit.layer_scores import write as write_joint
-from concept_trak.audit.pipeline import Found, Run
-from concept_trak.audit.prepare import Prepared, told_of
+from concept_trak.audit.layer_scores import joint_rows as joint_rows
+from concept_trak.audit.layer_scores import write_joint as write_joint
+from concept_trak.audit.mapper import Mapper, serial
+from concept_trak.audit.pipeline import MOST_REJECTS, AuditRun, StageResults, run_stages
+from concept_trak.audit.plan import readable
+from concept_trak.audit.prepare import Prepared, prepare
+from concept_trak.audit.query_features import QueryResult
 from concept_trak.audit.results import REJECT_KINDS, reject_rows, rejects_by_reason, top_kinds, top_rows
-from concept_trak.audit.score import scorings
+from concept_trak.audit.score import score_tasks
+from concept_trak.config import AuditConfig, WorkerSettings
 from concept_trak.report.build_audit_page import facts, page, picture
 from concept_trak.report.diff_page import page_file, write_page
 from concept_trak.report.index_page import write_index
 from concept_trak.report.render import render, render_concept
 from concept_trak.store.manifest import (
+    Audit,
     beside_report,
     finish_audit,
     gram_file,
     groups_file,
     query_file,
+    read_manifest,
     read_table,
     scores_file,
     sums_file,
@@ -34,79 +41,143 @@ from concept_trak.store.manifest import (
 from concept_trak.store.tables import from_rows
 
 
-def conclude(run: Run, found: Found) -> None:
+def run_audit(
+    config: AuditConfig,
+    mapper: Mapper = serial,
+    *,
+    worker: WorkerSettings = WorkerSettings(gpu=True),
+    most_rejects: float = MOST_REJECTS,
+    line: Callable[[str], None] = print,
+    counters: Callable[[], dict[str, Any]] = dict,
+) -> Audit:
+    """Run a whole audit: featurize, solve, score, publish. What is done is skipped, so a killed run goes on.
+
+    Args:
+        config: what the audit is.
+        mapper: where the work is done; `serial` is this process.
+        worker: what one worker may use of its machine.
+        most_rejects: share of the samples, 0 ... 1, that may be rejected before the run stops.
+        line: takes each line of text about the run.
+        counters: returns what the stages counted, for metrics.json.
+
+    Returns:
+        The finished audit.
+
+    Raises:
+        UserError: something that the user can mend, before any work starts.
+        Stopped: too many samples were rejected, or some work failed; what is done stays done.
+    """
+    p = prepare(config, worker)
+    for text in announcement(p):
+        line(text)
+    if read_manifest(p.audit) is None:
+        run = AuditRun(p, mapper, line, most_rejects, counters)
+        publish_audit(run, run_stages(run))
+    else:
+        line(f"audit {p.audit.id} is finished: nothing to compute, no gradient work done")
+    describe_answer(p, line)
+    return p.audit
+
+
+def announcement(p: Prepared) -> Iterator[str]:
+    """What an audit is about to do, a line each."""
+    d, m, sets = p.demand, p.config.model, len(set(p.work.fingerprints.values()))
+    yield f"audit      {p.audit.id} on {p.store.uri}"
+    yield f"data       {p.samples} samples in {p.sources} sources, {len(p.plan)} shards"
+    yield f"model      {m.path}: {d.parameters:,} attributable parameters in {d.tensors} tensors ({m.parameters})"
+    yield (
+        f"size       features {readable(d.feature)} a sample and method, {readable(d.feature * p.samples * sets)} "
+        f"in all; gradients at most {readable(d.gradient * m.batch)} a worker at model.batch={m.batch}"
+    )
+    for concept in p.config.concepts:
+        yield f"concept    {concept.name}: {concept.question}"
+
+
+def publish_audit(run: AuditRun, results: StageResults) -> None:
     """Write the results and then the manifest, which makes them the audit's."""
     p, config = run.prepared, run.prepared.config
-    counts = {method: solution.count for method, solution in found.solved.items()}
-    top = list(top_rows(config, found.tally, found.seen, counts))
+    counts = {method: solution.count for method, solution in results.solutions.items()}
+    top = list(top_rows(config, results.tally, results.samples, counts))
     write_table(p.audit, "top.parquet", from_rows(top_kinds(config), top))
-    if found.shares.parts is not None:
-        write_joint(p.audit, list(joint_rows(top, found.shares.names, found.shares.parts)))
-    write_table(p.audit, "rejects.parquet", from_rows(REJECT_KINDS, list(reject_rows(p.store, found.records))))
-    costs = {method: _cost(run, found, method) for method in config.methods}
-    asked = {concept.name: told_of(concept, found.answers, config.methods) for concept in config.concepts}
-    metrics = {"data": _data(p, found), "questions": asked, "concepts": found.measures, "methods": costs,
-               "stages": run.progress.counters()}  # fmt: skip
+    if results.layers.parts is not None:
+        write_joint(p.audit, list(joint_rows(top, results.layers.names, results.layers.parts)))
+    write_table(p.audit, "rejects.parquet", from_rows(REJECT_KINDS, list(reject_rows(p.store, results.records))))
+    costs = {method: _cost(run, results, method) for method in config.methods}
+    questions = {concept.name: question_facts(concept, results.queries, config.methods) for concept in config.concepts}
+    metrics = {"data": _data(p, results), "questions": questions, "concepts": results.measures, "methods": costs,
+               "stages": run.counters()}  # fmt: skip
     write_json(p.audit, "metrics.json", metrics)
-    found, compared = _compared(p, found)
-    finish_audit(p.audit, [*_files(p, found), *compared, *_report(run, found)], found.parts,
+    results, compared = _compared(p, results)
+    finish_audit(p.audit, [*_files(p, results), *compared, *_report(run, results)], results.parts,
            {"fingerprints": p.work.fingerprints})  # fmt: skip
     write_index(p.store)
 
 
-def _compared(p: Prepared, found: Found) -> tuple[Found, list[str]]:
+def _compared(p: Prepared, results: StageResults) -> tuple[StageResults, list[str]]:
     """With the differences since the audit that `since` names, and the files about them."""
     before = earlier(p.audit, p.config.since)
     if before is None:
-        return found, []
+        return results, []
     differences = tuple(compare(before, p.audit))
-    write(before, p.audit, differences)
+    write_differences(before, p.audit, differences)
     write_page(before, p.audit, differences)
-    return replace(found, since=before.id, differences=differences), [*difference_files(before), page_file(before)]
+    return replace(results, since=before.id, differences=differences), [*difference_files(before), page_file(before)]
 
 
-def _report(run: Run, found: Found) -> list[str]:
+def _report(run: AuditRun, results: StageResults) -> list[str]:
     """Write the page, and what stands beside it; all their names."""
-    shown, audit = page(run, found), run.prepared.audit
+    shown, audit = page(run, results), run.prepared.audit
     files = {"report.html": render(shown).encode()}
     if shown.files:
         files |= {beside_report(f"{s.name}.html"): render_concept(shown, s).encode() for s in shown.sections}
         for concept in run.prepared.config.concepts:
-            pictures = found.answers[next(iter(run.prepared.config.methods)), concept.name].pictures
+            pictures = results.queries[next(iter(run.prepared.config.methods)), concept.name].pictures
             files |= {beside_report(picture(concept.name, i)): png for i, png in enumerate(pictures)}
     for name, data in files.items():
         write_bytes(audit, name, data)
-    pictures = (name for seen in found.seen.values() for name in (seen.thumbnail, seen.original) if name)
+    pictures = (name for seen in results.samples.values() for name in (seen.thumbnail, seen.original) if name)
     return [*files, *dict.fromkeys(map(beside_report, pictures))]
 
 
-def _data(p: Prepared, found: Found) -> dict[str, Any]:
+def _data(p: Prepared, results: StageResults) -> dict[str, Any]:
     """What the data are: samples planned, and how many were rejected for each reason; empty captions are no_caption."""
-    first = next(iter(found.records.values()))
+    first = next(iter(results.records.values()))
     return {"samples": p.samples, "sources": p.sources, "rejected": rejects_by_reason(first)}
+
+
+def question_facts(
+    concept: Concept, queries: Mapping[tuple[str, str], QueryResult], methods: Iterable[str]
+) -> dict[str, Any]:
+    """The conditions of a question as they were written out, and how far several phrasings agree, by method."""
+    agreement = {method: list(queries[method, concept.name].agreement) for method in methods}
+    return {
+        "question": concept.question,
+        "conditions": [{"prompt": text, "without": without} for text, without in concept.askings],
+        "agreement": {method: cosines for method, cosines in agreement.items() if cosines},
+    }
 
 
 COSTS = ("evaluations", "seconds", "samples", "computed", "rejected", "features", "trace", "lam")
 
 
-def _cost(run: Run, found: Found, method: str) -> dict[str, Any]:
-    told = facts(run, found, method)
-    return {**{name: getattr(told, name) for name in COSTS}, "bytes": sum(r.bytes for r in found.records[method])}
+def _cost(run: AuditRun, results: StageResults, method: str) -> dict[str, Any]:
+    told = facts(run, results, method)
+    return {**{name: getattr(told, name) for name in COSTS}, "bytes": sum(r.bytes for r in results.records[method])}
 
 
-def _files(p: Prepared, found: Found) -> list[str]:
+def _files(p: Prepared, results: StageResults) -> list[str]:
     whole = ["audit.yaml", "plan.parquet", "top.parquet", "rejects.parquet", "metrics.json"]
-    whole += [JOINT_FILE] if found.shares.parts is not None else []
-    for method, parts in found.records.items():
+    whole += [JOINT_FILE] if results.layers.parts is not None else []
+    for method, parts in results.records.items():
         whole += [gram_file(method), *(query_file(method, c.name) for c in p.config.concepts)]
         whole += [scores_file(method, r.shard) for r in parts if p.config.scores == "all"]
         if p.config.aggregates:
             whole += [groups_file(method, kind) for kind in KINDS]
-            whole += [sums_file(method, item.records[0].shard) for item in scorings(method, parts)]
+            whole += [sums_file(method, item.records[0].shard) for item in score_tasks(method, parts)]
     return whole
 
 
-def tell(p: Prepared, line: Callable[[str], None]) -> None:
+def describe_answer(p: Prepared, line: Callable[[str], None]) -> None:
     """A table per concept from what lies in the store, and where the page is."""
     table = read_table(p.audit, "top.parquet").to_pylist()
     best = [r for r in table if (r["form"], r["end"]) == ("damped", "top") and r["rank"] <= 5]

@@ -79,8 +79,8 @@ def _curves(board: Table, family: Family) -> TextTable:
     )
 
 
-def _publish(store: Store, name: str, tables: Sequence[Table], page: TablePage) -> None:
-    lines = [standing_row(line, board) for board in tables for line in board.lines]
+def publish_study(store: Store, name: str, tables: Sequence[Table], page: TablePage) -> None:
+    lines = [standing_row(line, one) for one in tables for line in one.lines]
     files = {
         "study.parquet": to_parquet(from_rows(STANDINGS, lines)),
         "study.md": as_markdown(page).encode(),

@@ -276,3 +276,8 @@ def shard_of(row: Row, plan: Sequence[Row]) -> str:
         if shard["source"] == row["source"] and 0 <= row["row"] - shard["first_row"] < shard["rows"]:
             return shard["shard"]
     raise AssertionError(f"{row['source']} row {row['row']} is in the top and in no shard of the plan")
+
+
+QUERY_KINDS = {"concept": "string", "method": "string", "phi": "vector", "solved": "vector", "residual": "float64",
+               "lambda": "float64", "spread_solved": "float64", "spread_phi": "float64"}  # fmt: skip
+"""The columns of `queries/<concept>.parquet`."""

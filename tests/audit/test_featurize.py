@@ -15,11 +15,10 @@ from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.features import query_features
 from concept_trak.attribution.method import METHODS
 from concept_trak.attribution.query import query_batch
-from concept_trak.audit.featurize import Featuring, Featurize
+from concept_trak.audit.featurize import FeaturizeTask, FeaturizeWorker
 from concept_trak.audit.prepare import Prepared, prepare
-from concept_trak.audit.query_features import Query, Question
-from concept_trak.audit.shown_samples import Look, Show
-from concept_trak.data.benchmarks.synthetic import draw_labelled
+from concept_trak.audit.query_features import QueryTask, QueryWorker
+from concept_trak.audit.shown_samples import ShowTask, ShowWorker
 from concept_trak.data.benchmarks.two_factors import SHAPES3
 from concept_trak.store.codec import decode_blocks
 from concept_trak.store.records import read_part
@@ -45,7 +44,7 @@ def features(p: Prepared, record) -> tuple[list[str], np.ndarray]:
 
 
 def test_a_shard_becomes_a_part_and_its_record(prepared):
-    (record,) = Featurize(prepared.work)(Featuring(("caption_trak",), prepared.plan[1]), Attempt(3, 0))
+    (record,) = FeaturizeWorker(prepared.work)(FeaturizeTask(("caption_trak",), prepared.plan[1]), Attempt(3, 0))
     assert (record.shard, record.rows, record.rejected, record.attempt) == (prepared.plan[1].name, 8, 0, 3)
     ids, phi = features(prepared, record)
     assert ids == [f"shapes-{i:06d}" for i in range(8, 16)], "rows stand in the order of the source"
@@ -62,18 +61,18 @@ def test_methods_on_the_same_states_are_computed_together(world, tmp_path):
         prepare(replace(world.config(tmp_path / name, *exact, data="few"), methods=methods))
         for name in ("one", "other")
     )
-    worker, forwards = Featurize(p.work), []
+    worker, forwards = FeaturizeWorker(p.work), []
     worker.denoiser.network.register_forward_hook(lambda *_: forwards.append(1))
-    records = worker(Featuring(names, p.plan[0]), FIRST)
+    records = worker(FeaturizeTask(names, p.plan[0]), FIRST)
     assert [r.fingerprint for r in records] == [p.work.fingerprints[m] for m in names]
     assert len(forwards) == 2 * 2, "two states: one evaluation for all three rows, and one of the caption's negative"
     for name, record in zip(names, records, strict=True):
-        (alone,) = Featurize(other.work)(Featuring((name,), other.plan[0]), FIRST)
+        (alone,) = FeaturizeWorker(other.work)(FeaturizeTask((name,), other.plan[0]), FIRST)
         one, together = features(other, alone), features(p, record)
         assert one[0] == together[0]
         np.testing.assert_allclose(together[1], one[1], rtol=STORED16, atol=STORED16 * np.abs(one[1]).max())
     forwards.clear()
-    assert worker(Featuring(names, p.plan[0]), Attempt(2, 0)) == records
+    assert worker(FeaturizeTask(names, p.plan[0]), Attempt(2, 0)) == records
     assert not forwards, "a worker that died was done, and its shard is computed again"
 
 
@@ -81,9 +80,13 @@ def test_half_a_batch_gives_the_same_features(world, tmp_path):
     """Memory that ran out twice: batches of 2 instead of 8. In float64, for a reward is a small difference."""
     exact = ("model.precision=float64", "feature.dtype=float32", "model.batch=8")
     prepared, other = (prepare(world.config(tmp_path / name, *exact, data="few")) for name in ("one", "other"))
-    assert [Featurize(other.work).batch_size(Attempt(1, halvings)) for halvings in (0, 1, 3, 9)] == [8, 4, 1, 1]
-    whole = features(prepared, *Featurize(prepared.work)(Featuring(("caption_trak",), prepared.plan[0]), FIRST))
-    halved = features(other, *Featurize(other.work)(Featuring(("caption_trak",), other.plan[0]), Attempt(3, 2)))
+    assert [FeaturizeWorker(other.work).batch_size(Attempt(1, halvings)) for halvings in (0, 1, 3, 9)] == [8, 4, 1, 1]
+    whole = features(
+        prepared, *FeaturizeWorker(prepared.work)(FeaturizeTask(("caption_trak",), prepared.plan[0]), FIRST)
+    )
+    halved = features(
+        other, *FeaturizeWorker(other.work)(FeaturizeTask(("caption_trak",), other.plan[0]), Attempt(3, 2))
+    )
     assert whole[0] == halved[0]
     error = np.linalg.norm(whole[1] - halved[1], axis=1) / np.linalg.norm(whole[1], axis=1)
     assert error.max() < BATCH32, "a feature depends on its batch mates"
@@ -94,7 +97,7 @@ def test_a_worker_that_sees_another_model_refuses_to_work(prepared):
     with pytest.raises(
         ValueError, match=r"the driver expects 0000000000000000: they see different model files at .*Put"
     ):
-        Featurize(work)
+        FeaturizeWorker(work)
 
 
 def test_gradients_that_are_not_finite_are_rejects(world, tmp_path):
@@ -104,15 +107,15 @@ def test_gradients_that_are_not_finite_are_rejects(world, tmp_path):
     tensors["conv_out.bias"] = torch.full_like(tensors["conv_out.bias"], torch.inf)
     save_file(tensors, weights, {"format": "pt"})
     p = prepare(world.config(tmp_path / "store", f"model.path={model}", "model.batch=1", data="few"))
-    (record,) = Featurize(p.work)(Featuring(("caption_trak",), p.plan[0]), FIRST)
+    (record,) = FeaturizeWorker(p.work)(FeaturizeTask(("caption_trak",), p.plan[0]), FIRST)
     assert (record.rows, record.rejects_by_reason) == (0, {"not_finite": 8})
     with pytest.raises(ValueError, match="concept 'triangle'"):
-        Query(p.work)(p.questions[0], FIRST)
+        QueryWorker(p.work)(p.queries[0], FIRST)
 
 
 def test_a_question_is_the_mean_over_its_samples(world, tmp_path):
     prepared = prepare(world.config(tmp_path, "model.precision=float64", data="few"))
-    worker, (question,) = Query(prepared.work), prepared.questions
+    worker, (question,) = QueryWorker(prepared.work), prepared.queries
     answer = worker(question, FIRST)
     method, denoiser = prepared.config.methods["caption_trak"], worker.denoiser
     batch = query_batch(denoiser, question.concept)
@@ -129,7 +132,7 @@ def test_a_question_is_the_mean_over_its_samples(world, tmp_path):
 
 
 def test_a_question_shows_its_own_images(prepared):
-    worker, (question,) = Query(prepared.work), prepared.questions
+    worker, (question,) = QueryWorker(prepared.work), prepared.queries
     for shown in (1, 8):
         pictures = worker(replace(question, shown=shown), FIRST).pictures
         assert len(pictures) == min(shown, question.concept.samples)
@@ -141,7 +144,7 @@ def test_a_question_about_one_image_stands_on_its_inversion(prepared):
     image = draw_labelled(0, 7, SHAPES3.whole(), RESOLUTION).image
     image.save(buffer, "PNG")
     concept = Concept("here", prompt="a red triangle", without_prompt="red", scope="local", image="one.png")
-    answer = Query(prepared.work)(Question("caption_trak", concept, buffer.getvalue()), FIRST)
+    answer = QueryWorker(prepared.work)(QueryTask("caption_trak", concept, buffer.getvalue()), FIRST)
     (picture,) = answer.pictures
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(picture))), np.asarray(image))
     assert np.linalg.norm(answer.phi) > 0
@@ -150,12 +153,12 @@ def test_a_question_about_one_image_stands_on_its_inversion(prepared):
 def test_conditions_that_the_model_reads_alike_have_no_direction(prepared):
     concept = Concept("same", prompt="a red triangle", without_prompt="A  red triangle", samples=1)
     with pytest.raises(ValueError, match=r"concept 'same': the model predicts the same for .*change the prompts"):
-        Query(prepared.work)(Question("caption_trak", concept), FIRST)
+        QueryWorker(prepared.work)(QueryTask("caption_trak", concept), FIRST)
 
 
 def test_only_the_samples_of_the_page_are_drawn(prepared):
     ids = ("shapes-000003", "shapes-000001")
-    seen = Show(prepared.work)(Look(prepared.plan[0], ids, frozenset(ids[:1]), RESOLUTION), FIRST)
+    seen = ShowWorker(prepared.work)(ShowTask(prepared.plan[0], ids, frozenset(ids[:1]), RESOLUTION), FIRST)
     assert {s.sample_id: bool(s.png) for s in seen} == {"shapes-000001": False, "shapes-000003": True}
     one = next(s for s in seen if s.png)
     drawing = draw_labelled(0, 3, resolution=RESOLUTION)

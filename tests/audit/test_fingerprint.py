@@ -11,7 +11,7 @@ from concept_trak.attribution.method import METHODS
 from concept_trak.attribution.projector import Projector
 from concept_trak.audit import plan
 from concept_trak.audit.plan import feature_settings
-from concept_trak.config import AuditConfig, BudgetConfig, ClusterConfig, DataConfig, FeatureConfig, ModelConfig
+from concept_trak.config import AuditConfig, DataConfig, FeatureConfig, ModelConfig
 from concept_trak.models.gaussian import Gaussian, Settings
 from concept_trak.store.identity import fingerprint
 from tests.toys import Toy
@@ -75,8 +75,6 @@ def test_where_made_ids_begin_matters_only_while_ids_are_made():
         {"damping": 3.0},
         {"concepts": ()},
         {"concepts": (CONCEPT, replace(CONCEPT, name="other", seed=9))},
-        {"cluster": ClusterConfig(kind="ray", workers=7, cpus=2.0, shared_store=True)},
-        {"budget": BudgetConfig(rejects=0.5)},
         {"store": "s3://elsewhere/results"},
         {"audit": "another"},
         {"data__shard_rows": 5},

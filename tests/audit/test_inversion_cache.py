@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cluster.executor import Attempt
-from concept_trak.audit.featurize import Featuring, Featurize, encoded
+from concept_trak.audit.featurize import FeaturizeTask, FeaturizeWorker, encode_samples
 from concept_trak.audit.prepare import prepare
 from concept_trak.audit.worker import open_model
 from concept_trak.config import DataConfig
@@ -33,9 +33,9 @@ def features(world: World, store, *more: str, shard: int = 0) -> tuple[list[str]
     """Ids and phi of one shard, and how many samples the network evaluated for it."""
     audit = f"audit=a{len(list(store.glob('audits/*')))}"  # of one name they would have to be one audit
     p = prepare(world.config(store, *EXACT, audit, *more, method="concept_trak", data="few"))
-    worker, evaluated = Featurize(p.work), []
+    worker, evaluated = FeaturizeWorker(p.work), []
     worker.denoiser.network.register_forward_hook(lambda module, inputs, out: evaluated.append(len(inputs[0])))
-    (record,) = worker(Featuring(("concept_trak",), p.plan[shard]), FIRST)
+    (record,) = worker(FeaturizeTask(("concept_trak",), p.plan[shard]), FIRST)
     (block,) = decode_blocks(read_part(p.store, record))
     return block.ids, block.phi().astype(np.float64), sum(evaluated)
 
@@ -76,13 +76,13 @@ def test_kept_states_that_were_altered_are_refused(world, tmp_path):
 def encoded_once(world: World, folder, rows: Sequence[int] = (8, 8)) -> tuple[str, list[str]]:
     """The data set `few` as its latents and embeddings, in files of so many rows."""
     config = world.config(folder / "unused", *EXACT, data="few")
-    denoiser, data = open_model(config), config.data
+    denoiser, data = open_model(config.model, WorkerSettings()), config.data
     (source,) = find_sources(data)
     read = [s for s in samples(whole(source), data, denoiser.resolution) if isinstance(s, Sample)]
     (folder / "encoded").mkdir(parents=True)
     for i, count in enumerate(rows):
         some = read[sum(rows[:i]) : sum(rows[:i]) + count]
-        x_0, cond = encoded(denoiser, some)
+        x_0, cond = encode_samples(denoiser, some)
         columns = {"id": [s.id for s in some], "caption": [s.caption for s in some]}
         columns |= {n: [s.labels[n] for s in some] for n in data.label_columns}
         latents.write_latents(folder / f"encoded/{i}.safetensors", x_0, cond, columns)

@@ -10,9 +10,17 @@ from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.method import METHODS
 from concept_trak.attribution.ranking import BINS, SPAN, TopK, bins
 from concept_trak.audit.plan import shards
-from concept_trak.audit.results import Tally, measured, percentile, rejects_by_reason, shows, top_kinds, top_rows
-from concept_trak.audit.score import Column, Scored
-from concept_trak.audit.shown_samples import Seen
+from concept_trak.audit.results import (
+    Tally,
+    percentile,
+    rejects_by_reason,
+    retrieval_metrics,
+    shows,
+    top_kinds,
+    top_rows,
+)
+from concept_trak.audit.score import ColumnEnds, ScoreResult
+from concept_trak.audit.shown_samples import ShownSample
 from concept_trak.config import AuditConfig, DataConfig
 from concept_trak.data.benchmarks.synthetic import arrays, write_synthetic
 from concept_trak.data.format import find_sources
@@ -22,11 +30,11 @@ from concept_trak.store.store import Store
 from concept_trak.store.tables import from_columns, from_rows
 
 
-def scored(values: dict[str, float], m: int, shard: str) -> Scored:
+def scored(values: dict[str, float], m: int, shard: str) -> ScoreResult:
     ends = TopK(m)
     ends.add([(score, sample, shard) for sample, score in values.items()])
     histogram = bins(torch.tensor(list(values.values()), dtype=torch.float32), 1.0)
-    return Scored("trak", {"red": Column(ends.top, ends.bottom, histogram)})
+    return ScoreResult("trak", {"red": ColumnEnds(ends.top, ends.bottom, histogram)})
 
 
 @settings(max_examples=60, deadline=None)
@@ -92,8 +100,8 @@ def test_top_names_each_end_of_each_column():
     ends.add(entries)
     tally = Tally(2)
     columns = ("red", "red~plain", "odd", "odd~plain")
-    tally.add(Scored("trak", {name: Column(ends.top, ends.bottom, [0] * BINS) for name in columns}))
-    seen = {n: Seen(n, f"a {n}", "file", i, {"shape": "s", "colour": "c"}, b"") for i, n in enumerate("abc")}
+    tally.add(ScoreResult("trak", {name: ColumnEnds(ends.top, ends.bottom, [0] * BINS) for name in columns}))
+    seen = {n: ShownSample(n, f"a {n}", "file", i, {"shape": "s", "colour": "c"}, b"") for i, n in enumerate("abc")}
     rows = list(top_rows(CONFIG, tally, seen, {"trak": 3}))
     assert len(rows) == 2 * 2 * 2 * 2
     read = [(r["end"], r["rank"], r["sample_id"], r["score"], round(r["percentile"])) for r in rows[:4]]
@@ -122,7 +130,7 @@ def test_metrics_are_those_counted_by_hand(tmp_path):
         table = from_columns(kinds, {"sample_id": ids[here], **dict(zip(columns, scores[here].T, strict=True))})
         write_table(audit, scores_file("trak", shard.name), table)
         start += shard.rows
-    found = measured(audit, CONFIG, plan)
+    found = retrieval_metrics(audit, CONFIG, plan)
     assert set(found) == {"red"}, "a concept without truth has nothing to be graded by"
 
     drawn = arrays(0, 0, 12, resolution=16)[1]
@@ -141,4 +149,4 @@ def test_metrics_are_those_counted_by_hand(tmp_path):
             }
         )
     top_only = AuditConfig(data=CONFIG.data, methods=CONFIG.methods, concepts=CONFIG.concepts, scores="top")
-    assert measured(audit, top_only, plan) == {}
+    assert retrieval_metrics(audit, top_only, plan) == {}

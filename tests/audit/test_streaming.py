@@ -15,11 +15,11 @@ from concept_trak.attribution.fisher import GramSum
 from concept_trak.attribution.method import METHODS
 from concept_trak.attribution.ranking import TopK
 from concept_trak.audit import featurize, gram, score, worker
-from concept_trak.audit.featurize import Featuring, Featurize
-from concept_trak.audit.gram import Group, Solve, SumGroup, System
+from concept_trak.audit.featurize import FeaturizeTask, FeaturizeWorker
+from concept_trak.audit.gram import GramTask, GramWorker, SolveTask, SolveWorker
 from concept_trak.audit.prepare import prepare
-from concept_trak.audit.score import Score, Scoring, scorings
-from concept_trak.audit.worker import OnStore, Work
+from concept_trak.audit.score import ScoreTask, ScoreWorker, score_tasks
+from concept_trak.audit.worker import StoreWorker, Work
 from concept_trak.config import AuditConfig
 from concept_trak.store.codec import decode_blocks
 from concept_trak.store.grams import read_gram
@@ -100,7 +100,7 @@ def test_a_gram_is_summed_with_one_part_read_ahead_and_the_next_one_decoded(reco
             super().add(unit, scale)
 
     monkeypatch.setattr(gram, "GramSum", Watched)
-    assert SumGroup(work)(Group("m", "all", tuple(records)), FIRST) == "all"
+    assert GramWorker(work)(GramTask("m", "all", tuple(records)), FIRST) == "all"
     assert used.number == PARTS
     matrix, count = read_gram(Store(work.config.store), FP, "all")
     phi = every_phi(Store(work.config.store), records)
@@ -111,10 +111,10 @@ def test_a_gram_is_summed_with_one_part_read_ahead_and_the_next_one_decoded(reco
 def test_the_dual_form_reads_every_part_once_and_in_order(tmp_path, records, work, read):
     """Four rows are fewer than six features, so K has no inverse of its own."""
     few = records[:2]
-    SumGroup(work)(Group("m", "few", tuple(few)), FIRST)
+    GramWorker(work)(GramTask("m", "few", tuple(few)), FIRST)
     assert read.number == 2
     query = np.arange(1.0, K + 1)
-    solution = Solve(work)(System("m", ("few",), (tuple(query),), tuple(few)), FIRST)
+    solution = SolveWorker(work)(SolveTask("m", ("few",), (tuple(query),), tuple(few)), FIRST)
     assert (solution.count, read.number) == (4, 4)
     phi = every_phi(Store(work.config.store), few)
     matrix = phi.T @ phi
@@ -141,7 +141,7 @@ def test_memory_is_the_same_for_ten_times_the_parts(tmp_path, work, monkeypatch)
     records = commit(tmp_path, 40, rows=500)
     for parts in (5, 40):
         Held.most = 0
-        decoded = most_decoded(OnStore(work).blocks(*records[:parts]))
+        decoded = most_decoded(StoreWorker(work).blocks(*records[:parts]))
         assert Held.alive == 0, "a part stays in memory though it was used"
         assert Held.most <= 3, "more than one used, one read, and one for the moment between them"
         assert decoded < 6, f"{parts} parts: {decoded} row groups' features are in memory"
@@ -176,7 +176,7 @@ def test_parts_scored_together_are_a_dense_product_a_sort_and_a_file_each(tmp_pa
     """The third part has no row; its file says so."""
     (work, z), store = asked, Store(str(tmp_path))
     records = commit(tmp_path, PARTS + 2, dtype, 5)
-    found = Score(work)(Scoring("m", tuple(records)), FIRST)
+    found = ScoreWorker(work)(ScoreTask("m", tuple(records)), FIRST)
     stored = [b for r in records for b in decode_blocks(read_part(store, r))]
     ids, weight = [i for b in stored for i in b.ids], np.concatenate([b.weight for b in stored]).astype(np.float64)
     dense = weight[:, None] * (every_phi(store, records) @ z.T.astype(np.float64))
@@ -199,17 +199,17 @@ def test_parts_are_scored_in_plan_order_some_at_a_time(records, monkeypatch):
     size = records[0].bytes
     for limit, expected in ((1, [1, 1, 1, 1]), (2 * size - 9, [2, 2]), (3 * size - 9, [3, 1]), (99 * size, [4])):
         monkeypatch.setattr(score, "SCORED_BYTES", limit)
-        items = list(scorings("m", records))
+        items = list(score_tasks("m", records))
         assert [len(item.records) for item in items] == expected
         assert [r for item in items for r in item.records] == records, "a part is lost, or out of order"
-    assert list(scorings("m", [])) == []
+    assert list(score_tasks("m", [])) == []
 
 
 def test_an_altered_part_is_named_though_it_was_read_ahead(records, work, tmp_path):
     (path,) = tmp_path.glob("features/*/parts/s2.parquet")
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"s2\.parquet was truncated or altered"):
-        SumGroup(work)(Group("m", "all", tuple(records)), FIRST)
+        GramWorker(work)(GramTask("m", "all", tuple(records)), FIRST)
     assert not [t for t in threading.enumerate() if t.name.startswith("ahead")], "the thread outlives its item"
 
 
@@ -226,18 +226,18 @@ def test_the_next_batch_of_images_is_decoded_while_one_is_computed(world, tmp_pa
             decoded.up()
             yield one
 
-    class Watched(Featurize):
+    class Watched(FeaturizeWorker):
         computed = 0
 
-        def _features(self, rows, ready):
+        def features(self, rows, ready):
             self.computed += len(ready)
             decoded.require(min(self.computed + 2, 8), f"{self.computed} samples are computed")
-            return super()._features(rows, ready)
+            return super().features(rows, ready)
 
     monkeypatch.setattr(featurize, "samples", counted)
     p = prepare(world.config(tmp_path, "model.batch=2", data="few"))
     worker = Watched(p.work)
-    (record,) = worker(Featuring(("caption_trak",), p.plan[0]), FIRST)
+    (record,) = worker(FeaturizeTask(("caption_trak",), p.plan[0]), FIRST)
     assert (record.rows, worker.computed) == (8, 8)
     (block,) = decode_blocks(read_part(p.store, record))
     assert block.ids == [f"shapes-{i:06d}" for i in range(8)], "rows stand in the order of the source"

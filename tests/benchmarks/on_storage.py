@@ -14,8 +14,8 @@ from torch import Tensor
 from cluster.executor import Attempt
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.method import METHODS
-from concept_trak.audit.gram import Group, SumGroup
-from concept_trak.audit.score import Score, scorings
+from concept_trak.audit.gram import GramTask, GramWorker
+from concept_trak.audit.score import ScoreWorker, score_tasks
 from concept_trak.audit.worker import Work
 from concept_trak.config import AuditConfig
 from concept_trak.store import codec
@@ -36,15 +36,15 @@ class Bench:
     work: Work
     records: tuple[Record, ...]
     z: Tensor
-    scorer: Score
+    scorer: ScoreWorker
 
     def score(self) -> None:
-        for item in scorings("m", self.records):
+        for item in score_tasks("m", self.records):
             self.scorer(item, FIRST)
 
     def gram(self) -> None:
         """Under a name of its own, for a Gram that stands is not written again."""
-        SumGroup(self.work)(Group("m", f"sum-{next(NAMES)}", self.records), FIRST)
+        GramWorker(self.work)(GramTask("m", f"sum-{next(NAMES)}", self.records), FIRST)
 
     def read(self) -> Iterator[Tensor]:
         """Every row group widened in one go, the next one read after that."""
@@ -88,7 +88,7 @@ def found(folder: Path, queries: int, dtype: str) -> Bench:
     work = Work(AuditConfig(str(folder), "bench", methods={"m": METHODS["trak"]}, concepts=concepts), {"m": dtype})
     store = Store(str(folder))
     shards = [Path(name).stem for name in store.names(f"features/{dtype}/parts")]
-    scorer = Score(work)
+    scorer = ScoreWorker(work)
     return Bench(work, tuple(committed(store, dtype, shards).values()), scorer.queries["m"].z, scorer)
 
 

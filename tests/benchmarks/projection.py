@@ -27,10 +27,10 @@ from concept_trak.attribution.projector import Projector
 from concept_trak.attribution.query import query_batch, resolve_query
 from concept_trak.config import AuditConfig
 from concept_trak.data.image import center_crop, decode_image, to_tensor
-from jobs.configure import configure
 from tests.benchmarks.agreement import correlation
 from tests.benchmarks.ours import BESIDE
 from tests.benchmarks.work import MODELS, ROOT, SEED, Task, Work, batched, one_thread, opened
+from tests.configured import configure
 
 DAMPINGS = (float("inf"), 100.0, 1.0)  # infinite: the plain inner product
 WIDTHS = {

@@ -12,7 +12,7 @@ from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.method import METHODS
 from concept_trak.attribution.ranking import average_precision
 from concept_trak.audit.prepare import Prepared, prepare
-from concept_trak.audit.results import measured, shows
+from concept_trak.audit.results import retrieval_metrics, shows
 from concept_trak.data.format import label_values
 from concept_trak.evaluation.baselines import RIVALS, Compete, Rivalry
 from concept_trak.evaluation.benchmark import (
@@ -85,7 +85,7 @@ def done(world, tmp_path_factory) -> Done:
 @pytest.mark.parametrize("method", ["fit_trak", "das"])
 def test_a_grade_is_that_of_the_audits_own_scores(done, method):
     """All of a concept's samples as one query, at the audit's damping and as the plain inner product."""
-    audits = measured(done.p.audit, done.p.config, done.p.plan)
+    audits = retrieval_metrics(done.p.audit, done.p.config, done.p.plan)
     rows = done.grade(method, (done.p.config.damping, PLAIN), each=4)
     assert len(rows) == 2 * 2 * 2
     assert all(list(row) == list(GRADE_KINDS) for row in rows)

@@ -30,7 +30,10 @@ from concept_trak.report.benchmark_page import TOPS
 from concept_trak.store.store import Store
 from concept_trak.store.tables import from_rows, to_parquet
 from jobs.counterfactual import counterfactual
+from jobs.execute import ClusterConfig, RunConfig
 from tests.report.outline import parse
+
+SERIAL = RunConfig(ClusterConfig(kind="serial"))
 
 MADE = TrainConfig(
     set="shapes2", network="transformer", resolution=16, images=24, steps=2, warm_up=1, batch=2, dropped=0.0
@@ -110,7 +113,7 @@ def toy(tmp_path_factory) -> CounterfactualConfig:
     Store(f"{root}/store").replace("benchmarks/toy/tops.parquet", to_parquet(from_rows(TOPS, rows[::-1])))
     return CounterfactualConfig(
         store=f"{root}/store", folder=f"{root}/model", arms=("lookup", "random"), shares=(0.5, 1.0), seeds=(1,),
-        samples=2, cluster=replace(CounterfactualConfig().cluster, kind="serial"),
+        samples=2,
     )  # fmt: skip
 
 
@@ -124,7 +127,7 @@ def test_a_case_leaves_out_the_first_of_its_ranking(toy):
 
 def test_a_small_test_from_rankings_to_a_page_and_nothing_twice(toy, capsys):
     small = replace(toy, shares=(1.0,))
-    assert counterfactual(small) == 0
+    assert counterfactual(small, SERIAL) == 0
     folder = Path(toy.store) / "benchmarks/toy"
     kept = {p: p.stat().st_mtime_ns for p in (folder / "retrained").iterdir()}
     assert len(kept) == 3, "both concepts have one ranking here: a control and two retrainings"
@@ -135,7 +138,7 @@ def test_a_small_test_from_rankings_to_a_page_and_nothing_twice(toy, capsys):
     assert all(removed == len(REDS) and moved != 0 for _, _, removed, moved, _ in rows)
     page = parse((folder / "counterfactual.html").read_text())
     assert len(page.all("table", "numbers")[1].all("tbody")[0].all("tr")) == len(rows), "a retraining is not shown"
-    assert counterfactual(small) == 0
+    assert counterfactual(small, SERIAL) == 0
     assert {p: p.stat().st_mtime_ns for p in (folder / "retrained").iterdir()} == kept
     assert "3 models, 0 of them to train" in capsys.readouterr().out
 

@@ -57,18 +57,18 @@ class Fatal(Store):
         return created
 
 
-class Slow(featurize.Featurize):
+class Slow(featurize.FeaturizeWorker):
     """The real worker, which takes three seconds more for a shard: time to be killed in, without heat."""
 
-    def __call__(self, item: featurize.Featuring, attempt: featurize.Attempt):
+    def __call__(self, item: featurize.FeaturizeTask, attempt: featurize.Attempt):
         time.sleep(3)
         return super().__call__(item, attempt)
 
 
-class Stopped(featurize.Featurize):
+class Stopped(featurize.FeaturizeWorker):
     """The real worker, which is stopped in its first shard of all, and never goes on."""
 
-    def __call__(self, item: featurize.Featuring, attempt: featurize.Attempt):
+    def __call__(self, item: featurize.FeaturizeTask, attempt: featurize.Attempt):
         with contextlib.suppress(FileExistsError):  # then it was another shard's fate
             with open(books() / "stopped", "x") as file:
                 file.write(str(os.getpid()))
@@ -76,10 +76,10 @@ class Stopped(featurize.Featurize):
         return super().__call__(item, attempt)
 
 
-class Fated(featurize.Featurize):
+class Fated(featurize.FeaturizeWorker):
     """The real worker, and the fates of its shards."""
 
-    def __call__(self, item: featurize.Featuring, attempt: featurize.Attempt):
+    def __call__(self, item: featurize.FeaturizeTask, attempt: featurize.Attempt):
         self.now = f"{item.shard.name} {attempt.number}"
         self.fate = claim(item.shard.name) if attempt.number == 1 else ""
         sound = self.store
@@ -90,7 +90,7 @@ class Fated(featurize.Featurize):
         finally:
             self.store = sound
 
-    def _features(self, row, ready) -> Features:
+    def features(self, row, ready) -> Features:
         with open(books() / "work", "a") as file:
             file.write(f"{self.now} {len(ready)}\n")
         if self.fate == "mid_shard":
@@ -98,7 +98,7 @@ class Fated(featurize.Featurize):
             time.sleep(600)  # until it is killed from outside
         if self.fate == "out_of_memory":
             exhaust()
-        return super()._features(row, ready)
+        return super().features(row, ready)
 
 
 def exhaust() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cluster.executor import Attempt
-from concept_trak.audit.featurize import Featuring, Featurize
+from concept_trak.audit.featurize import FeaturizeTask, FeaturizeWorker
 from concept_trak.audit.prepare import prepare
 from concept_trak.store.codec import decode_blocks, read_footer
 from concept_trak.store.part import Part
@@ -45,7 +45,7 @@ def test_a_zombie_that_did_the_same_work_returns_the_record_that_stands(world, f
     shard = prepared.plan[2]
     (before,) = committed(finished, prepared.work.fingerprints["caption_trak"], [shard.name]).values()
     files = files_under(Path(finished.uri))
-    (record,) = Featurize(prepared.work)(Featuring(("caption_trak",), shard), Attempt(number=1, halvings=0))
+    (record,) = FeaturizeWorker(prepared.work)(FeaturizeTask(("caption_trak",), shard), Attempt(number=1, halvings=0))
     assert record == before, "the record says who did the work first"
     assert files_under(Path(finished.uri)) == files
 

@@ -27,9 +27,10 @@ from cluster.serial import Serial
 from concept_trak.audit import featurize
 from concept_trak.config import AuditConfig
 from concept_trak.store.store import Store
-from jobs.audit import audit
+from jobs.audit import AuditRunConfig, audit
 from jobs.components import ComponentsConfig, components
 from jobs.configure import CONF, main
+from jobs.execute import RunConfig
 from jobs.gc import GcConfig, gc
 
 HERE = str(Path(__file__).parent)
@@ -136,14 +137,14 @@ class Breaks:
     first_row: int
 
     def arm(self) -> None:
-        original = featurize.Featurize.__call__
+        original = featurize.FeaturizeWorker.__call__
 
-        def broken(worker: featurize.Featurize, item: featurize.Featuring, attempt: featurize.Attempt):
+        def broken(worker: featurize.FeaturizeWorker, item: featurize.FeaturizeTask, attempt: featurize.Attempt):
             if item.shard.source.endswith(self.file) and item.shard.first_row == self.first_row:
                 raise KeyError("a bug that only this shard meets")
             return original(worker, item, attempt)
 
-        featurize.Featurize.__call__ = broken
+        featurize.FeaturizeWorker.__call__ = broken
 
 
 @dataclass(frozen=True)
@@ -226,9 +227,9 @@ def drive(arguments: Sequence[str], log: Path, *faults: Fault, verb: str = "audi
 
 
 VERBS = {
-    "audit": (AuditConfig, "config", audit),
-    "gc": (GcConfig, "gc", gc),
-    "components": (ComponentsConfig, "components", components),
+    "audit": (audit, "config", AuditConfig, AuditRunConfig),
+    "gc": (gc, "gc", GcConfig),
+    "components": (components, "components", ComponentsConfig, RunConfig),
 }
 
 

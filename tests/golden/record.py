@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from jobs.configure import configure
+from jobs.configure import configure_all
 from jobs.shapes import ShapesConfig, shapes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -28,12 +28,12 @@ DECIDED_BY_PLACE = ("concept_trak.shard",)
 def computed(folder: Path) -> dict[str, Any]:
     """Run the audit below `folder`, in this process, and read what it left."""
     from concept_trak.config import AuditConfig
-    from jobs.audit import audit
+    from jobs.audit import AuditRunConfig, audit
 
     shapes(ShapesConfig(str(folder / "shapes"), rows=64, files=2))
     arguments = ["--config-name", "demo", f"store={folder}/store", f"data.uri={folder}/shapes", "cluster=serial",
                  f"method=[{','.join(METHODS)}]", f"concepts={CONCEPTS}", "top=16", "shown=2"]  # fmt: skip
-    assert audit(configure(AuditConfig, "config", arguments)) == 0, "the audit of the golden record failed"
+    assert audit(*configure_all((AuditConfig, AuditRunConfig), "config", arguments)) == 0
     return read(folder / "store")
 
 

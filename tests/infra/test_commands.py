@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from concept_trak.config import AuditConfig
-from jobs.configure import configure
 from jobs.submit import SubmitConfig
+from tests.configured import configure, configure_both
 from tests.infra.manifests import ROOT, cluster, of, pods
 
 PAGES = ("infra/README.md", "infra/runbook.md")
@@ -46,9 +46,10 @@ def test_the_cronjob_submits_an_audit_named_by_its_tick():
     cut = words.index("--")
     own = configure(SubmitConfig, "submit", words[3:cut])
     assert own.address == "http://concept-trak-head-svc:8265", "KubeRay names the service of a head so"
-    audit = configure(AuditConfig, "config", words[cut + 1 :]).complete()
+    audit, run = configure_both(AuditConfig, "config", words[cut + 1 :])
+    audit = audit.complete()
     assert audit.audit == variables["TICK"]
-    assert audit.cluster.kind == "ray"
+    assert run.cluster.kind == "ray"
 
 
 @pytest.mark.parametrize(("whole", "name"), [("once", "once"), ("raycronjob", r"weekly-20\d\d-W\d\d")])
@@ -56,9 +57,10 @@ def test_the_entrypoints_are_audits(whole, name):
     spec = of("RayJob", "once")["spec"] if whole == "once" else of("RayCronJob", whole)["spec"]["jobTemplate"]
     words = expanded(spec["entrypoint"])
     assert words[:3] == ["python", "-m", "jobs.audit"]
-    audit = configure(AuditConfig, "config", words[3:]).complete()
+    audit, run = configure_both(AuditConfig, "config", words[3:])
+    audit = audit.complete()
     assert re.fullmatch(name, audit.audit)
-    assert audit.cluster.kind == "ray"
+    assert run.cluster.kind == "ray"
 
 
 def test_the_parameters_of_ray_are_rays_own():

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from jobs.configure import CONF, configure
+from jobs.configure import CONF
+from tests.configured import configure_both
 from tests.infra.manifests import ROOT, WHOLE, cluster, documents, faults, of, pods
 
 PODS = [(whole, name) for whole in WHOLE for name in ("head", "gpu-spot", "cpu-spot")] + [("recurring", "submitter")]
@@ -161,7 +162,7 @@ def test_versions_are_those_of_the_constraints():
 def test_a_worker_of_the_weekly_audit_fits_the_pod_it_is_meant_for():
     from concept_trak.config import AuditConfig
 
-    asked = configure(AuditConfig, "weekly", []).cluster
+    asked = configure_both(AuditConfig, "weekly", [])[1].cluster
     assert (CONF / "weekly.yaml").exists()
     (gpu,) = (g for g in cluster("recurring")["workerGroupSpecs"] if g["groupName"] == "gpu-spot")
     has = gpu["template"]["spec"]["containers"][0]["resources"]["requests"]

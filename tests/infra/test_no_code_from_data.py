@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from concept_trak.config import AuditConfig
-from jobs.configure import CONF, configure
+from jobs.configure import CONF
+from tests.configured import configure
 from tests.infra.manifests import ROOT
 
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "subprocess", "runpy", "code"}

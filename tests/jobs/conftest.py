@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 import jobs.audit
+import jobs.execute
 from concept_trak.audit import query_features
 from concept_trak.config import AuditConfig
 from jobs.configure import main
@@ -37,14 +38,14 @@ def _drawn_in_few_steps():
 def refused(world, tmp_path, monkeypatch, capsys):
     """Runs the job as the command line does, and returns what it says when it refuses."""
 
-    def start_workers(config):
+    def start_workers(cluster, budget):
         raise AssertionError("the mistake was found only after the workers were asked for")
 
     def run(*more: str, store: object = tmp_path / "store", **chosen: str) -> str:
-        monkeypatch.setattr(jobs.audit, "executor", start_workers)
+        monkeypatch.setattr(jobs.execute, "executor", start_workers)
         monkeypatch.setattr(sys, "argv", ["jobs.audit", *world.arguments(str(store), *more, **chosen)])
         with pytest.raises(SystemExit) as ended:
-            main(AuditConfig, "config", jobs.audit.audit)
+            main(jobs.audit.audit, "config", AuditConfig, jobs.audit.AuditRunConfig)
         said = capsys.readouterr().err.splitlines()
         assert ended.value.code == 2
         (message,) = [line for line in said if line.startswith("error: ")]

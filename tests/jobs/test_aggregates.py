@@ -11,9 +11,9 @@ import pytest
 
 from cluster.executor import Attempt
 from concept_trak.audit import score
-from concept_trak.audit.aggregate import LEAST, SHOWN, Aggregate, Aggregating, Sums, groups_of, sums_table
+from concept_trak.audit.aggregate import LEAST, SHOWN, AggregateTask, AggregateWorker, Sums, groups_of, sums_table
 from concept_trak.audit.plan import shards, survey
-from concept_trak.audit.score import Score, scorings
+from concept_trak.audit.score import ScoreWorker, score_tasks
 from concept_trak.audit.worker import Work
 from concept_trak.config import DataConfig
 from concept_trak.data.columns import Annotation, annotations, caption_words
@@ -98,11 +98,11 @@ def test_the_same_sums_however_the_parts_are_cut(world: World, baseline: Found, 
     (tmp_path / "features").symlink_to(baseline.store / "features")
     monkeypatch.setattr(score, "SCORED_BYTES", 1)
     work = Work(replace(config, store=str(tmp_path)), {"caption_trak": fp})
-    items, worker = list(scorings("caption_trak", records, plan)), Score(work)
+    items, worker = list(score_tasks("caption_trak", records, plan)), ScoreWorker(work)
     assert len(items) == 6
     for item in items:
         worker(item, Attempt(1, 0))
-    done = Aggregate(work)(Aggregating("caption_trak", tuple(r.shard for r in records)), Attempt(1, 0))
+    done = AggregateWorker(work)(AggregateTask("caption_trak", tuple(r.shard for r in records)), Attempt(1, 0))
     again = Found(tmp_path, "first")
     for kind in ("source", "label", "word"):
         for ours, theirs in zip(told(again, kind), told(baseline, kind), strict=True):

@@ -18,15 +18,17 @@ from concept_trak.evaluation.pipeline import title_of
 from concept_trak.evaluation.suite import BenchmarkConfig, audit_of, trained
 from concept_trak.evaluation.training.benchmark_models import train_command
 from concept_trak.models import load
-from jobs.benchmark import benchmark
-from jobs.configure import CONF, configure, main
-from jobs.exit_codes import label
+from jobs.benchmark import BenchmarkRunConfig, benchmark
+from jobs.configure import CONF, main
+from jobs.execute import ClusterConfig
+from tests.configured import configure
 from tests.jobs.world import files_under
 from tests.report.outline import parse
 
 DEMO = CONF.parent / "assets/demo"
 PAIRS = "pairs=[a red triangle,a blue square]"
 # Two methods at three noise levels and at one, a held-out pair and one that is not, four queries of each cell.
+SERIAL = BenchmarkRunConfig(ClusterConfig(kind="serial"))
 SMALL = (
     f"models=[{DEMO}]", "method=[fit_trak,d_trak]", "cluster=serial", "rows=96", "queries=4", PAIRS,
     "methods.d_trak.train.times=[500]", "methods.d_trak.query.times=[500]", "dampings=[1,100,10000,inf]",
@@ -45,7 +47,7 @@ def config(store: Path, *more: str) -> BenchmarkConfig:
 def done(tmp_path_factory) -> Path:
     """The store of one small benchmark."""
     store = tmp_path_factory.mktemp("benchmark")
-    assert benchmark(config(store)) == 0
+    assert benchmark(config(store), SERIAL) == 0
     return store
 
 
@@ -129,7 +131,7 @@ def test_a_second_run_computes_nothing(done, capsys):
     kept = {n: t for n, t in files_under(done).items() if not n.startswith("benchmarks/")}
     assert any(n.startswith("features/") for n in kept)
     before = {n: (done / f"benchmarks/benchmark/{n}.parquet").read_bytes() for n in ("grades", "standings")}
-    assert benchmark(config(done)) == 0
+    assert benchmark(config(done), SERIAL) == 0
     assert {n: t for n, t in files_under(done).items() if not n.startswith("benchmarks/")} == kept
     assert {n: (done / f"benchmarks/benchmark/{n}.parquet").read_bytes() for n in before} == before
     said = capsys.readouterr().out
@@ -179,7 +181,7 @@ def refused(tmp_path, monkeypatch, capsys):
         arguments = dict(a.split("=", 1) for a in (f"store={tmp_path / 'store'}", *SMALL, *more))
         monkeypatch.setattr(sys, "argv", ["jobs.benchmark", *(f"{k}={v}" for k, v in arguments.items())])
         with pytest.raises(SystemExit) as ended:
-            main(BenchmarkConfig, "benchmark", benchmark)
+            main(benchmark, "benchmark", BenchmarkConfig, BenchmarkRunConfig)
         assert ended.value.code == 2
         (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert not (tmp_path / "store").exists(), "something is written although the run is refused"

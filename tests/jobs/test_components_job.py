@@ -2,17 +2,17 @@
 
 import json
 import shutil
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 import pytest
 from safetensors.torch import load_file
 
-from cluster.executor import Task
 from cluster.serial import Serial
+from concept_trak.audit.mapper import in_order
 from jobs.components import ComponentsConfig, components
-from jobs.configure import configure
+from jobs.execute import ExecutorMapper, RunConfig
 from tests.jobs.world import World, files_under
 from tests.report.outline import parse
 
@@ -20,11 +20,25 @@ RED = "{name: red, prompt: a red triangle, without_prompt: a triangle}"
 BLUE = "{name: blue, prompt: a blue circle, without_prompt: a circle}"
 
 
+@dataclass(frozen=True)
+class Doubled:
+    number: int
+    label: str = "doubled"
+    samples: int = 0
+
+
+class Doubling:
+    def __init__(self, settings: None) -> None: ...
+
+    def __call__(self, task: Doubled, attempt: object) -> int:
+        return 2 * task.number
+
+
 def run(world: World, store: Path, *more: str) -> int:
     usual = (f"store={store}", f"model.path={world.root}/pixels", f"concepts=[{RED}]", "seeds=[0,1]", "probe.points=5",
              "probe.every=2", "cluster=serial", "top=5")  # fmt: skip
     said = {k: v for k, v in (a.split("=", 1) for a in (*usual, *more))}
-    return components(configure(ComponentsConfig, "components", [f"{k}={v}" for k, v in said.items()]))
+    return components(*configure_both(ComponentsConfig, "components", [f"{k}={v}" for k, v in said.items()]))
 
 
 def asked(sql: str) -> list[tuple]:
@@ -46,11 +60,11 @@ def plain(world, tmp_path_factory) -> Path:
 
 
 def test_all_stages_run_on_one_executor(monkeypatch):
-    made = []
-    monkeypatch.setattr("concept_trak.components.config.executor", lambda config: made.append(Serial()) or made[-1])
-    config, task = ComponentsConfig(), Task(partial, lambda item, attempt: 2 * item)
-    assert [config.mapped(config, stage, task, [1, 2]) for stage in ("one", "two")] == [[(1, 2), (2, 4)]] * 2
-    assert len(made) == 1, "the processes of one stage cannot go on in the next"
+    executors = []
+    monkeypatch.setattr("jobs.execute.executor", lambda cluster, budget: executors.append(Serial()) or executors[-1])
+    mapper, tasks = ExecutorMapper(RunConfig()), [Doubled(1), Doubled(2)]
+    assert [in_order(tasks, mapper(stage, Doubling, None, tasks)) for stage in ("measure", "conclude")] == [[2, 4]] * 2
+    assert len(executors) == 1, "the processes of one stage cannot go on in the next"
 
 
 def test_the_tables_are_read_by_strangers(plain):

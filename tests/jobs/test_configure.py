@@ -8,7 +8,8 @@ import pytest
 
 from concept_trak.attribution.method import METHODS, PUBLISHED, RECOMMENDED
 from concept_trak.config import AuditConfig, build, plain_values
-from jobs.configure import CONF, configure
+from jobs.configure import CONF
+from tests.configured import configure
 
 WHOLE = sorted(path.stem for path in CONF.glob("*.yaml"))
 GROUPS = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.glob("*/*.yaml"))

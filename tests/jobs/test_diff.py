@@ -9,9 +9,9 @@ import pytest
 
 from concept_trak.audit.diff import Difference, Move, cosine, moves
 from concept_trak.data.benchmarks.synthetic import write_synthetic
-from jobs.configure import configure
 from jobs.diff import DiffConfig, diff
 from jobs.verify import VerifyConfig, verify
+from tests.configured import configure
 from tests.jobs.world import RESOLUTION, files_under
 
 

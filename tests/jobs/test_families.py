@@ -53,7 +53,7 @@ def test_the_other_families_are_opened_by_their_override_files(world: World, sav
     here = (f"model={override}", f"model.path={saved(family)}", *more)
     p = prepare(world.config(tmp_path / "store", *here, data="few"))
     assert p.parameters > 0
-    assert [q.concept.name for q in p.questions] == [p.config.concepts[0].name]
+    assert [q.concept.name for q in p.queries] == [p.config.concepts[0].name]
 
 
 def test_classes_by_name_from_a_label_column(world: World, saved, tmp_path):

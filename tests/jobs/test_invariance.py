@@ -8,11 +8,10 @@ import pytest
 
 from cluster.executor import Resources, unwatched
 from cluster.serial import Serial
-from concept_trak.audit.pipeline import Run
+from concept_trak.audit.pipeline import AuditRun
 from concept_trak.audit.prepare import prepare
-from jobs.audit import _stages, audit
+from jobs.audit import audit
 from jobs.configure import CONF
-from jobs.progress import Progress
 from tests.jobs.world import Found, files_under
 from tests.tolerances import SCORE16
 
@@ -76,7 +75,10 @@ def test_two_stores_hold_the_same_bytes(world, baseline, tmp_path):
 
 def test_the_order_of_the_work_changes_no_byte(world, baseline, tmp_path):
     p = prepare(world.config(tmp_path))
-    _stages(Run(p, Backwards(), Progress(p.audit, 100)))
+    mapper = ExecutorMapper(RunConfig(), p.audit)
+    mapper.__dict__["executor"] = Backwards()
+    run = AuditRun(p, mapper)
+    publish_audit(run, run_stages(run))
     backwards = Found(tmp_path, "first")
     assert parts(backwards) == parts(baseline)
     assert timeless(backwards) == timeless(baseline), "a sum or a tally follows the order in which shards ended"
@@ -98,7 +100,8 @@ def test_a_worker_with_another_copy_of_the_code_is_refused(world, tmp_path, monk
     with open(stale / "noise.py", "a") as file:
         file.write("#")
     monkeypatch.chdir(tmp_path / "old")  # Ray looks in the driver's folder before PYTHONPATH
-    assert audit(world.config(tmp_path / "store", "cluster=local", "cluster.workers=1")) == 2
+    configs = world.configs(tmp_path / "store", "cluster=local", "cluster.workers=1")
+    assert ended(lambda: audit(*configs)) == 2
     said = capsys.readouterr().err
     assert f"would run concept_trak from {stale}" in said
     assert f"the driver runs {package}" in said

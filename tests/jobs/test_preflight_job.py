@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from concept_trak.attribution.concept import Concept, Phrasing
 from concept_trak.audit import dry_run
-from concept_trak.audit.query_features import Answer, Question
+from concept_trak.audit.query_features import QueryResult, QueryTask
 from tests.data.files import encoded
 from tests.jobs.world import altered, files_under
 
@@ -52,11 +52,11 @@ def test_a_preflight_times_as_many_together_as_do_not_take_long():
 
 
 def test_a_question_takes_its_samples_and_the_pictures_that_are_shown():
-    pace = dry_run.Asked(Answer("m", "c", (), ()), sample=2.0, picture=5.0)
+    pace = dry_run.DryRunQueryResult(QueryResult("m", "c", (), ()), sample=2.0, picture=5.0)
     concept = Concept("c", "a", "b", samples=16, phrasings=(Phrasing("d"), Phrasing("e")))
-    assert pace.seconds(Question("m", concept, shown=8)) == 16 * 2 + 8 * 5
+    assert pace.seconds(QueryTask("m", concept, shown=8)) == 16 * 2 + 8 * 5
     here = replace(concept, scope="local", image="a.png")
-    assert pace.seconds(Question("m", here, shown=8)) == 3 * 2 + 3 * 5, "each phrasing asks about the image once"
+    assert pace.seconds(QueryTask("m", here, shown=8)) == 3 * 2 + 3 * 5, "each phrasing asks about the image once"
 
 
 def test_a_preflight_passes_over_rejects_and_reads_any_format(world, tmp_path, capsys):

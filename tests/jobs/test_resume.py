@@ -5,14 +5,13 @@ import shutil
 
 import pytest
 
-from concept_trak.audit.pipeline import Run, Stopped
+from concept_trak.audit.pipeline import AuditRun, Stopped
 from concept_trak.audit.plan import shards
 from concept_trak.audit.prepare import prepare
 from concept_trak.config import DataConfig
 from concept_trak.data.benchmarks.synthetic import write_synthetic
 from concept_trak.data.format import find_sources
-from jobs.execute import executor
-from jobs.progress import Progress
+from jobs.execute import ExecutorMapper
 from tests.jobs.world import CONCEPT, RESOLUTION, World, files_under
 
 OTHER = "{name: red, prompt: a red triangle, without_prompt: a triangle, samples: 2}"
@@ -107,13 +106,13 @@ def changed(world: World, tmp_path) -> str:
 
 def test_a_source_that_changes_under_a_running_audit_stops_it(world, tmp_path):
     data = changed(world, tmp_path)
-    config = world.config(tmp_path / "store", f"data.uri={data}")
+    config, run = world.configs(tmp_path / "store", f"data.uri={data}")
     prepared = prepare(config)
     os.utime(f"{data}/train-00001-of-00003.parquet", (1, 1))
     with pytest.raises(
         Stopped, match=r"train-00001-of-00003.parquet changed while the audit ran.*new audit"
     ) as stopped:
-        Run(prepared, executor(config), Progress(prepared.audit, 100)).featurize()
+        AuditRun(prepared, ExecutorMapper(run, prepared.audit)).featurize()
     assert stopped.value.exit_code == 2
 
 

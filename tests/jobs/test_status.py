@@ -4,10 +4,9 @@ import json
 
 import pytest
 
-from concept_trak.audit.pipeline import Run
+from concept_trak.audit.pipeline import AuditRun
 from concept_trak.audit.prepare import prepare
-from jobs.execute import executor
-from jobs.progress import Progress
+from jobs.execute import ExecutorMapper
 from jobs.status import StatusConfig, status
 from tests.jobs.world import altered
 
@@ -23,11 +22,11 @@ def test_from_begun_through_features_to_finished(world, tmp_path, capsys):
 
     data = altered(world, tmp_path / "one-broken", spoil)
     store = tmp_path / "store"
-    config = world.config(store, f"data.uri={data}", "budget.rejects=0.5")
+    config, run = world.configs(store, f"data.uri={data}", "budget.rejects=0.5")
     prepared = prepare(config)
     assert told(capsys, store) == "first: begun, nothing computed yet; the same command resumes it\n"
 
-    Run(prepared, executor(config), Progress(prepared.audit, 0.0)).featurize()
+    AuditRun(prepared, ExecutorMapper(replace(run, interval=0.0), prepared.audit), most_rejects=0.5).featurize()
     capsys.readouterr()
     lines = told(capsys, store, "first").splitlines()
     assert lines[0].startswith("first: not finished, last seen in featurize")
@@ -42,11 +41,11 @@ def test_from_begun_through_features_to_finished(world, tmp_path, capsys):
 def test_failed_items_are_counted_and_their_logs_are_in_the_store(world, tmp_path, capsys):
     """A source that vanishes while the audit runs: every shard of it fails."""
     data = altered(world, tmp_path / "leaving", lambda rows: None)
-    config = world.config(tmp_path / "store", f"data.uri={data}")
+    config, run = world.configs(tmp_path / "store", f"data.uri={data}")
     prepared = prepare(config)
     (data / "train.parquet").unlink()
     with pytest.raises(RuntimeError, match="now gone; start a new audit"):
-        Run(prepared, executor(config), Progress(prepared.audit, 0.0)).featurize()
+        AuditRun(prepared, ExecutorMapper(replace(run, interval=0.0), prepared.audit), most_rejects=0.5).featurize()
     capsys.readouterr()
     assert "0 of 2 done, 2 failed" in told(capsys, tmp_path / "store")
     logs = sorted((tmp_path / "store/audits/first/failures/featurize").iterdir())

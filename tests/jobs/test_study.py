@@ -9,12 +9,16 @@ import pytest
 from concept_trak.attribution.method import METHODS, method_settings
 from concept_trak.evaluation.study import RUNS, families_of, run_of
 from concept_trak.evaluation.suite import BenchmarkConfig, change_of, changed, rows_of, variants, words
+from concept_trak.report.publish_evaluation import run_study
 from concept_trak.report.table_page import TablePage, TextTable, as_markdown, render_tables
-from jobs.configure import CONF, configure
-from jobs.study import study
+from jobs.benchmark import BenchmarkRunConfig, spread
+from jobs.configure import CONF
+from jobs.execute import ClusterConfig
+from tests.configured import configure
 from tests.report.outline import parse
 
 DEMO = CONF.parent / "assets/demo"
+SERIAL = BenchmarkRunConfig(ClusterConfig(kind="serial"))
 SMALL = (
     f"models=[{DEMO}]", "method=[fit_trak]", "cluster=serial", "rows=16", "queries=2", "pairs=[a red triangle]",
     "methods.fit_trak.train.times=[500]", "methods.fit_trak.query.every=40", "dampings=[10,inf]",
@@ -56,7 +60,8 @@ def done(tmp_path_factory) -> Path:
     """A study with a change that is none, one that is, and a run whose setting decides nothing."""
     store = tmp_path_factory.mktemp("study")
     config = replace(configure(BenchmarkConfig, "benchmark", [f"store={store}", *SMALL]), variants=VARIANTS)
-    assert study(config, ({"batch": 7},)) == 0
+    page = run_study(config, spread(SERIAL), ({"batch": 7},))
+    assert page
     return store / "benchmarks/small"
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from concept_trak.audit.featurize import Featurize
+from concept_trak.audit.featurize import FeaturizeWorker
 from concept_trak.store.manifest import Audit, finish_audit
 from concept_trak.store.store import Store
 from jobs.verify import VerifyConfig, verify
@@ -16,19 +16,19 @@ WEEK = 7 * 86400
 @pytest.fixture
 def computed(monkeypatch) -> list[str]:
     """The shards that are computed, by name, as they are begun."""
-    began, plain = list[str](), Featurize._computed
+    began, plain = list[str](), FeaturizeWorker._computed
 
     def counted(self, methods, shard, attempt):
         began.append(shard.name)
         return plain(self, methods, shard, attempt)
 
-    monkeypatch.setattr(Featurize, "_computed", counted)
+    monkeypatch.setattr(FeaturizeWorker, "_computed", counted)
     return began
 
 
 def test_a_tick_that_begins_and_ends_within_another_shares_its_work(world: World, tmp_path, computed, monkeypatch):
     """The second runs while the first is in the second of four shards: only that one is computed twice."""
-    plain = Featurize._computed
+    plain = FeaturizeWorker._computed
 
     def overlapping(self, methods, shard, attempt):
         if len(computed) == 1 and self.config.audit == "2026-W48":
@@ -38,7 +38,7 @@ def test_a_tick_that_begins_and_ends_within_another_shares_its_work(world: World
     def tick(name: str) -> Found:
         return world.audit(tmp_path / "store", f"audit={name}", "data.shard_rows=4", data="few")
 
-    monkeypatch.setattr(Featurize, "_computed", overlapping)
+    monkeypatch.setattr(FeaturizeWorker, "_computed", overlapping)
     first = tick("2026-W48")
     second = Found(tmp_path / "store", "2026-W49")
     assert first.code == 0

@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from concept_trak.audit import featurize
-from concept_trak.audit.featurize import Featurize
+from concept_trak.audit.featurize import FeaturizeWorker
 from concept_trak.audit.plan import shards, survey
+from concept_trak.audit.prepare import tick
 from concept_trak.data.benchmarks.synthetic import write_synthetic
 from concept_trak.models.gaussian import Gaussian
 from concept_trak.store.store import Store
 from jobs.audit import audit
-from jobs.configure import named
 from jobs.gc import GcConfig, gc
 from jobs.verify import VerifyConfig, verify
 from tests.jobs.world import Found, World
@@ -50,7 +50,7 @@ class Year:
         self.inside: Callable[[], Found] | None = None
         self.made = root / "made"
         self.data.mkdir()
-        plain = Featurize._computed
+        plain = FeaturizeWorker._computed
 
         def counted(worker, methods, shard, attempt):
             self.began[shard.name] += 1
@@ -64,7 +64,7 @@ class Year:
             f"data.shard_rows={SHARD}", "projector.dim=16", "top=4", "since=latest", f"concepts=[{CONCEPT}]",
             method="d_trak",
         )  # fmt: skip
-        patch.setattr(Featurize, "_computed", counted)
+        patch.setattr(FeaturizeWorker, "_computed", counted)
         patch.setattr(featurize, "load", lambda *ignored: Gaussian())
 
     def add(self) -> None:
@@ -145,7 +145,7 @@ def kind_of(day: int) -> str:
 
 
 def called(day: int) -> str:
-    return named("@daily", datetime(2026, 1, 1, 3, tzinfo=UTC) + timedelta(days=day))
+    return tick("@daily", datetime(2026, 1, 1, 3, tzinfo=UTC) + timedelta(days=day))
 
 
 def dated(path: Path, seconds: float) -> None:

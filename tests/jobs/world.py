@@ -15,8 +15,9 @@ from concept_trak.config import AuditConfig
 from concept_trak.data.benchmarks.synthetic import write_synthetic
 from concept_trak.models import small
 from concept_trak.store.codec import decode_blocks
-from jobs.audit import audit
-from jobs.configure import configure
+from jobs.audit import AuditRunConfig, audit
+from jobs.configure import configure_all
+from jobs.exit_codes import ended
 
 RESOLUTION = 16
 CONCEPT = "{name: triangle, prompt: a red triangle, without_prompt: red, samples: 2, truth: {shape: triangle}}"
@@ -85,13 +86,16 @@ class World:
         said = [*(f"{k}={v}" for k, v in usual.items()), *(o for m in method.strip("[]").split(",") for o in few(m))]
         return [f"{k}={v}" for k, v in dict(a.split("=", 1) for a in (*said, *more)).items()]
 
+    def configs(self, store: Path | str, *more: str, **chosen: str) -> tuple[AuditConfig, AuditRunConfig]:
+        return configure_all((AuditConfig, AuditRunConfig), "config", self.arguments(store, *more, **chosen))
+
     def config(self, store: Path | str, *more: str, **chosen: str) -> AuditConfig:
-        return configure(AuditConfig, "config", self.arguments(store, *more, **chosen))
+        return self.configs(store, *more, **chosen)[0]
 
     def audit(self, store: Path, *more: str, **chosen: str) -> Found:
         """Run it in this process; `code` is its exit code."""
-        config = self.config(store, *more, **chosen)
-        return Found(store, config.audit, audit(config))
+        config, run = self.configs(store, *more, **chosen)
+        return Found(store, config.audit, ended(lambda: audit(config, run)))
 
 
 def build(root: Path) -> World:

@@ -15,7 +15,8 @@ from concept_trak.models.small import pixel_pipeline
 from concept_trak.store.manifest import Audit
 from concept_trak.store.store import Store
 from jobs.audit import audit
-from jobs.configure import configure
+from jobs.exit_codes import ended
+from tests.configured import configure_both
 from tests.jobs.world import RESOLUTION
 
 CONCEPT = "concepts=[{name: red, prompt: a red circle, without_prompt: a circle, samples: 2}]"
@@ -44,7 +45,9 @@ class Audited:
 
     def run(self, name: str, *more: str, small: Sequence[str] = SMALL) -> int:
         places = (f"store={self.store}", f"data.uri={self.data}", f"model.path={self.root}/model", f"audit={name}")
-        return audit(configure(AuditConfig, "config", [*places, *small, "data.shard_rows=8", *more]))
+        return ended(
+            lambda: audit(*configure_both(AuditConfig, "config", [*places, *small, "data.shard_rows=8", *more]))
+        )
 
     def restore(self) -> None:
         shutil.rmtree(self.root / "live", ignore_errors=True)

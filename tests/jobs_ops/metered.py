@@ -8,6 +8,7 @@ from observed import Gated
 from cluster.executor import Resources, Task
 from cluster.metrics import exported
 from cluster.on_ray import OnRay
+from concept_trak.audit.featurize import FeaturizeResult
 from concept_trak.store.manifest import Audit
 from concept_trak.store.records import Record
 from concept_trak.store.store import Store
@@ -24,7 +25,7 @@ class Recording(Gated):
             raise MemoryError("once more, at half the batch")
         if item == "hopeless":
             raise KeyError(item)
-        return [Record(item, 3, 1, 1000, "", 0.0, 1.0, attempt.number, "", {"no_caption": 1}, "")]
+        return FeaturizeResult((Record(item, 3, 1, 1000, "", 0.0, 1.0, attempt.number, "", {"no_caption": 1}, ""),))
 
 
 def run(folder: str, address: str) -> None:
@@ -36,7 +37,7 @@ def run(folder: str, address: str) -> None:
         Resources(),
         progress.watch,
     )
-    list(progress.track("featurize", outcomes, 3, lambda item: 4))
+    list(progress.track("featurize", outcomes, 3))
     sys.stdin.read()
 
 

@@ -3,14 +3,14 @@
 import time
 from pathlib import Path
 
-from concept_trak.audit.status import describe
+from concept_trak.audit.status import describe_status
 from concept_trak.store.manifest import Audit
 from concept_trak.store.store import Store
 
 
 def told(store: Path | str) -> list[str]:
     """What the status says of the audit `first`."""
-    return describe(Audit(Store(str(store)), "first"))
+    return describe_status(Audit(Store(str(store)), "first"))
 
 
 class Gated:

@@ -13,10 +13,10 @@ from concept_trak.store.gc import Retention
 from concept_trak.store.manifest import fingerprints, read_manifest, read_plan
 from concept_trak.store.store import Store
 from jobs import gc as job
-from jobs.configure import configure
 from jobs.gc import GcConfig, gc
 from jobs.status import StatusConfig, status
 from jobs.verify import VerifyConfig, verify
+from tests.configured import configure
 from tests.faults.watcher import AtDelete, drive
 from tests.jobs_ops.audited import Audited, flip, unfinish
 

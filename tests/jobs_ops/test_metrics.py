@@ -11,8 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.executor import Failure, Load, Outcome
-from concept_trak.config import AuditConfig, ClusterConfig
-from jobs.execute import meter
+from jobs.execute import ClusterConfig, meter
 from jobs.metrics import METRICS, Meter
 from tests.cluster.head import TOKEN, environment, standing
 from tests.faults.watcher import until
@@ -92,7 +91,7 @@ def test_what_is_recorded_is_a_row_of_the_table_with_its_tags():
     meter.at(1, 0, Load(1, 2, {"working": 1}, {"memory": 1}))
     failed = Outcome(item="a", result=None, failure=Failure.APPLICATION, message="trouble", error="Traceback: trouble",
                      attempts=2, seconds=1.5, host="")  # fmt: skip
-    meter.ended(failed, 4)
+    meter.ended(failed)
     assert all(tags == set(METRICS[name].tags) for name, _, tags in said)
     assert [value for name, value, _ in said if name == "concept_trak_retries"] == [1], "a retry is counted once"
     assert "concept_trak_samples" not in {name for name, _, _ in said}, "a failed item has done no sample"
@@ -101,7 +100,7 @@ def test_what_is_recorded_is_a_row_of_the_table_with_its_tags():
 @pytest.mark.parametrize("kind", ["serial", "local"])
 def test_only_a_standing_cluster_is_told(kind):
     """The others have nobody who scrapes."""
-    assert meter(AuditConfig(cluster=ClusterConfig(kind=kind)), "demo") == Meter()
+    assert meter(ClusterConfig(kind=kind), None) == Meter()
 
 
 def test_without_a_cluster_nothing_of_ray_is_imported():

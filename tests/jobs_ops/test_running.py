@@ -10,10 +10,9 @@ from observed import Asking, Gated
 
 from cluster.executor import Load, Task
 from cluster.serial import Serial
-from concept_trak.config import AuditConfig, BudgetConfig, ClusterConfig
 from concept_trak.store.manifest import Audit
 from concept_trak.store.store import Store
-from jobs.execute import executor
+from jobs.execute import BudgetConfig, ClusterConfig, RunConfig, executor
 from jobs.progress import Progress
 from jobs.status import StatusConfig, status
 from tests.faults.watcher import until
@@ -25,7 +24,7 @@ HERE = str(Path(__file__).parent)
 def tracked(store: Path, interval: float, executor, task: Task, count: int) -> list:
     progress = Progress(Audit(Store(str(store)), "first"), interval)
     outcomes = executor.map(task, range(count), watch=progress.watch)
-    return list(progress.track("featurize", outcomes, count, lambda item: 1))
+    return list(progress.track("featurize", outcomes, count))
 
 
 @pytest.fixture
@@ -73,9 +72,9 @@ def test_in_one_process_the_item_that_runs_is_told_when_it_begins(tmp_path, caps
 def test_a_driver_that_says_nothing_any_more_is_told(tmp_path, capsys):
     outcomes = Serial().map(Task(Asking, str(tmp_path)), range(2), watch=(lambda load: None))
     progress = Progress(Audit(Store(str(tmp_path)), "first"), 20.0)
-    tracking = progress.track("featurize", outcomes, 2, lambda item: 1)
+    tracking = progress.track("featurize", outcomes, 2)
     next(tracking)
-    progress.said = 0.0
+    progress.noted = 0.0
     progress.watch(Load(running=1))
     file = tmp_path / "audits/first/progress.json"
     said = json.loads(file.read_text())
@@ -94,8 +93,7 @@ def test_a_driver_that_says_nothing_any_more_is_told(tmp_path, capsys):
 @pytest.mark.parametrize("kind", ["serial", "local", "ray"])
 @pytest.mark.parametrize(("said", "meant"), [(3600.0, 3600.0), (0.0, math.inf)], ids=["an hour", "for ever"])
 def test_the_lease_of_the_configuration_is_that_of_the_executor(kind, said, meant):
-    config = AuditConfig(cluster=ClusterConfig(kind=kind), budget=BudgetConfig(lease=said))
-    assert executor(config).budgets.lease == meant
-    assert AuditConfig().budget.lease == 3600.0
+    assert executor(ClusterConfig(kind=kind), BudgetConfig(lease=said)).budgets.lease == meant
+    assert RunConfig().budget.lease == 3600.0
     with pytest.raises(ValueError, match=r"budget\.lease=-1\.0; expected at least 0"):
         BudgetConfig(lease=-1.0)

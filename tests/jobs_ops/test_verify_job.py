@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 
 from concept_trak.audit.prepare import prepare
-from concept_trak.audit.repair import settings
-from concept_trak.config import AuditConfig, ClusterConfig
+from concept_trak.audit.repair import resumed_config
 from concept_trak.data.benchmarks.synthetic import write_synthetic
 from concept_trak.store.codec import decode_blocks
 from concept_trak.store.manifest import fingerprints
 from concept_trak.store.records import derive_record, part_name, record_name
 from concept_trak.store.store import Store
-from jobs.configure import configure
+from jobs.execute import ClusterConfig, RunConfig
 from jobs.verify import VerifyConfig, verify
+from tests.configured import configure_both
 from tests.jobs.world import RESOLUTION
 from tests.jobs_ops.audited import SMALL, Audited, cut, flip, unfinish
 from tests.tolerances import BATCH32, STORED16
 
-SERIAL = ClusterConfig(kind="serial")
+SERIAL = RunConfig(ClusterConfig(kind="serial"))
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def said(audited: Audited, capsys):
 
     def run(**keys) -> tuple[int, list[str], str]:
         capsys.readouterr()
-        code = verify(VerifyConfig(store=str(audited.store), cluster=SERIAL, **keys))
+        code = verify(VerifyConfig(store=str(audited.store), **keys), SERIAL)
         out, err = capsys.readouterr()
         return code, out.splitlines(), err
 
@@ -240,7 +240,7 @@ def test_a_copy_of_a_store_is_mended_where_it_is(audited: Audited, tmp_path):
     shutil.copytree(audited.store, copy)
     part, before = audited.parts()[0], audited.written("")
     flip(copy / audited.name(part))
-    assert verify(VerifyConfig(store=str(copy), repair=True, cluster=SERIAL)) == 0
+    assert verify(VerifyConfig(store=str(copy), repair=True), SERIAL) == 0
     assert verify(VerifyConfig(store=str(copy))) == 0
     assert audited.written("") == before, "the store that was copied has nothing to do with it"
 
@@ -277,7 +277,7 @@ def test_a_missing_feature_set_is_described_again(audited: Audited, said):
 
 
 def test_settings_come_back_from_the_audit(audited: Audited):
-    again = settings(audited.audit("demo"), SERIAL)
+    again = resumed_config(audited.audit("demo"))
     first = audited.audit("demo")
     assert again.projector.dim == 64
     assert again.data.shard_rows == 8
@@ -293,6 +293,6 @@ def test_an_audit_that_is_not_there_is_named(audited: Audited, said, tmp_path):
 
 
 def test_the_command_line(tmp_path):
-    config = configure(VerifyConfig, "verify", ["cluster=serial", "repair=true", f"store={tmp_path}"])
-    assert config == VerifyConfig(store=str(tmp_path), repair=True, cluster=SERIAL)
-    assert configure(VerifyConfig, "verify", []).cluster == AuditConfig().cluster
+    both = configure_both(VerifyConfig, "verify", ["cluster=serial", "repair=true", f"store={tmp_path}"])
+    assert both == (VerifyConfig(store=str(tmp_path), repair=True), SERIAL)
+    assert configure_both(VerifyConfig, "verify", [])[1] == RunConfig()

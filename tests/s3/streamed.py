@@ -7,14 +7,14 @@ import sys
 
 from cluster.executor import Attempt
 from concept_trak.audit.dry_run import peak_bytes
-from concept_trak.audit.featurize import Featuring, Featurize
+from concept_trak.audit.featurize import FeaturizeTask, FeaturizeWorker
 from concept_trak.audit.prepare import prepare
 from concept_trak.config import AuditConfig
-from jobs.configure import configure
+from tests.configured import configure
 
 if __name__ == "__main__":
     p = prepare(configure(AuditConfig, "config", sys.argv[1:]))
-    worker, planned, rows = Featurize(p.work), peak_bytes(), 0
+    worker, planned, rows = FeaturizeWorker(p.work), peak_bytes(), 0
     for shard in p.plan:
-        rows += sum(record.rows for record in worker(Featuring(tuple(p.config.methods), shard), Attempt(1, 0)))
+        rows += sum(record.rows for record in worker(FeaturizeTask(tuple(p.config.methods), shard), Attempt(1, 0)))
     print(rows, planned, peak_bytes())

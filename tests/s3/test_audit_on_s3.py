@@ -18,7 +18,7 @@ from concept_trak.data.benchmarks import synthetic
 from concept_trak.models import small
 from concept_trak.store.store import Store
 from jobs.audit import audit
-from jobs.configure import configure
+from tests.configured import configure
 from tests.s3.proxy import Proxy
 from tests.s3.server import BUCKET, SECRET, Server
 from tests.tolerances import DENSE32

@@ -43,8 +43,8 @@ from concept_trak.evaluation.training.optim import INNER, optimizers, rate_share
 from concept_trak.evaluation.training.settings import TrainConfig
 from concept_trak.models import load, small
 from concept_trak.models.small import TransformerSize
-from jobs.configure import configure
 from jobs.train import train
+from tests.configured import configure
 
 ALPHAS = small.scheduler("epsilon").alphas_cumprod.double()
 ALPHA, SIGMA = ALPHAS.sqrt(), (1 - ALPHAS).sqrt()

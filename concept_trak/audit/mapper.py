@@ -1,0 +1,89 @@
+"""How a pipeline spreads its work: a mapper runs one stage's tasks on workers and yields results as they finish.
+
+Every stage follows one grammar: `XTask -> XWorker -> XResult`, a frozen record in, a class built once per process, a
+frozen record out. The library has `serial`; the jobs wrap an executor on Ray in the same signature.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Attempt(Protocol):
+    """Which try of a task this is (`number`, from 1), and how often running out of memory halved the batch."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def halvings(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class FirstAttempt:
+    """The only try that a serial run makes."""
+
+    number: int = 1
+    halvings: int = 0
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What every XTask has beside its own fields."""
+
+    @property
+    def label(self) -> str:
+        """What the task is called in the name of a log."""
+        ...
+
+    @property
+    def samples(self) -> int:
+        """How many samples it stands for; 0 where a stage does not work on samples."""
+        ...
+
+
+@runtime_checkable
+class Worker(Protocol):
+    """What every XWorker does; it is built as `XWorker(settings)`."""
+
+    def __call__(self, task: Any, attempt: Attempt, /) -> Any: ...
+
+
+@runtime_checkable
+class Mapper(Protocol):
+    """Runs the tasks of one stage.
+
+    Args of a call:
+        stage: the stage's name, for progress and logs.
+        worker: the XWorker class, importable by name on another machine.
+        settings: what an XWorker is built with.
+        tasks: XTasks, each with a `label` and a number of `samples`.
+
+    A call yields (task, result) as tasks finish, in any order. It raises after the last task where some failed, so
+    that the others are safe.
+    """
+
+    def __call__(
+        self, stage: str, worker: type[Any], settings: Any, tasks: Sequence[Any]
+    ) -> Iterator[tuple[Any, Any]]: ...
+
+
+def serial(stage: str, worker: type[Any], settings: Any, tasks: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """The mapper that is this process: one worker, one task after the other, no second try; errors rise as they are."""
+    if tasks:
+        work = worker(settings)
+        yield from ((task, work(task, FirstAttempt())) for task in tasks)
+
+
+def in_order(tasks: Sequence[Any], pairs: Iterator[tuple[Any, Any]]) -> list[Any]:
+    """The results in the order of their tasks, once all have finished."""
+    results = {id(task): result for task, result in pairs}
+    return [results[id(task)] for task in tasks]
+
+
+class Stopped(RuntimeError):
+    """A run that ends early without losing anything. `exit_code`: 2 a mistake to mend, 3 rejects, 5 failed work."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,0 +1,165 @@
+"""Maintenance of a whole store: audits, kept states and components verified, repaired, and cleared of garbage."""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import reduce
+from operator import add
+
+from concept_trak import UserError
+from concept_trak.audit import inversion_cache
+from concept_trak.audit.inversion_cache import STATES
+from concept_trak.audit.mapper import Mapper, serial
+from concept_trak.audit.prepare import prepare
+from concept_trak.audit.repair import damaged_features, gram_names, mend, resumed_config
+from concept_trak.audit.status import audits_of
+from concept_trak.components import units
+from concept_trak.config import WorkerSettings
+from concept_trak.report.index_page import write_index
+from concept_trak.store.gc import (
+    AUDIT,
+    Garbage,
+    Needed,
+    Retention,
+    audit_files,
+    expired_audits,
+    needed_by,
+    remove_garbage,
+    temporary_files,
+    unneeded_features,
+)
+from concept_trak.store.manifest import Audit, given_up
+from concept_trak.store.store import Store
+from concept_trak.store.verify import MISSING, SOUND, Finding, verify_audits
+
+
+def verify_store(
+    store: Store,
+    audit: str = "",
+    repair: bool = False,
+    mapper: Mapper = serial,
+    worker: WorkerSettings = WorkerSettings(gpu=True),
+    line: Callable[[str], None] = print,
+) -> bool:
+    """Check every file against its record, repair what can be repaired if asked, and return whether all is well.
+
+    Args:
+        store: where the audits are.
+        audit: the only audit to check; empty checks every audit, the components and the kept states.
+        repair: whether damaged features are computed again, with the audit's own settings.
+        mapper: where they are computed.
+        worker: what one worker may use of its machine.
+        line: takes each line of text about what was found.
+
+    Raises:
+        UserError: there is no such audit.
+    """
+    known = [name for name in audits_of(store) if not given_up(Audit(store, name))]
+    if (not known and not store.names("components")) or (audit and audit not in known):
+        raise UserError(f"{store.uri} has no audit {audit or 'at all'}; it has: {', '.join(known) or 'none'}")
+    audits = [Audit(store, name) for name in known if audit in ("", name)]
+    left = 0 if audit else _verify_remade(store, repair, line)
+    damage = _report(audits, line)
+    if damage and repair:
+        _mend(audits, damage, mapper, worker)
+        line("looking again at what was wrong")
+        damage = _report(audits, line, damage)
+    elif damage:
+        line("repair=true computes damaged features again")
+    return not damage and not left
+
+
+def _verify_remade(store: Store, repair: bool, line: Callable[[str], None]) -> int:
+    """How many kept states and component measurements are damaged and stay so; what is removed is made again."""
+    remade = ((units.verify_measurements(store), "the same jobs.components command measures it again"),
+              (inversion_cache.verify_states(store), "it is made again when it is needed"))  # fmt: skip
+    left = 0
+    for findings, remedy in remade:
+        for finding in (f for f in findings if f.damage):
+            line(f"{finding.what:<20} {finding.name}: {remedy}")
+            if repair and finding.what != MISSING:
+                store.delete(finding.name)
+            else:
+                left += 1
+    return left
+
+
+def _report(audits: Sequence[Audit], line: Callable[[str], None], only: Sequence[Finding] = ()) -> list[Finding]:
+    """Every finding but the sound ones as a line, and the counts; returns what is damaged."""
+    counts, damage = Counter[str](), list[Finding]()
+    for finding in verify_audits(audits, {f.name for f in only} or None):
+        counts[finding.what] += 1
+        if finding.what != SOUND:
+            line(f"{finding.what:<20} {finding.name}" + (f" (audit {finding.audit})" if finding.audit else ""))
+        if finding.damage:
+            damage.append(finding)
+    line(f"{counts.total()} files: " + ", ".join(f"{count} {what}" for what, count in sorted(counts.items())))
+    return damage
+
+
+def _mend(audits: Sequence[Audit], damage: Sequence[Finding], mapper: Mapper, worker: WorkerSettings) -> None:
+    """Each damaged feature by the first audit that can; what no audit can mend, and why, goes to stderr."""
+    left = {finding.name: finding.what for finding in damage}
+    refusals = list[tuple[Mapping[str, str], str]]()
+    for audit in audits:
+        if results := {name: what for name, what in left.items() if name.startswith(audit.name(""))}:
+            why = f"results cannot be mended; start a new audit, it reuses the features of {audit.id}"
+            refusals.append((results, f"{', '.join(results)}: {why}"))
+        if features := damaged_features(audit, left):
+            try:
+                mend(prepare(resumed_config(audit), worker), features, mapper)
+            except UserError as error:
+                refusals.append((features, f"audit {audit.id}: {error}"))
+            else:
+                left = {name: what for name, what in left.items() if name not in features}
+    for names, why in refusals:
+        if not left.keys().isdisjoint(names):  # else an audit of the same features has mended them
+            print(f"error: {why}", file=sys.stderr)
+
+
+def collect_garbage(store: Store, rules: Retention, delete: bool = False) -> Iterator[Garbage]:
+    """What nothing needs any more, listed or deleted.
+
+    Args:
+        store: where the audits are.
+        rules: what counts as old, in unix seconds.
+        delete: False only lists.
+
+    Raises:
+        UserError: an audit's settings or plan cannot be read, so that what it needs is unknown.
+    """
+    # Listed before the audits: what an audit that begins now computes is not among them.
+    names, states = store.names("features"), store.names(STATES)
+    audits = [Audit(store, name) for name in audits_of(store)]
+    leaving = expired_audits(audits, rules)
+    living = {audit.id: _needs(audit, states) for audit in audits if audit not in leaving}
+    needed = reduce(add, living.values(), Needed())
+    garbage = [g for audit in leaving for g in audit_files(audit)] + temporary_files(store, rules.before)
+    garbage += units.unneeded_measurements(store, rules.before)
+    garbage += unneeded_features(store, names, needed, rules.before)
+    garbage += inversion_cache.unneeded_states(store, states, needed, rules.before)
+
+    def newly_needed() -> Needed:
+        begun = (Audit(store, name) for name in audits_of(store) if name not in living)
+        return reduce(add, (_needs(audit, states) for audit in begun), Needed(units.named_measurements(store)))
+
+    audits_changed = False
+    for item in remove_garbage(store, garbage, newly_needed) if delete else garbage:
+        audits_changed = audits_changed or item.kind == AUDIT
+        yield item
+    if audits_changed and delete:
+        write_index(store)
+
+
+def _needs(audit: Audit, states: Sequence[str]) -> Needed:
+    return needed_by(audit, gram_names) + (inversion_cache.needed_states(audit) if states else Needed())
+
+
+def count_garbage(garbage: Iterable[Garbage]) -> tuple[list[str], int, int]:
+    """(a line of counts and bytes for each kind, files in all, bytes in all)."""
+    files, size = Counter[str](), Counter[str]()
+    for item in garbage:
+        files[item.kind] += 1
+        size[item.kind] += item.bytes
+    lines = [f"{kind:<15} {count:>8} files {size[kind] / 1e6:>12.3f} MB" for kind, count in files.items()]
+    return lines, files.total(), size.total()

@@ -1,0 +1,36 @@
+"""The configuration of a verb as its command line makes it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from concept_trak.components.config import ComponentsConfig
+from concept_trak.config import AuditConfig
+from concept_trak.evaluation.counterfactual import CounterfactualConfig
+from concept_trak.evaluation.published import PublishedConfig
+from concept_trak.evaluation.suite import BenchmarkConfig
+from jobs.audit import AuditRunConfig
+from jobs.benchmark import BenchmarkRunConfig
+from jobs.configure import configure_all
+from jobs.execute import RunConfig
+from jobs.verify import VerifyConfig
+
+RUNS: dict[type, type] = {
+    AuditConfig: AuditRunConfig,
+    PublishedConfig: AuditRunConfig,
+    BenchmarkConfig: BenchmarkRunConfig,
+    ComponentsConfig: RunConfig,
+    CounterfactualConfig: RunConfig,
+    VerifyConfig: RunConfig,
+}
+
+
+def configure_both(schema: type, default: str, arguments: Sequence[str]) -> tuple[Any, Any]:
+    """What the verb does, and how its work is done."""
+    config, run = configure_all((schema, RUNS[schema]), default, arguments)
+    return config, run
+
+
+def configure(schema: type, default: str, arguments: Sequence[str]) -> Any:
+    """What the verb does."""
+    schemas = (schema, RUNS[schema]) if schema in RUNS else (schema,)
+    return configure_all(schemas, default, arguments)[0]
