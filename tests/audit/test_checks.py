@@ -14,7 +14,9 @@ TEXTS = ["a red circle", "a blue square", "a green triangle", "a red square", ""
 @pytest.fixture(scope="module", params=["pixels", "latents", "patches"])
 def path(request, tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp(request.param)
-    getattr(small, request.param)(0, resolution=16).save_pretrained(folder)
+    {"pixels": small.pixel_pipeline, "latents": small.latent_pipeline, "patches": small.patch_pipeline}[request.param](
+        0, resolution=16
+    ).save_pretrained(folder)
     return str(folder)
 
 

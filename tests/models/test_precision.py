@@ -30,7 +30,9 @@ ONE_TIME = Probe("forward_noise", "denoising_error", times=(400,))
 @pytest.fixture(scope="module", params=["latents", "patches"])
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(request.param)
-    getattr(small, request.param)(0, resolution=16).save_pretrained(folder)
+    {"latents": small.latent_pipeline, "patches": small.patch_pipeline}[request.param](
+        0, resolution=16
+    ).save_pretrained(folder)
     return folder
 
 
