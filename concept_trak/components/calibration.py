@@ -23,7 +23,7 @@ from concept_trak.attribution.numerics import key
 from concept_trak.attribution.state import State, required
 from concept_trak.audit.mapper import Attempt
 from concept_trak.components.edit import Masks
-from concept_trak.components.measure import alpha, mean, states_of
+from concept_trak.components.measure import alpha, mean_measurement, states_of
 from concept_trak.components.workers import Case, Inquest, Opened
 
 CALIBRATION = {"concept": "string", "objective": "string", "fraction": "float64", "number": "int32", "ablated": "int64",
@@ -48,7 +48,7 @@ class Trials:
 
 
 @dataclass(frozen=True)
-class Stand:
+class StateBatch:
     """All n states of one time in one batch of b = 2n: first with the concept's condition, then the same without it."""
 
     x_t: Float[Tensor, "b c h w"]
@@ -56,7 +56,7 @@ class Stand:
     cond: Condition
 
 
-Bases = list[Float[Tensor, "n c h w"]]
+BasePredictions = list[Float[Tensor, "n c h w"]]
 """eps_c- at every stand."""
 
 
@@ -65,12 +65,12 @@ class Calibrate(Opened):
 
     def __init__(self, inquest: Inquest) -> None:
         super().__init__(inquest)
-        self._known: dict[str, tuple[list[Stand], Bases]] = {}
+        self._known: dict[str, tuple[list[StateBatch], BasePredictions]] = {}
 
     def __call__(self, item: Trials, attempt: Attempt) -> list[dict[str, Any]]:
         stands, held = self._stand(item.case)
         before, _, _ = self.objective(stands, held)
-        alphas, rows = alpha(self.denoiser, mean(self.read(item.case.units))), list[dict[str, Any]]()
+        alphas, rows = alpha(self.denoiser, mean_measurement(self.read(item.case.units))), list[dict[str, Any]]()
         for number in item.numbers:
             masks = drawn_masks(self.denoiser.parameters, item.fraction, number)
             with self.ablated(masks, 0.0):
@@ -87,22 +87,24 @@ class Calibrate(Opened):
             rows.append({**said, "ablated": count, **moved})
         return rows
 
-    def _stand(self, case: Case) -> tuple[list[Stand], Bases]:
+    def _stand(self, case: Case) -> tuple[list[StateBatch], BasePredictions]:
         """The states of the whole model, and its base predictions there; made once per concept."""
         name, probe = case.concept.name, self.inquest.probe
         if name not in self._known:
             of_each = (states_of(self.denoiser, u.objective, probe, u.concept, u.seed) for u in case.units)
-            found = stands([state for states in of_each for state in states])
+            found = state_batches([state for states in of_each for state in states])
             self._known[name] = found, self.objective(found)[2]
         return self._known[name]
 
     @torch.no_grad()
-    def objective(self, stands: Sequence[Stand], held: Bases | None = None) -> tuple[float, float, Bases]:
+    def objective(
+        self, stands: Sequence[StateBatch], held: BasePredictions | None = None
+    ) -> tuple[float, float, BasePredictions]:
         """The mean of J over all states with the reference `held` (None: not), with the model's own, and the latter.
 
         One evaluation of the network answers both.
         """
-        sums, own, count = torch.zeros(2, dtype=torch.float64), Bases(), 0
+        sums, own, count = torch.zeros(2, dtype=torch.float64), BasePredictions(), 0
         for i, stand in enumerate(stands):
             asked, base = self.denoiser(stand.x_t, stand.t, stand.cond).eps.chunk(2)
             moved = torch.stack([asked - (base if held is None else held[i]), asked - base])
@@ -113,7 +115,7 @@ class Calibrate(Opened):
         return frozen, recomputed, own
 
 
-def stands(states: Sequence[State]) -> list[Stand]:
+def state_batches(states: Sequence[State]) -> list[StateBatch]:
     """States by time, in the order in which times first come."""
     at: dict[int, list[State]] = {}
     for state in states:
@@ -121,10 +123,10 @@ def stands(states: Sequence[State]) -> list[Stand]:
     return [_together(t, some) for t, some in at.items()]
 
 
-def _together(t: int, states: Sequence[State]) -> Stand:
+def _together(t: int, states: Sequence[State]) -> StateBatch:
     x_t = torch.cat([state.x_t for state in states])
     bases = [required(state.batch.without, "without", "calibration") for state in states]
-    return Stand(
+    return StateBatch(
         x_t.repeat(2, 1, 1, 1), t, reduce(concat_conditions, [*(state.batch.cond for state in states), *bases])
     )
 

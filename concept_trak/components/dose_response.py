@@ -23,7 +23,7 @@ from concept_trak.components.workers import Case, Inquest, Opened
 from concept_trak.data.benchmarks.two_factors import TwoFactors, pair_caption
 from concept_trak.data.image import png, to_png
 from concept_trak.evaluation.counterfactual import Pictures, drawn
-from concept_trak.evaluation.judge import judge_of, known_to, presence
+from concept_trak.evaluation.judge import judged_set, load_judge, presence
 from concept_trak.models.classifier import Classifier
 
 ARMS = ("alpha", "random", "size")
@@ -59,8 +59,8 @@ class Administer(Opened):
 
     def __init__(self, inquest: Inquest) -> None:
         super().__init__(inquest)
-        self.kinds = known_to(inquest.model.path)
-        self.judge = judge_of(inquest.model.path, self.kinds)
+        self.kinds = judged_set(inquest.model.path)
+        self.judge = load_judge(inquest.model.path, self.kinds)
 
     def __call__(self, item: Dose, attempt: Attempt) -> list[dict[str, Any]]:
         theta = {n: p.detach() for n, p in self.denoiser.parameters.items()}
@@ -68,13 +68,13 @@ class Administer(Opened):
         with self.ablated(masks, item.factor):
             path = replace(UNGUIDED, points=item.points, every=1)
             pictures = drawn(self.denoiser, self.kinds, item.samples, seed=item.seed, path=path)
-        name = sheet_file(self.inquest.name, item.case.concept.name, item.arm, item.choice.ratio)
-        self.store.replace(name, sheet(pictures))
+        name = contact_sheet_file(self.inquest.name, item.case.concept.name, item.arm, item.choice.ratio)
+        self.store.replace(name, contact_sheet(pictures))
         said = {"concept": item.case.concept.name, "objective": self.inquest.objective, "arm": item.arm}
         how = {"ratio": item.choice.ratio, "factor": item.factor, "samples": item.samples}
         how |= {"seed": item.seed, "points": item.points}
         count = sum(int(mask.sum()) for mask in masks.values())
-        return [{**said, **how, "edited": count, **row} for row in shown(self.judge, self.kinds, pictures)]
+        return [{**said, **how, "edited": count, **row} for row in presence_rows(self.judge, self.kinds, pictures)]
 
 
 def masks_of(arm: str, chosen: Masks, theta: dict[str, Tensor]) -> Masks:
@@ -89,7 +89,7 @@ def masks_of(arm: str, chosen: Masks, theta: dict[str, Tensor]) -> Masks:
     return masks
 
 
-def shown(judge: Classifier, kinds: TwoFactors, pictures: Pictures) -> Iterator[dict[str, Any]]:
+def presence_rows(judge: Classifier, kinds: TwoFactors, pictures: Pictures) -> Iterator[dict[str, Any]]:
     """By value of each factor, and by pair, the mean probability that the judge sees what the prompt names of it."""
     for place, (of, values) in enumerate((("thing", kinds.things), ("colour", kinds.colours))):
         for value in values:
@@ -104,19 +104,19 @@ def _keyed(name: str, like: Tensor) -> Tensor:
     return torch.rand(like.shape, generator=draw)
 
 
-def sheet(pictures: Pictures) -> bytes:
+def contact_sheet(pictures: Pictures) -> bytes:
     """A PNG: one row for each pair, in their order, one column for each noise."""
     return to_png(torch.cat([torch.cat(list(row), 2) for row in pictures.values()], 1))
 
 
-def strips(data: bytes, count: int) -> list[bytes]:
+def sheet_rows(data: bytes, count: int) -> list[bytes]:
     """The rows of a sheet of so many pairs, each a PNG."""
     with Image.open(io.BytesIO(data)) as whole:
         side = whole.height // count
         return [png(whole.crop((0, i * side, whole.width, (i + 1) * side))) for i in range(count)]
 
 
-def sheet_file(inquiry: str, concept: str, arm: str, ratio: float) -> str:
+def contact_sheet_file(inquiry: str, concept: str, arm: str, ratio: float) -> str:
     """Where the sheet of a dose lies in the store; without an edit (`none`) it is that of every concept."""
     dose = arm if arm == "none" else f"{concept}-{arm}-{ratio:g}"
     return f"components/{inquiry}/pictures/{dose}.png"

@@ -83,7 +83,7 @@ def choose(found: Worth, choice: Choice, heads: Heads) -> Masks:
     Raises:
         ValueError: the pattern, the granularity or the ratio leaves nothing to choose.
     """
-    scores = scored(found, choice, heads)
+    scores = selection_scores(found, choice, heads)
     chosen = {name: mask for name, mask in _first(scores, choice).items() if mask.any()}
     if not chosen:
         raise ValueError(
@@ -96,7 +96,7 @@ def choose(found: Worth, choice: Choice, heads: Heads) -> Masks:
     }
 
 
-def scored(found: Worth, choice: Choice, heads: Heads) -> dict[str, Tensor]:
+def selection_scores(found: Worth, choice: Choice, heads: Heads) -> dict[str, Tensor]:
     """Of every candidate: [groups] by tensor, or the tensor's own shape for single parameters.
 
     benefit, or benefit / (price + floor mean price), the mean over all single candidates.
@@ -127,12 +127,12 @@ def scored(found: Worth, choice: Choice, heads: Heads) -> dict[str, Tensor]:
     return {n: summed(a, n) / (summed(found.price[n], n) + least) for n, a in fit.items()}
 
 
-def edited(state: dict[str, Tensor], masks: Masks, factor: float) -> dict[str, Tensor]:
+def scaled(state: dict[str, Tensor], masks: Masks, factor: float) -> dict[str, Tensor]:
     """The tensors with the chosen scalars multiplied by the factor."""
     return {n: torch.where(masks[n], (x * factor).to(x.dtype), x) if n in masks else x for n, x in state.items()}
 
 
-def write(model: str, out: str, masks: Masks, factor: float, record: dict[str, Any]) -> None:
+def write_edited_model(model: str, out: str, masks: Masks, factor: float, record: dict[str, Any]) -> None:
     """A copy of the model directory with the edit, and `edit.json` beside its weights; never over something.
 
     Raises:
@@ -159,7 +159,7 @@ def _rewritten(folder: Path, masks: Masks, factor: float) -> set[str]:
     for file in sorted(file for part in ("unet", "transformer") for file in (folder / part).glob("*.safetensors")):
         state = load_file(file)
         if here := set(masks) & set(state):
-            save_file(edited(state, masks, factor), file, metadata={"format": "pt"})
+            save_file(scaled(state, masks, factor), file, metadata={"format": "pt"})
             seen |= here
     return seen
 
@@ -207,7 +207,7 @@ class Gate:
             raise ValueError(f"edit.gate={self}; expected shows in 0 ... 1, samples >= 1")
 
 
-def require(concept: Concept, gate: Gate, shows: float | None) -> None:
+def require_presence(concept: Concept, gate: Gate, shows: float | None) -> None:
     """Refuse a concept that is under the gate; what is None was not measured.
 
     Raises:

@@ -59,7 +59,7 @@ def group_rows(alphas: dict[str, Tensor], found: Measurement, heads: Heads) -> I
                 yield {"granularity": kind, "tensor": name, **place, **_line(by_state[:, i], own, found.trajectories)}
 
 
-def top_rows(
+def top_scalar_rows(
     parameters: dict[str, Tensor], alphas: dict[str, Tensor], found: Measurement, top: int
 ) -> Iterable[dict[str, Any]]:
     """The `top` largest positive and negative alphas of all parameters, and where they stand."""

@@ -146,7 +146,7 @@ def row_sums(theta: Tensor, gradient: Tensor) -> Float[Tensor, " rows"]:
     return _as_rows(theta.detach().double() * gradient.double()).sum(1)
 
 
-def mean(measurements: Iterable[Measurement]) -> Measurement:
+def mean_measurement(measurements: Iterable[Measurement]) -> Measurement:
     """The mean gradient, added in the order given; the states of all, one after the other."""
     total, seen = dict[str, Tensor](), list[Measurement]()
     for m in measurements:
@@ -184,14 +184,14 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def encode(found: Measurement) -> bytes:
+def measurement_to_bytes(found: Measurement) -> bytes:
     """As safetensors, with its own sha256."""
     named = {f"gradient/{n}": g.contiguous() for n, g in found.gradient.items()}
     named |= {f"rows/{n}": r.contiguous() for n, r in found.rows.items()} | {"strength": found.strength}
     return with_checksum(save(named))
 
 
-def decode(data: bytes, name: str) -> Measurement:
+def measurement_from_bytes(data: bytes, name: str) -> Measurement:
     """What `encode` wrote under a name.
 
     Raises:

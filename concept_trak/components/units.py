@@ -6,7 +6,7 @@ So a unit that no inquiry names is waste, and one that is named can be looked fo
 import json
 from collections.abc import Iterator, Sequence
 
-from concept_trak.components.measure import decode
+from concept_trak.components.measure import measurement_from_bytes
 from concept_trak.store.gc import UNIT, Garbage, existing
 from concept_trak.store.store import Store
 from concept_trak.store.verify import ALTERED, MISSING, SOUND, Finding
@@ -56,7 +56,7 @@ def verify_measurements(store: Store) -> Iterator[Finding]:
     concluded = {unit for book in done for unit in _units(store, f"components/{book}/{BOOK}")}
     for unit in sorted(concluded | {name for name in standing if name.startswith(f"{UNITS}/")}):
         try:
-            decode(store.read(unit), unit)
+            measurement_from_bytes(store.read(unit), unit)
         except FileNotFoundError:
             yield Finding(unit, MISSING)
         except ValueError:

@@ -15,14 +15,23 @@ from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.state import Probe
 from concept_trak.audit.mapper import Attempt
 from concept_trak.audit.worker import open_model
-from concept_trak.components.edit import Choice, Gate, Masks, choose, edited, require, write
-from concept_trak.components.groups import GROUPS, TOP, group_rows, heads_of, top_rows
-from concept_trak.components.measure import Measurement, alpha, decode, encode, expressed, mean, measure, states_of
+from concept_trak.components.edit import Choice, Gate, Masks, choose, require_presence, scaled, write_edited_model
+from concept_trak.components.groups import GROUPS, TOP, group_rows, heads_of, top_scalar_rows
+from concept_trak.components.measure import (
+    Measurement,
+    alpha,
+    expressed,
+    mean_measurement,
+    measure,
+    measurement_from_bytes,
+    measurement_to_bytes,
+    states_of,
+)
 from concept_trak.components.specificity import Worth, worth
 from concept_trak.components.units import UNITS
 from concept_trak.config import ModelConfig, WorkerSettings
 from concept_trak.data.image import center_crop, decode_image, to_tensor
-from concept_trak.evaluation.judge import shown
+from concept_trak.evaluation.judge import concept_presence
 from concept_trak.store.identity import fingerprint
 from concept_trak.store.store import Store
 from concept_trak.store.tables import from_rows, to_parquet
@@ -116,7 +125,7 @@ class Opened:
     def read(self, items: Iterable[Unit]) -> Iterable[Measurement]:
         """One after the other, so that two gradients are in memory at most."""
         for name in map(self.inquest.file, items):
-            yield decode(self.store.read(name), f"{self.store.uri}/{name}")
+            yield measurement_from_bytes(self.store.read(name), f"{self.store.uri}/{name}")
 
     @contextmanager
     def ablated(self, masks: Masks, factor: float) -> Iterator[None]:
@@ -124,7 +133,7 @@ class Opened:
         own = {name: self.denoiser.parameters[name] for name in masks}
         before = {name: p.detach().clone() for name, p in own.items()}
         try:
-            _put(own, edited(before, masks, factor))
+            _put(own, scaled(before, masks, factor))
             yield
         finally:
             _put(own, before)
@@ -138,9 +147,9 @@ class Opened:
 
     def _worth(self, case: Case, against: str, more: bool) -> Worth:
         sign = -1 if more else 1
-        target = {name: sign * g for name, g in mean(self.read(case.units)).gradient.items()}
+        target = {name: sign * g for name, g in mean_measurement(self.read(case.units)).gradient.items()}
         theta = {name: p.detach().cpu() for name, p in self.denoiser.parameters.items()}
-        references = [] if against == "none" else [mean(self.read(units)) for units in case.references]
+        references = [] if against == "none" else [mean_measurement(self.read(units)) for units in case.references]
         return worth(against, theta, target, references)
 
     def choose(self, case: Case, choice: Choice) -> Masks:
@@ -157,7 +166,9 @@ class Measure(Opened):
             if item.image:
                 pixels = to_tensor(center_crop(decode_image(item.image), side))[None]
             states = states_of(self.denoiser, item.objective, q.probe, item.concept, item.seed, pixels)
-            self.store.create(name, encode(measure(self.denoiser, item.objective, states, q.unit, item.seed)))
+            self.store.create(
+                name, measurement_to_bytes(measure(self.denoiser, item.objective, states, q.unit, item.seed))
+            )
         return name
 
 
@@ -175,11 +186,11 @@ class Conclude(Opened):
     """A concept's units, added in the order of the case, as tables in the store."""
 
     def __call__(self, item: Case, attempt: Attempt) -> Concluded:
-        q, concept, found = self.inquest, item.concept, mean(self.read(item.units))
+        q, concept, found = self.inquest, item.concept, mean_measurement(self.read(item.units))
         alphas, parameters = alpha(self.denoiser, found), {n: p.detach() for n, p in self.denoiser.parameters.items()}
         said = {"concept": concept.name, "objective": q.objective}
         groups = [{**said, **row} for row in group_rows(alphas, found, heads_of(self.denoiser.network))]
-        tops = [{**said, **row} for row in top_rows(parameters, alphas, found, q.top)]
+        tops = [{**said, **row} for row in top_scalar_rows(parameters, alphas, found, q.top)]
         for kind, kinds, rows in (("components_groups", GROUPS, groups), ("components_top", TOP, tops)):
             self.store.replace(q.table(kind, concept), to_parquet(from_rows(kinds, rows)))
         tensors = [(row["tensor"], row["alpha"]) for row in groups if row["granularity"] == "tensor"]
@@ -193,13 +204,17 @@ class Edit(Opened):
     def __call__(self, case: Case, choice: Choice, factor: float, out: str, gate: Gate) -> int:
         """How many parameters were changed; refused by `gate.require` where alphas predict nothing."""
         q, concept, model = self.inquest, case.concept, self.inquest.model.path
-        shows = shown(self.denoiser, model, concept, gate.samples) if not choice.wants_more(q.objective) else None
-        require(concept, gate, shows)
+        shows = (
+            concept_presence(self.denoiser, model, concept, gate.samples)
+            if not choice.wants_more(q.objective)
+            else None
+        )
+        require_presence(concept, gate, shows)
         masks = self.choose(case, choice)
         record: dict[str, Any] = {"model": q.identity, "objective": q.objective, "concept": asdict(concept)}
         asked = {"asked": _told(case.units), "references": [_told(units) for units in case.references]}
         how = {"choice": asdict(choice), "unit": q.unit, "probe": asdict(q.probe), "gate": asdict(gate), "shows": shows}
-        write(model, out, masks, factor, {**record, **asked, **how})
+        write_edited_model(model, out, masks, factor, {**record, **asked, **how})
         return sum(int(mask.sum()) for mask in masks.values())
 
 

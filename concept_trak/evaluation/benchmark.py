@@ -23,7 +23,7 @@ from concept_trak.audit.worker import ModelWorker
 from concept_trak.data.format import label_values
 from concept_trak.data.shard import Shard
 from concept_trak.evaluation.leaderboard import Standing, Table
-from concept_trak.evaluation.retrieval import Grades, grade, ranked
+from concept_trak.evaluation.retrieval import Grades, grade, ranked_ids
 from concept_trak.store.manifest import Audit, read_table, write_table
 from concept_trak.store.records import Record
 from concept_trak.store.tables import from_columns
@@ -121,7 +121,7 @@ class Top:
 
     @classmethod
     def of(cls, concept: str, damping: float, scores: np.ndarray, ids: Sequence[str], relevant: np.ndarray) -> "Top":
-        return cls(concept, damping, tuple(ranked(scores.mean(1), ids)[: int(relevant.sum())]))
+        return cls(concept, damping, tuple(ranked_ids(scores.mean(1), ids)[: int(relevant.sum())]))
 
 
 def ranking_file(method: str, asked: str) -> str:

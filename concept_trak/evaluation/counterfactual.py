@@ -29,7 +29,7 @@ from concept_trak.attribution.state import Batch, Probe
 from concept_trak.attribution.trajectory import generate
 from concept_trak.audit.mapper import Attempt, Mapper
 from concept_trak.data.benchmarks.two_factors import Pair, TwoFactors, pair_caption
-from concept_trak.evaluation.judge import judge_of, presence
+from concept_trak.evaluation.judge import load_judge, presence
 from concept_trak.evaluation.retrieval import Cell, cells
 from concept_trak.evaluation.training.benchmark_models import train_model
 from concept_trak.evaluation.training.settings import TrainConfig
@@ -258,7 +258,7 @@ def cases_of(config: CounterfactualConfig, made: TrainConfig, tops: dict[tuple[s
 
 def effects(bench: Bench, model: str, cases: Sequence[Case]) -> list[Effect]:
     """What each case's retraining did, against the control of its seed."""
-    store, kinds, classifier = Store(bench.store), bench.made.kinds, judge_of(model, bench.made.kinds)
+    store, kinds, classifier = Store(bench.store), bench.made.kinds, load_judge(model, bench.made.kinds)
     seen: dict[Retraining, Any] = {}
 
     def pictures(item: Retraining) -> Any:

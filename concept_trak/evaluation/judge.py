@@ -1,7 +1,7 @@
-"""The judge of a two-factor data set: which thing and which colour an image shows.
+"""The judge of a two-factor data set: a classifier of the thing and the colour that an image shows.
 
-It says whether a model draws what it is asked for, and whether one retrained without some samples still does. It knows
-every combination, the held-out ones included, so that it is no party to the question.
+It measures whether a model draws what its prompt names, and whether a model retrained without some samples still does.
+It is trained on every combination, the held-out ones included.
 """
 
 import json
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
+from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.attribution.query import UNGUIDED, query_batch
@@ -25,28 +26,34 @@ from concept_trak.data.benchmarks.two_factors import SETS, SHAPES3, Pair, TwoFac
 from concept_trak.evaluation.training.loop import unit_range
 from concept_trak.models.classifier import Classifier
 
+JUDGE_FILE = "classifier.safetensors"
+
 
 def presence(
     classifier: Classifier, pixels: Float[Tensor, "b 3 h w"], thing: str | None = None, colour: str | None = None
 ) -> Float[Tensor, " b"]:
-    """Probability, in [0, 1], that each image shows the factors that are named (their product if both are).
+    """Probability, in [0, 1], that each image shows the given factors; the product of both if both are given.
+
+    Args:
+        pixels: Images in [-1, 1].
 
     Raises:
-        ValueError: neither factor is named, or a name is unknown.
+        ValueError: Neither factor is given.
+        UserError: The judge does not know one of them.
     """
     if thing is None and colour is None:
-        raise ValueError("presence of what? Name a thing, a colour, or both.")
+        raise ValueError("presence needs a thing, a colour, or both")
     with torch.no_grad():
         heads = [logits.softmax(1) for logits in classifier(pixels)]
     present = torch.ones(len(pixels), device=pixels.device)
     kinds = classifier.kinds
     for names, name, head in zip((kinds.things, kinds.colours), (thing, colour), heads, strict=True):
         if name is not None:
-            present = present * head[:, _place(name, names)]
+            present = present * head[:, _index(name, names)]
     return present
 
 
-def obedience(
+def prompt_accuracy(
     classifier: Classifier,
     denoiser: Denoiser,
     pairs: Sequence[Pair],
@@ -54,8 +61,15 @@ def obedience(
     guidance: float = 1.0,
     seed: int = 0,
 ) -> dict[str, float]:
-    """How often a model draws what it is asked for: by caption of each pair, the share in [0, 1] of
-    `samples` generated images that show both. DDIM on the 51-point grid; all pairs start from the same noises."""
+    """How often a model draws what its prompt names.
+
+    Args:
+        pairs: The pairs whose captions are the prompts.
+        samples: Images per pair, drawn by DDIM on the 51-point grid; all pairs start from the same noises.
+
+    Returns:
+        By caption, the share of images, in [0, 1], that show both factors of the pair.
+    """
     texts = [pair_caption(*pair) for pair in pairs for _ in range(samples)]
     ids = tuple(str(number) for _ in pairs for number in range(samples))
     batch = Batch(ids, denoiser.encode(texts), denoiser.encode([""] * len(texts)))
@@ -67,32 +81,34 @@ def obedience(
     return shares
 
 
-def fit(
+def classifier_steps(
     classifier: Classifier, seed: int, steps: int = 600, batch: int = 64, resolution: int | None = None
 ) -> Iterator[float]:
-    """Trains on fresh drawings of all combinations with up to 10 % of noise (generated images are not clean); yields
-    the loss of each step."""
+    """Trains the classifier on new drawings of all combinations and yields the loss of each step.
+
+    The drawings have up to 10 % of noise, since generated images are not clean.
+    """
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=3e-3)
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     draw = torch.Generator().manual_seed(seed)
     for step in range(steps):
-        pixels, labels = drawings(seed, step * batch, batch, classifier.kinds, resolution)
+        pixels, labels = labelled_drawings(seed, step * batch, batch, classifier.kinds, resolution)
         pixels = pixels + 0.1 * torch.rand(batch, 1, 1, 1, generator=draw) * torch.randn(pixels.shape, generator=draw)
         thing, colour = classifier(pixels)
         loss = functional.cross_entropy(thing, labels[:, 0]) + functional.cross_entropy(colour, labels[:, 1])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        falling.step()
+        schedule.step()
         yield loss.item()
 
 
-def drawings(
+def labelled_drawings(
     seed: int, first: int, count: int, kinds: TwoFactors = SHAPES3, resolution: int | None = None
 ) -> tuple[Float[Tensor, "b 3 h w"], Int[Tensor, "b 2"]]:
     """Drawings of all combinations in [-1, 1], and the numbers of their things and colours."""
-    images, drawn = arrays(seed, first, count, kinds.whole(), resolution)
-    numbers = [(kinds.things.index(d.shown[0]), kinds.colours.index(d.shown[1])) for d in drawn]
+    images, records = arrays(seed, first, count, kinds.whole(), resolution)
+    numbers = [(kinds.things.index(r.shown[0]), kinds.colours.index(r.shown[1])) for r in records]
     return unit_range(torch.from_numpy(images)), torch.tensor(numbers)
 
 
@@ -101,62 +117,70 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
 
 
 def load_classifier(path: str | Path, kinds: TwoFactors = SHAPES3) -> Classifier:
-    """The classifier that `save` wrote, ready to judge.
+    """The classifier that `save_classifier` wrote, in evaluation mode and without gradients.
 
     Raises:
-        ValueError: the file is missing or holds another network.
+        UserError: The file is missing or holds another network.
     """
     if not Path(path).is_file():
-        raise ValueError(f"there is no classifier at {path}; expected the .safetensors file that jobs.train writes.")
+        raise UserError(f"there is no classifier at {path}; expected the .safetensors file that jobs.train writes")
     classifier = Classifier(kinds)
     try:
         classifier.load_state_dict(load_file(path))
     except RuntimeError as error:
-        raise ValueError(f"{path} holds another network than this classifier ({error}); train it again.") from None
+        raise UserError(f"{path} holds another network than this classifier ({error}); train it again") from None
     return classifier.eval().requires_grad_(False)
 
 
-def _place(name: str, names: tuple[str, ...]) -> int:
+def _index(name: str, names: tuple[str, ...]) -> int:
     if name not in names:
-        raise ValueError(f"the judge knows no {name!r}; expected one of {', '.join(names)}.")
+        raise UserError(f"the judge does not know {name!r}; expected one of: {', '.join(names)}")
     return names.index(name)
 
 
-JUDGE = "classifier.safetensors"
+def concept_presence(denoiser: Denoiser, model: str, concept: Concept, samples: int) -> float | None:
+    """The concept's mean presence in what the model draws.
 
+    Args:
+        model: The model's folder, with the judge and the training.json that `jobs.train` writes.
+        samples: Images that are drawn.
 
-def shown(denoiser: Denoiser, model: str, concept: Concept, samples: int) -> float | None:
-    """The concept's mean presence in what the model draws; None where no judge can say."""
-    if not (Path(model) / JUDGE).is_file():
+    Returns:
+        A probability in [0, 1], or None if the folder has no judge or the concept's `truth` names no factor.
+    """
+    if not (Path(model) / JUDGE_FILE).is_file():
         return None
-    kinds = known_to(model)
-    named = {"thing": concept.truth.get(kinds.factor), "colour": concept.truth.get("colour")}
-    if not any(named.values()):
+    kinds = judged_set(model)
+    factors = {"thing": concept.truth.get(kinds.factor), "colour": concept.truth.get("colour")}
+    if not any(factors.values()):
         return None
-    asked = replace(concept, samples=samples, scope="global", image="")
-    x_0 = generate(denoiser, query_batch(denoiser, asked), UNGUIDED, concept.seed)
+    query = query_batch(denoiser, replace(concept, samples=samples, scope="global", image=""))
+    x_0 = generate(denoiser, query, UNGUIDED, concept.seed)
     pixels = denoiser.to_pixels(x_0).float().cpu().clamp(-1, 1)
-    judge: Classifier = judge_of(model, kinds)
-    return float(presence(judge, pixels, **named).mean())
+    return float(presence(load_judge(model, kinds), pixels, **factors).mean())
 
 
-def known_to(model: str) -> TwoFactors:
-    """What the judge beside a model knows: the set that the model's training.json names (none: jobs.train's first).
+def judged_set(model: str) -> TwoFactors:
+    """The data set of a model's judge: the one that its training.json names, else the first one of `jobs.train`.
 
     Raises:
-        ValueError: there is no training.json, or it names no set.
+        UserError: There is no training.json, or it names no data set.
     """
     path = Path(model) / "training.json"
     try:
         name = json.loads(path.read_text())["settings"].get("set", SHAPES3.name)
         return SETS[name]
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(
-            f"{path} does not say what the judge beside it knows ({error!r}); expected settings.set to be one of: "
+        raise UserError(
+            f"{path} does not name the data set of the model's judge ({error!r}); expected settings.set to be one of: "
             f"{', '.join(SETS)}, as jobs.train writes it"
         ) from None
 
 
-def judge_of(folder: str, kinds: TwoFactors) -> Classifier:
-    """The judge that stands beside a model."""
-    return load_classifier(Path(folder) / "classifier.safetensors", kinds)
+def load_judge(model: str, kinds: TwoFactors) -> Classifier:
+    """The judge in a model's folder.
+
+    Raises:
+        UserError: As `load_classifier`.
+    """
+    return load_classifier(Path(model) / JUDGE_FILE, kinds)

@@ -20,7 +20,7 @@ from concept_trak.attribution.projector import Projector
 from concept_trak.config import AuditConfig, DataConfig, ModelConfig, build, plain_values
 from concept_trak.data.benchmarks.synthetic import labels_of, write_synthetic
 from concept_trak.data.benchmarks.two_factors import pair_caption
-from concept_trak.evaluation.retrieval import TRUTHS, Cell, cells, question
+from concept_trak.evaluation.retrieval import TRUTHS, Cell, cell_concept, cells
 from concept_trak.evaluation.training.settings import TrainConfig
 
 # What a model's grades depend on; other settings are no reason to compute them again.
@@ -136,7 +136,7 @@ def audit_of(config: BenchmarkConfig, path: str, made: TrainConfig) -> AuditConf
     """The audit that computes a model's features: its training set, every cell as a concept."""
     kinds, empty = made.kinds, made.dropped > 0
     samples, truth = config.queries * config.each, config.truth if made.wrong else "shown"
-    concepts = tuple(question(c, kinds, empty, samples, truth) for c in cells_of(config, made))
+    concepts = tuple(cell_concept(c, kinds, empty, samples, truth) for c in cells_of(config, made))
     negative = (
         {} if empty else {"negative": "other_label", "combinations": tuple(pair_caption(*p) for p in kinds.all_pairs)}
     )

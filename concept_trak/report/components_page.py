@@ -11,10 +11,10 @@ from typing import Any
 from concept_trak.attribution.by_layer import block_of
 from concept_trak.components.calibration import pearson
 from concept_trak.components.config import ComponentsConfig
-from concept_trak.components.dose_response import ARMS, sheet_file, strips
+from concept_trak.components.dose_response import ARMS, contact_sheet_file, sheet_rows
 from concept_trak.components.workers import Case, Concluded, Inquest
 from concept_trak.data.benchmarks.two_factors import pair_caption
-from concept_trak.evaluation.judge import known_to
+from concept_trak.evaluation.judge import judged_set
 from concept_trak.report.chart import HUES, Chart, Curve, Dot, spread_apart
 from concept_trak.report.render import environment
 from concept_trak.store.store import Store
@@ -265,10 +265,10 @@ def pictures_of(
     """Pictures without an edit and at every dose of alpha: the names of the columns, and a row for each pair."""
     if not doses:
         return (), ()
-    pairs, concept = known_to(inquest.model.path).all_pairs, doses[0]["concept"]
+    pairs, concept = judged_set(inquest.model.path).all_pairs, doses[0]["concept"]
     edited = {row["ratio"]: row["edited"] for row in doses if row["arm"] == "alpha"}
     files = [("none", 0.0), *(("alpha", ratio) for ratio in sorted(edited))]
-    sheets = [strips(store.read(sheet_file(inquest.name, concept, *file)), len(pairs)) for file in files]
+    sheets = [sheet_rows(store.read(contact_sheet_file(inquest.name, concept, *file)), len(pairs)) for file in files]
     columns = ("unchanged", *(f"{edited[ratio]:,} changed" for ratio in sorted(edited)))
     rows = zip(pairs, *sheets, strict=True)
     return columns, tuple(PictureRow(pair_caption(*pair), bool(target & set(pair)), tuple(row)) for pair, *row in rows)

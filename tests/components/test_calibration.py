@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from concept_trak.components.calibration import Calibrate, drawn_masks, pearson, stands
+from concept_trak.components.calibration import Calibrate, drawn_masks, pearson, state_batches
 from concept_trak.components.measure import alpha, measure
 from tests.components.test_measure import given, states, written_out
 
@@ -24,7 +24,7 @@ def seeds(toy, *some: int) -> list:
 def test_j_is_the_mean_over_the_states_with_the_reference_held_or_not(toy):
     """Two trajectories, whose states of one time share an evaluation: against states one by one."""
     at, worker = seeds(toy, 0, 1), of(toy)
-    standing = stands(at)
+    standing = state_batches(at)
     assert 2 * len(standing) == len(at), "states of one time do not go together"
     before, same, held = worker.objective(standing)
     assert before == same == pytest.approx(written_out(toy, "erase", at, bases(toy, at)), rel=1e-12)
@@ -46,12 +46,12 @@ def bases(toy, at) -> list[torch.Tensor]:
 def test_first_order_is_exact_for_ablations_that_vanish(toy, objective, which):
     """Scaled by 1 - h instead of zeroed, dJ = -h sum alpha + O(h^2); the reference held for erase, not for contrast."""
     at, worker, h = states(toy), of(toy), 1e-7
-    before, _, held = worker.objective(stands(at))
+    before, _, held = worker.objective(state_batches(at))
     alphas = alpha(toy, measure(toy, objective, given(at)))
     for number in range(3):
         masks = drawn_masks(toy.parameters, 0.3, number)
         with worker.ablated(masks, 1 - h):
-            actual = (worker.objective(stands(at), held)[which] - before) / h
+            actual = (worker.objective(state_batches(at), held)[which] - before) / h
         predicted = -sum(alphas[n][mask].sum().item() for n, mask in masks.items())
         assert actual == pytest.approx(predicted, rel=1e-3), number
 

@@ -12,22 +12,23 @@ from concept_trak.attribution.direction import concept_reward
 from concept_trak.attribution.gradients.pull_back import pull_back_naive
 from concept_trak.attribution.state import Probe, State, required
 from concept_trak.attribution.trajectory import States
-from concept_trak.components.edit import Choice, choose, edited
-from concept_trak.components.groups import group_rows, top_rows
-from concept_trak.components.measure import Measurement, alpha, decode, encode, expressed, mean, measure, states_of
+from concept_trak.components.edit import Choice, choose, scaled
+from concept_trak.components.groups import group_rows, top_scalar_rows
+from concept_trak.components.measure import (
+    Measurement,
+    alpha,
+    expressed,
+    mean_measurement,
+    measure,
+    measurement_from_bytes,
+    measurement_to_bytes,
+    states_of,
+)
 from concept_trak.components.specificity import Worth
 from tests.toys import Toy
 
 CONCEPT = Concept("one", labels="1", without_labels="2")
 SHORT = Probe("sampling", "concept_reward", points=5, every=1, times=(200, 600))
-
-
-@pytest.fixture(scope="module")
-def toy() -> Toy:
-    """It has no empty condition, so its negative is another label."""
-    made = Toy()
-    made.negative, made.combinations = "other_label", ("1", "2", "3")
-    return made
 
 
 def states(toy: Toy, objective: str = "erase", seed: int = 0) -> list[State]:
@@ -89,7 +90,7 @@ def test_the_erase_gradient_is_minus_one_over_w_times_the_concept_rewards(toy):
 
 def test_groups_add_up(toy):
     """The alpha of a tensor is that of its rows, and that of its scalars; so are the positive and negative parts."""
-    found = mean([found_of(toy, seed=s) for s in (0, 1)])
+    found = mean_measurement([found_of(toy, seed=s) for s in (0, 1)])
     alphas = alpha(toy, found)
     rows = list(group_rows(alphas, found, {"mix.weight": 2}))
     for tensor in (row for row in rows if row["granularity"] == "tensor"):
@@ -106,7 +107,7 @@ def test_groups_add_up(toy):
 
 def test_errors_are_those_of_the_means_over_seeds_and_states(toy):
     each = [found_of(toy, seed=s) for s in (0, 1, 2)]
-    name, whole = "first.weight", mean(each)
+    name, whole = "first.weight", mean_measurement(each)
     of_seed = torch.stack([(toy.parameters[name] * m.gradient[name]).sum() for m in each]).detach()
     (row,) = [r for r in group_rows({name: alpha(toy, whole)[name]}, whole, {}) if r["granularity"] == "tensor"]
     assert row["se_seeds"] == pytest.approx((of_seed.std() / 3**0.5).item())
@@ -131,7 +132,7 @@ def test_normalised_states_have_gradients_of_length_one(toy):
 def test_the_top_is_that_of_all_parameters_sorted(toy):
     found = found_of(toy)
     alphas = alpha(toy, found)
-    rows = list(top_rows(toy.parameters, alphas, found, 5))
+    rows = list(top_scalar_rows(toy.parameters, alphas, found, 5))
     flat = torch.cat([a.flatten() for a in alphas.values()]).sort().values
     assert [r["alpha"] for r in rows if r["end"] == "positive"] == pytest.approx(flat.flip(0)[:5].tolist())
     assert [r["alpha"] for r in rows if r["end"] == "negative"] == pytest.approx(flat[:5].tolist())
@@ -142,12 +143,12 @@ def test_the_top_is_that_of_all_parameters_sorted(toy):
 
 def test_a_measurement_comes_back_as_it_was(toy):
     found = found_of(toy)
-    again = decode(encode(found), "here")
+    again = measurement_from_bytes(measurement_to_bytes(found), "here")
     assert all(torch.equal(again.gradient[n], g) and torch.equal(again.rows[n], found.rows[n]) for n, g in
                found.gradient.items())  # fmt: skip
     assert expressed(again) == expressed(found) > 0
     with pytest.raises(ValueError, match=r"here is not as it was written .* delete it"):
-        decode(encode(found)[:50], "here")
+        measurement_from_bytes(measurement_to_bytes(found)[:50], "here")
 
 
 def test_what_is_asked_wrongly_is_refused(toy):
@@ -203,7 +204,7 @@ def test_a_wrong_choice_is_refused(wrong, said):
 
 def test_an_edit_multiplies_the_chosen_and_nothing_else():
     masks = choose(Worth(SCORES), Choice("global", 3 / 12), {})
-    after = edited(SCORES, masks, 0.5)
+    after = scaled(SCORES, masks, 0.5)
     assert after["ff.bias"].tolist() == [4.5, 4]
     assert after["attn.weight"].tolist() == [[5, 3]]
     assert after["ff.weight"] is SCORES["ff.weight"]

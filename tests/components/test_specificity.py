@@ -11,13 +11,6 @@ from tests.components.test_measure import CONCEPT, SHORT, given
 from tests.toys import Toy
 
 
-@pytest.fixture(scope="module")
-def toy() -> Toy:
-    made = Toy()
-    made.negative, made.combinations = "other_label", ("1", "2", "3")
-    return made
-
-
 def test_reach_is_the_square_of_the_jacobian_along_noise(toy):
     """F_i = (z^T d eps/d theta_i)^2 / D for the state's own z ~ N(0, I); its mean over z is |d eps/d theta_i|^2 / D."""
     (state,) = list(states_of(toy, "reach", SHORT, CONCEPT, 0))[:1]

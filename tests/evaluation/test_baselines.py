@@ -12,14 +12,16 @@ from concept_trak.data.benchmarks.synthetic import arrays
 from concept_trak.data.benchmarks.two_factors import SHAPES3
 from concept_trak.data.sample import Sample
 from concept_trak.evaluation.baselines import Sight, activation, agnostic, lookup, pixels, random
-from concept_trak.evaluation.retrieval import Cell, grade, question
+from concept_trak.evaluation.retrieval import Cell, cell_concept, grade
 from concept_trak.evaluation.training.loop import unit_range
 from concept_trak.models import load, small
 from concept_trak.models.gaussian import Gaussian
 from tests.tolerances import BATCH32
 
-SHAPE, COLOUR = (question(Cell(("triangle", "red"), f, True), SHAPES3, True, 3, truth="shown") for f in SHAPES3.columns)
-SAID = question(Cell(("triangle", "red"), "colour", True), SHAPES3, True, 3, truth="both")
+SHAPE, COLOUR = (
+    cell_concept(Cell(("triangle", "red"), f, True), SHAPES3, True, 3, truth="shown") for f in SHAPES3.columns
+)
+SAID = cell_concept(Cell(("triangle", "red"), "colour", True), SHAPES3, True, 3, truth="both")
 
 
 @pytest.fixture(scope="module", params=["pixels", "patches"])

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from concept_trak import UserError
 from concept_trak.data.benchmarks.synthetic import draw_labelled
 from concept_trak.data.benchmarks.two_factors import SETS, SHAPES3
 from concept_trak.evaluation import judge
@@ -15,7 +16,7 @@ DEMO = Path(__file__).resolve().parents[2] / "assets" / "demo"
 
 def test_the_shipped_judge_is_right_about_fresh_drawings():
     classifier = judge.load_classifier(DEMO / "classifier.safetensors")
-    pixels, labels = judge.drawings(seed=12345, first=0, count=600)
+    pixels, labels = judge.labelled_drawings(seed=12345, first=0, count=600)
     thing, colour = (logits.argmax(1) for logits in classifier(pixels))
     right = ((thing == labels[:, 0]) & (colour == labels[:, 1])).float().mean()
     assert right >= 0.98, "the drawings changed after the judge was trained: run jobs.train again"
@@ -23,20 +24,20 @@ def test_the_shipped_judge_is_right_about_fresh_drawings():
 
 def test_the_shipped_model_draws_what_it_is_asked():
     classifier, denoiser = judge.load_classifier(DEMO / "classifier.safetensors"), load(str(DEMO))
-    shares = judge.obedience(classifier, denoiser, [("circle", "blue"), ("square", "green")], samples=8, seed=3)
+    shares = judge.prompt_accuracy(classifier, denoiser, [("circle", "blue"), ("square", "green")], samples=8, seed=3)
     assert min(shares.values()) >= 7 / 8, f"jobs.train and this test sample differently: {shares}"
 
 
 def test_presences_of_all_combinations_sum_to_one():
     classifier = judge.load_classifier(DEMO / "classifier.safetensors")
-    pixels, _ = judge.drawings(seed=1, first=0, count=8)
+    pixels, _ = judge.labelled_drawings(seed=1, first=0, count=8)
     total = sum(judge.presence(classifier, pixels, *pair) for pair in SHAPES3.all_pairs)
     torch.testing.assert_close(total, torch.ones(8))
 
 
 @pytest.mark.parametrize("kinds", SETS.values(), ids=SETS)
 def test_a_judge_has_a_head_for_each_factor_of_its_set(kinds):
-    pixels, numbers = judge.drawings(seed=2, first=40, count=8, kinds=kinds, resolution=16)
+    pixels, numbers = judge.labelled_drawings(seed=2, first=40, count=8, kinds=kinds, resolution=16)
     assert [(kinds.things[t], kinds.colours[c]) for t, c in numbers.tolist()] == [
         draw_labelled(2, index, kinds.whole(), 16).shown for index in range(40, 48)
     ]
@@ -46,15 +47,15 @@ def test_a_judge_has_a_head_for_each_factor_of_its_set(kinds):
 
 
 def test_a_judge_of_another_set_is_refused():
-    with pytest.raises(ValueError, match=r"(?s)holds another network than this classifier .*; train it again"):
+    with pytest.raises(UserError, match=r"(?s)holds another network than this classifier .*; train it again"):
         judge.load_classifier(DEMO / "classifier.safetensors", SETS["digits"])
 
 
 def test_the_judge_says_what_it_needs(tmp_path):
     classifier, pixels = judge.Classifier(), torch.zeros(1, 3, 32, 32)
-    with pytest.raises(ValueError, match="Name a thing"):
+    with pytest.raises(ValueError, match="needs a thing, a colour, or both"):
         judge.presence(classifier, pixels)
-    with pytest.raises(ValueError, match="expected one of red, green, blue"):
+    with pytest.raises(UserError, match="expected one of: red, green, blue"):
         judge.presence(classifier, pixels, colour="pink")
-    with pytest.raises(ValueError, match="no classifier at"):
+    with pytest.raises(UserError, match="no classifier at"):
         judge.load_classifier(tmp_path / "classifier.safetensors")

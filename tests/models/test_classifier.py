@@ -96,7 +96,7 @@ def test_the_trunk_with_a_head_of_ones_own():
 
 def test_the_shipped_classifier_knows_red():
     path = ROOT / "assets/demo/classifier.safetensors"
-    images, shown = judge.drawings(0, 0, 12)
+    images, shown = judge.labelled_drawings(0, 0, 12)
     red = open_classifier(path.read_bytes(), str(path), "red", pixels(32))
     assert ((red(images).exp() > 0.5) == (shown[:, 1] == 0)).all()
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from concept_trak.attribution.by_layer import block_of
-from concept_trak.components.dose_response import sheet, strips
+from concept_trak.components.dose_response import contact_sheet, sheet_rows
 from concept_trak.data.image import decode_image, to_tensor
 from concept_trak.report.components_page import (
     LABEL_GAP,
@@ -127,5 +127,5 @@ def test_blocks():
 
 def test_a_sheet_falls_into_its_strips():
     pictures = {pair: torch.rand(3, 3, 8, 8).round() * 2 - 1 for pair in (("a", "x"), ("a", "y"))}
-    for data, row in zip(strips(sheet(pictures), 2), pictures.values(), strict=True):
+    for data, row in zip(sheet_rows(contact_sheet(pictures), 2), pictures.values(), strict=True):
         assert torch.equal(to_tensor(decode_image(data)), torch.cat(list(row), 2)), "another pair's pictures"

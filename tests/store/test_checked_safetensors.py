@@ -8,7 +8,7 @@ import torch
 from safetensors.numpy import load, save
 
 from concept_trak.audit.inversion_cache import states_in
-from concept_trak.components.measure import decode
+from concept_trak.components.measure import measurement_from_bytes
 from concept_trak.store.checked_safetensors import checked_metadata, safetensors_header, with_checksum
 from concept_trak.store.grams import decode_gram
 from concept_trak.store.part import Damaged
@@ -79,15 +79,15 @@ def test_a_gram_of_the_old_format_is_read_and_its_damage_found():
 
 
 def test_a_measurement_of_the_old_format_is_read_and_its_damage_found():
-    measurement = decode(OLD_MEASUREMENT, "here")
+    measurement = measurement_from_bytes(OLD_MEASUREMENT, "here")
     assert measurement.gradient["a.weight"].tolist() == [[1.0, 2.0], [3.0, 4.0]]
     assert measurement.rows["b"].tolist() == [[7.0, 5.0], [8.0, 6.0]]
     assert measurement.strength.dtype == torch.float64
     with pytest.raises(Damaged, match="here is not as it was written"):
-        decode(OLD_MEASUREMENT[:-1] + b"\x41", "here")
+        measurement_from_bytes(OLD_MEASUREMENT[:-1] + b"\x41", "here")
     renamed = OLD_MEASUREMENT.replace(b"gradient/b", b"gradient/c")
     with pytest.raises(Damaged, match="here is not as it was written"):
-        decode(renamed, "here")
+        measurement_from_bytes(renamed, "here")
 
 
 def test_kept_states_of_the_old_format_are_read_and_their_damage_found():

@@ -116,11 +116,11 @@ def train_judge(config: TrainConfig, out: Path) -> tuple[judge.Classifier, float
     """
     torch.manual_seed(config.seed)
     classifier = judge.Classifier(config.kinds)
-    for _ in judge.fit(classifier, config.seed + 1, config.judge_steps, resolution=config.side):
+    for _ in judge.classifier_steps(classifier, config.seed + 1, config.judge_steps, resolution=config.side):
         pass
-    judge.save_classifier(classifier, out / "classifier.safetensors")
-    classifier = judge.load_classifier(out / "classifier.safetensors", config.kinds)
-    pixels, labels = judge.drawings(config.seed + 2, 0, 4096, config.kinds, config.side)
+    judge.save_classifier(classifier, out / judge.JUDGE_FILE)
+    classifier = judge.load_classifier(out / judge.JUDGE_FILE, config.kinds)
+    pixels, labels = judge.labelled_drawings(config.seed + 2, 0, 4096, config.kinds, config.side)
     thing, colour = (logits.argmax(1) for logits in classifier(pixels))
     right = (thing == labels[:, 0]) & (colour == labels[:, 1])
     return classifier, right.float().mean().item()
@@ -135,7 +135,9 @@ def prompt_accuracies(
     """
     pairs = config.kinds.all_pairs
     return {
-        f"guidance {guidance:g}": judge.obedience(classifier, denoiser, pairs, config.samples, guidance, config.seed)
+        f"guidance {guidance:g}": judge.prompt_accuracy(
+            classifier, denoiser, pairs, config.samples, guidance, config.seed
+        )
         for guidance in ((1.0, 2.0) if config.dropped else (1.0,))
     }
 
