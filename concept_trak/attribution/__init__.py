@@ -1,1 +1,1 @@
-"""The mathematics: states, directions, gradients, projection, curvature, scores. Imports nothing else of the project."""
+"""The mathematics: states, directions, gradients, projection, curvature, scores; imports no other package."""

@@ -19,6 +19,7 @@ from concept_trak.audit.featurize import FeaturizeTask, FeaturizeWorker
 from concept_trak.audit.prepare import Prepared, prepare
 from concept_trak.audit.query_features import QueryTask, QueryWorker
 from concept_trak.audit.shown_samples import ShowTask, ShowWorker
+from concept_trak.data.benchmarks.synthetic import draw_labelled
 from concept_trak.data.benchmarks.two_factors import SHAPES3
 from concept_trak.store.codec import decode_blocks
 from concept_trak.store.records import read_part
@@ -44,7 +45,9 @@ def features(p: Prepared, record) -> tuple[list[str], np.ndarray]:
 
 
 def test_a_shard_becomes_a_part_and_its_record(prepared):
-    (record,) = FeaturizeWorker(prepared.work)(FeaturizeTask(("caption_trak",), prepared.plan[1]), Attempt(3, 0))
+    (record,) = FeaturizeWorker(prepared.work)(
+        FeaturizeTask(("caption_trak",), prepared.plan[1]), Attempt(3, 0)
+    ).records
     assert (record.shard, record.rows, record.rejected, record.attempt) == (prepared.plan[1].name, 8, 0, 3)
     ids, phi = features(prepared, record)
     assert ids == [f"shapes-{i:06d}" for i in range(8, 16)], "rows stand in the order of the source"
@@ -63,11 +66,11 @@ def test_methods_on_the_same_states_are_computed_together(world, tmp_path):
     )
     worker, forwards = FeaturizeWorker(p.work), []
     worker.denoiser.network.register_forward_hook(lambda *_: forwards.append(1))
-    records = worker(FeaturizeTask(names, p.plan[0]), FIRST)
+    records = worker(FeaturizeTask(names, p.plan[0]), FIRST).records
     assert [r.fingerprint for r in records] == [p.work.fingerprints[m] for m in names]
     assert len(forwards) == 2 * 2, "two states: one evaluation for all three rows, and one of the caption's negative"
     for name, record in zip(names, records, strict=True):
-        (alone,) = FeaturizeWorker(other.work)(FeaturizeTask((name,), other.plan[0]), FIRST)
+        (alone,) = FeaturizeWorker(other.work)(FeaturizeTask((name,), other.plan[0]), FIRST).records
         one, together = features(other, alone), features(p, record)
         assert one[0] == together[0]
         np.testing.assert_allclose(together[1], one[1], rtol=STORED16, atol=STORED16 * np.abs(one[1]).max())
@@ -82,10 +85,10 @@ def test_half_a_batch_gives_the_same_features(world, tmp_path):
     prepared, other = (prepare(world.config(tmp_path / name, *exact, data="few")) for name in ("one", "other"))
     assert [FeaturizeWorker(other.work).batch_size(Attempt(1, halvings)) for halvings in (0, 1, 3, 9)] == [8, 4, 1, 1]
     whole = features(
-        prepared, *FeaturizeWorker(prepared.work)(FeaturizeTask(("caption_trak",), prepared.plan[0]), FIRST)
+        prepared, *FeaturizeWorker(prepared.work)(FeaturizeTask(("caption_trak",), prepared.plan[0]), FIRST).records
     )
     halved = features(
-        other, *FeaturizeWorker(other.work)(FeaturizeTask(("caption_trak",), other.plan[0]), Attempt(3, 2))
+        other, *FeaturizeWorker(other.work)(FeaturizeTask(("caption_trak",), other.plan[0]), Attempt(3, 2)).records
     )
     assert whole[0] == halved[0]
     error = np.linalg.norm(whole[1] - halved[1], axis=1) / np.linalg.norm(whole[1], axis=1)
@@ -107,7 +110,7 @@ def test_gradients_that_are_not_finite_are_rejects(world, tmp_path):
     tensors["conv_out.bias"] = torch.full_like(tensors["conv_out.bias"], torch.inf)
     save_file(tensors, weights, {"format": "pt"})
     p = prepare(world.config(tmp_path / "store", f"model.path={model}", "model.batch=1", data="few"))
-    (record,) = FeaturizeWorker(p.work)(FeaturizeTask(("caption_trak",), p.plan[0]), FIRST)
+    (record,) = FeaturizeWorker(p.work)(FeaturizeTask(("caption_trak",), p.plan[0]), FIRST).records
     assert (record.rows, record.rejects_by_reason) == (0, {"not_finite": 8})
     with pytest.raises(ValueError, match="concept 'triangle'"):
         QueryWorker(p.work)(p.queries[0], FIRST)
@@ -158,7 +161,7 @@ def test_conditions_that_the_model_reads_alike_have_no_direction(prepared):
 
 def test_only_the_samples_of_the_page_are_drawn(prepared):
     ids = ("shapes-000003", "shapes-000001")
-    seen = ShowWorker(prepared.work)(ShowTask(prepared.plan[0], ids, frozenset(ids[:1]), RESOLUTION), FIRST)
+    seen = ShowWorker(prepared.work)(ShowTask(prepared.plan[0], ids, frozenset(ids[:1]), RESOLUTION), FIRST).samples
     assert {s.sample_id: bool(s.png) for s in seen} == {"shapes-000001": False, "shapes-000003": True}
     one = next(s for s in seen if s.png)
     drawing = draw_labelled(0, 3, resolution=RESOLUTION)

@@ -10,7 +10,7 @@ from cluster.executor import Attempt
 from concept_trak.audit.featurize import FeaturizeTask, FeaturizeWorker, encode_samples
 from concept_trak.audit.prepare import prepare
 from concept_trak.audit.worker import open_model
-from concept_trak.config import DataConfig
+from concept_trak.config import DataConfig, WorkerSettings
 from concept_trak.data import latents
 from concept_trak.data.format import find_sources
 from concept_trak.data.sample import Sample, samples
@@ -35,7 +35,7 @@ def features(world: World, store, *more: str, shard: int = 0) -> tuple[list[str]
     p = prepare(world.config(store, *EXACT, audit, *more, method="concept_trak", data="few"))
     worker, evaluated = FeaturizeWorker(p.work), []
     worker.denoiser.network.register_forward_hook(lambda module, inputs, out: evaluated.append(len(inputs[0])))
-    (record,) = worker(FeaturizeTask(("concept_trak",), p.plan[shard]), FIRST)
+    (record,) = worker(FeaturizeTask(("concept_trak",), p.plan[shard]), FIRST).records
     (block,) = decode_blocks(read_part(p.store, record))
     return block.ids, block.phi().astype(np.float64), sum(evaluated)
 

@@ -100,7 +100,7 @@ def test_a_gram_is_summed_with_one_part_read_ahead_and_the_next_one_decoded(reco
             super().add(unit, scale)
 
     monkeypatch.setattr(gram, "GramSum", Watched)
-    assert GramWorker(work)(GramTask("m", "all", tuple(records)), FIRST) == "all"
+    assert GramWorker(work)(GramTask("m", "all", tuple(records)), FIRST).name == "all"
     assert used.number == PARTS
     matrix, count = read_gram(Store(work.config.store), FP, "all")
     phi = every_phi(Store(work.config.store), records)
@@ -114,7 +114,7 @@ def test_the_dual_form_reads_every_part_once_and_in_order(tmp_path, records, wor
     GramWorker(work)(GramTask("m", "few", tuple(few)), FIRST)
     assert read.number == 2
     query = np.arange(1.0, K + 1)
-    solution = SolveWorker(work)(SolveTask("m", ("few",), (tuple(query),), tuple(few)), FIRST)
+    solution = SolveWorker(work)(SolveTask("m", ("few",), np.array([query]), tuple(few)), FIRST)
     assert (solution.count, read.number) == (4, 4)
     phi = every_phi(Store(work.config.store), few)
     matrix = phi.T @ phi
@@ -237,7 +237,7 @@ def test_the_next_batch_of_images_is_decoded_while_one_is_computed(world, tmp_pa
     monkeypatch.setattr(featurize, "samples", counted)
     p = prepare(world.config(tmp_path, "model.batch=2", data="few"))
     worker = Watched(p.work)
-    (record,) = worker(FeaturizeTask(("caption_trak",), p.plan[0]), FIRST)
+    (record,) = worker(FeaturizeTask(("caption_trak",), p.plan[0]), FIRST).records
     assert (record.rows, worker.computed) == (8, 8)
     (block,) = decode_blocks(read_part(p.store, record))
     assert block.ids == [f"shapes-{i:06d}" for i in range(8)], "rows stand in the order of the source"

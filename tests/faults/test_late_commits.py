@@ -45,7 +45,9 @@ def test_a_zombie_that_did_the_same_work_returns_the_record_that_stands(world, f
     shard = prepared.plan[2]
     (before,) = committed(finished, prepared.work.fingerprints["caption_trak"], [shard.name]).values()
     files = files_under(Path(finished.uri))
-    (record,) = FeaturizeWorker(prepared.work)(FeaturizeTask(("caption_trak",), shard), Attempt(number=1, halvings=0))
+    (record,) = FeaturizeWorker(prepared.work)(
+        FeaturizeTask(("caption_trak",), shard), Attempt(number=1, halvings=0)
+    ).records
     assert record == before, "the record says who did the work first"
     assert files_under(Path(finished.uri)) == files
 

@@ -13,6 +13,7 @@ from cluster.serial import Serial
 from concept_trak.audit.mapper import in_order
 from jobs.components import ComponentsConfig, components
 from jobs.execute import ExecutorMapper, RunConfig
+from tests.configured import configure_both
 from tests.jobs.world import World, files_under
 from tests.report.outline import parse
 

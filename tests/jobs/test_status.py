@@ -1,6 +1,7 @@
 """Where an audit is, told from its files alone: before, during, after, and when there is none."""
 
 import json
+from dataclasses import replace
 
 import pytest
 

@@ -16,5 +16,7 @@ if __name__ == "__main__":
     p = prepare(configure(AuditConfig, "config", sys.argv[1:]))
     worker, planned, rows = FeaturizeWorker(p.work), peak_bytes(), 0
     for shard in p.plan:
-        rows += sum(record.rows for record in worker(FeaturizeTask(tuple(p.config.methods), shard), Attempt(1, 0)))
+        rows += sum(
+            record.rows for record in worker(FeaturizeTask(tuple(p.config.methods), shard), Attempt(1, 0)).records
+        )
     print(rows, planned, peak_bytes())
