@@ -28,7 +28,7 @@ GROUPS = {
     "attention": r"\battn\d*\.|\battentions\.\d+\.to_",
     "cross_attention": r"\battn2\.",
     "self_attention_out": r"\battn1\.to_out\.|\battentions\.\d+\.to_out\.",
-    "lora": r"\.lora_",
+    "lora": r"\.(lora|hada|lokr)_",  # the matrices of a LoRA, a LoHa or a LoKr
 }
 
 ROOT = "(network)"

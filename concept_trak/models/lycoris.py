@@ -20,11 +20,12 @@ PREFIXES = {"lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2", "lora_te
             "lora_te_": "text_encoder", "lora_unet_": "", "lycoris_": ""}  # fmt: skip
 """The part that a layer's name begins with; empty is the denoising network."""
 LORA = {"lora_down.weight", "lora_up.weight"}
-LOHA = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"}
+LOHA = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
 LOKR = {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"}
 KINDS = {"lora": LORA, "loha": LOHA, "lokr": LOKR}
 UNREAD = {
     "lora_mid.weight": "LoCon with a Tucker core (lora_mid)",
+    "hada_t1": "LoHa with a Tucker core (hada_t1), of which peft's gradients are wrong",
     "diff": "LyCORIS full (diff)",
     "diff_b": "LyCORIS full (diff_b)",
     "w_norm": "LyCORIS norm",
@@ -45,13 +46,16 @@ INNER_NAMES = (
     ("skip_connection", "conv_shortcut"),
     ("downsamplers_0_op", "downsamplers_0_conv"),
     (r"^input_blocks_0_0$", "conv_in"),
+    ("input_blocks", "down_blocks"),
+    ("middle_block", "mid_block"),
+    ("output_blocks", "up_blocks"),
     (r"^out_2$", "conv_out"),
     (r"^time_embed_0$", "time_embedding_linear_1"),
     (r"^time_embed_2$", "time_embedding_linear_2"),
     (r"^label_emb_0_0$", "add_embedding_linear_1"),
     (r"^label_emb_0_2$", "add_embedding_linear_2"),
 )
-"""Layers of a block in the original code's names, and in diffusers' names."""
+"""What diffusers calls a layer of the original code, once its blocks have diffusers' numbers."""
 
 
 def is_lycoris(state: Mapping[str, Tensor]) -> bool:
@@ -66,7 +70,7 @@ def require_known_layers(state: Mapping[str, Tensor], name: str) -> None:
     Raises:
         UserError: naming the kind.
     """
-    kinds = sorted({UNREAD[suffix] for suffix in map(_suffix, state) if suffix in UNREAD})
+    kinds = sorted({kind for suffix, kind in UNREAD.items() if any(key.endswith(f".{suffix}") for key in state)})
     if any("boft" in key or ".oft_" in key for key in state):
         kinds = sorted({*kinds, "OFT"})
     if kinds:
