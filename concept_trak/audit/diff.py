@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from concept_trak.audit.score import FORMS
-from concept_trak.store.lookup import agree, read_features, shards_holding
+from concept_trak.store.lookup import agree, read_features, shard_of, shards_holding
 from concept_trak.store.manifest import (
     Audit,
     finished_manifest,
@@ -29,7 +29,6 @@ from concept_trak.store.manifest import (
     read_plan,
     read_settings,
     read_table,
-    shard_of,
     write_table,
 )
 from concept_trak.store.queries import read_query

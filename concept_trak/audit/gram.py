@@ -5,7 +5,6 @@ twice is the same bytes.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from concept_trak.audit.worker import StoreWorker
 from concept_trak.store.grams import encode_gram, read_gram, write_gram
 from concept_trak.store.manifest import gram_file, write_bytes
 from concept_trak.store.prefetch import prefetch
+from concept_trak.store.queries import StoredQuery
 from concept_trak.store.records import Record
 
 
@@ -139,15 +139,15 @@ class SolveWorker(StoreWorker):
         return fisher.sum_grams(Gram(torch.from_numpy(matrix), count) for matrix, count in grams)
 
 
-def query_row(s: SolveResult, i: int, query: QueryResult) -> dict[str, Any]:
-    """One row of `queries/`: phi_q, its solution, and the root mean square that its scores will have."""
-    return {
-        "concept": query.concept,
-        "method": s.method,
-        "phi": query.phi,
-        "solved": s.z[i],
-        "residual": s.residual[i],
-        "lambda": s.lam,
-        "spread_solved": s.spread[i][0],
-        "spread_phi": s.spread[i][1],
-    }
+def stored_query(s: SolveResult, i: int, query: QueryResult) -> StoredQuery:
+    """What `queries/` keeps of the i-th concept: phi_q, its solution, and the root mean square of its scores."""
+    return StoredQuery(
+        concept=query.concept,
+        method=s.method,
+        phi=query.phi.astype(np.float32),
+        solved=s.z[i].astype(np.float32),
+        residual=s.residual[i],
+        lam=s.lam,
+        spread_solved=s.spread[i][0],
+        spread_phi=s.spread[i][1],
+    )

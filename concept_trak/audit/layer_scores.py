@@ -19,12 +19,12 @@ from concept_trak.attribution.by_layer import LayerColumns, block_of, layer_colu
 from concept_trak.audit.mapper import Attempt
 from concept_trak.audit.worker import Work
 from concept_trak.store.codec import decode_blocks
+from concept_trak.store.lookup import shard_of
 from concept_trak.store.manifest import (
     Audit,
     finished_manifest,
     read_plan,
     read_table,
-    shard_of,
     write_table,
 )
 from concept_trak.store.queries import StoredQuery, read_query

@@ -12,7 +12,7 @@ from concept_trak.attribution.state import Probe
 from concept_trak.audit.aggregate import AggregateResult, AggregateTask, AggregateWorker
 from concept_trak.audit.diff import Difference
 from concept_trak.audit.featurize import FeaturizeTask, FeaturizeWorker
-from concept_trak.audit.gram import GramTask, GramWorker, SolveResult, SolveTask, SolveWorker, query_row
+from concept_trak.audit.gram import GramTask, GramWorker, SolveResult, SolveTask, SolveWorker, stored_query
 from concept_trak.audit.layer_scores import LayerScores, SplitKey, SplitTask, SplitWorker
 from concept_trak.audit.mapper import Mapper, Stopped, serial
 from concept_trak.audit.plan import group_name, groups
@@ -22,9 +22,8 @@ from concept_trak.audit.results import Tally, rejects_by_reason, retrieval_metri
 from concept_trak.audit.score import FORMS, ScoreWorker, column, score_tasks
 from concept_trak.audit.shown_samples import ShownSample, ShowTask, ShowWorker
 from concept_trak.store.grams import gram_name
-from concept_trak.store.manifest import QUERY_KINDS, query_file, write_table
+from concept_trak.store.queries import write_query
 from concept_trak.store.records import Record, committed
-from concept_trak.store.tables import from_rows
 
 INLINE_AT_MOST = 200  # pictures in a page of one file: beyond, it takes seconds to load
 MOST_REJECTS = 0.05
@@ -124,8 +123,7 @@ class AuditRun:
         solutions = {result.method: result for _, result in self.map("solve", SolveWorker, tasks)}
         for method, solution in solutions.items():
             for i, concept in enumerate(concepts):
-                row = query_row(solution, i, queries[method, concept.name])
-                write_table(p.audit, query_file(method, concept.name), from_rows(QUERY_KINDS, [row]))
+                write_query(p.audit, stored_query(solution, i, queries[method, concept.name]))
         return solutions
 
     def score(self, records: dict[str, list[Record]]) -> Tally:

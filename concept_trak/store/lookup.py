@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -50,3 +51,11 @@ def _ids(store: Store, name: str) -> list[str]:
     except pa.ArrowException as error:
         raise Damaged(f"{store.uri}/{name} is damaged: {error}") from error
     return table["sample_id"].to_pylist()
+
+
+def shard_of(row: Mapping[str, Any], plan: Sequence[Mapping[str, Any]]) -> str:
+    """The shard of a plan that holds a row of a source."""
+    for shard in plan:
+        if shard["source"] == row["source"] and 0 <= row["row"] - shard["first_row"] < shard["rows"]:
+            return shard["shard"]
+    raise AssertionError(f"{row['source']} row {row['row']} is in the top and in no shard of the plan")

@@ -17,14 +17,13 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
+from concept_trak import UserError
 from concept_trak.store.identity import as_json, differences, encode_json
 from concept_trak.store.part import Damaged
 from concept_trak.store.records import READERS, Record, part_name
 from concept_trak.store.secrets import refuse_secrets
 from concept_trak.store.store import Store
 from concept_trak.store.tables import read_parquet, to_parquet
-
-Row = Mapping[str, Any]
 
 PLAN = pa.schema(
     {"shard": pa.string(), "source": pa.string(), "version": pa.string(), "first_row": pa.int64(), "rows": pa.int64()}
@@ -165,11 +164,30 @@ def _latest(store: Store) -> str:
 
 
 def read_manifest(audit: Audit) -> dict[str, Any] | None:
-    """What a finished audit consists of; None while it is unfinished."""
+    """What a finished audit consists of; None while it is unfinished. Raises Damaged, naming the file."""
+    name = audit.name("manifest.json")
     try:
-        return json.loads(audit.store.read(audit.name("manifest.json")))
+        data = audit.store.read(name)
     except FileNotFoundError:
         return None
+    try:
+        manifest = json.loads(data)
+        _require_entries(manifest)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Damaged(f"{audit.store.uri}/{name} is damaged: {type(error).__name__}: {error}") from error
+    return manifest
+
+
+def _require_entries(manifest: dict[str, Any]) -> None:
+    """Raises TypeError, or KeyError, for a manifest that `finish_audit` cannot have written."""
+    parts = manifest["parts"]
+    texts = [manifest["finished"], *manifest["files"], *(part[key] for part in parts for key in ("name", "shard"))]
+    entries = [*manifest["files"].values(), *parts]
+    counts = [*(entry["size"] for entry in entries), *(part[key] for part in parts for key in ("rows", "rejected"))]
+    if any(type(text) is not str or ".." in text.split("/") for text in (*texts, *(e["sha256"] for e in entries))):
+        raise TypeError("a name or a digest is no text")
+    if any(type(count) is not int for count in counts) or type(manifest["settings"]) is not dict:
+        raise TypeError("a count or the settings are of another type")
 
 
 def _require_same_settings(audit: Audit, settings: Mapping[str, Any]) -> None:
@@ -253,13 +271,20 @@ def plain_column(concept: str) -> str:
 
 
 def finished_manifest(audit: Audit) -> dict[str, Any]:
-    """The manifest of an audit; ValueError if there is none."""
-    done = read_manifest(audit)
-    if done is None and not audit.store.names(f"audits/{audit.id}"):
-        raise ValueError(f"{audit.store.uri} has no audit {audit.id!r}; `python -m jobs.status` lists those there are")
-    if done is None:
-        raise ValueError(f"audit {audit.id} is not finished; run its command again, then compare")
-    return done
+    """The manifest of a finished audit.
+
+    Raises:
+        UserError: there is no such audit, it is not finished, or gc is removing it.
+        Damaged: the manifest cannot be read.
+    """
+    manifest = read_manifest(audit)
+    if manifest is not None:
+        return manifest
+    if not audit.store.names(f"audits/{audit.id}"):
+        raise UserError(f"{audit.store.uri} has no audit {audit.id!r}; `python -m jobs.status` lists those there are")
+    if given_up(audit):
+        raise UserError(f"audit {audit.id} is being removed by jobs.gc; to have it again, run its command again")
+    raise UserError(f"audit {audit.id} is not finished; run its command again: it goes on where it stopped")
 
 
 def fingerprints(audit: Audit) -> tuple[str, ...]:
@@ -268,16 +293,3 @@ def fingerprints(audit: Audit) -> tuple[str, ...]:
     if not isinstance(settings.get("fingerprints"), dict):
         raise Damaged(f"{audit.store.uri}/{audit.name('audit.yaml')} is damaged: it names no fingerprints")
     return tuple(sorted({str(fp) for fp in settings["fingerprints"].values()}))
-
-
-def shard_of(row: Row, plan: Sequence[Row]) -> str:
-    """The shard of a plan that holds a row of a source."""
-    for shard in plan:
-        if shard["source"] == row["source"] and 0 <= row["row"] - shard["first_row"] < shard["rows"]:
-            return shard["shard"]
-    raise AssertionError(f"{row['source']} row {row['row']} is in the top and in no shard of the plan")
-
-
-QUERY_KINDS = {"concept": "string", "method": "string", "phi": "vector", "solved": "vector", "residual": "float64",
-               "lambda": "float64", "spread_solved": "float64", "spread_phi": "float64"}  # fmt: skip
-"""The columns of `queries/<concept>.parquet`."""

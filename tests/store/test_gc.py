@@ -143,7 +143,8 @@ def test_an_audit_of_which_nobody_can_tell_what_it_needs_is_an_error(store: Stor
 def test_expired_are_the_oldest_finished(store: Store):
     audits = [begun(store, name, "aaaa", "s1") for name in ("unfinished", "b", "a", "c", "unreadable")]
     for audit, day in zip(audits[1:4], (2, 1, 3), strict=True):
-        manifest.write_json(audit, "manifest.json", {"finished": f"2026-01-0{day}T00:00:00+00:00"})
+        finished = f"2026-01-0{day}T00:00:00+00:00"
+        manifest.write_json(audit, "manifest.json", {"finished": finished, "settings": {}, "files": {}, "parts": []})
     manifest.write_bytes(audits[4], "manifest.json", b"{")
 
     def left(keep: int, before: float = LATER, **more: float) -> list[str]:

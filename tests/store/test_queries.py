@@ -66,7 +66,7 @@ def test_a_query_under_another_name_and_a_truncated_file_are_refused(audit: Audi
     with pytest.raises(Damaged, match="it is the query of red by m"):
         read_query(audit, "m", "blue")
     audit.store.replace(audit.name("m/queries/red.parquet"), data[: len(data) // 2])
-    with pytest.raises(Damaged, match="red.parquet is damaged"):
+    with pytest.raises(Damaged, match=r"red\.parquet is damaged"):
         read_query(audit, "m", "red")
     with pytest.raises(FileNotFoundError):
         read_query(audit, "m", "green")
