@@ -3,10 +3,13 @@
 import ast
 import re
 import shlex
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from jobs.configure import configure_all
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
@@ -66,14 +69,27 @@ def anchors(page: str) -> set[str]:
     return {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", h).strip().lower()) for h in headings}
 
 
+class Verb(NamedTuple):
+    """What a module of jobs/ does when it is run: `main(run, default, *schemas)` at its end."""
+
+    run: Any
+    default: str
+    schemas: tuple[type, ...]
+
+    def configure(self, arguments: Sequence[str]) -> tuple[Any, ...]:
+        return configure_all(self.schemas, self.default, arguments)
+
+    def __call__(self, arguments: Sequence[str]) -> int:
+        return self.run(*self.configure(arguments))
+
+
 @cache
-def verb(module: str) -> tuple[Any, str, Any]:
-    """Of `jobs.audit` and its kind, by the call of `main` at its end: configuration, its name, and what is run."""
+def verb(module: str) -> Verb:
     loaded = import_module(module)
     tree = ast.parse(Path(str(loaded.__file__)).read_text())
     call = next(node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "main")
-    schema, name, run = call.args[:3]
-    return getattr(loaded, ast.unparse(schema)), ast.literal_eval(name), getattr(loaded, ast.unparse(run), None)
+    run, default, *schemas = (ast.unparse(argument) for argument in call.args)
+    return Verb(getattr(loaded, run, None), ast.literal_eval(default), tuple(getattr(loaded, s) for s in schemas))
 
 
 def words(command: str) -> tuple[str, list[str]]:

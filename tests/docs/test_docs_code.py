@@ -1,0 +1,123 @@
+"""Every command on the pages is read by what would run it; the cheap ones, and all Python and SQL, are run."""
+
+import re
+import shlex
+import tomllib
+from dataclasses import replace
+
+import duckdb
+import pytest
+
+from concept_trak.evaluation.published import SETS
+from tests.docs.pages import PAGES, ROOT, blocks, commands, text, verb, words
+
+ALL = [(page, command) for page in PAGES for command in commands(page)]
+OF_VERBS = [(page, command) for page, command in ALL if command.startswith("python -m jobs.")]
+
+
+def of(name: str) -> list[str]:
+    return [command for _, command in OF_VERBS if command.startswith(f"python -m jobs.{name} ")]
+
+
+def test_commands_are_of_make_pip_or_a_verb():
+    makefile = (ROOT / "Makefile").read_text()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert len(ALL) > 40
+    for page, command in ALL:
+        program, *rest = shlex.split(command)
+        if program == "make":
+            assert re.search(rf"^{rest[0]}:", makefile, re.M), f"{page}: {command}: no such target"
+        elif rest[:2] == ["-m", "pip"]:
+            assert set(re.findall(r"\w+", rest[-1])) <= set(extras), f"{page}: {command}: no such extra"
+        else:
+            assert (program, rest[0]) == ("python", "-m"), f"{page}: {command}: run by no test"
+            assert rest[1].startswith("jobs."), f"{page}: {command}: run by no test"
+
+
+@pytest.mark.parametrize(("page", "command"), OF_VERBS, ids=lambda value: value[:60])
+def test_a_command_is_accepted(page, command):
+    module, arguments = words(command)
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    config, *_ = verb(module).configure(arguments[:cut])
+    if module == "jobs.audit":
+        assert config.complete().concepts
+    if "--" in arguments:
+        assert verb("jobs.audit").configure(arguments[cut + 1 :])[0].audit
+
+
+def test_every_row_of_the_papers_tables_is_accepted():
+    from concept_trak.attribution.method import METHODS
+
+    rows = [shlex.split(line)[3:] for line in text("assets/paper.md").splitlines() if "-m jobs.published" in line]
+    assert len(rows) >= 10
+    given = [dict(word.split("=", 1) for word in row) for row in rows]
+    assert {row["set"] for row in given} == set(SETS)
+    assert {row["method"] for row in given} <= set(METHODS)
+    whole = {
+        tuple(keys): row for keys, row in zip(given, rows, strict=True)
+    }  # rows with the same keys differ in values
+    assert all(verb("jobs.published").configure(row)[0].methods for row in whole.values())
+
+
+def test_make_audit_runs_the_demo():
+    assert "-m jobs.audit --config-name demo" in (ROOT / "Makefile").read_text()
+
+
+def test_the_benchmark_command_is_accepted_and_its_models_are_shipped():
+    from concept_trak.evaluation.suite import require_pairs, trained
+
+    command = next(c for c in of("benchmark") if "models=" in c)
+    config, *_ = verb("jobs.benchmark").configure(words(command)[1])
+    for path in config.models:
+        require_pairs(config, trained(str(ROOT / path)))
+
+
+def test_ways_to_ask_are_answered(shown, small, capsys):
+    """Concepts by words, pictures and a classifier, in one audit of few samples."""
+    lines = [c for c in of("audit") if re.search("minus:|examples:|classifier:", c)]
+    audit = verb("jobs.audit")
+    asked = [audit.configure(words(line)[1])[0].concepts for line in lines]
+    concepts = [replace(each, name=f"way-{i}", samples=1 + len(each.phrasings)) for i, (each,) in enumerate(asked)]
+    config, run = audit.configure([*small, "audit=ways"])
+    assert audit.run(replace(config, concepts=tuple(concepts)), run) == 0
+    printed = capsys.readouterr().out
+    assert "no gradient work" in printed, "the features are those of the other audit"
+    assert all(f"way-{i}" in printed for i in range(len(lines)))
+
+
+def test_the_folder_of_the_tutorial_is_audited(shown, small, capsys):
+    command = next(c for c in of("audit") if "data=folder" in c and "preflight" not in c)
+    arguments = [word for word in words(command)[1] if not word.startswith(("store=", "data.uri=", "method="))]
+    few = [word for word in small if word.startswith(("store=", "cluster", "projector", "methods", "method="))]
+    audit = verb("jobs.audit")
+    config, run = audit.configure([*arguments, *few, f"data.uri={shown}/pictures"])
+    concepts = tuple(replace(concept, samples=2) for concept in config.concepts)
+    assert audit.run(replace(config, concepts=concepts), run) == 0
+    assert "a red" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["status", "verify", "gc"])
+def test_commands_that_read_the_store_run(shown, capsys, name):
+    assert of(name), f"the pages show no jobs.{name}"
+    for command in of(name):
+        arguments = [word.replace("=results", f"={shown}/results") for word in words(command)[1]]
+        assert verb(f"jobs.{name}")(arguments) == 0
+        assert capsys.readouterr().out
+
+
+def test_the_first_components_command_writes_its_tables(tmp_path):
+    few = (f"store={tmp_path}", f"model.path={ROOT}/assets/demo", "cluster=serial", "seeds=[0]", "probe.points=5",
+           "probe.every=2")  # fmt: skip
+    arguments = [
+        word for word in words(of("components")[0])[1] if word.partition("=")[0] not in ("store", "model.path")
+    ]
+    assert verb("jobs.components")([*arguments, *few]) == 0
+    for kind in ("components_groups", "components_top"):
+        assert list((tmp_path / "components/demo" / kind).glob("red.parquet"))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sql")])
+def test_sql_reads_the_results(shown, monkeypatch, page):
+    monkeypatch.chdir(shown)
+    for query in blocks(page, "sql"):
+        assert duckdb.sql(query).fetchall(), f"{page}: nothing comes of {query}"
