@@ -9,6 +9,7 @@ from typing import Any
 from cluster.executor import ONE_CPU, Budgets, Outcome, Resources, Task, UserError, Watch, unwatched
 from cluster.queue import Constructions, Queue
 from cluster.resources import capacity, demand, holdings
+from cluster.source import NEVER_SHIPPED
 
 # Set before Ray is imported, because Ray reads them then; a value that the user has set stays.
 RAY_SETTINGS = {
@@ -91,7 +92,7 @@ class OnRay:
             local_ray.start()
             return
         shipped = self.working_dir is not None and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ
-        code = {"working_dir": self.working_dir, "excludes": list(self.excludes)} if shipped else None
+        code = {"working_dir": self.working_dir, "excludes": [*self.excludes, *NEVER_SHIPPED]} if shipped else None
         try:
             ray.init(self.address, runtime_env=code, **local_ray.QUIET)
         except ConnectionError as error:

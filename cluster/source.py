@@ -1,4 +1,4 @@
-"""Which source a worker would run: compared with the driver's before anything of it is imported."""
+"""Which source a worker runs: what is shipped, and a comparison with the driver's before anything of it is imported."""
 
 import hashlib
 import socket
@@ -6,6 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cluster.executor import UserError
+
+NEVER_SHIPPED = ("*.env", ".env.*", "*.pem", "*.key")
+"""Files of a working directory that hold secrets, in the syntax of .gitignore: no node gets them."""
 
 
 class StaleCode(UserError):

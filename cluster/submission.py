@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import shlex
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from ray.job_submission import JobSubmissionClient
 
 import cluster.on_ray  # noqa: F401  sets what Ray reads when it is imported
 from cluster.executor import InfrastructureExhausted, UserError
+from cluster.sealed import seal
+from cluster.source import NEVER_SHIPPED
 
 TOKEN = (
     "the cluster asks for a token and this one is missing or wrong: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN (or "
@@ -48,7 +51,7 @@ def attempts(jobs: JobSubmissionClient, audit: str) -> list[str]:
 def submit(
     jobs: JobSubmissionClient,
     audit: str,
-    entrypoint: str,
+    command: Sequence[str],
     working_dir: str,
     env_vars: Mapping[str, str],
     excludes: Sequence[str],
@@ -58,22 +61,28 @@ def submit(
     Args:
         jobs: the Jobs API.
         audit: its name.
-        entrypoint: a command of the shell.
+        command: an interpreter of Python, which the cluster has, and its arguments.
         working_dir: the folder that is shipped to the cluster, and in which the command runs.
-        env_vars: variables of the command.
+        env_vars: variables of the command and of its workers. They travel encrypted (`cluster.sealed`).
         excludes: what of the folder is not shipped, in the syntax of .gitignore.
 
     Returns:
         The submission id.
 
     Raises:
-        UserError: Ray refuses it, as when another submission took the same attempt at the same moment.
+        UserError: Ray refuses it, as when another submission took the same attempt at the same moment; or there are
+            variables and no token.
     """
     number = 1 + max((int(name.rpartition("-")[2]) for name in attempts(jobs, audit)), default=0)
-    runtime: dict[str, Any] = {"working_dir": working_dir, "env_vars": dict(env_vars), "excludes": list(excludes)}
+    runtime: dict[str, Any] = {"working_dir": working_dir, "excludes": [*excludes, *NEVER_SHIPPED]}
+    if env_vars:
+        runtime["env_vars"] = seal(env_vars)
+        command = [command[0], "-m", "cluster.sealed", *command]
     name, metadata = f"{audit}-{number}", {"audit": audit, "attempt": str(number)}
     try:
-        return jobs.submit_job(entrypoint=entrypoint, submission_id=name, metadata=metadata, runtime_env=runtime)
+        return jobs.submit_job(
+            entrypoint=shlex.join(command), submission_id=name, metadata=metadata, runtime_env=runtime
+        )
     except RuntimeError as error:
         raise UserError(
             f"the cluster refused {name}: {error}. If another submission took this attempt just now, give the same "

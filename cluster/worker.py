@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from cluster.executor import Attempt, Failure, Worker, imported, package_of
+from cluster.sealed import open_sealed
 from cluster.source import require_same_source
 
 
@@ -119,6 +120,7 @@ class WorkerActor:
         return answer(partial(self._build, entry, config, location, digest))
 
     def _build(self, entry: str, config: bytes, location: str, digest: str) -> None:
+        open_sealed()
         require_same_source(package_of(entry), location, digest)
         self._worker = None  # that of the map before: two models may not fit into memory
         gc.collect()

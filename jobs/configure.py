@@ -27,7 +27,8 @@ from jobs.help import help_text
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 LEFT_AT_HOME = ("/outputs", "/results", "/assets/benchmark", ".git", ".venv")
-"""What of a checkout is never shipped to a cluster: every job would carry it through the head to every node."""
+"""What of a checkout is not shipped to a cluster, because every job would carry it through the head to every node.
+Files that hold secrets are never shipped (`cluster.source.NEVER_SHIPPED`)."""
 T = TypeVar("T")
 
 
@@ -67,7 +68,7 @@ def configure_all(schemas: Sequence[type[Any]], default: str, arguments: Sequenc
     _register(schemas)
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         try:
-            values = OmegaConf.to_container(compose(config_name=name, overrides=overrides), resolve=True)
+            values = OmegaConf.to_container(compose(config_name=name, overrides=overrides), resolve=False)
         except OverrideParseException as error:
             why = str(error).partition("\n")[0]
             raise UserError(
@@ -76,7 +77,21 @@ def configure_all(schemas: Sequence[type[Any]], default: str, arguments: Sequenc
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(_explained(str(error), overrides, name)) from None
     assert isinstance(values, dict)
+    _require_values(values)
     return tuple(build(schema, own) for schema, own in zip(schemas, _divided(schemas, values), strict=True))
+
+
+def _require_values(values: Any, key: str = "") -> None:
+    """Refuse `${...}`, which reads the environment or other keys, before anything resolves it.
+
+    Raises:
+        UserError: naming the key.
+    """
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for name, value in items:
+        _require_values(value, f"{key}.{name}" if key else str(name))
+    if isinstance(values, str) and "${" in values:
+        raise UserError(f"{key}={values!r} is an expression; give the value itself, which the shell can insert")
 
 
 def _divided(schemas: Sequence[type], values: dict[Any, Any]) -> list[dict[Any, Any]]:
@@ -101,6 +116,8 @@ def _arguments(arguments: Sequence[str], default: str) -> tuple[str, list[str]]:
                 break
     if wrong := [a for a in rest if a.startswith("-") or "=" not in a]:
         raise UserError(f"{wrong[0]!r} is not understood; expected key=value, or --config-name NAME with NAME in conf/")
+    for argument in rest:
+        _require_values(*reversed(argument.split("=", 1)))
     return name, rest
 
 
@@ -134,7 +151,7 @@ def _explained(message: str, overrides: Sequence[str], name: str) -> str:
 
 
 def _keys(name: str) -> list[str]:
-    return list(_dotted(OmegaConf.to_container(compose(config_name=name), resolve=True)))
+    return list(_dotted(OmegaConf.to_container(compose(config_name=name), resolve=False)))
 
 
 def _dotted(values: Any, prefix: str = "") -> Iterator[str]:

@@ -15,6 +15,7 @@ from concept_trak import UserError
 from concept_trak.audit.mapper import Stopped
 from concept_trak.config import AuditConfig, WorkerSettings
 from concept_trak.store.manifest import Audit, write_bytes
+from concept_trak.store.secrets import redacted
 from concept_trak.store.store import Store
 from jobs.configure import CONF, LEFT_AT_HOME
 from jobs.metrics import METRICS, Meter
@@ -151,7 +152,9 @@ class ExecutorMapper:
             return
         number = len(self.audit.store.names(self.audit.name(f"failures/{stage}")))
         try:
-            write_bytes(self.audit, f"failures/{stage}/{number:04d}-{outcome.item.label}.log", outcome.error.encode())
+            write_bytes(
+                self.audit, f"failures/{stage}/{number:04d}-{outcome.item.label}.log", redacted(outcome.error).encode()
+            )
         except OSError as error:  # the task's own failure is reported at the end, and matters more
             LOG.warning("the traceback of a failed task is not written: %s", error)
 

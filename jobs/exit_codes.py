@@ -1,10 +1,23 @@
 """How a verb ends.
 
-0 done; 2 a mistake that the user can mend, in one message; 3 over budget.rejects; 4 machines or storage failed more
-often than the budget allows; 5 some work failed, or a bug of ours, with its traceback. `jobs.verify` adds 6: a file in
-the store is not as it was written. After 2 to 5 the same command goes on where it stopped.
+0    done
+2    a mistake that the user can mend, in one message
+3    more samples were rejected than budget.rejects allows
+4    machines or storage failed more often than the budget allows, Ray on this machine died, or the connection to a
+     submitted job was lost
+5    some work failed, or a bug of ours, with its traceback
+6    a file in the store is not as it was written (`jobs.verify`)
+130  interrupted (Ctrl-C)
+141  the reader of the output closed it, as `head` does
+
+After 2 to 5, 130 and 141 the same command goes on where it stopped. A submitted job goes on without the command that
+follows it.
 """
 
+import contextlib
+import io
+import os
+import select
 import sys
 import traceback
 from collections.abc import Callable
@@ -12,27 +25,56 @@ from collections.abc import Callable
 from cluster.executor import Failure, InfrastructureExhausted, WorkerFailed
 from cluster.worker import classify
 from concept_trak.audit.mapper import Stopped
-from concept_trak.store.secrets import without_secrets
+from concept_trak.store.secrets import redacted, without_secrets
 
 MENDABLE, BUG, DAMAGED = 2, 5, 6
+INTERRUPTED, OUTPUT_CLOSED = 130, 141  # as a shell reports SIGINT and SIGPIPE
 
 
 def ended(verb: Callable[[], int]) -> int:
     """The exit code of a verb, whatever it raises; the message goes to stderr."""
     try:
-        return verb()
+        code = verb()
+        sys.stdout.flush()  # here, because Python reports an error of its own flush at exit with a traceback
+        return code
     except (Stopped, WorkerFailed, InfrastructureExhausted) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return _error(redacted(str(error)), error.exit_code)
+    except KeyboardInterrupt:
+        return _error("interrupted; what is done stays done. Run the same command again.", INTERRUPTED)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
+            return _error("the reader of this output has closed it, so this command has stopped", OUTPUT_CLOSED)
         match classify(error):
             case Failure.INPUT:
-                print(f"error: {error}", file=sys.stderr)
-                return MENDABLE
+                return _error(str(error), MENDABLE)
             case Failure.INFRASTRUCTURE:
                 # Its client has tried for long, and only this process waits: the user decides when to go on.
-                words = without_secrets(error) or type(error).__name__
-                print(f"error: {words}; what is done stays done. Run the same command again.", file=sys.stderr)
-                return InfrastructureExhausted.exit_code
-        traceback.print_exc()
+                text = without_secrets(error) or type(error).__name__
+                return _error(
+                    f"{text}; what is done stays done. Run the same command again.", InfrastructureExhausted.exit_code
+                )
+        print(redacted(traceback.format_exc()), end="", file=sys.stderr)
         return BUG
+
+
+def _error(message: str, code: int) -> int:
+    if code == OUTPUT_CLOSED:
+        _discard_output()
+    with contextlib.suppress(BrokenPipeError):  # of `2>&1 | head`
+        print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _output_is_closed() -> bool:
+    """Whether the broken pipe is that of this process's output, and not a connection to storage."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), 0)
+    except io.UnsupportedOperation:  # stdout is no file
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _discard_output() -> None:
+    """What is still in the buffer of stdout has no reader; Python would fail to write it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,107 +1,143 @@
-"""An audit as a job of a Ray cluster: `python -m jobs.submit address=http://head:8265 -- audit=week-1 [key=value ...]`.
+"""Run an audit as a job of a Ray cluster: `python -m jobs.submit address=http://head:8265 -- audit=week-1 [key=value]`.
 
-What follows `--` are the arguments of `jobs.audit`; `cluster=ray` is added. The submission id is `{audit}-{attempt}`;
-the log is followed and the job's exit code is this one's. `audit=@weekly` names the audit after this week, so that a
-schedule gives one command again and again. `action=follow|stop|logs|status audit=week-1` speak of the last
-attempt, status of all. A cluster with a token wants RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH).
+The arguments behind `--` are those of `jobs.audit`; `cluster=ray` is added. They are checked here as far as this
+machine can, so that a mistake costs no upload. The submission id is `{audit}-{attempt}`. The job's log is followed, and
+its exit code is the exit code of this command. `audit=@weekly` names the audit after this week, so that a schedule can
+give the same command again and again. `action=follow|stop|logs|status audit=week-1` are about a job that was submitted:
+the last attempt, or with `status` all of them. A cluster with a token needs RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or
+RAY_AUTH_TOKEN_PATH.
 """
 
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
+from concept_trak import UserError
 from concept_trak.audit.mapper import Stopped
 from concept_trak.audit.prepare import tick
-from concept_trak.config import AuditConfig, absolute
+from concept_trak.config import AuditConfig, absolute, plain_values
 from concept_trak.store.manifest import Audit
+from concept_trak.store.secrets import redacted, refuse_secrets
 from concept_trak.store.store import Store
 from jobs.audit import AuditRunConfig
 from jobs.configure import CONF, LEFT_AT_HOME, configure_all, main
+from jobs.execute import require_reachable
+from jobs.exit_codes import INTERRUPTED, OUTPUT_CLOSED
 
 
 @dataclass(frozen=True)
 class SubmitConfig:
     address: str = "http://127.0.0.1:8265"
+    """Of the dashboard of the cluster's head."""
     action: Literal["submit", "follow", "status", "stop", "logs"] = "submit"
     audit: str = ""
-    """For all actions but submit; an audit that is submitted is named after `--`."""
+    """The audit that an action other than submit is about; the audit to submit is named behind `--`."""
     env: tuple[str, ...] = ()
-    """Names of this environment's variables that the job gets; their values are never written down here."""
+    """Names of variables that the job gets from this environment. Their values travel encrypted with the token."""
     follow: bool = True
+    """Whether to print the log of the submitted job until it ends."""
     python: str = "python"
     """The interpreter on the cluster."""
 
 
 def submit(config: SubmitConfig, arguments: Sequence[str] = ()) -> int:
-    """Do the action; the exit code is the job's for submit and follow, else 0; 4 if the connection is lost.
+    """Do the action.
+
+    Args:
+        config: what to do, and where.
+        arguments: those of `jobs.audit`, for a submission.
+
+    Returns:
+        The job's exit code if it was followed, else 0.
 
     Raises:
-        ValueError: the audit's arguments are wrong, a variable of `env` is not set, nobody answers at the address, the
-            token is missing or wrong, or the audit was never submitted there.
+        UserError: the audit's arguments are wrong, a variable of `env` is not set, no Ray head answers at the address,
+            the token is missing or wrong, or the audit was never submitted there.
+        Stopped: the connection was lost (exit code 4), or this command was interrupted; the job goes on.
     """
-    return _start(config, arguments) if config.action == "submit" else _tell(config)
+    return _submit(config, arguments) if config.action == "submit" else _act(config)
 
 
-def _start(config: SubmitConfig, arguments: Sequence[str]) -> int:
+def _submit(config: SubmitConfig, arguments: Sequence[str]) -> int:
     from cluster import submission
 
-    asked, _ = configure_all((AuditConfig, AuditRunConfig), "config", arguments)
-    if not asked.audit:
-        raise ValueError("the submitted audit needs a name, which a next attempt resumes: -- audit=week-1 ...")
-    audit = tick(asked.audit, datetime.now(UTC))
-    Audit(Store(absolute(asked.store)), audit)  # refuses a bad name
+    audit, arguments = checked(arguments)
     if missing := [name for name in config.env if name not in os.environ]:
-        raise ValueError(f"env: {', '.join(missing)} not set here; export it, or take it out of env=[...]")
-    chosen = [] if any(a.startswith("cluster=") for a in arguments) else ["cluster=ray"]
-    said = [a for a in arguments if not a.startswith("audit=")]
-    entry = shlex.join([config.python, "-m", "jobs.audit", *said, f"audit={audit}", *chosen])
+        raise UserError(f"env: {', '.join(missing)} not set here; export it, or take it out of env=[...]")
     jobs = submission.client(config.address)
     variables = {name: os.environ[name] for name in config.env}
-    name = submission.submit(jobs, audit, entry, str(CONF.parent), variables, LEFT_AT_HOME)
-    print(f"submitted  {name} to {config.address}", flush=True)
+    command = [config.python, "-m", "jobs.audit", *arguments]
+    name = submission.submit(jobs, audit, command, str(CONF.parent), variables, LEFT_AT_HOME)
+    _print(f"submitted  {name} to {config.address}\n")
     return _follow(config, audit, name) if config.follow else 0
+
+
+def checked(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The audit's name, and its arguments as they are given to the cluster.
+
+    Raises:
+        UserError: what the cluster would refuse, and what Ray must not write into its logs.
+    """
+    chosen = any(argument.startswith(("cluster=", "cluster.kind=")) for argument in arguments)
+    arguments = [*arguments, *([] if chosen else ["cluster=ray"])]
+    config, run = configure_all((AuditConfig, AuditRunConfig), "config", arguments)
+    if not config.audit:
+        raise UserError("the submitted audit needs a name, which a next attempt resumes: -- audit=week-1 ...")
+    audit = tick(config.audit, datetime.now(UTC))
+    refuse_secrets(plain_values(config))
+    require_reachable(config.complete(), run.cluster)
+    Audit(Store(absolute(config.store)), audit)  # refuses a bad name
+    return audit, [*(argument for argument in arguments if not argument.startswith("audit=")), f"audit={audit}"]
 
 
 def _follow(config: SubmitConfig, audit: str, name: str) -> int:
     from cluster import submission
 
+    command = f"python -m jobs.submit address={redacted(config.address)} audit={audit}"
     try:
         return submission.follow(submission.client(config.address), name, _print)
     except submission.ConnectionLost as error:
-        here = f"python -m jobs.submit address={config.address} audit={audit}"
         raise Stopped(
-            f"{error}. `{here} action=status` says whether it does, `action=follow` follows it again", 4
+            f"{error}. `{command} action=status` tells whether it does, `action=follow` follows it again", 4
+        ) from None
+    except (KeyboardInterrupt, BrokenPipeError) as error:
+        reason, code = ("interrupted", INTERRUPTED)
+        if isinstance(error, BrokenPipeError):
+            reason, code = ("the reader of this output has closed it", OUTPUT_CLOSED)
+        raise Stopped(
+            f"{reason}; {name} goes on without this command. `{command} action=follow` follows it again, "
+            "`action=stop` stops it",
+            code,
         ) from None
 
 
-def _tell(config: SubmitConfig) -> int:
+def _act(config: SubmitConfig) -> int:
     from cluster import submission
 
     audit = tick(config.audit, datetime.now(UTC))
     jobs = submission.client(config.address)
-    known = submission.attempts(jobs, audit)
-    if not known:
-        raise ValueError(f"{config.address} has no job of audit {audit!r}; expected audit= of one submitted there")
+    attempts = submission.attempts(jobs, audit)
+    if not attempts:
+        raise UserError(f"{config.address} has no job of audit {audit!r}; expected audit= of one submitted there")
     match config.action:
         case "follow":
-            return _follow(config, audit, known[-1])
+            return _follow(config, audit, attempts[-1])
         case "stop":
-            print(f"{known[-1]}: {'stopping' if jobs.stop_job(known[-1]) else 'has ended already'}")
+            _print(f"{attempts[-1]}: {'stopping' if jobs.stop_job(attempts[-1]) else 'has ended already'}\n")
         case "logs":
-            _print(jobs.get_job_logs(known[-1]))
+            _print(jobs.get_job_logs(attempts[-1]))
         case _:
-            for name in known:
+            for name in attempts:
                 info = jobs.get_job_info(name)
-                print(f"{name}: {info.status}, exit code {info.driver_exit_code}")
+                _print(f"{name}: {info.status}, exit code {info.driver_exit_code}\n")
     return 0
 
 
 def _print(text: str) -> None:
-    print(text, end="", flush=True)
+    print(redacted(text), end="", flush=True)
 
 
 if __name__ == "__main__":
@@ -109,6 +145,7 @@ if __name__ == "__main__":
     rest, sys.argv = sys.argv[cut + 1 :], sys.argv[:cut]
 
     def verb(config: SubmitConfig) -> int:
+        """Run an audit as a job of a Ray cluster."""
         return submit(config, rest)
 
     main(verb, "submit", SubmitConfig)

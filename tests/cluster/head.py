@@ -25,11 +25,15 @@ PATIENT = {"RAY_raylet_start_wait_time_s": "200", "RAY_health_check_failure_thre
 
 @dataclass(frozen=True)
 class Head:
-    """Where it answers: the dashboard (and Jobs API), the address a driver joins, the metrics of this node."""
+    """Where it answers: the dashboard (and Jobs API), the address a driver joins, the metrics of this node.
+
+    `folder` is where Ray keeps its logs and the files that jobs brought.
+    """
 
     dashboard: str
     address: str
     metrics: str
+    folder: Path
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -48,16 +52,19 @@ def standing(folder: Path, cpus: int = 2, workers: int = 0, **settings: str) -> 
     """
     gcs, dashboard, metrics = free_ports(3)
     places = contextlib.ExitStack()
-    answers = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", f"http://127.0.0.1:{metrics}/metrics")
+    session = _apart(places)
+    answers = Head(
+        f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", f"http://127.0.0.1:{metrics}/metrics", Path(session)
+    )
     own = ("--head", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
            "--include-dashboard=true")  # fmt: skip
     started: list[subprocess.Popen[bytes]] = []
     try:
-        started.append(_node(folder / "head", metrics, cpus, settings, _apart(places), *own))
+        started.append(_node(folder / "head", metrics, cpus, settings, f"--temp-dir={session}", *own))
         # The dashboard is there before the node is.
         _wait_for(lambda: len(nodes(answers.dashboard)) == 1, started[0], folder / "head")
         for i in range(workers):
-            joined = (free_ports(1)[0], cpus, settings, _apart(places), f"--address={answers.address}")
+            joined = (free_ports(1)[0], cpus, settings, f"--temp-dir={_apart(places)}", f"--address={answers.address}")
             started.append(_node(folder / f"node-{i}", *joined))
             _wait_for(lambda: len(nodes(answers.dashboard)) == len(started), started[-1], folder / f"node-{i}")
         yield answers
@@ -98,7 +105,7 @@ def free_ports(count: int) -> list[int]:
 
 def _apart(places: contextlib.ExitStack) -> str:
     """A short path, because Ray's sockets lie below it and their names may have 107 bytes."""
-    return f"--temp-dir={places.enter_context(tempfile.TemporaryDirectory(prefix='ray-', dir='/tmp'))}"
+    return places.enter_context(tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp"))
 
 
 def _node(log: Path, metrics: int, cpus: int, settings: dict[str, str], *own: str) -> "subprocess.Popen[bytes]":

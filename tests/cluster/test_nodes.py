@@ -45,6 +45,7 @@ def test_the_item_of_a_removed_node_is_done_on_another(nodes, tmp_path):
     for left_at_home in ("results", "outputs"):
         (shipped / left_at_home).mkdir()
         (shipped / left_at_home / "large.bin").touch()
+    (shipped / "s3.env").touch()
     remover = threading.Thread(target=remove_node_of, args=(seen / "victim-1", nodes), daemon=True)
     remover.start()
     executor = OnRay(address=nodes.address, working_dir=str(shipped))
@@ -59,4 +60,6 @@ def test_the_item_of_a_removed_node_is_done_on_another(nodes, tmp_path):
     for outcome in outcomes:
         _, place, files = outcome.result
         assert "working_dir_files" in Path(place).parts, f"the worker imported from {place}, not what was shipped"
-        assert set(files) - {"__pycache__"} == {"cluster", "workers.py"}, "results must not travel to the nodes"
+        assert set(files) - {"__pycache__"} == {"cluster", "workers.py"}, (
+            "results and secrets must not travel to the nodes"
+        )

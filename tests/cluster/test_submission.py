@@ -1,8 +1,12 @@
 """Jobs on a real Ray head that asks for a token: exit codes, attempts, logs, and the message for a wrong token."""
 
+import hashlib
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
+from urllib.request import Request, urlopen
 from zipfile import ZipFile
 
 import pytest
@@ -11,34 +15,49 @@ from jobs.configure import CONF, LEFT_AT_HOME
 from tests.cluster.head import ROOT, TOKEN, environment, python, standing
 from tests.cluster.wire import Wire
 
+PHRASE, LEFT_AT_HOME_PHRASE = "hunter2-in-a-variable", "hunter2-in-a-file"
 ONE_JOB = """
-import sys
+import os, sys
 from cluster import submission
-jobs = submission.client(sys.argv[1])
+jobs, audit = submission.client(sys.argv[1]), sys.argv[3]
 for code in (0, 3):
-    entry = f"{sys.executable} -c 'import os; print(os.environ[\\"GREETING\\"]); raise SystemExit({code})'"
-    name = submission.submit(jobs, "week-1", entry, sys.argv[2], {"GREETING": "hello"}, [])
+    told = "hashlib.sha256(os.environ['PHRASE'].encode()).hexdigest()"
+    command = [sys.executable, "-c", f"import hashlib, os; print({told}); raise SystemExit({code})"]
+    name = submission.submit(jobs, audit, command, sys.argv[2], {"PHRASE": os.environ["PHRASE"]}, [])
     print(name, "ended with", submission.follow(jobs, name, lambda text: print(text, end="")))
-print(submission.attempts(jobs, "week-1"), submission.attempts(jobs, "week"))
+print(submission.attempts(jobs, audit), submission.attempts(jobs, "week"))
 submission.attempts = lambda jobs, audit: []  # as another driver saw it before either had submitted
 try:
-    submission.submit(jobs, "week-1", "true", sys.argv[2], {}, [])
+    submission.submit(jobs, audit, ["true"], sys.argv[2], {}, [])
 except ValueError as error:
     print("refused:", error)
 """
 LONG_JOB = """
 import sys
 from cluster import submission
-entry = f"{sys.executable} -uc 'import time; print(\\"at work\\"); time.sleep(600)'"
-print(submission.submit(submission.client(sys.argv[1]), "week-2", entry, sys.argv[2], {}, []))
+command = [sys.executable, "-uc", "import time; print('at work'); time.sleep(600)"]
+print(submission.submit(submission.client(sys.argv[1]), "week-2", command, sys.argv[2], {}, []))
 """
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory):
-    """The dashboard's address of a head of our own."""
+def whole_head(tmp_path_factory):
     with standing(tmp_path_factory.mktemp("head")) as head:
-        yield head.dashboard
+        yield head
+
+
+@pytest.fixture(scope="module")
+def head(whole_head):
+    """The dashboard's address of a head of our own."""
+    return whole_head.dashboard
+
+
+def shipped(folder: Path) -> Path:
+    """A working directory with our code in it, and with files of secrets beside that."""
+    shutil.copytree(ROOT / "cluster", folder / "cluster", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("s3.env", ".env", "cluster/.env.local", "server.key"):
+        (folder / name).write_text(f"SECRET={LEFT_AT_HOME_PHRASE}")
+    return folder
 
 
 def verb(head: str, *said: str, **more: str) -> "subprocess.CompletedProcess[str]":
@@ -58,15 +77,33 @@ def test_what_a_run_needs_is_shipped_and_little_else(tmp_path):
 
 
 def test_exit_codes_logs_and_attempts_come_back(head, tmp_path):
-    (tmp_path / "shipped.txt").write_text("one small file")
-    done = python("-c", ONE_JOB, head, str(tmp_path), RAY_AUTH_TOKEN=TOKEN)
+    done = python("-c", ONE_JOB, head, str(shipped(tmp_path)), "week-1", RAY_AUTH_TOKEN=TOKEN, PHRASE=PHRASE)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("hello") == 2
+    assert done.stdout.count(hashlib.sha256(PHRASE.encode()).hexdigest()) == 2
     assert "week-1-1 ended with 0" in done.stdout
     assert "week-1-2 ended with 3" in done.stdout
     assert "['week-1-1', 'week-1-2'] []" in done.stdout
     assert "refused: the cluster refused week-1-1" in done.stdout
     assert "give the same command again for the next one" in done.stdout
+
+
+def test_no_secret_of_a_job_is_in_rays_logs_files_or_api(whole_head, tmp_path):
+    """A job whose variables and whose folder hold secrets: afterwards everything that the head wrote is read."""
+    done = python(
+        "-c", ONE_JOB, whole_head.dashboard, str(shipped(tmp_path)), "secret", RAY_AUTH_TOKEN=TOKEN, PHRASE=PHRASE
+    )
+    assert done.returncode == 0, done.stderr
+    files = [file for file in whole_head.folder.rglob("*") if file.is_file() and not file.is_symlink()]
+    texts = {file: file.read_bytes() for file in files}
+    assert any(b"cluster.sealed" in text for text in texts.values()), "the logs that name the job were not read"
+    assert any(file.name == "sealed.py" for file in files), "the folder of the job was not read"
+    leaks = [file for file, text in texts.items() if PHRASE.encode() in text or LEFT_AT_HOME_PHRASE.encode() in text]
+    assert not leaks, f"{leaks} hold a secret"
+    request = Request(f"{whole_head.dashboard}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"})
+    with urlopen(request, timeout=10) as response:
+        jobs = response.read().decode()
+    assert "CONCEPT_TRAK_SEALED" in jobs
+    assert PHRASE not in jobs
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ CALLS = {
 KNOWN = {
     ("cluster/actor_pool.py", "import pickle"): "the driver's own configuration, to its own workers",
     ("cluster/worker.py", "import pickle"): "the same, opened once the sources were compared",
-    ("cluster/worker.py", "import_module()"): "the entry of a Task, which the code names and no configuration",
+    ("cluster/executor.py", "import_module()"): "the class of a Task, which the code names and no configuration",
     ("concept_trak/models/__init__.py", "import_module()"): "the files of its own folder",
     ("concept_trak/data/format.py", "import_module()"): "the files of its own folder",
 }
@@ -92,22 +92,15 @@ def test_what_is_harmless_is_let_be(source):
     assert not list(found(source))
 
 
-def test_entries_of_tasks_stand_in_the_code():
-    """`cluster/worker.py` imports by name; the names come from literals, so no configuration can give one."""
-    calls = [
-        (path.name, node) for path in (ROOT / "jobs").glob("*.py") for node in ast.walk(ast.parse(path.read_text()))
-    ]
-    made = [(file, c.args[0]) for file, c in calls if isinstance(c, ast.Call) and ast.unparse(c.func) == "Task"]
-    # Run.map(stage, entry, ...) makes the one whose entry is an argument; so its callers are looked at as well.
-    handed_on = [(file, c.args[1]) for file, c in calls if isinstance(c, ast.Call) and is_run_map(c)]
-    assert len(made) >= 5
-    assert len(handed_on) >= 9
-    assert [(file, ast.unparse(e)) for file, e in made if not isinstance(e, ast.Constant)] == [("run.py", "entry")]
-    assert all(isinstance(entry, ast.Constant) for _, entry in handed_on)
-
-
-def is_run_map(call: ast.Call) -> bool:
-    return ast.unparse(call.func) in ("self.map", "run.map") and isinstance(call.args[0], ast.Constant)
+def test_the_workers_of_tasks_stand_in_the_code():
+    """`cluster/executor.py` imports a worker by name, and it is that of a class in the code: no string makes one."""
+    trees = [ast.parse(path.read_text()) for path in FILES]
+    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    workers = [call.args[0] for call in calls if ast.unparse(call.func) == "Task" and len(call.args) == 2]
+    assert workers, "no task is made anywhere"
+    assert all(isinstance(worker, (ast.Name, ast.Attribute)) for worker in workers), list(map(ast.unparse, workers))
+    imports = [path.name for path in FILES if "imported(" in path.read_text() and path.parent.name != "tests"]
+    assert set(imports) == {"executor.py", "worker.py"}, "somebody else imports by name"
 
 
 @pytest.mark.parametrize("override", ["+model._target_=os.system", "+_target_=os.system", "+data.loader=pickle"])

@@ -8,6 +8,7 @@ import ray
 import yaml
 from jsonschema import Draft7Validator
 
+from cluster.source import NEVER_SHIPPED
 from tests.infra.manifests import ROOT
 
 VM = sorted((ROOT / "infra/vm").glob("*.yaml"))
@@ -40,6 +41,17 @@ def test_nothing_is_open_to_the_internet_and_disks_are_encrypted():
     for node in AWS["available_node_types"].values():
         assert node["node_config"]["MetadataOptions"] == {"HttpTokens": "required"}
         assert all(d["Ebs"]["Encrypted"] for d in node["node_config"]["BlockDeviceMappings"])
+
+
+@pytest.mark.parametrize("path", VM, ids=lambda path: path.stem)
+def test_no_file_of_secrets_is_copied_to_a_node(path):
+    assert set(NEVER_SHIPPED) <= set(yaml.safe_load(path.read_text())["rsync_exclude"])
+
+
+def test_no_file_of_secrets_is_committed_or_sent_to_a_builder():
+    assert set(NEVER_SHIPPED) <= set((ROOT / ".gitignore").read_text().splitlines())
+    ignored = (ROOT / "infra/Dockerfile.dockerignore").read_text().splitlines()
+    assert ignored[-len(NEVER_SHIPPED) :] == [f"**/{name}" for name in NEVER_SHIPPED], "the last line that fits decides"
 
 
 @pytest.mark.parametrize("path", VM, ids=lambda path: path.stem)
