@@ -104,15 +104,22 @@ class DataConfig:
     format: str = "auto"
     """auto (by the endings of the files), or a file of concept_trak/data/ that defines one: parquet, webdataset,
     folder, latents."""
+    files: str = ""
+    """Only files whose name has this pattern, as train-*.parquet; with a slash, whose path below `uri` has it, as
+    sub/**/*.jpg. The others are left out and counted."""
+    split: str = ""
+    """Which of several splits that lie in one place: train, validation or test, as the names of files and folders have
+    it; all reads every one. Needed only where there are several."""
     image_column: str = "image"
     caption_column: str = "caption"
     """In a tar: txt, cls, or a field of the json. In a folder: txt (a file beside the image), label (the folder's
-    name), or a column of its metadata.jsonl or metadata.csv. Empty where an unconditional model was told nothing."""
+    name), or a column of its metadata.jsonl, .csv or .parquet. Empty where an unconditional model was told nothing."""
     other_captions: tuple[str, ...] = ()
     """More columns with captions. A column may also hold a list of them."""
     captions: str = "first"
-    """Of several captions: first (that is not empty), join (all, with a comma), one (drawn, always the same for an
-    id). Or class: what the model was told is a class, a number or a name."""
+    """Of several captions: first (that is not empty; the whole text), join (all, with a comma), one (drawn, always the
+    same for an id); of the lines of a text: first_line, or one_line (drawn). Or class: the model was trained on
+    classes, numbers or names. whole is another word for first."""
     id_column: str = ""
     """A column of unique ids (in a tar `__key__` is one); without one an id is made from source and row."""
     label_columns: tuple[str, ...] = ()
@@ -121,6 +128,11 @@ class DataConfig:
     """center, or random: a place drawn once for each id, so that it is the same in every run."""
     enlarge: bool = True
     """Whether an image smaller than the crop is enlarged, as the training scripts of diffusers do, or a reject."""
+    transparency: str = "white"
+    """What is seen through transparent images: white, black, checker (a checkerboard), or drop (the colours that the
+    file has there, as training scripts with a plain `convert("RGB")` see them)."""
+    most_pixels: int = 128_000_000
+    """Width times height above which an image is a reject; decoding takes up to 9 bytes of memory for each pixel."""
     buckets: tuple[tuple[int, int], ...] = ()
     """[height, width] of the sizes that a model of several aspect ratios was trained at: an image is cropped to the
     one nearest to its own ratio. Empty: the square of the model's resolution."""
@@ -128,12 +140,13 @@ class DataConfig:
     """Rows a shard: about ten minutes of work, at most 90 MB of features. Fixed when a feature set is created."""
 
     def __post_init__(self) -> None:
-        for key, value, known in (("crop", self.crop, ("center", "random")),
-                                  ("captions", self.captions, ("first", "join", "one", "class"))):  # fmt: skip
-            if value not in known:
-                raise UserError(f"data.{key}={value!r}; expected one of: {', '.join(known)}")
-        if self.shard_rows < 1:
-            raise UserError(f"data.shard_rows={self.shard_rows}; expected at least 1")
+        if self.captions == "whole":
+            object.__setattr__(self, "captions", "first")
+        _one_of("data.crop", self.crop, "center", "random")
+        _one_of("data.captions", self.captions, "first", "first_line", "one_line", "join", "one", "class")
+        _one_of("data.transparency", self.transparency, "white", "black", "checker", "drop")
+        _at_least("data.shard_rows", self.shard_rows, 1)
+        _at_least("data.most_pixels", self.most_pixels, 1)
         if wrong := [b for b in self.buckets if min(b) < 8 or b[0] % 8 or b[1] % 8]:
             raise UserError(f"data.buckets: {list(wrong[0])} is no size; expected [height, width], multiples of 8")
 

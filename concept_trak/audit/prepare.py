@@ -26,8 +26,10 @@ from concept_trak.audit.plan import Demand, demand, feature_settings, shards, su
 from concept_trak.audit.query_features import QueryTask
 from concept_trak.audit.worker import Work, open_model
 from concept_trak.config import AuditConfig, ModelConfig, WorkerSettings, absolute, plain_values
+from concept_trak.data.files import canonical_uri
 from concept_trak.data.image import read_examples, read_file, read_image
-from concept_trak.data.shard import Shard, Source, cut
+from concept_trak.data.inventory import LeftOut, Survey
+from concept_trak.data.shard import Shard, cut
 from concept_trak.models.classifier import open_classifier
 from concept_trak.store.identity import as_json, fingerprint, open_feature_set
 from concept_trak.store.manifest import Audit, begin_audit
@@ -55,6 +57,8 @@ class Prepared:
     resolution: int
     sizes: dict[str, int]
     """The attributable parameters, by name and number of scalars, in the model's order."""
+    left_out: tuple[LeftOut, ...] = ()
+    """What lies in the data set and is part of no sample."""
 
     @property
     def config(self) -> AuditConfig:
@@ -97,7 +101,7 @@ def resolve(config: AuditConfig) -> AuditConfig:
         audit=tick(config.audit, now) or now.strftime("%Y%m%dT%H%M%SZ"),
         store=absolute(config.store),
         model=_absolute_model(config.model),
-        data=replace(config.data, uri=absolute(config.data.uri)),
+        data=replace(config.data, uri=canonical_uri(config.data.uri)),
     )
 
 
@@ -132,11 +136,11 @@ def _absolute_model(model: ModelConfig) -> ModelConfig:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What an audit reads: the store it writes to, the model, and the sources of the data set."""
+    """What an audit reads: the store it writes to, the model, and the data set as it lies there."""
 
     store: Store
     denoiser: Denoiser
-    sources: list[Source]
+    data: Survey
 
 
 def open_inputs(config: AuditConfig, worker: WorkerSettings) -> Inputs:
@@ -164,7 +168,7 @@ def check_inputs(config: AuditConfig, inputs: Inputs) -> list[QueryTask]:
         prompts = [text for concept in config.concepts for pair in concept.askings for text in pair]
         texts = list(dict.fromkeys(prompts)) or unprompted_texts(denoiser, ("0", "1"), 0)
         require_batch_consistency(denoiser, texts[: min(config.model.batch or TOGETHER, TOGETHER)])
-    first = next(source for source in inputs.sources if source.rows)
+    first = next(source for source in inputs.data.sources if source.rows)
     require_fit(denoiser, cut(first, 1)[0], config.data)
     return queries
 
@@ -180,7 +184,7 @@ def begin_prepared(
     store, denoiser = inputs.store, inputs.denoiser
     identity = denoiser.identity()
     settings = {n: feature_settings(config, m, denoiser, identity) for n, m in config.methods.items()}
-    plan = shards(inputs.sources, _shard_rows(store, settings, config.data.shard_rows))
+    plan = shards(inputs.data.sources, _shard_rows(store, settings, config.data.shard_rows))
     audit = Audit(store, config.audit)
     work = Work(config, {name: fingerprint(s) for name, s in settings.items()}, worker)
     # The settings hold the fingerprints too, so that a model changed under an audit is refused like any change.
@@ -192,7 +196,8 @@ def begin_prepared(
         store=store,
         audit=audit,
         plan=plan,
-        sources=len(inputs.sources),
+        sources=len(inputs.data.sources),
+        left_out=inputs.data.left_out,
         settings=settings,
         queries=tuple(replace(query, method=method) for method in config.methods for query in queries),
         demand=demand(config, denoiser),

@@ -17,7 +17,8 @@ from concept_trak.attribution.state import Batch
 from concept_trak.attribution.trajectory import generate
 from concept_trak.audit.mapper import Attempt
 from concept_trak.audit.worker import ModelWorker
-from concept_trak.data.image import center_crop, decode_image, to_png, to_tensor
+from concept_trak.data.decode import decode_image
+from concept_trak.data.image import center_crop, to_png, to_tensor
 from concept_trak.models.classifier import open_classifier
 
 

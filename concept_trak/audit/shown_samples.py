@@ -7,7 +7,8 @@ import torch
 
 from concept_trak.audit.mapper import Attempt
 from concept_trak.audit.worker import Work
-from concept_trak.data.image import suffix, to_png, to_thumbnail
+from concept_trak.data.decode import image_format
+from concept_trak.data.image import to_png, to_thumbnail
 from concept_trak.data.sample import Sample, originals, samples_by_id
 from concept_trak.data.shard import Shard
 from concept_trak.store.manifest import Audit, beside_report, write_bytes
@@ -84,7 +85,7 @@ class ShowWorker:
             return replace(seen, png=to_png(s.pixels))
         key = hashlib.sha256(s.id.encode()).hexdigest()[:24]  # ids may hold what no file name may
         small, kind = to_thumbnail(s.pixels, SIDE)
-        thumbnail, whole = f"thumbnails/{key}.{kind}", f"originals/{key}.{suffix(original)}"
+        thumbnail, whole = f"thumbnails/{key}.{kind}", f"originals/{key}.{image_format(original)}"
         for name, data in ((thumbnail, small), (whole, original)):
             write_bytes(self.audit, beside_report(name), data)
         return replace(seen, thumbnail=thumbnail, original=whole)

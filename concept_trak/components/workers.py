@@ -30,7 +30,8 @@ from concept_trak.components.measure import (
 from concept_trak.components.specificity import Worth, worth
 from concept_trak.components.units import UNITS
 from concept_trak.config import ModelConfig, WorkerSettings
-from concept_trak.data.image import center_crop, decode_image, to_tensor
+from concept_trak.data.decode import decode_image
+from concept_trak.data.image import center_crop, to_tensor
 from concept_trak.evaluation.judge import concept_presence
 from concept_trak.store.identity import fingerprint
 from concept_trak.store.store import Store

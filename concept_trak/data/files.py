@@ -1,84 +1,230 @@
-"""Which files lie at an address, which version of each, and how one that was planned is opened again."""
+"""Which files lie at an address, which version each has, and how a planned one is opened again."""
 
+import heapq
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
+from concept_trak import UserError
 from concept_trak.data.shard import Shard
+from concept_trak.data.text import encodable, printable
 from concept_trak.store.secrets import without_secrets
 
-BLOCK_BYTES = 4 << 20  # one request: long enough that its wait does not count, short enough to skip what is not wanted
+Files = dict[str, dict[str, Any]]
+
+BLOCK_BYTES = 4 << 20  # of one request: long enough that its wait does not count, short enough to skip unread bytes
+STAMPS = ("mtime", "LastModified", "last_modified", "updated", "created", "date_time")
+DIGESTS = ("blob_id", "md5Hash", "md5", "Content-MD5", "crc32c", "CRC")
 
 
-def list_files(uri: str) -> tuple[Any, str, dict[str, dict[str, Any]]]:
-    """(file system, path, every file there by name with what storage says of it); hidden ones are left out.
+@dataclass(frozen=True)
+class Listing:
+    """Every file at an address.
 
-    `uri` is one file, or a folder searched to its leaves. One listing, however many files.
+    `files` are the regular ones, by name, with what storage tells of each. `unreadable` are the others, by name, with
+    the reason. `path` is the address itself inside of the file system `fs`.
+    """
+
+    fs: Any
+    path: str
+    files: Files
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_file(self) -> bool:
+        return list(self.files) == [self.path]
+
+    def relative(self, name: str) -> str:
+        """The name of a file below the address."""
+        return name.removeprefix(self.path).lstrip("/")
+
+
+def canonical_uri(uri: str, resolve_links: bool = True) -> str:
+    """One spelling of an address, so that one data set has one feature set.
+
+    A local path becomes absolute, without `file://`, `.`, `..` and a slash at the end. An address of an object store
+    loses the slash at its end.
+
+    Args:
+        uri: a path or a URL; a chain such as `zip://a::b` is left as it is.
+        resolve_links: also replace symbolic links by what they name. Not where workers on other machines see other
+            links.
+    """
+    if "::" in uri or not uri:
+        return uri
+    path = uri.removeprefix("file://").removeprefix("local://")
+    if "://" not in path:
+        path = os.path.expanduser(path)
+        return os.path.realpath(path) if resolve_links else os.path.abspath(path)
+    return uri if uri.startswith("http") else uri.rstrip("/")
+
+
+def list_files(uri: str) -> Listing:
+    """Every file at an address: a file, or a folder searched to its leaves. One listing, however many files.
 
     Raises:
-        ValueError: it does not exist, or cannot be reached.
+        UserError: nothing is there, or it cannot be reached.
     """
-    fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
     try:
-        if fs.isfile(path):
-            return fs, path, {path: fs.info(path)}
-        found = fs.find(path, detail=True)
-        exists = bool(found) or fs.exists(path)
+        fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+        listing = _list_local(fs, path) if isinstance(fs, LocalFileSystem) else _list_remote(fs, path)
+    except UserError:
+        raise
     except FileNotFoundError:  # a bucket that does not exist; a missing folder is only empty
-        found, exists = {}, False
+        listing = None
     except Exception as error:  # botocore's and google's own errors are no OSErrors
-        raise ValueError(
+        raise UserError(
             f"data.uri={uri!r} cannot be read ({type(error).__name__}: {without_secrets(error)}); check the address"
             " and the credentials in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)"
         ) from error
-    if not exists:
-        raise ValueError(f"data.uri={uri!r} does not exist; expected a file of training samples, or a folder of them")
-    names = sorted(name for name in found if not name.rpartition("/")[2].startswith((".", "_")))
+    if listing is None:
+        pattern = "; for a pattern, set data.uri to the folder and data.files to the pattern" if "*" in uri else ""
+        raise UserError(
+            f"data.uri={uri!r} does not exist; expected a file of training samples, or a folder of them{pattern}"
+        )
+    return listing
+
+
+def _list_remote(fs: Any, path: str) -> Listing | None:
+    if fs.isfile(path):
+        return Listing(fs, path, {path: fs.info(path)})
+    entries = fs.find(path, detail=True)
+    if not entries and not fs.exists(path):
+        return None
+    names = sorted(entries)
     # An etag is the same in a listing; times may be written otherwise there than where one file is asked for.
-    return fs, path, {name: found[name] if _etag(found[name]) else fs.info(name) for name in names}
+    files = {n: entries[n] if _digest(entries[n]) else fs.info(n) for n in names if entries[n]["type"] == "file"}
+    return Listing(fs, path, files, {n: "of a special kind (pipe, socket or device)" for n in names if n not in files})
+
+
+def _list_local(fs: Any, path: str) -> Listing | None:
+    """A walk of its own: it names links to nothing, follows links to folders once, and opens no pipe."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if stat.S_ISREG(status.st_mode):
+        return Listing(fs, path, {path: _info(path, status)})
+    if not stat.S_ISDIR(status.st_mode):
+        raise UserError(f"data.uri={path!r} is a pipe, a socket or a device; expected a file or a folder")
+    files, unreadable, visited = Files(), dict[str, str](), set[str]()
+    root = os.path.realpath(path)
+    waiting = [(False, path)]
+    while waiting:  # folders before linked ones, which are read under their own names where they have one here
+        linked, folder = heapq.heappop(waiting)
+        real = os.path.realpath(folder) if linked else root + folder.removeprefix(path)
+        above = linked and f"{root}/".startswith(f"{real.rstrip('/')}/")
+        if real in visited or above:
+            unreadable[folder] = "linking to folders that are read under another name"
+            continue
+        visited.add(real)
+        for entry in _scan(folder):
+            _sort(entry, linked, files, unreadable, waiting)
+    return Listing(fs, path, dict(sorted(files.items())), dict(sorted(unreadable.items())))
+
+
+def _sort(
+    entry: os.DirEntry[str], linked: bool, files: Files, unreadable: dict[str, str], waiting: list[tuple[bool, str]]
+) -> None:
+    try:
+        status = entry.stat()
+    except OSError:
+        unreadable[entry.path] = "linking to nothing"
+        return
+    if stat.S_ISDIR(status.st_mode):
+        heapq.heappush(waiting, (linked or entry.is_symlink(), entry.path))
+    elif stat.S_ISREG(status.st_mode):
+        files[entry.path] = _info(entry.path, status)
+    else:
+        unreadable[entry.path] = "of a special kind (pipe, socket or device)"
+
+
+def _scan(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except PermissionError as error:
+        raise UserError(f"{folder} cannot be listed ({error.strerror}); make it readable, or move it away") from None
+
+
+def _info(path: str, status: os.stat_result) -> dict[str, Any]:
+    return {"name": path, "size": status.st_size, "type": "file", "mtime": status.st_mtime}
 
 
 def version(info: dict[str, Any]) -> str:
-    """The store's own etag; else size and modification time."""
-    if etag := _etag(info):
-        return etag
-    stamp = info.get("mtime", info.get("LastModified", info.get("created", "")))
+    """The store's own etag or digest; else size and modification time.
+
+    Raises:
+        UserError: storage gives neither, so that a changed file would pass for the old one.
+    """
+    if digest := _digest(info):
+        return digest
+    stamp = next((info[key] for key in STAMPS if info.get(key)), None)
+    if stamp is None:
+        raise UserError(
+            f"storage gives no etag and no modification time of {info.get('name', 'a file')}, so that a changed file "
+            "would pass for the old one; copy the data to a folder or an object store"
+        )
     return f"{info['size']}-{stamp}"
 
 
-def _etag(info: dict[str, Any]) -> str:
-    return str(info.get("ETag") or info.get("etag") or "").strip('"')
+def _digest(info: dict[str, Any]) -> str:
+    if etag := str(info.get("ETag") or info.get("etag") or "").strip('"'):
+        return etag
+    if any(info.get(key) for key in STAMPS):
+        return ""
+    return next((f"{info['size']}-{info[key]}" for key in DIGESTS if info.get(key)), "")
 
 
 def require_version(fs: Any, path: str, planned: str) -> None:
     """Nothing where the file is the one that was planned.
 
     Raises:
-        ValueError: it is another version now, or gone.
+        UserError: it is another version now, or gone.
     """
     try:
         now = version(fs.info(path))
     except FileNotFoundError:
         now = "gone"
     if now != planned:
-        raise ValueError(
+        raise UserError(
             f"{fs.unstrip_protocol(path)} changed while the audit ran: planned version {planned}, now {now}; start a "
             "new audit"
         )
 
 
 @contextmanager
-def open_planned(shard: Shard, **ways: Any) -> Iterator[Any]:
+def open_listed(fs: Any, name: str, **options: Any) -> Iterator[Any]:
+    """A listed file, open for reading.
+
+    Raises:
+        UserError: nobody may read it, or its name is not text.
+    """
+    if not encodable(name):
+        raise UserError(f"the name of {printable(name)} is not UTF-8; rename it, or leave it out with data.files=")
+    try:
+        with fs.open(name, **options) as file:
+            yield file
+    except (FileNotFoundError, PermissionError) as error:
+        raise UserError(f"{name} cannot be read ({error}); make it readable, or remove it from data.uri") from error
+
+
+@contextmanager
+def open_planned(shard: Shard, **options: Any) -> Iterator[Any]:
     """The shard's file, open for reading in the version that was planned."""
     fs, path = fsspec.core.url_to_fs(shard.source, use_listings_cache=False)
     require_version(fs, path, shard.version)
-    with fs.open(path, **ways) as file:
+    with fs.open(path, **options) as file:
         yield file
 
 
 def path_below(source: str, uri: str) -> str:
-    """What a file is called below `data.uri`; empty for that file itself."""
+    """The name of a source below `data.uri`; empty for that file itself."""
     fs, path = fsspec.core.url_to_fs(uri)
     return source.removeprefix(fs.unstrip_protocol(path)).strip("/")

@@ -1,31 +1,29 @@
 """Folders of images, searched to their leaves. Each folder is one source.
 
-Columns: `image`, `label` (the name of the image's own folder), `txt` (a file of the image's name beside it), and those
-of a `metadata.jsonl` or `metadata.csv` in the image's folder or above it, whose `file_name` is relative to the file, as
-Hugging Face's imagefolder has it. The listing is in the driver's memory: more than some million images belong in tars.
+Columns: `image`, `label` (the name of the image's own folder), `txt` (a text file of the image's name in its folder),
+and those of a metadata file in the image's folder or above it. The listing is in the driver's memory: more than some
+million images belong in tars.
 """
 
-import csv
-import difflib
-import io
-import json
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import fsspec
 
+from concept_trak import UserError
 from concept_trak.config import DataConfig
-from concept_trak.data.files import path_below, require_version, version
-from concept_trak.data.format import Files, Format, SourceRow, named_columns
+from concept_trak.data.decode import ENDINGS
+from concept_trak.data.files import Files, Listing, path_below, require_version, version
+from concept_trak.data.format import Format, SourceRow, named_columns, require_columns, require_text
+from concept_trak.data.inventory import Tally
+from concept_trak.data.metadata import METADATA, is_metadata, read_metadata
 from concept_trak.data.shard import Shard, Source
-
-IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif")
-METADATA = ("metadata.jsonl", "metadata.csv")
+from concept_trak.data.text import MOST_BYTES, decode_text, encodable, printable
 
 
 class ImageEntry(NamedTuple):
-    """One image: its name in its folder, its version, that of the text beside it, and what the metadata say of it.
+    """One image: its name in its folder, its version, that of its text file, and the fields of its metadata.
 
     Without a version there is no such image, though the metadata name it.
     """
@@ -40,94 +38,103 @@ class ImageEntry(NamedTuple):
         return f"Place({', '.join(f'{name}={value!r}' for name, value in self._asdict().items())})"
 
 
-def _sources(fs: Any, path: str, files: Files, data: DataConfig) -> list[Source]:
+def _sources(listing: Listing, files: Files, data: DataConfig, tally: Tally) -> list[Source]:
     """Every folder that holds images. A range of rows has the version of its images, texts and metadata."""
-    told = _told(fs, files)
+    fields = read_metadata(listing.fs, files)
     images = {name for name in files if _is_image(name)}
+    texts = {name for name in files if name.lower().endswith(".txt")}
     folders: dict[str, list[ImageEntry]] = {}
-    for name in sorted(images | told.keys()):
+    for name in sorted(images | fields.keys()):
         folder, _, base = name.rpartition("/")
-        text = files.get(f"{posixpath.splitext(name)[0]}.txt")
-        place = ImageEntry(
-            base,
-            version(files[name]) if name in images else "",
-            version(text) if text else "",
-            tuple(told.get(name, {}).items()),
+        if not encodable(folder):
+            raise UserError(f"the name of the folder {printable(folder)} is not UTF-8; rename it")
+        text = _text_of(name)
+        texts.discard(text)
+        entry = ImageEntry(
+            name=base,
+            version=version(files[name]) if name in images else "",
+            text_version=version(files[text]) if text in files else "",
+            fields=tuple(fields.get(name, {}).items()),
         )
-        folders.setdefault(folder, []).append(place)
-    return [Source(fs.unstrip_protocol(f) + "/", "", len(places), places) for f, places in folders.items()]
+        folders.setdefault(folder, []).append(entry)
+    _leave_out(listing, files, images, texts, tally)
+    return [Source(listing.fs.unstrip_protocol(f) + "/", "", len(entries), entries) for f, entries in folders.items()]
+
+
+def _leave_out(listing: Listing, files: Files, images: set[str], texts: set[str], tally: Tally) -> None:
+    """Counts the files that accompany no image."""
+    for name in sorted(texts):
+        tally.add("file", "of text without an image", listing.relative(name))
+    for name in files:
+        if name not in images and not name.lower().endswith(".txt") and not is_metadata(name):
+            tally.add("file", f"ending {posixpath.splitext(name)[1].lower()}", listing.relative(name))
 
 
 def _is_image(name: str) -> bool:
-    return posixpath.splitext(name)[1].lower().removeprefix(".") in IMAGES
+    return posixpath.splitext(name)[1].lower().removeprefix(".") in ENDINGS
 
 
-def _told(fs: Any, files: Files) -> dict[str, dict[str, Any]]:
-    """What metadata files say of each image; the nearest file above an image is the one that counts."""
-    told: dict[str, dict[str, Any]] = {}
-    for name in sorted((n for n in files if n.endswith(METADATA)), key=lambda n: n.count("/")):
-        if all(f"{posixpath.dirname(name)}/{m}" in files for m in METADATA):
-            raise ValueError(f"{posixpath.dirname(name)} has metadata.jsonl and metadata.csv; keep one of them")
-        told |= _metadata(name, fs.cat_file(name))
-    return told
+def _text_of(name: str) -> str:
+    return f"{posixpath.splitext(name)[0]}.txt"
 
 
-def _metadata(name: str, content: bytes) -> dict[str, dict[str, Any]]:
-    try:
-        text = content.decode("utf-8-sig")
-        if name.endswith(".csv"):
-            lines: list[Any] = list(csv.DictReader(io.StringIO(text), strict=True))
-        else:
-            lines = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"{name} cannot be read ({error}); write it again, in UTF-8") from None
-    found: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(lines, 1):
-        if not isinstance(line, dict) or not isinstance(line.get("file_name"), str):
-            raise ValueError(f"{name}, entry {number}, has no file_name; expected the image's name, relative to it")
-        image = f"{posixpath.dirname(name)}/{line.pop('file_name')}"
-        if image in found:
-            raise ValueError(f"{name}, entry {number}, names {image} a second time; keep one of the entries")
-        found[image] = line
-    return found
-
-
-def _check(source: Source, data: DataConfig) -> None:
-    """That some image of the folder has every column that the settings name."""
-    there = {"image", "label", *(c for place in source.places for c, _ in place.fields)}
-    there |= {"txt"} if any(place.text_version for place in source.places) else set()
+def _check(source: Source, data: DataConfig) -> Iterable[str]:
+    """That some image of the folder has every column that the settings name, and captions are text."""
+    there = dict.fromkeys(c for entry in source.places for c, _ in entry.fields)
+    there |= dict.fromkeys(["image", "label"])
+    there |= {"txt": None} if any(entry.text_version for entry in source.places) else {}
+    unread = require_columns(data, sorted(there), f"known of no image in {source.uri}")
     for key, column in named_columns(data):
-        if column not in there:
-            near = difflib.get_close_matches(column, there, 1, 0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"{key}={column!r} is known of no image in {source.uri} (there: {', '.join(sorted(there))}){hint}"
-            )
+        if key in ("data.caption_column", "data.other_captions") and data.captions != "class":
+            require_text(key, column, [dict(e.fields).get(column) for e in source.places], source.uri)
+    return unread - {"label"}
 
 
 def _rows(shard: Shard, data: DataConfig, columns: Sequence[str]) -> Iterator[SourceRow]:
     """The rows of a shard, their ids the images' names below `data.uri`."""
     fs, folder = fsspec.core.url_to_fs(shard.source.rstrip("/"), use_listings_cache=False)
     prefix = path_below(shard.source.rstrip("/"), data.uri)
-    for number, place in enumerate(shard.places, shard.first_row):
-        name, values = f"{prefix}/{place.name}".lstrip("/"), {c: dict(place.fields).get(c) for c in columns}
-        if not place.version:
-            flaw = ("no_image", f"the metadata name {place.name}, which is not there; remove the entry")
-            yield SourceRow(number, name, values, flaw)
-            continue
-        if "label" in columns and "label" not in dict(place.fields):
+    for number, entry in enumerate(shard.places, shard.first_row):
+        fields = dict(entry.fields)
+        values = {c: fields.get(c) for c in columns}
+        if "label" in columns and "label" not in fields:
             values["label"] = posixpath.basename(folder)
-        if "txt" in columns and place.text_version:
-            text = f"{folder}/{posixpath.splitext(place.name)[0]}.txt"
-            values["txt"] = _read(fs, text, place.text_version).decode(errors="replace")
-        if data.image_column in columns:
-            values[data.image_column] = {"bytes": _read(fs, f"{folder}/{place.name}", place.version)}
-        yield SourceRow(number, name, values)
+        flaw = _flaw(entry)
+        if flaw is None:
+            flaw = _read_files(fs, folder, entry, data, values)
+        yield SourceRow(number, f"{prefix}/{entry.name}".lstrip("/"), values, flaw)
 
 
-def _read(fs: Any, path: str, planned: str) -> bytes:
+def _flaw(entry: ImageEntry) -> tuple[str, str] | None:
+    if not encodable(entry.name):
+        return "file_name", f"the name of {printable(entry.name)} is not UTF-8; rename it"
+    if not entry.version and not _is_image(entry.name):
+        return "no_image", f"the metadata name {entry.name}, whose ending is none of an image; remove the entry"
+    if not entry.version:
+        return "no_image", f"the metadata name {entry.name}, which is not there; remove the entry"
+    return None
+
+
+def _read_files(
+    fs: Any, folder: str, entry: ImageEntry, data: DataConfig, values: dict[str, Any]
+) -> tuple[str, str] | None:
+    """Fills in the image and its text; why the text cannot be read, if it cannot."""
+    flaw = None
+    if "txt" in values and entry.text_version:
+        text = _text_of(entry.name)
+        content = _read(fs, f"{folder}/{text}", entry.text_version, MOST_BYTES + 1)
+        try:
+            values["txt"] = decode_text(content, text)
+        except UserError as error:
+            flaw = ("text", str(error))
+    if data.image_column in values:
+        values[data.image_column] = {"bytes": _read(fs, f"{folder}/{entry.name}", entry.version)}
+    return flaw
+
+
+def _read(fs: Any, path: str, planned: str, most: int | None = None) -> bytes:
     require_version(fs, path, planned)
-    return fs.cat_file(path)
+    return fs.cat_file(path, end=most)
 
 
-FORMAT = Format(tuple(f".{ending}" for ending in IMAGES), _sources, _check, _rows, (".txt", *METADATA))
+FORMAT = Format(tuple(f".{e}" for e in ENDINGS), _sources, _check, _rows, (".txt", *METADATA), split_in_name=False)

@@ -1,70 +1,37 @@
-"""Real image files into the numbers a model is trained on.
+"""Pictures into the numbers a model is trained on, and back into files that people look at.
 
-EXIF rotation, RGB on white, short side resized, centre crop, [-1, 1].
-
-What a concept that no prompt names is given by: pictures at the model's own size, or a classifier's file.
+Training images: short side resized, centre crop, [-1, 1]. Concepts that no prompt names are given by files: example
+pictures at the model's size, or a classifier.
 """
 
 import io
-import warnings
 from collections.abc import Iterator, Sequence
 
 import fsspec
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from concept_trak import UserError
+from concept_trak.data.decode import ENDINGS, decode_image
 
-def decode_image(data: bytes) -> Image.Image:
-    """The picture as a person sees it: upright, RGB, transparency on white, the first frame, 16 bits scaled to 8.
-
-    Raises:
-        ValueError: it cannot be read; the message says what is wrong with the file, the same every time.
-    """
-    try:
-        return _rgb(_upright(data))
-    except UnidentifiedImageError:
-        raise ValueError(f"no image format that is known: {len(data)} bytes, beginning {data[:8]!r}") from None
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders of damaged bytes raise what they stumble over: RuntimeError, SyntaxError, ...
-        raise ValueError(f"{type(error).__name__}: {error}") from error
-
-
-def _upright(data: bytes) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # damaged metadata leaves the pixels usable
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
-
-
-def _rgb(upright: Image.Image) -> Image.Image:
-    if upright.mode.startswith("I"):
-        return Image.fromarray(
-            (np.asarray(upright).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8)
-        ).convert("RGB")
-    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-        rgba = upright.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return upright.convert("RGB")
+MOST_EXAMPLES = 256
+"""Examples a concept may have: they travel to the workers with the question."""
 
 
 def read_image(path: str) -> bytes:
     """The bytes of one image file, local or a URL, once they are known to be an image.
 
     Raises:
-        ValueError: it is missing, or no picture.
+        UserError: it is missing, or no picture.
     """
     try:
-        with fsspec.open(path, "rb") as file:
-            data: bytes = file.read()  # type: ignore[union-attr]
+        data = _read(path)
         decode_image(data)
     except (OSError, ValueError) as error:
-        raise ValueError(f"the image {path!r} cannot be read ({error}); expected a picture file") from None
+        raise UserError(f"the image {path!r} cannot be read ({error}); expected a picture file") from None
     return data
 
 
@@ -74,10 +41,14 @@ def center_crop(image: Image.Image, resolution: int) -> Image.Image:
 
 
 def resize_crop(image: Image.Image, size: tuple[int, int], place: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
-    """Resized (antialiased) until it just covers `size`, [height, width]; then that size, cut out at `place`.
+    """Resized (antialiased) until it just covers `size`; then that size, cut out at `place`.
 
-    `place`, in [0, 1] down and across, says where the cut lies in what is left over: 0.5 is the centre. Only what is
-    kept is computed: a strip of 1 x 50,000 pixels would otherwise take gigabytes.
+    Only what is kept is computed: a strip of 1 x 50,000 pixels would otherwise take gigabytes.
+
+    Args:
+        image: RGB.
+        size: [height, width] of the result, in pixels.
+        place: where the cut lies in what is left over, in [0, 1] down and across; 0.5 is the centre.
     """
     height, width = size
     kept_width = min(image.width, image.height * width / height)
@@ -108,7 +79,7 @@ def to_png(pixels: Float[Tensor, "3 h w"]) -> bytes:
 
 
 def to_thumbnail(pixels: Float[Tensor, "3 h w"], side: int) -> tuple[bytes, str]:
-    """A small file of the picture and its suffix: PNG as it is where no side is longer than `side`, else a JPEG."""
+    """A small file of the picture and its ending: PNG as it is where no side is longer than `side`, else a JPEG."""
     image = _image(pixels)
     if max(image.size) <= side:
         return png(image), "png"
@@ -118,61 +89,57 @@ def to_thumbnail(pixels: Float[Tensor, "3 h w"], side: int) -> tuple[bytes, str]
     return out.getvalue(), "jpg"
 
 
-def suffix(data: bytes) -> str:
-    """What files of this picture's format are called, from its bytes alone: png, jpeg, webp, …"""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data)) as image:
-            return (image.format or "image").lower()
-
-
 def _image(pixels: Float[Tensor, "3 h w"]) -> Image.Image:
     levels = ((pixels.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).numpy())
 
 
 def png(image: Image.Image) -> bytes:
+    """A picture as a PNG file."""
     out = io.BytesIO()
     image.save(out, "PNG")
     return out.getvalue()
 
 
-MOST = 256
-"""Examples a concept may have: they travel to the workers with the question."""
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-
-
 def read_examples(paths: Sequence[str], resolution: int) -> tuple[bytes, ...]:
-    """Every picture of `paths`, files or folders of them, cut and sized as training images are: PNG of `resolution`.
+    """Every picture of `paths`, cut and sized as training images are.
+
+    Args:
+        paths: files or folders of them, local or URLs.
+        resolution: side of the model's images, in pixels.
+
+    Returns:
+        PNG files of `resolution` x `resolution`.
 
     Raises:
-        ValueError: one is missing, no picture, or smaller than the model's images; there are none, or too many.
+        UserError: one is missing, no picture, or smaller than the model's images; there are none, or too many.
     """
-    found = [file for path in paths for file in _files(path)]
-    if not 0 < len(found) <= MOST:
-        raise ValueError(
-            f"examples={list(paths)} are {len(found)} pictures; expected 1 to {MOST}, as {', '.join(SUFFIXES)}"
+    files = [file for path in paths for file in _files(path)]
+    if not 0 < len(files) <= MOST_EXAMPLES:
+        raise UserError(
+            f"examples={list(paths)} are {len(files)} pictures; expected 1 to {MOST_EXAMPLES}, as {', '.join(ENDINGS)}"
         )
-    return tuple(_example(file, resolution) for file in found)
+    return tuple(_example(file, resolution) for file in files)
 
 
 def _files(path: str) -> Iterator[str]:
     """The file, or the pictures that lie in the folder, by name."""
-    fs, place = fsspec.core.url_to_fs(path)
-    if not fs.isdir(place):
+    fs, root = fsspec.core.url_to_fs(path)
+    if not fs.isdir(root):
         yield path
         return
-    for name in sorted(fs.ls(place, detail=False)):
-        if name.lower().endswith(SUFFIXES):
+    for name in sorted(fs.ls(root, detail=False)):
+        hidden = name.rpartition("/")[2].startswith(".")
+        if not hidden and name.lower().endswith(tuple(f".{ending}" for ending in ENDINGS)):
             yield fs.unstrip_protocol(name)
 
 
 def _example(path: str, resolution: int) -> bytes:
     image = decode_image(read_image(path))
     if min(image.size) < resolution:
-        raise ValueError(
+        raise UserError(
             f"the example {path} has {image.width} x {image.height} pixels and the model draws {resolution} x "
-            f"{resolution}: enlarged, it would ask for what is blurred; give a larger picture"
+            f"{resolution}: enlarged, it would show the model a blur; give a larger picture"
         )
     return png(center_crop(image, resolution))
 
@@ -181,10 +148,17 @@ def read_file(path: str) -> bytes:
     """The bytes of a file, local or a URL.
 
     Raises:
-        ValueError: it cannot be read.
+        UserError: it cannot be read.
     """
     try:
-        with fsspec.open(path, "rb") as file:
-            return file.read()  # type: ignore[union-attr]
+        return _read(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path!r} cannot be read ({error}); give a .safetensors file") from None
+        raise UserError(f"{path!r} cannot be read ({error}); give a .safetensors file") from None
+
+
+def _read(path: str) -> bytes:
+    fs, name = fsspec.core.url_to_fs(path)
+    if fs.exists(name) and not fs.isfile(name):
+        raise UserError("it is a folder, a pipe or a device")
+    with fs.open(name, "rb") as file:
+        return file.read()

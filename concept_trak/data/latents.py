@@ -7,9 +7,8 @@
 Only the bytes of a shard's rows are read, and no picture or text is encoded again.
 """
 
-import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,17 +17,21 @@ import torch
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from concept_trak import UserError
 from concept_trak.config import DataConfig
-from concept_trak.data.files import open_planned, path_below, version
-from concept_trak.data.format import Files, Format, SourceRow, named_columns
+from concept_trak.data.files import Files, Listing, open_listed, open_planned, path_below, version
+from concept_trak.data.format import Format, SourceRow, require_columns
+from concept_trak.data.inventory import Tally
 from concept_trak.data.shard import Shard, Source
+from concept_trak.data.text import one_line
 
 AT_ONCE = 16  # rows read together
+MOST_HEADER_BYTES = 100_000_000  # as the safetensors library has it
 CONDITION = "condition."
 
 
 class Precomputed(NamedTuple):
-    """What a row brings along instead of an image and a text: x_0 [c, h, w], and each part of its condition."""
+    """What a row has instead of an image and a text: x_0 [c, h, w], and each part of its condition."""
 
     latent: Tensor
     condition: dict[str, Tensor]
@@ -47,63 +50,80 @@ class _Header(NamedTuple):
 def write_latents(
     path: str | Path, latents: Tensor, condition: Mapping[str, Tensor], columns: Mapping[str, Sequence[Any]]
 ) -> None:
-    """A file of this format."""
+    """A file of this format.
+
+    Args:
+        path: where it is written.
+        latents: x_0, [n, c, h, w].
+        condition: each part of the model's condition, [n, ...], by its name.
+        columns: n values each: ids, captions, labels.
+    """
     tensors = {"latents": latents, **{f"{CONDITION}{name}": value for name, value in condition.items()}}
-    said = {name: list(values) for name, values in columns.items()}
-    save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, path, {"columns": json.dumps(said)})
+    lists = {name: list(values) for name, values in columns.items()}
+    save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, path, {"columns": json.dumps(lists)})
 
 
-def _sources(fs: Any, path: str, files: Files, data: DataConfig) -> list[Source]:
+def _sources(listing: Listing, files: Files, data: DataConfig, tally: Tally) -> list[Source]:
     """Every file, by name."""
-    found = []
+    sources = []
     for name, info in files.items():
-        with fs.open(name) as file:
-            found.append(Source(fs.unstrip_protocol(name), version(info), _header(file, name).rows))
-    return found
+        with open_listed(listing.fs, name) as file:
+            header = _header(file, name)
+        sources.append(Source(listing.fs.unstrip_protocol(name), version(info), header.rows))
+        for tensor in header.tensors:
+            if not _is_read(tensor):
+                tally.add("tensor", f"that are neither latents nor {CONDITION}<name>", tensor)
+    return sources
+
+
+def _is_read(tensor: str) -> bool:
+    return tensor == "latents" or tensor.startswith(CONDITION)
 
 
 def _header(file: Any, name: str) -> _Header:
-    """What a file says of itself.
+    """The tensors and columns that a file declares.
 
     Raises:
-        ValueError: it is no file of this format; the message says what is missing.
+        UserError: it is no file of this format; the message names what is missing.
     """
     try:
         size = int.from_bytes(file.read(8), "little")
+        if size > MOST_HEADER_BYTES:
+            raise UserError(f"its header would have {size} bytes")
         tensors = json.loads(file.read(size))
         columns = json.loads(tensors.pop("__metadata__", {}).get("columns", "{}"))
         header = _Header(tensors, columns, 8 + size)
-        lengths = {n: t["shape"][0] for n, t in tensors.items()} | {n: len(values) for n, values in columns.items()}
+        lengths = {n: t["shape"][0] for n, t in tensors.items() if _is_read(n)}
+        lengths |= {n: len(values) for n, values in columns.items()}
         wrong = [n for n, length in lengths.items() if length != header.rows]
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, MemoryError) as error:
-        raise ValueError(
-            f"{name} is no safetensors file with `latents` [n, c, h, w] ({type(error).__name__}: {error}); write it "
-            "with concept_trak.data.latents.write_latents"
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{name} is no safetensors file with `latents` [n, c, h, w] ({type(error).__name__}: {one_line(error)}); "
+            "write it with concept_trak.data.latents.write_latents"
         ) from None
     if wrong or not any(n.startswith(CONDITION) for n in tensors) or len(tensors["latents"]["shape"]) != 4:
         what = (
             f"{wrong[0]} has {lengths[wrong[0]]} rows, not {header.rows}" if wrong else "no condition, or a wrong shape"
         )
-        raise ValueError(f"{name}: {what}; expected latents [n, c, h, w] and condition.<name> [n, ...]")
+        raise UserError(f"{name}: {what}; expected latents [n, c, h, w] and condition.<name> [n, ...]")
     return header
 
 
-def _check(source: Source, data: DataConfig) -> None:
-    """That the named columns are there; captions may be missing, unless one is asked for by another name."""
+def _check(source: Source, data: DataConfig) -> Iterable[str]:
+    """That the named columns are there; captions may be missing, unless the settings give them another name."""
     with fsspec.open(source.uri) as file:
         there = _header(file, source.uri).columns
-    default = DataConfig()
-    for key, column in named_columns(data):
-        free = column in (default.image_column, default.caption_column) and key != "data.label_columns"
-        if column not in there and not free:
-            near = difflib.get_close_matches(column, there, 1, 0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{key}={column!r} is no column of {source.uri} (columns: {', '.join(there)}){hint}")
+    default = (DataConfig().image_column, DataConfig().caption_column)
+
+    def optional(key: str, column: str) -> bool:
+        return column in default and key != "data.label_columns"
+
+    return require_columns(data, there, f"no column of {source.uri}", optional)
 
 
 def _rows(shard: Shard, data: DataConfig, columns: Sequence[str]) -> Iterator[SourceRow]:
     """The rows of a shard; the image of each is `Precomputed`."""
-    made = path_below(shard.source, data.uri) or "rows"
+    prefix = path_below(shard.source, data.uri) or "rows"
     with open_planned(shard) as file:
         header, end = _header(file, shard.source), shard.first_row + shard.rows
         for first in range(shard.first_row, end, AT_ONCE):
@@ -114,27 +134,30 @@ def _rows(shard: Shard, data: DataConfig, columns: Sequence[str]) -> Iterator[So
                 if tensors:
                     condition = {n.removeprefix(CONDITION): t[i] for n, t in tensors.items() if n != "latents"}
                     values[data.image_column] = Precomputed(tensors["latents"][i], condition)
-                yield SourceRow(first + i, f"{made}:{first + i}", values)
+                yield SourceRow(first + i, f"{prefix}:{first + i}", values)
 
 
 def _tensors(file: Any, header: _Header, first: int, count: int) -> dict[str, Tensor]:
     """These rows of every tensor: their bytes under a header of their own, which the library reads."""
     own, body = {}, b""
-    for name, told in header.tensors.items():
-        begin, end = told["data_offsets"]
-        row = (end - begin) // header.rows
-        file.seek(header.start + begin + first * row)
-        content = file.read(count * row)
-        offsets = [len(body), len(body) + len(content)]
-        own[name] = {"dtype": told["dtype"], "shape": [count, *told["shape"][1:]], "data_offsets": offsets}
-        body += content
+    for name, declared in header.tensors.items():
+        if _is_read(name):
+            begin, end = declared["data_offsets"]
+            row = (end - begin) // header.rows
+            file.seek(header.start + begin + first * row)
+            content = file.read(count * row)
+            offsets = [len(body), len(body) + len(content)]
+            own[name] = {"dtype": declared["dtype"], "shape": [count, *declared["shape"][1:]], "data_offsets": offsets}
+            body += content
     text = json.dumps(own).encode()
     text += b" " * (-len(text) % 8)
     return load(len(text).to_bytes(8, "little") + text + body)
 
 
-def is_finite(one: Precomputed) -> bool:
-    return all(bool(torch.isfinite(t).all()) for t in (one.latent, *one.condition.values()) if t.is_floating_point())
+def is_finite(encoded: Precomputed) -> bool:
+    """Whether no number of the latent and of the condition is infinite or undefined."""
+    tensors = (encoded.latent, *encoded.condition.values())
+    return all(bool(torch.isfinite(t).all()) for t in tensors if t.is_floating_point())
 
 
 FORMAT = Format((".safetensors",), _sources, _check, _rows)

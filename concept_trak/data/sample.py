@@ -1,4 +1,4 @@
-"""From the rows of a shard to samples ready for the model, or rejects that say why not."""
+"""From the rows of a shard to samples ready for the model, or rejects that name the reason."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,11 +8,13 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from concept_trak import UserError
 from concept_trak.attribution.numerics import key
 from concept_trak.config import DataConfig
 from concept_trak.data.columns import caption_columns, caption_of
-from concept_trak.data.format import SourceRow, named_columns, read_rows, sample_id
-from concept_trak.data.image import decode_image, nearest_bucket, resize_crop, to_tensor
+from concept_trak.data.decode import decode_image
+from concept_trak.data.format import SourceRow, labels_of_row, named_columns, read_rows, sample_id
+from concept_trak.data.image import nearest_bucket, resize_crop, to_tensor
 from concept_trak.data.latents import Precomputed, is_finite
 from concept_trak.data.shard import Shard
 from concept_trak.store.part import Reject
@@ -22,7 +24,7 @@ from concept_trak.store.part import Reject
 class Sample:
     """One training image with its caption; `row` is its row in the source, `origin` names source, version and row.
 
-    `pixels` are in [-1, 1]; None of a sample that brings along what the encoders would make of it.
+    `pixels` are in [-1, 1]; None of a sample that was encoded before, which has `precomputed` instead.
     """
 
     id: str
@@ -40,9 +42,9 @@ class Sample:
     @property
     def content(self) -> Tensor:
         """What the model learns from: the pixels, or the latent."""
-        one = self.precomputed.latent if self.precomputed else self.pixels
-        assert one is not None, "a sample has pixels, or a latent"
-        return one
+        content = self.precomputed.latent if self.precomputed else self.pixels
+        assert content is not None, "a sample has pixels, or a latent"
+        return content
 
 
 class Unusable(ValueError):
@@ -53,25 +55,35 @@ class Unusable(ValueError):
         self.reason = reason
 
 
-def samples(shard: Shard, data: DataConfig, resolution: int) -> Iterator[Sample | Reject]:
+def samples(
+    shard: Shard, data: DataConfig, resolution: int, ids: Collection[str] | None = None
+) -> Iterator[Sample | Reject]:
     """Every row of the shard, in order: a sample, or a reject.
 
-    Reasons are no_caption, caption_type, decode, too_small, and those of the format.
+    Reasons are no_caption, caption_type, text, decode, too_small, and those of the format.
+
+    Args:
+        shard: the rows.
+        data: the settings that they are read with.
+        resolution: side of the model's images, in pixels.
+        ids: only these samples; no picture of another one is decoded.
     """
     for row in read_rows(shard, data, list(dict.fromkeys(column for _, column in named_columns(data)))):
         name = sample_id(row, data)
+        if ids is not None and name not in ids:
+            continue
         try:
             yield _sample(row, name, data, resolution, f"{shard.source}\n{shard.version}\n{row.number}")
         except Unusable as error:
             yield Reject(name, shard.source, row.number, error.reason, str(error)[:300])
 
 
-def batches(read: Iterable[Sample | Reject], size: int) -> Iterator[list[Sample | Reject]]:
+def batches(rows: Iterable[Sample | Reject], size: int) -> Iterator[list[Sample | Reject]]:
     """Everything that was read, in order, cut after every `size` samples; rejects do not count."""
     batch: list[Sample | Reject] = []
-    for one in read:
-        batch.append(one)
-        if sum(isinstance(one, Sample) for one in batch) == size:
+    for row in rows:
+        batch.append(row)
+        if sum(isinstance(r, Sample) for r in batch) == size:
             yield batch
             batch = []
     if batch:
@@ -81,17 +93,17 @@ def batches(read: Iterable[Sample | Reject], size: int) -> Iterator[list[Sample 
 def _sample(row: SourceRow, name: str, data: DataConfig, resolution: int, origin: str) -> Sample:
     if row.flaw:
         raise Unusable(*row.flaw)
-    image, labels = row.values[data.image_column], {c: str(row.values[c]) for c in data.label_columns}
-    ready = image if isinstance(image, Precomputed) else None
-    text = _caption(row, name, data, needed=ready is None)
-    if ready is not None:
-        if not is_finite(ready):
+    image, labels = row.values[data.image_column], labels_of_row(row, data)
+    precomputed = image if isinstance(image, Precomputed) else None
+    text = _caption(row, name, data, needed=precomputed is None)
+    if precomputed is not None:
+        if not is_finite(precomputed):
             raise Unusable("decode", "its latent or embedding has an infinite or undefined number; encode it again")
-        return Sample(name, text, None, row.number, labels, origin, ready)
+        return Sample(name, text, None, row.number, labels, origin, precomputed)
     assert image is None or isinstance(image, dict), "an image is bytes in a mapping, as datasets writes it"
     try:
-        picture = decode_image((image or {}).get("bytes") or b"")
-    except ValueError as error:
+        picture = decode_image((image or {}).get("bytes") or b"", data.transparency, data.most_pixels)
+    except UserError as error:
         raise Unusable("decode", str(error)) from None
     return Sample(name, text, to_tensor(_fitted(picture, name, data, resolution)), row.number, labels, origin)
 
@@ -99,7 +111,7 @@ def _sample(row: SourceRow, name: str, data: DataConfig, resolution: int, origin
 def _caption(row: SourceRow, name: str, data: DataConfig, needed: bool) -> str:
     try:
         text = caption_of(row.values, name, data)
-    except ValueError as error:
+    except UserError as error:
         raise Unusable("caption_type", str(error)) from None
     if needed and not text and caption_columns(data):
         raise Unusable("no_caption", f"{', '.join(caption_columns(data))} is empty; give the image a caption")
@@ -124,9 +136,8 @@ def _drawn(name: str, way: str) -> float:
 
 
 def samples_by_id(shard: Shard, data: DataConfig, resolution: int, ids: Sequence[str]) -> list[Sample]:
-    """The samples of a shard with these ids: what the page shows."""
-    wanted = set(ids)
-    return [s for s in samples(shard, data, resolution) if isinstance(s, Sample) and s.id in wanted]
+    """The samples of a shard with these ids: those that the page shows."""
+    return [s for s in samples(shard, data, resolution, frozenset(ids)) if isinstance(s, Sample)]
 
 
 def originals(shard: Shard, data: DataConfig, ids: Collection[str]) -> dict[str, bytes]:

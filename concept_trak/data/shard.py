@@ -12,7 +12,7 @@ class Source:
     """A file of the data set, or a folder of images: its URL, its version and how many rows it has.
 
     The version is the store's etag, or size and modification time. It is empty where each range of rows has its own, a
-    hash over its `places`. `places` says of every row where it lies, in formats that do not tell by themselves.
+    hash over its `places`. `places` holds where each row lies, in formats that need it.
     """
 
     uri: str

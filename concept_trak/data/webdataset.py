@@ -1,29 +1,31 @@
-"""WebDataset: tar files in which members that stand together and share a name up to the first dot are one sample.
+"""WebDataset: tar files in which members that follow one another and share a name up to the first dot are one sample.
 
 Columns: `image` (a member jpg, png, webp, ...; or name one, as `seg.png`), every other member by its ending as text
-(txt, cls), the fields of a json member, and `__key__`, the shared name. Nothing is ever unpacked onto a disk: members
-are read as bytes, in one pass over the shard's own range of the file.
+(txt, cls), the fields of a json member, and `__key__`, the shared name. Members are read as bytes, in one pass over the
+shard's own range of the file.
 """
 
-import difflib
-import json
 import tarfile
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from concept_trak import UserError
 from concept_trak.config import DataConfig
-from concept_trak.data.files import BLOCK_BYTES, open_planned, path_below, version
-from concept_trak.data.folder import IMAGES
-from concept_trak.data.format import Files, Format, SourceRow, named_columns
+from concept_trak.data.decode import ENDINGS
+from concept_trak.data.files import BLOCK_BYTES, Files, Listing, open_listed, open_planned, path_below, version
+from concept_trak.data.format import Format, SourceRow, named_columns, require_columns, require_text
+from concept_trak.data.inventory import Tally, is_hidden
 from concept_trak.data.shard import Shard, Source, cut
+from concept_trak.data.tar import split_member_name, tar_members, unsafe_member
+from concept_trak.data.text import MOST_BYTES, decode_text, parse_json
 
-MOST_BYTES = 256 << 20  # of one member: what says it is larger is no training image, and would fill the memory
-READERS = 16
-LOOKED_AT = 16  # samples of each tar that are asked which columns there are
+INDEXERS = 16  # tars whose headers are read at a time
+CHECKED = 16  # samples of each tar in which the columns are looked for
+MOST_KINDS = 100  # endings that are counted apart
 STREAMED = {"block_size": BLOCK_BYTES, "cache_type": "readahead"}
 
 
@@ -37,161 +39,202 @@ class _Sample:
     content: dict[str, bytes] = field(default_factory=dict)
     flaw: tuple[str, str] | None = None
 
+    def pictures(self, images: Sequence[str]) -> list[str]:
+        return [ending for ending in self.endings if ending in images]
 
-def _sources(fs: Any, path: str, files: Files, data: DataConfig) -> list[Source]:
-    """Every tar, by name; `places` are the bytes at which its samples begin, found by going over the headers once."""
-    with ThreadPoolExecutor(READERS) as pool:
-        indices = list(pool.map(partial(_index, fs), files))
+
+@dataclass
+class _Index:
+    """Where the samples of a tar begin, and what it holds beside them."""
+
+    places: array = field(default_factory=lambda: array("Q"))
+    tally: Tally = field(default_factory=Tally)
+    dotted: int = 0
+    """Samples without an image whose members have further dots in their names, as `0001.png` in `scan.0001.png`."""
+    example: tuple[str, str] = ("", "")
+
+
+def _sources(listing: Listing, files: Files, data: DataConfig, tally: Tally) -> list[Source]:
+    """Every tar, by name; `places` are the bytes at which its samples begin, found by reading the headers once."""
+    with ThreadPoolExecutor(INDEXERS) as pool:
+        indices = list(pool.map(partial(_index, listing.fs, data=data), files))
+    for index in indices:
+        tally.extend(index.tally.left_out())
     return [
-        Source(fs.unstrip_protocol(name), version(info), len(places), places)
-        for (name, info), places in zip(files.items(), indices, strict=True)
+        Source(listing.fs.unstrip_protocol(name), version(info), len(index.places), index.places)
+        for (name, info), index in zip(files.items(), indices, strict=True)
     ]
 
 
-def _index(fs: Any, name: str) -> Sequence[int]:
-    places, keys = array("Q"), set[str]()
-    with fs.open(name, **STREAMED) as file:
-        for sample in _samples(file, name, lambda ending: False):
+def _index(fs: Any, name: str, data: DataConfig) -> _Index:
+    """
+    Raises:
+        UserError: the tar is not readable, its samples are not in one piece each, or most names have a dot too many.
+    """
+    index, keys, reader = _Index(), set[str](), _Reader(data, [column for _, column in named_columns(data)])
+    with open_listed(fs, name, **STREAMED) as file:
+        for sample in _samples(file, name, lambda ending: False, index.tally):
             if sample.key in keys:
-                raise ValueError(
-                    f"{name}: the members of {sample.key!r} do not stand together (again at byte {sample.offset}); "
+                raise UserError(
+                    f"{name}: the members of {sample.key!r} are not in one piece (again at byte {sample.offset}); "
                     "write the tar in order of names (tar --sort=name)"
                 )
             keys.add(sample.key)
-            places.append(sample.offset)
-    return places
+            index.places.append(sample.offset)
+            _count(sample, reader, index)
+    if 2 * index.dotted > len(index.places):
+        key, ending = index.example
+        raise UserError(
+            f"{name}: WebDataset ends the name of a sample at its first dot, so {key}.{ending} is the member "
+            f"{ending!r} of the sample {key!r}, and {index.dotted} of {len(index.places)} samples have no image; "
+            f"rename the members without further dots, or name one with data.image_column={ending}"
+        )
+    return index
 
 
-def _samples(file: Any, name: str, wanted: Callable[[str], bool]) -> Iterator[_Sample]:
-    """The samples from where the file stands; the bytes of members whose ending is wanted are read on the way."""
+def _count(sample: _Sample, reader: "_Reader", index: _Index) -> None:
+    """Counts the members that no column is read from."""
+    for ending in sample.endings:
+        if not reader.wants(ending):
+            known = ("member", f"ending .{ending}") in index.tally.counts or len(index.tally.counts) < MOST_KINDS
+            kind = f"ending .{ending[:40]}" if known else "of further endings"
+            index.tally.add("member", kind, f"{sample.key}.{ending}")
+    dotted = [e for e in sample.endings if "." in e and e.rpartition(".")[2] in ENDINGS]
+    if dotted and not sample.pictures(reader.images):
+        index.dotted += 1
+        index.example = index.example if index.example[0] else (sample.key, dotted[0])
+
+
+def _samples(file: Any, name: str, wanted: Callable[[str], bool], tally: Tally | None = None) -> Iterator[_Sample]:
+    """The samples from where the file is positioned; the bytes of wanted members are read on the way."""
     sample = None
-    for tar, member in _members(file, name):
-        key, ending = _split(member.name)
+    for tar, member in tar_members(file, name):
+        if is_hidden(member.name):
+            if tally:
+                tally.add("member", "with hidden names", member.name)
+            continue
+        key, ending = split_member_name(member.name)
         if sample is None or key != sample.key:
             if sample is not None:
                 yield sample
             sample = _Sample(key, member.offset)
         sample.endings.append(ending)
-        if danger := _danger(member):
-            sample.flaw = ("unsafe_member", danger)
+        if reason := unsafe_member(member):
+            sample.flaw = ("unsafe_member", reason)
         elif wanted(ending):
-            content = tar.extractfile(member)
-            assert content is not None, "a regular file has content"
-            sample.content[ending] = content.read()
+            _read(tar, member, sample, ending)
     if sample is not None:
         yield sample
 
 
-def _members(file: Any, name: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """The members that are no folders and not hidden, one in memory at a time.
+def _read(tar: tarfile.TarFile, member: tarfile.TarInfo, sample: _Sample, ending: str) -> None:
+    """The bytes of a member; of one that is too long for a text, only so much that it is refused as text."""
+    content = tar.extractfile(member)
+    assert content is not None, "a regular file has content"
+    most = member.size if ending.rpartition(".")[2] in ENDINGS else MOST_BYTES + 1
+    sample.content[ending] = content.read(most)
 
-    Raises:
-        ValueError: the file is no tar, or ends or breaks off in the middle, which tarfile takes for its end.
+
+@dataclass(frozen=True)
+class _Reader:
+    """Which members the columns are read from, and their values."""
+
+    data: DataConfig
+    columns: Sequence[str]
+
+    @property
+    def images(self) -> Sequence[str]:
+        """The endings that `data.image_column` may have."""
+        return ENDINGS if self.data.image_column == "image" else (self.data.image_column,)
+
+    @property
+    def plain(self) -> set[str]:
+        return {c for c in self.columns if c != self.data.image_column}
+
+    def wants(self, ending: str) -> bool:
+        pictured = self.data.image_column in self.columns and ending in self.images
+        return pictured or ending in self.plain or (ending == "json" and bool(self.plain - {"__key__"}))
+
+    def row(self, number: int, prefix: str, sample: _Sample) -> SourceRow:
+        values = {c: self._value(sample, c) for c in self.plain}
+        pictures = sample.pictures(self.images)
+        if self.data.image_column in self.columns and pictures:
+            values[self.data.image_column] = {"bytes": sample.content.get(pictures[0])}
+        name = f"{prefix}:{sample.key}" if prefix else sample.key
+        return SourceRow(number, name, values, sample.flaw or self._flaw(sample, pictures))
+
+    def _flaw(self, sample: _Sample, pictures: list[str]) -> tuple[str, str] | None:
+        if not pictures:
+            there, column = ", ".join(sample.endings), self.data.image_column
+            dot = "; a sample's name ends at its first dot" if any("." in e for e in sample.endings) else ""
+            return "no_image", f"has no member for data.image_column={column!r} (there: {there}){dot}"
+        if len(pictures) > 1:
+            return "several_images", f"has {', '.join(pictures)}; name one of them with data.image_column"
+        return None
+
+    def _value(self, sample: _Sample, column: str) -> Any:
+        """A member as text, else a field of the json member. What cannot be read is a flaw of the sample."""
+        if column == "__key__":
+            return sample.key
+        try:
+            if column in sample.content:
+                return decode_text(sample.content[column], f"its {column} member")
+            return _fields(sample).get(column)
+        except UserError as error:
+            reason = "text" if column in sample.content else "json"
+            sample.flaw = sample.flaw or (reason, str(error))
+            return None
+
+
+def _fields(sample: _Sample) -> dict[str, Any]:
     """
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # it would keep every header
-                if not member.isdir() and not member.name.rpartition("/")[2].startswith("."):
-                    yield tar, member
-            file.seek(tar.offset)
-            end = file.read(tarfile.BLOCKSIZE)
-    except tarfile.TarError as error:
-        raise ValueError(f"{name} is not a readable tar file ({error}); write it again, or remove it") from None
-    if len(end) < tarfile.BLOCKSIZE or end.strip(b"\0"):
-        what = "is damaged" if end else "is cut off: it has no end mark"
-        raise ValueError(f"{name} {what} at byte {tar.offset}; write it again, or remove it from data.uri")
+    Raises:
+        UserError: the json member cannot be read.
+    """
+    fields = parse_json(sample.content.get("json", b"{}"), "its json member")
+    return fields if isinstance(fields, dict) else {}
 
 
-def _split(name: str) -> tuple[str, str]:
-    """a/b.seg.png -> (a/b, seg.png), as WebDataset splits names."""
-    folder, slash, base = name.rpartition("/")
-    stem, _, ending = base.partition(".")
-    return f"{folder}{slash}{stem}", ending.lower()
-
-
-def _danger(member: tarfile.TarInfo) -> str:
-    """Why a member is not read; empty if it may be."""
-    if member.name.startswith("/") or ".." in member.name.split("/"):
-        return f"the member {member.name!r} names a place outside of the tar; write the tar from relative names"
-    if not member.isreg() or member.issparse():
-        return f"the member {member.name!r} is a link or a special file; write the tar with --dereference"
-    if member.size > MOST_BYTES:
-        return f"the member {member.name!r} has {member.size} bytes; expected at most {MOST_BYTES}"
-    return ""
-
-
-def _check(source: Source, data: DataConfig) -> None:
-    """That some of a tar's first samples have every column that the settings name."""
-    there = {"__key__"}
-    for shard in cut(source, LOOKED_AT)[:1]:
+def _check(source: Source, data: DataConfig) -> Iterable[str]:
+    """That some of a tar's first samples have every column that the settings name, and captions are text."""
+    there, values = {"__key__": None}, dict[str, list[Any]]()
+    for shard in cut(source, CHECKED)[:1]:
         with open_planned(shard, **STREAMED) as file:
             first = zip(range(shard.rows), _samples(file, source.uri, lambda ending: ending == "json"), strict=False)
             for _, sample in first:
-                there |= {*sample.endings, *_fields(sample)}
-    there |= {"image"} if there & set(IMAGES) else set()
+                fields = _readable_fields(sample)
+                there |= dict.fromkeys([*sample.endings, *fields])
+                for column, value in fields.items():
+                    values.setdefault(column, []).append(value)
+    there |= {"image": None} if set(there) & set(ENDINGS) else {}
+    if not source.rows:
+        return ()
+    unread = require_columns(data, sorted(there), f"in none of the first samples of {source.uri}")
+    members = {*ENDINGS, "json", "image", "__key__"}  # members are counted one by one; these are fields
     for key, column in named_columns(data):
-        if source.rows and column not in there:
-            near = difflib.get_close_matches(column, there, 1, 0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"{key}={column!r} is in none of the first samples of {source.uri} (there: "
-                f"{', '.join(sorted(there))}){hint}"
-            )
+        if key in ("data.caption_column", "data.other_captions") and data.captions != "class":
+            require_text(key, column, values.get(column, []), source.uri)
+    return [column for column in unread if column in values and column not in members]
+
+
+def _readable_fields(sample: _Sample) -> dict[str, Any]:
+    try:
+        return _fields(sample)
+    except UserError:  # a reject, when its row is read
+        return {}
 
 
 def _rows(shard: Shard, data: DataConfig, columns: Sequence[str]) -> Iterator[SourceRow]:
     """The rows of a shard, their ids made of the tar's name below `data.uri` and the key.
 
-    Starts at the shard's first byte and ends with its last sample; members that are not asked for are passed over.
+    Starts at the shard's first byte and ends with its last sample; members that no column needs are passed over.
     """
-    prefix, images = (
-        path_below(shard.source, data.uri),
-        IMAGES if data.image_column == "image" else (data.image_column,),
-    )
-    pictured = data.image_column in columns
-    plain = {c for c in columns if c != data.image_column}
-
-    def wanted(ending: str) -> bool:
-        return (pictured and ending in images) or ending in plain or (ending == "json" and bool(plain - {"__key__"}))
-
+    prefix, reader = path_below(shard.source, data.uri), _Reader(data, columns)
     with open_planned(shard, **STREAMED) as file:
         file.seek(shard.places[0])
         numbers = range(shard.first_row, shard.first_row + shard.rows)
-        for number, sample in zip(numbers, _samples(file, shard.source, wanted), strict=False):
-            values = {c: _value(sample, c) for c in plain}
-            found = [ending for ending in sample.endings if ending in images]
-            if pictured and found:
-                values[data.image_column] = {"bytes": sample.content.get(found[0])}
-            name = f"{prefix}:{sample.key}" if prefix else sample.key
-            yield SourceRow(number, name, values, sample.flaw or _flaw(sample, found, data))
-
-
-def _flaw(sample: _Sample, found: list[str], data: DataConfig) -> tuple[str, str] | None:
-    if not found:
-        there = ", ".join(sample.endings)
-        return "no_image", f"has no member for data.image_column={data.image_column!r} (there: {there})"
-    if len(found) > 1:
-        return "several_images", f"has {', '.join(found)}; name one of them with data.image_column"
-    return None
-
-
-def _value(sample: _Sample, column: str) -> Any:
-    """A member as text, else a field of the json member."""
-    if column == "__key__":
-        return sample.key
-    if column in sample.content:
-        return sample.content[column].decode(errors="replace")
-    return _fields(sample).get(column)
-
-
-def _fields(sample: _Sample) -> dict[str, Any]:
-    try:
-        found = json.loads(sample.content.get("json", b"{}"))
-    except ValueError as error:
-        sample.flaw = sample.flaw or ("json", f"its json member cannot be read ({error}); write it again")
-        return {}
-    return found if isinstance(found, dict) else {}
+        for number, sample in zip(numbers, _samples(file, shard.source, reader.wants), strict=False):
+            yield reader.row(number, prefix, sample)
 
 
 FORMAT = Format((".tar",), _sources, _check, _rows)

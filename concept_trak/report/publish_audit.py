@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from concept_trak.attribution.concept import Concept
@@ -19,6 +19,7 @@ from concept_trak.audit.query_features import QueryResult
 from concept_trak.audit.results import REJECT_KINDS, reject_rows, rejects_by_reason, top_kinds, top_rows
 from concept_trak.audit.score import score_tasks
 from concept_trak.config import AuditConfig, WorkerSettings
+from concept_trak.data.inventory import describe_left_out
 from concept_trak.report.build_audit_page import facts, page, picture
 from concept_trak.report.diff_page import page_file, write_page
 from concept_trak.report.index_page import write_index
@@ -84,6 +85,8 @@ def announcement(p: Prepared) -> Iterator[str]:
     d, m, sets = p.demand, p.config.model, len(set(p.work.fingerprints.values()))
     yield f"audit      {p.audit.id} on {p.store.uri}"
     yield f"data       {p.samples} samples in {p.sources} sources, {len(p.plan)} shards"
+    if left_out := describe_left_out(p.left_out):
+        yield f"           {left_out}"
     yield f"model      {m.path}: {d.parameters:,} attributable parameters in {d.tensors} tensors ({m.parameters})"
     yield (
         f"size       features {readable(d.feature)} a sample and method, {readable(d.feature * p.samples * sets)} "
@@ -140,9 +143,10 @@ def _report(run: AuditRun, results: StageResults) -> list[str]:
 
 
 def _data(p: Prepared, results: StageResults) -> dict[str, Any]:
-    """What the data are: samples planned, and how many were rejected for each reason; empty captions are no_caption."""
+    """What the data are: samples planned, how many were rejected for each reason, and what was left out before."""
     first = next(iter(results.records.values()))
-    return {"samples": p.samples, "sources": p.sources, "rejected": rejects_by_reason(first)}
+    left_out = [asdict(entry) for entry in p.left_out]
+    return {"samples": p.samples, "sources": p.sources, "rejected": rejects_by_reason(first), "left_out": left_out}
 
 
 def question_facts(

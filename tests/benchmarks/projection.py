@@ -26,7 +26,8 @@ from concept_trak.attribution.method import METHODS, Method
 from concept_trak.attribution.projector import Projector
 from concept_trak.attribution.query import query_batch, resolve_query
 from concept_trak.config import AuditConfig
-from concept_trak.data.image import center_crop, decode_image, to_tensor
+from concept_trak.data.decode import decode_image
+from concept_trak.data.image import center_crop, to_tensor
 from tests.benchmarks.agreement import correlation
 from tests.benchmarks.ours import BESIDE
 from tests.benchmarks.work import MODELS, ROOT, SEED, Task, Work, batched, one_thread, opened

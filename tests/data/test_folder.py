@@ -37,7 +37,7 @@ def read(data: DataConfig) -> dict[str, str]:
 
 @pytest.mark.parametrize("shard_rows", [1, 2, 100])
 def test_the_folders_name_is_a_label_or_the_caption(tmp_path, shard_rows):
-    put(tmp_path, "cats/1.png", "cats/2.jpg", "dogs/old/3.WEBP", "dogs/4.png", "_5.png", ".6.png")
+    put(tmp_path, "cats/1.png", "cats/2.jpg", "dogs/old/3.WEBP", "dogs/4.png", ".6.png", ".old/7.png", "@eaDir/8.png")
     data = DataConfig(uri=str(tmp_path), caption_column="label", label_columns=("label",), shard_rows=shard_rows)
     assert read(data) == {"cats/1.png": "cats", "cats/2.jpg": "cats", "dogs/old/3.WEBP": "old", "dogs/4.png": "dogs"}
     labels = {i: found for shard in plan(data) for i, found in label_values(shard, data)}
@@ -86,7 +86,7 @@ def test_captions_in_metadata_as_imagefolder_has_them(tmp_path, kind):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ('{"file_name": "1.png", "text": "a"}\n{', r"metadata\.jsonl cannot be read .*write it again"),
+        ('{"file_name": "1.png", "text": "a"}\n{', r"metadata\.jsonl, line 2 is no readable JSON .*write it again"),
         ('{"text": "a"}', r"metadata\.jsonl, entry 1, has no file_name"),
         ('{"file_name": "1.png"}\n{"file_name": "1.png"}', r"entry 2, names .*1\.png a second time"),
         ('{"file_name": "1.png", "txet": "a"}', r"caption_column='text' is known of no image .*did you mean 'txet'"),

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from concept_trak import UserError
 from concept_trak.config import DataConfig
-from concept_trak.data.image import center_crop, decode_image, read_image, to_png, to_tensor
+from concept_trak.data.decode import decode_image
+from concept_trak.data.image import center_crop, read_image, to_png, to_tensor
 from concept_trak.data.sample import Sample, samples
 from tests.data.files import encoded, noise, plan, rows, write
 from tests.tolerances import LEVELS
@@ -91,13 +93,15 @@ def test_a_broken_file_is_a_value_error_that_says_the_same_every_time(kind):
     assert " at 0x" not in texts.pop()
 
 
-@pytest.mark.parametrize("side", [10_000, 20_000])
-def test_an_image_of_unreasonable_size_is_refused_before_it_is_decoded(side):
-    """Pillow warns about 100 million pixels and refuses 400; both are refused here, whatever becomes of warnings."""
+@pytest.mark.parametrize(("side", "most"), [(12_000, 128_000_000), (20_000, 128_000_000), (90, 8_000)])
+def test_an_image_of_unreasonable_size_is_refused_before_it_is_decoded(side, most):
+    """Whatever becomes of warnings; Pillow's own limit, of the process, stays as it was."""
+    limit = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(ValueError, match=r"DecompressionBomb.* exceeds limit"):
-            decode_image(bomb(side))
+        with pytest.raises(UserError, match=rf"{side} x {side} pixels, more than data\.most_pixels={most}; raise it"):
+            decode_image(bomb(side), most_pixels=most)
+    assert limit == Image.MAX_IMAGE_PIXELS
 
 
 def test_broken_files_become_rejects_and_counts_add_up(tmp_path):
@@ -114,7 +118,7 @@ def test_broken_files_become_rejects_and_counts_add_up(tmp_path):
     assert len(rejects) == len(BROKEN) + 2
     for reject, other in zip(rejects, again[len(USABLE) :], strict=True):
         assert reject == other, "two readings of one row must say the same, or equal shards have other bytes"
-        assert reject.reason == "decode"
+        assert reject.reason == ("not_embedded" if reject.row == count - 2 else "decode")
         assert reject.message
         assert (reject.sample_id, reject.source) == (f"s{reject.row}", plan(data)[0].source)
 

@@ -106,7 +106,7 @@ def test_an_image_smaller_than_the_crop_is_enlarged_or_a_reject(tmp_path):
     ("settings", "says"),
     [
         ({"crop": "centre"}, r"data\.crop='centre'; expected one of: center, random"),
-        ({"captions": "any"}, r"data\.captions='any'; expected one of: first, join, one, class"),
+        ({"captions": "any"}, r"data\.captions='any'; expected one of: first, first_line, one_line, join, one, class"),
         ({"buckets": ((512, 500),)}, r"data\.buckets: \[512, 500\] is no size"),
         ({"shard_rows": 0}, r"data\.shard_rows=0; expected at least 1"),
     ],

@@ -23,7 +23,7 @@ def test_files_in_nested_folders_are_found_by_name_and_only_data(tmp_path):
         f"file://{tmp_path}/{n}" for n in ("a/b/c%20.parquet", "a/train [1]*#.parquet", "b.parquet")
     ]
     data = DataConfig(uri=str(tmp_path))
-    assert len(survey(data)) == 3
+    assert len(survey(data).sources) == 3
     ids = [one.id for shard in plan(data) for one in samples(shard, data, 4)]
     assert ids == [
         "a/b/c%20.parquet:0",
@@ -47,7 +47,7 @@ def test_a_missing_id_is_refused_with_its_file(tmp_path):
     ("settings_", "message"),
     [
         ({"caption_column": "captoin"}, r"data\.caption_column='captoin' is not a column .*did you mean 'caption'\?"),
-        ({"image_column": "picture"}, r"data\.image_column='picture' is not a column of .*columns: id, image, caption"),
+        ({"image_column": "picture"}, r"data\.image_column='picture' is not a column of .*there: id, image, caption"),
         ({"id_column": "uid"}, r"data\.id_column='uid' is not a column .*did you mean 'id'\?"),
         ({"label_columns": ("n", "nn")}, r"data\.label_columns='nn' is not a column .*did you mean 'n'\?"),
         ({"image_column": "caption"}, r"data\.image_column='caption' is string; expected struct<bytes: binary"),
@@ -78,7 +78,9 @@ def test_nothing_there_no_rows_and_no_parquet_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"has 1 parquet files but no rows; point it at the data set"):
         sources(str(tmp_path))
     write(tmp_path / "full.parquet", files.rows(3))
-    assert [s.rows for s in shards(survey(DataConfig(uri=str(tmp_path))), 2)] == [2, 1], "an empty file has no shard"
+    assert [s.rows for s in shards(survey(DataConfig(uri=str(tmp_path))).sources, 2)] == [2, 1], (
+        "an empty file has no shard"
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from PIL import Image
 
 from concept_trak.audit.plan import survey
 from concept_trak.config import DataConfig
-from concept_trak.data import format, webdataset
+from concept_trak.data import format, tar
 from concept_trak.data.format import label_values
 from concept_trak.data.sample import Sample, samples
 from concept_trak.store.part import Reject
@@ -107,7 +107,7 @@ def test_captions_labels_and_ids_come_from_members_or_from_the_json(tmp_path):
     assert (first.id, first.caption, first.labels) == (
         "0",
         "said 0",
-        {"shape": "circle", "txt": "caption 0", "cls": "None"},
+        {"shape": "circle", "txt": "caption 0"},
     )
     assert second.id == "1"
     assert isinstance(third, Reject)
@@ -157,7 +157,7 @@ def test_members_that_reach_out_of_the_tar_are_rejects(tmp_path, content):
 
 
 def test_a_member_larger_than_memory_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(webdataset, "MOST_BYTES", 5_000)
+    monkeypatch.setattr(tar, "MOST_MEMBER_BYTES", 5_000)
     put(tmp_path / "a.tar", [("big.png", encoded(noise(64, 64))), ("big.txt", b"x"), *pairs(1)])
     bad, good = read(DataConfig(uri=str(tmp_path), caption_column="txt"))
     assert isinstance(bad, Reject)
@@ -211,7 +211,7 @@ def webdataset_end(data: bytes) -> int:
 
 def test_samples_whose_members_stand_apart_are_refused(tmp_path):
     put(tmp_path / "a.tar", [("a.png", picture(1)), ("b.png", picture(2)), ("a.txt", b"x"), ("b.txt", b"y")])
-    with pytest.raises(ValueError, match=r"a\.tar: the members of 'a' do not stand together .*tar --sort=name"):
+    with pytest.raises(ValueError, match=r"a\.tar: the members of 'a' are not in one piece .*tar --sort=name"):
         format.find_sources(DataConfig(uri=str(tmp_path)))
 
 

@@ -90,7 +90,7 @@ def test_the_same_sums_however_the_parts_are_cut(world: World, baseline: Found, 
     """Scored again into a copy of the audit, a part at a time: other tables of sums, the same result to rounding."""
     config = world.config(baseline.store, "audit=first")
     fp = baseline.manifest["settings"]["fingerprints"]["caption_trak"]
-    plan = shards(survey(config.data), 8)
+    plan = shards(survey(config.data).sources, 8)
     records = list(committed(Store(str(baseline.store)), fp, [s.name for s in plan]).values())
     queries = baseline.folder / "caption_trak/queries"
     (tmp_path / "audits/first/caption_trak").mkdir(parents=True)
@@ -146,7 +146,7 @@ def test_words_and_groups():
 @pytest.mark.parametrize("column", ["", "id"])
 def test_ids_are_those_of_the_samples(world: World, column: str):
     data = DataConfig(str(world.root / "shapes"), id_column=column, label_columns=("shape",))
-    for shard in shards(survey(data), 7):
+    for shard in shards(survey(data).sources, 7):
         columns = ["id", "caption", "shape"]
         expected = {sample_id(row, data): row.values for row in read_rows(shard, data, columns)}
         found = annotations(shard, data)

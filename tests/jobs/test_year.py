@@ -100,7 +100,7 @@ class Year:
         """A tick that comes to its end, over every shard of the data as it is."""
         found = self.tick(name, store)
         assert found.code == 0
-        whole = {shard.name for shard in shards(survey(self.config.data, "class"), SHARD)}
+        whole = {shard.name for shard in shards(survey(self.config.data, "class").sources, SHARD)}
         assert {part["shard"] for part in found.manifest["parts"]} == whole, "an audit left out a part of its data"
         return found
 

@@ -9,7 +9,8 @@ import torch
 
 from concept_trak.attribution.by_layer import block_of
 from concept_trak.components.dose_response import contact_sheet, sheet_rows
-from concept_trak.data.image import decode_image, to_tensor
+from concept_trak.data.decode import decode_image
+from concept_trak.data.image import to_tensor
 from concept_trak.report.components_page import (
     LABEL_GAP,
     ComponentsPage,

@@ -95,7 +95,7 @@ def put(path: Path, name: str) -> None:
 
 
 def planned() -> list[Shard]:
-    return shards(survey(DataConfig(uri=DATA)), SHARD)
+    return shards(survey(DataConfig(uri=DATA)).sources, SHARD)
 
 
 def week(cluster: str, model: Path, name: str) -> Week:

@@ -15,7 +15,7 @@ from typing import Any
 
 from concept_trak.attribution.concept import Concept, without_phrase
 from concept_trak.data.benchmarks.export import Picture, at, within
-from concept_trak.data.image import SUFFIXES
+from concept_trak.data.decode import ENDINGS
 
 KEYS = ("prompt", "train_prompt", "test_case", "test_case_ind", "model_path", "synth_image_path")
 
@@ -76,7 +76,7 @@ def abc_pictures(root: Path, custom: Custom) -> list[Picture]:
 
 def _distractors(root: Path, most: int) -> list[Picture]:
     folder = at(root, "laion_subset/images", "laion_subset")
-    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    images = sorted(path for path in folder.iterdir() if path.suffix.lower().removeprefix(".") in ENDINGS)
     captions = at(root, "laion_subset/captions.txt").read_text().splitlines()
     if len(images) != len(captions):
         raise ValueError(

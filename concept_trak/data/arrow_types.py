@@ -1,0 +1,77 @@
+"""Which Arrow types hold text, images, latents and ids. Views, dictionaries and large types count alike."""
+
+import pyarrow as pa
+
+_LISTS = (
+    pa.types.is_list,
+    pa.types.is_large_list,
+    pa.types.is_fixed_size_list,
+    pa.types.is_list_view,
+    pa.types.is_large_list_view,
+)
+_BINARIES = (
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_binary_view,
+    pa.types.is_fixed_size_binary,
+)
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type of the values: without the dictionary or the extension that holds them."""
+    while True:
+        if isinstance(kind, pa.BaseExtensionType):
+            kind = kind.storage_type
+        elif pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        else:
+            return kind
+
+
+def holds_text(kind: pa.DataType) -> bool:
+    """Text, a list of texts, or nothing at all."""
+    kind = plain_type(kind)
+    if any(is_list(kind) for is_list in _LISTS):
+        return holds_text(kind.value_type)
+    return is_text(kind) or pa.types.is_null(kind)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    kind = plain_type(kind)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def is_whole_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(plain_type(kind))
+
+
+def is_number(kind: pa.DataType) -> bool:
+    kind = plain_type(kind)
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+
+
+def is_id(kind: pa.DataType) -> bool:
+    """Text or whole numbers; an extension such as a UUID has values that are no text."""
+    return not isinstance(kind, pa.BaseExtensionType) and (is_text(kind) or is_whole_number(kind))
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    return any(is_binary(plain_type(kind)) for is_binary in _BINARIES)
+
+
+def is_image(kind: pa.DataType) -> bool:
+    """The bytes of an image file, plain or in a struct<bytes, path> as Hugging Face `datasets` has it."""
+    if pa.types.is_struct(kind):
+        place = kind.get_field_index("bytes")
+        return place >= 0 and (is_bytes(kind.field(place).type) or pa.types.is_null(kind.field(place).type))
+    return is_bytes(kind)
+
+
+def is_latent(kind: pa.DataType) -> bool:
+    """Floating-point numbers nested three deep, whichever lists they are written as."""
+    for _ in range(3):
+        kind = plain_type(kind)
+        if not any(is_list(kind) for is_list in _LISTS):
+            return False
+        kind = kind.value_type
+    return pa.types.is_floating(kind)

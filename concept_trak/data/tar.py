@@ -1,0 +1,74 @@
+"""The members of a tar file, read as a stream and never unpacked onto a disk."""
+
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+from concept_trak import UserError
+from concept_trak.data.text import one_line
+
+MOST_MEMBER_BYTES = 256 << 20
+"""Of one member: a larger one is no training image, and would fill the memory."""
+
+
+def tar_members(file: Any, name: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """Every member that is no folder, from the file's position to the end of its bytes, one in memory at a time.
+
+    Archives that were concatenated (`cat a.tar b.tar`) follow one another: the zeros that end one are passed over.
+
+    Raises:
+        UserError: the file is no tar, ends or breaks off in the middle, or has bytes of something else behind its end.
+    """
+    start = file.tell()
+    while True:
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                while (member := tar.next()) is not None:
+                    tar.members.clear()  # type: ignore[attr-defined]  # it would keep every header
+                    if not member.isdir():
+                        yield tar, member
+                end = tar.offset
+        except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
+            where = f" behind the end mark, at byte {start}" if start else ""
+            raise UserError(
+                f"{name} is not a readable tar file{where} ({one_line(error)}); write it again, or remove it"
+            ) from None
+        start = _skip_end_mark(file, name, end)
+        if start is None:
+            return
+        file.seek(start)
+
+
+def _skip_end_mark(file: Any, name: str, place: int) -> int | None:
+    """Where the next archive begins behind the end of one; None where the file ends.
+
+    Raises:
+        UserError: there is no end mark: tarfile takes a damaged header, and the end of a cut file, for the end.
+    """
+    file.seek(place)
+    block, zeros = file.read(tarfile.BLOCKSIZE), 0
+    while len(block) == tarfile.BLOCKSIZE and not block.strip(b"\0"):
+        zeros += 1
+        block = file.read(tarfile.BLOCKSIZE)
+    if not zeros:
+        what = "is damaged" if block else "is cut off: it has no end mark"
+        raise UserError(f"{name} {what} at byte {place}; write it again, or remove it from data.uri")
+    return place + zeros * tarfile.BLOCKSIZE if block.strip(b"\0") else None
+
+
+def unsafe_member(member: tarfile.TarInfo) -> str:
+    """Why a member is not read; empty if it may be."""
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        return f"the member {member.name!r} names a place outside of the tar; write the tar from relative names"
+    if not member.isreg() or member.issparse():
+        return f"the member {member.name!r} is a link or a special file; write the tar with --dereference"
+    if member.size > MOST_MEMBER_BYTES:
+        return f"the member {member.name!r} has {member.size} bytes; expected at most {MOST_MEMBER_BYTES}"
+    return ""
+
+
+def split_member_name(name: str) -> tuple[str, str]:
+    """a/b.seg.png -> (a/b, seg.png): WebDataset ends the name of a sample at the first dot behind the last slash."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, ending = base.partition(".")
+    return f"{folder}{slash}{stem}", ending.lower()

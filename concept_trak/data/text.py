@@ -1,0 +1,95 @@
+"""Text that users bring: its encoding, and bounds on its length and on the depth of JSON."""
+
+import codecs
+import json
+from typing import Any
+
+from concept_trak import UserError
+
+MOST_CHARACTERS = 10_000
+"""Of one caption, label or id: a longer value is a damaged file or an attack, and fills every page and log."""
+MOST_BYTES = 1 << 20
+"""Of a text file or a JSON member."""
+MOST_DEPTH = 32
+"""Lists and objects inside one another in JSON."""
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def decode_text(data: bytes, name: str, most: int = MOST_BYTES) -> str:
+    """The text of a file: UTF-8, or what its byte order mark names; line ends as \\n, no white space around it.
+
+    Raises:
+        UserError: it is in another encoding, or too long; the message names the file.
+    """
+    if len(data) > most:
+        raise UserError(f"{name} has more than {most} bytes of text, which is no caption; shorten it")
+    encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n").strip()
+
+
+def parse_json(text: str | bytes, name: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        UserError: it is no JSON, too long, or nested too deep; the message names the file.
+    """
+    if isinstance(text, bytes):
+        text = decode_text(text, name)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        what = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise UserError(f"{name} is no readable JSON ({what}); write it again") from None
+    if json_depth(value) > MOST_DEPTH:
+        raise UserError(f"{name} is JSON nested deeper than {MOST_DEPTH}; write it flatter")
+    return value
+
+
+def json_depth(value: Any) -> int:
+    """How many lists and objects lie inside one another; counted without recursion."""
+    levels, level = 0, [value]
+    while level := [v for v in level if isinstance(v, (dict, list))]:
+        levels += 1
+        level = [inner for v in level for inner in (v.values() if isinstance(v, dict) else v)]
+    return levels
+
+
+def text_problem(column: str, value: Any) -> str:
+    """Why a value, or one inside a list, cannot be kept as text; empty where it can."""
+    if isinstance(value, list):
+        return next((problem for inner in value if (problem := text_problem(column, inner))), "")
+    if not isinstance(value, str):
+        return ""
+    if len(value) > MOST_CHARACTERS:
+        return f"{column} has {len(value)} characters; expected at most {MOST_CHARACTERS}"
+    return "" if encodable(value) else f"{column} is not Unicode text, so no file can store it; write it again as UTF-8"
+
+
+def encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def one_line(text: object, most: int = 300) -> str:
+    """An error's or a value's text for a message: one line, control characters escaped, not too long."""
+    line = " ".join(printable(str(text)).split())
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    return line if len(line) <= most else f"{line[:most]}..."
+
+
+def printable(name: str) -> str:
+    """A file's name as UTF-8 text: bytes that are not UTF-8 are written as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
