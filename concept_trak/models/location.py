@@ -17,6 +17,7 @@ from typing import Any
 import fsspec
 import huggingface_hub
 from filelock import FileLock
+from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from concept_trak import UserError
@@ -67,19 +68,18 @@ def cached_folder(name: str, fill: Callable[[Path], None]) -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if folder.is_dir():
-                return folder
-            temporary = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=folder.parent))
-            try:
-                fill(temporary)
-                temporary.rename(folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-    except PermissionError as error:
+        temporary = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=folder.parent))
+    except OSError as error:
         raise UserError(
             f"the cache {cache_root()} cannot be written ({error}); set CONCEPT_TRAK_CACHE to a folder"
         ) from error
+    try:
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                fill(temporary)
+                temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
@@ -96,12 +96,12 @@ def hub_folder(address: str, settings_only: bool = False) -> Path:
     repository, _, revision = address.partition("@")
     options: dict[str, Any] = {"revision": revision or None}
     try:
-        if not huggingface_hub.constants.HF_HUB_OFFLINE:
+        if not constants.HF_HUB_OFFLINE:
             names = huggingface_hub.HfApi().list_repo_files(repository, **options)
             options["allow_patterns"] = [n for n in needed_files(names) if not settings_only or n.endswith(SETTINGS)]
         return Path(huggingface_hub.snapshot_download(repository, **options))
     except HUB_ERRORS as error:
-        offline = huggingface_hub.constants.HF_HUB_OFFLINE
+        offline = constants.HF_HUB_OFFLINE
         remedy = "unset HF_HUB_OFFLINE" if offline else "check the name, the network and HF_TOKEN"
         raise UserError(
             f"{address} is not in this machine's Hub cache and cannot be fetched ({type(error).__name__}); {remedy}, "
