@@ -1,13 +1,13 @@
 """A text encoder with its tokenizer: encodings of texts, and how many tokens of a text the encoder reads."""
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import transformers
-from diffusers.loaders.textual_inversion import TextualInversionLoaderMixin
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -18,13 +18,6 @@ T5_LIMIT = 512
 """Tokens that an encoder without a table of positions (T5) reads where its tokenizer sets no limit."""
 
 
-class LearnedTokens(TextualInversionLoaderMixin):
-    """diffusers' loader of learned tokens, which asks the pipeline that it belongs to for these two attributes."""
-
-    hf_device_map = None
-    components: ClassVar[dict[str, Any]] = {}
-
-
 @dataclass(frozen=True)
 class TextEncoder:
     """A frozen text encoder.
@@ -32,14 +25,14 @@ class TextEncoder:
     Attributes:
         tokenizer, model: of transformers.
         limit: the most tokens that the model reads, start and end included.
-        has_embeddings: whether tokens were added to the tokenizer. A token of several vectors is then written out as
-            all of its parts.
+        learned: tokens that embeddings have added, each with its parts: one for each of its vectors. A text's token is
+            written out as all of its parts before the tokenizer reads it.
     """
 
     tokenizer: Any
     model: Any
     limit: int
-    has_embeddings: bool = False
+    learned: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def tokens(self, texts: Sequence[str]) -> Any:
         """`input_ids` and `attention_mask`, int64 [b, limit]: padded, and cut to the limit as in training."""
@@ -64,12 +57,26 @@ class TextEncoder:
 
     def length(self, text: str) -> int:
         """Tokens of a text before it is cut, start and end included."""
-        return len(self.tokenizer(self._written_out([text])[0], verbose=False).input_ids)
+        return len(self.ids(text))
+
+    def ids(self, text: str) -> list[int]:
+        """The numbers of a text's tokens before it is cut, start and end included."""
+        return self.tokenizer(self._written_out([text])[0], verbose=False).input_ids
 
     def _written_out(self, texts: Sequence[str]) -> list[str]:
-        if not self.has_embeddings:
-            return list(texts)
-        return list(LearnedTokens().maybe_convert_prompt(list(texts), self.tokenizer))
+        return [self._with_parts(text) for text in texts]
+
+    def _with_parts(self, text: str) -> str:
+        for token, parts in self.learned.items():
+            pattern = rf"(?<!\w){re.escape(token)}(?!\w)" if is_word(token) else re.escape(token)
+            # CLIP's tokenizer reads small letters, so a token is found in whatever letters it is written.
+            text = re.sub(pattern, lambda _, parts=parts: " ".join(parts), text, flags=re.IGNORECASE)
+        return text
+
+
+def is_word(token: str) -> bool:
+    """Whether a token could be part of a longer word, in which it must not be found."""
+    return re.fullmatch(r"[\w-]+", token) is not None
 
 
 def tokenizer_of(encoder: str) -> str:

@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
+from transformers import AddedToken
 
 from concept_trak import UserError
-from concept_trak.models.text_encoder import LearnedTokens, TextEncoder, tokenizer_of
+from concept_trak.models.text_encoder import TextEncoder, is_word, tokenizer_of
 
 ENCODER_KEYS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 FILE_NAME_KEY = "emb_params"
@@ -56,23 +57,35 @@ def _vectors_by_encoder(file: Path, state: Mapping[str, Tensor]) -> dict[str, di
     return {"text_encoder": dict(state)}
 
 
-def _extended(encoder: TextEncoder, part: str, tokens: dict[str, Tensor], name: str) -> TextEncoder:
-    """One encoder with the tokens, each of which must change how a text is read."""
-    before = set(encoder.tokenizer.get_vocab())
-    try:
-        LearnedTokens().load_textual_inversion(tokens, tokenizer=encoder.tokenizer, text_encoder=encoder.model)
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{name} does not fit {part} and {tokenizer_of(part)} ({error}); expected one that was trained on this base"
-        ) from error
-    encoder.model.requires_grad_(False)
-    extended = replace(encoder, has_embeddings=True)
-    added = {encoder.tokenizer.convert_tokens_to_ids(token) for token in set(encoder.tokenizer.get_vocab()) - before}
-    for token in tokens:
-        read = extended.tokens([f"a {token}"]).input_ids[0].tolist()
-        if not added & set(read):
+def _extended(encoder: TextEncoder, part: str, vectors: Mapping[str, Tensor], name: str) -> TextEncoder:
+    """One encoder with the tokens of `vectors`, [n, width] each, every one of which a text can use."""
+    tokenizer, model = encoder.tokenizer, encoder.model
+    width = model.get_input_embeddings().weight.shape[1]
+    parts: dict[str, tuple[str, ...]] = {}
+    for token, value in vectors.items():
+        rows = value.reshape(-1, value.shape[-1])
+        if rows.shape[1] != width or not bool(rows.isfinite().all()):
             raise UserError(
-                f"{name}: the tokenizer does not read {token!r} as one token, so the embedding would have no effect; "
-                "rename the file (or the tensor) to a word of letters, such as my-style"
+                f"{name} does not fit {part} and {tokenizer_of(part)}: its vectors are {list(value.shape)}, the "
+                f"encoder's {width} wide and finite; expected one that was trained on this base"
+            )
+        parts[token] = (token, *(f"{token}_{i}" for i in range(1, len(rows))))
+        if present := [p for p in parts[token] if p in tokenizer.get_vocab()]:
+            raise UserError(
+                f"{name} does not fit {part} and {tokenizer_of(part)}: {present[0]!r} is already in the tokenizer's "
+                "vocabulary; rename the file (or the tensor), or load it once"
+            )
+        tokenizer.add_tokens([AddedToken(p, single_word=is_word(p), normalized=True) for p in parts[token]])
+        table = model.get_input_embeddings().weight
+        model.resize_token_embeddings(max(len(tokenizer), len(table)), mean_resizing=False)
+        weight = model.get_input_embeddings().weight.data
+        weight[tokenizer.convert_tokens_to_ids(list(parts[token]))] = rows.to(weight.device, weight.dtype)
+    model.requires_grad_(False)
+    extended = replace(encoder, learned={**encoder.learned, **parts})
+    for token, own in parts.items():
+        if unread := set(tokenizer.convert_tokens_to_ids(list(own))) - set(extended.ids(f"a {token}")):
+            raise UserError(
+                f"{name}: the tokenizer does not read {len(unread)} of the {len(own)} vectors of {token!r}, so they "
+                "would have no effect; rename the file (or the tensor) to a word of letters, such as my-style"
             )
     return extended
