@@ -28,7 +28,7 @@ def _group(schema: type, prefix: str, defaults: dict[str, Any]) -> Iterator[str]
     """The keys of a dataclass, then those of each dataclass it holds."""
     meanings, nested = field_docstrings(schema), []
     yield ""
-    yield f"{prefix.rstrip('.') or 'top level'}: {(inspect.getdoc(schema) or '').partition(chr(10))[0]}"
+    yield f"{prefix.rstrip('.') or 'top level'}{_purpose(schema)}"
     for field in dataclasses.fields(schema):
         inner = _dataclass_in(field.type)
         if inner is not None and isinstance(defaults.get(field.name), dict) and inner is field.type:
@@ -40,6 +40,12 @@ def _group(schema: type, prefix: str, defaults: dict[str, Any]) -> Iterator[str]
         )
     for inner, inner_prefix, values in nested:
         yield from _group(inner, inner_prefix, values)
+
+
+def _purpose(schema: type) -> str:
+    """The first line of a dataclass's own docstring; without one, dataclasses write its signature there."""
+    text = (inspect.getdoc(schema) or "").partition("\n")[0]
+    return "" if not text or text.startswith(f"{schema.__name__}(") else f": {text}"
 
 
 def _dataclass_in(kind: Any) -> type | None:

@@ -124,9 +124,9 @@ class AggregateWorker(StoreWorker):
             rows = [row for question in questions(self.work.config) for row in self._rows(item, total, kind, question)]
             write_table(self.audit, groups_file(item.method, kind), from_rows(_kinds(named), rows))
             for row in rows:
-                told = shown.setdefault(row["column"], {}).setdefault(kind, ())
-                if len(told) < SHOWN and (kind != "word" or row["samples"] >= LEAST):
-                    shown[row["column"]][kind] = (*told, _standing(row, named))
+                shown_rows = shown.setdefault(row["column"], {}).setdefault(kind, ())
+                if len(shown_rows) < SHOWN and (kind != "word" or row["samples"] >= LEAST):
+                    shown[row["column"]][kind] = (*shown_rows, _standing(row, named))
         return AggregateResult(item.method, shown)
 
     def _total(self, item: AggregateTask) -> Sums:
@@ -169,8 +169,8 @@ def questions(config: AuditConfig) -> Iterator[dict[str, str]]:
 
 
 def _kinds(named: Sequence[str]) -> dict[str, str]:
-    asked = dict.fromkeys(("concept", "method", "form", *named), "string")
-    return {**asked, "samples": "int64", **dict.fromkeys(("mean", "deviation", "sum", "share", "errors"), "float64")}
+    keys = dict.fromkeys(("concept", "method", "form", *named), "string")
+    return {**keys, "samples": "int64", **dict.fromkeys(("mean", "deviation", "sum", "share", "errors"), "float64")}
 
 
 def _standing(row: Mapping[str, Any], named: Sequence[str]) -> GroupStatistics:

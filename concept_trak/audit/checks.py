@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
+from concept_trak import UserError
 from concept_trak.attribution.denoiser import Denoiser, take_rows
 from concept_trak.attribution.numerics import normal
 from concept_trak.audit.featurize import encode_samples
@@ -45,17 +46,17 @@ def require_batch_consistency(denoiser: Denoiser, texts: Sequence[str]) -> float
     """The difference that `batch_consistency` finds.
 
     Raises:
-        ValueError: rounding does not explain it.
+        UserError: rounding does not explain it.
     """
-    found, allowed = batch_consistency(denoiser, texts), ROUNDING[denoiser.dtype]
-    if not found <= allowed:  # a nan is refused as well
-        raise ValueError(
+    difference, allowed = batch_consistency(denoiser, texts), ROUNDING[denoiser.dtype]
+    if not difference <= allowed:  # a nan is refused as well
+        raise UserError(
             f"the model predicts otherwise for a sample in a batch of {len(texts)} than for the same sample alone: by "
-            f"{found:.1e} of its size; expected at most {allowed:.0e}, what rounding in {denoiser.dtype} explains. Its "
+            f"{difference:.1e} of its size; expected at most {allowed:.0e}, what rounding in {denoiser.dtype} explains. Its "
             "samples see each other, as under batch norm that is not in evaluation mode. Put such layers in evaluation "
             "mode, or set model.batch=1."
         )
-    return found
+    return difference
 
 
 @torch.no_grad()
@@ -63,7 +64,7 @@ def require_fit(denoiser: Denoiser, shard: Shard, data: DataConfig) -> None:
     """That the model takes what the data give it: every bucket's size, and the latents and embeddings they bring along.
 
     Raises:
-        ValueError: it does not; the message names the size.
+        UserError: it does not; the message names the size.
     """
     first = next((s for s in samples(shard, data, denoiser.resolution) if isinstance(s, Sample)), None)
     if first is not None and first.precomputed is not None:
@@ -74,11 +75,11 @@ def require_fit(denoiser: Denoiser, shard: Shard, data: DataConfig) -> None:
             x_0 = denoiser.to_latent(pixels)
             seen = denoiser(x_0, 500, denoiser.encode([""])).eps.shape
         except (RuntimeError, ValueError, AssertionError) as error:
-            raise ValueError(
+            raise UserError(
                 f"data.buckets: the model cannot take images of {height} x {width} ({str(error)[:200]}); expected "
                 "sizes that its network halves evenly, such as multiples of 64"
             ) from error
         if seen != x_0.shape:
-            raise ValueError(
+            raise UserError(
                 f"data.buckets: of {height} x {width} the model makes {list(seen[2:])}, not {list(x_0.shape[2:])}"
             )

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from concept_trak import UserError
 from concept_trak.audit.score import FORMS
 from concept_trak.store.lookup import agree, read_features, shard_of, shards_holding
 from concept_trak.store.manifest import (
@@ -109,23 +110,23 @@ def compare(before: Audit, after: Audit) -> list[Difference]:
     """Every question that both audits answered. The later one needs its tables, and no manifest yet.
 
     Raises:
-        ValueError: it is twice the same audit, the earlier is missing or unfinished, or they asked nothing in common.
+        UserError: it is twice the same audit, the earlier is missing or unfinished, or they asked nothing in common.
     """
     if before.id == after.id:
-        raise ValueError(f"before={before.id} and after={after.id} are the same audit; expected two")
+        raise UserError(f"before={before.id} and after={after.id} are the same audit; expected two")
     finished_manifest(before)
-    asked = common(before, after.id, read_settings(after))
+    common_questions = common(before, after.id, read_settings(after))
     tops = [read_table(audit, "top.parquet").to_pylist() for audit in (before, after)]
-    found = []
-    for method in dict.fromkeys(method for _, method in asked):
+    differences = []
+    for method in dict.fromkeys(method for _, method in common_questions):
         old, new = _side(before, method), _side(after, method)
         data = _data([[row for row in top if row["method"] == method] for top in tops], after.store, old, new)
-        for concept, form in product([c for c, m in asked if m == method], FORMS):
+        for concept, form in product([c for c, m in common_questions if m == method], FORMS):
             moved = tuple(moves(*(_top(top, concept, method, form) for top in tops), data=data))
             drift = _drift(before, after, method, concept) if old.fingerprint == new.fingerprint else None
-            found.append(Difference(concept, method, form, moved, drift))
-    order = {pair: i for i, pair in enumerate(asked)}
-    return sorted(found, key=lambda d: order[d.concept, d.method])
+            differences.append(Difference(concept, method, form, moved, drift))
+    order = {pair: i for i, pair in enumerate(common_questions)}
+    return sorted(differences, key=lambda d: order[d.concept, d.method])
 
 
 @dataclass(frozen=True)
@@ -160,21 +161,21 @@ def difference_files(before: Audit) -> tuple[str, str]:
     return f"diff-{before.id}.parquet", f"diff-{before.id}.summary.parquet"
 
 
-def write_differences(before: Audit, after: Audit, found: Sequence[Difference]) -> list[str]:
+def write_differences(before: Audit, after: Audit, differences: Sequence[Difference]) -> list[str]:
     """Put both tables into the later audit's folder, with which they are removed; returns their names.
 
     The manifest lists them only if the later audit was told to compare itself (`since`); they can be made again.
 
     Raises:
-        ValueError: other numbers stand there, from an earlier audit of the same name.
+        UserError: other numbers stand there, from an earlier audit of the same name.
     """
-    asked = [{"concept": d.concept, "method": d.method, "form": d.form} for d in found]
-    rows = [{**a, **asdict(move)} for a, d in zip(asked, found, strict=True) for move in d.moves]
-    sums = [{**a, **summary(d)} for a, d in zip(asked, found, strict=True)]
+    questions = [{"concept": d.concept, "method": d.method, "form": d.form} for d in differences]
+    rows = [{**a, **asdict(move)} for a, d in zip(questions, differences, strict=True) for move in d.moves]
+    sums = [{**a, **summary(d)} for a, d in zip(questions, differences, strict=True)]
     tables = zip(difference_files(before), (from_rows(MOVE_KINDS, rows), from_rows(SUMMARY_KINDS, sums)), strict=True)
     for name, table in tables:
         if not write_table(after, name, table) and not read_table(after, name).equals(table):
-            raise ValueError(f"{after.name(name)} holds another comparison: {before.id} was made anew; remove the file")
+            raise UserError(f"{after.name(name)} holds another comparison: {before.id} was made anew; remove the file")
     return [after.name(name) for name in difference_files(before)]
 
 
@@ -208,13 +209,13 @@ def novelty(store: Store, rows: Iterable[Row], before: ComparedAudit, after: Com
     doubtful = {sample: shard for sample, shard in place.items() if shard not in known}
     left = [shard["shard"] for shard in before.plan if shard["shard"] not in there]
     old = shards_holding(store, before.fingerprint, left, doubtful.keys()) if doubtful else {}
-    found = dict.fromkeys(place, SAME) | dict.fromkeys(doubtful, NEW) | dict.fromkeys(old, CHANGED)
+    novelty = dict.fromkeys(place, SAME) | dict.fromkeys(doubtful, NEW) | dict.fromkeys(old, CHANGED)
     if before.fingerprint == after.fingerprint and old:
         ours, theirs = (
             read_features(store, before.fingerprint, places) for places in ({i: doubtful[i] for i in old}, old)
         )
-        found |= {i: SAME for i in old if agree(ours[i], theirs[i])}
-    return found
+        novelty |= {i: SAME for i in old if agree(ours[i], theirs[i])}
+    return novelty
 
 
 UNASKED = ("truth",)  # grades the answer and is no part of the question
@@ -234,7 +235,7 @@ def common(before: Audit, after: str, new: Mapping[str, Any]) -> list[tuple[str,
     if not concepts or not methods:
         sides = (f"{name}: {', '.join(s['methods'])} about {', '.join(q)}"
                  for name, s, q in zip((before.id, after), (old, new), questions, strict=True))  # fmt: skip
-        raise ValueError(
+        raise UserError(
             f"the audits have no question in common ({'; '.join(sides)}); expected a method, and a concept of the same "
             "name, prompts, samples and seed, in both"
         )
@@ -245,12 +246,12 @@ def require_comparable(audit: Audit, since: str, new: Mapping[str, Any]) -> None
     """Before an audit with the settings `new` begins: that the one it is to be compared with can be.
 
     Raises:
-        ValueError: the one that `since` names is itself, missing, unfinished, or has no question in common.
+        UserError: the one that `since` names is itself, missing, unfinished, or has no question in common.
     """
     if since in ("", "latest"):
         return
     if since == audit.id:
-        raise ValueError(f"since={since} is this audit itself; expected an earlier one, or latest")
+        raise UserError(f"since={since} is this audit itself; expected an earlier one, or latest")
     finished_manifest(Audit(audit.store, since))
     common(Audit(audit.store, since), audit.id, new)
 
@@ -263,7 +264,11 @@ def earlier(audit: Audit, since: str) -> Audit | None:
     others = {name.split("/")[1] for name in audit.store.names("audits") if name.endswith("/manifest.json")} - {
         audit.id
     }
-    done = [(told["finished"], name) for name in others if since and (told := read_manifest(Audit(audit.store, name)))]
+    done = [
+        (manifest["finished"], name)
+        for name in others
+        if since and (manifest := read_manifest(Audit(audit.store, name)))
+    ]
     for _, name in sorted(done, reverse=True):
         with suppress(ValueError, FileNotFoundError):  # nothing in common; or gc is removing it
             common(Audit(audit.store, name), audit.id, read_settings(audit))

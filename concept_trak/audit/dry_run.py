@@ -137,7 +137,7 @@ def few(plan: Iterable[Shard], config: AuditConfig, resolution: int) -> Shard:
     """A shard from the first usable sample of the plan to the next one of one shape.
 
     Raises:
-        ValueError: the first shard has no sample that can be used; the message says why.
+        UserError: the first shard has no sample that can be used; the message says why.
     """
     shard = next(iter(plan))
     usable: list[Sample] = []

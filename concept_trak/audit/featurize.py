@@ -68,17 +68,17 @@ class FeaturizeWorker(ModelWorker):
         return FeaturizeResult(tuple(records[m] for m in task.methods))
 
     def _computed(self, methods: list[str], shard: Shard, attempt: Attempt) -> dict[str, Record]:
-        start, ready, made, rejects = time.monotonic(), [], [], []
+        start, ready, features, rejects = time.monotonic(), [], [], []
         read = samples(shard, self.config.data, self.denoiser.resolution)
         for batch in prefetch(batches(read, self.batch_size(attempt))):
             known = [self.accepted(s, shard) for s in batch]
             rejects += [one for one in known if isinstance(one, Reject)]
             for usable in batches_of_one_shape(one for one in known if isinstance(one, Sample)):
-                made.append(self.features([self.config.methods[m] for m in methods], usable))
+                features.append(self.features([self.config.methods[m] for m in methods], usable))
                 ready += [(one.id, one.row) for one in usable]
         seconds, kind, records = (time.monotonic() - start) / len(methods), self.config.feature, {}
         for i, method in enumerate(methods):
-            part = self._part(method, shard, ready, [each[i] for each in made], rejects)
+            part = self._part(method, shard, ready, [each[i] for each in features], rejects)
             records[method] = commit_part(
                 self.store, part, kind.dtype, kind.encoding, seconds, attempt.number, socket.gethostname()
             )
@@ -118,8 +118,8 @@ class FeaturizeWorker(ModelWorker):
             settings = feature_settings(self.config, rows[0], d, self.identity)
             batch = Inversions(self.store, settings, rows[0].train).known(d, batch, ready)
         sides = [FeatureSpec(row.train, row.unit, row.weight, row.over) for row in rows]
-        made = features_of_each(d, self.config.projector, sides, batch, self.config.seed)
-        return [Features(one.phi.cpu(), one.weight, one.states) for one in made]
+        features = features_of_each(d, self.config.projector, sides, batch, self.config.seed)
+        return [Features(one.phi.cpu(), one.weight, one.states) for one in features]
 
     def _width(self) -> int:
         return self.config.projector.width(sum(p.numel() for p in self.denoiser.parameters.values()))
@@ -157,7 +157,7 @@ def encode_samples(denoiser: Denoiser, samples: Sequence[Sample]) -> tuple[Tenso
     """x_0 [b, c, h, w] and the condition of samples of one shape.
 
     Raises:
-        ValueError: what the data bring along does not fit the model.
+        UserError: what the data bring along does not fit the model.
     """
     if samples[0].precomputed is None:
         pixels = torch.stack([_pixels(s) for s in samples])
@@ -171,13 +171,13 @@ def encode_samples(denoiser: Denoiser, samples: Sequence[Sample]) -> tuple[Tenso
 
 def _require_fit(denoiser: Denoiser, latent: Tensor, cond: Condition) -> None:
     expected = denoiser.encode([""])
-    said = {"latents": latent.shape[:1], **{name: value.shape[1:] for name, value in cond.items()}}
+    given = {"latents": latent.shape[:1], **{name: value.shape[1:] for name, value in cond.items()}}
     needed = {"latents": torch.Size(denoiser.shape[:1]), **{name: v.shape[1:] for name, v in expected.items()}}
-    if said != needed:
+    if given != needed:
         there, wanted = (
-            ", ".join(f"{name} {list(shape)}" for name, shape in sorted(shapes.items())) for shapes in (said, needed)
+            ", ".join(f"{name} {list(shape)}" for name, shape in sorted(shapes.items())) for shapes in (given, needed)
         )
-        raise ValueError(
+        raise UserError(
             f"the precomputed latents and embeddings do not fit the model: they have {there} (channels, and the shape "
             f"of each part of a condition), the model reads {wanted}; encode them with this model"
         )
@@ -195,7 +195,7 @@ def _there(tensor: Tensor, denoiser: Denoiser) -> Tensor:
 
 def batches_of_one_shape(samples: Iterable[Sample]) -> list[list[Sample]]:
     """Samples of one shape together, in order: one batch each."""
-    found: dict[torch.Size, list[Sample]] = {}
+    by_shape: dict[torch.Size, list[Sample]] = {}
     for sample in samples:
-        found.setdefault(sample.shape, []).append(sample)
-    return list(found.values())
+        by_shape.setdefault(sample.shape, []).append(sample)
+    return list(by_shape.values())

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from concept_trak import UserError
 from concept_trak.attribution import fisher, ranking
 from concept_trak.attribution.fisher import Gram, GramSum
 from concept_trak.audit.mapper import Attempt
@@ -108,7 +109,7 @@ class SolveWorker(StoreWorker):
         gram, queries = self._sum(task), torch.from_numpy(task.phi).to(torch.float64)
         write_bytes(self.audit, gram_file(task.method), encode_gram(gram.matrix.numpy(), gram.count))
         if gram.trace == 0:
-            raise ValueError(
+            raise UserError(
                 f"all features of {task.method} are zero: by no picture could the model tell its caption from "
                 "another; there is nothing to attribute (is it trained?). Choose another method, or another model"
             )

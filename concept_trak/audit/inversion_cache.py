@@ -78,13 +78,13 @@ class Inversions:
         names = [f"{STATES}/{folder}/{_name(s)}.safetensors" for s in samples]
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
             kept = list(pool.map(self._read, names))
-            missing = [i for i, one in enumerate(kept) if one is None]
+            missing = [i for i, state in enumerate(kept) if state is None]
             if missing:
-                made = _inverted(denoiser, batch, self.probe, missing)
-                list(pool.map(self._write, [names[i] for i in missing], made))
-                for i, one in zip(missing, made, strict=True):
-                    kept[i] = one
-        path = torch.stack([one for one in kept if one is not None])
+                inverted = _inverted(denoiser, batch, self.probe, missing)
+                list(pool.map(self._write, [names[i] for i in missing], inverted))
+                for i, state in zip(missing, inverted, strict=True):
+                    kept[i] = state
+        path = torch.stack([state for state in kept if state is not None])
         return replace(batch, path=path.to(denoiser.device, denoiser.dtype))
 
     def _read(self, name: str) -> Tensor | None:
@@ -117,7 +117,7 @@ def needed_states(audit: Audit) -> Needed:
     """The folders of states on which an audit's features stand.
 
     Raises:
-        ValueError: a feature set cannot be read, so that nobody can tell.
+        UserError: a feature set cannot be read, so that nobody can tell.
     """
     try:
         sets = fingerprints(audit)

@@ -134,7 +134,7 @@ def write_joint(audit: Audit, table_rows: list[dict[str, Any]]) -> str:
     """Put the table into the audit's folder, with which it is removed; its name.
 
     Raises:
-        ValueError: other numbers stand there.
+        UserError: other numbers stand there.
     """
     table = from_rows(JOINT, table_rows)
     if not write_table(audit, FILE, table) and not read_table(audit, FILE).equals(table):

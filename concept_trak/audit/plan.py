@@ -40,9 +40,9 @@ def survey(data: DataConfig, conditioning: Conditioning = "text") -> Survey:
     return surveyed
 
 
-def shards(found: Sequence[Source], shard_rows: int) -> list[Shard]:
+def shards(sources: Sequence[Source], shard_rows: int) -> list[Shard]:
     """All shards, in plan order: sources by name, rows rising."""
-    return [shard for source in found for shard in cut(source, shard_rows)]
+    return [shard for source in sources for shard in cut(source, shard_rows)]
 
 
 def groups(plan: Sequence[Shard]) -> list[list[Shard]]:

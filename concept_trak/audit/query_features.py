@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.attribution.features import query_features
@@ -91,16 +92,16 @@ class QueryWorker(ModelWorker):
         Raises:
             ValueError: a phrasing has no direction at any state.
         """
-        concept, row, made = question.concept, self.config.methods[question.method], []
+        concept, row, features = question.concept, self.config.methods[question.method], []
         for i in range(0, len(batch.ids), size):
             method, part = resolve_query(self.denoiser, row, concept, batch.rows(slice(i, i + size)))
-            made.append(query_features(self.denoiser, self.config.projector, method, part, concept.seed))
+            features.append(query_features(self.denoiser, self.config.projector, method, part, concept.seed))
         ways = max(1, len(concept.askings))
-        phi = by_turns(torch.cat([one.phi for one in made]), ways)
-        states = torch.cat([one.states for one in made])
+        phi = by_turns(torch.cat([one.phi for one in features]), ways)
+        states = torch.cat([one.states for one in features])
         for way in range(ways):
             if not (states[way::ways] > 0).any() or not torch.isfinite(phi[way]).all():
-                raise ValueError(f"concept {concept.name!r}: {no_direction(concept, way)}")
+                raise UserError(f"concept {concept.name!r}: {no_direction(concept, way)}")
         return phi
 
     def pictures(self, question: QueryTask, batch: Batch) -> tuple[bytes, ...]:

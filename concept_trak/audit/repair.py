@@ -25,7 +25,7 @@ def resumed_config(audit: Audit) -> AuditConfig:
     """What an audit was begun with; shards are cut as its plan says.
 
     Raises:
-        ValueError: its settings or its plan cannot be read.
+        UserError: its settings or its plan cannot be read.
     """
     try:
         rows, values = read_plan(audit), read_settings(audit)

@@ -63,19 +63,19 @@ def top_rows(
             first: dict[str, str] = {}
             for rank, (score, sample, _) in enumerate(entries, 1):
                 s = seen[sample]
-                asked = {"concept": concept.name, "method": method, "form": form, "end": end, "rank": rank}
+                question = {"concept": concept.name, "method": method, "form": form, "end": end, "rank": rank}
                 answer = {"sample_id": sample, "score": score, "percentile": percentile(rank, end, counts[method])}
                 same = first.setdefault(s.content or sample, sample)
                 place = {"caption": s.caption, "source": s.source, "row": s.row}
-                yield {**asked, **answer, **place, "duplicate_of": "" if same == sample else same, **s.labels}
+                yield {**question, **answer, **place, "duplicate_of": "" if same == sample else same, **s.labels}
 
 
 def top_kinds(config: AuditConfig) -> dict[str, str]:
     """The columns of `top.parquet`."""
-    asked = {"concept": "string", "method": "string", "form": "string", "end": "string", "rank": "int32"}
+    question = {"concept": "string", "method": "string", "form": "string", "end": "string", "rank": "int32"}
     answer = {"sample_id": "string", "score": "float32", "percentile": "float64"}
     place = {"caption": "string", "source": "string", "row": "int64", "duplicate_of": "string"}
-    return {**asked, **answer, **place, **dict.fromkeys(config.data.label_columns, "string")}
+    return {**question, **answer, **place, **dict.fromkeys(config.data.label_columns, "string")}
 
 
 REJECT_KINDS = {"method": "string", "sample_id": "string", "source": "string", "row": "int64",

@@ -2,6 +2,7 @@ import json
 import time
 from typing import Any
 
+from concept_trak import UserError
 from concept_trak.store.manifest import Audit, given_up, read_manifest
 from concept_trak.store.store import Store
 
@@ -26,7 +27,7 @@ def describe_status(audit: Audit) -> list[str]:
         return [f"{audit.id}: begun, nothing computed yet; the same command resumes it"]
     if seen is None:
         known = ", ".join(audits_of(audit.store)) or "none"
-        raise ValueError(f"{audit.store.uri} has no audit {audit.id!r}; it has: {known}")
+        raise UserError(f"{audit.store.uri} has no audit {audit.id!r}; it has: {known}")
     ago = max(0.0, time.time() - seen["time"])
     lines = [f"{audit.id}: not finished, last seen in {seen['stage']} {ago:.0f} s ago; the same command resumes it"]
     if silent := ago > max(SILENCE, WORDS * seen["interval"]):

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from concept_trak import UserError
 from concept_trak.attribution.batch_size import fitting_batch_size
 from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.audit.mapper import Attempt
@@ -82,7 +83,7 @@ class ModelWorker:
         for name, method in work.config.methods.items():
             ours = fingerprint(feature_settings(work.config, method, self.denoiser, identity))
             if ours != work.fingerprints[name]:
-                raise ValueError(
+                raise UserError(
                     f"this worker would compute features {ours} for {name}, the driver expects "
                     f"{work.fingerprints[name]}: they see different model files at {work.config.model.path!r}. Put the "
                     "same model where every node finds it."

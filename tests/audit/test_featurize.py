@@ -75,7 +75,7 @@ def test_methods_on_the_same_states_are_computed_together(world, tmp_path):
         assert one[0] == together[0]
         np.testing.assert_allclose(together[1], one[1], rtol=STORED16, atol=STORED16 * np.abs(one[1]).max())
     forwards.clear()
-    assert worker(FeaturizeTask(names, p.plan[0]), Attempt(2, 0)) == records
+    assert worker(FeaturizeTask(names, p.plan[0]), Attempt(2, 0)).records == records
     assert not forwards, "a worker that died was done, and its shard is computed again"
 
 

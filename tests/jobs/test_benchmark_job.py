@@ -9,7 +9,6 @@ from pathlib import Path
 import duckdb
 import pytest
 
-import jobs.benchmark
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.method import METHODS
 from concept_trak.evaluation.baselines import RIVALS, Rivalry
@@ -166,18 +165,18 @@ def test_what_cannot_change_a_grade_is_no_reason_to_grade_again(tmp_path):
 def test_work_that_fails_has_a_name_for_its_log():
     concept, row = Concept("red", prompt="red"), METHODS["trak"]
     items = (Inquiry(row, concept), Grading("trak", "own", row, (), (), ()), Rivalry("pixels", (), 2))
-    assert [label(item) for item in items] == ["red", "trak", "pixels"]
+    assert [item.label for item in items] == ["red", "trak-own", "pixels"]
 
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capsys):
     """Runs the job as the command line does, and returns what it says when it refuses."""
 
-    def start_workers(config):
+    def start_workers(cluster, budget):
         raise AssertionError("the mistake was found only after the workers were asked for")
 
     def run(*more: str) -> str:
-        monkeypatch.setattr(jobs.benchmark, "executor", start_workers)
+        monkeypatch.setattr("jobs.execute.executor", start_workers)
         arguments = dict(a.split("=", 1) for a in (f"store={tmp_path / 'store'}", *SMALL, *more))
         monkeypatch.setattr(sys, "argv", ["jobs.benchmark", *(f"{k}={v}" for k, v in arguments.items())])
         with pytest.raises(SystemExit) as ended:
