@@ -1,6 +1,7 @@
 """A command as a job of a running Ray cluster, through Ray's Jobs API; its refusals become messages."""
 
 import asyncio
+import logging
 import os
 import re
 import shlex
@@ -23,6 +24,11 @@ TOKEN = (
 )
 POLL = 0.5
 LOST = (aiohttp.ClientError, OSError, RuntimeError)  # what Ray's client raises when no server answers any more
+# Ray reports every package that it uploads, every socket that closes, and that it leaves out .git and .venv, as we do.
+LOGGERS = ("", "._private.runtime_env.working_dir", ".dashboard.modules.dashboard_sdk", ".dashboard.modules.job.sdk")
+for _name in LOGGERS:
+    logging.getLogger(f"ray{_name}").setLevel(logging.WARNING)
+    logging.getLogger(f"ray{_name}").addFilter(lambda record: "is now ignored by default" not in record.getMessage())
 
 
 class ConnectionLost(InfrastructureExhausted):

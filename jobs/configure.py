@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from concept_trak import UserError
 from concept_trak.attribution.method import METHODS, RECOMMENDED, method_settings
 from concept_trak.config import build
+from concept_trak.store.secrets import redacted
 from jobs.exit_codes import ended
 from jobs.help import help_text
 
@@ -72,7 +73,7 @@ def configure_all(schemas: Sequence[type[Any]], default: str, arguments: Sequenc
         except OverrideParseException as error:
             why = str(error).partition("\n")[0]
             raise UserError(
-                f"{error.override} cannot be read ({why}); quote special characters: key=\"'value'\""
+                f"{redacted(str(error.override))} cannot be read ({why}); quote special characters: key=\"'value'\""
             ) from None
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(_explained(str(error), overrides, name)) from None

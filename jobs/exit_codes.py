@@ -38,7 +38,7 @@ def ended(verb: Callable[[], int]) -> int:
         sys.stdout.flush()  # here, because Python reports an error of its own flush at exit with a traceback
         return code
     except (Stopped, WorkerFailed, InfrastructureExhausted) as error:
-        return _error(redacted(str(error)), error.exit_code)
+        return _error(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _error("interrupted; what is done stays done. Run the same command again.", INTERRUPTED)
     except Exception as error:
@@ -61,7 +61,7 @@ def _error(message: str, code: int) -> int:
     if code == OUTPUT_CLOSED:
         _discard_output()
     with contextlib.suppress(BrokenPipeError):  # of `2>&1 | head`
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {redacted(message)}", file=sys.stderr)
     return code
 
 

@@ -1,10 +1,13 @@
 """Jobs on a real Ray head that asks for a token: exit codes, attempts, logs, and the message for a wrong token."""
 
 import hashlib
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from urllib.request import Request, urlopen
 from zipfile import ZipFile
@@ -12,9 +15,11 @@ from zipfile import ZipFile
 import pytest
 
 from jobs.configure import CONF, LEFT_AT_HOME
+from jobs.submit import checked
 from tests.cluster.head import ROOT, TOKEN, environment, python, standing
 from tests.cluster.wire import Wire
 
+CONCEPTS = "concepts=[{name: a, prompt: a red cat, without_prompt: a cat}]"
 PHRASE, LEFT_AT_HOME_PHRASE = "hunter2-in-a-variable", "hunter2-in-a-file"
 ONE_JOB = """
 import os, sys
@@ -58,6 +63,37 @@ def shipped(folder: Path) -> Path:
     for name in ("s3.env", ".env", "cluster/.env.local", "server.key"):
         (folder / name).write_text(f"SECRET={LEFT_AT_HOME_PHRASE}")
     return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["audit=week-1"], "model.path is not set"),
+        (["--config-name", "demo", "audit=week-1"], "is another folder on each node; give an absolute path or a URL"),
+        ([], "the submitted audit needs a name"),
+        (["audit=../week", "method=trak", "data.uri=/d", CONCEPTS], "expected letters, digits"),
+        (["audit=week-1", "data.uri='https://host/a.parquet?sig=hunter2'"], "data.uri is a signed URL"),
+        (["audit=week-1", "data.uri=https://host/a.parquet?sig=hunter2"], "cannot be read"),
+        (["audit=week-1", "data.uri=s3://key:hunter2@bucket"], "data.uri carries credentials"),
+        (["audit=week-1", "data.uri=${oc.env:HOME}"], "data.uri='${oc.env:HOME}' is an expression"),
+    ],
+    ids=lambda value: "" if isinstance(value, list) else value[:20],
+)
+def test_a_mistake_is_found_before_anything_is_sent(arguments, says):
+    """What the cluster would refuse, and what Ray would write into its logs."""
+    paths = [] if "demo" in arguments or says.startswith("model") else ["model.path=/m", "store=s3://b/r"]
+    with pytest.raises(ValueError) as raised:  # noqa: PT011  the message is compared below
+        checked([*arguments, *paths])
+    assert says in str(raised.value)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_the_arguments_of_the_cluster_are_those_that_were_given():
+    shared = ["model.path=/m", "store=/s", "data.uri=/d", "cluster.shared_store=true", "method=trak"]
+    name, arguments = checked(["audit=@weekly", *shared, CONCEPTS])
+    assert re.fullmatch(r"\d{4}-W\d\d", name)
+    assert arguments == [*shared, CONCEPTS, "cluster=ray", f"audit={name}"]
+    assert checked(["audit=a", *shared, CONCEPTS, "cluster=local"])[1][-2:] == ["cluster=local", "audit=a"]
 
 
 def verb(head: str, *said: str, **more: str) -> "subprocess.CompletedProcess[str]":
@@ -136,11 +172,12 @@ def test_a_token_in_a_file_opens_the_cluster(head, tmp_path):
 @pytest.mark.soak
 def test_the_verbs_carry_an_audits_own_exit_code(head):
     """An audit without a model ends with 2 on the cluster, and so does the command that submitted it."""
-    audit = ["--config-name", "demo", "audit=week-7", "model.path=/nowhere", "store=/tmp/nowhere"]
+    audit = ["--config-name", "demo", "audit=week-7", "model.path=/nowhere", "store=/tmp/nowhere", "data.uri=/nowhere",
+             "cluster.shared_store=true"]  # fmt: skip
     done = verb(head, f"python={sys.executable}", "--", *audit)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "submitted  week-7-1" in done.stdout
-    assert "Traceback" not in done.stderr
+    assert done.stderr == "", "Ray reports how it packs the folder"
     status = verb(head, "action=status", "audit=week-7")
     assert "week-7-1: FAILED, exit code 2" in status.stdout
     logs = verb(head, "action=logs", "audit=week-7")
@@ -149,26 +186,35 @@ def test_the_verbs_carry_an_audits_own_exit_code(head):
     assert verb(head, "action=follow", "audit=week-7").returncode == 2
 
 
+def followed(address: str, end: "Callable[[subprocess.Popen[str]], object]") -> tuple[int, str]:
+    """The exit code and the one line of a command that follows week-2, until `end` ends that."""
+    command = [sys.executable, "-m", "jobs.submit", f"address={address}", "action=follow", "audit=week-2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=environment(RAY_AUTH_TOKEN=TOKEN), **pipes) as process:
+        assert process.stdout is not None
+        try:
+            assert any("at work" in line for line in process.stdout)
+            end(process)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert errors.count("\n") == 1, f"more than one message: {errors}"
+    return process.returncode, errors
+
+
 @pytest.mark.soak
 def test_a_lost_connection_is_one_message_and_the_job_can_be_followed_again_and_stopped(head, tmp_path):
     submitted = python("-c", LONG_JOB, head, str(tmp_path), RAY_AUTH_TOKEN=TOKEN)
     assert submitted.stdout == "week-2-1\n", submitted.stderr
     wire = Wire(int(head.rpartition(":")[2]))
-    command = [sys.executable, "-m", "jobs.submit", f"address={wire.address}", "action=follow", "audit=week-2"]
-    own = environment(RAY_AUTH_TOKEN=TOKEN)
-    with subprocess.Popen(command, cwd=ROOT, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as one:
-        assert one.stdout is not None
-        try:
-            assert any("at work" in line for line in one.stdout)
-            wire.cut()
-            _, errors = one.communicate(timeout=60)
-        finally:
-            one.kill()
-    assert one.returncode == 4, errors
-    ours = [line for line in errors.splitlines() if "INFO sdk.py" not in line]  # Ray's own word on its socket
-    assert len(ours) == 1, f"more than one message: {errors}"
-    assert ours[0].startswith("error: the connection to the cluster was lost while week-2-1 was followed")
-    assert f"`python -m jobs.submit address={wire.address} audit=week-2 action=status`" in ours[0]
+    code, line = followed(wire.address, lambda process: wire.cut())
+    assert code == 4, line
+    assert line.startswith("error: the connection to the cluster was lost while week-2-1 was followed")
+    assert f"`python -m jobs.submit address={wire.address} audit=week-2 action=status`" in line
+    code, line = followed(head, lambda process: process.send_signal(signal.SIGINT))
+    assert code == 130, line
+    assert line.startswith("error: interrupted; week-2-1 goes on without this command. `python -m jobs.submit")
+    assert "`action=stop` stops it" in line
     assert "RUNNING" in verb(head, "action=status", "audit=week-2").stdout, "the job does not depend on who follows it"
     assert verb(head, "action=stop", "audit=week-2").stdout == "week-2-1: stopping\n"
     end = time.monotonic() + 60
