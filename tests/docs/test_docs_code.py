@@ -121,3 +121,8 @@ def test_sql_reads_the_results(shown, monkeypatch, page):
     monkeypatch.chdir(shown)
     for query in blocks(page, "sql"):
         assert duckdb.sql(query).fetchall(), f"{page}: nothing comes of {query}"
+
+
+def test_the_family_shown_is_the_file():
+    shown = next(body for body in blocks("docs/extending.md", "python") if "PIPELINES" in body)
+    assert shown in text("concept_trak/models/dit.py")
