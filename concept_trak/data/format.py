@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from concept_trak import UserError
 from concept_trak.config import DataConfig
 from concept_trak.data import inventory
-from concept_trak.data.files import Files, Listing, list_files
+from concept_trak.data.files import Files, Listing, list_files, version
 from concept_trak.data.inventory import Survey, Tally
 from concept_trak.data.shard import Shard, Source
 from concept_trak.data.text import printable, text_problem
@@ -75,6 +75,8 @@ def survey_data(data: DataConfig) -> Survey:
         candidates = inventory.select_files(listing, data, tally)
         name = detect_format(candidates, data)
         files = _own_files(candidates, formats()[name], listing, data, tally)
+    for info in files.values():
+        version(info)  # a file without one is refused before any is opened
     sources = formats()[name].sources(listing, files, data, tally)
     if not any(source.rows for source in sources):
         left_out = inventory.describe_left_out(tally.left_out())

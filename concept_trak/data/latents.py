@@ -72,7 +72,7 @@ def _sources(listing: Listing, files: Files, data: DataConfig, tally: Tally) -> 
         sources.append(Source(listing.fs.unstrip_protocol(name), version(info), header.rows))
         for tensor in header.tensors:
             if not _is_read(tensor):
-                tally.add("tensor", f"that are neither latents nor {CONDITION}<name>", tensor)
+                tally.add("tensor", f"beside latents and {CONDITION}<name>", tensor)
     return sources
 
 

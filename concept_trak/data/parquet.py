@@ -106,19 +106,20 @@ def _require_images(source: Source, schema: pa.Schema, metadata: Any, data: Data
             f"data.image_column={data.image_column!r} holds latents, and {source.uri} has no {CONDITION}<name> beside "
             "them; write each part of the model's condition as such a column"
         )
-    if pa.types.is_struct(kind) and metadata.num_rows and _all_null(metadata, f"{data.image_column}.bytes"):
+    has_bytes, has_paths = (_has_values(metadata, f"{data.image_column}.{leaf}") for leaf in ("bytes", "path"))
+    if pa.types.is_struct(kind) and has_paths and not has_bytes:
         raise UserError(
             f"data.image_column={data.image_column!r} of {source.uri} holds paths only, and no image; embed the images "
             "(in `datasets`: .to_parquet(...) with decoded images, or read the folder of images itself)"
         )
 
 
-def _all_null(metadata: Any, path: str) -> bool:
-    """Whether every value of a leaf column is null, as far as the footer has statistics."""
+def _has_values(metadata: Any, path: str) -> bool:
+    """Whether a leaf column may hold more than nulls, as far as the footer has statistics."""
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     chunks = [g.column(i) for g in groups for i in range(g.num_columns) if g.column(i).path_in_schema == path]
     stats = [(chunk.statistics, chunk.num_values) for chunk in chunks]
-    return all(s is not None and s.has_null_count and s.null_count == values for s, values in stats)
+    return any(s is None or not s.has_null_count or s.null_count < values for s, values in stats)
 
 
 def _conditions(schema: pa.Schema, data: DataConfig) -> list[str]:
