@@ -1,8 +1,6 @@
-"""Who taught it: scores summed by source, label and caption word, as tables that anything reads where they lie.
+"""Scores summed by source, label and caption word, written as tables.
 
-A worker that scores some shards also sums them and writes a table of sums; one worker then adds those of a method, in
-plan order. So no process sees more than the sums, and the same sums are the same bytes.
-Letters: g groups, n samples, c columns of scores.
+The score pass writes sums for each range of shards; one task a method adds them up.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +26,7 @@ sample's own score."""
 
 
 class Sums:
-    """By group: samples, and of each column of scores the sum, the sum of squares, and the sum of what is above 0."""
+    """By group: the number of samples, and for each column of scores its sum, sum of squares and sum of positives."""
 
     def __init__(self, columns: Sequence[str]) -> None:
         self.columns = list(columns)
@@ -36,8 +34,8 @@ class Sums:
 
     def add(self, group: Group, sums: Float[np.ndarray, " _"]) -> None:
         """`sums`: samples, then sums, squares and positives of every column."""
-        standing = self.by_group.get(group)
-        self.by_group[group] = sums if standing is None else standing + sums
+        existing = self.by_group.get(group)
+        self.by_group[group] = sums if existing is None else existing + sums
 
     def add_scores(self, values: Float[np.ndarray, "n c"], groups: Sequence[Iterable[Group]]) -> None:
         """Scores of n samples, each with the groups it belongs to."""
@@ -97,7 +95,7 @@ class AggregateTask:
 @dataclass(frozen=True)
 class GroupStatistics:
     """One group about one question: how many samples, their mean, their share of all that is positive, and how many
-    standard errors their mean lies from that of all, (mean - mean of all) sqrt(samples) / deviation of all."""
+    standard errors between its mean and that of all, (mean - mean of all) sqrt(samples) / deviation of all."""
 
     name: str
     samples: int
@@ -108,7 +106,7 @@ class GroupStatistics:
 
 @dataclass(frozen=True)
 class AggregateResult:
-    """What the page shows of a method: by column of scores and kind, the groups that stand out most, the best first."""
+    """What the page shows of a method: by column of scores and kind, the groups with the largest sums, best first."""
 
     method: str
     shown: dict[str, dict[str, tuple[GroupStatistics, ...]]]
@@ -126,7 +124,7 @@ class AggregateWorker(StoreWorker):
             for row in rows:
                 shown_rows = shown.setdefault(row["column"], {}).setdefault(kind, ())
                 if len(shown_rows) < SHOWN and (kind != "word" or row["samples"] >= LEAST):
-                    shown[row["column"]][kind] = (*shown_rows, _standing(row, named))
+                    shown[row["column"]][kind] = (*shown_rows, _statistics(row, named))
         return AggregateResult(item.method, shown)
 
     def _total(self, item: AggregateTask) -> Sums:
@@ -173,6 +171,6 @@ def _kinds(named: Sequence[str]) -> dict[str, str]:
     return {**keys, "samples": "int64", **dict.fromkeys(("mean", "deviation", "sum", "share", "errors"), "float64")}
 
 
-def _standing(row: Mapping[str, Any], named: Sequence[str]) -> GroupStatistics:
+def _statistics(row: Mapping[str, Any], named: Sequence[str]) -> GroupStatistics:
     name = " = ".join(row[part] for part in named)
     return GroupStatistics(name, row["samples"], float(row["mean"]), float(row["share"]), float(row["errors"]))

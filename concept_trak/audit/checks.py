@@ -1,8 +1,8 @@
-"""What is looked at before an audit computes anything: that a sample's prediction does not depend on its batch.
+"""Checks before an audit computes anything: predictions do not depend on the batch, and the data fit the model.
 
-Everything here is per sample: eps_theta(x_t^i, t, c^i) and its pull-back must be those of sample i alone. A network in
-which samples see each other (batch norm that takes its statistics from the batch, attention or a queue across it) gives
-numbers that change with `model.batch`, with the order of the rows, and with a retry at half the batch.
+Everything here is per sample: eps_theta(x_t^i, t, c^i) and its pull-back must be those of sample i alone. In a network
+whose samples depend on each other (batch norm with batch statistics, attention or a queue across samples) numbers
+change with `model.batch`, with the order of the rows, and with a retry at half the batch.
 """
 
 from collections.abc import Sequence
@@ -51,10 +51,10 @@ def require_batch_consistency(denoiser: Denoiser, texts: Sequence[str]) -> float
     difference, allowed = batch_consistency(denoiser, texts), ROUNDING[denoiser.dtype]
     if not difference <= allowed:  # a nan is refused as well
         raise UserError(
-            f"the model predicts otherwise for a sample in a batch of {len(texts)} than for the same sample alone: by "
-            f"{difference:.1e} of its size; expected at most {allowed:.0e}, what rounding in {denoiser.dtype} explains. Its "
-            "samples see each other, as under batch norm that is not in evaluation mode. Put such layers in evaluation "
-            "mode, or set model.batch=1."
+            f"the model's prediction for a sample differs between a batch of {len(texts)} and the sample alone by "
+            f"{difference:.1e} of its size; rounding in {denoiser.dtype} explains at most {allowed:.0e}. Its samples "
+            "depend on each other, as with batch norm outside evaluation mode. Put such layers in evaluation mode, or "
+            "set model.batch=1."
         )
     return difference
 

@@ -1,15 +1,9 @@
-"""Two finished audits compared: who entered and left the top, who moved, how much of the top is new data, and how far
-the query's feature drifted.
+"""Two finished audits compared: who entered and left the top, who moved, how much of the top is new data, query drift.
 
-Only questions that both audits asked alike are compared: the same method, and a concept of the same name and settings.
-
-What of a later audit's samples is new data, and what was there before under the same id.
-
-A shard carries its file's version in its name, so of a file that was written anew every shard has a new name, whatever
-changed in it. What tells then is the sample itself: whether the earlier audit has a feature under its id, and whether
-that is the same, as the same image and caption give it.
-
-Which earlier audit another is compared with, and what both were asked.
+Only questions that both audits share are compared: the same method, and a concept with the same name and settings. A
+shard's name carries the version of its file, so samples of a shard that both audits planned are the same data. Where a
+file was written again, the sample itself decides: whether the earlier audit has a feature under its id, and whether
+both features agree.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,7 +36,7 @@ REMOVED = "removed"
 
 @dataclass(frozen=True)
 class Move:
-    """One sample that stands in the top before, after, or in both; None where it does not stand."""
+    """One sample in the top before, after, or both; a rank is None where the sample is not in that top."""
 
     sample_id: str
     change: str
@@ -65,7 +59,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float | None:
 def moves(before: Sequence[Row], after: Sequence[Row], data: Mapping[str, str]) -> Iterator[Move]:
     """The moves between two tops (rows of `top.parquet`): the later one in order, then who left it.
 
-    `data` says of every sample in either what became of it: same, changed, new or removed.
+    `data` holds for every sample of either top whether it is same, changed, new or removed.
     """
     old, new = ({row["sample_id"]: row for row in top} for top in (before, after))
     for sample, row in new.items():
@@ -94,8 +88,8 @@ class Difference:
 
     def share(self, data: str) -> float:
         """The share of the later top that is `data` (same, changed or new)."""
-        standing = [move.data == data for move in self.moves if move.rank_after is not None]
-        return sum(standing) / len(standing) if standing else 0.0
+        matches = [move.data == data for move in self.moves if move.rank_after is not None]
+        return sum(matches) / len(matches) if matches else 0.0
 
 
 MOVE_KINDS = {"concept": "string", "method": "string", "form": "string", "sample_id": "string", "change": "string",
@@ -110,7 +104,7 @@ def compare(before: Audit, after: Audit) -> list[Difference]:
     """Every question that both audits answered. The later one needs its tables, and no manifest yet.
 
     Raises:
-        UserError: it is twice the same audit, the earlier is missing or unfinished, or they asked nothing in common.
+        UserError: both are the same audit, the earlier is missing or unfinished, or they share no question.
     """
     if before.id == after.id:
         raise UserError(f"before={before.id} and after={after.id} are the same audit; expected two")
@@ -143,9 +137,9 @@ class ComparedAudit:
 
 def _data(tops: Sequence[Sequence[Row]], store: Store, before: ComparedAudit, after: ComparedAudit) -> dict[str, str]:
     """What became of every sample of both tops of a method."""
-    standing = novelty(store, tops[1], before, after)
-    gone = novelty(store, [row for row in tops[0] if row["sample_id"] not in standing], after, before)
-    return standing | {sample: REMOVED if what == NEW else what for sample, what in gone.items()}
+    state = novelty(store, tops[1], before, after)
+    gone = novelty(store, [row for row in tops[0] if row["sample_id"] not in state], after, before)
+    return state | {sample: REMOVED if what == NEW else what for sample, what in gone.items()}
 
 
 def _side(audit: Audit, method: str) -> ComparedAudit:
@@ -164,10 +158,10 @@ def difference_files(before: Audit) -> tuple[str, str]:
 def write_differences(before: Audit, after: Audit, differences: Sequence[Difference]) -> list[str]:
     """Put both tables into the later audit's folder, with which they are removed; returns their names.
 
-    The manifest lists them only if the later audit was told to compare itself (`since`); they can be made again.
+    The manifest lists them only if the later audit has `since`; they can be made again.
 
     Raises:
-        UserError: other numbers stand there, from an earlier audit of the same name.
+        UserError: the files exist with other numbers, from an earlier audit of the same name.
     """
     questions = [{"concept": d.concept, "method": d.method, "form": d.form} for d in differences]
     rows = [{**a, **asdict(move)} for a, d in zip(questions, differences, strict=True) for move in d.moves]
@@ -222,7 +216,7 @@ UNASKED = ("truth",)  # grades the answer and is no part of the question
 
 
 def common(before: Audit, after: str, new: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(concept, method) that both asked alike, in the later audit's order; ValueError if there is none.
+    """(concept, method) that both audits share, in the later audit's order; UserError if there is none.
 
     `after` is called so, and `new` are its settings, as `audit.yaml` has them or is about to.
     """

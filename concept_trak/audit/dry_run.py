@@ -128,7 +128,7 @@ def timed(work: Callable[[int], object], most: int) -> tuple[float, int]:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process ever held, in bytes; getrusage says no less than what its parent held."""
+    """The most memory that this process ever held, in bytes; getrusage would include its parent's."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
@@ -180,7 +180,7 @@ def dry_run(
     workers: int = 0,
     price: float = 0.0,
 ) -> list[str]:
-    """Load everything, run two samples and one query end to end, and say what the whole audit will take.
+    """Load everything, run two samples and one query end to end, and estimate what the whole audit will take.
 
     It works in a folder of its own inside the store, which is removed again: nothing is published, nothing is kept.
 
@@ -188,8 +188,8 @@ def dry_run(
         config: what the audit is.
         mapper: where the work is done, on one worker.
         worker: what one worker may use of its machine.
-        workers: how many the audit will have; 0 says nothing of the hours.
-        price: of one worker for an hour, in any currency; 0 says nothing of the cost.
+        workers: how many the audit will have; 0 leaves the hours of all of them out.
+        price: of one worker for an hour, in any currency; 0 leaves the cost out.
 
     Raises:
         UserError: what an audit would refuse, or a number that is not finite.

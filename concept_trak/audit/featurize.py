@@ -1,8 +1,6 @@
-"""The work of one shard: what a worker runs, built once per worker and called item by item.
+"""The work of one shard: read, encode, invert, pull back, project, commit.
 
-Everything that crosses machines is a file name or a small record; features go to the store and come from it.
-
-From samples to what the network reads: x_0 and a condition, made by the model's encoders or brought along.
+Only file names and small records cross machines; features go to the store and are read from it.
 """
 
 import socket
@@ -32,7 +30,7 @@ from concept_trak.store.records import Record, commit_part, find_record
 
 @dataclass(frozen=True)
 class FeaturizeTask:
-    """One shard for methods whose training sides stand on the same states, and so share each state's forward."""
+    """One shard for methods whose training sides have the same states, so that they share each state's forward."""
 
     methods: tuple[str, ...]
     shard: Shard
@@ -136,7 +134,7 @@ def _stacked(parts: Sequence[Features], good: list[int], width: int) -> tuple[np
 def _sorted_out(
     ready: Sequence[tuple[str, int]], parts: Sequence[Features], shard: Shard
 ) -> tuple[list[int], list[Reject]]:
-    """Which samples, told by id and row, have a feature; rejects for those with no direction or no finite numbers."""
+    """Positions of the samples (id, row) that have a feature, and rejects for those without."""
     good: list[int] = []
     bad: list[Reject] = []
     states = [int(n) for p in parts for n in p.states]

@@ -1,7 +1,7 @@
-"""From features to what scores them, without ever holding them all: Grams by group, and one solve.
+"""From features to what scores them: Grams summed by group of shards, and one linear solve for each method.
 
-Workers read parts from the store and return small records. The order of every sum is fixed by the plan, so a sum done
-twice is the same bytes.
+Workers read parts from the store and return small records. The plan fixes the order of every sum, so that a sum done
+twice has the same bytes.
 """
 
 from dataclasses import dataclass
@@ -85,7 +85,7 @@ class SolveTask:
 
 @dataclass(frozen=True)
 class SolveResult:
-    """z of each concept with its relative residual, and what it was solved with.
+    """z of each concept with its relative residual and the lambda of the solve.
 
     `spread` is the root mean square that the concept's scores will have, damped and plain.
     """
@@ -110,8 +110,8 @@ class SolveWorker(StoreWorker):
         write_bytes(self.audit, gram_file(task.method), encode_gram(gram.matrix.numpy(), gram.count))
         if gram.trace == 0:
             raise UserError(
-                f"all features of {task.method} are zero: by no picture could the model tell its caption from "
-                "another; there is nothing to attribute (is it trained?). Choose another method, or another model"
+                f"all features of {task.method} are zero: for no sample does the prediction depend on the caption, so "
+                "there is nothing to attribute (is the model trained?). Choose another method, or another model"
             )
         lam = gram.damped(self.work.config.damping)
         if gram.count < len(gram.matrix):

@@ -1,14 +1,8 @@
-"""Inverted states kept in the store, so that other parameters, another projector or seed need not invert again.
+"""Inverted states kept in the store, so that other parameters, projectors and seeds skip the inversion.
 
-`states/<fingerprint>/<sample>.safetensors`: x_t at every state of one sample's path, exact, in the model's precision.
-The fingerprint covers what decides a path, which is less than decides a feature; the name covers the sample's id, its
-source, version and row. One file a sample, so that batches and shards may be cut otherwise. `kept_paths.py` says which
-are needed, and looks into them.
-
-Which of the inversions kept in `states/` audits stand on, and whether they are as they were written.
-
-A folder of states is needed as a whole, by every audit whose features are taken on such paths: rows that left the
-data go when no audit needs the path any more.
+`states/<fingerprint>/<sample>.safetensors` holds the path of one sample [states, c, h, w]. Its fingerprint covers the
+model and the trajectory; the sample's name covers source, version and row. There is one file a sample, so that batches
+and shards may be cut in other ways later.
 """
 
 import hashlib
@@ -114,10 +108,10 @@ OURS = re.compile(rf"{STATES}/[0-9a-f]+/[0-9a-f]{{32}}\.safetensors")
 
 
 def needed_states(audit: Audit) -> Needed:
-    """The folders of states on which an audit's features stand.
+    """The folders of states that an audit's features were computed from.
 
     Raises:
-        UserError: a feature set cannot be read, so that nobody can tell.
+        UserError: a feature set cannot be read, so that what it needs is unknown.
     """
     try:
         sets = fingerprints(audit)
@@ -128,19 +122,19 @@ def needed_states(audit: Audit) -> Needed:
 
 
 def _path(audit: Audit, name: str) -> str:
-    """The path of a feature set; empty if it stands on no inversion."""
+    """The folder of a feature set's states; empty if it has no inversion."""
     try:
         settings = json.loads(audit.store.read(name))["settings"]
         probe = Probe(**{**settings["train"], "times": tuple(settings["train"]["times"])})
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise unknown_needs(
-            audit, f"{name} cannot be read ({error}), so neither can its kept states be told"
+            audit, f"{name} cannot be read ({error}), so the kept states that it needs are unknown"
         ) from error
     return path_of(settings, probe) if probe.trajectory == "ddim_inversion" else ""
 
 
 def unneeded_states(store: Store, names: Iterable[str], living: Needed, before: float) -> list[Garbage]:
-    """Those of `names` (all that lies under states/) that no audit needs, older than `before` (unix time)."""
+    """Those of `names` (all files under states/) that no audit needs, older than `before` (unix time)."""
     free = existing(store, [name for name in names if OURS.fullmatch(name) and not living.keep(name)])
     return [Garbage(STATE, name, size) for name, size, age in free if age < before]
 

@@ -1,9 +1,7 @@
-"""The joint table: s_ij of the samples at either end of a ranking, read off the features that stand in the store.
+"""Scores split by layer: s_i = sum_j s_ij over the layers j, for the samples at either end of a ranking.
 
-An audit whose projector keeps layers apart splits them shard by shard on its workers, and `python -m jobs.joint` those
-of one that is finished.
-
-Through which layers the ends of every ranking came, split on the workers while an audit ends.
+An audit whose projector keeps layers apart splits them shard by shard on its workers; `python -m jobs.joint` splits
+those of a finished audit.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -134,7 +132,7 @@ def write_joint(audit: Audit, table_rows: list[dict[str, Any]]) -> str:
     """Put the table into the audit's folder, with which it is removed; its name.
 
     Raises:
-        UserError: other numbers stand there.
+        UserError: the file exists with other numbers.
     """
     table = from_rows(JOINT, table_rows)
     if not write_table(audit, FILE, table) and not read_table(audit, FILE).equals(table):

@@ -29,7 +29,7 @@ class FirstAttempt:
 
 @runtime_checkable
 class Task(Protocol):
-    """What every XTask has beside its own fields."""
+    """What every XTask has in addition to its own fields."""
 
     @property
     def label(self) -> str:

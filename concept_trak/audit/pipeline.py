@@ -1,4 +1,4 @@
-"""The stages of an audit over a mapper, each skipping what is done. Nothing large passes through here."""
+"""The stages of an audit over a mapper. Each skips what is done, and nothing large passes through the driver."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field

@@ -58,7 +58,7 @@ class Prepared:
     sizes: dict[str, int]
     """The attributable parameters, by name and number of scalars, in the model's order."""
     left_out: tuple[LeftOut, ...] = ()
-    """What lies in the data set and is part of no sample."""
+    """What is in the data set and in no sample."""
 
     @property
     def config(self) -> AuditConfig:
@@ -136,7 +136,7 @@ def _absolute_model(model: ModelConfig) -> ModelConfig:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What an audit reads: the store it writes to, the model, and the data set as it lies there."""
+    """What an audit opens: the store, the model and the data set."""
 
     store: Store
     denoiser: Denoiser
@@ -207,7 +207,7 @@ def begin_prepared(
 
 
 def outcome_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """A configuration's values without those that only say how the work is done."""
+    """A configuration's values without those that only decide how the work is done."""
     kept = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items() if k not in EXECUTION}
     for key in EXECUTION:
         group, _, name = key.partition(".")
@@ -253,7 +253,7 @@ def _query(denoiser: Denoiser, concept: Concept) -> QueryTask:
 
 
 def _require_direction(denoiser: Denoiser, concept: Concept, text: str, without: str) -> None:
-    """That the model tells two conditions apart; it may read two spellings as one text."""
+    """That the model encodes two conditions differently; a tokenizer may map two spellings to one."""
     if equal_conditions(denoiser.encode([text]), denoiser.encode([without])).all():
         raise UserError(
             f"concept {concept.name!r}: the model encodes {text!r} and {without!r} alike, so there is no direction "

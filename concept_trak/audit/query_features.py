@@ -1,4 +1,4 @@
-"""The work of one question: a concept's own samples, their mean feature, and what they look like."""
+"""The work of one query: a concept's own samples, their mean feature, and pictures of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class QueryTask:
 
 @dataclass(frozen=True)
 class QueryResult:
-    """phi_q, and pictures of the query's own samples (PNG), or some of the examples it was asked by.
+    """phi_q, and pictures of the query's own samples (PNG) or some of its examples.
 
     `agreement`: of each phrasing, if there are several, the cosine of its feature with the mean of the others', in
     [-1, 1].
@@ -77,7 +77,7 @@ class QueryWorker(ModelWorker):
         )
 
     def batch(self, question: QueryTask, size: int) -> Batch:
-        """The samples of a question, with all that it is asked by."""
+        """The samples of a query, with its image, the mean of its examples, or its classifier."""
         concept, d = question.concept, self.denoiser
         pixels = pixels_of([question.image], d) if question.image else None
         target = mean_x_0(d, question.examples, size) if question.examples else None

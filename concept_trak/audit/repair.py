@@ -22,7 +22,7 @@ from concept_trak.store.verify import ALTERED, TRUNCATED, contents_of
 
 
 def resumed_config(audit: Audit) -> AuditConfig:
-    """What an audit was begun with; shards are cut as its plan says.
+    """The configuration that an audit was begun with; shards are cut as in its plan.
 
     Raises:
         UserError: its settings or its plan cannot be read.
@@ -31,7 +31,7 @@ def resumed_config(audit: Audit) -> AuditConfig:
         rows, values = read_plan(audit), read_settings(audit)
     except FileNotFoundError:
         raise UserError(
-            "its audit.yaml or plan.parquet is gone, so nobody knows what to compute; start a new audit"
+            "its audit.yaml or plan.parquet is gone, so what to compute is unknown; start a new audit"
         ) from None
     del values["fingerprints"]
     values["store"] = audit.store.uri
@@ -40,7 +40,7 @@ def resumed_config(audit: Audit) -> AuditConfig:
 
 
 def mend(p: Prepared, damaged: Mapping[str, str], mapper: Mapper) -> None:
-    """Remove what is damaged, records before parts, and compute it again; sound shards and other methods rest."""
+    """Remove what is damaged, records before parts, and compute it again; sound shards are left alone."""
     names = [shard.name for shard in p.plan]
     for fp, method in {fp: method for method, fp in p.work.fingerprints.items()}.items():  # methods may share features
         shards = {n for n in names if part_name(fp, n) in damaged or record_name(fp, n) in damaged}

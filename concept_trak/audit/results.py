@@ -1,4 +1,4 @@
-"""From what the shards said to what people read: the tally of scores, the tables, and the metrics."""
+"""What people read of an audit: the tally of scores, the tables of tops and rejects, the retrieval metrics."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -45,7 +45,7 @@ class Tally:
 
 
 def percentile(rank: int, end: str, count: int) -> float:
-    """Share of the samples that stand no higher, in percent: 100 for the best."""
+    """Share of the samples with no higher score, in percent: 100 for the best."""
     place = rank if end == "top" else count - rank + 1
     return 100 * (count - place + 1) / count
 
@@ -100,7 +100,7 @@ def rejects_by_reason(records: Iterable[Record]) -> dict[str, int]:
 
 
 def shows(concept: Concept, labels: dict[str, str]) -> bool:
-    """Whether labels say that a sample shows the concept."""
+    """Whether a sample's labels match the concept's truth."""
     return all(labels.get(name) == value for name, value in concept.truth.items())
 
 

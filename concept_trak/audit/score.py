@@ -1,6 +1,6 @@
-"""The pass over all parts that scores them: of every column the ends and a histogram, and on request every score.
+"""The pass over all parts that scores them: the ends and a histogram of every column; on request, every score.
 
-Parts stream through a worker; only their ends go back to the driver.
+Parts stream through a worker; only the ends return to the driver.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ from concept_trak.store.tables import from_columns
 
 @dataclass(frozen=True)
 class ColumnEnds:
-    """What some shards say about one column of scores: its best, its worst, and its histogram."""
+    """One column of scores over some shards: its best, its worst, and its histogram."""
 
     top: list[Entry]
     bottom: list[Entry]
@@ -38,7 +38,7 @@ class ColumnEnds:
 
 @dataclass(frozen=True)
 class ScoreTask:
-    """Consecutive parts to be scored for one method; with their shards also to be summed by what is written of them."""
+    """Consecutive parts to score for one method; with their shards, the scores are also summed by caption and label."""
 
     method: str
     records: tuple[Record, ...]
@@ -132,7 +132,7 @@ class ScoreWorker(StoreWorker):
 
 
 def read_queries(audit: Audit, work: Work, method: str) -> Queries:
-    """What `queries/` of an audit says, in the order of its concepts."""
+    """The queries of an audit for one method, in the order of its concepts."""
     columns, rows, scale = [], [], []
     for concept in work.config.concepts:
         query = read_query(audit, method, concept.name)

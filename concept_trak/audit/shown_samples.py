@@ -1,4 +1,4 @@
-"""What the ends of a ranking look like: captions, labels and pictures of chosen samples, from the data itself."""
+"""Captions, labels and pictures of the samples at the ends of a ranking, read from the data again."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -41,8 +41,8 @@ class ShowTask:
 
 @dataclass(frozen=True)
 class ShownSample:
-    """One sample as people see it. `png` is empty where no picture was asked for, and where the picture is a file:
-    then `thumbnail` and `original` are files beside the report."""
+    """One sample as people see it. `png` is empty without a picture, and where the picture is a file: then
+    `thumbnail` and `original` name files of the report."""
 
     sample_id: str
     caption: str

@@ -1,4 +1,4 @@
-"""A worker that needs the store and no model, and how it reads features: ahead of what it does with them."""
+"""What workers share: what they are built with, the model they open, and features read ahead of their use."""
 
 import os
 from collections.abc import Generator, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""A bug of ours looks like a bug: its traceback and exit code 5, in a worker and in the driver, also as a ValueError."""
+"""A bug of ours looks like a bug: a traceback and exit code 5, in a worker and in the driver, also for ValueError."""
 
 import sys
 

@@ -91,7 +91,9 @@ def test_an_audit_of_the_same_path_keeps_states_for_the_next(audited: Audited, k
 def test_a_feature_set_that_cannot_be_read_stops_everything(audited: Audited, collected):
     for path in audited.store.glob("features/*/feature_set.json"):
         flip(path, 0)
-    with pytest.raises(ValueError, match=r"feature_set.json cannot be read .* kept states be told. Nothing more is"):
+    with pytest.raises(
+        ValueError, match=r"feature_set.json cannot be read .* kept states that it needs are unknown. Nothing more is"
+    ):
         collected(delete=True, grace_hours=0)
     assert len(standing(audited)) == 16
 
