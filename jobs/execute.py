@@ -14,6 +14,7 @@ from cluster.serial import Serial
 from concept_trak import UserError
 from concept_trak.audit.mapper import Stopped
 from concept_trak.config import AuditConfig, WorkerSettings
+from concept_trak.models.location import is_hub_id
 from concept_trak.store.manifest import Audit, write_bytes
 from concept_trak.store.secrets import redacted
 from concept_trak.store.store import Store
@@ -188,7 +189,8 @@ def require_reachable(config: AuditConfig, cluster: ClusterConfig) -> None:
              "model.weights": model.weights, "model.lora": model.lora}  # fmt: skip
     if cluster.kind == "ray":
         for key, value in (*paths.items(), *(("model.embeddings", path) for path in model.embeddings)):
-            if value and "://" not in value and not Path(value).is_absolute():
+            local = value and "://" not in value and not (key.startswith("model.") and is_hub_id(value))
+            if local and not Path(value).is_absolute():
                 raise UserError(f"{key}={value!r} is another folder on each node; give an absolute path or a URL")
         if Store(config.store).scheme == "file" and not cluster.shared_store:
             raise UserError(

@@ -1,17 +1,21 @@
-"""Checks before an audit computes anything: predictions do not depend on the batch, and the data fit the model.
+"""Checks before an audit computes anything: finite predictions that do not depend on the batch, data that fit the
+model, and outputs that mean what the scheduler says.
 
 Everything here is per sample: eps_theta(x_t^i, t, c^i) and its pull-back must be those of sample i alone. In a network
 whose samples depend on each other (batch norm with batch statistics, attention or a queue across samples) numbers
 change with `model.batch`, with the order of the rows, and with a retry at half the batch.
 """
 
+import logging
+import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from concept_trak import UserError
-from concept_trak.attribution.denoiser import Denoiser, take_rows
-from concept_trak.attribution.numerics import normal
+from concept_trak.attribution.denoiser import Condition, Denoiser, take_rows
+from concept_trak.attribution.numerics import at_least_float32, normal
 from concept_trak.audit.featurize import encode_samples
 from concept_trak.config import DataConfig
 from concept_trak.data.sample import Sample, samples
@@ -43,13 +47,19 @@ def batch_consistency(denoiser: Denoiser, texts: Sequence[str], t: int = 200, se
 
 
 def require_batch_consistency(denoiser: Denoiser, texts: Sequence[str]) -> float:
-    """The difference that `batch_consistency` finds.
+    """The difference that `batch_consistency` measures.
 
     Raises:
-        UserError: rounding does not explain it.
+        UserError: predictions are not finite, or rounding does not explain the difference.
     """
     difference, allowed = batch_consistency(denoiser, texts), ROUNDING[denoiser.dtype]
-    if not difference <= allowed:  # a nan is refused as well
+    if not math.isfinite(difference):
+        half = denoiser.dtype in (torch.float16, torch.bfloat16)
+        remedy = "set model.precision=float32" if half else "check the model's weights"
+        raise UserError(
+            f"the model's prediction for pure noise is not finite in {denoiser.dtype} (NaN or infinite); {remedy}"
+        )
+    if difference > allowed:
         raise UserError(
             f"the model's prediction for a sample differs between a batch of {len(texts)} and the sample alone by "
             f"{difference:.1e} of its size; rounding in {denoiser.dtype} explains at most {allowed:.0e}. Its samples "
@@ -61,11 +71,19 @@ def require_batch_consistency(denoiser: Denoiser, texts: Sequence[str]) -> float
 
 @torch.no_grad()
 def require_fit(denoiser: Denoiser, shard: Shard, data: DataConfig) -> None:
-    """That the model takes what the data give it: every bucket's size, and the latents and embeddings they bring along.
+    """Refuse data that the model cannot take: a bucket's size, precomputed latents and embeddings, or squares where the
+    model's own samples are none.
 
     Raises:
-        UserError: it does not; the message names the size.
+        UserError: naming the size.
     """
+    height, width = denoiser.shape[1:]
+    if height != width and not data.buckets:
+        factor = denoiser.resolution // width
+        raise UserError(
+            f"the model's samples have {height} x {width} latents, and the data would be cropped to squares; set "
+            f"data.buckets=[[{height * factor}, {width * factor}]], the size it was trained at"
+        )
     first = next((s for s in samples(shard, data, denoiser.resolution) if isinstance(s, Sample)), None)
     if first is not None and first.precomputed is not None:
         encode_samples(denoiser, [first])
@@ -83,3 +101,79 @@ def require_fit(denoiser: Denoiser, shard: Shard, data: DataConfig) -> None:
             raise UserError(
                 f"data.buckets: of {height} x {width} the model makes {list(seen[2:])}, not {list(x_0.shape[2:])}"
             )
+
+
+READ_AT = (200, 500, 800)
+"""Times at which the prediction type is checked: mostly image, half and half, mostly noise."""
+log = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def prediction_errors(denoiser: Denoiser, x_0: Tensor, cond: Condition, seed: int = 0) -> dict[str, float]:
+    """How far the network's raw output is from what each prediction type asks of it.
+
+        epsilon: eps,    v_prediction: alpha eps - sigma x_0,    sample: x_0
+
+    Args:
+        denoiser: of eps or v (its attribute `prediction_type`).
+        x_0: samples [b, c, h, w], two are enough.
+        cond: their conditions.
+        seed: of the noise.
+
+    Returns:
+        The mean over samples and `READ_AT` of |output - target|^2 / |target|^2. It is near 0 for the type that the
+        network was trained with, and about 1 or more for another type and for an untrained network. The error of x_0
+        as each type reconstructs it is the same but for a factor, sigma^2 / alpha^2, sigma^2 or 1.
+    """
+    errors: dict[str, list[Tensor]] = {"epsilon": [], "v_prediction": [], "sample": []}
+    x_0 = at_least_float32(x_0)
+    for t in READ_AT:
+        alpha, sigma = denoiser.alpha[t].item(), denoiser.sigma[t].item()
+        eps = torch.stack([normal(tuple(x_0.shape[1:]), seed, i, "prediction type", t) for i in range(len(x_0))]).to(
+            x_0
+        )
+        seen = denoiser(alpha * x_0 + sigma * eps, t, cond)
+        is_eps = getattr(denoiser, "prediction_type", "") == "epsilon"
+        output = seen.eps if is_eps else alpha * seen.eps - sigma * seen.x_0
+        targets = {"epsilon": eps, "v_prediction": alpha * eps - sigma * x_0, "sample": x_0}
+        for name, target in targets.items():
+            distance = (output - target).flatten(1).square().sum(1) / target.flatten(1).square().sum(1).clamp(min=1e-12)
+            errors[name].append(distance.double())
+    return {name: torch.cat(values).mean().item() for name, values in errors.items()}
+
+
+def warn_of_prediction_type(denoiser: Denoiser, shard: Shard, data: DataConfig) -> str:
+    """Warn where another prediction type fits the model far better than the one of its scheduler.
+
+    Args:
+        denoiser: the model.
+        shard: with the first rows of the data, of which at most two are used.
+        data: how they are read.
+
+    Returns:
+        The warning, also given to the log; empty where there is none.
+    """
+    configured = getattr(denoiser, "prediction_type", "")
+    if configured not in ("epsilon", "v_prediction"):
+        return ""
+    readable = [s for s in samples(shard, data, denoiser.resolution) if isinstance(s, Sample)]
+    if not readable:
+        return ""
+    x_0, cond = encode_samples(denoiser, readable[:1] if _shapes(readable) > 1 else readable[:2])
+    errors = prediction_errors(denoiser, x_0, cond)
+    best = min(errors, key=lambda name: errors[name])
+    if best == configured or errors[best] > 0.5 or errors[configured] < 2 * errors[best]:
+        return ""
+    also = "" if best == "v_prediction" or best == "epsilon" else ", a type that is not supported"
+    text = (
+        f"the scheduler's prediction_type is {configured}, but on {len(x_0)} samples of the data the model's outputs "
+        f"fit {best} far better{also}: mean relative error {errors[best]:.2g} against {errors[configured]:.2g}. If so, "
+        "no feature has a meaning: set prediction_type in scheduler/scheduler_config.json to what the model was "
+        "trained with"
+    )
+    log.warning(text)
+    return text
+
+
+def _shapes(read: Sequence[Sample]) -> int:
+    return len({None if s.pixels is None else s.pixels.shape for s in read})

@@ -20,7 +20,7 @@ from concept_trak.attribution.query import (
     require_query_direction,
     require_untruncated,
 )
-from concept_trak.audit.checks import require_batch_consistency, require_fit
+from concept_trak.audit.checks import require_batch_consistency, require_fit, warn_of_prediction_type
 from concept_trak.audit.diff import require_comparable
 from concept_trak.audit.plan import Demand, demand, feature_settings, shards, survey
 from concept_trak.audit.query_features import QueryTask
@@ -31,6 +31,7 @@ from concept_trak.data.image import read_examples, read_file, read_image
 from concept_trak.data.inventory import LeftOut, Survey
 from concept_trak.data.shard import Shard, cut
 from concept_trak.models.classifier import open_classifier
+from concept_trak.models.location import is_hub_id
 from concept_trak.store.identity import as_json, fingerprint, open_feature_set
 from concept_trak.store.manifest import Audit, begin_audit
 from concept_trak.store.secrets import refuse_secrets
@@ -125,12 +126,15 @@ def tick(audit: str, now: datetime) -> str:
 
 
 def _absolute_model(model: ModelConfig) -> ModelConfig:
+    def absolute_or_hub(address: str) -> str:
+        return address if not address or is_hub_id(address) else absolute(address)
+
     return replace(
         model,
-        path=absolute(model.path),
-        weights=model.weights and absolute(model.weights),
-        lora=model.lora and absolute(model.lora),
-        embeddings=tuple(map(absolute, model.embeddings)),
+        path=absolute_or_hub(model.path),
+        weights=absolute_or_hub(model.weights),
+        lora=absolute_or_hub(model.lora),
+        embeddings=tuple(map(absolute_or_hub, model.embeddings)),
     )
 
 
@@ -170,6 +174,7 @@ def check_inputs(config: AuditConfig, inputs: Inputs) -> list[QueryTask]:
         require_batch_consistency(denoiser, texts[: min(config.model.batch or TOGETHER, TOGETHER)])
     first = next(source for source in inputs.data.sources if source.rows)
     require_fit(denoiser, cut(first, 1)[0], config.data)
+    warn_of_prediction_type(denoiser, cut(first, 2)[0], config.data)
     return queries
 
 

@@ -100,7 +100,9 @@ class QueryWorker(ModelWorker):
         phi = by_turns(torch.cat([one.phi for one in features]), ways)
         states = torch.cat([one.states for one in features])
         for way in range(ways):
-            if not (states[way::ways] > 0).any() or not torch.isfinite(phi[way]).all():
+            if not torch.isfinite(phi[way]).all():
+                raise UserError(f"concept {concept.name!r}: {not_finite(concept, self.denoiser.dtype)}")
+            if not (states[way::ways] > 0).any():
                 raise UserError(f"concept {concept.name!r}: {no_direction(concept, way)}")
         return phi
 
@@ -139,6 +141,17 @@ def mean_x_0(d: Denoiser, images: Sequence[bytes], size: int) -> Float[Tensor, "
         pixels = pixels_of(images[i : i + size], d).to(d.device, d.dtype)
         total += d.to_latent(pixels).detach().cpu().double().sum(0)
     return (total / len(images)).to(d.device, torch.promote_types(d.dtype, torch.float32))
+
+
+def not_finite(concept: Concept, dtype: torch.dtype) -> str:
+    """Why a query's feature has NaN or infinite numbers, and what to do."""
+    if concept.kind == "classifier":
+        return f"the gradient of log p({concept.shows!r}) is not finite; train a classifier that is less certain"
+    wider = "; set model.precision=float32" if dtype in (torch.float16, torch.bfloat16) else ""
+    return (
+        f"its feature is not finite: the model's predictions overflow or are undefined in {dtype} at some "
+        f"state{wider}; expected finite predictions along the whole path that the method takes"
+    )
 
 
 def no_direction(concept: Concept, way: int) -> str:

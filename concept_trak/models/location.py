@@ -42,13 +42,17 @@ def local_path(address: str, key: str) -> Path:
     """
     if "://" in address and not address.startswith("file://"):
         return _fetched(address, key)
-    path = Path(address.removeprefix("file://")).expanduser()
-    if path.exists() or not HUB_ID.fullmatch(address):
-        return path
+    if not is_hub_id(address):
+        return Path(address.removeprefix("file://")).expanduser()
     try:
         return hub_folder(address)
     except UserError as error:
         raise UserError(f"{key}={address!r} is no local path, and as a Hub id: {error}") from error
+
+
+def is_hub_id(address: str) -> bool:
+    """Whether an address has the form of a Hub id and is no local path."""
+    return HUB_ID.fullmatch(address) is not None and not Path(address).exists()
 
 
 def cache_root() -> Path:
