@@ -70,7 +70,7 @@ def test_a_shard_of_rejects_alone_commits_and_a_run_of_them_ends(world, tmp_path
 
     none = altered(world, tmp_path / "none", lambda rows: blank(rows, 0))
     assert world.audit(tmp_path / "store", f"data.uri={none}", "audit=none", "budget.rejects=1").code == 3
-    assert "not one sample has a feature for caption_trak: all were rejected (16 no_caption)" in capsys.readouterr().err
+    assert "no sample has a feature for caption_trak: all were rejected (16 no_caption)" in capsys.readouterr().err
 
 
 def test_a_model_that_learnt_nothing_is_told_so(world, tmp_path, capsys):

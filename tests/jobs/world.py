@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from concept_trak import UserError
 from concept_trak.attribution.method import METHODS
 from concept_trak.config import AuditConfig
 from concept_trak.data.benchmarks.synthetic import write_synthetic
@@ -93,9 +95,18 @@ class World:
         return self.configs(store, *more, **chosen)[0]
 
     def audit(self, store: Path, *more: str, **chosen: str) -> Found:
-        """Run it in this process; `code` is its exit code."""
+        """Run it in this process; `code` is its exit code. What the user can mend is raised as it is."""
         config, run = self.configs(store, *more, **chosen)
-        return Found(store, config.audit, ended(lambda: audit(config, run)))
+        try:
+            return Found(store, config.audit, audit(config, run))
+        except UserError:
+            raise
+        except Exception as error:
+            return Found(store, config.audit, ended(partial(reraise, error)))
+
+
+def reraise(error: Exception) -> int:
+    raise error
 
 
 def build(root: Path) -> World:
