@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from concept_trak import UserError
-from concept_trak.evaluation.published import SETS, PublishedConfig, table
+from concept_trak.evaluation.published import SETS, PublishedConfig, published_scores
 from jobs.audit import AuditRunConfig, audit
 from jobs.configure import main
 
@@ -24,7 +24,7 @@ def published(config: PublishedConfig, run: AuditRunConfig = AuditRunConfig()) -
     whole, asked, measure = SETS[config.set](config)
     audit(whole, run)
     if not run.preflight:
-        rows = list(table(whole, asked, measure))
+        rows = list(published_scores(whole, asked, measure))
         for row in rows:
             value = f"{row['measure']} {row['value']:.3f} over {row['queries']} queries"
             print(f"{row['method']:<14} {row['cell']:<4} {value}")

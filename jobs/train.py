@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from concept_trak.evaluation.training.benchmark_models import TrainConfig, describe, train_judge, train_model
+from concept_trak.evaluation.training.benchmark_models import TrainConfig, train_judge, train_model, training_record
 from jobs.configure import main
 
 
@@ -21,7 +21,7 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> dict[st
     classifier, right = train_judge(config, out)
     report(f"judge: {right:.4f} right on fresh drawings, {time.monotonic() - start:.0f} s")
     train_model(config, out, lambda line: report(f"{line}, {time.monotonic() - start:.0f} s"))
-    record = describe(config, classifier, right, seconds=round(time.monotonic() - start))
+    record = training_record(config, classifier, right, seconds=round(time.monotonic() - start))
     (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
     report(json.dumps(record["shows_both_factors"], indent=2))
     return record

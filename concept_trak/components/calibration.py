@@ -24,17 +24,17 @@ from concept_trak.attribution.state import State, required
 from concept_trak.audit.mapper import Attempt
 from concept_trak.components.edit import Masks
 from concept_trak.components.measure import alpha, mean_measurement, states_of
-from concept_trak.components.workers import Case, Inquest, Opened
+from concept_trak.components.workers import ComponentsSettings, ComponentsWorker, MeasuredConcept
 
 CALIBRATION = {"concept": "string", "objective": "string", "fraction": "float64", "number": "int32", "ablated": "int64",
                "predicted": "float64", "frozen": "float64", "recomputed": "float64"}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Trials:
+class CalibrationTask:
     """Random ablations of one fraction of all parameters, by their numbers."""
 
-    case: Case
+    case: MeasuredConcept
     fraction: float
     numbers: tuple[int, ...]
 
@@ -60,19 +60,19 @@ BasePredictions = list[Float[Tensor, "n c h w"]]
 """eps_c- at every stand."""
 
 
-class Calibrate(Opened):
+class CalibrationWorker(ComponentsWorker):
     """Ablates, asks J at the same states again, and restores; a row for every ablation."""
 
-    def __init__(self, inquest: Inquest) -> None:
+    def __init__(self, inquest: ComponentsSettings) -> None:
         super().__init__(inquest)
         self._known: dict[str, tuple[list[StateBatch], BasePredictions]] = {}
 
-    def __call__(self, item: Trials, attempt: Attempt) -> list[dict[str, Any]]:
+    def __call__(self, item: CalibrationTask, attempt: Attempt) -> list[dict[str, Any]]:
         stands, held = self._stand(item.case)
         before, _, _ = self.objective(stands, held)
         alphas, rows = alpha(self.denoiser, mean_measurement(self.read(item.case.units))), list[dict[str, Any]]()
         for number in item.numbers:
-            masks = drawn_masks(self.denoiser.parameters, item.fraction, number)
+            masks = ablation_masks(self.denoiser.parameters, item.fraction, number)
             with self.ablated(masks, 0.0):
                 frozen, recomputed, _ = self.objective(stands, held)
             predicted = -sum(alphas[n][mask.cpu()].double().sum().item() for n, mask in masks.items())
@@ -87,7 +87,7 @@ class Calibrate(Opened):
             rows.append({**said, "ablated": count, **moved})
         return rows
 
-    def _stand(self, case: Case) -> tuple[list[StateBatch], BasePredictions]:
+    def _stand(self, case: MeasuredConcept) -> tuple[list[StateBatch], BasePredictions]:
         """The states of the whole model, and its base predictions there; made once per concept."""
         name, probe = case.concept.name, self.inquest.probe
         if name not in self._known:
@@ -131,7 +131,7 @@ def _together(t: int, states: Sequence[State]) -> StateBatch:
     )
 
 
-def drawn_masks(parameters: dict[str, Any], fraction: float, number: int) -> Masks:
+def ablation_masks(parameters: dict[str, Any], fraction: float, number: int) -> Masks:
     """Each scalar with the probability `fraction`, by the ablation's number and the parameter's name alone."""
     masks = {}
     for name, p in parameters.items():
@@ -148,7 +148,7 @@ def pearson(x: Sequence[float], y: Sequence[float]) -> float:
     return (a @ b).item() / size if size > 0 else math.nan
 
 
-def told(rows: Sequence[dict[str, Any]]) -> list[str]:
+def pearson_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Pearson of both, for each fraction and for all."""
     lines = []
     for fraction in [*sorted({row["fraction"] for row in rows}), None]:

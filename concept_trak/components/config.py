@@ -7,11 +7,11 @@ from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.query import require_conditioning, require_prompt_pairs
 from concept_trak.attribution.state import Probe
 from concept_trak.audit.worker import open_model
-from concept_trak.components.dose_response import ARMS
-from concept_trak.components.edit import Choice, Gate
+from concept_trak.components.dose_response import CRITERIA
+from concept_trak.components.edit import Choice, PresenceThreshold
 from concept_trak.components.measure import OBJECTIVES
-from concept_trak.components.specificity import measured_for
-from concept_trak.components.workers import Case, Inquest, Unit
+from concept_trak.components.specificity import reference_objective
+from concept_trak.components.workers import ComponentsSettings, MeasuredConcept, MeasureTask
 from concept_trak.config import ModelConfig, WorkerSettings
 from concept_trak.data.image import read_image
 from concept_trak.store.store import Store
@@ -24,7 +24,7 @@ class EditConfig:
     choice: Choice = field(default_factory=Choice)
     factor: float = 0.0
     """What the chosen parameters are multiplied by, in 0 ... 1: 0 zeroes them."""
-    gate: Gate = field(default_factory=Gate)
+    gate: PresenceThreshold = field(default_factory=PresenceThreshold)
     """erase: what the model must show of the concept to begin with."""
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class ComponentsConfig:
     edit: EditConfig = field(default_factory=EditConfig)
     doses: tuple[float, ...] = ()
     """Ratios at which edit.choice is tried, unwritten, for what the model then draws (shapes of jobs.train only)."""
-    arms: tuple[str, ...] = ARMS
+    arms: tuple[str, ...] = CRITERIA
     """alpha: what edit.choice takes; random, size: as many of every tensor, drawn or by |theta|. To choose a dose, the
     first alone will do."""
     samples: int = 8
@@ -90,8 +90,8 @@ class ComponentsConfig:
                 f"top={self.top}, samples={self.samples}, pictures_points={self.pictures_points}; expected at least 1, "
                 "1 and 3"
             )
-        if not self.arms or not set(self.arms) <= set(ARMS):
-            raise ValueError(f"arms={list(self.arms)}; expected some of: {', '.join(ARMS)}")
+        if not self.arms or not set(self.arms) <= set(CRITERIA):
+            raise ValueError(f"arms={list(self.arms)}; expected some of: {', '.join(CRITERIA)}")
         if self.calibration.ablations and (self.unit or self.objective == "amplify"):
             raise ValueError(
                 "calibration predicts J itself; set unit=false and objective=erase or contrast, or "
@@ -107,14 +107,14 @@ class ComponentsConfig:
             )
 
 
-def inquest_of(config: ComponentsConfig, worker: WorkerSettings) -> Inquest:
+def components_settings(config: ComponentsConfig, worker: WorkerSettings) -> ComponentsSettings:
     """What workers are told; mistakes in the store and the model are found here, before they run."""
     Store(config.store).probe()
     denoiser = open_model(config.model, worker)
     for concept in config.concepts:
         require_conditioning(denoiser, concept)
     identity = denoiser.identity()
-    return Inquest(
+    return ComponentsSettings(
         store=config.store,
         model=config.model,
         worker=worker,
@@ -127,19 +127,28 @@ def inquest_of(config: ComponentsConfig, worker: WorkerSettings) -> Inquest:
     )
 
 
-def cases_of(config: ComponentsConfig) -> list[Case]:
+def measured_concepts(config: ComponentsConfig) -> list[MeasuredConcept]:
     """By concept, its units in the order of prompts and seeds: the order in which they are added."""
     against = config.edit.choice.against
-    held = {} if against == "none" else by_name(config, config.references, measured_for(against, config.objective))
-    asked = by_name(config, config.concepts, config.objective)
+    held = (
+        {}
+        if against == "none"
+        else tasks_by_concept(config, config.references, reference_objective(against, config.objective))
+    )
+    asked = tasks_by_concept(config, config.concepts, config.objective)
     return [
-        Case(units, tuple(theirs for other, theirs in held.items() if other != name)) for name, units in asked.items()
+        MeasuredConcept(units, tuple(theirs for other, theirs in held.items() if other != name))
+        for name, units in asked.items()
     ]
 
 
-def by_name(config: ComponentsConfig, concepts: Sequence[Concept], objective: str) -> dict[str, tuple[Unit, ...]]:
-    found = dict[str, tuple[Unit, ...]]()
+def tasks_by_concept(
+    config: ComponentsConfig, concepts: Sequence[Concept], objective: str
+) -> dict[str, tuple[MeasureTask, ...]]:
+    found = dict[str, tuple[MeasureTask, ...]]()
     for c in concepts:
-        units = (Unit(c, objective, seed, read_image(c.image) if c.image else b"") for seed in sorted(config.seeds))
+        units = (
+            MeasureTask(c, objective, seed, read_image(c.image) if c.image else b"") for seed in sorted(config.seeds)
+        )
         found[c.name] = (*found.get(c.name, ()), *units)
     return found

@@ -19,24 +19,24 @@ from torch import Tensor
 from concept_trak.attribution.query import UNGUIDED
 from concept_trak.audit.mapper import Attempt
 from concept_trak.components.edit import Choice, Masks
-from concept_trak.components.workers import Case, Inquest, Opened
+from concept_trak.components.workers import ComponentsSettings, ComponentsWorker, MeasuredConcept
 from concept_trak.data.benchmarks.two_factors import TwoFactors, pair_caption
 from concept_trak.data.image import png, to_png
-from concept_trak.evaluation.counterfactual import Pictures, drawn
+from concept_trak.evaluation.counterfactual import Pictures, draw_pictures
 from concept_trak.evaluation.judge import judged_set, load_judge, presence
 from concept_trak.models.classifier import Classifier
 
-ARMS = ("alpha", "random", "size")
+CRITERIA = ("alpha", "random", "size")
 DOSES = {"concept": "string", "objective": "string", "arm": "string", "ratio": "float64", "factor": "float64",
          "edited": "int64", "value": "string", "of": "string", "presence": "float64",
          "samples": "int32", "seed": "int32", "points": "int32"}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Dose:
+class DoseTask:
     """One edit for one concept, not written but looked at: an arm of `ARMS`, or `none`."""
 
-    case: Case
+    case: MeasuredConcept
     arm: str
     choice: Choice
     factor: float
@@ -51,23 +51,23 @@ class Dose:
         return f"{self.case.concept.name}-{self.arm}"
 
 
-class Administer(Opened):
+class DoseWorker(ComponentsWorker):
     """Edits in memory, draws, judges, and restores; the rows of one dose, by value of each factor and by pair.
 
     What was drawn lies in the store, as a sheet (`contact.py`).
     """
 
-    def __init__(self, inquest: Inquest) -> None:
+    def __init__(self, inquest: ComponentsSettings) -> None:
         super().__init__(inquest)
         self.kinds = judged_set(inquest.model.path)
         self.judge = load_judge(inquest.model.path, self.kinds)
 
-    def __call__(self, item: Dose, attempt: Attempt) -> list[dict[str, Any]]:
+    def __call__(self, item: DoseTask, attempt: Attempt) -> list[dict[str, Any]]:
         theta = {n: p.detach() for n, p in self.denoiser.parameters.items()}
-        masks = {} if item.arm == "none" else masks_of(item.arm, self.choose(item.case, item.choice), theta)
+        masks = {} if item.arm == "none" else criterion_masks(item.arm, self.choose(item.case, item.choice), theta)
         with self.ablated(masks, item.factor):
             path = replace(UNGUIDED, points=item.points, every=1)
-            pictures = drawn(self.denoiser, self.kinds, item.samples, seed=item.seed, path=path)
+            pictures = draw_pictures(self.denoiser, self.kinds, item.samples, seed=item.seed, path=path)
         name = contact_sheet_file(self.inquest.name, item.case.concept.name, item.arm, item.choice.ratio)
         self.store.replace(name, contact_sheet(pictures))
         said = {"concept": item.case.concept.name, "objective": self.inquest.objective, "arm": item.arm}
@@ -77,7 +77,7 @@ class Administer(Opened):
         return [{**said, **how, "edited": count, **row} for row in presence_rows(self.judge, self.kinds, pictures)]
 
 
-def masks_of(arm: str, chosen: Masks, theta: dict[str, Tensor]) -> Masks:
+def criterion_masks(arm: str, chosen: Masks, theta: dict[str, Tensor]) -> Masks:
     """`alpha`: those chosen; the others take as many of every tensor: drawn by its name, or of the largest |theta|."""
     if arm == "alpha":
         return chosen

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from concept_trak.attribution.concept import Concept
 from concept_trak.components.groups import GRANULARITIES, Heads, as_groups
-from concept_trak.components.specificity import AGAINST, Worth
+from concept_trak.components.specificity import AGAINST, BenefitAndPrice
 
 Masks = dict[str, Bool[Tensor, "..."]]
 
@@ -77,7 +77,7 @@ class Choice:
             raise ValueError(f"edit.choice.pattern={self.pattern!r} is not a regular expression: {error}") from None
 
 
-def choose(found: Worth, choice: Choice, heads: Heads) -> Masks:
+def choose(found: BenefitAndPrice, choice: Choice, heads: Heads) -> Masks:
     """The candidates with the highest scores, of those only the positive: a mask for every tensor that has any.
 
     Raises:
@@ -96,7 +96,7 @@ def choose(found: Worth, choice: Choice, heads: Heads) -> Masks:
     }
 
 
-def selection_scores(found: Worth, choice: Choice, heads: Heads) -> dict[str, Tensor]:
+def selection_scores(found: BenefitAndPrice, choice: Choice, heads: Heads) -> dict[str, Tensor]:
     """Of every candidate: [groups] by tensor, or the tensor's own shape for single parameters.
 
     benefit, or benefit / (price + floor mean price), the mean over all single candidates.
@@ -194,7 +194,7 @@ def _sizes(scores: dict[str, Tensor], by: str) -> str:
 
 
 @dataclass(frozen=True)
-class Gate:
+class PresenceThreshold:
     """The least that an edit asks of the model."""
 
     shows: float = 0.5
@@ -207,7 +207,7 @@ class Gate:
             raise ValueError(f"edit.gate={self}; expected shows in 0 ... 1, samples >= 1")
 
 
-def require_presence(concept: Concept, gate: Gate, shows: float | None) -> None:
+def require_presence(concept: Concept, gate: PresenceThreshold, shows: float | None) -> None:
     """Refuse a concept that is under the gate; what is None was not measured.
 
     Raises:

@@ -7,32 +7,40 @@ from typing import Any
 
 from concept_trak.audit.mapper import Mapper, in_order
 from concept_trak.components import calibration
-from concept_trak.components.calibration import Trials
+from concept_trak.components.calibration import CalibrationTask
 from concept_trak.components.config import ComponentsConfig
-from concept_trak.components.dose_response import DOSES, Administer, Dose
+from concept_trak.components.dose_response import DOSES, DoseTask, DoseWorker
 from concept_trak.components.measure import evaluations
-from concept_trak.components.workers import Case, Concluded, Inquest, Measure, Unit
+from concept_trak.components.workers import (
+    ComponentsSettings,
+    MeasuredConcept,
+    MeasureTask,
+    MeasureWorker,
+    SummaryResult,
+)
 from concept_trak.store.store import Store
 from concept_trak.store.tables import from_rows, to_parquet
 
 AT_ONCE = 25  # ablations in an item: their states are made once
 
 
-def dosed(config: ComponentsConfig, inquest: Inquest, cases: Sequence[Case], mapper: Mapper) -> None:
+def run_doses(
+    config: ComponentsConfig, inquest: ComponentsSettings, cases: Sequence[MeasuredConcept], mapper: Mapper
+) -> None:
     """What is drawn without an edit, and with every arm at every dose, as components_doses.parquet."""
     e, how = config.edit, (config.samples, config.pictures_seed, config.pictures_points)
     each = product(cases, config.doses, config.arms)
-    none = Dose(cases[0], "none", e.choice, e.factor, *how)
-    items = [none, *(Dose(case, arm, replace(e.choice, ratio=ratio), e.factor, *how) for case, ratio, arm in each)]
+    none = DoseTask(cases[0], "none", e.choice, e.factor, *how)
+    items = [none, *(DoseTask(case, arm, replace(e.choice, ratio=ratio), e.factor, *how) for case, ratio, arm in each)]
     rows = list[dict[str, Any]]()
-    for item, found in zip(items, in_order(items, mapper("doses", Administer, inquest, items)), strict=True):
+    for item, found in zip(items, in_order(items, mapper("doses", DoseWorker, inquest, items)), strict=True):
         print(f"dose       {dose_line(item, found)}")
         rows += found if item is not none else [{**row, "concept": c.concept.name} for c in cases for row in found]
     name = f"components/{config.name}/components_doses.parquet"
     Store(config.store).replace(name, to_parquet(from_rows(DOSES, rows)))
 
 
-def dose_line(item: Dose, found: Sequence[dict[str, Any]]) -> str:
+def dose_line(item: DoseTask, found: Sequence[dict[str, Any]]) -> str:
     """One dose in a line: by value of each factor, then the pair that is seen least."""
     seen = ", ".join(f"{row['value']} {row['presence']:.2f}" for row in found if row["of"] != "pair")
     least = min((row for row in found if row["of"] == "pair"), key=lambda row: row["presence"])
@@ -40,32 +48,36 @@ def dose_line(item: Dose, found: Sequence[dict[str, Any]]) -> str:
     return f"{ratio}{item.arm}: {seen}; least {least['value']} {least['presence']:.2f}"
 
 
-def calibrated(config: ComponentsConfig, inquest: Inquest, cases: Sequence[Case], mapper: Mapper) -> None:
+def run_calibration(
+    config: ComponentsConfig, inquest: ComponentsSettings, cases: Sequence[MeasuredConcept], mapper: Mapper
+) -> None:
     """Predicted and actual J of random ablations, as components_calibration.parquet; Pearson in words."""
     c = config.calibration
     starts = range(0, c.ablations, AT_ONCE)
     numbers = [tuple(range(first, min(first + AT_ONCE, c.ablations))) for first in starts]
-    items = [Trials(case, fraction, some) for case in cases for fraction in c.fractions for some in numbers]
-    results = in_order(items, mapper("calibration", calibration.Calibrate, inquest, items))
+    items = [CalibrationTask(case, fraction, some) for case in cases for fraction in c.fractions for some in numbers]
+    results = in_order(items, mapper("calibration", calibration.CalibrationWorker, inquest, items))
     rows = [row for each in results for row in each]
     for case in cases:
-        print(*calibration.told([row for row in rows if row["concept"] == case.concept.name]), sep="\n")
+        print(*calibration.pearson_lines([row for row in rows if row["concept"] == case.concept.name]), sep="\n")
     name = f"components/{config.name}/components_calibration.parquet"
     Store(config.store).replace(name, to_parquet(from_rows(calibration.CALIBRATION, rows)))
 
 
-def measure(config: ComponentsConfig, inquest: Inquest, units: Mapping[str, Unit], mapper: Mapper) -> None:
+def measure_missing(
+    config: ComponentsConfig, inquest: ComponentsSettings, units: Mapping[str, MeasureTask], mapper: Mapper
+) -> None:
     """The trajectories, by their files, that have none yet."""
     store = Store(config.store)
     missing = [unit for name, unit in units.items() if store.size(name) is None]
     spent = sum(evaluations(unit.objective, config.probe, bool(unit.image)) for unit in missing)
     said = f", {len(missing)} of them to measure: {spent:,} network evaluations" if missing else ", all measured"
     print(f"measure    {len(units)} trajectories{said}", flush=True)
-    for _ in mapper("measure", Measure, inquest, missing) if missing else ():
+    for _ in mapper("measure", MeasureWorker, inquest, missing) if missing else ():
         pass
 
 
-def summary_lines(found: Concluded, objective: str) -> str:
+def summary_lines(found: SummaryResult, objective: str) -> str:
     """One concept in a line."""
     moved = f", moves the prediction by {found.expressed:.3f} of its size" if objective != "amplify" else ""
     strongest = ", ".join(f"{name} {a:+.2e}" for name, a in found.tensors)

@@ -22,25 +22,27 @@ from torch import Tensor
 from concept_trak.components.measure import Measurement
 
 AGAINST = ("none", "margin", "surgery", "surgery_by_tensor", "reach")
-Scores = dict[str, Tensor]
+ByParameter = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Worth:
+class BenefitAndPrice:
     """By parameter name and scalar: what zeroing it is predicted to gain, and what it costs (None: not asked)."""
 
-    benefit: Scores
-    price: Scores | None = None
+    benefit: ByParameter
+    price: ByParameter | None = None
 
 
-def worth(against: str, theta: Scores, target: Scores, references: Sequence[Measurement]) -> Worth:
+def benefit_and_price(
+    against: str, theta: ByParameter, target: ByParameter, references: Sequence[Measurement]
+) -> BenefitAndPrice:
     """`target`: the gradient whose alphas are to go; `references` as `measured_for` says, their harm positive.
 
     Raises:
         ValueError: there are no references to hold it against.
     """
     if against == "none":
-        return Worth(_times(theta, target))
+        return BenefitAndPrice(_times(theta, target))
     if not references:
         raise ValueError(
             f"edit.choice.against={against} holds a concept against others, and references are empty; name what is to "
@@ -48,21 +50,21 @@ def worth(against: str, theta: Scores, target: Scores, references: Sequence[Meas
         )
     if against == "reach":
         mean = {n: torch.stack([r.gradient[n] for r in references]).mean(0) for n in target}
-        return Worth(_times(theta, target), {n: theta[n].square() * f for n, f in mean.items()})
+        return BenefitAndPrice(_times(theta, target), {n: theta[n].square() * f for n, f in mean.items()})
     if against == "margin":
         worst = {n: torch.stack([theta[n] * r.gradient[n] for r in references]).amax(0) for n in target}
-        return Worth({n: a - worst[n] for n, a in _times(theta, target).items()})
+        return BenefitAndPrice({n: a - worst[n] for n, a in _times(theta, target).items()})
     names = [[n] for n in target] if against == "surgery_by_tensor" else [list(target)]
     parts = [off_span({n: target[n] for n in some}, [r.gradient for r in references]) for some in names]
-    return Worth(_times(theta, {n: g for part in parts for n, g in part.items()}))
+    return BenefitAndPrice(_times(theta, {n: g for part in parts for n, g in part.items()}))
 
 
-def measured_for(against: str, objective: str) -> str:
+def reference_objective(against: str, objective: str) -> str:
     """What references are asked for."""
     return "reach" if against == "reach" else objective
 
 
-def off_span(gradient: Scores, others: Sequence[Scores]) -> Scores:
+def off_span(gradient: ByParameter, others: Sequence[ByParameter]) -> ByParameter:
     """g without its orthogonal projection on the span of others, over all of g's tensors at once."""
     columns = {n: torch.stack([o[n].flatten().double() for o in others], 1) for n in gradient}
     gram = torch.stack([c.T @ c for c in columns.values()]).sum(0)
@@ -71,5 +73,5 @@ def off_span(gradient: Scores, others: Sequence[Scores]) -> Scores:
     return {n: g - (columns[n] @ weight).view_as(g).to(g) for n, g in gradient.items()}
 
 
-def _times(theta: Scores, gradient: Scores) -> Scores:
+def _times(theta: ByParameter, gradient: ByParameter) -> ByParameter:
     return {n: theta[n].to(g) * g for n, g in gradient.items()}

@@ -11,13 +11,13 @@ from concept_trak.store.gc import UNIT, Garbage, existing
 from concept_trak.store.store import Store
 from concept_trak.store.verify import ALTERED, MISSING, SOUND, Finding
 
-UNITS = "components/units"
-BOOK = "units.json"
+MEASUREMENTS = "components/units"
+NAMES_FILE = "units.json"
 
 
-def open_book(store: Store, name: str, units: Sequence[str]) -> None:
+def write_measurement_names(store: Store, name: str, units: Sequence[str]) -> None:
     """Note the units of the inquiry `name`, in place of an earlier one's."""
-    store.replace(f"components/{name}/{BOOK}", json.dumps(sorted(units), indent=0).encode())
+    store.replace(f"components/{name}/{NAMES_FILE}", json.dumps(sorted(units), indent=0).encode())
 
 
 def named_measurements(store: Store) -> frozenset[str]:
@@ -27,7 +27,7 @@ def named_measurements(store: Store) -> frozenset[str]:
         ValueError: a casebook cannot be read, so that nobody can tell.
     """
     found = set[str]()
-    for book in (name for name in store.names("components") if name.endswith(f"/{BOOK}")):
+    for book in (name for name in store.names("components") if name.endswith(f"/{NAMES_FILE}")):
         found.update(_units(store, book))
     return frozenset(found)
 
@@ -44,7 +44,7 @@ def _units(store: Store, book: str) -> list[str]:
 
 def unneeded_measurements(store: Store, before: float) -> list[Garbage]:
     """Units that no inquiry names, older than `before` (unix time). Listed first, so that what is begun now is safe."""
-    units, needed = store.names(UNITS), named_measurements(store)
+    units, needed = store.names(MEASUREMENTS), named_measurements(store)
     free = existing(store, [unit for unit in units if unit not in needed])
     return [Garbage(UNIT, unit, size) for unit, size, age in free if age < before]
 
@@ -53,8 +53,8 @@ def verify_measurements(store: Store) -> Iterator[Finding]:
     """Every unit that is named or stands: sound, altered, or missing though an inquiry has come to its tables."""
     standing = store.names("components")
     done = {name.split("/")[1] for name in standing if "/components_groups/" in name}
-    concluded = {unit for book in done for unit in _units(store, f"components/{book}/{BOOK}")}
-    for unit in sorted(concluded | {name for name in standing if name.startswith(f"{UNITS}/")}):
+    concluded = {unit for book in done for unit in _units(store, f"components/{book}/{NAMES_FILE}")}
+    for unit in sorted(concluded | {name for name in standing if name.startswith(f"{MEASUREMENTS}/")}):
         try:
             measurement_from_bytes(store.read(unit), unit)
         except FileNotFoundError:

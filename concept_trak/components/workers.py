@@ -15,7 +15,15 @@ from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.state import Probe
 from concept_trak.audit.mapper import Attempt
 from concept_trak.audit.worker import open_model
-from concept_trak.components.edit import Choice, Gate, Masks, choose, require_presence, scaled, write_edited_model
+from concept_trak.components.edit import (
+    Choice,
+    Masks,
+    PresenceThreshold,
+    choose,
+    require_presence,
+    scaled,
+    write_edited_model,
+)
 from concept_trak.components.groups import GROUPS, TOP, group_rows, heads_of, top_scalar_rows
 from concept_trak.components.measure import (
     Measurement,
@@ -27,8 +35,8 @@ from concept_trak.components.measure import (
     measurement_to_bytes,
     states_of,
 )
-from concept_trak.components.specificity import Worth, worth
-from concept_trak.components.units import UNITS
+from concept_trak.components.specificity import BenefitAndPrice, benefit_and_price
+from concept_trak.components.units import MEASUREMENTS
 from concept_trak.config import ModelConfig, WorkerSettings
 from concept_trak.data.decode import decode_image
 from concept_trak.data.image import center_crop, to_tensor
@@ -41,7 +49,7 @@ NUMERICS = 2  # rises when the numbers of a measurement change
 
 
 @dataclass(frozen=True)
-class Unit:
+class MeasureTask:
     """One trajectory: a concept with one of its prompts, what is measured, and the seed of its noise.
 
     `image` are the bytes of a local concept's.
@@ -62,11 +70,11 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Case:
+class MeasuredConcept:
     """What is concluded about one concept: its units, and those of each reference (all prompts of one name)."""
 
-    units: tuple[Unit, ...]
-    references: tuple[tuple[Unit, ...], ...] = ()
+    units: tuple[MeasureTask, ...]
+    references: tuple[tuple[MeasureTask, ...], ...] = ()
 
     @property
     def concept(self) -> Concept:
@@ -82,7 +90,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Inquest:
+class ComponentsSettings:
     """What all workers are told; `identity` is the model that the driver sees."""
 
     store: str
@@ -95,7 +103,7 @@ class Inquest:
     top: int
     identity: dict[str, str]
 
-    def file(self, item: Unit) -> str:
+    def file(self, item: MeasureTask) -> str:
         """Named by everything that decides the measurement."""
         c, m = item.concept, self.model
         seen = {"identity": self.identity, "parameters": m.parameters, "precision": m.precision, "numerics": NUMERICS}
@@ -103,27 +111,27 @@ class Inquest:
         asked = {"prompt": c.text, "without": without, "scope": c.scope, "image": item.image.hex(), "seed": item.seed}
         unit = self.unit and item.objective != "reach"
         how = {"objective": item.objective, "probe": asdict(self.probe), "unit": unit, "negative": m.negative}
-        return f"{UNITS}/{fingerprint({**seen, **asked, **how})}.safetensors"
+        return f"{MEASUREMENTS}/{fingerprint({**seen, **asked, **how})}.safetensors"
 
     def table(self, kind: str, concept: Concept) -> str:
         return f"components/{self.name}/{kind}/{concept.name}.parquet"
 
 
-class Opened:
+class ComponentsWorker:
     """A worker with the model, once it is the driver's."""
 
-    def __init__(self, inquest: Inquest) -> None:
+    def __init__(self, inquest: ComponentsSettings) -> None:
         torch.set_num_threads(inquest.worker.threads)
         self.inquest, self.store = inquest, Store(inquest.store)
         self.denoiser = open_model(inquest.model, inquest.worker)
-        self._last: tuple[tuple[Case, str, bool], Worth] | None = None
+        self._last: tuple[tuple[MeasuredConcept, str, bool], BenefitAndPrice] | None = None
         if self.denoiser.identity() != inquest.identity:
             raise ValueError(
                 f"this worker sees other model files at {inquest.model.path!r} than the driver; put the same "
                 "model where every node finds it"
             )
 
-    def read(self, items: Iterable[Unit]) -> Iterable[Measurement]:
+    def read(self, items: Iterable[MeasureTask]) -> Iterable[Measurement]:
         """One after the other, so that two gradients are in memory at most."""
         for name in map(self.inquest.file, items):
             yield measurement_from_bytes(self.store.read(name), f"{self.store.uri}/{name}")
@@ -139,28 +147,28 @@ class Opened:
         finally:
             _put(own, before)
 
-    def worth(self, case: Case, choice: Choice) -> Worth:
+    def worth(self, case: MeasuredConcept, choice: Choice) -> BenefitAndPrice:
         """Of every parameter: highest is what is to go. The last is kept: doses of a concept come one after another."""
         asked = case, choice.against, choice.wants_more(self.inquest.objective)
         if self._last is None or self._last[0] != asked:
             self._last = asked, self._worth(*asked)
         return self._last[1]
 
-    def _worth(self, case: Case, against: str, more: bool) -> Worth:
+    def _worth(self, case: MeasuredConcept, against: str, more: bool) -> BenefitAndPrice:
         sign = -1 if more else 1
         target = {name: sign * g for name, g in mean_measurement(self.read(case.units)).gradient.items()}
         theta = {name: p.detach().cpu() for name, p in self.denoiser.parameters.items()}
         references = [] if against == "none" else [mean_measurement(self.read(units)) for units in case.references]
-        return worth(against, theta, target, references)
+        return benefit_and_price(against, theta, target, references)
 
-    def choose(self, case: Case, choice: Choice) -> Masks:
+    def choose(self, case: MeasuredConcept, choice: Choice) -> Masks:
         return choose(self.worth(case, choice), choice, heads_of(self.denoiser.network))
 
 
-class Measure(Opened):
+class MeasureWorker(ComponentsWorker):
     """One trajectory, to the store; returns the name of its file. Nothing is measured twice."""
 
-    def __call__(self, item: Unit, attempt: Attempt) -> str:
+    def __call__(self, item: MeasureTask, attempt: Attempt) -> str:
         name, q = self.inquest.file(item), self.inquest
         if self.store.size(name) is None:
             side, pixels = self.denoiser.resolution, None
@@ -174,7 +182,7 @@ class Measure(Opened):
 
 
 @dataclass(frozen=True)
-class Concluded:
+class SummaryResult:
     """What is said of a concept: how far it moves the prediction, J's mean, and its strongest tensors."""
 
     concept: str
@@ -183,10 +191,10 @@ class Concluded:
     tensors: tuple[tuple[str, float], ...]
 
 
-class Conclude(Opened):
+class SummaryWorker(ComponentsWorker):
     """A concept's units, added in the order of the case, as tables in the store."""
 
-    def __call__(self, item: Case, attempt: Attempt) -> Concluded:
+    def __call__(self, item: MeasuredConcept, attempt: Attempt) -> SummaryResult:
         q, concept, found = self.inquest, item.concept, mean_measurement(self.read(item.units))
         alphas, parameters = alpha(self.denoiser, found), {n: p.detach() for n, p in self.denoiser.parameters.items()}
         said = {"concept": concept.name, "objective": q.objective}
@@ -196,13 +204,13 @@ class Conclude(Opened):
             self.store.replace(q.table(kind, concept), to_parquet(from_rows(kinds, rows)))
         tensors = [(row["tensor"], row["alpha"]) for row in groups if row["granularity"] == "tensor"]
         first = tuple(sorted(tensors, key=lambda one: -abs(one[1]))[:3])
-        return Concluded(concept.name, expressed(found), found.strength[:, 0].mean().item(), first)
+        return SummaryResult(concept.name, expressed(found), found.strength[:, 0].mean().item(), first)
 
 
-class Edit(Opened):
+class EditWorker(ComponentsWorker):
     """The edited copy of the model directory; runs where it is to lie."""
 
-    def __call__(self, case: Case, choice: Choice, factor: float, out: str, gate: Gate) -> int:
+    def __call__(self, case: MeasuredConcept, choice: Choice, factor: float, out: str, gate: PresenceThreshold) -> int:
         """How many parameters were changed; refused by `gate.require` where alphas predict nothing."""
         q, concept, model = self.inquest, case.concept, self.inquest.model.path
         shows = (
@@ -225,7 +233,7 @@ def _put(parameters: dict[str, torch.nn.Parameter], values: dict[str, torch.Tens
         parameters[name].copy_(value)
 
 
-def _told(units: tuple[Unit, ...]) -> list[dict[str, Any]]:
+def _told(units: tuple[MeasureTask, ...]) -> list[dict[str, Any]]:
     return [
         {"name": u.concept.name, "prompt": u.concept.text, "without": u.concept.without, "seed": u.seed} for u in units
     ]

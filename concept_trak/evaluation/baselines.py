@@ -32,16 +32,16 @@ from concept_trak.audit.results import shows
 from concept_trak.audit.worker import ModelWorker
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import Shard
-from concept_trak.evaluation.benchmark import PLAIN, Row, Top, as_rows, write_ranking
+from concept_trak.evaluation.benchmark import PLAIN, GradeRow, RankingHead, grade_rows, write_ranking
 from concept_trak.evaluation.retrieval import grade
 from concept_trak.store.manifest import Audit
 
-SEEN = Probe("forward_noise", "prediction", times=(300,))
+ACTIVATION_PROBE = Probe("forward_noise", "prediction", times=(300,))
 """Where `activation` looks: noise hides fine texture there and leaves what is shown."""
 
 
 @dataclass(frozen=True)
-class Sight:
+class BaselineInputs:
     """A model and its training samples, n of them, each encoded once."""
 
     denoiser: Denoiser
@@ -76,35 +76,37 @@ class Sight:
         hook = self.denoiser.middle.register_forward_hook(lambda module, args, out: kept.append(_pooled(out)))
         try:
             for i in range(0, len(batch.ids), at_once):
-                for state in forward_noise(self.denoiser, batch.rows(slice(i, i + at_once)), SEEN, self.seed):
+                for state in forward_noise(
+                    self.denoiser, batch.rows(slice(i, i + at_once)), ACTIVATION_PROBE, self.seed
+                ):
                     self.denoiser(state.x_t, state.t, state.batch.cond)
         finally:
             hook.remove()
         return torch.cat(kept)
 
 
-def random(sight: Sight, concept: Concept, m: int) -> Float[Tensor, "n m"]:
+def random_order(sight: BaselineInputs, concept: Concept, m: int) -> Float[Tensor, "n m"]:
     rows = [np.random.default_rng(key(sight.seed, s.id, concept.name)).random(m) for s in sight.train]
     return torch.from_numpy(np.stack(rows))
 
 
-def agnostic(sight: Sight, concept: Concept, m: int) -> Float[Tensor, "n m"]:
+def concept_agnostic(sight: BaselineInputs, concept: Concept, m: int) -> Float[Tensor, "n m"]:
     said = set(concept.text.split())
     shown = [len(said & {v for k, v in s.labels.items() if not k.startswith("said_")}) for s in sight.train]
-    return torch.tensor(shown, dtype=torch.float64)[:, None] + 0.5 * random(sight, concept, m)
+    return torch.tensor(shown, dtype=torch.float64)[:, None] + 0.5 * random_order(sight, concept, m)
 
 
-def lookup(sight: Sight, concept: Concept, m: int) -> Float[Tensor, "n m"]:
+def caption_lookup(sight: BaselineInputs, concept: Concept, m: int) -> Float[Tensor, "n m"]:
     (word,) = set(concept.truth.values())
     named = torch.tensor([word in s.caption.split() for s in sight.train], dtype=torch.float64)
-    return named[:, None] + 0.5 * random(sight, concept, m)
+    return named[:, None] + 0.5 * random_order(sight, concept, m)
 
 
-def pixels(sight: Sight, concept: Concept, m: int) -> Float[Tensor, "n m"]:
+def pixel_similarity(sight: BaselineInputs, concept: Concept, m: int) -> Float[Tensor, "n m"]:
     return _cosine(sight.batch.x_0, sight.generated(concept, m).x_0)
 
 
-def activation(sight: Sight, concept: Concept, m: int) -> Float[Tensor, "n m"]:
+def activation_similarity(sight: BaselineInputs, concept: Concept, m: int) -> Float[Tensor, "n m"]:
     return _cosine(sight.seen, sight.looked_at(sight.generated(concept, m)))
 
 
@@ -121,13 +123,17 @@ def _cosine(train: Tensor | None, queries: Tensor | None) -> Float[Tensor, "n m"
     return torch.nn.functional.normalize(a - middle) @ torch.nn.functional.normalize(b - middle).T
 
 
-RIVALS: dict[str, Callable[[Sight, Concept, int], Tensor]] = {
-    f.__name__: f for f in (random, agnostic, lookup, pixels, activation)
+GRADIENT_FREE: dict[str, Callable[[BaselineInputs, Concept, int], Tensor]] = {
+    "random": random_order,
+    "agnostic": concept_agnostic,
+    "lookup": caption_lookup,
+    "pixels": pixel_similarity,
+    "activation": activation_similarity,
 }
 
 
 @dataclass(frozen=True)
-class Rivalry:
+class BaselineTask:
     """One rival against m queries of every concept, over the shards of a plan."""
 
     rival: str
@@ -143,18 +149,18 @@ class Rivalry:
         return 0
 
 
-class Compete(ModelWorker):
+class BaselineWorker(ModelWorker):
     """The grades of a rival: rows like those of `trial.Grade`, with the plain inner product's damping."""
 
-    def __call__(self, item: Rivalry, attempt: Attempt) -> list[Row]:
+    def __call__(self, item: BaselineTask, attempt: Attempt) -> list[GradeRow]:
         data, side = self.config.data, self.denoiser.resolution
         train = [s for shard in item.plan for s in samples(shard, data, side) if isinstance(s, Sample)]
-        sight, ids = Sight(self.denoiser, train, self.config.seed), [s.id for s in train]
-        rows, tops = list[Row](), list[Top]()
+        sight, ids = BaselineInputs(self.denoiser, train, self.config.seed), [s.id for s in train]
+        rows, tops = list[GradeRow](), list[RankingHead]()
         for concept in self.config.concepts:
             relevant = np.array([shows(concept, s.labels) for s in train])
-            scores = RIVALS[item.rival](sight, concept, item.m).cpu().double().numpy()
-            rows += as_rows(grade(scores, relevant, ids), concept.name, PLAIN, 0, relevant)
-            tops.append(Top.of(concept.name, PLAIN, scores, ids, relevant))
+            scores = GRADIENT_FREE[item.rival](sight, concept, item.m).cpu().double().numpy()
+            rows += grade_rows(grade(scores, relevant, ids), concept.name, PLAIN, 0, relevant)
+            tops.append(RankingHead.of(concept.name, PLAIN, scores, ids, relevant))
         write_ranking(Audit(self.store, self.config.audit), item.rival, "none", tops)
         return rows

@@ -22,19 +22,19 @@ from concept_trak.audit.results import shows
 from concept_trak.audit.worker import ModelWorker
 from concept_trak.data.format import label_values
 from concept_trak.data.shard import Shard
-from concept_trak.evaluation.leaderboard import Standing, Table
+from concept_trak.evaluation.leaderboard import Leaderboard, LeaderboardLine
 from concept_trak.evaluation.retrieval import Grades, grade, ranked_ids
 from concept_trak.store.manifest import Audit, read_table, write_table
 from concept_trak.store.records import Record
 from concept_trak.store.tables import from_columns
 
-Row = dict[str, float | int | str]
+GradeRow = dict[str, float | int | str]
 PLAIN = float("inf")
 """The damping of the plain inner product, to which the ranking tends."""
 
 
 @dataclass(frozen=True)
-class Inquiry:
+class BenchmarkQueryTask:
     """A concept asked the way of one query side; each of its samples is kept apart."""
 
     method: Method
@@ -49,7 +49,7 @@ class Inquiry:
         return 0
 
 
-def inquiry_file(method: Method, concept: Concept) -> str:
+def benchmark_query_file(method: Method, concept: Concept) -> str:
     """Named by what decides the numbers, so that methods with one query side share them.
 
     So do concepts with one prompt, as the two factors of a pair, where the side does not look at what they leave out.
@@ -61,11 +61,11 @@ def inquiry_file(method: Method, concept: Concept) -> str:
     return f"inquiries/{hashlib.sha256(what.encode()).hexdigest()[:16]}.parquet"
 
 
-class Inquire(ModelWorker):
+class BenchmarkQueryWorker(ModelWorker):
     """phi_q of every sample of a concept, to the store; nothing is computed twice."""
 
-    def __call__(self, item: Inquiry, attempt: Attempt) -> str:
-        name = inquiry_file(item.method, item.concept)
+    def __call__(self, item: BenchmarkQueryTask, attempt: Attempt) -> str:
+        name = benchmark_query_file(item.method, item.concept)
         audit = Audit(self.store, self.config.audit)
         if self.store.size(audit.name(name)) is not None:
             return name
@@ -80,7 +80,7 @@ class Inquire(ModelWorker):
 
 
 @dataclass(frozen=True)
-class Grading:
+class GradeTask:
     """The features of one method against its `own` queries or the `concept` query, for every concept and damping.
 
     `each`: query samples that make one query; disjoint runs of so many. `plan`: the shards, for their labels.
@@ -109,7 +109,7 @@ GRADE_KINDS = {"concept": "string", "query": "int32", "damping": "float64", "fli
 
 
 @dataclass(frozen=True)
-class Top:
+class RankingHead:
     """The head of one ranking, as long as there are samples that show the concept: what taught it most, by this method.
 
     The ranking is by the mean of all queries' scores.
@@ -120,7 +120,9 @@ class Top:
     ids: tuple[str, ...]
 
     @classmethod
-    def of(cls, concept: str, damping: float, scores: np.ndarray, ids: Sequence[str], relevant: np.ndarray) -> "Top":
+    def of(
+        cls, concept: str, damping: float, scores: np.ndarray, ids: Sequence[str], relevant: np.ndarray
+    ) -> "RankingHead":
         return cls(concept, damping, tuple(ranked_ids(scores.mean(1), ids)[: int(relevant.sum())]))
 
 
@@ -128,7 +130,7 @@ def ranking_file(method: str, asked: str) -> str:
     return f"rankings/{method}-{asked}.parquet"
 
 
-def write_ranking(audit: Audit, method: str, asked: str, tops: Sequence[Top]) -> None:
+def write_ranking(audit: Audit, method: str, asked: str, tops: Sequence[RankingHead]) -> None:
     """One row per concept, damping and rank, from 1."""
     kinds = {"concept": "string", "damping": "float64", "rank": "int64", "sample_id": "string"}
     columns = {
@@ -140,14 +142,14 @@ def write_ranking(audit: Audit, method: str, asked: str, tops: Sequence[Top]) ->
     write_table(audit, ranking_file(method, asked), from_columns(kinds, columns))
 
 
-def _long(tops: Sequence[Top], values: Iterable[str | float]) -> list[str | float]:
+def _long(tops: Sequence[RankingHead], values: Iterable[str | float]) -> list[str | float]:
     return list(chain.from_iterable([value] * len(t.ids) for t, value in zip(tops, values, strict=True)))
 
 
-class Grade(StoreWorker):
+class GradeWorker(StoreWorker):
     """Rankings of all training samples by every query at every damping, with the scores' sign and against it."""
 
-    def __call__(self, item: Grading, attempt: Attempt) -> list[Row]:
+    def __call__(self, item: GradeTask, attempt: Attempt) -> list[GradeRow]:
         ids, weight, phi = self._features(item)
         labels = dict(pair for shard in item.plan for pair in label_values(shard, self.work.config.data))
         concepts = self.work.config.concepts
@@ -155,18 +157,18 @@ class Grade(StoreWorker):
         relevant = {c.name: np.array([shows(c, labels[i]) for i in ids]) for c in concepts}
         damped = [d for d in item.dampings if d != PLAIN]
         made = zip(damped, fisher.sweep(phi, queries, damped), strict=True)
-        rows, tops = list[Row](), list[Top]()
+        rows, tops = list[GradeRow](), list[RankingHead]()
         for damping, scores in [*made, *[(d, phi @ queries.T) for d in item.dampings if d == PLAIN]]:
             weighted = (weight[:, None] * scores).double().numpy()
             for c, own in zip(concepts, np.split(weighted, len(concepts), axis=1), strict=True):
                 for sign in (1, -1):
                     graded = grade(sign * own, relevant[c.name], ids)
-                    rows += as_rows(graded, c.name, damping, int(sign < 0), relevant[c.name])
-                tops.append(Top.of(c.name, damping, own, ids, relevant[c.name]))
+                    rows += grade_rows(graded, c.name, damping, int(sign < 0), relevant[c.name])
+                tops.append(RankingHead.of(c.name, damping, own, ids, relevant[c.name]))
         write_ranking(self.audit, item.method, item.asked, tops)
         return rows
 
-    def _features(self, item: Grading) -> tuple[list[str], Tensor, Tensor]:
+    def _features(self, item: GradeTask) -> tuple[list[str], Tensor, Tensor]:
         blocks = [block for record in item.records for block in self.features(record)]
         ids = [i for names, _, _ in blocks for i in names]
         if not ids:
@@ -176,13 +178,13 @@ class Grade(StoreWorker):
             )
         return ids, torch.cat([w for _, w, _ in blocks]), torch.cat([p for _, _, p in blocks])
 
-    def _queries(self, item: Grading, concept: Concept) -> Tensor:
-        table = read_table(self.audit, inquiry_file(item.query, concept))
+    def _queries(self, item: GradeTask, concept: Concept) -> Tensor:
+        table = read_table(self.audit, benchmark_query_file(item.query, concept))
         phi = torch.tensor(np.array(table["phi"].to_pylist(), np.float32))
         return phi.unflatten(0, (-1, item.each)).mean(1)
 
 
-def as_rows(graded: Grades, concept: str, damping: float, flipped: int, relevant: np.ndarray) -> list[Row]:
+def grade_rows(graded: Grades, concept: str, damping: float, flipped: int, relevant: np.ndarray) -> list[GradeRow]:
     """One row per query, with the columns of `GRADE_KINDS`."""
     base = float(relevant.mean())
     return [
@@ -193,8 +195,8 @@ def as_rows(graded: Grades, concept: str, damping: float, flipped: int, relevant
     ]
 
 
-GRADED = {"method": "string", "asked": "string", **GRADE_KINDS}
-STANDINGS = {"set": "string", "arm": "string", "method": "string", "asked": "string", "flipped": "int32",
+GRADE_COLUMNS = {"method": "string", "asked": "string", **GRADE_KINDS}
+LEADERBOARD_COLUMNS = {"set": "string", "arm": "string", "method": "string", "asked": "string", "flipped": "int32",
              "evaluations": "int64", "damping": "float64", "merit": "float64", "worst_cell": "string",
              "merit_per_model": "vector", "gain_in": "float64", "gain_out": "float64", "precision_in": "float64",
              "precision_out": "float64", "recall_in": "float64", "recall_out": "float64", "behind_low": "float64",
@@ -202,7 +204,7 @@ STANDINGS = {"set": "string", "arm": "string", "method": "string", "asked": "str
              "mean_behind_high": "float64", "mean_behind_per_model": "vector"}  # fmt: skip
 
 
-def standing_row(line: Standing, one: Table) -> dict[str, Any]:
+def leaderboard_row(line: LeaderboardLine, one: Leaderboard) -> dict[str, Any]:
     """One line with the columns of `STANDINGS`."""
     sides = zip(("gain", "precision", "recall"), (line.gain, line.precision, line.recall), strict=True)
     return {

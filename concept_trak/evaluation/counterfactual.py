@@ -40,7 +40,7 @@ from concept_trak.store.tables import from_columns, read_parquet, to_parquet
 
 
 @dataclass(frozen=True)
-class Retraining:
+class RetrainTask:
     """A model trained from `seed` without some images of its training set; without none it is a control."""
 
     seed: int
@@ -57,7 +57,7 @@ class Retraining:
 
 
 @dataclass(frozen=True)
-class Bench:
+class RetrainSettings:
     """What all retrainings of a test share: how their model is made, and how many pictures of each pair are drawn."""
 
     store: str
@@ -67,13 +67,13 @@ class Bench:
     samples: int
     threads: int = 1
 
-    def file(self, item: Retraining) -> str:
+    def file(self, item: RetrainTask) -> str:
         """Named by everything that decides the pictures."""
         made = {key: value for key, value in asdict(self.settings(item)).items() if key not in NO_MATTER}
         what = json.dumps([made, item.without, self.samples], sort_keys=True)
         return f"{self.folder}/{hashlib.sha256(what.encode()).hexdigest()[:16]}.parquet"
 
-    def settings(self, item: Retraining) -> TrainConfig:
+    def settings(self, item: RetrainTask) -> TrainConfig:
         """Weights and batches from the retraining's seed, on the images of the model it is about."""
         return replace(self.made, seed=item.seed, images_seed=self.made.drawing_seed)
 
@@ -82,20 +82,20 @@ NO_MATTER = ("out", "refresh", "judge_steps", "samples")
 """Settings of a training that do not move its weights."""
 
 
-class Retrain:
+class RetrainWorker:
     """Trains a model from scratch and draws its pictures, to the store; nothing is trained twice."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: RetrainSettings) -> None:
         torch.set_num_threads(bench.threads)
         self.bench, self.store = bench, Store(bench.store)
 
-    def __call__(self, item: Retraining, attempt: Attempt) -> str:
+    def __call__(self, item: RetrainTask, attempt: Attempt) -> str:
         name, made = self.bench.file(item), self.bench.settings(item)
         if self.store.size(name) is None:
             with tempfile.TemporaryDirectory() as out:
                 train_model(replace(made, refresh=float("inf")), Path(out), lambda line: None, item.without)
-                pictures = drawn(load(out, device=made.device), made.kinds, self.bench.samples)
-            self.store.create(name, encoded(pictures))
+                pictures = draw_pictures(load(out, device=made.device), made.kinds, self.bench.samples)
+            self.store.create(name, pictures_to_parquet(pictures))
         return name
 
 
@@ -103,7 +103,7 @@ Pictures = dict[Pair, Float[Tensor, "m 3 h w"]]
 """By pair, what a model draws for its caption, in [-1, 1]; the m noises are the same for all."""
 
 
-def drawn(
+def draw_pictures(
     denoiser: Denoiser, kinds: TwoFactors, samples: int, at_once: int = 256, seed: int = 0, path: Probe = UNGUIDED
 ) -> Pictures:
     """Unguided, down the 51-point grid (or as `path` says), from noises named by the seed and their number alone."""
@@ -120,13 +120,13 @@ KINDS = {"thing": "string", "colour": "string", "number": "int32", "height": "in
          "pixels": "vector"}  # fmt: skip
 
 
-def encoded(pictures: Pictures) -> bytes:
+def pictures_to_parquet(pictures: Pictures) -> bytes:
     """One row per picture, its pixels flat from [3, height, width]."""
     rows = [(*pair, i, *x.shape[1:], x.flatten().numpy()) for pair, xs in pictures.items() for i, x in enumerate(xs)]
     return to_parquet(from_columns(KINDS, dict(zip(KINDS, map(list, zip(*rows, strict=True)), strict=True))))
 
 
-def decoded(data: bytes) -> Pictures:
+def pictures_from_parquet(data: bytes) -> Pictures:
     """What `encoded` wrote."""
     found: dict[Pair, list[Tensor]] = {}
     for row in read_parquet(data).to_pylist():
@@ -157,7 +157,9 @@ class Effect:
         return self.present_control - self.present
 
 
-def effect(cell: Cell, kinds: TwoFactors, classifier: Classifier, control: Pictures, retrained: Pictures) -> Effect:
+def measure_effect(
+    cell: Cell, kinds: TwoFactors, classifier: Classifier, control: Pictures, retrained: Pictures
+) -> Effect:
     """The measures of a concept, the factor of a cell, whatever its pair."""
     place = kinds.columns.index(cell.factor)
     targets = [pair for pair in kinds.all_pairs if pair[place] == cell.value]
@@ -204,7 +206,7 @@ class CounterfactualConfig:
             raise ValueError(f"samples={self.samples}; expected at least 1")
 
 
-def tops_of(config: CounterfactualConfig, made: TrainConfig, store: Store) -> dict[tuple[str, str], list[str]]:
+def ranking_heads(config: CounterfactualConfig, made: TrainConfig, store: Store) -> dict[tuple[str, str], list[str]]:
     """By arm and concept the ids of the benchmark's ranking, best first; as many as there are carriers."""
     name = f"benchmarks/{config.name}/tops.parquet"
     if store.size(name) is None:
@@ -227,7 +229,7 @@ def tops_of(config: CounterfactualConfig, made: TrainConfig, store: Store) -> di
 
 
 @dataclass(frozen=True)
-class Case:
+class Removal:
     """One line of the result: what was left out, why, and from which seed the model was trained again."""
 
     arm: str
@@ -235,10 +237,12 @@ class Case:
     share: float
     carriers: int
     """Images that show the concept."""
-    retraining: Retraining
+    retraining: RetrainTask
 
 
-def cases_of(config: CounterfactualConfig, made: TrainConfig, tops: dict[tuple[str, str], list[str]]) -> list[Case]:
+def removals_of(
+    config: CounterfactualConfig, made: TrainConfig, tops: dict[tuple[str, str], list[str]]
+) -> list[Removal]:
     """Every arm, concept, share and seed, in this order."""
     known = list(dict.fromkeys(arm for arm, _ in tops))
     if unknown := [arm for arm in config.arms if arm not in known]:
@@ -247,7 +251,7 @@ def cases_of(config: CounterfactualConfig, made: TrainConfig, tops: dict[tuple[s
     if missing := [c.name for c in asked if (config.arms[0], c.name) not in tops] or ([""] * (not asked)):
         raise ValueError(f"pairs={list(config.pairs)}: the benchmark asked about no such pair of {made.set} {missing}")
     return [
-        Case(arm, cell, share, len(top), Retraining(seed, tuple(sorted(top[: round(share * len(top))]))))
+        Removal(arm, cell, share, len(top), RetrainTask(seed, tuple(sorted(top[: round(share * len(top))]))))
         for arm in config.arms
         for cell in asked
         for share in config.shares
@@ -256,27 +260,27 @@ def cases_of(config: CounterfactualConfig, made: TrainConfig, tops: dict[tuple[s
     ]
 
 
-def effects(bench: Bench, model: str, cases: Sequence[Case]) -> list[Effect]:
+def effects(bench: RetrainSettings, model: str, cases: Sequence[Removal]) -> list[Effect]:
     """What each case's retraining did, against the control of its seed."""
     store, kinds, classifier = Store(bench.store), bench.made.kinds, load_judge(model, bench.made.kinds)
-    seen: dict[Retraining, Any] = {}
+    seen: dict[RetrainTask, Any] = {}
 
-    def pictures(item: Retraining) -> Any:
+    def pictures(item: RetrainTask) -> Any:
         if item not in seen:
-            seen[item] = decoded(store.read(bench.file(item)))
+            seen[item] = pictures_from_parquet(store.read(bench.file(item)))
         return seen[item]
 
     return [
-        effect(c.cell, kinds, classifier, pictures(Retraining(c.retraining.seed)), pictures(c.retraining))
+        measure_effect(c.cell, kinds, classifier, pictures(RetrainTask(c.retraining.seed)), pictures(c.retraining))
         for c in cases
     ]
 
 
-def retrain(config: CounterfactualConfig, bench: Bench, cases: Sequence[Case], mapper: Mapper) -> None:
+def retrain(config: CounterfactualConfig, bench: RetrainSettings, cases: Sequence[Removal], mapper: Mapper) -> None:
     """Train what is missing of the controls and of the retrainings, each once."""
-    store, controls = Store(bench.store), [Retraining(seed) for seed in config.seeds]
+    store, controls = Store(bench.store), [RetrainTask(seed) for seed in config.seeds]
     retrainings = dict.fromkeys([*controls, *(case.retraining for case in cases)])
     missing = [item for item in retrainings if store.size(bench.file(item)) is None]
     print(f"retrain    {len(retrainings)} models, {len(missing)} of them to train", flush=True)
-    for _ in mapper("retrain", Retrain, bench, missing) if missing else ():
+    for _ in mapper("retrain", RetrainWorker, bench, missing) if missing else ():
         pass

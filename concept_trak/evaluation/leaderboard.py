@@ -17,7 +17,7 @@ BASELINES = ("trak", "d_trak", "das", "pixels", "activation")
 """What a row must beat to be recommended, whatever query they are asked with."""
 
 
-class Arm(NamedTuple):
+class Ranker(NamedTuple):
     method: str
     asked: str
     """`own`, `concept`, or `none` for a rival."""
@@ -29,48 +29,50 @@ class Arm(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measured:
+class RankerMeasures:
     """One arm at one damping: [models, queries, cells] of AP - base rate, P@10 and recall@carriers."""
 
     gain: Values
     precision: Values
     recall: Values
 
-    def some(self, queries: slice) -> "Measured":
-        return Measured(self.gain[:, queries], self.precision[:, queries], self.recall[:, queries])
+    def some(self, queries: slice) -> "RankerMeasures":
+        return RankerMeasures(self.gain[:, queries], self.precision[:, queries], self.recall[:, queries])
 
 
-Grades = dict[Arm, dict[float, Measured]]
+MeasuresByDamping = dict[Ranker, dict[float, RankerMeasures]]
 
 
-def gathered(rows: Sequence[Mapping[str, Any]], models: Sequence[str], cells: Sequence[Cell]) -> Grades:
+def collect_measures(
+    rows: Sequence[Mapping[str, Any]], models: Sequence[str], cells: Sequence[Cell]
+) -> MeasuresByDamping:
     """Rows as `trial.Grade` and `rival.Compete` give them, as arrays in the order of `models` and `cells`."""
     model, cell = {m: i for i, m in enumerate(models)}, {c.name: i for i, c in enumerate(cells)}
     queries = 1 + max(row["query"] for row in rows)
     blank = np.full((3, len(models), queries, len(cells)), np.nan)
-    arrays: dict[tuple[Arm, float], np.ndarray] = defaultdict(blank.copy)
+    arrays: dict[tuple[Ranker, float], np.ndarray] = defaultdict(blank.copy)
     for r in rows:
-        arm = Arm(r["method"], r["asked"], r["flipped"])
+        arm = Ranker(r["method"], r["asked"], r["flipped"])
         place = (slice(None), model[r["model"]], r["query"], cell[r["concept"]])
         gain = r["average_precision"] - r["base_rate"]
         arrays[arm, r["damping"]][place] = (gain, r["precision_at_10"], r["recall_at_carriers"])
-    result: Grades = defaultdict(dict)
+    result: MeasuresByDamping = defaultdict(dict)
     for (arm, damping), values in arrays.items():
         assert not np.isnan(values).any(), f"{arm} at damping {damping:g} lacks grades of some model, query or cell"
-        result[arm][damping] = Measured(*values)
+        result[arm][damping] = RankerMeasures(*values)
     return result
 
 
-def chosen(dampings: Mapping[float, Measured]) -> float:
+def choose_damping(dampings: Mapping[float, RankerMeasures]) -> float:
     """The damping with the best merit over the even queries; the strongest of equals."""
     return max(sorted(dampings, reverse=True), key=lambda d: merit(dampings[d].some(slice(0, None, 2)).gain))
 
 
 @dataclass(frozen=True)
-class Standing:
+class LeaderboardLine:
     """One line of the table; every number over the odd queries."""
 
-    arm: Arm
+    arm: Ranker
     damping: float
     merit: float
     """The worst cell's mean AP - base rate."""
@@ -91,15 +93,15 @@ class Standing:
     mean_behind_per_model: tuple[float, ...]
 
 
-def standings(grades: Grades, cells: Sequence[Cell], reference: Arm) -> list[Standing]:
+def leaderboard_lines(grades: MeasuresByDamping, cells: Sequence[Cell], reference: Ranker) -> list[LeaderboardLine]:
     """Every arm, best first."""
-    held = {arm: (d := chosen(by), by[d].some(slice(1, None, 2))) for arm, by in grades.items()}
+    held = {arm: (d := choose_damping(by), by[d].some(slice(1, None, 2))) for arm, by in grades.items()}
     ours = held[reference][1].gain
     lines = [_standing(arm, damping, m, cells, ours) for arm, (damping, m) in held.items()]
     return sorted(lines, key=lambda line: -line.merit)
 
 
-def _standing(arm: Arm, damping: float, m: Measured, cells: Sequence[Cell], ours: Values) -> Standing:
+def _standing(arm: Ranker, damping: float, m: RankerMeasures, cells: Sequence[Cell], ours: Values) -> LeaderboardLine:
     out = np.array([c.held_out for c in cells])
     sides = [(_mean(v[..., ~out]), _mean(v[..., out])) for v in (m.gain, m.precision, m.recall)]
     by_cell = m.gain.mean((0, 1))
@@ -109,7 +111,7 @@ def _standing(arm: Arm, damping: float, m: Measured, cells: Sequence[Cell], ours
     behind, means = interval_of_difference(ours, m.gain), tuple((ours - m.gain).mean((1, 2)).tolist())
     mean_behind = interval_of_difference(ours, m.gain, over=np.mean)
     measured = (merit(m.gain), worst, single, each, sides[0], sides[1], sides[2])
-    return Standing(arm, damping, *measured, behind, theirs, mean_behind, means)
+    return LeaderboardLine(arm, damping, *measured, behind, theirs, mean_behind, means)
 
 
 def _mean(values: Values) -> float:
@@ -117,7 +119,7 @@ def _mean(values: Values) -> float:
 
 
 @dataclass(frozen=True)
-class Table:
+class Leaderboard:
     """One data set's result: every arm's line, and its merit at every damping over all queries."""
 
     title: str
@@ -125,26 +127,26 @@ class Table:
     cells: tuple[Cell, ...]
     base_rates: tuple[float, ...]
     queries: int
-    reference: Arm
-    lines: tuple[Standing, ...]
-    curves: dict[Arm, dict[float, float]]
+    reference: Ranker
+    lines: tuple[LeaderboardLine, ...]
+    curves: dict[Ranker, dict[float, float]]
     evaluations: dict[str, int]
     """Network evaluations a training sample costs, by method; 0 for rivals."""
 
 
-def table(
-    title: str, rows: Sequence[Mapping[str, Any]], cells: Sequence[Cell], reference: Arm, evaluations: dict[str, int]
-) -> Table:
+def build_leaderboard(
+    title: str, rows: Sequence[Mapping[str, Any]], cells: Sequence[Cell], reference: Ranker, evaluations: dict[str, int]
+) -> Leaderboard:
     """From the grades of one data set's models, which share their cells; models in the order they come."""
     models = tuple(dict.fromkeys(row["model"] for row in rows))
-    grades, base = gathered(rows, models, cells), {row["concept"]: row["base_rate"] for row in rows}
+    grades, base = collect_measures(rows, models, cells), {row["concept"]: row["base_rate"] for row in rows}
     curves = {arm: {d: merit(m.gain) for d, m in sorted(by.items())} for arm, by in grades.items()}
-    lines = tuple(standings(grades, cells, reference))
+    lines = tuple(leaderboard_lines(grades, cells, reference))
     queries = 1 + max(row["query"] for row in rows)
     rates = tuple(base[c.name] for c in cells)
-    return Table(title, models, tuple(cells), rates, queries, reference, lines, curves, evaluations)
+    return Leaderboard(title, models, tuple(cells), rates, queries, reference, lines, curves, evaluations)
 
 
-def best_baseline(lines: Sequence[Standing]) -> Standing:
+def best_baseline(lines: Sequence[LeaderboardLine]) -> LeaderboardLine:
     """The baseline to beat, unflipped: a sign chosen on the answer is no method."""
     return next(line for line in lines if line.arm.method in BASELINES and not line.arm.flipped)

@@ -10,17 +10,25 @@ from concept_trak.audit.mapper import Mapper, serial
 from concept_trak.audit.pipeline import MOST_REJECTS, AuditRun
 from concept_trak.audit.prepare import prepare
 from concept_trak.config import AuditConfig, WorkerSettings
-from concept_trak.evaluation.baselines import RIVALS, Compete, Rivalry
-from concept_trak.evaluation.benchmark import GRADED, Grade, Grading, Inquire, Inquiry, inquiry_file, ranking_file
+from concept_trak.evaluation.baselines import GRADIENT_FREE, BaselineTask, BaselineWorker
+from concept_trak.evaluation.benchmark import (
+    GRADE_COLUMNS,
+    BenchmarkQueryTask,
+    BenchmarkQueryWorker,
+    GradeTask,
+    GradeWorker,
+    benchmark_query_file,
+    ranking_file,
+)
 from concept_trak.evaluation.retrieval import Cell
 from concept_trak.evaluation.suite import (
     BenchmarkConfig,
-    audit_of,
-    cells_of,
+    benchmark_audit,
+    benchmark_cells,
+    compared_methods,
+    load_train_config,
     require_captions,
-    require_pairs,
-    rows_of,
-    trained,
+    require_known_pairs,
 )
 from concept_trak.evaluation.training.benchmark_models import TrainConfig
 from concept_trak.store.manifest import Audit, finish_audit, read_manifest, read_table, write_table
@@ -28,45 +36,45 @@ from concept_trak.store.records import Record
 from concept_trak.store.tables import from_rows
 
 
-def inquire(run: AuditRun) -> list[str]:
+def compute_queries(run: AuditRun) -> list[str]:
     """phi_q of every query of every side, once for all that ask alike; returns the files."""
     config = run.prepared.config
     asked = {
-        inquiry_file(m, c): Inquiry(m, c)
+        benchmark_query_file(m, c): BenchmarkQueryTask(m, c)
         for row, c in product(config.methods.values(), config.concepts)
-        for m in sides(row).values()
+        for m in query_variants(row).values()
     }
-    return [name for _, name in run.map("query", Inquire, list(asked.values()))]
+    return [name for _, name in run.map("query", BenchmarkQueryWorker, list(asked.values()))]
 
 
-def graded(
+def method_grades(
     run: AuditRun, records: dict[str, list[Record]], dampings: tuple[float, ...], each: int
 ) -> Iterator[dict[str, Any]]:
     """The grades of every method with every side's queries, of `each` samples, at every damping."""
     plan = tuple(run.prepared.plan)
     items = [
-        Grading(name, asked, side, tuple(records[name]), plan, dampings, each)
+        GradeTask(name, asked, side, tuple(records[name]), plan, dampings, each)
         for name, method in run.prepared.config.methods.items()
-        for asked, side in sides(method).items()
+        for asked, side in query_variants(method).items()
     ]
-    for item, found in run.map("grade", Grade, items):
+    for item, found in run.map("grade", GradeWorker, items):
         yield from ({"method": item.method, "asked": item.asked, **row} for row in found)
 
 
-def rivals(run: AuditRun, queries: int) -> Iterator[dict[str, Any]]:
+def baseline_grades(run: AuditRun, queries: int) -> Iterator[dict[str, Any]]:
     """The grades of what needs no gradient, against as many queries of every concept."""
-    items = [Rivalry(name, tuple(run.prepared.plan), queries) for name in RIVALS]
-    for item, found in run.map("rival", Compete, items):
+    items = [BaselineTask(name, tuple(run.prepared.plan), queries) for name in GRADIENT_FREE]
+    for item, found in run.map("rival", BaselineWorker, items):
         yield from ({"method": item.rival, "asked": "none", **row} for row in found)
 
 
-def rankings(run: AuditRun) -> list[str]:
+def ranking_files(run: AuditRun) -> list[str]:
     """The files of every arm's ranking, which its grading wrote."""
-    arms = [(name, asked) for name, method in run.prepared.config.methods.items() for asked in sides(method)]
-    return [ranking_file(*arm) for arm in (*arms, *((rival, "none") for rival in RIVALS))]
+    arms = [(name, asked) for name, method in run.prepared.config.methods.items() for asked in query_variants(method)]
+    return [ranking_file(*arm) for arm in (*arms, *((rival, "none") for rival in GRADIENT_FREE))]
 
 
-def sides(method: Method) -> dict[str, Method]:
+def query_variants(method: Method) -> dict[str, Method]:
     """The method with its own query, and a whole-image row with the concept query too."""
     if method.query.direction == "concept_reward":
         return {"own": method}
@@ -74,7 +82,7 @@ def sides(method: Method) -> dict[str, Method]:
 
 
 @dataclass(frozen=True)
-class Compared:
+class DatasetGrades:
     """One data set: the grades of all its models, and the audit that each model's were computed in."""
 
     title: str
@@ -98,28 +106,28 @@ class Spread:
     most_rejects: float = MOST_REJECTS
 
 
-def compared(config: BenchmarkConfig, spread: Spread = Spread()) -> list[Compared]:
+def evaluate_models(config: BenchmarkConfig, spread: Spread = Spread()) -> list[DatasetGrades]:
     """Every model graded, by data set."""
-    found: dict[str, Compared] = {}
-    models = {path: trained(path) for path in config.models}
+    found: dict[str, DatasetGrades] = {}
+    models = {path: load_train_config(path) for path in config.models}
     for made in models.values():
-        require_pairs(config, made)
+        require_known_pairs(config, made)
         require_captions(config, made)
     for path, made in models.items():
-        title = title_of(config, made)
-        one = found.setdefault(title, Compared(title, cells_of(config, made), [], {}))
-        audit = audit_of(config, path, made)
-        one.grades.extend(contest(config, path, audit, spread))
+        title = dataset_title(config, made)
+        one = found.setdefault(title, DatasetGrades(title, benchmark_cells(config, made), [], {}))
+        audit = benchmark_audit(config, path, made)
+        one.grades.extend(model_grades(config, path, audit, spread))
         one.audits[path] = audit.audit
     return list(found.values())
 
 
-def costs(config: BenchmarkConfig) -> dict[str, int]:
+def evaluations_by_method(config: BenchmarkConfig) -> dict[str, int]:
     """Network evaluations of a training sample by method."""
-    return {name: m.train.evaluations for name, m in rows_of(config).items()} | dict.fromkeys(RIVALS, 0)
+    return {name: m.train.evaluations for name, m in compared_methods(config).items()} | dict.fromkeys(GRADIENT_FREE, 0)
 
 
-def title_of(config: BenchmarkConfig, made: TrainConfig) -> str:
+def dataset_title(config: BenchmarkConfig, made: TrainConfig) -> str:
     """Models with one title stand in one table."""
     notes = [made.set]
     if made.steps == 0:
@@ -130,16 +138,16 @@ def title_of(config: BenchmarkConfig, made: TrainConfig) -> str:
     return ", ".join(notes + ([f"{config.unsaid} unsaid"] if config.unsaid else []))
 
 
-def contest(config: BenchmarkConfig, path: str, audit: AuditConfig, spread: Spread) -> list[dict[str, Any]]:
+def model_grades(config: BenchmarkConfig, path: str, audit: AuditConfig, spread: Spread) -> list[dict[str, Any]]:
     """One model's grades; those of an earlier run with the same settings are read."""
     p = prepare(audit, spread.worker)
     if read_manifest(p.audit) is None:
         run = AuditRun(p, spread.mapper_for(p.audit), most_rejects=spread.most_rejects)
         records = run.featurize()
-        inquired = inquire(run)
-        rows = [*graded(run, records, config.dampings, config.each), *rivals(run, config.queries)]
-        write_table(p.audit, "grades.parquet", from_rows(GRADED, rows))
+        inquired = compute_queries(run)
+        rows = [*method_grades(run, records, config.dampings, config.each), *baseline_grades(run, config.queries)]
+        write_table(p.audit, "grades.parquet", from_rows(GRADE_COLUMNS, rows))
         parts = [record for found in records.values() for record in found]
-        files = ["audit.yaml", "plan.parquet", "grades.parquet", *inquired, *rankings(run)]
+        files = ["audit.yaml", "plan.parquet", "grades.parquet", *inquired, *ranking_files(run)]
         finish_audit(p.audit, files, parts, {"fingerprints": p.work.fingerprints})
     return [{"model": path, **row} for row in read_table(p.audit, "grades.parquet").to_pylist()]

@@ -41,7 +41,7 @@ class PublishedConfig(AuditConfig):
             raise ValueError("concepts are those of the benchmark; ask your own with jobs.audit on the Parquet in out")
 
 
-def faces(config: PublishedConfig) -> tuple[AuditConfig, Asked, Measure]:
+def celeba_benchmark(config: PublishedConfig) -> tuple[AuditConfig, Asked, Measure]:
     """CelebA-HQ: precision@10 of each attribute, in and out of distribution."""
     root, chosen = Path(config.root), config.faces
     found = celeba.celeba_pictures(root, chosen)
@@ -51,7 +51,7 @@ def faces(config: PublishedConfig) -> tuple[AuditConfig, Asked, Measure]:
     return whole, asked, ("precision@10", partial(precision_at, k=10))
 
 
-def custom(config: PublishedConfig) -> tuple[AuditConfig, Asked, Measure]:
+def abc_benchmark(config: PublishedConfig) -> tuple[AuditConfig, Asked, Measure]:
     """AbC: recall@10 of one tuned model's exemplars, over its tasks."""
     root, chosen = Path(config.root), config.custom
     found = abc_exemplars.abc_pictures(root, chosen)
@@ -64,7 +64,10 @@ def custom(config: PublishedConfig) -> tuple[AuditConfig, Asked, Measure]:
     return replace(whole, concepts=tuple(asked)), {"all": asked}, ("recall@10", measure)
 
 
-SETS: dict[str, Callable[[PublishedConfig], tuple[AuditConfig, Asked, Measure]]] = {"celeba": faces, "abc": custom}
+SETS: dict[str, Callable[[PublishedConfig], tuple[AuditConfig, Asked, Measure]]] = {
+    "celeba": celeba_benchmark,
+    "abc": abc_benchmark,
+}
 
 
 def _audit(config: PublishedConfig, found: list[Any], settings: dict[str, Any], labels: Iterable[str]) -> AuditConfig:
@@ -76,7 +79,7 @@ def _audit(config: PublishedConfig, found: list[Any], settings: dict[str, Any], 
     return AuditConfig(**{**own, "data": data, "audit": config.audit or config.set, "top": max(10, config.top)})
 
 
-def table(config: AuditConfig, asked: Asked, measure: Measure) -> Iterable[dict[str, Any]]:
+def published_scores(config: AuditConfig, asked: Asked, measure: Measure) -> Iterable[dict[str, Any]]:
     """One row per method and part of the table: the measure's mean over its queries, of the damped rankings."""
     top = read_table(Audit(Store(config.store), config.audit), "top.parquet").to_pylist()
     name, value = measure

@@ -3,7 +3,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from concept_trak.config import build, plain_values
-from concept_trak.evaluation.suite import BenchmarkConfig, change_of, changed, rows_of, words
+from concept_trak.evaluation.suite import BenchmarkConfig, change_text, compared_methods, variant_change, with_changes
 
 RUNS: tuple[dict[str, Any], ...] = (
     {"each": 4},
@@ -21,39 +21,42 @@ BESIDE = ("random", "lookup")
 
 
 @dataclass(frozen=True)
-class Family:
+class VariedRow:
     """One row and what comes of it by a change: by the name of each, what differs."""
 
     row: str
     changes: dict[str, str]
 
 
-def families_of(config: BenchmarkConfig, runs: Sequence[Mapping[str, Any]]) -> list[Family]:
+def varied_rows(config: BenchmarkConfig, runs: Sequence[Mapping[str, Any]]) -> list[VariedRow]:
     """The rows that are varied, with their variants and the runs."""
     if not config.variants:
         raise ValueError("variants is empty; a study needs some: python -m jobs.study takes those of conf/study.yaml")
     found: dict[str, dict[str, str]] = {}
     for name, given in config.variants.items():
-        found.setdefault(given["row"], {})[name] = words(change_of(given))
+        found.setdefault(given["row"], {})[name] = change_text(variant_change(given))
     return [
-        Family(row, names | {name_of(row, change): words(change) for change in runs}) for row, names in found.items()
+        VariedRow(row, names | {changed_name(row, change): change_text(change) for change in runs})
+        for row, names in found.items()
     ]
 
 
-def run_of(config: BenchmarkConfig, families: Sequence[Family], change: Mapping[str, Any]) -> BenchmarkConfig:
+def varied_benchmark(
+    config: BenchmarkConfig, families: Sequence[VariedRow], change: Mapping[str, Any]
+) -> BenchmarkConfig:
     """The benchmark of the varied rows alone, with a change of its settings."""
-    rows = rows_of(config)
+    rows = compared_methods(config)
     alone = replace(config, methods={f.row: rows[f.row] for f in families}, variants={}, reference=families[0].row)
-    return build(BenchmarkConfig, changed(plain_values(alone), change))
+    return build(BenchmarkConfig, with_changes(plain_values(alone), change))
 
 
-def name_of(row: str, change: Mapping[str, Any]) -> str:
-    return f"{row} {words(change)}"
+def changed_name(row: str, change: Mapping[str, Any]) -> str:
+    return f"{row} {change_text(change)}"
 
 
-def renamed(row: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    return {**row, "method": name_of(row["method"], change)}
+def renamed_grade(row: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    return {**row, "method": changed_name(row["method"], change)}
 
 
-def grades_of(family: Family, grades: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def varied_grades(family: VariedRow, grades: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     return (row for row in grades if row["method"] in {family.row, *family.changes, *BESIDE} and not row["flipped"])

@@ -27,7 +27,7 @@ from concept_trak.evaluation.training.settings import TrainConfig
 GRADING = ("methods", "rows", "queries", "each", "pairs", "truth", "unsaid", "dampings", "parameters", "projector")
 
 
-def variants(given: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Method]) -> dict[str, Method]:
+def build_variants(given: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Method]) -> dict[str, Method]:
     """The methods that `given` describes, each from one of `rows`.
 
     Raises:
@@ -81,11 +81,11 @@ class BenchmarkConfig:
             raise ValueError(f"truth={self.truth!r}; expected one of: {', '.join(TRUTHS)}")
         if not self.models:
             raise ValueError("models is empty; expected folders that `python -m jobs.train` wrote")
-        if self.reference not in (rows := rows_of(self)):
+        if self.reference not in (rows := compared_methods(self)):
             raise ValueError(f"reference={self.reference!r} is none of the methods compared: {', '.join(rows)}")
 
 
-def trained(path: str) -> TrainConfig:
+def load_train_config(path: str) -> TrainConfig:
     """What a model was trained on, as its folder says."""
     file = Path(path) / "training.json"
     if not file.is_file():
@@ -96,13 +96,13 @@ def trained(path: str) -> TrainConfig:
         raise ValueError(f"models: {file} is not what `python -m jobs.train` writes: {error}; train it again") from None
 
 
-def rows_of(config: BenchmarkConfig) -> dict[str, Method]:
+def compared_methods(config: BenchmarkConfig) -> dict[str, Method]:
     """The methods compared, by name: rows, then their variants."""
     rows = config.methods or METHODS
-    return rows | variants(config.variants, rows)
+    return rows | build_variants(config.variants, rows)
 
 
-def require_pairs(config: BenchmarkConfig, made: TrainConfig) -> None:
+def require_known_pairs(config: BenchmarkConfig, made: TrainConfig) -> None:
     """That every pair asked about is one of the model's data set, so that its models share their cells."""
     known = [pair_caption(*pair) for pair in made.kinds.all_pairs]
     if unknown := [pair for pair in config.pairs if pair not in known]:
@@ -118,11 +118,11 @@ def require_captions(config: BenchmarkConfig, made: TrainConfig) -> None:
         )
 
 
-def cells_of(config: BenchmarkConfig, made: TrainConfig) -> list[Cell]:
+def benchmark_cells(config: BenchmarkConfig, made: TrainConfig) -> list[Cell]:
     return [cell for cell in cells(made.kinds) if not config.pairs or pair_caption(*cell.pair) in config.pairs]
 
 
-def data_of(config: BenchmarkConfig, made: TrainConfig) -> str:
+def write_scored_samples(config: BenchmarkConfig, made: TrainConfig) -> str:
     """The folder of the scored samples, the first that the model was trained on; written if it is not there."""
     notes = [made.set, str(made.drawing_seed), f"{made.wrong:g}", str(config.rows)]
     notes += [f"{made.resolution}px"] if made.resolution else []
@@ -132,11 +132,11 @@ def data_of(config: BenchmarkConfig, made: TrainConfig) -> str:
     return folder
 
 
-def audit_of(config: BenchmarkConfig, path: str, made: TrainConfig) -> AuditConfig:
+def benchmark_audit(config: BenchmarkConfig, path: str, made: TrainConfig) -> AuditConfig:
     """The audit that computes a model's features: its training set, every cell as a concept."""
     kinds, empty = made.kinds, made.dropped > 0
     samples, truth = config.queries * config.each, config.truth if made.wrong else "shown"
-    concepts = tuple(cell_concept(c, kinds, empty, samples, truth) for c in cells_of(config, made))
+    concepts = tuple(cell_concept(c, kinds, empty, samples, truth) for c in benchmark_cells(config, made))
     negative = (
         {} if empty else {"negative": "other_label", "combinations": tuple(pair_caption(*p) for p in kinds.all_pairs)}
     )
@@ -144,13 +144,16 @@ def audit_of(config: BenchmarkConfig, path: str, made: TrainConfig) -> AuditConf
         store=config.store,
         model=ModelConfig(path, parameters=config.parameters, batch=config.batch, **negative),
         data=DataConfig(
-            data_of(config, made), id_column="id", label_columns=labels_of(kinds, made.wrong), shard_rows=250
+            write_scored_samples(config, made),
+            id_column="id",
+            label_columns=labels_of(kinds, made.wrong),
+            shard_rows=250,
         ),
-        methods=rows_of(config),
+        methods=compared_methods(config),
         projector=config.projector,
         concepts=concepts,
     )
-    settings = plain_values(replace(config, methods=rows_of(config), variants={}))
+    settings = plain_values(replace(config, methods=compared_methods(config), variants={}))
     what = [{key: settings[key] for key in GRADING}, path]
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
     return replace(audit, audit=f"{made.set}-{made.seed}-{digest}")
@@ -166,23 +169,23 @@ def _variant(name: str, given: Mapping[str, Any], rows: Mapping[str, Method]) ->
             + f"; expected one of: {', '.join(rows)}"
         )  # fmt: skip
     try:
-        return build(Method, changed(method_settings(rows[row]), change_of(given)))
+        return build(Method, with_changes(method_settings(rows[row]), variant_change(given)))
     except ValueError as error:
         raise ValueError(f"variants.{name}: {error}") from None
 
 
-def change_of(given: Mapping[str, Any]) -> dict[str, Any]:
+def variant_change(given: Mapping[str, Any]) -> dict[str, Any]:
     """What a variant changes, without the row it comes from."""
     return {key: value for key, value in given.items() if key != "row"}
 
 
-def changed(values: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+def with_changes(values: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     """`values` with the entries of `change`, which may be nested in the same way; lists are replaced whole."""
-    nested = {k: changed(values.get(k, {}), v) if isinstance(v, Mapping) else v for k, v in change.items()}
+    nested = {k: with_changes(values.get(k, {}), v) if isinstance(v, Mapping) else v for k, v in change.items()}
     return {**values, **nested}
 
 
-def words(change: Mapping[str, Any]) -> str:
+def change_text(change: Mapping[str, Any]) -> str:
     """A change as the command line would say it: "train.times=[300] unit=False"."""
     return " ".join(_words(change))
 

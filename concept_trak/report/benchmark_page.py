@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from concept_trak.evaluation.benchmark import GRADED, STANDINGS, ranking_file, standing_row
-from concept_trak.evaluation.leaderboard import Cell, Standing, Table, best_baseline
+from concept_trak.evaluation.benchmark import GRADE_COLUMNS, LEADERBOARD_COLUMNS, leaderboard_row, ranking_file
+from concept_trak.evaluation.leaderboard import Cell, Leaderboard, LeaderboardLine, best_baseline
 from concept_trak.report.chart import HUES, Chart, Curve, Dot, spread_apart
 from concept_trak.report.render import environment
 from concept_trak.store.manifest import Audit, read_table
@@ -24,7 +24,7 @@ PLAIN_GAP = 1.0
 """Decades between the strongest finite damping and the plain inner product, which has none."""
 
 
-def merit_chart(board: Table, lines: Sequence[Standing]) -> Chart:
+def merit_chart(board: Leaderboard, lines: Sequence[LeaderboardLine]) -> Chart:
     """Merit of `lines` against damping: the logarithm of the damping to the right, the plain inner product last."""
     merits = [board.curves[line.arm] for line in lines]
     x = _damping_positions({damping for by_damping in merits for damping in by_damping})
@@ -54,7 +54,7 @@ def merit_chart(board: Table, lines: Sequence[Standing]) -> Chart:
     return Chart(curves, tuple(sorted(x.items())), tuple((round(t, 6), y(t)) for t in ticks), height)
 
 
-def outcome(best: Standing) -> str:
+def outcome(best: LeaderboardLine) -> str:
     """How the reference compares with the best baseline.
 
     Returns:
@@ -72,17 +72,17 @@ def outcome(best: Standing) -> str:
 class DatasetResult:
     """One data set as the page shows it. `above`: the lines with a better merit than the reference's."""
 
-    board: Table
-    reference: Standing
-    best: Standing
+    board: Leaderboard
+    reference: LeaderboardLine
+    best: LeaderboardLine
     outcome: str
-    above: tuple[Standing, ...]
-    lines: tuple[Standing, ...]
-    flipped: tuple[Standing, ...]
+    above: tuple[LeaderboardLine, ...]
+    lines: tuple[LeaderboardLine, ...]
+    flipped: tuple[LeaderboardLine, ...]
     chart: Chart
 
 
-def dataset_result(board: Table) -> DatasetResult:
+def dataset_result(board: Leaderboard) -> DatasetResult:
     """What the page says about one data set."""
     reference = next(line for line in board.lines if line.arm == board.reference)
     best = best_baseline(board.lines)
@@ -99,7 +99,7 @@ def dataset_result(board: Table) -> DatasetResult:
     )
 
 
-def render_benchmark(boards: Sequence[Table]) -> str:
+def render_benchmark(boards: Sequence[Leaderboard]) -> str:
     """The page of a benchmark as a complete HTML document, one section a data set. Equal input gives equal text."""
     return _TEMPLATE.render(results=[dataset_result(board) for board in boards])
 
@@ -120,7 +120,7 @@ def _merit_axis(merits: Sequence[float]) -> tuple[float, float, float]:
     return step * math.floor(lowest / step - 1e-9), step * math.ceil(highest / step + 1e-9), step
 
 
-def _hues(reference: str, lines: Sequence[Standing]) -> dict[str, int]:
+def _hues(reference: str, lines: Sequence[LeaderboardLine]) -> dict[str, int]:
     """Hue by method: the reference has the first, the others follow by merit; methods without gradients are grey."""
     methods = dict.fromkeys([reference, *(line.arm.method for line in lines if line.arm.asked != "none")])
     return {method: hue for hue, method in enumerate(itertools.islice(methods, HUES))}
@@ -146,7 +146,7 @@ def damping_text(value: float) -> str:
     return f"{value:,g}" if math.isfinite(value) else "plain"
 
 
-def relative_cost(line: Standing, board: Table) -> str:
+def relative_cost(line: LeaderboardLine, board: Leaderboard) -> str:
     """Network evaluations as a multiple of the reference's; a dash for a method that needs none."""
     own, reference = board.evaluations[line.arm.method], board.evaluations[board.reference.method]
     return f"{own / reference:.3g}" if own and reference else "–"
@@ -168,15 +168,15 @@ _ENVIRONMENT.filters.update({f.__name__: f for f in _FILTERS})
 _TEMPLATE = _ENVIRONMENT.get_template("benchmark.html")
 
 
-def publish(
-    store: Store, name: str, grades: Mapping[str, Sequence[Mapping[str, Any]]], boards: Sequence[Table]
+def publish_benchmark(
+    store: Store, name: str, grades: Mapping[str, Sequence[Mapping[str, Any]]], boards: Sequence[Leaderboard]
 ) -> None:
     """Writes the grades, the leaderboard and the page below benchmarks/<name>/, in place of earlier ones."""
     rows = [{"set": title, **row} for title, graded in grades.items() for row in graded]
-    lines = [standing_row(line, board) for board in boards for line in board.lines]
+    lines = [leaderboard_row(line, board) for board in boards for line in board.lines]
     files = {
-        "grades.parquet": to_parquet(from_rows({"set": "string", "model": "string", **GRADED}, rows)),
-        "standings.parquet": to_parquet(from_rows(STANDINGS, lines)),
+        "grades.parquet": to_parquet(from_rows({"set": "string", "model": "string", **GRADE_COLUMNS}, rows)),
+        "standings.parquet": to_parquet(from_rows(LEADERBOARD_COLUMNS, lines)),
         "benchmark.md": "\n".join(as_text(board) for board in boards).encode(),
         "benchmark.html": render_benchmark(boards).encode(),
     }
@@ -189,7 +189,7 @@ TOPS = {"set": "string", "model": "string", "method": "string", "asked": "string
 
 
 def publish_tops(
-    store: Store, name: str, audits: Mapping[str, Mapping[str, str]], boards: Sequence[Table], scored: int
+    store: Store, name: str, audits: Mapping[str, Mapping[str, str]], boards: Sequence[Leaderboard], scored: int
 ) -> None:
     """Writes tops.parquet: the head of every ranking at its chosen damping, best first.
 
@@ -208,7 +208,7 @@ def publish_tops(
     store.replace(f"benchmarks/{name}/tops.parquet", to_parquet(from_rows(TOPS, rows)))
 
 
-def as_text(board: Table) -> str:
+def as_text(board: Leaderboard) -> str:
     """The leaderboard in Markdown, best first, with the comparisons to the best baseline and to caption lookup."""
     head = "| arm | evaluations | damping | merit | per model | P@10 in / out | reference ahead by |"
     lines = [_line(line, board) for line in board.lines if not line.arm.flipped or line.merit > 0]
@@ -223,7 +223,7 @@ def as_text(board: Table) -> str:
     return "\n".join([f"\n## {board.title}", f"{sizes}.\n", head, "|---|" + "---:|" * 6, *lines, "", comparison])
 
 
-def _line(line: Standing, board: Table) -> str:
+def _line(line: LeaderboardLine, board: Leaderboard) -> str:
     precision = f"{line.precision[0]:.2f} / {line.precision[1]:.2f}"
     cost = board.evaluations[line.arm.method] or "-"
     numbers = f"{line.damping:g} | {line.merit:+.3f} | {_list(line.per_model)} | {precision}"

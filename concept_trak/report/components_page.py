@@ -11,8 +11,8 @@ from typing import Any
 from concept_trak.attribution.by_layer import block_of
 from concept_trak.components.calibration import pearson
 from concept_trak.components.config import ComponentsConfig
-from concept_trak.components.dose_response import ARMS, contact_sheet_file, sheet_rows
-from concept_trak.components.workers import Case, Concluded, Inquest
+from concept_trak.components.dose_response import CRITERIA, contact_sheet_file, sheet_rows
+from concept_trak.components.workers import ComponentsSettings, MeasuredConcept, SummaryResult
 from concept_trak.data.benchmarks.two_factors import pair_caption
 from concept_trak.evaluation.judge import judged_set
 from concept_trak.report.chart import HUES, Chart, Curve, Dot, spread_apart
@@ -177,7 +177,9 @@ _ENVIRONMENT.filters.update({f.__name__: f for f in (alpha_bar, dose_chart, clou
 _TEMPLATE = _ENVIRONMENT.get_template("components.html")
 
 
-def publish(config: ComponentsConfig, inquest: Inquest, found: Sequence[tuple[Case, Concluded]]) -> str:
+def publish_components(
+    config: ComponentsConfig, inquest: ComponentsSettings, found: Sequence[tuple[MeasuredConcept, SummaryResult]]
+) -> str:
     """Writes `components/<name>/report.html` about the tables of this run; returns its name in the store."""
     store, base = Store(config.store), f"components/{config.name}"
     doses = _table(store, f"{base}/components_doses.parquet") if config.doses else []
@@ -200,7 +202,12 @@ def publish(config: ComponentsConfig, inquest: Inquest, found: Sequence[tuple[Ca
 
 
 def _section(
-    store: Store, inquest: Inquest, case: Case, summary: Concluded, doses: Rows, ablations: Rows
+    store: Store,
+    inquest: ComponentsSettings,
+    case: MeasuredConcept,
+    summary: SummaryResult,
+    doses: Rows,
+    ablations: Rows,
 ) -> ConceptSection:
     groups = _table(store, inquest.table("components_groups", case.concept))
     tensors = [row for row in groups if row["granularity"] == "tensor"]
@@ -239,7 +246,9 @@ def blocks_of(tensors: Rows) -> tuple[Layer, ...]:
 def responses_of(doses: Rows, target: frozenset[str]) -> tuple[DoseResponse, ...]:
     """The doses of every way to choose, in rising order, after the one without an edit."""
     factors = {row["of"] for row in doses if row["value"] in target}
-    return tuple(_response(name, doses, target, factors) for name in ARMS if any(row["arm"] == name for row in doses))
+    return tuple(
+        _response(name, doses, target, factors) for name in CRITERIA if any(row["arm"] == name for row in doses)
+    )
 
 
 def _response(name: str, doses: Rows, target: frozenset[str], factors: set[str]) -> DoseResponse:
@@ -260,7 +269,7 @@ def _response(name: str, doses: Rows, target: frozenset[str], factors: set[str])
 
 
 def pictures_of(
-    store: Store, inquest: Inquest, doses: Rows, target: frozenset[str]
+    store: Store, inquest: ComponentsSettings, doses: Rows, target: frozenset[str]
 ) -> tuple[tuple[str, ...], tuple[PictureRow, ...]]:
     """Pictures without an edit and at every dose of alpha: the names of the columns, and a row for each pair."""
     if not doses:
@@ -290,5 +299,5 @@ def _table(store: Store, name: str) -> Rows:
     return read_parquet(store.read(name)).to_pylist()
 
 
-def _of(rows: Iterable[Mapping[str, Any]], summary: Concluded) -> Rows:
+def _of(rows: Iterable[Mapping[str, Any]], summary: SummaryResult) -> Rows:
     return [dict(row) for row in rows if row["concept"] == summary.concept and row.get("of") != "pair"]

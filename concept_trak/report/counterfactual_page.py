@@ -5,7 +5,7 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
-from concept_trak.evaluation.counterfactual import Case, Effect
+from concept_trak.evaluation.counterfactual import Effect, Removal
 from concept_trak.evaluation.training.settings import TrainConfig
 from concept_trak.report.benchmark_page import cell_words, share_text, signed_text
 from concept_trak.report.table_page import TablePage, TextTable, as_markdown, render_tables
@@ -34,12 +34,12 @@ READING = (
     ("less random's", "means of the differences to the random removal of the same concept, size and seed, and the "
      "least and the greatest of them"),
 )  # fmt: skip
-Line = tuple[Case, Effect]
+Line = tuple[Removal, Effect]
 
 
-def publish(store: Store, name: str, training: TrainConfig, lines: Sequence[Line]) -> str:
+def publish_counterfactual(store: Store, name: str, training: TrainConfig, lines: Sequence[Line]) -> str:
     """Writes counterfactual.parquet, .md and .html below benchmarks/<name>/; returns the Markdown."""
-    page = sheet(training, lines)
+    page = counterfactual_page(training, lines)
     files = {
         "counterfactual.parquet": to_parquet(from_rows(KINDS, [_row(training, *line) for line in lines])),
         "counterfactual.md": as_markdown(page).encode(),
@@ -50,13 +50,13 @@ def publish(store: Store, name: str, training: TrainConfig, lines: Sequence[Line
     return as_markdown(page)
 
 
-def _row(training: TrainConfig, case: Case, effect: Effect) -> dict[str, Any]:
+def _row(training: TrainConfig, case: Removal, effect: Effect) -> dict[str, Any]:
     removed = {"removed": len(case.retraining.without), "seed": case.retraining.seed}
     key = {"arm": case.arm, "concept": case.cell.name, "share": case.share, "carriers": case.carriers}
     return {"set": training.set, **key, **removed, "moved": effect.moved, "lost": effect.lost, **asdict(effect)}
 
 
-def sheet(training: TrainConfig, lines: Sequence[Line]) -> TablePage:
+def counterfactual_page(training: TrainConfig, lines: Sequence[Line]) -> TablePage:
     """The means of every arm and share, then every retraining."""
     return TablePage(
         title="What is lost with the images",
@@ -90,7 +90,7 @@ def _differences(values: Sequence[float]) -> tuple[str, str]:
     return signed_text(fmean(values), 2), f"{signed_text(min(values), 2)} to {signed_text(max(values), 2)}"
 
 
-def _pairing(case: Case) -> tuple[str, float, int]:
+def _pairing(case: Removal) -> tuple[str, float, int]:
     return (case.cell.name, case.share, case.retraining.seed)
 
 
@@ -99,7 +99,7 @@ def _all(lines: Sequence[Line]) -> TextTable:
     return TextTable("Every retraining", "One line for each arm, concept, share and seed.", ALL, rows)
 
 
-def _line(case: Case, e: Effect) -> tuple[str, ...]:
+def _line(case: Removal, e: Effect) -> tuple[str, ...]:
     return (
         case.arm,
         cell_words(case.cell),

@@ -2,12 +2,12 @@
 
 from concept_trak import UserError
 from concept_trak.audit.mapper import Mapper, in_order, serial
-from concept_trak.components.config import ComponentsConfig, cases_of, inquest_of
-from concept_trak.components.pipeline import calibrated, dosed, measure, summary_lines
-from concept_trak.components.units import open_book
-from concept_trak.components.workers import Conclude, Edit
+from concept_trak.components.config import ComponentsConfig, components_settings, measured_concepts
+from concept_trak.components.pipeline import measure_missing, run_calibration, run_doses, summary_lines
+from concept_trak.components.units import write_measurement_names
+from concept_trak.components.workers import EditWorker, SummaryWorker
 from concept_trak.config import WorkerSettings
-from concept_trak.report.components_page import publish
+from concept_trak.report.components_page import publish_components
 from concept_trak.store.store import Store
 
 
@@ -21,19 +21,19 @@ def run_components(
     ):
         if not value:
             raise UserError(f"{key} is not set; expected something like {example}")
-    inquest, cases = inquest_of(config, worker), cases_of(config)
+    inquest, cases = components_settings(config, worker), measured_concepts(config)
     units = {inquest.file(unit): unit for c in cases for some in (c.units, *c.references) for unit in some}
-    open_book(Store(config.store), config.name, list(units))
-    measure(config, inquest, units, mapper)
-    concluded = list(zip(cases, in_order(cases, mapper("conclude", Conclude, inquest, cases)), strict=True))
+    write_measurement_names(Store(config.store), config.name, list(units))
+    measure_missing(config, inquest, units, mapper)
+    concluded = list(zip(cases, in_order(cases, mapper("conclude", SummaryWorker, inquest, cases)), strict=True))
     for _, conclusion in concluded:
         print(summary_lines(conclusion, config.objective))
     print(f"tables     {config.store}/components/{config.name}/components_groups/*.parquet, components_top/*.parquet")
     if config.doses:
-        dosed(config, inquest, cases, mapper)
+        run_doses(config, inquest, cases, mapper)
     if config.calibration.ablations:
-        calibrated(config, inquest, cases, mapper)
-    print(f"page       {config.store}/{publish(config, inquest, concluded)}")
+        run_calibration(config, inquest, cases, mapper)
+    print(f"page       {config.store}/{publish_components(config, inquest, concluded)}")
     if e := config.edit if config.edit.out else None:
-        changed = Edit(inquest)(cases[0], e.choice, e.factor, e.out, e.gate)
+        changed = EditWorker(inquest)(cases[0], e.choice, e.factor, e.out, e.gate)
         print(f"edited     {changed} parameters times {e.factor:g}: {e.out}")

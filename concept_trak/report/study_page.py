@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from concept_trak.evaluation.benchmark import STANDINGS, standing_row
-from concept_trak.evaluation.leaderboard import Standing, Table
-from concept_trak.evaluation.study import BESIDE, Family
+from concept_trak.evaluation.benchmark import LEADERBOARD_COLUMNS, leaderboard_row
+from concept_trak.evaluation.leaderboard import Leaderboard, LeaderboardLine
+from concept_trak.evaluation.study import BESIDE, VariedRow
 from concept_trak.report.benchmark_page import damping_text, share_text, signed_text
 from concept_trak.report.table_page import TablePage, TextTable, as_markdown, render_tables
 from concept_trak.store.store import Store
@@ -22,7 +22,7 @@ READING = (
 )  # fmt: skip
 
 
-def sheet(tables: Sequence[Table], families: Sequence[Family]) -> TablePage:
+def study_page(tables: Sequence[Leaderboard], families: Sequence[VariedRow]) -> TablePage:
     """The page: for every family its lines in the order given, then its merits at every damping."""
     pairs = zip(tables, families, strict=True)
     return TablePage(
@@ -34,13 +34,13 @@ def sheet(tables: Sequence[Table], families: Sequence[Family]) -> TablePage:
     )
 
 
-def _lines(board: Table, family: Family) -> list[tuple[Standing, str]]:
+def _lines(board: Leaderboard, family: VariedRow) -> list[tuple[LeaderboardLine, str]]:
     by_name = {line.arm.method: line for line in board.lines}
     differences = {family.row: "", **family.changes, **dict.fromkeys(BESIDE, "")}
     return [(by_name[name], difference) for name, difference in differences.items()]
 
 
-def _comparison(board: Table, family: Family) -> TextTable:
+def _comparison(board: Leaderboard, family: VariedRow) -> TextTable:
     models = f"{len(board.models)} models ({', '.join(board.models)})"
     return TextTable(
         title=board.title,
@@ -51,7 +51,7 @@ def _comparison(board: Table, family: Family) -> TextTable:
     )
 
 
-def _row(line: Standing, difference: str, board: Table) -> tuple[str, ...]:
+def _row(line: LeaderboardLine, difference: str, board: Leaderboard) -> tuple[str, ...]:
     low, high = line.behind
     return (
         line.arm.method,
@@ -67,7 +67,7 @@ def _row(line: Standing, difference: str, board: Table) -> tuple[str, ...]:
     )
 
 
-def _curves(board: Table, family: Family) -> TextTable:
+def _curves(board: Leaderboard, family: VariedRow) -> TextTable:
     dampings = sorted(board.curves[board.reference])
     arms = [line.arm for line, _ in _lines(board, family) if line.arm.asked == "own"]
     return TextTable(
@@ -79,10 +79,10 @@ def _curves(board: Table, family: Family) -> TextTable:
     )
 
 
-def publish_study(store: Store, name: str, tables: Sequence[Table], page: TablePage) -> None:
-    lines = [standing_row(line, one) for one in tables for line in one.lines]
+def publish_study(store: Store, name: str, tables: Sequence[Leaderboard], page: TablePage) -> None:
+    lines = [leaderboard_row(line, one) for one in tables for line in one.lines]
     files = {
-        "study.parquet": to_parquet(from_rows(STANDINGS, lines)),
+        "study.parquet": to_parquet(from_rows(LEADERBOARD_COLUMNS, lines)),
         "study.md": as_markdown(page).encode(),
         "study.html": render_tables(page).encode(),
     }

@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from concept_trak.components.calibration import Calibrate, drawn_masks, pearson, state_batches
+from concept_trak.components.calibration import CalibrationWorker, ablation_masks, pearson, state_batches
 from concept_trak.components.measure import alpha, measure
 from tests.components.test_measure import given, states, written_out
 
 
-def of(toy) -> Calibrate:
+def of(toy) -> CalibrationWorker:
     """Without the store: the worker's own arithmetic."""
-    made = object.__new__(Calibrate)
+    made = object.__new__(CalibrationWorker)
     made.denoiser = toy
     return made
 
@@ -28,7 +28,7 @@ def test_j_is_the_mean_over_the_states_with_the_reference_held_or_not(toy):
     assert 2 * len(standing) == len(at), "states of one time do not go together"
     before, same, held = worker.objective(standing)
     assert before == same == pytest.approx(written_out(toy, "erase", at, bases(toy, at)), rel=1e-12)
-    masks, whole = drawn_masks(toy.parameters, 0.2, 0), bases(toy, at)
+    masks, whole = ablation_masks(toy.parameters, 0.2, 0), bases(toy, at)
     with worker.ablated(masks, 0.0):
         frozen, recomputed, _ = worker.objective(standing, held)
         assert frozen == pytest.approx(written_out(toy, "erase", at, whole), rel=1e-12)
@@ -49,7 +49,7 @@ def test_first_order_is_exact_for_ablations_that_vanish(toy, objective, which):
     before, _, held = worker.objective(state_batches(at))
     alphas = alpha(toy, measure(toy, objective, given(at)))
     for number in range(3):
-        masks = drawn_masks(toy.parameters, 0.3, number)
+        masks = ablation_masks(toy.parameters, 0.3, number)
         with worker.ablated(masks, 1 - h):
             actual = (worker.objective(state_batches(at), held)[which] - before) / h
         predicted = -sum(alphas[n][mask].sum().item() for n, mask in masks.items())
@@ -57,9 +57,9 @@ def test_first_order_is_exact_for_ablations_that_vanish(toy, objective, which):
 
 
 def test_ablations_are_named_by_number_and_parameter_alone(toy):
-    one, again = drawn_masks(toy.parameters, 0.3, 4), drawn_masks(dict(reversed(toy.parameters.items())), 0.3, 4)
+    one, again = ablation_masks(toy.parameters, 0.3, 4), ablation_masks(dict(reversed(toy.parameters.items())), 0.3, 4)
     assert all(torch.equal(one[n], again[n]) for n in one)
-    assert any(not torch.equal(one[n], other) for n, other in drawn_masks(toy.parameters, 0.3, 5).items())
+    assert any(not torch.equal(one[n], other) for n, other in ablation_masks(toy.parameters, 0.3, 5).items())
 
 
 def test_pearson():

@@ -24,7 +24,7 @@ from concept_trak.components.measure import (
     measurement_to_bytes,
     states_of,
 )
-from concept_trak.components.specificity import Worth
+from concept_trak.components.specificity import BenefitAndPrice
 from tests.toys import Toy
 
 CONCEPT = Concept("one", labels="1", without_labels="2")
@@ -166,7 +166,7 @@ SCORES = {
 
 
 def chosen(choice: Choice) -> Iterator[tuple[str, list[int]]]:
-    for name, mask in choose(Worth(SCORES), choice, {"attn.weight": 1}).items():
+    for name, mask in choose(BenefitAndPrice(SCORES), choice, {"attn.weight": 1}).items():
         yield name, mask.flatten().nonzero().flatten().tolist()
 
 
@@ -174,14 +174,14 @@ def test_per_row_takes_the_whole_part_of_each_row_then_only_what_is_positive():
     assert dict(chosen(Choice("per_row", 0.5, "ff"))) == {"ff.weight": [0, 2]}, "a row without positive ones loses none"
     assert dict(chosen(Choice("per_row", 0.49, "ff"))) == {"ff.weight": [0]}
     with pytest.raises(ValueError, match=r"ratio=0.2 chooses no parameter \(rows of 4 to 4.*raise it"):
-        choose(Worth(SCORES), Choice("per_row", 0.2, "ff"), {})
+        choose(BenefitAndPrice(SCORES), Choice("per_row", 0.2, "ff"), {})
 
 
 def test_global_takes_the_first_of_all_candidates():
     assert dict(chosen(Choice("global", 3 / 12))) == {"ff.bias": [0, 1], "attn.weight": [1]}
     assert dict(chosen(Choice("global", 1.0, "ff.weight"))) == {"ff.weight": [0, 1, 2]}
     with pytest.raises(ValueError, match=r"matches none of the parameters; expected a part of names such as: ff"):
-        choose(Worth(SCORES), Choice(pattern="conv"), {})
+        choose(BenefitAndPrice(SCORES), Choice(pattern="conv"), {})
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_a_wrong_choice_is_refused(wrong, said):
 
 
 def test_an_edit_multiplies_the_chosen_and_nothing_else():
-    masks = choose(Worth(SCORES), Choice("global", 3 / 12), {})
+    masks = choose(BenefitAndPrice(SCORES), Choice("global", 3 / 12), {})
     after = scaled(SCORES, masks, 0.5)
     assert after["ff.bias"].tolist() == [4.5, 4]
     assert after["attn.weight"].tolist() == [[5, 3]]
@@ -217,7 +217,7 @@ def test_groups_are_chosen_by_their_sums():
     assert tensor == {"ff.bias": [0, 1]}, "-5, 17, 11"
     assert dict(chosen(Choice("global", 1.0, granularity="head"))) == {"attn.weight": [0, 1]}
     with pytest.raises(ValueError, match="matches none of the heads"):
-        choose(Worth(SCORES), Choice(granularity="head"), {})
+        choose(BenefitAndPrice(SCORES), Choice(granularity="head"), {})
     each = dict(chosen(Choice("per_tensor", 0.5)))
     assert each == {"ff.weight": [0, 1, 2], "ff.bias": [0], "attn.weight": [1]}, "three of four are positive"
 
@@ -226,7 +226,7 @@ def test_a_price_is_weighed_against_the_benefit():
     """Half the benefit at a hundredth of the price goes first; what is free is held to the floor."""
     benefit = {"a": torch.tensor([4.0, 2, 1e-6])}
     price = {"a": torch.tensor([10.0, 0.1, 0])}
-    first = choose(Worth(benefit, price), Choice("global", 1 / 3), {})
+    first = choose(BenefitAndPrice(benefit, price), Choice("global", 1 / 3), {})
     assert first["a"].tolist() == [False, True, False]
     with pytest.raises(ValueError, match="they are free"):
-        choose(Worth(benefit, {"a": torch.zeros(3)}), Choice(), {})
+        choose(BenefitAndPrice(benefit, {"a": torch.zeros(3)}), Choice(), {})

@@ -6,7 +6,7 @@ import torch
 from concept_trak.attribution.numerics import normal
 from concept_trak.attribution.state import State
 from concept_trak.components.measure import Measurement, evaluations, measure, states_of
-from concept_trak.components.specificity import AGAINST, measured_for, off_span, worth
+from concept_trak.components.specificity import AGAINST, benefit_and_price, off_span, reference_objective
 from tests.components.test_measure import CONCEPT, SHORT, given
 from tests.toys import Toy
 
@@ -82,19 +82,19 @@ def of(gradient: dict[str, torch.Tensor]) -> Measurement:
 def test_each_way_is_what_it_says():
     theta = {"a": torch.tensor([[1.0, -1], [2, 1]]), "b": torch.tensor([-1.0])}
     others = [of(o) for o in OTHERS]
-    plain = worth("none", theta, G, others)
+    plain = benefit_and_price("none", theta, G, others)
     assert plain.benefit["a"].tolist() == [[3, -1], [4, 0]]
     assert plain.price is None
-    margin = worth("margin", theta, G, others).benefit
+    margin = benefit_and_price("margin", theta, G, others).benefit
     assert margin["a"].tolist() == [[3 - 1, -1 - 0], [4, 0]]
     assert margin["b"].tolist() == [-5 - 0]
-    by_tensor = worth("surgery_by_tensor", theta, G, others).benefit
+    by_tensor = benefit_and_price("surgery_by_tensor", theta, G, others).benefit
     assert by_tensor["b"].item() == pytest.approx(0, abs=1e-6), "one number is its reference's own direction"
-    reach = worth("reach", theta, G, others)
+    reach = benefit_and_price("reach", theta, G, others)
     assert reach.price is not None
     torch.testing.assert_close(reach.price["a"], torch.tensor([[2 / 3, 4 / 3], [0, 0]]))
     for against in AGAINST[1:]:
         with pytest.raises(ValueError, match=f"against={against} holds a concept against others.*references="):
-            worth(against, theta, G, [])
-    assert measured_for("reach", "amplify") == "reach"
-    assert measured_for("surgery", "amplify") == "amplify"
+            benefit_and_price(against, theta, G, [])
+    assert reference_objective("reach", "amplify") == "reach"
+    assert reference_objective("surgery", "amplify") == "amplify"

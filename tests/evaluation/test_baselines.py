@@ -11,7 +11,14 @@ from concept_trak.audit.results import shows
 from concept_trak.data.benchmarks.synthetic import arrays
 from concept_trak.data.benchmarks.two_factors import SHAPES3
 from concept_trak.data.sample import Sample
-from concept_trak.evaluation.baselines import Sight, activation, agnostic, lookup, pixels, random
+from concept_trak.evaluation.baselines import (
+    BaselineInputs,
+    activation_similarity,
+    caption_lookup,
+    concept_agnostic,
+    pixel_similarity,
+    random_order,
+)
 from concept_trak.evaluation.retrieval import Cell, cell_concept, grade
 from concept_trak.evaluation.training.loop import unit_range
 from concept_trak.models import load, small
@@ -42,8 +49,8 @@ def drawn(count: int, wrong: float = 0.0) -> list[Sample]:
     return [Sample(d.id, d.caption, x, i, said) for i, (x, d, said) in enumerate(seen)]
 
 
-def sight(denoiser: Denoiser, train: list[Sample], seed: int = 0) -> Sight:
-    return Sight(denoiser, train, seed)
+def sight(denoiser: Denoiser, train: list[Sample], seed: int = 0) -> BaselineInputs:
+    return BaselineInputs(denoiser, train, seed)
 
 
 def graded(train: list[Sample], scores, concept) -> np.ndarray:
@@ -52,7 +59,7 @@ def graded(train: list[Sample], scores, concept) -> np.ndarray:
     return grade(scores.double().numpy(), relevant, [s.id for s in train]).average_precision - relevant.mean()
 
 
-def blind(train: list[Sample], seed: int = 0) -> Sight:
+def blind(train: list[Sample], seed: int = 0) -> BaselineInputs:
     """For rivals that look at no picture: this model knows numbers only, and would fail if it were asked."""
     return sight(Gaussian(), train, seed)
 
@@ -60,37 +67,39 @@ def blind(train: list[Sample], seed: int = 0) -> Sight:
 def test_random_is_near_the_base_rate_and_never_the_same():
     """E[AP] of a random order of 300 lies about (1 - base) ln(300) / 300 = 0.013 above the base rate."""
     train = drawn(300)
-    scores = random(blind(train), COLOUR, 60)
+    scores = random_order(blind(train), COLOUR, 60)
     gains = graded(train, scores, COLOUR)
     assert abs(gains.mean() - 0.013) < 4 * gains.std() / 60**0.5 + 0.005
-    assert not torch.equal(scores, random(blind(train), SHAPE, 60)), "every concept has the same luck"
-    assert not torch.equal(scores, random(blind(train, seed=1), COLOUR, 60))
+    assert not torch.equal(scores, random_order(blind(train), SHAPE, 60)), "every concept has the same luck"
+    assert not torch.equal(scores, random_order(blind(train, seed=1), COLOUR, 60))
     assert torch.corrcoef(scores.T).fill_diagonal_(0).abs().max() < 0.3, "every query has the same luck"
-    torch.testing.assert_close(random(blind(train[::-1]), COLOUR, 60), scores.flip(0), rtol=0, atol=0)
+    torch.testing.assert_close(random_order(blind(train[::-1]), COLOUR, 60), scores.flip(0), rtol=0, atol=0)
 
 
 def test_the_agnostic_cap_ranks_pairs_first_and_knows_not_which_factor_is_asked():
     train = drawn(60)
     shown = [(s.labels["shape"] == "triangle") + (s.labels["colour"] == "red") for s in train]
     for concept in (SHAPE, COLOUR):
-        scores = agnostic(blind(train), concept, 5)
+        scores = concept_agnostic(blind(train), concept, 5)
         assert scores.floor().T.int().tolist() == [shown] * 5, "only chance may differ within one number of factors"
     both = [*train, replace(train[0], id="pair", labels={"shape": "triangle", "colour": "red"})]
-    assert (agnostic(blind(both), SHAPE, 5).argmax(0) == 60).all()
-    assert torch.equal(agnostic(blind(train), SHAPE, 5).floor(), agnostic(blind(train), COLOUR, 5).floor())
+    assert (concept_agnostic(blind(both), SHAPE, 5).argmax(0) == 60).all()
+    assert torch.equal(
+        concept_agnostic(blind(train), SHAPE, 5).floor(), concept_agnostic(blind(train), COLOUR, 5).floor()
+    )
 
 
 def test_the_agnostic_cap_looks_at_pictures_not_at_captions():
     train = [replace(s, labels=s.labels | {"said_shape": "triangle", "said_colour": "red"}) for s in drawn(20)]
     shown = [(s.labels["shape"] == "triangle") + (s.labels["colour"] == "red") for s in train]
-    assert agnostic(blind(train), SHAPE, 1).floor()[:, 0].int().tolist() == shown
+    assert concept_agnostic(blind(train), SHAPE, 1).floor()[:, 0].int().tolist() == shown
 
 
 def test_lookup_finds_the_word():
     train = drawn(80)
     for concept in (SHAPE, COLOUR):
         relevant = np.array([shows(concept, s.labels) for s in train])
-        found = grade(lookup(blind(train), concept, 4).numpy(), relevant, [s.id for s in train])
+        found = grade(caption_lookup(blind(train), concept, 4).numpy(), relevant, [s.id for s in train])
         assert (found.average_precision == 1).all()
 
 
@@ -99,21 +108,23 @@ def test_lookup_follows_the_caption_where_it_is_wrong():
     named = np.array(["red" in s.caption.split() for s in train])
     red = np.array([s.labels["colour"] == "red" for s in train])
     assert (named != red).any()
-    ranking = np.argsort(-lookup(blind(train), SAID, 1)[:, 0].numpy())
+    ranking = np.argsort(-caption_lookup(blind(train), SAID, 1)[:, 0].numpy())
     assert named[ranking[: named.sum()]].all(), "lookup looked at the picture"
     relevant = np.array([shows(SAID, s.labels) for s in train])
     assert (relevant == (named & red)).all()
-    gains = grade(lookup(blind(train), SAID, 8).numpy(), relevant, [s.id for s in train]).average_precision
+    gains = grade(caption_lookup(blind(train), SAID, 8).numpy(), relevant, [s.id for s in train]).average_precision
     assert gains.max() < 1, "wrong captions do it no harm"
     assert gains.mean() == pytest.approx((named & red).sum() / named.sum(), abs=0.15)
 
 
 def test_lookup_takes_whole_words():
     train = [replace(drawn(1)[0], id=i, caption=c) for i, c in (("a", "a bored cat"), ("b", "a red cat"))]
-    assert lookup(blind(train), COLOUR, 1).floor()[:, 0].tolist() == [0, 1], "'red' was found inside another word"
+    assert caption_lookup(blind(train), COLOUR, 1).floor()[:, 0].tolist() == [0, 1], (
+        "'red' was found inside another word"
+    )
 
 
-def with_the_queries_own(denoiser: Denoiser) -> tuple[Sight, int]:
+def with_the_queries_own(denoiser: Denoiser) -> tuple[BaselineInputs, int]:
     """Training samples of which the last three are the images that the concept's queries generate, and their place."""
     train = drawn(10)
     made = denoiser.to_pixels(sight(denoiser, train).generated(COLOUR, 3).x_0)
@@ -121,7 +132,7 @@ def with_the_queries_own(denoiser: Denoiser) -> tuple[Sight, int]:
     return sight(denoiser, [*train, *twins]), len(train)
 
 
-@pytest.mark.parametrize("rival", [pixels, activation])
+@pytest.mark.parametrize("rival", [pixel_similarity, activation_similarity])
 def test_a_querys_twin_among_the_training_samples_is_ranked_first(denoiser, rival):
     seen, first = with_the_queries_own(denoiser)
     scores = rival(seen, COLOUR, 3)
@@ -137,7 +148,7 @@ def test_pixels_are_less_the_training_mean(denoiser):
     """Light and constant parts, which all images share, would make every cosine near 1."""
     train = drawn(6)
     light = [replace(s, pixels=s.pixels * 0.01 + 0.9) for s in train]
-    scores = pixels(sight(denoiser, light), COLOUR, 2)
+    scores = pixel_similarity(sight(denoiser, light), COLOUR, 2)
     x_0 = torch.stack([s.pixels for s in light]).flatten(1).double()
     q = sight(denoiser, light).generated(COLOUR, 2).x_0.flatten(1).double()
     a, b = x_0 - x_0.mean(0), q - x_0.mean(0)

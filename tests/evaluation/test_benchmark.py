@@ -14,15 +14,15 @@ from concept_trak.attribution.ranking import average_precision
 from concept_trak.audit.prepare import Prepared, prepare
 from concept_trak.audit.results import retrieval_metrics, shows
 from concept_trak.data.format import label_values
-from concept_trak.evaluation.baselines import RIVALS, Compete, Rivalry
+from concept_trak.evaluation.baselines import GRADIENT_FREE, BaselineTask, BaselineWorker
 from concept_trak.evaluation.benchmark import (
     GRADE_KINDS,
     PLAIN,
-    Grade,
-    Grading,
-    Inquire,
-    Inquiry,
-    inquiry_file,
+    BenchmarkQueryTask,
+    BenchmarkQueryWorker,
+    GradeTask,
+    GradeWorker,
+    benchmark_query_file,
     ranking_file,
 )
 from concept_trak.evaluation.retrieval import grade
@@ -49,8 +49,8 @@ class Done:
 
     def grade(self, method: str, dampings: tuple[float, ...], each: int) -> list[dict]:
         row = self.p.config.methods[method]
-        item = Grading(method, "own", row, self.records[method], tuple(self.p.plan), dampings, each)
-        return Grade(self.p.work)(item, FIRST)
+        item = GradeTask(method, "own", row, self.records[method], tuple(self.p.plan), dampings, each)
+        return GradeWorker(self.p.work)(item, FIRST)
 
     @property
     def labels(self) -> dict[str, dict[str, str]]:
@@ -75,10 +75,10 @@ def done(world, tmp_path_factory) -> Done:
     p = prepare(world.config(store, *chosen, method="[fit_trak,das]"))
     names = [shard.name for shard in p.plan]
     found = {m: committed(p.store, fp, names) for m, fp in p.work.fingerprints.items()}
-    worker = Inquire(p.work)
+    worker = BenchmarkQueryWorker(p.work)
     for row in p.config.methods.values():
         for concept in p.config.concepts:
-            worker(Inquiry(row, concept), FIRST)
+            worker(BenchmarkQueryTask(row, concept), FIRST)
     return Done(p, {m: tuple(records[name] for name in names) for m, records in found.items()})
 
 
@@ -116,7 +116,7 @@ def test_a_query_is_a_run_of_samples_of_its_own(done, each, queries):
     rows = done.grade("fit_trak", (1.0, PLAIN), each)
     ids, weight, phi = Found(Path(done.p.config.store), done.p.audit.id).features("fit_trak")
     for concept in done.concepts:
-        file = inquiry_file(done.p.config.methods["fit_trak"], concept)
+        file = benchmark_query_file(done.p.config.methods["fit_trak"], concept)
         asked = np.array(read_table(done.p.audit, file)["phi"].to_pylist())
         runs = np.stack([asked[i : i + each].mean(0) for i in range(0, 4, each)])
         relevant = np.array([shows(concept, done.labels[i]) for i in ids])
@@ -137,8 +137,8 @@ def test_queries_differ_and_do_not_get_mixed_up(done):
     """Each concept alone gives the grades that it gets among others, in an audit of its own configuration."""
     together = done.grade("das", (1.0,), 1)
     work = replace(done.p.work, config=replace(done.p.config, concepts=done.concepts[1:]))
-    item = Grading("das", "own", done.p.config.methods["das"], done.records["das"], tuple(done.p.plan), (1.0,), 1)
-    alone = Grade(work)(item, FIRST)
+    item = GradeTask("das", "own", done.p.config.methods["das"], done.records["das"], tuple(done.p.plan), (1.0,), 1)
+    alone = GradeWorker(work)(item, FIRST)
     assert alone == [row for row in together if row["concept"] == done.concepts[1].name]
     assert len({row["average_precision"] for row in alone}) > 1, "every query gives the same ranking"
 
@@ -147,7 +147,7 @@ def test_an_inquirys_mean_is_the_audits_own_query(done):
     for method, row in done.p.config.methods.items():
         for concept in done.concepts:
             (asked,) = read_table(done.p.audit, f"{method}/queries/{concept.name}.parquet").to_pylist()
-            found = np.array(read_table(done.p.audit, inquiry_file(row, concept))["phi"].to_pylist())
+            found = np.array(read_table(done.p.audit, benchmark_query_file(row, concept))["phi"].to_pylist())
             whole = np.array(asked["phi"])
             assert len(found) == concept.samples
             assert np.abs(found.mean(0) - whole).max() < DENSE32 * np.abs(whole).max(), f"{method}, {concept.name}"
@@ -156,9 +156,11 @@ def test_an_inquirys_mean_is_the_audits_own_query(done):
 
 def test_nothing_is_asked_twice(done):
     row, concept = done.p.config.methods["das"], done.concepts[0]
-    file = done.path(inquiry_file(row, concept))
+    file = done.path(benchmark_query_file(row, concept))
     before = (file.stat().st_mtime_ns, file.read_bytes())
-    assert Inquire(done.p.work)(Inquiry(row, concept), FIRST) == inquiry_file(row, concept)
+    assert BenchmarkQueryWorker(done.p.work)(BenchmarkQueryTask(row, concept), FIRST) == benchmark_query_file(
+        row, concept
+    )
     assert (file.stat().st_mtime_ns, file.read_bytes()) == before
 
 
@@ -167,16 +169,22 @@ def test_a_file_is_shared_by_what_asks_alike_and_by_nothing_else():
     published = METHODS["concept_trak"]
     red = Concept("red", "a red triangle", "a triangle")
     triangle = replace(red, name="triangle", without_prompt="red")
-    assert inquiry_file(published, red) == inquiry_file(caption, red), "one query side is computed for every row"
-    assert inquiry_file(ours, red) == inquiry_file(ours, replace(red, name="other", truth={"colour": "red"}))
-    assert inquiry_file(whole, red) == inquiry_file(whole, triangle), "a whole image is asked twice for its two factors"
+    assert benchmark_query_file(published, red) == benchmark_query_file(caption, red), (
+        "one query side is computed for every row"
+    )
+    assert benchmark_query_file(ours, red) == benchmark_query_file(
+        ours, replace(red, name="other", truth={"colour": "red"})
+    )
+    assert benchmark_query_file(whole, red) == benchmark_query_file(whole, triangle), (
+        "a whole image is asked twice for its two factors"
+    )
     asked = [replace(red, prompt="a red circle"), replace(red, seed=1), replace(red, samples=3), red]
     others = [
-        inquiry_file(replace(ours, unit=False), red),
-        inquiry_file(published, red),
-        inquiry_file(replace(ours, query=replace(ours.query, eta=0.5)), red),
-        inquiry_file(ours, triangle),
-        *(inquiry_file(row, concept) for row in (ours, whole) for concept in asked),
+        benchmark_query_file(replace(ours, unit=False), red),
+        benchmark_query_file(published, red),
+        benchmark_query_file(replace(ours, query=replace(ours.query, eta=0.5)), red),
+        benchmark_query_file(ours, triangle),
+        *(benchmark_query_file(row, concept) for row in (ours, whole) for concept in asked),
     ]
     assert len(set(others)) == len(others), "other numbers under one name"
 
@@ -198,20 +206,20 @@ def test_a_ranking_is_kept_as_far_as_there_are_carriers(done):
 
 def test_an_inquiry_that_is_missing_is_no_zero(done):
     row = replace(done.p.config.methods["das"], unit=True)
-    item = Grading("das", "own", row, done.records["das"], tuple(done.p.plan), (1.0,), 1)
+    item = GradeTask("das", "own", row, done.records["das"], tuple(done.p.plan), (1.0,), 1)
     with pytest.raises(FileNotFoundError):
-        Grade(done.p.work)(item, FIRST)
+        GradeWorker(done.p.work)(item, FIRST)
 
 
 def test_a_method_without_any_feature_is_told_so(done):
-    item = Grading("das", "own", done.p.config.methods["das"], (), tuple(done.p.plan), (1.0,), 1)
+    item = GradeTask("das", "own", done.p.config.methods["das"], (), tuple(done.p.plan), (1.0,), 1)
     with pytest.raises(ValueError, match="no training sample has a feature of das: all are rejects"):
-        Grade(done.p.work)(item, FIRST)
+        GradeWorker(done.p.work)(item, FIRST)
 
 
-@pytest.mark.parametrize("rival", RIVALS)
+@pytest.mark.parametrize("rival", GRADIENT_FREE)
 def test_a_rivals_grades_stand_beside_the_methods(done, rival):
-    rows = Compete(done.p.work)(Rivalry(rival, tuple(done.p.plan), 2), FIRST)
+    rows = BaselineWorker(done.p.work)(BaselineTask(rival, tuple(done.p.plan), 2), FIRST)
     beside = {r["concept"]: r["base_rate"] for r in done.grade("das", (PLAIN,), 1)}
     assert [(r["concept"], r["query"]) for r in rows] == [(c.name, q) for c in done.concepts for q in (0, 1)]
     for row in rows:

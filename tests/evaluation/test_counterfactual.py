@@ -13,15 +13,15 @@ from concept_trak.data.benchmarks.synthetic import draw_labelled
 from concept_trak.data.benchmarks.two_factors import SHAPES2
 from concept_trak.evaluation import judge
 from concept_trak.evaluation.counterfactual import (
-    Bench,
     CounterfactualConfig,
-    Retrain,
-    Retraining,
-    cases_of,
-    decoded,
-    effect,
-    encoded,
-    tops_of,
+    RetrainSettings,
+    RetrainTask,
+    RetrainWorker,
+    measure_effect,
+    pictures_from_parquet,
+    pictures_to_parquet,
+    ranking_heads,
+    removals_of,
 )
 from concept_trak.evaluation.retrieval import Cell
 from concept_trak.evaluation.training.settings import TrainConfig
@@ -58,33 +58,33 @@ def pictures(red: float, blue: float) -> dict:
 
 def test_an_effect_is_what_it_is_by_hand():
     """Red prompts turn from 0.5 to -0.5, the others move by 0.1: sqrt(48) per unit, for 48 numbers a picture."""
-    found = effect(RED, SHAPES2, Seeing(SHAPES2), pictures(0.5, -0.5), pictures(-0.5, -0.6))
+    found = measure_effect(RED, SHAPES2, Seeing(SHAPES2), pictures(0.5, -0.5), pictures(-0.5, -0.6))
     assert found.moved == pytest.approx((1.0 - 0.1) * 48**0.5)
     assert (found.present_control, found.present, found.lost) == (1, 0, 1)
     assert (found.kept_other_control, found.kept_other) == (1, 1), "the others are asked about red, not what they name"
 
 
 def test_nothing_left_out_is_no_effect():
-    found = effect(RED, SHAPES2, Seeing(SHAPES2), pictures(0.5, -0.5), pictures(0.5, -0.5))
+    found = measure_effect(RED, SHAPES2, Seeing(SHAPES2), pictures(0.5, -0.5), pictures(0.5, -0.5))
     assert (found.moved, found.lost) == (0, 0)
 
 
 def test_pictures_come_back_as_they_were():
     made = {pair: torch.rand(2, 3, 4, 5) for pair in SHAPES2.all_pairs}
-    found = decoded(encoded(made))
+    found = pictures_from_parquet(pictures_to_parquet(made))
     assert list(found) == list(made)
     assert all(torch.equal(found[pair], made[pair]) for pair in made)
 
 
 def test_a_file_is_named_by_what_decides_its_pictures():
-    bench, item = Bench("/s", "b", MADE, 2), Retraining(1, ("a", "b"))
+    bench, item = RetrainSettings("/s", "b", MADE, 2), RetrainTask(1, ("a", "b"))
     name = bench.file(item)
     for alike in (replace(bench, threads=9), replace(bench, made=replace(MADE, refresh=1.0, out="x", seed=0))):
         assert alike.file(item) == name
     others = [
-        bench.file(Retraining(2, ("a", "b"))),
-        bench.file(Retraining(1, ("a",))),
-        bench.file(Retraining(1)),
+        bench.file(RetrainTask(2, ("a", "b"))),
+        bench.file(RetrainTask(1, ("a",))),
+        bench.file(RetrainTask(1)),
         replace(bench, samples=3).file(item),
         replace(bench, made=replace(MADE, steps=3)).file(item),
         replace(bench, made=replace(MADE, seed=1)).file(item),
@@ -118,7 +118,7 @@ def toy(tmp_path_factory) -> CounterfactualConfig:
 
 
 def test_a_case_leaves_out_the_first_of_its_ranking(toy):
-    cases = cases_of(toy, MADE, tops_of(toy, MADE, Store(toy.store)))
+    cases = removals_of(toy, MADE, ranking_heads(toy, MADE, Store(toy.store)))
     assert len(cases) == 2 * 2 * 2
     (half,) = [c for c in cases if (c.arm, c.cell, c.share) == ("lookup", RED, 0.5)]
     assert half.retraining.without == tuple(sorted(REDS[: round(len(REDS) / 2)]))
@@ -144,8 +144,8 @@ def test_a_small_test_from_rankings_to_a_page_and_nothing_twice(toy, capsys):
 
 
 def test_a_retraining_is_the_same_wherever_it_is_done(toy, tmp_path):
-    benches = [Bench(f"{tmp_path}/{i}", "b", MADE, 1) for i in range(2)]
-    one, two = (Store(b.store).read(Retrain(b)(Retraining(1, tuple(REDS)), FIRST)) for b in benches)
+    benches = [RetrainSettings(f"{tmp_path}/{i}", "b", MADE, 1) for i in range(2)]
+    one, two = (Store(b.store).read(RetrainWorker(b)(RetrainTask(1, tuple(REDS)), FIRST)) for b in benches)
     assert one == two, "something besides the keys decides a retraining"
 
 
@@ -162,12 +162,12 @@ def test_a_retraining_is_the_same_wherever_it_is_done(toy, tmp_path):
 def test_what_is_not_there_is_said(toy, change, says):
     config = replace(toy, **change)
     with pytest.raises(ValueError, match=says.replace("(", r"\(")):
-        cases_of(config, MADE, tops_of(config, MADE, Store(toy.store)))
+        removals_of(config, MADE, ranking_heads(config, MADE, Store(toy.store)))
 
 
 def test_a_benchmark_of_a_part_of_the_images_is_refused(toy):
     with pytest.raises(ValueError, match="scored 24 of the 99 training images; expected all"):
-        tops_of(toy, replace(MADE, images=99), Store(toy.store))
+        ranking_heads(toy, replace(MADE, images=99), Store(toy.store))
 
 
 @pytest.mark.parametrize("wrong", [{"shares": (0.0,)}, {"shares": (1.2,)}, {"seeds": ()}, {"samples": 0}])

@@ -6,16 +6,24 @@ import numpy as np
 import pytest
 
 from concept_trak.data.benchmarks.two_factors import SHAPES2
-from concept_trak.evaluation.leaderboard import Arm, Measured, best_baseline, chosen, gathered, standings, table
+from concept_trak.evaluation.leaderboard import (
+    Ranker,
+    RankerMeasures,
+    best_baseline,
+    build_leaderboard,
+    choose_damping,
+    collect_measures,
+    leaderboard_lines,
+)
 from concept_trak.evaluation.retrieval import cells, interval_of_difference
 from tests.report.leaderboards import row
 
 CELLS = cells(SHAPES2)
 MODELS = ("m0", "m1")
-OURS, TRAK = Arm("fit_trak", "own"), Arm("trak", "own")
+OURS, TRAK = Ranker("fit_trak", "own"), Ranker("trak", "own")
 
 
-def placed(arm: Arm, m: int, q: int, c: int, damping: float) -> float:
+def placed(arm: Ranker, m: int, q: int, c: int, damping: float) -> float:
     """An AP that says where it belongs."""
     return 0.1 * m + 0.01 * q + 0.001 * c + 0.3 * (damping == 1.0) + 0.5 * (arm == OURS)
 
@@ -32,7 +40,7 @@ def rows_of(arms=(OURS, TRAK), queries: int = 4, ap=placed) -> list[dict]:
 
 
 def test_every_number_is_put_in_its_place():
-    found = gathered(rows_of(), MODELS, CELLS)
+    found = collect_measures(rows_of(), MODELS, CELLS)
     assert set(found) == {OURS, TRAK}
     for arm, by_damping in found.items():
         assert set(by_damping) == {1.0, 100.0}
@@ -49,24 +57,26 @@ def test_a_grade_that_is_missing_is_no_zero(missing):
     rows = rows_of()
     del rows[missing]
     with pytest.raises(AssertionError, match=r"(trak|fit_trak) at damping 1(00)? lacks grades of some model"):
-        gathered(rows, MODELS, CELLS)
+        collect_measures(rows, MODELS, CELLS)
 
 
-def measured(even: float, odd: float) -> Measured:
+def measured(even: float, odd: float) -> RankerMeasures:
     values = np.full((2, 6, len(CELLS)), even)
     values[:, 1::2] = odd
-    return Measured(values, values, values)
+    return RankerMeasures(values, values, values)
 
 
 def test_the_damping_is_chosen_on_even_queries_alone():
-    assert chosen({1.0: measured(0.2, 0.9), 100.0: measured(0.3, 0.1)}) == 100.0, "odd queries helped to choose"
-    assert chosen({1.0: measured(0.2, 0.0), math.inf: measured(0.2, 0.9)}) == math.inf, "the strongest of equals"
-    assert chosen({1.0: measured(0.2, 0.0), 10.0: measured(0.1, 0.9), math.inf: measured(0.1, 0.9)}) == 1.0
+    assert choose_damping({1.0: measured(0.2, 0.9), 100.0: measured(0.3, 0.1)}) == 100.0, "odd queries helped to choose"
+    assert choose_damping({1.0: measured(0.2, 0.0), math.inf: measured(0.2, 0.9)}) == math.inf, (
+        "the strongest of equals"
+    )
+    assert choose_damping({1.0: measured(0.2, 0.0), 10.0: measured(0.1, 0.9), math.inf: measured(0.1, 0.9)}) == 1.0
 
 
 def test_the_numbers_are_those_of_the_odd_queries():
     grades = {OURS: {1.0: measured(0.2, 0.9), 100.0: measured(0.3, 0.1)}, TRAK: {1.0: measured(0.9, 0.05)}}
-    first, second = standings(grades, CELLS, OURS)
+    first, second = leaderboard_lines(grades, CELLS, OURS)
     assert (first.arm, first.damping) == (OURS, 100.0)
     for number in (first.merit, *first.per_model, *first.cells, *first.gain, *first.precision, *first.recall):
         assert number == pytest.approx(0.1), "an even query, on which the damping was chosen, is counted"
@@ -81,8 +91,11 @@ def test_a_line_tells_in_from_out_and_names_its_worst_cell():
     values[..., :] = np.arange(len(CELLS)) / 10
     values[1] += 1.0
     other = np.zeros_like(values)
-    grades = {OURS: {1.0: Measured(values, values / 2, values / 4)}, TRAK: {1.0: Measured(other, other, other)}}
-    line, other_line = standings(grades, CELLS, OURS)
+    grades = {
+        OURS: {1.0: RankerMeasures(values, values / 2, values / 4)},
+        TRAK: {1.0: RankerMeasures(other, other, other)},
+    }
+    line, other_line = leaderboard_lines(grades, CELLS, OURS)
     out = [i for i, c in enumerate(CELLS) if c.held_out]
     inside = [i for i in range(len(CELLS)) if i not in out]
     assert len(out) == 2
@@ -99,37 +112,37 @@ def test_a_line_tells_in_from_out_and_names_its_worst_cell():
 def test_without_a_held_out_cell_there_is_no_number_out_of_distribution():
     asked = [c for c in CELLS if not c.held_out]
     values = np.full((2, 4, len(asked)), 0.5)
-    (line,) = standings({OURS: {1.0: Measured(values, values, values)}}, asked, OURS)
+    (line,) = leaderboard_lines({OURS: {1.0: RankerMeasures(values, values, values)}}, asked, OURS)
     assert line.gain[0] == 0.5
     assert math.isnan(line.gain[1])
 
 
 def test_the_baseline_to_beat_is_unflipped_and_a_baseline():
     skill = {
-        Arm("lookup", "none"): 0.9,
-        Arm("caption_trak", "own"): 0.8,
-        Arm("trak", "own", 1): 0.7,
-        Arm("d_trak", "concept"): 0.6,
-        Arm("pixels", "none"): 0.5,
+        Ranker("lookup", "none"): 0.9,
+        Ranker("caption_trak", "own"): 0.8,
+        Ranker("trak", "own", 1): 0.7,
+        Ranker("d_trak", "concept"): 0.6,
+        Ranker("pixels", "none"): 0.5,
         OURS: 0.4,
     }
     rows = rows_of(tuple(skill), ap=lambda arm, *_: skill[arm])
-    made = table("set", rows, CELLS, OURS, dict.fromkeys([a.method for a in skill], 1))
+    made = build_leaderboard("set", rows, CELLS, OURS, dict.fromkeys([a.method for a in skill], 1))
     assert [line.arm for line in made.lines] == list(skill), "not best first"
-    assert best_baseline(made.lines).arm == Arm("d_trak", "concept")
+    assert best_baseline(made.lines).arm == Ranker("d_trak", "concept")
     assert made.models == MODELS
     assert made.queries == 4
     assert made.base_rates == (0.25,) * len(CELLS)
 
 
 def test_a_curve_is_the_merit_over_all_queries():
-    made = table("set", rows_of(), CELLS, OURS, {"fit_trak": 12, "trak": 27})
+    made = build_leaderboard("set", rows_of(), CELLS, OURS, {"fit_trak": 12, "trak": 27})
     mean = np.mean([[placed(TRAK, m, q, 0, 1.0) for m in (0, 1)] for q in range(4)]) - 0.25
     assert made.curves[TRAK][1.0] == pytest.approx(mean)
     assert list(made.curves[TRAK]) == [1.0, 100.0]
 
 
 def test_arms_are_told_apart_in_words():
-    assert [str(a) for a in (TRAK, Arm("trak", "concept"), Arm("trak", "own", 1), Arm("pixels", "none"))] == [
+    assert [str(a) for a in (TRAK, Ranker("trak", "concept"), Ranker("trak", "own", 1), Ranker("pixels", "none"))] == [
         "trak", "trak, concept query", "trak, sign flipped", "pixels"
     ]  # fmt: skip

@@ -11,10 +11,10 @@ import pytest
 
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.method import METHODS
-from concept_trak.evaluation.baselines import RIVALS, Rivalry
-from concept_trak.evaluation.benchmark import Grading, Inquiry
-from concept_trak.evaluation.pipeline import title_of
-from concept_trak.evaluation.suite import BenchmarkConfig, audit_of, trained
+from concept_trak.evaluation.baselines import GRADIENT_FREE, BaselineTask
+from concept_trak.evaluation.benchmark import BenchmarkQueryTask, GradeTask
+from concept_trak.evaluation.pipeline import dataset_title
+from concept_trak.evaluation.suite import BenchmarkConfig, benchmark_audit, load_train_config
 from concept_trak.evaluation.training.benchmark_models import train_command
 from concept_trak.models import load
 from jobs.benchmark import BenchmarkRunConfig, benchmark
@@ -73,10 +73,10 @@ def test_lookup_is_perfect_where_captions_are_right(done):
 def test_the_tables_have_every_arm_and_grade(done):
     arms = {(m, a, f) for m, a, f in ask(done, "select method, asked, flipped from standings")}
     expected = {("fit_trak", "own"), ("d_trak", "own"), ("d_trak", "concept")}
-    assert arms == {(*arm, sign) for arm in expected for sign in (0, 1)} | {(r, "none", 0) for r in RIVALS}
+    assert arms == {(*arm, sign) for arm in expected for sign in (0, 1)} | {(r, "none", 0) for r in GRADIENT_FREE}
     cells, queries, dampings, signs = 4, 4, 4, 2
     assert ask(done, "select count(*) from grades") == [
-        (cells * queries * (len(expected) * dampings * signs + len(RIVALS)),)
+        (cells * queries * (len(expected) * dampings * signs + len(GRADIENT_FREE)),)
     ]
     best = ask(done, "select arm from standings order by merit desc limit 1")
     shown = parse((done / "benchmarks/benchmark/benchmark.html").read_text())
@@ -100,7 +100,9 @@ def test_what_taught_a_concept_is_kept_for_every_arm_at_its_own_damping(done):
         join standings s on (s.method, s.asked, s.flipped, s.damping) = (t.method, t.asked, 0, t.damping)
         group by t.method, t.asked, t.concept""",
     )
-    arms = {("fit_trak", "own"), ("d_trak", "own"), ("d_trak", "concept")} | {(rival, "none") for rival in RIVALS}
+    arms = {("fit_trak", "own"), ("d_trak", "own"), ("d_trak", "concept")} | {
+        (rival, "none") for rival in GRADIENT_FREE
+    }
     assert {(method, asked) for method, asked, *_ in counts} == arms
     assert len(counts) == 4 * len(arms)
     assert all(len(set(numbers)) == 1 for _, _, *numbers in counts), f"not one for each carrier: {counts}"
@@ -108,18 +110,18 @@ def test_what_taught_a_concept_is_kept_for_every_arm_at_its_own_damping(done):
 
 def test_models_are_told_apart_by_what_they_were_taught(tmp_path):
     """And so stand in tables of their own."""
-    made, usual = trained(str(DEMO)), config(tmp_path)
+    made, usual = load_train_config(str(DEMO)), config(tmp_path)
     shuffled = replace(made, wrong=1 - 1 / len(made.kinds.pairs))
-    assert title_of(usual, made) == "shapes3"
-    assert title_of(usual, replace(made, steps=0)) == "shapes3, untrained"
-    assert title_of(usual, replace(made, wrong=0.2)) == "shapes3, 20% of captions wrong"
-    assert title_of(replace(usual, truth="said"), shuffled) == "shapes3, captions shuffled, found is what is said"
-    assert title_of(replace(usual, unsaid="colour"), made) == "shapes3, colour unsaid"
+    assert dataset_title(usual, made) == "shapes3"
+    assert dataset_title(usual, replace(made, steps=0)) == "shapes3, untrained"
+    assert dataset_title(usual, replace(made, wrong=0.2)) == "shapes3, 20% of captions wrong"
+    assert dataset_title(replace(usual, truth="said"), shuffled) == "shapes3, captions shuffled, found is what is said"
+    assert dataset_title(replace(usual, unsaid="colour"), made) == "shapes3, colour unsaid"
 
 
 def test_captions_of_the_scored_samples_can_leave_a_factor_out(tmp_path):
-    made = trained(str(DEMO))
-    audits = [audit_of(config(tmp_path, f"unsaid={name}"), str(DEMO), made) for name in ("colour", "''")]
+    made = load_train_config(str(DEMO))
+    audits = [benchmark_audit(config(tmp_path, f"unsaid={name}"), str(DEMO), made) for name in ("colour", "''")]
     part, whole = (duckdb.sql(f"select id, caption, colour from '{a.data.uri}/*.parquet' order by id") for a in audits)
     for (i, said, colour), (j, full, _) in zip(part.fetchall(), whole.fetchall(), strict=True):
         assert i == j
@@ -140,10 +142,10 @@ def test_a_second_run_computes_nothing(done, capsys):
 
 
 def test_what_cannot_change_a_grade_is_no_reason_to_grade_again(tmp_path):
-    made = trained(str(DEMO))
+    made = load_train_config(str(DEMO))
 
     def name(*more: str) -> str:
-        return audit_of(config(tmp_path, *more), str(DEMO), made).audit
+        return benchmark_audit(config(tmp_path, *more), str(DEMO), made).audit
 
     usual = name()
     same = ("reference=d_trak", "batch=7", "cluster=local", "name=other", "interval=5", "budget.rejects=0.5")
@@ -164,7 +166,7 @@ def test_what_cannot_change_a_grade_is_no_reason_to_grade_again(tmp_path):
 
 def test_work_that_fails_has_a_name_for_its_log():
     concept, row = Concept("red", prompt="red"), METHODS["trak"]
-    items = (Inquiry(row, concept), Grading("trak", "own", row, (), (), ()), Rivalry("pixels", (), 2))
+    items = (BenchmarkQueryTask(row, concept), GradeTask("trak", "own", row, (), (), ()), BaselineTask("pixels", (), 2))
     assert [item.label for item in items] == ["red", "trak-own", "pixels"]
 
 
@@ -225,7 +227,7 @@ def test_a_training_record_that_is_no_record_is_refused(refused, tmp_path):
 @pytest.mark.parametrize("folder", sorted((DEMO.parent / "benchmark").iterdir()), ids=lambda folder: folder.name)
 def test_a_shipped_model_is_what_its_folder_says(folder):
     """It loads with the benchmark's parameters, repeats its command, and is small enough to ship."""
-    made, usual = trained(str(folder)), BenchmarkConfig()
+    made, usual = load_train_config(str(folder)), BenchmarkConfig()
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 6_000_000
     model = load(str(folder), usual.parameters)
     assert sum(p.numel() for p in model.parameters.values()) > 1_200_000

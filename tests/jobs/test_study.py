@@ -7,8 +7,15 @@ import duckdb
 import pytest
 
 from concept_trak.attribution.method import METHODS, method_settings
-from concept_trak.evaluation.study import RUNS, families_of, run_of
-from concept_trak.evaluation.suite import BenchmarkConfig, change_of, changed, rows_of, variants, words
+from concept_trak.evaluation.study import RUNS, varied_benchmark, varied_rows
+from concept_trak.evaluation.suite import (
+    BenchmarkConfig,
+    build_variants,
+    change_text,
+    compared_methods,
+    variant_change,
+    with_changes,
+)
 from concept_trak.report.publish_evaluation import run_study
 from concept_trak.report.table_page import TablePage, TextTable, as_markdown, render_tables
 from jobs.benchmark import BenchmarkRunConfig, spread
@@ -31,28 +38,32 @@ VARIANTS = {
 
 
 def test_a_variant_is_its_row_but_for_what_it_changes():
-    found = variants({"late": {"row": "concept_trak", "train": {"guidance": 2.0}, "unit": False}}, METHODS)["late"]
+    found = build_variants({"late": {"row": "concept_trak", "train": {"guidance": 2.0}, "unit": False}}, METHODS)[
+        "late"
+    ]
     row = METHODS["concept_trak"]
     assert found == replace(row, train=replace(row.train, guidance=2.0), unit=False)
-    assert changed(method_settings(row), {}) == method_settings(row)
+    assert with_changes(method_settings(row), {}) == method_settings(row)
 
 
 def test_a_change_reads_as_on_the_command_line():
-    assert words({"train": {"times": [300], "noise": "shared"}, "unit": False}) == (
+    assert change_text({"train": {"times": [300], "noise": "shared"}, "unit": False}) == (
         "train.times=[300] train.noise=shared unit=False"
     )
 
 
 def test_the_study_of_the_project_changes_one_thing_at_a_time():
     config = configure(BenchmarkConfig, "study", [])
-    rows = rows_of(config)
+    rows = compared_methods(config)
     for name, given in config.variants.items():
         row, found = rows[given["row"]], rows[name]
         assert found != row, f"{name} changes nothing"
-        assert words(change_of(given)).count("=") <= 2, f"{name} changes more than one thing and what it needs"
+        assert change_text(variant_change(given)).count("=") <= 2, (
+            f"{name} changes more than one thing and what it needs"
+        )
     assert len({repr(rows[name]) for name in rows}) == len(rows), "two names for one row"
     for change in RUNS:
-        run_of(config, families_of(config, RUNS), change)
+        varied_benchmark(config, varied_rows(config, RUNS), change)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +99,7 @@ def test_the_page_has_every_line_with_what_differs(done):
 def test_a_study_of_nothing_is_refused():
     config = configure(BenchmarkConfig, "benchmark", ["cluster=serial"])
     with pytest.raises(ValueError, match=r"variants is empty; a study needs some"):
-        families_of(config, RUNS)
+        varied_rows(config, RUNS)
 
 
 def test_a_sheet_is_safe_whatever_stands_in_it():

@@ -6,25 +6,27 @@ import numpy as np
 
 from concept_trak.attribution.method import METHODS
 from concept_trak.data.benchmarks.two_factors import SHAPES2, SHAPES3, TwoFactors
-from concept_trak.evaluation.baselines import RIVALS
-from concept_trak.evaluation.leaderboard import Arm, Table, table
+from concept_trak.evaluation.baselines import GRADIENT_FREE
+from concept_trak.evaluation.leaderboard import Leaderboard, Ranker, build_leaderboard
 from concept_trak.evaluation.retrieval import Cell, cells
 
 DAMPINGS = (0.01, 1.0, 100.0, 10000.0, float("inf"))
 MODELS = ("models/first", "models/second", "models/third")
 SKILL = {"fit_trak": 0.93, "caption_trak": 0.85, "concept_trak": 0.6, "lookup": 0.98, "agnostic": 0.66}
 BASE = 0.34
-REFERENCE = Arm("fit_trak", "own")
+REFERENCE = Ranker("fit_trak", "own")
 
 
-def arms() -> list[Arm]:
+def arms() -> list[Ranker]:
     """Every method with its own query, three with the concept query, all of them flipped too; and the rivals."""
-    signs = [Arm(name, "own", flipped) for name in METHODS for flipped in (0, 1)]
-    signs += [Arm(name, "concept", flipped) for name in ("trak", "d_trak", "das") for flipped in (0, 1)]
-    return signs + [Arm(name, "none") for name in RIVALS]
+    signs = [Ranker(name, "own", flipped) for name in METHODS for flipped in (0, 1)]
+    signs += [Ranker(name, "concept", flipped) for name in ("trak", "d_trak", "das") for flipped in (0, 1)]
+    return signs + [Ranker(name, "none") for name in GRADIENT_FREE]
 
 
-def row(arm: Arm, model: str, cell: Cell, query: int, damping: float, ap: float, base: float = BASE) -> dict[str, Any]:
+def row(
+    arm: Ranker, model: str, cell: Cell, query: int, damping: float, ap: float, base: float = BASE
+) -> dict[str, Any]:
     """One graded ranking, as `trial.Grade` and `rival.Compete` give them."""
     graded = {"average_precision": ap, "precision_at_10": round(ap, 1), "recall_at_carriers": 0.9 * ap}
     where = {"model": model, "concept": cell.name, "query": query, "damping": damping, "base_rate": base}
@@ -47,12 +49,12 @@ def grades(kinds: TwoFactors, seed: int = 0, queries: int = 4, skill: dict[str, 
     return rows
 
 
-def league(kinds: TwoFactors = SHAPES3, **changed: Any) -> Table:
+def league(kinds: TwoFactors = SHAPES3, **changed: Any) -> Leaderboard:
     """A whole data set; `changed` as in `grades`."""
-    evaluations = {name: m.train.evaluations for name, m in METHODS.items()} | dict.fromkeys(RIVALS, 0)
-    return table(kinds.name, grades(kinds, **changed), cells(kinds), REFERENCE, evaluations)
+    evaluations = {name: m.train.evaluations for name, m in METHODS.items()} | dict.fromkeys(GRADIENT_FREE, 0)
+    return build_leaderboard(kinds.name, grades(kinds, **changed), cells(kinds), REFERENCE, evaluations)
 
 
-def two() -> tuple[Table, Table]:
+def two() -> tuple[Leaderboard, Leaderboard]:
     """Two data sets: one where the reference is ahead, one where it is level with the best baseline."""
     return league(), league(SHAPES2, skill=SKILL | {"fit_trak": 0.55, "caption_trak": 0.5})

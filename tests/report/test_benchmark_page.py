@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from concept_trak.data.benchmarks.two_factors import SHAPES2
-from concept_trak.evaluation.leaderboard import Arm, Table
+from concept_trak.evaluation.leaderboard import Leaderboard, Ranker
 from concept_trak.report.benchmark_page import (
     LABEL_HEIGHT,
     dataset_result,
@@ -27,7 +27,7 @@ HOSTILE = """<script>alert(1)</script>" onload='x' style="}&amp;{{ 7 * 7 }}</sty
 
 
 @pytest.fixture(scope="module")
-def league() -> Table:
+def league() -> Leaderboard:
     return leaderboards.league()
 
 
@@ -42,11 +42,13 @@ def pages(league) -> dict[str, Element]:
     made = {
         "two sets": leaderboards.two(),
         "none": (),
-        "one model": (leaderboards.table("alone", lone, small.cells, small.reference, evaluations),),
+        "one model": (leaderboards.build_leaderboard("alone", lone, small.cells, small.reference, evaluations),),
         "nothing held out": (
-            leaderboards.table("inside", leaderboards.grades(SHAPES2), inside, small.reference, evaluations),
+            leaderboards.build_leaderboard(
+                "inside", leaderboards.grades(SHAPES2), inside, small.reference, evaluations
+            ),
         ),
-        "only plain": (leaderboards.table("plain", few, small.cells, small.reference, evaluations),),
+        "only plain": (leaderboards.build_leaderboard("plain", few, small.cells, small.reference, evaluations),),
         "no flipped": (replace(small, lines=tuple(line for line in small.lines if not line.arm.flipped)),),
     }
     return {name: parse(render_benchmark(tables)) for name, tables in made.items()}
@@ -85,9 +87,9 @@ def test_nothing_is_fetched_and_nothing_runs(pages, name) -> None:
 
 
 def test_what_is_written_in_a_name_stays_text(league) -> None:
-    arm = Arm(HOSTILE, "own")
-    lines = tuple(replace(line, arm=arm) if line.arm == Arm("concept_a", "own") else line for line in league.lines)
-    curves = {arm if a == Arm("concept_a", "own") else a: curve for a, curve in league.curves.items()}
+    arm = Ranker(HOSTILE, "own")
+    lines = tuple(replace(line, arm=arm) if line.arm == Ranker("concept_a", "own") else line for line in league.lines)
+    curves = {arm if a == Ranker("concept_a", "own") else a: curve for a, curve in league.curves.items()}
     evaluations = league.evaluations | {HOSTILE: 7}
     hostile = replace(league, title=HOSTILE, models=(HOSTILE,), lines=lines, curves=curves, evaluations=evaluations)
     document = parse(render_benchmark([hostile]))
@@ -120,7 +122,7 @@ def test_the_table_has_every_arm_and_its_numbers(pages, league) -> None:
 
 def test_a_perfect_cell_and_a_lost_one_are_both_seen(league) -> None:
     """The ranking that never changes: perfect in one cell, worthless in the other."""
-    constant = replace(league.lines[0], arm=Arm("random", "none"), cells=(0.66, -0.3) * 9, merit=-0.3)
+    constant = replace(league.lines[0], arm=Ranker("random", "none"), cells=(0.66, -0.3) * 9, merit=-0.3)
     lines = tuple(constant if line.arm == constant.arm else line for line in league.lines)
     document = parse(render_benchmark([replace(league, lines=lines)]))
     rows = document.all("table", "spreads")[0].all("tbody")[0].all("tr")

@@ -85,7 +85,7 @@ def save_average(progress: TrainingProgress, network: TextConditioned, pipeline:
     pipeline.save_pretrained(out)
 
 
-def describe(config: TrainConfig, classifier: judge.Classifier, accuracy: float, seconds: int) -> dict[str, Any]:
+def training_record(config: TrainConfig, classifier: judge.Classifier, accuracy: float, seconds: int) -> dict[str, Any]:
     """The content of training.json: how the model in `out` was made, in how many seconds, and how well it draws."""
     return {
         **run_record(config),
