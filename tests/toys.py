@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from concept_trak.attribution.denoiser import Condition, Conditioning, Denoiser, Prediction, attributable
 from concept_trak.attribution.numerics import normal
+from concept_trak.attribution.ranking import Entry, TopK, histograms
 from concept_trak.attribution.state import Batch
 
 
@@ -107,4 +108,17 @@ def batch(denoiser: Denoiser, b: int = 5, seed: int = 0) -> Batch:
     encode = denoiser.encode
     target = normal(denoiser.shape, seed, "target").double()
     ids = tuple(f"s{i}" for i in range(b))
-    return Batch(ids, encode(cond), encode([empty] * b), x_0, encode(without), target=target, judge=likes)
+    return Batch(ids, encode(cond), encode([empty] * b), x_0, encode(without), target=target, classifier=likes)
+
+
+def top_k(m: int, entries: Sequence[Entry]) -> TopK:
+    """The best and the worst m of these entries."""
+    ends = TopK(m)
+    ends.add_best(list(entries))
+    ends.add_worst(list(entries))
+    return ends
+
+
+def histogram(values: Tensor, scale: float) -> list[int]:
+    """The histogram of one column of scores, [n]."""
+    return histograms(values[:, None], torch.tensor([scale]))[0].tolist()

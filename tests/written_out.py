@@ -30,7 +30,7 @@ class One:
     x_0: Tensor | None = None
     others: tuple[Condition, ...] = ()
     target: Tensor | None = None
-    judge: Callable[[Tensor], Tensor] | None = None
+    classifier: Callable[[Tensor], Tensor] | None = None
 
 
 def ones(batch: Batch) -> list[One]:
@@ -43,7 +43,7 @@ def ones(batch: Batch) -> list[One]:
             None if batch.x_0 is None else batch.x_0[i : i + 1],
             tuple(take_rows(other, slice(i, i + 1)) for other in batch.others),
             batch.target,
-            batch.judge,
+            batch.classifier,
         )
         for i, name in enumerate(batch.ids)
     ]
@@ -220,8 +220,8 @@ def example_reward(model: Denoiser, one: One, at: Stand, probe: Probe) -> Tensor
 
 def classifier_reward(model: Denoiser, one: One, at: Stand, probe: Probe) -> Tensor:
     """-log p(y | x_0hat)."""
-    assert one.judge is not None
-    return -one.judge(seen_x_0(model, one, at)).sum()
+    assert one.classifier is not None
+    return -one.classifier(seen_x_0(model, one, at)).sum()
 
 
 def unweighted(model: Denoiser, one: One, stands: list[Stand]) -> float:

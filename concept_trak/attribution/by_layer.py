@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from concept_trak.attribution.denoiser import layer_of
-from concept_trak.attribution.projector import Projector, kept
+from concept_trak.attribution.projector import Projector, mask_coordinates
 
 SPLIT = ("identity", "mask")
 
@@ -50,7 +50,8 @@ def layer_columns(projector: Projector, sizes: Mapping[str, int]) -> LayerColumn
     if projector.kind == "identity":
         return LayerColumns(names, torch.cat([torch.full((size,), number[name]) for name, size in sizes.items()]))
     column = torch.zeros(projector.dim, dtype=torch.int64)
-    for name, (_, columns) in kept(tuple(sizes.items()), projector.dim, projector.seed, torch.device("cpu")).items():
+    coordinates = mask_coordinates(tuple(sizes.items()), projector.dim, projector.seed, column.device)
+    for name, (_, columns) in coordinates.items():
         column[columns] = number[name]
     return LayerColumns(names, column)
 

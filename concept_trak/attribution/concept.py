@@ -65,7 +65,7 @@ class Concept:
         object.__setattr__(self, "examples", tuple(self.examples))
         if why := contradiction(self):
             raise ValueError(f"concept {self.name!r}: {why}")
-        for text, without in self.askings:
+        for text, without in self.condition_pairs:
             if text == without:
                 raise ValueError(
                     f"concept {self.name!r}: both conditions are {text!r}, so there is no direction between them; "
@@ -87,7 +87,7 @@ class Concept:
         return self._without(self.text, self.without_prompt if self.prompt else self.without_labels)
 
     @property
-    def askings(self) -> tuple[tuple[str, str], ...]:
+    def condition_pairs(self) -> tuple[tuple[str, str], ...]:
         """Every (condition, the same without the concept): the prompt's, then its phrasings'; none without texts."""
         if self.kind != "text":
             return ()
@@ -108,7 +108,7 @@ class Concept:
     @property
     def count(self) -> int:
         """How many samples are asked: one an asking about an image, else `samples`."""
-        return max(1, len(self.askings)) if self.scope == "local" else self.samples
+        return max(1, len(self.condition_pairs)) if self.scope == "local" else self.samples
 
     @property
     def question(self) -> str:
@@ -119,7 +119,7 @@ class Concept:
             return f"what {self.classifier} takes for {self.shows!r}"
         if self.kind == "image":
             return f"what {self.image} is"
-        return "; ".join(f"{text!r} without it: {without!r}" for text, without in self.askings) + self._written
+        return "; ".join(f"{text!r} without it: {without!r}" for text, without in self.condition_pairs) + self._written
 
 
 def contradiction(concept: Any) -> str:

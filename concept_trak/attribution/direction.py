@@ -48,7 +48,7 @@ def denoising_error(denoiser: Denoiser, state: State, seen: Prediction, probe: P
     return _whole(2 * (seen.eps.detach() - noise) / noise[0].numel())
 
 
-def prediction(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Direction:
+def squared_prediction(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Direction:
     """v = 2 eps_theta / D (D-TRAK, Zheng et al. 2024)."""
     return _whole(2 * seen.eps.detach() / seen.eps[0].numel())
 
@@ -128,10 +128,10 @@ def classifier_reward(denoiser: Denoiser, state: State, seen: Prediction, probe:
     The chain rule is that of `example_reward`. The classifier sees x_0hat and not x_t, so it need not know noise; at
     high t it sees a blur.
     """
-    judge = required(state.batch.judge, "judge", "classifier_reward")
+    classifier = required(state.batch.classifier, "classifier", "classifier_reward")
     x_0 = seen.x_0.detach().requires_grad_()
     with torch.enable_grad():
-        (slope,) = torch.autograd.grad(judge(x_0).sum(), x_0)
+        (slope,) = torch.autograd.grad(classifier(x_0).sum(), x_0)
     return _whole(_through_x_0(denoiser, state, -slope))
 
 
@@ -163,18 +163,15 @@ def _differences(
 
 
 DIRECTIONS: dict[str, DirectionFunction] = {
-    f.__name__: f
-    for f in (
-        denoising_error,
-        prediction,
-        prediction_sign,
-        reconstruction_reward,
-        concept_reward,
-        caption_reward,
-        caption_fit,
-        example_reward,
-        classifier_reward,
-    )
+    "denoising_error": denoising_error,
+    "prediction": squared_prediction,
+    "prediction_sign": prediction_sign,
+    "reconstruction_reward": reconstruction_reward,
+    "concept_reward": concept_reward,
+    "caption_reward": caption_reward,
+    "caption_fit": caption_fit,
+    "example_reward": example_reward,
+    "classifier_reward": classifier_reward,
 }
 WeightFunction = Callable[[State, Prediction], Tensor]
 

@@ -1,6 +1,9 @@
-"""The short loop that composes everything: phi(z) = P sum_{s in trajectory(z)} a(s) u(J(s)^T v(s)).
+"""The loop that composes a method: phi(z) = P sum_{s in trajectory(z)} a(s) u(J(s)^T v(s)).
 
-a(s), in [0, 1], is how much a state counts: 1, unless its direction says otherwise.
+v is the direction, J(s)^T v pulls it back to the parameters, u divides by a norm where the method asks for it, a(s) in
+[0, 1] is how much the state counts (1 for every direction but `caption_fit`), and P is the projector.
+
+Letters: b samples, k features.
 """
 
 from collections.abc import Sequence
@@ -11,21 +14,26 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from concept_trak.attribution.denoiser import Denoiser, Prediction
+from concept_trak.attribution.denoiser import Condition, Denoiser, Prediction, negative_count, negatives
 from concept_trak.attribution.direction import DIRECTIONS, WEIGHTS
-from concept_trak.attribution.gradients.accumulate import feature_sum, gradient_norms
-from concept_trak.attribution.gradients.pull_back import SampleGradients, pull_back_each
-from concept_trak.attribution.method import Method
+from concept_trak.attribution.gradients.accumulate import NEGLIGIBLE, FeatureSum, feature_sums, norm_group
+from concept_trak.attribution.gradients.factors import Gradients
+from concept_trak.attribution.gradients.pull_back import SampleGradients, pull_back, pull_back_naive, times_each
+from concept_trak.attribution.gradients.workspace import Workspace
+from concept_trak.attribution.method import FeatureSpec, Method
 from concept_trak.attribution.numerics import at_least_float32
 from concept_trak.attribution.projector import Projector
 from concept_trak.attribution.state import Batch, Direction, Probe, State
-from concept_trak.attribution.trajectory import TRAJECTORIES, States
+from concept_trak.attribution.trajectory import TRAJECTORIES, walk
 
 
 class Features(NamedTuple):
-    """One projected gradient per sample: b samples, k features.
+    """One projected gradient per sample.
 
-    `weight` multiplies the finished score. `states` counts where the sample had a direction: 0 means it has no feature.
+    Attributes:
+        phi: on the model's device, at least float32.
+        weight: what the finished score of each sample is multiplied by; on the CPU.
+        states: the number of states at which each sample has a direction, on the CPU. A sample with 0 has no feature.
     """
 
     phi: Float[Tensor, "b k"]
@@ -33,93 +41,162 @@ class Features(NamedTuple):
     states: Int[Tensor, " b"]
 
 
-class FeatureSpec(NamedTuple):
-    """One side of a method: what `features` is asked for."""
+def training_batch(
+    denoiser: Denoiser,
+    method: Method,
+    ids: Sequence[str],
+    captions: Sequence[str],
+    x_0: Float[Tensor, "b c h w"],
+    cond: Condition,
+    seed: int,
+) -> Batch:
+    """Training samples with the negatives that the method compares their captions with.
 
-    probe: Probe
-    unit: bool = False
-    weight: str = "one"
-    over: str = "all"
+    Args:
+        x_0: the images as the model denoises them (`denoiser.to_latent`).
+        cond: the conditions of the captions (`denoiser.encode`).
+        seed: with a sample's id, draws its negatives where the model has more than one.
+    """
+    turns = range(negative_count(denoiser, method.train.negatives))
+    first, *others = [negatives(denoiser, ids, captions, seed, turn) for turn in turns]
+    return Batch(tuple(ids), cond, first, x_0, others=tuple(others))
+
+
+def train_features(
+    denoiser: Denoiser,
+    projector: Projector,
+    methods: Sequence[Method],
+    batch: Batch,
+    seed: int,
+    workspace: Workspace | None = None,
+) -> list[Features]:
+    """The training side of methods with one path, for one batch: a `Features` on the CPU for each method.
+
+    Args:
+        batch: as `training_batch` makes it.
+        seed: with a sample's id, draws the noise of its states.
+    """
+    specs = [method.train_spec for method in methods]
+    results = compute_features_together(denoiser, projector, specs, batch, seed, workspace)
+    return [Features(features.phi.cpu(), features.weight, features.states) for features in results]
+
+
+def reject_reasons(features: Features) -> list[tuple[str, str] | None]:
+    """Why a sample has no usable feature: (`not_finite` or `no_direction`, an explanation), or None if it has one."""
+    finite = torch.isfinite(features.phi).all(1).cpu() & torch.isfinite(features.weight).cpu()
+    reasons: list[tuple[str, str] | None] = []
+    for is_finite, states in zip(finite.tolist(), features.states.tolist(), strict=True):
+        if not is_finite:
+            reasons.append(("not_finite", "its gradient has an infinite or undefined number"))
+        elif states == 0:
+            reasons.append(
+                (
+                    "no_direction",
+                    "its condition equals the model's negative at every state, so its reward has no direction",
+                )
+            )
+        else:
+            reasons.append(None)
+    return reasons
 
 
 def compute_features(
     denoiser: Denoiser,
     projector: Projector,
-    probe: Probe,
+    spec: FeatureSpec,
     batch: Batch,
     seed: int,
-    unit: bool,
-    weight: str = "one",
-    over: str = "all",
+    workspace: Workspace | None = None,
 ) -> Features:
-    """phi, weight and number of usable states of every sample of a batch; none depends on its batch mates."""
-    return features_of_each(denoiser, projector, [FeatureSpec(probe, unit, weight, over)], batch, seed)[0]
+    """The features of every sample of a batch; they do not depend on its other samples.
+
+    Args:
+        seed: with a sample's id, draws the noise of its states.
+        workspace: of the worker, so that tables and memory serve many batches.
+    """
+    return compute_features_together(denoiser, projector, [spec], batch, seed, workspace)[0]
 
 
-def query_features(denoiser: Denoiser, projector: Projector, method: Method, batch: Batch, seed: int) -> Features:
-    """The query side of a method over the samples of one concept; the query's feature is their mean."""
-    return compute_features(denoiser, projector, method.query, batch, seed, method.unit, over=method.over)
-
-
-def features_of_each(
-    denoiser: Denoiser, projector: Projector, sides: Sequence[FeatureSpec], batch: Batch, seed: int
+def compute_features_together(
+    denoiser: Denoiser,
+    projector: Projector,
+    specs: Sequence[FeatureSpec],
+    batch: Batch,
+    seed: int,
+    workspace: Workspace | None = None,
 ) -> list[Features]:
-    """The features of several sides with one path: they stand on the same states, and share each state's forward.
+    """Several kinds of features on the same states: one forward at each state for all, one backward for each probe.
 
-    Sides with one probe also share its backward.
+    Equals `features_naive` up to rounding. All probes must have one `path`.
     """
-    paths, probes = {side.probe.path for side in sides}, list(dict.fromkeys(side.probe for side in sides))
-    assert len(paths) == 1, f"sides with {len(paths)} paths cannot share their states"
-    pointers = [partial(_point, denoiser, probe) for probe in probes]
-    sums = [_Sum(denoiser, projector, side, len(batch.ids)) for side in sides]
-    path = TRAJECTORIES[sides[0].probe.trajectory](denoiser, batch, sides[0].probe, seed)
-    state = next(path, None)
-    while state is not None:
-        pulled = pull_back_each(denoiser, state, pointers)
-        for one in sums:
-            one.add(state, pulled[probes.index(one.side.probe)])
-        state = _onward(path, pulled[0].seen)
-    return [one.features() for one in sums]
+    workspace = workspace or Workspace()
+    probes = list(dict.fromkeys(spec.probe for spec in specs))
+    assert len({probe.path for probe in probes}) == 1, "features on different paths share no states"
+    directions = [partial(_direction, denoiser, probe) for probe in probes]
+    with feature_sums(projector, denoiser.parameters, len(batch.ids), len(specs), workspace) as sums:
+        totals = [_Total(spec, total, len(batch.ids)) for spec, total in zip(specs, sums, strict=True)]
+
+        def visit(state: State) -> Prediction:
+            pulled = pull_back(denoiser, state, directions, workspace)
+            for total in totals:
+                total.add(state, pulled[probes.index(total.spec.probe)])
+            return pulled[0].prediction
+
+        walk(TRAJECTORIES[probes[0].trajectory](denoiser, batch, probes[0], seed), visit)
+        return [total.features() for total in totals]
 
 
-def _onward(path: States, seen: Prediction) -> State | None:
-    """The next state of a path that goes on from what was seen at the last one; None at its end."""
-    try:
-        return path.send(seen)
-    except StopIteration:
-        return None
+def _direction(denoiser: Denoiser, probe: Probe, state: State, prediction: Prediction) -> Direction:
+    return DIRECTIONS[probe.direction](denoiser, state, prediction, probe)
 
 
-class _Sum:
-    """One side's sum over the states.
+class _Total:
+    """The sum of one kind of feature over the states visited so far, with the weights and the usable states."""
 
-    `u` divides by the norm over all attributable parameters, or each layer by its own; a(s) multiplies after it.
-    """
-
-    def __init__(self, denoiser: Denoiser, projector: Projector, side: FeatureSpec, b: int) -> None:
-        self.side, self.total = side, feature_sum(projector, denoiser.parameters, b)
-        self.weight, self.states = torch.zeros(()), torch.zeros(b, dtype=torch.int64)
+    def __init__(self, spec: FeatureSpec, gradients: FeatureSum, b: int) -> None:
+        self.spec, self._gradients = spec, gradients
+        self._weight, self._states = torch.zeros(()), torch.zeros(b, dtype=torch.int64)
 
     def add(self, state: State, pulled: SampleGradients) -> None:
-        self.states += (pulled.pointed.v.flatten(1) != 0).any(1).cpu()
-        self.weight = self.weight + at_least_float32(WEIGHTS[self.side.weight](state, pulled.seen)).cpu()
-        factor = pulled.pointed.fit.to(pulled.scale.dtype)
-        if self.side.unit:
-            length, taken = gradient_norms(pulled.pieces, self.side.over, self.total.take)
-            # Of the few tensors that the names share: on a small network many small steps cost as much as a layer.
-            shared = {id(n): n for n in length.values()}
-            rate = {i: factor * torch.where(n > 0, 1 / n, 0) for i, n in shared.items()}
-            for name, piece in taken.items():
-                self.total.put(name, piece, rate[id(length[name])])
-        else:
-            factor = factor * pulled.scale
-            for name, piece in pulled.pieces.items():
-                self.total.add(name, piece, factor)
+        self._states += (pulled.direction.v.flatten(1) != 0).any(1).cpu()
+        self._weight = self._weight + at_least_float32(WEIGHTS[self.spec.weight](state, pulled.prediction)).cpu()
+        factor = pulled.direction.fit.to(pulled.scale.dtype)
+        # A norm divides the scale out again.
+        factor = factor * pulled.scale if self.spec.norm == "none" else factor
+        self._gradients.add(pulled.gradients, factor, self.spec.norm)
 
     def features(self) -> Features:
-        weight = self.weight if self.side.weight != "one" else torch.ones_like(self.weight)
-        return Features(self.total.phi(), weight, self.states)
+        weight = self._weight if self.spec.weight != "one" else torch.ones_like(self._weight)
+        return Features(self._gradients.phi(), weight, self._states)
 
 
-def _point(denoiser: Denoiser, probe: Probe, state: State, seen: Prediction) -> Direction:
-    return DIRECTIONS[probe.direction](denoiser, state, seen, probe)
+def features_naive(
+    denoiser: Denoiser, projector: Projector, spec: FeatureSpec, batch: Batch, seed: int
+) -> Float[Tensor, "b k"]:
+    """phi as the formula is written, one sample, one state and one plain backward at a time.
+
+    The naive twin of `compute_features`: slow, without layer rules, sums of factors or tables. Tests compare the two.
+    """
+    rows, direction = [], partial(_direction, denoiser, spec.probe)
+    for i in range(len(batch.ids)):
+        total = {name: torch.zeros_like(p)[None] for name, p in denoiser.parameters.items()}
+        for state in TRAJECTORIES[spec.probe.trajectory](denoiser, batch.rows(slice(i, i + 1)), spec.probe, seed):
+            gradients, _, at = pull_back_naive(denoiser, state, direction)
+            unit = _unit_naive(gradients, spec.norm)
+            total = {name: total[name] + times_each(unit[name], at.fit) for name in total}
+        rows.append(projector(total))
+    return torch.cat(rows)
+
+
+def _unit_naive(gradients: Gradients, norm: str) -> Gradients:
+    """Each gradient divided by the norm of its group; groups that are rounding beside the whole become 0."""
+    if norm == "none":
+        return gradients
+    whole = torch.cat([g.flatten(1) for g in gradients.values()], 1).norm()
+    groups: dict[str, list[Tensor]] = {}
+    for name, g in gradients.items():
+        groups.setdefault(norm_group(name, norm), []).append(g.flatten(1))
+    norms = {group: torch.cat(members, 1).norm() for group, members in groups.items()}
+    zero = {group: n <= NEGLIGIBLE * whole for group, n in norms.items()}
+    rates = {group: torch.zeros_like(n) if zero[group] else 1 / n for group, n in norms.items()}
+    return {name: rates[norm_group(name, norm)] * g for name, g in gradients.items()}

@@ -34,7 +34,7 @@ class Gram:
 
 
 def gram(phi: Float[Tensor, "n k"]) -> Gram:
-    """In one product: the naive twin of `GramSum`."""
+    """K of features in memory, in one product."""
     return Gram(phi.T @ phi, len(phi))
 
 
@@ -43,12 +43,22 @@ PIECE = 256  # rows scaled at a time, which at k = 2048 is 2 MB: what is written
 PANEL = 256  # columns of K computed at a time, from the diagonal down
 
 
-class GramSum:
-    """K of stored rows phi_i = scale_i unit_i that come in blocks of any size, float32, in memory that stays the same.
+def stored_gram(blocks: Iterable[tuple[Num[Tensor, "n k"], Float32[Tensor, " n"]]]) -> Gram | None:
+    """K of stored rows phi_i = scale_i unit_i that come in blocks (unit, scale) of any size; None without blocks.
 
-    The products are of `ROWS` rows wherever the blocks are cut, so the sum depends on the rows and their order alone.
-    K is symmetric, so only what lies on and below the diagonal is computed: half the work of a plain product.
+    Products are of `ROWS` rows wherever the blocks are cut, so the sum depends on the rows and their order alone.
+    K is symmetric, so only the part on and below the diagonal is computed: half the work of a plain product.
+    Memory does not grow with the rows. `gram` is its naive twin.
     """
+    total: _GramSum | None = None
+    for unit, scale in blocks:
+        total = total or _GramSum(unit.shape[1])
+        total.add(unit, scale)
+    return total.gram() if total else None
+
+
+class _GramSum:
+    """The running sum of `stored_gram`, in one matrix and one buffer of rows."""
 
     def __init__(self, k: int) -> None:
         self._matrix, self._count = torch.zeros(k, k), 0
@@ -58,14 +68,14 @@ class GramSum:
         first = 0
         while first < len(unit):
             end = min(first + PIECE, first + ROWS - self._filled, len(unit))
-            here = self._rows[self._filled : self._filled + end - first]
-            torch.mul(unit[first:end], scale[first:end, None], out=here)
+            free = self._rows[self._filled : self._filled + end - first]
+            torch.mul(unit[first:end], scale[first:end, None], out=free)
             self._filled, self._count, first = self._filled + end - first, self._count + end - first, end
             if self._filled == ROWS:
                 self._multiply()
 
     def gram(self) -> Gram:
-        """The sum of what was added. The last thing asked of it: K is not copied."""
+        """K with its upper half filled in place: K may be gigabytes, so it is not copied."""
         self._multiply()
         for panel in _panels(len(self._matrix)):
             corner = self._matrix[panel, panel]

@@ -1,23 +1,60 @@
-"""A method is a row: which states, which direction, on each side; unit norm; weight. A new method is a new row."""
+"""A method is a row of a table: states and direction of each side, unit norm, weight. A new method is a new row."""
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
+from concept_trak import UserError
 from concept_trak.attribution.direction import DIRECTIONS, WEIGHTS
 from concept_trak.attribution.state import Probe
 from concept_trak.attribution.trajectory import TRAJECTORIES
 
-# Directions that only a concept can point.
 CONCEPT_DIRECTIONS = ("concept_reward", "example_reward", "classifier_reward")
+"""Directions that need a concept, so that only a query has them."""
+
+
+class FeatureSpec(NamedTuple):
+    """What the features of one side of a method are made from.
+
+    Attributes:
+        probe: the states, and the direction at each.
+        unit: whether the gradient of each state is divided by its norm.
+        weight: a row of `direction.WEIGHTS`.
+        over: what the norm runs over: `all` parameters, or each `layer`'s by itself.
+    """
+
+    probe: Probe
+    unit: bool = False
+    weight: str = "one"
+    over: str = "all"
+
+    @property
+    def norm(self) -> str:
+        """`none`, `all` or `layer`."""
+        return self.over if self.unit else "none"
 
 
 @dataclass(frozen=True)
 class Method:
     """How training samples and queries become features, and how a finished score is weighted.
 
-    `unit`: every per-state gradient is divided by its Euclidean norm, on both sides, over `all` attributable
-    parameters, or each `layer`'s by its own, so that no few layers decide.
-    `weight`: a row of `WEIGHTS` in `direction.py`.
+    Args:
+        train: states and direction of a training sample.
+        query: states and direction of a concept's samples.
+        unit: whether the gradient of each state is divided by its Euclidean norm, on both sides.
+        over: what the norm runs over: `all` attributable parameters, or each `layer`'s by itself, so that no few
+            layers decide.
+        weight: a row of `direction.WEIGHTS`: `one` or `squared_error`.
+
+    Raises:
+        UserError: a trajectory, direction, weight or norm is not known, or the two do not go together.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> import concept_trak as ct
+        >>> without_norm = replace(ct.METHODS["concept_trak"], unit=False)
+        >>> without_norm.train.direction
+        'reconstruction_reward'
     """
 
     train: Probe
@@ -28,30 +65,34 @@ class Method:
 
     def __post_init__(self) -> None:
         for probe in (self.train, self.query):
-            _one_of("trajectory", probe.trajectory, TRAJECTORIES)
-            _one_of("direction", probe.direction, DIRECTIONS)
+            _require_one_of("trajectory", probe.trajectory, TRAJECTORIES)
+            _require_one_of("direction", probe.direction, DIRECTIONS)
             if probe.direction == "caption_fit" and probe.trajectory == "sampling":
-                raise ValueError(
+                raise UserError(
                     "caption_fit compares a state's noise with the captions' predictions, and sampling has no noise; "
                     "choose forward_noise or ddim_inversion, or the direction caption_reward"
                 )
-        _one_of("weight", self.weight, WEIGHTS)
-        _one_of("over", self.over, ("all", "layer"))
+        _require_one_of("weight", self.weight, WEIGHTS)
+        _require_one_of("over", self.over, ("all", "layer"))
         if self.train.trajectory == "sampling" or self.train.direction in CONCEPT_DIRECTIONS:
-            raise ValueError(
-                "the train side stands on its own images and captions: choose forward_noise or ddim_inversion, and a "
-                "direction that needs no concept"
+            raise UserError(
+                "the train side starts from the sample's own image and caption: choose forward_noise or "
+                "ddim_inversion, and a direction that needs no concept"
             )
 
+    @property
+    def train_spec(self) -> FeatureSpec:
+        return FeatureSpec(self.train, self.unit, self.weight, self.over)
 
-def _one_of(name: str, value: str, known: Any) -> None:
+    @property
+    def query_spec(self) -> FeatureSpec:
+        """Queries are not weighted."""
+        return FeatureSpec(self.query, self.unit, over=self.over)
+
+
+def _require_one_of(name: str, value: str, known: Collection[str]) -> None:
     if value not in known:
-        raise ValueError(f"{name}={value!r} is not known; expected one of: {', '.join(known)}")
-
-
-def _both(probe: Probe, weight: str = "one") -> Method:
-    """A whole-image row: the same probe on both sides."""
-    return Method(probe, probe, weight=weight)
+        raise UserError(f"{name}={value!r} is not known; expected one of: {', '.join(known)}")
 
 
 def method_settings(method: Method) -> dict[str, Any]:
@@ -59,17 +100,22 @@ def method_settings(method: Method) -> dict[str, Any]:
     return asdict(method)
 
 
-_trak = _both(Probe("forward_noise", "denoising_error"))
-_d_trak = _both(Probe("forward_noise", "prediction"))
-_das = _both(Probe("forward_noise", "prediction_sign"), weight="squared_error")
-# Concept-TRAK as the paper's ablation builds it: each row changes one thing in the row before.
+def _whole_image(probe: Probe, weight: str = "one") -> Method:
+    """A row with the same probe on both sides: it attributes images as a whole, not a concept in them."""
+    return Method(probe, probe, weight=weight)
+
+
+_trak = _whole_image(Probe("forward_noise", "denoising_error"))
+_d_trak = _whole_image(Probe("forward_noise", "prediction"))
+_das = _whole_image(Probe("forward_noise", "prediction_sign"), weight="squared_error")
+# Concept-TRAK as the ablation of its paper builds it: each row changes one thing in the row before.
 _concept_a = replace(_trak, query=Probe("sampling", "concept_reward"))
 _concept_b = replace(_concept_a, train=Probe("forward_noise", "reconstruction_reward"))
 _concept_c = replace(_concept_b, train=Probe("ddim_inversion", "reconstruction_reward", guidance=7.5))
 _concept_trak = replace(_concept_c, unit=True)
 _caption_trak = replace(_concept_trak, train=Probe("forward_noise", "caption_reward"))
-# Less than a tenth of concept_trak's evaluations; a picture counts only as far as it shows what its caption says, and
-# every layer as much as any other. Its two times and its norm were chosen on two small models (assets/results.md).
+# Less than a tenth of the evaluations of concept_trak. An image counts only as far as it shows what its caption says,
+# and every layer counts alike. Its two times and its norm were chosen on two small models (assets/results.md).
 _fit_trak = replace(
     _caption_trak, train=Probe("forward_noise", "caption_fit", times=(300, 700), negatives=3), over="layer"
 )
@@ -84,8 +130,9 @@ METHODS: dict[str, Method] = {
     "caption_trak": _caption_trak,
     "fit_trak": _fit_trak,
 }
+"""The rows by name; docs/methods.md compares them."""
 PUBLISHED = "concept_trak"
-"""The default, as its paper has it."""
+"""The default row, as its paper has it."""
 RECOMMENDED = "fit_trak"
-"""What `method=recommended` means: in the worst cell ahead of every baseline on `shapes2` and `shapes3`, in each of
-three models, and on average of caption lookup where a fifth of the captions is wrong (assets/results.md)."""
+"""The row that `method=recommended` selects: in the worst cell ahead of every baseline on `shapes2` and `shapes3`, in
+each of three models, and on average of caption lookup where a fifth of the captions is wrong (assets/results.md)."""

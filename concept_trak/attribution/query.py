@@ -1,79 +1,76 @@
-"""How a concept is asked: the batch of its samples, and the states and direction of a row's query side for it.
+"""A concept as a query: its samples, the states and direction of a method's query side for it, and its features.
 
-Whether a model can be asked a question at all: a concept has to be said in what the model is conditioned on.
-
-The conditioning of a text model is a prompt, that of a class-conditional model a label. An unconditional model has
-neither, so no pair of conditions separates a concept from its absence. For such a model, give a concept by examples or
-by a classifier, or ask about one image by a whole-image row.
+A query's feature is the mean over its phrasings, each the mean over its own samples.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.denoiser import Denoiser, negatives, unprompted_texts
+from concept_trak.attribution.features import Features, compute_features
+from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.method import CONCEPT_DIRECTIONS, Method
+from concept_trak.attribution.projector import Projector
 from concept_trak.attribution.state import Batch, Probe
 from concept_trak.attribution.trajectory import generate
 
 # Query images are generated, and local images inverted, without guidance: the states the condition itself leads to.
 UNGUIDED = Probe("sampling", "concept_reward")
 REWARDS = {"text": "concept_reward", "examples": "example_reward", "classifier": "classifier_reward"}
-"""The direction of a query by what its concept is given by."""
-
-
-def require_untruncated(denoiser: Denoiser, concept: Concept) -> None:
-    """That the model reads every condition to its end.
-
-    Raises:
-        ValueError: it does not; the message names the concept, the tokens and the limit.
-    """
-    for text in dict.fromkeys(text for asking in concept.askings for text in asking):
-        try:
-            denoiser.require_whole(text)
-        except ValueError as error:
-            raise ValueError(f"concept {concept.name!r}: {error}") from None
+"""The direction of a query by `Concept.kind`."""
+BETWEEN_CONDITIONS = ("concept_reward", "caption_reward", "caption_fit")
+"""Directions from one condition to another."""
 
 
 def query_batch(
     denoiser: Denoiser,
     concept: Concept,
-    pixels: Tensor | None = None,
-    target: Tensor | None = None,
-    judge: Callable[[Tensor], Tensor] | None = None,
+    pixels: Float[Tensor, "1 3 height width"] | None = None,
+    target: Float[Tensor, "c h w"] | None = None,
+    classifier: Callable[[Tensor], Tensor] | None = None,
 ) -> Batch:
-    """The samples of a query; `pixels` [1, 3, h, w] is the image of a local one, which every phrasing asks about.
+    """The samples of a query.
 
-    `target` [c, h, w], the mean x_0 of the examples, and `judge`, from x_0hat [b, c, h, w] to the class's
-    log-probability [b], serve concepts given so. A query's samples are named by their number, so that concepts with
-    one seed share their noise; sample i asks the way i mod the number of phrasings. Without texts the samples are the
-    model's own: unconditional, or of conditions it knows.
+    They are named by their number, so concepts with one seed share their noise. Sample i has the phrasing i mod the
+    number of phrasings. A concept without texts gets conditions of the model's own: the empty one, or drawn ones.
+
+    Args:
+        pixels: the image of a concept with `scope=local`, in [-1, 1].
+        target: of a concept given by examples, their mean x_0 (`mean_latent`).
+        classifier: of a concept given by one, from x_0hat [b, c, h, w] to the log-probability of its class [b].
 
     Raises:
-        ValueError: the model does not read all of a condition; a concept cut short is another concept.
+        UserError: the model would not read all of a condition; a concept cut short is another concept.
     """
     require_untruncated(denoiser, concept)
-    ways = concept.askings
-    count = concept.count
+    pairs, count = concept.condition_pairs, concept.count
     ids = tuple(f"query-{i}" for i in range(count))
-    asked = [ways[i % len(ways)] for i in range(count)] if ways else []
-    texts = [text for text, _ in asked] or unprompted_texts(denoiser, ids, concept.seed)
-    without = denoiser.encode([other for _, other in asked]) if ways else None
-    negative = negatives(denoiser, ids, texts, concept.seed)
+    of_samples = [pairs[i % len(pairs)] for i in range(count)] if pairs else []
+    texts = [text for text, _ in of_samples] or unprompted_texts(denoiser, ids, concept.seed)
     x_0 = None if pixels is None else denoiser.to_latent(pixels.to(denoiser.device, denoiser.dtype))
-    x_0 = None if x_0 is None else x_0.expand(count, *x_0.shape[1:])
-    return Batch(ids, denoiser.encode(texts), negative, x_0, without, target=target, judge=judge)
+    return Batch(
+        ids=ids,
+        cond=denoiser.encode(texts),
+        negative=negatives(denoiser, ids, texts, concept.seed),
+        x_0=None if x_0 is None else x_0.expand(count, *x_0.shape[1:]),
+        without=denoiser.encode([without for _, without in of_samples]) if pairs else None,
+        target=target,
+        classifier=classifier,
+    )
 
 
 def resolve_query(denoiser: Denoiser, method: Method, concept: Concept, batch: Batch) -> tuple[Method, Batch]:
-    """The method and batch as the concept needs them.
+    """The method and the batch as the concept needs them.
 
-    Without texts the concept reward becomes that of `REWARDS`. Local: sampling becomes the inversion of the image,
-    unguided and deterministic. Global with a whole-image row: the samples are the images generated for the condition,
-    captioned so.
+    Without texts, the concept reward becomes that of `REWARDS`. With `scope=local`, sampling becomes the inversion of
+    the image, unguided and deterministic. With `scope=global`, a method that starts from images gets those that the
+    model generates for the condition, with the condition as their caption.
     """
     require_query_direction(method, concept)
     if method.query.direction == "concept_reward":
@@ -85,40 +82,132 @@ def resolve_query(denoiser: Denoiser, method: Method, concept: Concept, batch: B
         return replace(method, query=local), batch
     if batch.x_0 is not None:
         return method, batch
-    return method, replace(
-        batch, x_0=generate(denoiser, batch, UNGUIDED, concept.seed).to(torch.float32).to(denoiser.dtype)
+    images = generate(denoiser, batch, UNGUIDED, concept.seed)
+    return method, replace(batch, x_0=images.to(torch.float32).to(denoiser.dtype))
+
+
+def query_features(
+    denoiser: Denoiser,
+    projector: Projector,
+    method: Method,
+    concept: Concept,
+    batch: Batch,
+    size: int,
+    workspace: Workspace | None = None,
+) -> Features:
+    """The feature of every sample of a query.
+
+    Args:
+        batch: as `query_batch` makes it.
+        size: samples computed at a time; it does not change the features.
+    """
+    parts = []
+    for start in range(0, len(batch.ids), size):
+        resolved, some = resolve_query(denoiser, method, concept, batch.rows(slice(start, start + size)))
+        parts.append(compute_features(denoiser, projector, resolved.query_spec, some, concept.seed, workspace))
+    phi, weight, states = (torch.cat(values) for values in zip(*parts, strict=True))
+    return Features(phi, weight, states)
+
+
+def phrasing_features(denoiser: Denoiser, concept: Concept, features: Features) -> Float[Tensor, "phrasings k"]:
+    """The mean feature of each phrasing; the query's feature is the mean of these.
+
+    Args:
+        features: of the samples of the query, as `query_features` returns them.
+
+    Raises:
+        UserError: a phrasing has no direction at any state, or its feature is not finite.
+    """
+    count = max(1, len(concept.condition_pairs))
+    means = torch.stack([features.phi[i::count].mean(0) for i in range(count)])
+    for i in range(count):
+        if not torch.isfinite(means[i]).all():
+            raise UserError(f"concept {concept.name!r}: {_not_finite(concept, denoiser.dtype)}")
+        if not (features.states[i::count] > 0).any():
+            raise UserError(f"concept {concept.name!r}: {_without_direction(concept, i)}")
+    return means
+
+
+def _not_finite(concept: Concept, dtype: torch.dtype) -> str:
+    """Why the feature of a query has NaN or infinite numbers, and what to do."""
+    if concept.kind == "classifier":
+        return f"the gradient of log p({concept.shows!r}) is not finite; train a classifier that is less certain"
+    wider = "; set model.precision=float32" if dtype in (torch.float16, torch.bfloat16) else ""
+    return (
+        f"its feature is not finite: the model's predictions overflow or are undefined in {dtype} at some "
+        f"state{wider}; expected finite predictions along the whole path that the method takes"
     )
 
 
-def require_query_direction(method: Method, concept: Concept) -> None:
-    """That a row can be asked for a concept.
+def _without_direction(concept: Concept, phrasing: int) -> str:
+    """Why a query has no feature, and what to do."""
+    if concept.kind == "examples":
+        return "the model's x_0hat equals the mean of the examples at every state; give other examples"
+    if concept.kind == "classifier":
+        return (
+            f"the classifier's probability of {concept.shows!r} has no gradient at any state, because it is 0 or "
+            "1; train a classifier that is less certain"
+        )
+    if concept.kind == "image":
+        return "the gradient at its image is zero or not finite at every state; check the model's weights"
+    text, without = concept.condition_pairs[phrasing]
+    return (
+        f"the model predicts the same for {text!r} and {without!r}, so there is no direction between them; change the "
+        "prompts"
+    )
+
+
+def mean_latent(denoiser: Denoiser, pixels: Iterable[Float[Tensor, "n 3 height width"]]) -> Float[Tensor, "c h w"]:
+    """The mean x_0 of images, which come in batches; summed in float64, so that order and batches do not show.
+
+    Args:
+        pixels: images in [-1, 1].
+    """
+    total, count = torch.zeros(denoiser.shape, dtype=torch.float64), 0
+    for some in pixels:
+        total += denoiser.to_latent(some.to(denoiser.device, denoiser.dtype)).detach().cpu().double().sum(0)
+        count += len(some)
+    return (total / count).to(denoiser.device, torch.promote_types(denoiser.dtype, torch.float32))
+
+
+def require_untruncated(denoiser: Denoiser, concept: Concept) -> None:
+    """Refuse a concept of which the model would not read every condition to its end.
 
     Raises:
-        ValueError: a row without a concept's reward would answer about pictures of the model's own choice.
+        UserError: the message names the concept, the tokens and the limit.
+    """
+    for text in dict.fromkeys(text for pair in concept.condition_pairs for text in pair):
+        try:
+            denoiser.require_whole(text)
+        except UserError as error:
+            raise UserError(f"concept {concept.name!r}: {error}") from None
+
+
+def require_query_direction(method: Method, concept: Concept) -> None:
+    """Refuse a method whose query side cannot express the concept.
+
+    Raises:
+        UserError: the concept has no prompt, and the method would attribute images of the model's own choice.
     """
     if concept.kind in ("examples", "classifier") and method.query.direction not in CONCEPT_DIRECTIONS:
-        raise ValueError(
-            f"concept {concept.name!r} is given by {concept.kind}, and a row whose query side is "
-            f"{method.query.trajectory} · {method.query.direction} asks about the pictures of a prompt; choose a row "
+        raise UserError(
+            f"concept {concept.name!r} is given by {concept.kind}, and a method with the query side "
+            f"{method.query.trajectory} · {method.query.direction} needs the images of a prompt; choose a method "
             "with the query side sampling · concept_reward, such as concept_trak"
         )
-
-
-BY_CONDITION = ("concept_reward", "caption_reward", "caption_fit")
-"""Directions from one condition to another."""
 
 
 def require_conditioning(denoiser: Denoiser, concept: Concept) -> None:
     """Refuse a concept that is not given in the model's conditioning.
 
     Raises:
-        ValueError: the message names the concept, the model's conditioning, and the keys to use.
+        UserError: the message names the concept, the model's conditioning, and the keys to use.
     """
     if concept.kind in ("examples", "classifier"):
         return
-    told = "prompt" if concept.prompt else "labels" if concept.labels else "nothing"
+    given = "prompt" if concept.prompt else "labels" if concept.labels else "nothing"
     expected = {"text": "prompt", "class": "labels", "none": "nothing"}[denoiser.conditioning]
-    if told == expected:
+    if given == expected:
         return
     remedy = {
         "text": "the model's conditioning is text: give prompt and without_prompt",
@@ -126,25 +215,25 @@ def require_conditioning(denoiser: Denoiser, concept: Concept) -> None:
         "none": "the model has no conditioning: give examples or a classifier, or ask about an image alone (scope: "
         "local, image: picture.png, neither prompt nor labels) with a whole-image row such as method=das",
     }[denoiser.conditioning]
-    said = f"{told}={concept.text!r}" if concept.text else "neither prompt nor labels"
-    raise ValueError(f"concept {concept.name!r}: it has {said}, and {remedy}")
+    value = f"{given}={concept.text!r}" if concept.text else "neither prompt nor labels"
+    raise UserError(f"concept {concept.name!r}: it has {value}, and {remedy}")
 
 
 def require_conditions(denoiser: Denoiser, methods: Mapping[str, Method], concepts: Sequence[Concept] = ()) -> None:
-    """That no row points from one condition to another where the model has none.
+    """Refuse methods with a direction between two conditions where the model has none.
 
-    Examples and a classifier bring a reward of their own in place of `concept_reward`.
+    Examples and a classifier replace `concept_reward` by a reward of their own.
 
     Raises:
-        ValueError: naming the row, its direction, and rows that can be used.
+        UserError: the message names the method, its direction, and methods that can be used.
     """
     if denoiser.conditioning != "none":
         return
     rewarded = all(concept.kind in ("examples", "classifier") for concept in concepts) and bool(concepts)
     for name, method in methods.items():
         for side, probe in (("train", method.train), ("query", method.query)):
-            if probe.direction in BY_CONDITION and not (rewarded and probe.direction == "concept_reward"):
-                raise ValueError(
+            if probe.direction in BETWEEN_CONDITIONS and not (rewarded and probe.direction == "concept_reward"):
+                raise UserError(
                     f"method={name}: its {side} side, {probe.direction}, points from one condition to another, and the "
                     "model is unconditional and has none; choose a whole-image row: trak, d_trak or das. For concepts "
                     "given by examples or a classifier: concept_trak, or concept_a, concept_b or concept_c"
@@ -152,14 +241,14 @@ def require_conditions(denoiser: Denoiser, methods: Mapping[str, Method], concep
 
 
 def require_prompt_pairs(concepts: Sequence[Concept]) -> None:
-    """That each is one condition against another, which is what components compare.
+    """Refuse concepts that are not one condition against another, which is what components compare.
 
     Raises:
-        ValueError: naming a concept that is given otherwise.
+        UserError: the message names the concept.
     """
     for concept in concepts:
         if concept.kind != "text" or concept.phrasings:
-            raise ValueError(
+            raise UserError(
                 f"concept {concept.name!r}: components compare two conditions; give one prompt and the same without "
                 "the concept, and each phrasing as a concept of its own"
             )

@@ -51,10 +51,6 @@ class TopK:
     top: list[Entry] = field(default_factory=list)
     bottom: list[Entry] = field(default_factory=list)
 
-    def add(self, entries: list[Entry]) -> None:
-        self.add_best(entries)
-        self.add_worst(entries)
-
     def add_best(self, entries: list[Entry]) -> None:
         self.top = sorted(self.top + entries, key=lambda e: (-e[0], e[1]))[: self.m]
 
@@ -73,13 +69,8 @@ SPAN = 6.0  # the histogram reaches this many root mean squares of the score to 
 BINNED = 1024  # rows counted at a time, so that their indices stay in the cache
 
 
-def bins(values: Float[Tensor, " n"], scale: float) -> list[int]:
-    """Counts in BINS equal bins over [-SPAN, SPAN] * scale; what lies outside is counted in the outermost bins."""
-    return histograms(values[:, None], torch.tensor([scale]))[0].tolist()
-
-
 def histograms(values: Float[Tensor, "n c"], scale: Float[Tensor, " c"]) -> Int64[Tensor, "c bins"]:
-    """`bins` of every column."""
+    """Of every column, counts in BINS equal bins over [-SPAN, SPAN] * scale; the outermost bins include all beyond."""
     step, columns = BINS / (2 * SPAN) / torch.where(scale > 0, scale, 1.0), values.shape[1]
     total, offset = torch.zeros(columns * BINS, dtype=torch.int64), torch.arange(columns) * BINS
     middle = torch.tensor(BINS / 2, dtype=values.dtype)

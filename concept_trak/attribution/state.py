@@ -32,7 +32,7 @@ class Batch:
     """x_t at every state of the inversion, where it is known: it is not made again."""
     target: Float[Tensor, "c h w"] | None = None
     """What a concept's examples have in common: their mean x_0."""
-    judge: Callable[[Float[Tensor, "b c h w"]], Float[Tensor, " b"]] | None = None
+    classifier: Callable[[Float[Tensor, "b c h w"]], Float[Tensor, " b"]] | None = None
     """log p(concept | x_0) of each sample, differentiable."""
 
     def rows(self, rows: slice) -> "Batch":
@@ -45,7 +45,7 @@ class Batch:
             tuple(take_rows(other, rows) for other in self.others),
             None if self.path is None else self.path[rows],
             self.target,
-            self.judge,
+            self.classifier,
         )
 
 
@@ -85,7 +85,7 @@ _REMEDY = {
     "noise": "choose forward_noise or ddim_inversion.",
     "without": "give the concept a `without_prompt` (or `without_labels`).",
     "target": "give the concept by `examples`.",
-    "judge": "give the concept by a `classifier`.",
+    "classifier": "give the concept by a `classifier`.",
 }
 
 

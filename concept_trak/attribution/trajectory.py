@@ -118,6 +118,17 @@ def _keyed(shape: tuple[int, ...], batch: Batch, seed: int, t: int, purpose: str
     return torch.stack([normal(shape, seed, sample, purpose, t) for sample in batch.ids])
 
 
+def walk(path: States, visit: Callable[[State], Prediction]) -> None:
+    """Call `visit` at every state of a path. The prediction that it returns serves the path's next update as well."""
+    prediction = None
+    while True:
+        try:
+            state = path.send(prediction)
+        except StopIteration:
+            return
+        prediction = visit(state)
+
+
 TRAJECTORIES: dict[str, Trajectory] = {
     "forward_noise": forward_noise,
     "ddim_inversion": ddim_inversion,

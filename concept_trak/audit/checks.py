@@ -16,10 +16,10 @@ from torch import Tensor
 from concept_trak import UserError
 from concept_trak.attribution.denoiser import Condition, Denoiser, take_rows
 from concept_trak.attribution.numerics import at_least_float32, normal
-from concept_trak.audit.featurize import encode_samples
 from concept_trak.config import DataConfig
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import Shard
+from concept_trak.models.encode import encode_samples
 
 # Relative difference of a prediction in two batches that rounding explains: kernels are chosen by size and block
 # differently. Measured on CPU, small pipelines in a batch of 8: 1e-15, 1e-6, 0 and 2e-3; a batch norm that takes its

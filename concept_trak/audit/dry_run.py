@@ -14,7 +14,7 @@ import torch
 
 from concept_trak import UserError
 from concept_trak.attribution.ranking import Entry
-from concept_trak.audit.featurize import FeaturizeTask, FeaturizeWorker, batches_of_one_shape
+from concept_trak.audit.featurize import FeaturizeTask, FeaturizeWorker
 from concept_trak.audit.mapper import Attempt, Mapper, serial
 from concept_trak.audit.pipeline import AuditRun
 from concept_trak.audit.plan import feature_bytes
@@ -25,6 +25,7 @@ from concept_trak.audit.worker import Work
 from concept_trak.config import AuditConfig, WorkerSettings
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import Shard
+from concept_trak.models.encode import batches_of_one_shape
 from concept_trak.store.records import Record
 from concept_trak.store.store import Store
 

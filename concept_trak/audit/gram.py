@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from concept_trak import UserError
 from concept_trak.attribution import fisher, ranking
-from concept_trak.attribution.fisher import Gram, GramSum
+from concept_trak.attribution.fisher import Gram, stored_gram
 from concept_trak.audit.mapper import Attempt
 from concept_trak.audit.query_features import QueryResult
 from concept_trak.audit.worker import StoreWorker
@@ -51,13 +51,10 @@ class GramWorker(StoreWorker):
     """One group: the sum of phi phi^T over its shards, in order, to `grams/<group>.safetensors`."""
 
     def __call__(self, task: GramTask, attempt: Attempt) -> GramResult:
-        total: GramSum | None = None
-        for block in self.blocks(*task.records):
-            total = total or GramSum(block.unit.shape[1])
-            total.add(torch.from_dlpack(block.unit), torch.from_dlpack(block.scale))
-        if total is None:
+        blocks = self.blocks(*task.records)
+        gram = stored_gram((torch.from_dlpack(block.unit), torch.from_dlpack(block.scale)) for block in blocks)
+        if gram is None:
             return GramResult("")
-        gram = total.gram()
         write_gram(self.store, self.work.fingerprints[task.method], task.name, gram.matrix.numpy(), gram.count)
         return GramResult(task.name)
 

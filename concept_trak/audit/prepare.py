@@ -27,10 +27,9 @@ from concept_trak.audit.query_features import QueryTask
 from concept_trak.audit.worker import Work, open_model
 from concept_trak.config import AuditConfig, ModelConfig, WorkerSettings, absolute, plain_values
 from concept_trak.data.files import canonical_uri
-from concept_trak.data.image import read_examples, read_file, read_image
 from concept_trak.data.inventory import LeftOut, Survey
 from concept_trak.data.shard import Shard, cut
-from concept_trak.models.classifier import open_classifier
+from concept_trak.models.encode import read_concept_files
 from concept_trak.models.location import is_hub_id
 from concept_trak.store.identity import as_json, fingerprint, open_feature_set
 from concept_trak.store.manifest import Audit, begin_audit
@@ -169,7 +168,7 @@ def check_inputs(config: AuditConfig, inputs: Inputs) -> list[QueryTask]:
     require_conditions(denoiser, config.methods, config.concepts)
     queries = [_query(denoiser, concept) for concept in config.concepts]
     if config.model.batch != 1:
-        prompts = [text for concept in config.concepts for pair in concept.askings for text in pair]
+        prompts = [text for concept in config.concepts for pair in concept.condition_pairs for text in pair]
         texts = list(dict.fromkeys(prompts)) or unprompted_texts(denoiser, ("0", "1"), 0)
         require_batch_consistency(denoiser, texts[: min(config.model.batch or TOGETHER, TOGETHER)])
     first = next(source for source in inputs.data.sources if source.rows)
@@ -243,18 +242,10 @@ def _query(denoiser: Denoiser, concept: Concept) -> QueryTask:
     """The concept with the files it names, for no method yet."""
     require_conditioning(denoiser, concept)
     require_untruncated(denoiser, concept)
-    for text, without in concept.askings:
+    for text, without in concept.condition_pairs:
         _require_direction(denoiser, concept, text, without)
-    query = QueryTask("", concept, read_image(concept.image) if concept.image else b"")
-    try:
-        if concept.examples:
-            query = replace(query, examples=read_examples(concept.examples, denoiser.resolution))
-        if concept.classifier:
-            query = replace(query, classifier=read_file(concept.classifier))
-            open_classifier(query.classifier, concept.classifier, concept.shows, denoiser)
-    except UserError as error:
-        raise UserError(f"concept {concept.name!r}: {error}") from None
-    return query
+    files = read_concept_files(denoiser, concept)
+    return QueryTask("", concept, image=files.image, examples=files.examples, classifier=files.classifier)
 
 
 def _require_direction(denoiser: Denoiser, concept: Concept, text: str, without: str) -> None:

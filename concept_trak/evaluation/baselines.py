@@ -26,7 +26,6 @@ from concept_trak.attribution.numerics import key
 from concept_trak.attribution.query import UNGUIDED, query_batch
 from concept_trak.attribution.state import Batch, Probe
 from concept_trak.attribution.trajectory import forward_noise, generate
-from concept_trak.audit.featurize import encode_samples
 from concept_trak.audit.mapper import Attempt
 from concept_trak.audit.results import shows
 from concept_trak.audit.worker import ModelWorker
@@ -34,6 +33,7 @@ from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import Shard
 from concept_trak.evaluation.benchmark import PLAIN, GradeRow, RankingHead, grade_rows, write_ranking
 from concept_trak.evaluation.retrieval import grade
+from concept_trak.models.encode import encode_samples
 from concept_trak.store.manifest import Audit
 
 ACTIVATION_PROBE = Probe("forward_noise", "prediction", times=(300,))

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from concept_trak.attribution import fisher
 from concept_trak.attribution.concept import Concept
-from concept_trak.attribution.features import query_features
+from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.method import Method, method_settings
-from concept_trak.attribution.query import query_batch, resolve_query
+from concept_trak.attribution.query import query_batch, query_features
 from concept_trak.audit.gram import StoreWorker
 from concept_trak.audit.mapper import Attempt
 from concept_trak.audit.results import shows
-from concept_trak.audit.worker import ModelWorker
+from concept_trak.audit.worker import ModelWorker, Work
 from concept_trak.data.format import label_values
 from concept_trak.data.shard import Shard
 from concept_trak.evaluation.leaderboard import Leaderboard, LeaderboardLine
@@ -64,16 +64,19 @@ def benchmark_query_file(method: Method, concept: Concept) -> str:
 class BenchmarkQueryWorker(ModelWorker):
     """phi_q of every sample of a concept, to the store; nothing is computed twice."""
 
+    def __init__(self, work: Work) -> None:
+        super().__init__(work)
+        self._workspace = Workspace()
+
     def __call__(self, item: BenchmarkQueryTask, attempt: Attempt) -> str:
         name = benchmark_query_file(item.method, item.concept)
         audit = Audit(self.store, self.config.audit)
         if self.store.size(audit.name(name)) is not None:
             return name
-        batch, size, made = query_batch(self.denoiser, item.concept), self.batch_size(attempt), []
-        for i in range(0, len(batch.ids), size):
-            method, part = resolve_query(self.denoiser, item.method, item.concept, batch.rows(slice(i, i + size)))
-            made.append(query_features(self.denoiser, self.config.projector, method, part, item.concept.seed).phi)
-        phi = torch.cat(made).cpu().float().numpy()
+        batch, projector = query_batch(self.denoiser, item.concept), self.config.projector
+        size, workspace = self.batch_size(attempt), self._workspace
+        features = query_features(self.denoiser, projector, item.method, item.concept, batch, size, workspace)
+        phi = features.phi.cpu().float().numpy()
         kinds = {"sample": "string", "phi": "vector"}
         write_table(audit, name, from_columns(kinds, {"sample": batch.ids, "phi": list(phi)}))
         return name

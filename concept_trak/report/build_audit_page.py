@@ -80,7 +80,7 @@ def _section(run: AuditRun, results: StageResults, concept: Concept) -> Section:
     asked = (concept.name, concept.text, concept.without, concept.scope, dict(concept.truth))
     section = Section(*asked, pictures, rankings, changes, kind=concept.kind, asked=concept.question)
     if concept.minus or concept.phrasings:
-        section = replace(section, written=concept.askings)
+        section = replace(section, written=concept.condition_pairs)
     if concept.phrasings:
         section = replace(section, agreement={m: results.queries[m, concept.name].agreement for m in methods})
     if run.in_files(results.tally):

@@ -156,7 +156,7 @@ def question_facts(
     agreement = {method: list(queries[method, concept.name].agreement) for method in methods}
     return {
         "question": concept.question,
-        "conditions": [{"prompt": text, "without": without} for text, without in concept.askings],
+        "conditions": [{"prompt": text, "without": without} for text, without in concept.condition_pairs],
         "agreement": {method: cosines for method, cosines in agreement.items() if cosines},
     }
 

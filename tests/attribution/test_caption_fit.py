@@ -9,7 +9,7 @@ from torch import Tensor
 from concept_trak.attribution.denoiser import Prediction, negative_count
 from concept_trak.attribution.direction import DIRECTIONS, caption_fit
 from concept_trak.attribution.features import compute_features
-from concept_trak.attribution.method import METHODS, Method
+from concept_trak.attribution.method import METHODS, FeatureSpec, Method
 from concept_trak.attribution.projector import Projector
 from concept_trak.attribution.state import Batch, Direction, Probe, State
 from concept_trak.attribution.trajectory import forward_noise
@@ -109,10 +109,10 @@ def test_initial_weights_tell_no_picture_from_another(tmp_path, seed):
     others = [model.encode([*said[i:], *said[:i]]) for i in (1, 2)]
     b = Batch(tuple("abc"), model.encode(said), others[0], unit_range(torch.from_numpy(images)), others=(others[1],))
     row, p = METHODS["fit_trak"], Projector("identity")
-    assert (compute_features(model, p, row.train, b, 0, row.unit).phi == 0).all(), (
+    assert (compute_features(model, p, FeatureSpec(row.train, row.unit), b, 0).phi == 0).all(), (
         "untrained, and yet it has something to say"
     )
-    believed = compute_features(model, p, replace(row.train, doubt=1e9), b, 0, row.unit).phi
+    believed = compute_features(model, p, FeatureSpec(replace(row.train, doubt=1e9), row.unit), b, 0).phi
     assert (believed != 0).any(), "without doubt it would have said something: nothing was tried"
 
 
@@ -145,7 +145,7 @@ def test_a_whole_row_on_the_gaussian_is_its_written_out_sum():
     with c = alpha^2 s^2 / (alpha^2 s^2 + sigma^2), so J^T v is -(alpha / sigma)(1 - c) v in the row of its class.
     """
     denoiser, b = gaussian()
-    made = compute_features(denoiser, Projector("identity"), PROBE, b, 0, True)
+    made = compute_features(denoiser, Projector("identity"), FeatureSpec(PROBE, True), b, 0)
     phi, shares = torch.zeros(6, 3, 16).double(), []
     for state in forward_noise(denoiser, b, PROBE, 0):
         pairs = [steps(denoiser, b, state, negative) for negative in (b.negative, *b.others)]
@@ -165,16 +165,18 @@ def test_a_whole_row_on_the_gaussian_is_its_written_out_sum():
 def test_a_picture_that_fits_nothing_has_a_feature_of_zero_and_no_sample_is_lost():
     """A reject is a sample without a direction; this one has a direction, and does not follow it."""
     denoiser, b = gaussian()
-    made = compute_features(denoiser, Projector("identity"), PROBE, replace(b, x_0=-5 * b.x_0), 0, True)
+    made = compute_features(denoiser, Projector("identity"), FeatureSpec(PROBE, True), replace(b, x_0=-5 * b.x_0), 0)
     assert (made.phi == 0).all(1).any(), "every picture fits a little: nothing is tried"
     assert (made.states == 3).all()
 
 
 def test_a_sample_does_not_depend_on_its_batch():
     denoiser, b = gaussian()
-    whole = compute_features(denoiser, Projector("identity"), PROBE, b, 0, True).phi
+    whole = compute_features(denoiser, Projector("identity"), FeatureSpec(PROBE, True), b, 0).phi
     for i in range(len(b.ids)):
-        alone = compute_features(denoiser, Projector("identity"), PROBE, b.rows(slice(i, i + 1)), 0, True).phi
+        alone = compute_features(
+            denoiser, Projector("identity"), FeatureSpec(PROBE, True), b.rows(slice(i, i + 1)), 0
+        ).phi
         torch.testing.assert_close(alone[0], whole[i], rtol=EXACT64, atol=1e-12)
 
 
@@ -182,12 +184,15 @@ def test_a_picture_that_fits_wholly_has_its_captions_reward(monkeypatch):
     """With a = 1 everywhere `caption_fit` is `caption_reward`."""
     denoiser, b = Toy(), batch(Toy())
     plain = compute_features(
-        denoiser, Projector("identity"), replace(PROBE, direction="caption_reward"), b, 0, True
+        denoiser, Projector("identity"), FeatureSpec(replace(PROBE, direction="caption_reward"), True), b, 0
     ).phi
-    assert not torch.equal(plain, compute_features(denoiser, Projector("identity"), PROBE, b, 0, True).phi)
+    assert not torch.equal(plain, compute_features(denoiser, Projector("identity"), FeatureSpec(PROBE, True), b, 0).phi)
     monkeypatch.setattr(torch.Tensor, "clamp", lambda x, low, high: torch.ones_like(x))
     torch.testing.assert_close(
-        compute_features(denoiser, Projector("identity"), PROBE, b, 0, True).phi, plain, rtol=EXACT64, atol=1e-12
+        compute_features(denoiser, Projector("identity"), FeatureSpec(PROBE, True), b, 0).phi,
+        plain,
+        rtol=EXACT64,
+        atol=1e-12,
     )
 
 

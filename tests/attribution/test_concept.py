@@ -7,7 +7,7 @@ import torch
 
 from concept_trak.attribution.concept import Concept, Phrasing
 from concept_trak.attribution.denoiser import negatives
-from concept_trak.attribution.features import query_features
+from concept_trak.attribution.features import compute_features
 from concept_trak.attribution.method import METHODS
 from concept_trak.attribution.numerics import normal
 from concept_trak.attribution.projector import Projector
@@ -154,7 +154,7 @@ def test_a_local_question_stands_on_the_unguided_inversion_of_its_image():
     assert [s.t for s in states] == [99, 199, 299, 399, 499, 599, 699, 799, 899]
     assert all(torch.equal(s.x_t, o.x_t) for s, o in zip(states, straight, strict=True))
     other = query_batch(denoiser, replace(concept, seed=77), pixels)
-    phi = [query_features(denoiser, Projector("identity"), method, one, 0).phi for one in (b, other)]
+    phi = [compute_features(denoiser, Projector("identity"), method.query_spec, one, 0).phi for one in (b, other)]
     assert torch.equal(*phi), "a local question has no randomness of its own"
 
 
@@ -203,7 +203,7 @@ def test_a_concept_without_words_asks_what_the_model_draws_by_itself(kind):
     given = {"examples": ("a",)} if kind == "examples" else {"classifier": "c", "shows": "y"}
     concept = Concept("c", samples=40, **given)
     d = Unconditional()
-    b = query_batch(d, concept, target=torch.zeros(d.shape).double(), judge=likes)
+    b = query_batch(d, concept, target=torch.zeros(d.shape).double(), classifier=likes)
     assert b.cond == b.negative == {}
     assert b.without is None
     drawn = query_batch(Gaussian(Settings(classes=4)), concept).cond["label"].tolist()
@@ -213,7 +213,8 @@ def test_a_concept_without_words_asks_what_the_model_draws_by_itself(kind):
         assert method.query == replace(METHODS[row].query, direction=f"{kind.removesuffix('s')}_reward")
         assert method.train == METHODS[row].train
     with pytest.raises(
-        ValueError, match=rf"concept 'c' is given by {kind}, and a row .* forward_noise · prediction asks"
+        ValueError,
+        match=rf"concept 'c' is given by {kind}, and a method .* forward_noise · prediction needs the images",
     ):
         resolve_query(d, METHODS["d_trak"], concept, b)
     here = resolve_query(d, METHODS["concept_trak"], replace(concept, scope="local", image="x.png"), b)[0]

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from concept_trak.attribution import fisher, ranking
-from concept_trak.attribution.gradients.accumulate import feature_sum
+from concept_trak.attribution.gradients.accumulate import feature_sums
 from concept_trak.attribution.gradients.factors import FactoredGradient
+from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.projector import PROJECTORS, Projector
 from tests.attribution.test_projector import SHAPES, gradients
 from tests.tolerances import DENSE32, EXACT64
@@ -32,10 +33,11 @@ def test_running_totals_agree(kind):
     }
     found = []
     for device in ("cpu", "cuda"):
-        total = feature_sum(Projector(kind, 40), {n: p.to(device) for n, p in parameters.items()}, 2)
-        for name, (g, x) in factors.items():
-            total.add(name, FactoredGradient(g.to(device), x.to(device), SHAPES[name]), torch.ones(2, device=device))
-        found.append(total.phi().cpu())
+        there = {n: p.to(device) for n, p in parameters.items()}
+        factored = {n: FactoredGradient(g.to(device), x.to(device), SHAPES[n]) for n, (g, x) in factors.items()}
+        with feature_sums(Projector(kind, 40), there, 2, 1, Workspace()) as (total,):
+            total.add(factored, torch.ones(2, device=device))
+            found.append(total.phi().cpu())
     torch.testing.assert_close(*found, rtol=EXACT64, atol=EXACT64)
 
 

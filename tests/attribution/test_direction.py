@@ -40,7 +40,7 @@ def published_loss(name: str, denoiser: Denoiser, s: State) -> Tensor:
     if name == "example_reward":
         return ((seen.x_0 - s.batch.target) ** 2).mean()
     if name == "classifier_reward":
-        return -s.batch.judge(seen.x_0).sum()
+        return -s.batch.classifier(seen.x_0).sum()
     against = s.batch.without if name == "concept_reward" else s.batch.negative
     other = denoiser(x_t, s.t, against).eps
     return (((eps + W * (eps - other)).detach() - eps) ** 2).mean()
@@ -50,7 +50,7 @@ def published_loss(name: str, denoiser: Denoiser, s: State) -> Tensor:
 def test_pulled_back_direction_is_the_gradient_of_the_published_loss(name):
     denoiser, probe = Toy(), Probe("forward_noise", name, times=(300,), strength=W, doubt=1e9)
     (state,) = forward_noise(denoiser, batch(denoiser, 3), probe, seed=1)
-    ours = pull_back(denoiser, state, lambda s, seen: DIRECTIONS[name](denoiser, s, seen, probe)).gradients()
+    ours = pull_back(denoiser, state, [lambda s, seen: DIRECTIONS[name](denoiser, s, seen, probe)])[0].dense()
     for i in range(3):
         loss = published_loss(name, denoiser, state.rows(slice(i, i + 1)))
         theirs = torch.autograd.grad(loss, list(denoiser.parameters.values()), allow_unused=True)
@@ -66,7 +66,9 @@ def test_rewards_of_equal_conditions_have_no_direction():
     for name in ("concept_reward", "caption_reward"):
         probe = Probe("forward_noise", name, times=(300,))
         (state,) = forward_noise(denoiser, same, probe, seed=1)
-        v = pull_back(denoiser, state, lambda s, seen, p=probe: DIRECTIONS[p.direction](denoiser, s, seen, p)).pointed.v
+        v = pull_back(denoiser, state, [lambda s, seen, p=probe: DIRECTIONS[p.direction](denoiser, s, seen, p)])[
+            0
+        ].direction.v
         assert (v == 0).all(), f"{name}: rounding noise of equal conditions was taken for a direction"
 
 
@@ -75,7 +77,7 @@ def test_rewards_of_equal_conditions_have_no_direction():
     [
         ("concept_reward", "without", "without_prompt"),
         ("example_reward", "target", "`examples`"),
-        ("classifier_reward", "judge", "`classifier`"),
+        ("classifier_reward", "classifier", "`classifier`"),
     ],
 )
 def test_a_direction_says_what_it_misses(name, missing, remedy):
@@ -85,4 +87,4 @@ def test_a_direction_says_what_it_misses(name, missing, remedy):
     (state,) = forward_noise(denoiser, lonely, probe, seed=1)
     pointer = partial(lambda s, seen: DIRECTIONS[name](denoiser, s, seen, probe))
     with pytest.raises(ValueError, match=remedy):
-        pull_back(denoiser, state, pointer)
+        pull_back(denoiser, state, [pointer])[0]

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from concept_trak.attribution import direction as direction_module
-from concept_trak.attribution.features import compute_features, query_features
+from concept_trak.attribution.features import compute_features, features_naive
 from concept_trak.attribution.fisher import gram, solve
-from concept_trak.attribution.method import METHODS, Method, method_settings
+from concept_trak.attribution.method import METHODS, FeatureSpec, Method, method_settings
 from concept_trak.attribution.projector import Projector
 from concept_trak.attribution.ranking import scores
 from concept_trak.attribution.state import Direction, Probe
@@ -22,7 +22,7 @@ P = Projector("sketch", 64)
 
 
 def train(method: Method, denoiser, b, projector=P, seed=0):
-    return compute_features(denoiser, projector, method.train, b, seed, method.unit, method.weight)
+    return compute_features(denoiser, projector, FeatureSpec(method.train, method.unit, method.weight), b, seed)
 
 
 def times(pointed: Direction, factor: float) -> Direction:
@@ -81,7 +81,7 @@ def test_every_row_runs_and_a_sample_does_not_depend_on_its_batch(name):
     torch.testing.assert_close(whole.phi[2:3], alone.phi, rtol=EXACT64, atol=1e-13 * whole.phi.abs().max().item())
     torch.testing.assert_close(whole.weight[2:3], alone.weight, rtol=1e-6, atol=0)
     assert (whole.weight == 1).all() == (METHODS[name].weight == "one")
-    query = query_features(denoiser, P, METHODS[name], batch(denoiser, 2), 0)
+    query = compute_features(denoiser, P, METHODS[name].query_spec, batch(denoiser, 2), 0)
     assert (query.states == 9).all()
 
 
@@ -132,7 +132,7 @@ def test_influence_across_classes_of_the_gaussian_is_exactly_zero():
     row = METHODS["concept_trak"]
     phi = train(row, gaussian, b, Projector("identity")).phi
     query = b.rows(slice(0, 1))
-    phi_q = query_features(gaussian, Projector("identity"), row, query, 0).phi
+    phi_q = compute_features(gaussian, Projector("identity"), row.query_spec, query, 0).phi
     labels = b.cond["label"]
     own, against = labels == 0, labels == query.without["label"][0]
     raw = phi @ phi_q[0]
@@ -147,10 +147,10 @@ def test_a_flipped_sign_flips_the_scores(monkeypatch):
     denoiser, row = Toy(), METHODS["concept_trak"]
     b = batch(denoiser)
     phi = train(row, denoiser, b).phi
-    right = phi @ query_features(denoiser, P, row, b, 0).phi.mean(0)
+    right = phi @ compute_features(denoiser, P, row.query_spec, b, 0).phi.mean(0)
     original = direction_module.DIRECTIONS["concept_reward"]
     monkeypatch.setitem(direction_module.DIRECTIONS, "concept_reward", lambda *a: times(original(*a), -1))
-    flipped = phi @ query_features(denoiser, P, row, b, 0).phi.mean(0)
+    flipped = phi @ compute_features(denoiser, P, row.query_spec, b, 0).phi.mean(0)
     torch.testing.assert_close(flipped, -right, rtol=EXACT64, atol=1e-14)
 
 
@@ -204,3 +204,15 @@ def test_rows_that_cannot_be_are_refused():
         Probe("forward_noise", "prediction", times=(0,))
     with pytest.raises(ValueError, match="points >= 3"):
         Probe("ddim_inversion", "prediction", every=60)
+
+
+@pytest.mark.parametrize("kind", ["identity", "mask", "rademacher", "sketch", "kronecker"])
+@pytest.mark.parametrize("name", ["das", "concept_trak", "fit_trak"])
+def test_the_loop_equals_the_formula_written_out(name, kind):
+    """`compute_features` against `features_naive`, in float64: norms over nothing, over everything and by layer."""
+    denoiser, row, projector = Toy(), METHODS[name], Projector(kind, 64)
+    spec = row.train_spec._replace(probe=replace(row.train, times=(300, 700), points=7, every=2, doubt=1e9))
+    b = batch(denoiser, 3)
+    fast, naive = compute_features(denoiser, projector, spec, b, 0).phi, features_naive(denoiser, projector, spec, b, 0)
+    assert (naive.norm(dim=1) > 0).all()
+    torch.testing.assert_close(fast, naive, rtol=0, atol=EXACT64 * naive.norm(dim=1).min().item())

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from concept_trak.attribution.fisher import PANEL, ROWS, GramSum, gram, solve, solve_dual, sum_grams, sweep
+from concept_trak.attribution.fisher import PANEL, ROWS, gram, solve, solve_dual, stored_gram, sum_grams, sweep
 from concept_trak.attribution.ranking import score_rms, scores
 from tests.tolerances import DENSE32, EXACT64, SWEPT64
 
@@ -35,10 +35,7 @@ def test_grams_add_in_any_grouping():
 
 
 def summed(unit, scale, size):
-    total = GramSum(unit.shape[1])
-    for some, factor in zip(unit.split(size), scale.split(size), strict=True):
-        total.add(some, factor)
-    return total.gram()
+    return stored_gram(zip(unit.split(size), scale.split(size), strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int8])

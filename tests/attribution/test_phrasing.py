@@ -44,10 +44,10 @@ def test_minus_writes_out_the_second_condition_and_says_so():
 
 def test_phrasings_bring_their_own_second_condition_or_take_the_concepts():
     words = (Phrasing("one crimson triangle"), Phrasing("red ink", "ink"))
-    asked = Concept("red", prompt="a red triangle", without_prompt="a triangle", phrasings=words).askings
+    asked = Concept("red", prompt="a red triangle", without_prompt="a triangle", phrasings=words).condition_pairs
     assert asked == (("a red triangle", "a triangle"), ("one crimson triangle", "a triangle"), ("red ink", "ink"))
     words = (Phrasing("a triangle that is red"), Phrasing("red ink", "ink"))
-    asked = Concept("red", prompt="a red triangle", minus="red", phrasings=words).askings
+    asked = Concept("red", prompt="a red triangle", minus="red", phrasings=words).condition_pairs
     assert asked == (
         ("a red triangle", "a triangle"),
         ("a triangle that is red", "a triangle that is"),

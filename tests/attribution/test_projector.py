@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from concept_trak.attribution import projector
-from concept_trak.attribution.gradients.accumulate import feature_sum
+from concept_trak.attribution.gradients.accumulate import feature_sums
 from concept_trak.attribution.gradients.factors import DenseGradient, FactoredGradient
-from concept_trak.attribution.numerics import key, mix, signs
-from concept_trak.attribution.projector import PROJECTORS, Projector, kronecker_factors, two_sided
+from concept_trak.attribution.gradients.workspace import Workspace
+from concept_trak.attribution.numerics import key, mix
+from concept_trak.attribution.projector import PROJECTORS, Projector, Tables, kronecker_factors, two_sided
 
 SHAPES = {"down.weight": (6, 4, 3, 3), "mid.bias": (7,), "up.weight": (11, 13)}
 D = 6 * 4 * 9 + 7 + 11 * 13
@@ -30,7 +31,7 @@ def flat(g):
 
 @pytest.mark.parametrize("kind", ["rademacher", "sketch"])
 def test_inner_products_are_preserved_with_the_stated_variance(kind, monkeypatch):
-    monkeypatch.setattr(projector, "_ROWS", 32)  # so that several blocks share their signs, as in large parameters
+    monkeypatch.setattr(projector, "BLOCK_ROWS", 32)  # so that several blocks share their signs, as in large parameters
     k, g = 32, gradients()
     (a, b), seeds = flat(g), range(600)
     estimates = torch.stack([(lambda p: p[0] @ p[1])(Projector(kind, k, seed)(g)) for seed in seeds])
@@ -149,8 +150,9 @@ def test_mix_is_splitmix64(x):
 def test_a_sign_is_a_bit_of_the_word_of_its_row_and_column(rows, dim):
     """32 columns a word, in bits 8 to 39; small matrices are kept and large ones are not, and nobody can tell."""
     across, down = (key(5, "w", side) % 2**40 for side in ("columns", "rows"))
+    tables = Tables()
     for _ in range(2):
-        found = signs(5, "w", rows, dim, torch.empty(0))
+        found = tables.signs(5, "w", rows, dim, torch.float32, torch.device("cpu"))
         assert found.shape == (len(rows), dim)
         for i, j in ((0, 0), (1, 31), (2, 32), (len(rows) - 1, 69)):
             word = splitmix64(splitmix64(rows[i] + down) ^ splitmix64(j // 32 + across))
@@ -171,32 +173,29 @@ def test_a_running_total_is_the_projected_sum(kind, apart):
     """Piece by piece, with factors, as products or multiplied out, against P of the sum."""
     draw = torch.Generator().manual_seed(1)
     parameters = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
-    total, plain = feature_sum(Projector(kind, 40), parameters, 2), gradients(2, 5)
-    plain = {name: torch.zeros_like(g) for name, g in plain.items()}
-    for _ in range(3):
-        factor = torch.randn(2, generator=draw, dtype=torch.float64)
-        for name, shape in SHAPES.items():
-            inputs = parameters[name].numel() // shape[0]
-            g, x = (torch.randn(2, 5, n, generator=draw, dtype=torch.float64) for n in (shape[0], inputs))
-            piece = FactoredGradient(g, x, shape)
-            total.add(name, piece if apart else DenseGradient(piece.whole()), factor)
-            plain[name] += factor.reshape(-1, *[1] * len(shape)) * piece.whole()
-    torch.testing.assert_close(total.phi(), Projector(kind, 40)(plain), rtol=1e-9, atol=1e-12)
+    plain = {name: torch.zeros_like(g) for name, g in gradients(2, 5).items()}
+    with feature_sums(Projector(kind, 40), parameters, 2, 1, Workspace()) as (total,):
+        for _ in range(3):
+            factor = torch.randn(2, generator=draw, dtype=torch.float64)
+            for name, shape in SHAPES.items():
+                inputs = parameters[name].numel() // shape[0]
+                g, x = (torch.randn(2, 5, n, generator=draw, dtype=torch.float64) for n in (shape[0], inputs))
+                factored = FactoredGradient(g, x, shape)
+                total.add({name: factored if apart else DenseGradient(factored.dense())}, factor)
+                plain[name] += factor.reshape(-1, *[1] * len(shape)) * factored.dense()
+            torch.testing.assert_close(total.phi(), Projector(kind, 40)(plain), rtol=1e-9, atol=1e-12)
 
 
 def test_sums_that_run_together_share_no_memory_and_later_ones_start_at_zero():
     parameters = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
-    g = gradients()
-
-    def added(total):
-        for name, value in g.items():
-            total.add(name, DenseGradient(value), torch.ones(2, dtype=torch.float64))
-        return total
-
-    first, second = (feature_sum(Projector("sketch", 40), parameters, 2) for _ in range(2))
-    added(added(first)), added(second)
-    expected = Projector("sketch", 40)(g)
-    torch.testing.assert_close(first.phi(), 2 * expected)
-    torch.testing.assert_close(second.phi(), expected)
-    fewer = feature_sum(Projector("sketch", 40), parameters, 1)
-    assert not fewer.phi().any(), "a sum starts from what an earlier one left in its memory"
+    g, ones, workspace = gradients(), torch.ones(2, dtype=torch.float64), Workspace()
+    dense = {name: DenseGradient(value) for name, value in g.items()}
+    with feature_sums(Projector("sketch", 40), parameters, 2, 2, workspace) as (first, second):
+        first.add(dense, ones)
+        second.add(dense, ones)
+        first.add(dense, ones)
+        expected = Projector("sketch", 40)(g)
+        torch.testing.assert_close(first.phi(), 2 * expected)
+        torch.testing.assert_close(second.phi(), expected)
+    with feature_sums(Projector("sketch", 40), parameters, 1, 1, workspace) as (fewer,):
+        assert not fewer.phi().any(), "a sum starts from what an earlier one left in its memory"

@@ -15,13 +15,13 @@ from concept_trak.attribution.ranking import (
     TopK,
     average_precision,
     base_rate,
-    bins,
     precision_at,
     recall_at_carriers,
     scores,
     stored_scores,
 )
 from tests.tolerances import DENSE32
+from tests.toys import histogram, top_k
 
 values = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=40)
 
@@ -33,9 +33,7 @@ def test_topk_equals_a_full_sort_for_every_split(values, m, cuts, random):
     edges = [0, *sorted(min(c, len(values)) for c in cuts), len(values)]
     merged = TopK(m)
     for a, b in pairwise(edges):
-        part = TopK(m)
-        part.add(shuffled[a:b])
-        merged = merged + part
+        merged = merged + top_k(m, shuffled[a:b])
     assert merged.top == sorted(entries, key=lambda e: (-e[0], e[1]))[:m], (
         "best entries depend on the split or tie order"
     )
@@ -44,15 +42,15 @@ def test_topk_equals_a_full_sort_for_every_split(values, m, cuts, random):
 
 @given(values, st.floats(0.1, 3))
 def test_histograms_add_up_and_count_everything(values, scale):
-    whole = bins(torch.tensor(values), scale)
-    parts = np.sum([bins(torch.tensor([v]), scale) for v in values], 0)
+    whole = histogram(torch.tensor(values), scale)
+    parts = np.sum([histogram(torch.tensor([v]), scale) for v in values], 0)
     assert whole == parts.tolist()
     assert sum(whole) == len(values)
     assert len(whole) == BINS
 
 
 def test_the_middle_of_the_histogram_is_zero():
-    counts = bins(torch.tensor([-1e-6, 1e-6, 1e-6]), 1.0)
+    counts = histogram(torch.tensor([-1e-6, 1e-6, 1e-6]), 1.0)
     assert counts[BINS // 2 - 1 : BINS // 2 + 1] == [1, 2]
 
 
@@ -70,12 +68,11 @@ def test_what_is_kept_of_several_columns_is_what_each_keeps_alone(data):
         kept.add(table[start:end], ids[start:end], "shard")
         start = end
     for j in range(c):
-        alone = TopK(m)
-        alone.add([(v, i, "shard") for v, i in zip(table[:, j].tolist(), ids, strict=True)])
+        alone = top_k(m, [(v, i, "shard") for v, i in zip(table[:, j].tolist(), ids, strict=True)])
         assert kept.ends()[j] == alone, (
             "an entry was lost before it was compared: a bound is too tight, or ties are cut"
         )
-        assert kept.histogram[j].tolist() == bins(table[:, j], scale[j])
+        assert kept.histogram[j].tolist() == histogram(table[:, j], scale[j])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int8])

@@ -8,9 +8,9 @@ import torch
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.denoiser import negatives
 from concept_trak.attribution.direction import DIRECTIONS
-from concept_trak.attribution.features import compute_features, query_features
+from concept_trak.attribution.features import compute_features
 from concept_trak.attribution.gradients.pull_back import pull_back
-from concept_trak.attribution.method import METHODS
+from concept_trak.attribution.method import METHODS, FeatureSpec
 from concept_trak.attribution.numerics import normal
 from concept_trak.attribution.projector import Projector
 from concept_trak.attribution.query import query_batch, resolve_query
@@ -30,7 +30,7 @@ def pulled(denoiser, name, b, t=300, seed=1):
     """J^T v with v itself, at x_t of the forward process."""
     probe = Probe("forward_noise", name, times=(t,))
     (state,) = forward_noise(denoiser, b, probe, seed)
-    return state, pull_back(denoiser, state, lambda s, seen: DIRECTIONS[name](denoiser, s, seen, probe))
+    return state, pull_back(denoiser, state, [lambda s, seen: DIRECTIONS[name](denoiser, s, seen, probe)])[0]
 
 
 @pytest.mark.parametrize("name", REWARDS)
@@ -45,11 +45,11 @@ def test_v_is_the_slope_of_the_loss_in_the_noise_that_is_predicted(name):
         x_0 = (state.x_t - sigma * eps) / alpha
         return (x_0 - b.target).square().flatten(1).mean(1) if name == "example_reward" else -likes(x_0)
 
-    eps, h = found.seen.eps, 1e-6
+    eps, h = found.prediction.eps, 1e-6
     for i in range(eps[0].numel()):
         step = torch.zeros(eps[0].numel(), dtype=torch.float64).index_fill(0, torch.tensor(i), h).reshape(eps.shape[1:])
         slope = (loss(eps + step) - loss(eps - step)) / (2 * h)
-        torch.testing.assert_close(found.pointed.v.flatten(1)[:, i], slope, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(found.direction.v.flatten(1)[:, i], slope, rtol=1e-6, atol=1e-8)
 
 
 def asked_of(denoiser: Gaussian, labels: list[int], **given) -> Batch:
@@ -70,10 +70,10 @@ def test_examples_pull_a_class_mean_to_their_own(t):
     denoiser = Gaussian(Settings(shape=(1, 3, 3)))
     target = normal(denoiser.shape, "target").double()
     _, found = pulled(denoiser, "example_reward", asked_of(denoiser, [0, 2], target=target), t)
-    gradient = found.gradients()["mean.weight"]
+    gradient = found.dense()["mean.weight"]
     for i, label in enumerate((0, 2)):
         expected = torch.zeros_like(gradient[i])
-        expected[label] = (2 * (found.seen.x_0[i] - target) / target.numel() * share(denoiser, t)).flatten()
+        expected[label] = (2 * (found.prediction.x_0[i] - target) / target.numel() * share(denoiser, t)).flatten()
         torch.testing.assert_close(gradient[i], expected, rtol=1e-9, atol=1e-14)
 
 
@@ -86,14 +86,14 @@ def test_a_bayes_classifier_pulls_a_class_mean_to_its_class_from_what_it_takes_i
     mu, variance = denoiser.network.mean.weight.detach(), denoiser.settings.spread**2
     weights = {"weight": mu / variance, "bias": -mu.square().sum(1) / 2 / variance}
     judge = open_classifier(saved(weights, "linear", ["zero", "one", "two"]), "bayes", "one", denoiser)
-    _, found = pulled(denoiser, "classifier_reward", asked_of(denoiser, [0, 1], judge=judge), t)
+    _, found = pulled(denoiser, "classifier_reward", asked_of(denoiser, [0, 1], classifier=judge), t)
     for i, label in enumerate((0, 1)):
-        x_0 = found.seen.x_0[i].flatten()
+        x_0 = found.prediction.x_0[i].flatten()
         p = torch.stack([-(x_0 - m).square().sum() / 2 / variance for m in mu]).softmax(0)
         slope = (mu[1] - (p[:, None] * mu).sum(0)) / variance
         expected = torch.zeros_like(mu)
         expected[label] = -slope * share(denoiser, t)
-        torch.testing.assert_close(found.gradients()["mean.weight"][i], expected, rtol=1e-9, atol=1e-14)
+        torch.testing.assert_close(found.dense()["mean.weight"][i], expected, rtol=1e-9, atol=1e-14)
 
 
 def test_examples_are_as_if_one_trained_on_their_mean():
@@ -101,7 +101,7 @@ def test_examples_are_as_if_one_trained_on_their_mean():
     denoiser = Toy()
     b = batch(denoiser, 3)
     b = replace(b, x_0=b.target.expand(3, *denoiser.shape))
-    v = {name: pulled(denoiser, name, b)[1].pointed.v for name in ("example_reward", "denoising_error")}
+    v = {name: pulled(denoiser, name, b)[1].direction.v for name in ("example_reward", "denoising_error")}
     factor = (denoiser.sigma[300] / denoiser.alpha[300]).item() ** 2
     torch.testing.assert_close(v["example_reward"], factor * v["denoising_error"], rtol=EXACT64, atol=1e-13)
 
@@ -117,23 +117,23 @@ def test_a_whole_question_without_words_is_its_written_out_twin(denoiser, name):
     row = replace(METHODS["concept_a"], unit=True)
     row = replace(row, query=replace(row.query, points=7, every=2), train=replace(row.train, times=(300, 700)))
     target = normal(denoiser.shape, "target").double()
-    asked = query_batch(denoiser, concept, target=target, judge=likes)
+    asked = query_batch(denoiser, concept, target=target, classifier=likes)
     method, asked = resolve_query(denoiser, row, concept, asked)
     assert method.query.direction == name
-    phi = query_features(denoiser, Projector("identity"), method, asked, concept.seed).phi
+    phi = compute_features(denoiser, Projector("identity"), method.query_spec, asked, concept.seed).phi
     twin = written_out.query_side(denoiser, method, written_out.ones(asked), concept.seed)
     torch.testing.assert_close(phi.mean(0), twin, rtol=EXACT64, atol=1e-14)
     ids = ("a", "b")
     x_0 = torch.stack([normal(denoiser.shape, one).double() for one in ids])
     texts = ["", ""] if isinstance(denoiser, Unconditional) else ["0", "1"]
     trained = Batch(ids, denoiser.encode(texts), negatives(denoiser, ids, texts, 0), x_0)
-    ours = compute_features(denoiser, Projector("identity"), method.train, trained, 0, method.unit).phi
+    ours = compute_features(denoiser, Projector("identity"), FeatureSpec(method.train, method.unit), trained, 0).phi
     theirs, _ = written_out.train_side(denoiser, method, written_out.ones(trained), 0)
     torch.testing.assert_close(ours, theirs, rtol=EXACT64, atol=1e-14)
 
 
 def test_a_state_the_classifier_is_sure_of_has_no_direction():
     denoiser = Toy()
-    sure = replace(batch(denoiser, 2), judge=lambda x_0: x_0.flatten(1).sum(1) * 0)
+    sure = replace(batch(denoiser, 2), classifier=lambda x_0: x_0.flatten(1).sum(1) * 0)
     _, found = pulled(denoiser, "classifier_reward", sure)
-    assert (found.pointed.v == 0).all()
+    assert (found.direction.v == 0).all()

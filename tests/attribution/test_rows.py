@@ -9,7 +9,7 @@ from concept_trak.attribution import query
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.denoiser import Denoiser, negatives
 from concept_trak.attribution.direction import DIRECTIONS, WEIGHTS
-from concept_trak.attribution.features import compute_features, query_features
+from concept_trak.attribution.features import compute_features
 from concept_trak.attribution.fisher import gram, solve, solve_dual
 from concept_trak.attribution.method import METHODS, Method
 from concept_trak.attribution.numerics import normal
@@ -101,14 +101,14 @@ def require_agreement(denoiser: Denoiser, name: str, row: Method) -> None:
     """Of both sides' features, the weights, and the scores in both forms of the solve."""
     row, plain, batch = shortened(row), Projector("identity"), trained_on(denoiser)
     phi, weights = written_out.train_side(denoiser, row, written_out.ones(batch), SEED)
-    made = compute_features(denoiser, plain, row.train, batch, SEED, row.unit, row.weight, row.over)
+    made = compute_features(denoiser, plain, row.train_spec, batch, SEED)
     require_equal(made.phi, phi, f"{name}, {row.train.trajectory} with {row.train.direction}", EXACT64)
     require_equal(made.weight, weights, f"{name}, weight {row.weight}", EXACT64)
 
     asked = query_batch(denoiser, CONCEPT)
     phi_q = written_out.query_side(denoiser, row, written_out.ones(asked), CONCEPT.seed)
     method, answering = query.resolve_query(denoiser, row, CONCEPT, asked)
-    found = query_features(denoiser, plain, method, answering, CONCEPT.seed).phi.mean(0, keepdim=True)
+    found = compute_features(denoiser, plain, method.query_spec, answering, CONCEPT.seed).phi.mean(0, keepdim=True)
     require_equal(found[0], phi_q, f"{name}, query, {row.query.trajectory} with {row.query.direction}", EXACT64)
 
     k, unweighted = gram(made.phi), torch.ones(len(phi), dtype=torch.float64)

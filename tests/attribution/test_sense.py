@@ -11,16 +11,16 @@ from concept_trak import models
 from concept_trak.attribution import fisher, ranking
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.denoiser import negatives
-from concept_trak.attribution.features import compute_features, query_features
-from concept_trak.attribution.method import METHODS
+from concept_trak.attribution.features import compute_features
+from concept_trak.attribution.method import METHODS, FeatureSpec
 from concept_trak.attribution.projector import Projector
-from concept_trak.attribution.query import query_batch, resolve_query
+from concept_trak.attribution.query import mean_latent, query_batch, resolve_query
 from concept_trak.attribution.state import Batch
-from concept_trak.audit.query_features import mean_x_0
 from concept_trak.data.benchmarks import synthetic
 from concept_trak.data.image import png
 from concept_trak.evaluation.training.loop import unit_range
 from concept_trak.models.classifier import open_classifier
+from concept_trak.models.encode import decode_pixels
 
 DEMO = Path(__file__).resolve().parents[2] / "assets/demo"
 ROWS, TIMES = 32, (500,)
@@ -41,7 +41,7 @@ def trained(demo):
     x_0, probe = demo.to_latent(unit_range(torch.from_numpy(pixels))), replace(ROW.train, times=TIMES)
     batch = Batch(ids, demo.encode(captions), negatives(demo, ids, captions, 0), x_0)
     parts = [batch.rows(slice(i, i + 16)) for i in range(0, ROWS, 16)]
-    phi = torch.cat([compute_features(demo, P, probe, part, 0, ROW.unit).phi for part in parts])
+    phi = torch.cat([compute_features(demo, P, FeatureSpec(probe, ROW.unit), part, 0).phi for part in parts])
     return phi, np.array([d.shown[1] for d in drawings])
 
 
@@ -57,7 +57,7 @@ def average_precision(demo, trained, concept: Concept, colour: str, **given) -> 
     asked = query_batch(demo, concept, **given)
     method, asked = resolve_query(demo, ROW, concept, asked)
     method = replace(method, query=replace(method.query, points=11, every=4))
-    q = query_features(demo, P, method, asked, concept.seed).phi.mean(0)
+    q = compute_features(demo, P, method.query_spec, asked, concept.seed).phi.mean(0)
     z = fisher.solve_dual(phi, fisher.gram(phi).damped(100.0), q[None]).z[0]
     relevant = (colours == colour)[np.argsort(-(phi.double() @ z.double()).numpy(), kind="stable")].tolist()
     return ranking.average_precision(relevant), ranking.base_rate(relevant)
@@ -65,7 +65,7 @@ def average_precision(demo, trained, concept: Concept, colour: str, **given) -> 
 
 def test_examples_of_a_colour_find_it(demo, trained):
     colour = "red"
-    target = mean_x_0(demo, pictures(colour), 8)
+    target = mean_latent(demo, [decode_pixels(pictures(colour), demo.resolution)])
     concept = Concept("c", examples=("drawn",), samples=4)
     ap, base = average_precision(demo, trained, concept, colour, target=target)
     assert ap > base + 0.4, f"AP {ap:.2f} at a base rate of {base:.2f}: a sign, or the mean of the examples, is wrong"
@@ -76,5 +76,5 @@ def test_a_classifier_of_a_colour_finds_it(demo, trained):
     path = DEMO / "classifier.safetensors"
     judge = open_classifier(path.read_bytes(), str(path), colour, demo)
     concept = Concept("c", classifier=str(path), shows=colour, samples=4)
-    ap, base = average_precision(demo, trained, concept, colour, judge=judge)
+    ap, base = average_precision(demo, trained, concept, colour, classifier=judge)
     assert ap > base + 0.4, f"AP {ap:.2f} at a base rate of {base:.2f}: a sign, or the class, is wrong"

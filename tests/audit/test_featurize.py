@@ -11,7 +11,7 @@ from PIL import Image
 from cluster.executor import Attempt
 from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
-from concept_trak.attribution.features import query_features
+from concept_trak.attribution.features import compute_features
 from concept_trak.attribution.method import METHODS
 from concept_trak.attribution.query import query_batch
 from concept_trak.audit.featurize import FeaturizeTask, FeaturizeWorker
@@ -120,7 +120,9 @@ def test_a_question_is_the_mean_over_its_samples(world, tmp_path):
     method, denoiser = prepared.config.methods["caption_trak"], worker.denoiser
     batch = query_batch(denoiser, question.concept)
     alone = [
-        query_features(denoiser, prepared.config.projector, method, batch.rows(slice(i, i + 1)), question.concept.seed)
+        compute_features(
+            denoiser, prepared.config.projector, method.query_spec, batch.rows(slice(i, i + 1)), question.concept.seed
+        )
         for i in range(question.concept.samples)
     ]
     expected = torch.cat([f.phi for f in alone]).double().mean(0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cluster.executor import Attempt
-from concept_trak.audit.featurize import FeaturizeTask, FeaturizeWorker, encode_samples
+from concept_trak.audit.featurize import FeaturizeTask, FeaturizeWorker
 from concept_trak.audit.prepare import prepare
 from concept_trak.audit.worker import open_model
 from concept_trak.config import DataConfig, WorkerSettings
@@ -15,6 +15,7 @@ from concept_trak.data import latents
 from concept_trak.data.format import find_sources
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import whole
+from concept_trak.models.encode import encode_samples
 from concept_trak.store.codec import decode_blocks
 from concept_trak.store.records import read_part
 from tests.jobs.world import World, build

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.method import METHODS
-from concept_trak.attribution.ranking import BINS, SPAN, TopK, bins
+from concept_trak.attribution.ranking import BINS, SPAN
 from concept_trak.audit.plan import shards
 from concept_trak.audit.results import (
     Tally,
@@ -28,13 +28,13 @@ from concept_trak.store.manifest import Audit, scores_file, write_table
 from concept_trak.store.records import Record
 from concept_trak.store.store import Store
 from concept_trak.store.tables import from_columns, from_rows
+from tests.toys import histogram, top_k
 
 
 def scored(values: dict[str, float], m: int, shard: str) -> ScoreResult:
-    ends = TopK(m)
-    ends.add([(score, sample, shard) for sample, score in values.items()])
-    histogram = bins(torch.tensor(list(values.values()), dtype=torch.float32), 1.0)
-    return ScoreResult("trak", {"red": ColumnEnds(ends.top, ends.bottom, histogram)})
+    ends = top_k(m, [(score, sample, shard) for sample, score in values.items()])
+    counts = histogram(torch.tensor(list(values.values()), dtype=torch.float32), 1.0)
+    return ScoreResult("trak", {"red": ColumnEnds(ends.top, ends.bottom, counts)})
 
 
 @settings(max_examples=60, deadline=None)
@@ -96,8 +96,7 @@ CONFIG = AuditConfig(
 
 def test_top_names_each_end_of_each_column():
     entries = [(5.0, "b", "x"), (1.0, "a", "x"), (-2.0, "c", "x")]
-    ends = TopK(2)
-    ends.add(entries)
+    ends = top_k(2, entries)
     tally = Tally(2)
     columns = ("red", "red~plain", "odd", "odd~plain")
     tally.add(ScoreResult("trak", {name: ColumnEnds(ends.top, ends.bottom, [0] * BINS) for name in columns}))

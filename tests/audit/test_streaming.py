@@ -11,9 +11,8 @@ import torch
 
 from cluster.executor import Attempt
 from concept_trak.attribution.concept import Concept
-from concept_trak.attribution.fisher import GramSum
+from concept_trak.attribution.fisher import stored_gram
 from concept_trak.attribution.method import METHODS
-from concept_trak.attribution.ranking import TopK
 from concept_trak.audit import featurize, gram, score, worker
 from concept_trak.audit.featurize import FeaturizeTask, FeaturizeWorker
 from concept_trak.audit.gram import GramTask, GramWorker, SolveTask, SolveWorker
@@ -31,6 +30,7 @@ from concept_trak.store.store import Store
 from tests.jobs.world import World, build
 from tests.store.parts import a_part
 from tests.tolerances import DENSE32
+from tests.toys import top_k
 
 FIRST, LONGEST = Attempt(1, 0), 30.0
 FP, K, ROWS, PARTS = "f" * 8, 6, 2, 4
@@ -93,13 +93,13 @@ def every_phi(store: Store, records: list[Record]) -> np.ndarray:
 def test_a_gram_is_summed_with_one_part_read_ahead_and_the_next_one_decoded(records, work, read, monkeypatch):
     used = Count()
 
-    class Watched(GramSum):
-        def add(self, unit, scale):
+    def watched(blocks):
+        for block in blocks:
             used.up()
             read.require(min(used.number + 2, PARTS), f"part {used.number} is used")
-            super().add(unit, scale)
+            yield block
 
-    monkeypatch.setattr(gram, "GramSum", Watched)
+    monkeypatch.setattr(gram, "stored_gram", lambda blocks: stored_gram(watched(blocks)))
     assert GramWorker(work)(GramTask("m", "all", tuple(records)), FIRST).name == "all"
     assert used.number == PARTS
     matrix, count = read_gram(Store(work.config.store), FP, "all")
@@ -189,8 +189,7 @@ def test_parts_scored_together_are_a_dense_product_a_sort_and_a_file_each(tmp_pa
     for j, name in enumerate(COLUMNS):
         made = table[name].to_numpy()
         assert np.abs(made - dense[:, j]).max() < DENSE32 * np.abs(dense[:, j]).max(), name
-        ends = TopK(3)
-        ends.add(list(zip(made.tolist(), ids, where, strict=True)))
+        ends = top_k(3, list(zip(made.tolist(), ids, where, strict=True)))
         assert (found.columns[name].top, found.columns[name].bottom) == (ends.top, ends.bottom)
         assert sum(found.columns[name].histogram) == 25
 

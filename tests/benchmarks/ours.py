@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 
 from concept_trak.attribution.features import compute_features
+from concept_trak.attribution.method import FeatureSpec
 from concept_trak.attribution.projector import Projector
 from tests.benchmarks.contestants import Output, Round
 from tests.benchmarks.work import SEED, Work
@@ -21,7 +22,9 @@ def build(work: Work, kind: str, dim: int) -> Round:
         task, made = work.task, []
         for batch in work.batches:
             made.append(
-                compute_features(work.denoiser, projector, task.probe, batch, SEED, task.unit, over=task.over).phi
+                compute_features(
+                    work.denoiser, projector, FeatureSpec(task.probe, task.unit, over=task.over), batch, SEED
+                ).phi
             )
         phi = torch.cat(made)
         return Output(phi, stored=2 * phi.shape[1] + BESIDE)

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from concept_trak.attribution.fisher import GramSum
+from concept_trak.attribution.fisher import stored_gram
 from concept_trak.attribution.ranking import stored_scores
 from concept_trak.store.part import DTYPES
 from tests.benchmarks.on_storage import found, write
@@ -54,14 +54,9 @@ def from_memory(n: int, k: int, queries: int, rounds: int) -> list[Row]:
     unit, z, one = torch.randn(n, k), torch.randn(queries, k), torch.ones(n)
     out, z_t = torch.empty(n, queries), z.T.contiguous()
 
-    def summed() -> None:
-        total = GramSum(k)
-        total.add(unit, one)
-        total.gram()
-
     ways = {
         "score": (lambda: stored_scores(unit, one, z, out), lambda: torch.mm(unit, z_t, out=out)),
-        "gram": (summed, lambda: unit.T @ unit),
+        "gram": (lambda: stored_gram([(unit, one)]), lambda: unit.T @ unit),
     }
     return [_compared(f"{name}, from memory", "float32", pair, rounds) for name, pair in ways.items()]
 

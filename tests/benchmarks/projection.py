@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from concept_trak.attribution.denoiser import Denoiser
-from concept_trak.attribution.features import compute_features, query_features
-from concept_trak.attribution.method import METHODS, Method
+from concept_trak.attribution.features import compute_features
+from concept_trak.attribution.method import METHODS, FeatureSpec, Method
 from concept_trak.attribution.projector import Projector
 from concept_trak.attribution.query import query_batch, resolve_query
 from concept_trak.config import AuditConfig
@@ -90,7 +90,7 @@ def _truth(method: Method, rows: int) -> tuple[Tensor, dict[str, tuple[int, ...]
     """Unprojected float64 features of the images, then of the demo's concepts, and the parameters' shapes."""
     work, identity = _work(method, "float64", rows), Projector("identity")
     made = [
-        compute_features(work.denoiser, identity, method.train, b, SEED, method.unit, over=method.over).phi
+        compute_features(work.denoiser, identity, FeatureSpec(method.train, method.unit, over=method.over), b, SEED).phi
         for b in work.batches
     ]
     phi = torch.cat([*made, _queries(work.denoiser, method)])
@@ -107,7 +107,7 @@ def _queries(d: Denoiser, method: Method) -> Tensor:
         batch, total = query_batch(d, concept, pixels), 0
         for i in range(0, len(batch.ids), 8):
             side, part = resolve_query(d, method, concept, batch.rows(slice(i, i + 8)))
-            total = total + query_features(d, Projector("identity"), side, part, concept.seed).phi.sum(0)
+            total = total + compute_features(d, Projector("identity"), side.query_spec, part, concept.seed).phi.sum(0)
         found.append(total / len(batch.ids))
     return torch.stack(found)
 
@@ -143,7 +143,11 @@ def _costs(method: Method, kinds: Sequence[tuple[str, int]], rounds: int) -> dic
         for kind in (bare, *kinds):
             start = time.process_time()
             compute_features(
-                work.denoiser, Projector(*kind), method.train, work.batches[0], SEED, method.unit, over=method.over
+                work.denoiser,
+                Projector(*kind),
+                FeatureSpec(method.train, method.unit, over=method.over),
+                work.batches[0],
+                SEED,
             )
             spent = (time.process_time() - start) / work.n
             least[kind] = min(least.get(kind, spent), spent) if number else spent

@@ -9,12 +9,16 @@ import torch
 import yaml
 from PIL import Image
 
-from concept_trak.audit.query_features import agreement, by_turns
+from concept_trak.attribution.concept import Concept, Phrasing
+from concept_trak.attribution.features import Features
+from concept_trak.attribution.query import phrasing_features
+from concept_trak.audit.query_features import agreement
 from concept_trak.config import AuditConfig, build
 from concept_trak.data.benchmarks import synthetic
 from concept_trak.data.image import read_examples, read_file
 from jobs.audit import audit
 from tests.jobs.world import RESOLUTION, Found
+from tests.toys import Toy
 
 CLASSIFIER = Path(__file__).resolve().parents[2] / "assets/demo/classifier.safetensors"
 SAID = "samples: 2, truth: {colour: red}"
@@ -76,7 +80,8 @@ def test_every_way_of_asking_is_told(asked, pictures):
 
 def test_phrasings_count_alike_however_many_samples_each_has():
     phi = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, -1.0], [3.0, 0.0], [0.0, 4.0]])
-    ways = by_turns(phi, 3)
+    concept = Concept("c", "a", "b", phrasings=(Phrasing("d", "e"), Phrasing("f", "g")), samples=5)
+    ways = phrasing_features(Toy(), concept, Features(phi, torch.ones(5), torch.ones(5, dtype=torch.int64)))
     assert ways.tolist() == [[2.0, 0.0], [0.0, 3.0], [0.0, -1.0]]
     assert agreement(ways) == pytest.approx((0.0, -1 / 5**0.5, -3 / 13**0.5)), "cos(phi_j, the sum of the others)"
     assert agreement(ways[:1]) == ()
@@ -122,7 +127,7 @@ def test_examples_that_changed_under_an_audit_are_another_question(asked, concep
         ("prompt: red, examples: [a]", {}, "prompt and examples ask in different ways"),
         ("prompt: [red]", {}, "concepts.0.prompt=['red']: input should be a valid string"),
         ("prompt: red, phrasings: [{promt: crimson}]", {}, "unknown key concepts.0.phrasings.0.promt (did you mean p"),
-        ("examples: [{pictures}]", {"method": "d_trak"}, "asks about the pictures of a prompt; choose a row"),
+        ("examples: [{pictures}]", {"method": "d_trak"}, "needs the images of a prompt; choose a method"),
         ("examples: [/nowhere.png]", {}, "concept 'c': the image '/nowhere.png' cannot be read"),
         ("classifier: {classifier}, shows: red", {"model": "latents"}, "concept 'c': /"),
     ],

@@ -105,8 +105,8 @@ def test_a_lora_is_its_product_added_and_its_gradients_are_the_chain_rules(made,
 
     def pulled(d):
         (state,) = forward_noise(d, batch, probe, 0)
-        found = pull_back(d, state, lambda s, seen: DIRECTIONS["reconstruction_reward"](d, s, seen, probe))
-        return found.seen.eps, found.gradients()
+        found = pull_back(d, state, [lambda s, seen: DIRECTIONS["reconstruction_reward"](d, s, seen, probe)])[0]
+        return found.prediction.eps, found.dense()
 
     (eps, g), (same, fast) = pulled(whole), pulled(ours)
     torch.testing.assert_close(same, eps, rtol=EXACT64, atol=EXACT64)

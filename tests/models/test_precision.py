@@ -10,10 +10,11 @@ from torch import Tensor
 from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.attribution.direction import DIRECTIONS
 from concept_trak.attribution.features import Features, compute_features
-from concept_trak.attribution.gradients.accumulate import feature_sum
+from concept_trak.attribution.gradients.accumulate import feature_sums
 from concept_trak.attribution.gradients.factors import DenseGradient, FactoredGradient
 from concept_trak.attribution.gradients.pull_back import pull_back, pull_back_naive
-from concept_trak.attribution.method import METHODS
+from concept_trak.attribution.gradients.workspace import Workspace
+from concept_trak.attribution.method import METHODS, FeatureSpec
 from concept_trak.attribution.numerics import normal
 from concept_trak.attribution.projector import Projector
 from concept_trak.attribution.state import Batch, Direction, Probe
@@ -78,7 +79,7 @@ def test_a_v_below_float16_is_pulled_back_to_its_rounding(path, device):
     eps = low(state.x_t, state.t, state.batch.cond).eps
     plain = torch.autograd.grad(eps, list(low.parameters.values()), v.to(eps), allow_unused=True)
     assert not any(g.any() for g in plain if g is not None), "float16 knows this v: the test shows nothing"
-    ours = flat(pull_back(low, state, pointer).gradients())
+    ours = flat(pull_back(low, state, [pointer])[0].dense())
     rows = [exact.rows(slice(i, i + 1)) for i in range(len(CAPTIONS))]
     theirs = torch.cat([
         flat(pull_back_naive(high, row, lambda s, seen, i=i: Direction(v[i : i + 1].to(seen.eps), torch.ones(1)))[0])
@@ -103,7 +104,7 @@ def test_features_in_few_bits_point_where_float64_does(path, name, dtype, device
     probe = replace(row.train, times=(300, 700))
 
     def made(denoiser: Denoiser) -> Features:
-        return compute_features(denoiser, Projector("kronecker", 1024), probe, batch(denoiser), 0, unit=True)
+        return compute_features(denoiser, Projector("kronecker", 1024), FeatureSpec(probe, True), batch(denoiser), 0)
 
     high = opened(path, torch.float64)
     low, exact = made(opened(path, dtype, device)).phi, made(high).phi
@@ -144,11 +145,12 @@ def test_a_reward_far_below_float16_keeps_its_direction(path):
 def test_sums_and_norms_are_float32(dtype):
     """256 pieces of 2^-12 beside a 1, which neither dtype would notice one by one; squares beyond float16."""
     shape, one = (4, 6), torch.ones(1)
-    total = feature_sum(Projector("identity"), {"w": torch.zeros(shape, dtype=dtype)}, 1)
-    for value in (1.0, *[2.0**-12] * 256):
-        total.add("w", DenseGradient(torch.full((1, *shape), value, dtype=dtype)), one)
-    assert (total.phi() == 1 + 256 * 2.0**-12).all(), "the sum over states is rounded at every state"
+    parameters = {"w": torch.zeros(shape, dtype=dtype)}
+    with feature_sums(Projector("identity"), parameters, 1, 1, Workspace()) as (total,):
+        for value in (1.0, *[2.0**-12] * 256):
+            total.add({"w": DenseGradient(torch.full((1, *shape), value, dtype=dtype))}, one)
+        assert (total.phi() == 1 + 256 * 2.0**-12).all(), "the sum over states is rounded at every state"
     large = torch.full((1, 2, 8), 512.0, dtype=dtype)
-    assert DenseGradient(large).square_norm().item() == 16 * 512.0**2
+    assert DenseGradient(large).squared_norm().item() == 16 * 512.0**2
     product = FactoredGradient(large, large, (8, 8))
-    assert product.square_norm().item() == pytest.approx(64 * (2 * 512.0**2) ** 2, rel=EXACT64)
+    assert product.squared_norm().item() == pytest.approx(64 * (2 * 512.0**2) ** 2, rel=EXACT64)

@@ -1,7 +1,6 @@
 """Per-sample gradients of real UNets and transformers, where every layer of a text-to-image model occurs."""
 
 import logging
-import sys
 from dataclasses import replace
 
 import pytest
@@ -13,7 +12,8 @@ from concept_trak.attribution.features import compute_features
 from concept_trak.attribution.gradients.accumulate import gradient_norms
 from concept_trak.attribution.gradients.layer_rules import has_rule
 from concept_trak.attribution.gradients.pull_back import pull_back, pull_back_naive
-from concept_trak.attribution.method import METHODS
+from concept_trak.attribution.gradients.workspace import Workspace
+from concept_trak.attribution.method import METHODS, FeatureSpec
 from concept_trak.attribution.numerics import normal
 from concept_trak.attribution.projector import Projector
 from concept_trak.attribution.state import Batch, Probe
@@ -37,31 +37,29 @@ def batch(denoiser: Denoiser) -> Batch:
     ("kind", "parameters", "alone"),
     [("pixels", "all", 0), ("latents", "all", 0), ("patches", OF_LAYERS, 0), ("patches", "all", 1)],
 )
-def test_every_parameter_is_pulled_back_by_its_layer(saved, kind, parameters, alone, direction, caplog, monkeypatch):
+def test_every_parameter_is_pulled_back_by_its_layer(saved, kind, parameters, alone, direction, caplog):
     """`alone`: how many have no layer. Of a transformer it is the last table of shifts, which the network itself holds;
     those of the blocks are replayed.
     """
-    monkeypatch.setattr(sys.modules[pull_back.__module__], "_said", set())  # said once a process: another test may have
     denoiser = load(str(saved(kind)), parameters, precision="float64")
     (state,) = forward_noise(denoiser, batch(denoiser).rows(slice(0, 3)), Probe("forward_noise", direction, (400,)), 0)
 
     def pointer(s, seen):
         return DIRECTIONS[direction](denoiser, s, seen, Probe("forward_noise", direction))
 
-    with caplog.at_level(logging.INFO, logger=pull_back.__module__):
-        found = pull_back(denoiser, state, pointer)
-    fast, seen, v = found.gradients(), found.seen, found.pointed.v
+    with caplog.at_level(logging.INFO, logger=Workspace.__module__):
+        found = pull_back(denoiser, state, [pointer])[0]
+    fast, seen, v = found.dense(), found.prediction, found.direction.v
     said = [f"no layer rule for {alone} parameters (scale_shift_table, ...)"] if alone else []
-    heard = [r.getMessage().partition(":")[0] for r in caplog.records if r.name == pull_back.__module__]
+    heard = [r.getMessage().partition(":")[0] for r in caplog.records if r.name == Workspace.__module__]
     assert heard == said, "other parameters than expected go one sample at a time, which doubles the work"
-    slow, seen_slow, v_slow = pull_back_naive(denoiser, state, pointer)
+    slow, seen_slow, (v_slow, _) = pull_back_naive(denoiser, state, pointer)
     torch.testing.assert_close(seen.eps, seen_slow.eps, rtol=EXACT64, atol=EXACT64)
     assert (v - v_slow).norm() < EXACT64 * v_slow.norm()
     assert list(fast) == list(slow) == list(denoiser.parameters)
     whole = torch.cat([g.flatten(1) for g in slow.values()], 1).norm(dim=1)
-    length, _ = gradient_norms(found.pieces, "all")
-    for one in length.values():
-        torch.testing.assert_close(one * found.scale, whole, rtol=EXACT64, atol=0)
+    length, _ = gradient_norms(found.gradients, "all")
+    torch.testing.assert_close(length["all"] * found.scale, whole, rtol=EXACT64, atol=0)
     assert (whole > 0).all()
     for name in fast:
         error, size = (fast[name] - slow[name]).flatten(1).norm(dim=1), slow[name].flatten(1).norm(dim=1)
@@ -73,10 +71,10 @@ def test_every_parameter_is_pulled_back_by_its_layer(saved, kind, parameters, al
 def test_a_direction_pulled_back_is_the_gradient_of_its_loss(path, direction):
     """J^T v of every parameter against autograd through the published loss, which forms no v."""
     denoiser, probe = load(str(path), precision="float64"), Probe("forward_noise", direction, (400,))
-    given = {"target": torch.full(denoiser.shape, 0.1).double(), "judge": lambda x_0: x_0.flatten(1).sin().sum(1)}
+    given = {"target": torch.full(denoiser.shape, 0.1).double(), "classifier": lambda x_0: x_0.flatten(1).sin().sum(1)}
     b = replace(batch(denoiser).rows(slice(0, 2)), **given)
     (state,) = forward_noise(denoiser, b, probe, 0)
-    fast = pull_back(denoiser, state, lambda s, seen: DIRECTIONS[direction](denoiser, s, seen, probe)).gradients()
+    fast = pull_back(denoiser, state, [lambda s, seen: DIRECTIONS[direction](denoiser, s, seen, probe)])[0].dense()
     for i, one in enumerate(written_out.ones(b)):
         at = written_out.Stand(state.x_t[i : i + 1], state.t, state.noise[i : i + 1])
         slow = written_out.gradient(denoiser, written_out.LOSSES[direction](denoiser, one, at, probe))
@@ -112,9 +110,9 @@ def test_a_feature_does_not_depend_on_its_batch(path, name, dtype, tolerance):
     )
     probe = replace(row.train, times=(100, 500, 900), points=13, every=5)
     b = batch(denoiser)
-    whole = compute_features(denoiser, projector, probe, b, 0, row.unit)
+    whole = compute_features(denoiser, projector, FeatureSpec(probe, row.unit), b, 0)
     assert (whole.states == len(probe.states)).all()
     for i in range(len(b.ids)):
-        alone = compute_features(denoiser, projector, probe, b.rows(slice(i, i + 1)), 0, row.unit)
+        alone = compute_features(denoiser, projector, FeatureSpec(probe, row.unit), b.rows(slice(i, i + 1)), 0)
         error = ((whole.phi[i] - alone.phi[0]).norm() / alone.phi[0].norm()).item()
         assert error < tolerance, f"{b.ids[i]} under {name} differs by {error:.1e} between a batch of 4 and of 1"

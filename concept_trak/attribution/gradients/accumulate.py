@@ -1,16 +1,15 @@
-"""P of a sum of gradients, added up piece by piece.
+"""P of a running sum of per-sample gradients, and the norms that they are divided by before they are added.
 
-P is linear, so it may be applied to the sum once, or to every piece. A projector that needs few of a gradient's numbers
-has a way of its own, straight from the factors; for the others the sum is kept at full width.
+P is linear, so it is applied once to the sum, or to every gradient where a projector needs few of its numbers: `mask`
+and `kronecker` take them straight from the factors.
 
-How long each sample's gradient is, over all parameters or over a layer's, and what is then still needed of it.
-
-Pieces are looked at one after another. What a norm had to multiply out is large, and memory that is new and cold costs
-more than the product: so what is wanted of a piece besides its norm is taken then and there, and the rest given up.
+Gradients are handled one after another. Where a norm needs a gradient in dense form, the sum takes what it needs of
+that form at once and the form is dropped: fresh memory costs more than the product that fills it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from jaxtyping import Float
@@ -18,168 +17,184 @@ from torch import Tensor
 
 from concept_trak.attribution.denoiser import layer_of
 from concept_trak.attribution.gradients.factors import DenseGradient, ParameterGradient
+from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.numerics import at_least_float32
-from concept_trak.attribution.projector import Projector, kept, kronecker_factors, sketch
+from concept_trak.attribution.projector import Projector, Tables, sketch
+
+NEGLIGIBLE = 1e-5
+"""Share of the whole gradient's norm below which a layer's own is rounding, as of keys where one token is attended."""
+Reduce = Callable[[str, ParameterGradient], ParameterGradient]
 
 
 class FeatureSum(ABC):
-    """P of a running sum: `add` a piece of one parameter, each sample times its factor; `phi` is P of all of it.
+    """P of a running sum over b samples' gradients, 0 at first. `add` and `phi` may be called in any order."""
 
-    Where factors are norms, they are known only when every piece has been seen. So `add` comes in two: `take` what is
-    needed of a piece while it is at hand, often few numbers, so that the rest is given up; and `put` it later.
-    """
+    def add(self, gradients: Mapping[str, ParameterGradient], factor: Float[Tensor, " b"], norm: str = "none") -> None:
+        """Add each sample's gradients times its factor.
+
+        Args:
+            gradients: by parameter name.
+            norm: `all` divides each sample's gradients by their norm over all parameters, `layer` each layer's by its
+                own, `none` by nothing.
+        """
+        if norm == "none":
+            for name, gradient in gradients.items():
+                self._add(name, self._reduced(name, gradient), factor)
+            return
+        norms, reduced = gradient_norms(gradients, norm, self._reduced)
+        rates = {group: factor * torch.where(n > 0, 1 / n, 0) for group, n in norms.items()}
+        for name, gradient in reduced.items():
+            self._add(name, gradient, rates[norm_group(name, norm)])
 
     @abstractmethod
-    def __init__(self, projector: Projector, parameters: Mapping[str, Tensor], b: int) -> None: ...
-    @abstractmethod
-    def take(self, name: str, piece: ParameterGradient) -> ParameterGradient: ...
-    @abstractmethod
-    def put(self, name: str, taken: ParameterGradient, factor: Float[Tensor, " b"]) -> None: ...
-    @abstractmethod
-    def phi(self) -> Float[Tensor, "b k"]: ...
+    def phi(self) -> Float[Tensor, "b k"]:
+        """P of the sum of everything that was added so far."""
 
-    def add(self, name: str, piece: ParameterGradient, factor: Float[Tensor, " b"]) -> None:
-        self.put(name, self.take(name, piece), factor)
+    @abstractmethod
+    def _reduced(self, name: str, gradient: ParameterGradient) -> ParameterGradient:
+        """What the sum needs of a gradient."""
+
+    @abstractmethod
+    def _add(self, name: str, reduced: ParameterGradient, factor: Float[Tensor, " b"]) -> None:
+        """Add what `_reduced` returned, times each sample's factor."""
 
 
 class FullSum(FeatureSum):
-    """For any P: the sum itself, at full width and at least float32, projected once.
+    """For any P: the sum itself, at full width and at least float32.
 
-    It is the largest thing a batch needs. On a CPU fresh memory costs ten times what adding to it does (measured: 58 ms
-    against 5.6 for 16 x 1.0 M numbers), so the sum's goes on to the next one once phi is known.
+    Args:
+        memory: at least b times as many numbers as there are parameters; the largest tensor that a batch needs.
     """
 
-    def __init__(self, projector: Projector, parameters: Mapping[str, Tensor], b: int) -> None:
-        self.projector, sizes = projector, [b * p.numel() for p in parameters.values()]
-        self.room = _room(sum(sizes), at_least_float32(next(iter(parameters.values())).new_empty(0)))
-        self.empty = dict(zip(parameters, self.room[: sum(sizes)].split(sizes), strict=True))
-        self.shapes, self.sum = {name: (b, *p.shape) for name, p in parameters.items()}, dict[str, Tensor]()
+    def __init__(
+        self, projector: Projector, parameters: Mapping[str, Tensor], b: int, tables: Tables, memory: Tensor
+    ) -> None:
+        self._projector, self._tables = projector, tables
+        self._shapes = {name: (b, *p.shape) for name, p in parameters.items()}
+        sizes = [b * p.numel() for p in parameters.values()]
+        self._unused = dict(zip(parameters, memory[: sum(sizes)].split(sizes), strict=True))
+        self._sums: dict[str, Tensor] = {}
 
-    def take(self, name: str, piece: ParameterGradient) -> ParameterGradient:
-        return piece
+    def _reduced(self, name: str, gradient: ParameterGradient) -> ParameterGradient:
+        return gradient
 
-    def put(self, name: str, taken: ParameterGradient, factor: Float[Tensor, " b"]) -> None:
-        room = self.empty.pop(name, None)
-        if room is not None:
-            self.sum[name] = taken.lay(room)
-            taken.add_to(self.sum[name], factor, first=True)
-        else:
-            taken.add_to(self.sum[name], factor)
+    def _add(self, name: str, reduced: ParameterGradient, factor: Float[Tensor, " b"]) -> None:
+        memory = self._unused.pop(name, None)
+        if memory is not None:
+            self._sums[name] = reduced.as_sum(memory)
+        reduced.add_to(self._sums[name], factor, overwrite=memory is not None)
 
     def phi(self) -> Float[Tensor, "b k"]:
-        """Once: the sum is given up."""
-        self.sum |= {name: room.zero_().view(self.shapes[name]) for name, room in self.empty.items()}
-        phi, self.sum = self.projector({name: self.sum[name] for name in self.shapes}), {}
-        _spare.append(self.room)
-        return phi
-
-
-_spare: list[Tensor] = []
-
-
-def _room(size: int, like: Tensor) -> Tensor:
-    """Memory for at least `size` numbers of the kind of `like`: what another sum has left, or new."""
-    while _spare:
-        room = _spare.pop()
-        if len(room) >= size and (room.dtype, room.device) == (like.dtype, like.device):
-            return room
-    return like.new_empty(size)
+        zeros = {name: memory.zero_().view(self._shapes[name]) for name, memory in self._unused.items()}
+        sums = self._sums | zeros
+        return self._projector({name: sums[name] for name in self._shapes}, self._tables)
 
 
 class MaskSum(FeatureSum):
-    """For `mask`: only the coordinates that it keeps, straight from a gradient's factors."""
+    """For `mask`: only the coordinates that it keeps, taken from the factors of a gradient."""
 
-    def __init__(self, projector: Projector, parameters: Mapping[str, Tensor], b: int) -> None:
+    def __init__(self, projector: Projector, parameters: Mapping[str, Tensor], b: int, tables: Tables) -> None:
         sizes = tuple((name, p.numel()) for name, p in parameters.items())
         first = next(iter(parameters.values()))
-        self.kept = kept(sizes, projector.dim, projector.seed, first.device)
-        self.sum = at_least_float32(first.new_zeros(b, projector.dim))
-        self.grow = (sum(size for _, size in sizes) / projector.dim) ** 0.5
+        self._coordinates = tables.coordinates(sizes, projector.dim, projector.seed, first.device)
+        self._sum = at_least_float32(first.new_zeros(b, projector.dim))
+        self._scale = (sum(size for _, size in sizes) / projector.dim) ** 0.5
 
-    def take(self, name: str, piece: ParameterGradient) -> ParameterGradient:
-        at, _ = self.kept[name]
-        return DenseGradient(piece.entries(at) if len(at) else self.sum[:, :0])
+    def _reduced(self, name: str, gradient: ParameterGradient) -> ParameterGradient:
+        at, _ = self._coordinates[name]
+        return DenseGradient(gradient.entries(at) if len(at) else self._sum[:, :0])
 
-    def put(self, name: str, taken: ParameterGradient, factor: Float[Tensor, " b"]) -> None:
-        _, column = self.kept[name]
+    def _add(self, name: str, reduced: ParameterGradient, factor: Float[Tensor, " b"]) -> None:
+        _, column = self._coordinates[name]
         if len(column):
-            self.sum[:, column] += taken.whole() * factor.to(self.sum.dtype)[:, None]
+            self._sum[:, column] += reduced.dense() * factor.to(self._sum.dtype)[:, None]
 
     def phi(self) -> Float[Tensor, "b k"]:
-        return self.sum * self.grow
+        return self._sum * self._scale
 
 
 class KroneckerSum(FeatureSum):
-    """For `kronecker`: matrices between their two sides, straight from a gradient's factors, sketched once."""
+    """For `kronecker`: S_o^T G S_i of every matrix, taken from the factors of a gradient, and one sketch of the sum."""
 
-    def __init__(self, projector: Projector, parameters: Mapping[str, Tensor], b: int) -> None:
-        self.projector, first = projector, next(iter(parameters.values()))
-        matrices, kind = {n: p for n, p in parameters.items() if p.dim() > 1}, at_least_float32(first.new_empty(0))
-        self.sides = {
-            n: kronecker_factors(n, p.shape, projector.seed, kind.dtype, kind.device) for n, p in matrices.items()
+    def __init__(self, projector: Projector, parameters: Mapping[str, Tensor], b: int, tables: Tables) -> None:
+        self._projector, self._tables = projector, tables
+        like = at_least_float32(next(iter(parameters.values())).new_empty(0))
+        self._factors = {
+            name: tables.kronecker_factors(name, p.shape, projector.seed, like.dtype, like.device)
+            for name, p in parameters.items()
+            if p.dim() > 1
         }
-        self.sum = {name: kind.new_zeros(b, *self._shape(name, p)) for name, p in parameters.items()}
+        self._sums = {name: like.new_zeros(b, *self._shape(name, p)) for name, p in parameters.items()}
 
     def _shape(self, name: str, p: Tensor) -> tuple[int, ...]:
-        return tuple(side.shape[1] for side in self.sides[name]) if name in self.sides else p.shape
+        return tuple(side.shape[1] for side in self._factors[name]) if name in self._factors else p.shape
 
-    def take(self, name: str, piece: ParameterGradient) -> ParameterGradient:
-        return DenseGradient(
-            piece.between(*self.sides[name]) if name in self.sides else at_least_float32(piece.whole())
-        )
+    def _reduced(self, name: str, gradient: ParameterGradient) -> ParameterGradient:
+        if name in self._factors:
+            return DenseGradient(gradient.two_sided(*self._factors[name]))
+        return DenseGradient(at_least_float32(gradient.dense()))
 
-    def put(self, name: str, taken: ParameterGradient, factor: Float[Tensor, " b"]) -> None:
-        taken.add_to(self.sum[name], factor)
+    def _add(self, name: str, reduced: ParameterGradient, factor: Float[Tensor, " b"]) -> None:
+        reduced.add_to(self._sums[name], factor)
 
     def phi(self) -> Float[Tensor, "b k"]:
-        return sketch(self.sum, self.projector.dim, self.projector.seed)
+        return sketch(self._sums, self._projector.dim, self._projector.seed, self._tables)
 
 
-TOTALS: dict[str, type[FeatureSum]] = {"mask": MaskSum, "kronecker": KroneckerSum}
-"""By projector; `PROJECTORS` says what each must equal."""
+NARROW_SUMS: dict[str, type[MaskSum] | type[KroneckerSum]] = {"mask": MaskSum, "kronecker": KroneckerSum}
+"""By projector; each equals P of the full sum, with P as in `PROJECTORS`."""
 
 
-def feature_sum(projector: Projector, parameters: Mapping[str, Tensor], b: int) -> FeatureSum:
-    """P of a sum over b samples' gradients of `parameters`, 0 so far."""
-    return TOTALS.get(projector.kind, FullSum)(projector, parameters, b)
+@contextmanager
+def feature_sums(
+    projector: Projector, parameters: Mapping[str, Tensor], b: int, count: int, workspace: Workspace
+) -> Iterator[list[FeatureSum]]:
+    """`count` sums over b samples' gradients of `parameters`, until the block ends."""
+    if projector.kind in NARROW_SUMS:
+        kind = NARROW_SUMS[projector.kind]
+        yield [kind(projector, parameters, b, workspace.tables) for _ in range(count)]
+        return
+    like = at_least_float32(next(iter(parameters.values())).new_empty(0))
+    numbers = b * sum(p.numel() for p in parameters.values())
+    with ExitStack() as stack:
+        memories = [stack.enter_context(workspace.memory(numbers, like)) for _ in range(count)]
+        yield [FullSum(projector, parameters, b, workspace.tables, memory) for memory in memories]
 
 
-Take = Callable[[str, ParameterGradient], ParameterGradient]
-"""What is to be kept of a parameter's piece once its norm is known."""
-DEAD = 1e-5
-"""Share of the whole gradient's norm below which a layer's own is rounding: keys where one token is attended to."""
-
-
-def squared_norms(piece: ParameterGradient) -> tuple[Float[Tensor, " b"], ParameterGradient]:
-    """|g|^2 of each sample, and the piece as it then is: multiplied out where that was the cheaper way to know."""
-    if not piece.cheaper_apart:
-        piece = DenseGradient(piece.whole())
-    return piece.square_norm(), piece
+def norm_group(name: str, norm: str) -> str:
+    """The parameters of one group are divided by one norm: `all` of them, or those of a `layer`."""
+    return layer_of(name) if norm == "layer" else norm
 
 
 def gradient_norms(
-    pieces: Mapping[str, ParameterGradient], over: str, take: Take = lambda name, piece: piece
+    gradients: Mapping[str, ParameterGradient], norm: str, reduce: Reduce = lambda name, gradient: gradient
 ) -> tuple[dict[str, Float[Tensor, " b"]], dict[str, ParameterGradient]]:
-    """By parameter name, each sample's Euclidean norm over `all` of them, or over those of its `layer`, 0 where that is
-    rounding; and what was taken of the pieces as they then were (see `measured`), one at a time."""
-    vectors = [p.value for p in pieces.values() if over == "all" and isinstance(p, DenseGradient) and p.small]
-    squares, since = (
-        [DenseGradient(torch.cat(vectors, 1)).square_norm()] if vectors else [],
-        dict[str, ParameterGradient](),
-    )
-    members: dict[str, list[Tensor]] = {}
-    for name, piece in pieces.items():
-        if over != "all" or not (isinstance(piece, DenseGradient) and piece.small):
-            square, piece = squared_norms(piece)
-            members.setdefault(layer_of(name), []).append(square)
-            squares.append(square)
-        since[name] = take(name, piece)
+    """Each sample's Euclidean norms, and what `reduce` takes of each gradient while its dense form may be at hand.
+
+    Args:
+        norm: `all` for one norm over all parameters, `layer` for one over each layer's.
+        reduce: called with every parameter's name and gradient, dense where the norm needed it dense.
+
+    Returns:
+        (norms by group, reduced gradients by parameter name). A layer's norm that is rounding beside the whole one is
+        0.
+    """
+    vectors = [g.value for g in gradients.values() if norm == "all" and isinstance(g, DenseGradient) and g.is_vector]
+    squares = [DenseGradient(torch.cat(vectors, 1)).squared_norm()] if vectors else []
+    by_group: dict[str, list[Tensor]] = {}
+    reduced: dict[str, ParameterGradient] = {}
+    for name, gradient in gradients.items():
+        if norm != "all" or not (isinstance(gradient, DenseGradient) and gradient.is_vector):
+            if not gradient.norm_is_cheaper_in_factors:
+                gradient = DenseGradient(gradient.dense())
+            squares.append(gradient.squared_norm())
+            by_group.setdefault(norm_group(name, norm), []).append(squares[-1])
+        reduced[name] = reduce(name, gradient)
     whole = _root_of_sum(squares)
-    if over == "all":
-        return dict.fromkeys(pieces, whole), since
-    own = {layer: _root_of_sum(each) for layer, each in members.items()}
-    alive = {layer: torch.where(length > DEAD * whole, length, 0) for layer, length in own.items()}
-    return {name: alive[layer_of(name)] for name in pieces}, since
+    if norm == "all":
+        return {norm: whole}, reduced
+    norms = {group: _root_of_sum(own) for group, own in by_group.items()}
+    return {group: torch.where(n > NEGLIGIBLE * whole, n, 0) for group, n in norms.items()}, reduced
 
 
 def _root_of_sum(squares: Sequence[Float[Tensor, " b"]]) -> Float[Tensor, " b"]:

@@ -1,17 +1,18 @@
-"""A convolution's per-sample weight gradient, kept as what it is made of: its input, and the gradient at its output.
+"""The per-sample weight gradient of a convolution, kept as its input and the gradient at its output.
 
-    G = sum_p g_p patch_p^T        patch_p: what the kernel sees at place p
+    G = sum_p g_p patch_p^T        patch_p: the inputs under the kernel at position p
 
-Letters: b samples of n / b rows each, o outputs, i inputs, a kernel of k l, P padded pixels, p places. There are three
-ways to what is asked of it; measured on one core of a CPU for 16 samples, beside the plain gradient of the weight:
+Letters: b samples of n / b rows each, o outputs, i inputs, a kernel of k l, P padded pixels, p positions.
 
-- One convolution whose groups are the samples: about as fast as the plain one, but half again dearer where there are
-  few places, and five times where there are few outputs.
-- Patches, copied out of a padded input whose channels lie together, a few samples at a time, so that they are in the
-  cache when they are multiplied: the plain one's price for 8 x 8 places, twice that for 32 x 32. Channels lie last.
-- The norm without a matrix, from the Gram G_x of padded pixels, <patch_p, patch_q> = sum_d G_x[p + d, q + d] over the
-  kernel's offsets d: half to a third of the plain one's price for 8 x 8 places and 64 to 128 channels. It costs
-  P^2 i + p^2 o multiply-adds and (k + l) P p strided additions, against p o i k l by the matrix.
+Three ways lead to G or to its norm. Their costs were measured on one core of a CPU for 16 samples, in units of the
+plain gradient of the weight:
+
+- One grouped convolution, with the samples as its groups: about 1, but 1.5 for few positions and 5 for few outputs.
+- Patches copied from a padded input with channels last, a few samples at a time so that they stay in the cache: 1 for
+  8 x 8 positions, 2 for 32 x 32. The result has its channels last.
+- The norm without G, from the Gram G_x of padded pixels, <patch_p, patch_q> = sum_d G_x[p + d, q + d] over the offsets
+  d of the kernel: 1/2 to 1/3 for 8 x 8 positions and 64 to 128 channels. It costs P^2 i + p^2 o multiply-adds and
+  (k + l) P p strided additions, against p o i k l through G.
 """
 
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
@@ -29,13 +30,13 @@ from concept_trak.attribution.numerics import at_least_float32
 
 # Multiply-adds of a matrix product that take as long as one addition of strided numbers, and one number in a patch.
 ADDITION, COPIED = 8, 32
-FEW_PLACES, FEW_OUTPUTS = 100, 4  # up to which patches are faster than groups
-AT_A_TIME = 1 << 19  # numbers in patches: 2 MB, about what a core's cache holds
+FEW_POSITIONS, FEW_OUTPUTS = 100, 4  # up to which patches are faster than groups
+PATCH_NUMBERS = 1 << 19  # numbers in patches at a time: 2 MB, about what the cache of a core holds
 
 
 @dataclass(frozen=True)
 class Conv2dGradient:
-    """Of a weight of `shape` [o, i / groups, k, l]."""
+    """The gradient of a weight of `shape` [o, i / groups, k, l]."""
 
     x: Float[Tensor, "n i h w"]
     g: Float[Tensor, "n o y z"]
@@ -47,113 +48,112 @@ class Conv2dGradient:
     groups: int = 1
 
     @property
-    def cheaper_apart(self) -> bool:
-        """Whether the norm is cheaper by the factors than by the matrix."""
-        (o, i, k, m), (h, w), places = self.shape, self._wider(), self.g[0, 0].numel()
-        apart = (h * w) ** 2 * i + places**2 * o + ADDITION * (k + m) * h * w * places
-        return self.groups == 1 and len(self.x) == self.b and apart < places * self.shape.numel()
+    def norm_is_cheaper_in_factors(self) -> bool:
+        (o, i, k, m), (h, w), positions = self.shape, self._padded_size(), self.g[0, 0].numel()
+        apart = (h * w) ** 2 * i + positions**2 * o + ADDITION * (k + m) * h * w * positions
+        return self.groups == 1 and len(self.x) == self.b and apart < positions * self.shape.numel()
 
     @property
     def by_patches(self) -> bool:
-        """Whether the matrix is cheaper by patches than by groups."""
-        return self.groups == 1 and (self.g[0, 0].numel() <= FEW_PLACES or self.shape[0] <= FEW_OUTPUTS)
+        """Whether G is cheaper by patches than by a grouped convolution."""
+        return self.groups == 1 and (self.g[0, 0].numel() <= FEW_POSITIONS or self.shape[0] <= FEW_OUTPUTS)
 
-    def whole(self) -> Float[Tensor, "b o i k l"]:
+    def dense(self) -> Float[Tensor, "b o i k l"]:
         if not self.by_patches:
-            return self._grouped()
-        out = self.lay(self.g.new_empty(self.b * self.shape.numel()))
-        self._multiply(out, None, first=True)
+            return self._by_groups()
+        out = self.as_sum(self.g.new_empty(self.b * self.shape.numel()))
+        self._multiply(out, None, overwrite=True)
         return out
 
-    def square_norm(self) -> Float[Tensor, " b"]:
-        if not self.cheaper_apart:
-            return DenseGradient(self.whole()).square_norm()
+    def squared_norm(self) -> Float[Tensor, " b"]:
+        if not self.norm_is_cheaper_in_factors:
+            return DenseGradient(self.dense()).squared_norm()
         x, g = at_least_float32(self._padded()).flatten(1, 2), at_least_float32(self.g).flatten(2)
-        seen = self._along_kernel(torch.bmm(x, x.transpose(1, 2)))
-        return torch.linalg.vecdot(seen.flatten(1), torch.bmm(g.transpose(1, 2), g).flatten(1))
+        patch_gram = self._patch_gram(torch.bmm(x, x.transpose(1, 2)))
+        return torch.linalg.vecdot(patch_gram.flatten(1), torch.bmm(g.transpose(1, 2), g).flatten(1))
 
-    def lay(self, room: Float[Tensor, " numbers"]) -> Float[Tensor, "b o i k l"]:
+    def as_sum(self, memory: Float[Tensor, " numbers"]) -> Float[Tensor, "b o i k l"]:
         o, i, k, m = self.shape
         if self.by_patches:
-            return room.view(self.b, o, k, m, i).permute(0, 1, 4, 2, 3)
-        return room.view(self.b, *self.shape)
+            return memory.view(self.b, o, k, m, i).permute(0, 1, 4, 2, 3)
+        return memory.view(self.b, *self.shape)
 
-    def add_to(self, total: Float[Tensor, "b ..."], factor: Float[Tensor, " b"], first: bool = False) -> None:
-        """Where the total was laid for it, patches are multiplied straight into it."""
+    def add_to(self, total: Float[Tensor, "b ..."], factor: Float[Tensor, " b"], overwrite: bool = False) -> None:
+        """Patches are multiplied straight into a total that has its channels last."""
         if self.by_patches and total.permute(0, 1, 3, 4, 2).is_contiguous():
-            self._multiply(total, factor, first)
+            self._multiply(total, factor, overwrite)
         else:
-            DenseGradient(self.whole()).add_to(total, factor, first)
+            DenseGradient(self.dense()).add_to(total, factor, overwrite)
 
-    def entries(self, at: Tensor) -> Float[Tensor, "b entries"]:
-        """The entries at flat positions `at`; a few of them place by place."""
+    def entries(self, at: Int64[Tensor, " entries"]) -> Float[Tensor, "b entries"]:
+        """The entries at the flat positions `at`: gathered from the factors if they are few."""
         outputs, inputs, k, m = self.shape
         if self.groups > 1 or GATHERED * len(at) > (outputs - COPIED) * inputs * k * m:
-            return DenseGradient(self.whole()).entries(at)
+            return DenseGradient(self.dense()).entries(at)
         o, column = at // (inputs * k * m), at % (k * m) * inputs + at // (k * m) % inputs
-        found = [
-            (at_least_float32(g)[:, o] * at_least_float32(p)[:, :, column].transpose(1, 2)).sum(2)
-            for _, g, p in self._factors()
-        ]
-        return torch.cat(found)
+        return torch.cat(
+            [
+                (at_least_float32(g)[:, o] * at_least_float32(patches)[:, :, column].transpose(1, 2)).sum(2)
+                for _, g, patches in self._factors()
+            ]
+        )
 
-    def between(self, left: Float[Tensor, "o r"], right: Float[Tensor, "i c"]) -> Float[Tensor, "b r c"]:
-        """left^T G right: the right side is a convolution with c filters, so no patch is ever written down."""
+    def two_sided(self, left: Float[Tensor, "o r"], right: Float[Tensor, "i c"]) -> Float[Tensor, "b r c"]:
+        """left^T G right. The right side is a convolution with c filters, so no patch is copied."""
         if self.groups > 1:
-            return DenseGradient(self.whole()).between(left, right)
+            return DenseGradient(self.dense()).two_sided(left, right)
         filters = right.T.reshape(-1, *self.shape[1:])
-        seen = F.conv2d(at_least_float32(self.x), filters, None, self.stride, self.padding, self.dilation)
+        filtered = F.conv2d(at_least_float32(self.x), filters, None, self.stride, self.padding, self.dilation)
         narrow = left.T @ at_least_float32(self.g).flatten(2)
-        return torch.bmm(self._by_sample(narrow), self._by_sample(seen.flatten(2)).transpose(1, 2))
+        return torch.bmm(self._by_sample(narrow), self._by_sample(filtered.flatten(2)).transpose(1, 2))
 
-    def _grouped(self) -> Float[Tensor, "b o i k l"]:
+    def _by_groups(self) -> Float[Tensor, "b o i k l"]:
         x, g = (y.unflatten(0, (self.b, -1)).transpose(0, 1).flatten(1, 2) for y in (self.x, self.g))
         size: Any = (self.b * self.shape[0], *self.shape[1:])
+        # The signature of conv2d_weight says int, and it takes pairs.
         pairs: dict[str, Any] = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
-        # Its signature says int, and it takes pairs.
         return conv2d_weight(x, size, g, groups=self.b * self.groups, **pairs).view(self.b, *self.shape)
 
-    def _multiply(self, total: Tensor, factor: Tensor | None, first: bool) -> None:
-        """Each sample's matrix times its factor into `total`, whose channels lie last."""
+    def _multiply(self, total: Tensor, factor: Tensor | None, overwrite: bool) -> None:
+        """Add each sample's G times its factor to `total`, whose channels are last in memory."""
         matrix = total.permute(0, 1, 3, 4, 2).flatten(2)
         for rows, g, patches in self._factors():
             scaled = g if factor is None else at_least_float32(g) * factor[rows].to(total.dtype)[:, None, None]
-            matrix[rows].baddbmm_(scaled, patches.to(scaled.dtype), beta=0 if first else 1)
+            matrix[rows].baddbmm_(scaled, patches.to(scaled.dtype), beta=0 if overwrite else 1)
 
     def _by_sample(self, rows: Float[Tensor, "n c p"]) -> Float[Tensor, "b c mp"]:
         return rows.unflatten(0, (self.b, -1)).transpose(1, 2).flatten(2)
 
-    def _wider(self) -> tuple[int, int]:
-        """Height and width with the zeros all around."""
+    def _padded_size(self) -> tuple[int, int]:
         return self.x.shape[2] + 2 * self.padding[0], self.x.shape[3] + 2 * self.padding[1]
 
     def _padded(self) -> Float[Tensor, "n h w i"]:
-        """Channels last, zeros all around."""
+        """The input with zeros around it and its channels last."""
         (n, i, h, w), (top, side) = self.x.shape, self.padding
-        wider = self.x.new_zeros(n, *self._wider(), i)
-        wider[:, top : top + h, side : side + w] = self.x.permute(0, 2, 3, 1)
-        return wider
+        padded = self.x.new_zeros(n, *self._padded_size(), i)
+        padded[:, top : top + h, side : side + w] = self.x.permute(0, 2, 3, 1)
+        return padded
 
     def _factors(self) -> Iterator[tuple[slice, Float[Tensor, "s o p"], Float[Tensor, "s p kli"]]]:
-        """Some samples at a time: which, their output gradients, and their patches."""
+        """For some samples at a time: their rows, their output gradients and their patches."""
         x, g, (_, i, k, m), (y, z) = self._padded(), self._by_sample(self.g.flatten(2)), self.shape, self.g.shape[2:]
         each, (row, down, right, _) = len(x) // self.b, x.stride()
         steps = (self.stride[0] * down, self.stride[1] * right, self.dilation[0] * down, self.dilation[1] * right, 1)
-        step = max(1, AT_A_TIME // (each * y * z * k * m * i)) if x.device.type == "cpu" else self.b
+        step = max(1, PATCH_NUMBERS // (each * y * z * k * m * i)) if x.device.type == "cpu" else self.b
         for start in range(0, self.b, step):
-            here = x[start * each : (start + step) * each]
-            patches = here.as_strided((len(here), y, z, k, m, i), (row, *steps), here.storage_offset())
-            rows = slice(start, start + len(here) // each)
-            yield rows, g[rows], patches.reshape(len(here) // each, each * y * z, k * m * i)
+            some = x[start * each : (start + step) * each]
+            patches = some.as_strided((len(some), y, z, k, m, i), (row, *steps), some.storage_offset())
+            rows = slice(start, start + len(some) // each)
+            yield rows, g[rows], patches.reshape(len(some) // each, each * y * z, k * m * i)
 
-    def _along_kernel(self, gram: Float[Tensor, "b P P"]) -> Float[Tensor, "b y z y z"]:
-        """From the Gram of padded pixels to that of patches: one direction of the kernel after the other."""
-        gram = gram.view(-1, *self._wider(), *self._wider())
-        gram = _sum(gram[:, here, :, here] for here in self._seen(0))
-        return _sum(gram[:, :, here, :, here] for here in self._seen(1))
+    def _patch_gram(self, gram: Float[Tensor, "b P P"]) -> Float[Tensor, "b y z y z"]:
+        """The Gram of patches from that of padded pixels, one direction of the kernel after the other."""
+        gram = gram.view(-1, *self._padded_size(), *self._padded_size())
+        gram = _sum(gram[:, pixels, :, pixels] for pixels in self._pixels_under_kernel(0))
+        return _sum(gram[:, :, pixels, :, pixels] for pixels in self._pixels_under_kernel(1))
 
-    def _seen(self, side: int) -> Iterator[slice]:
-        """For each offset of the kernel along a side, the pixels that stand under it, place by place."""
+    def _pixels_under_kernel(self, side: int) -> Iterator[slice]:
+        """For each offset of the kernel along a side, the padded pixels at this offset from every position."""
         reach = self.stride[side] * (self.g.shape[2 + side] - 1) + 1
         for first in range(0, self.shape[2 + side] * self.dilation[side], self.dilation[side]):
             yield slice(first, first + reach, self.stride[side])

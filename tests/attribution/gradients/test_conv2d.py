@@ -34,7 +34,7 @@ def made(case):
     for i in range(4):
         here = slice(rows * i, rows * (i + 1))
         bias = torch.autograd.grad(layer(x[here]), layer.bias, g[here])[0]
-        torch.testing.assert_close(found["bias"].whole()[i], bias, rtol=EXACT64, atol=1e-12)
+        torch.testing.assert_close(found["bias"].dense()[i], bias, rtol=EXACT64, atol=1e-12)
     each = [
         torch.autograd.grad(layer(x[i : i + rows]), layer.weight, g[i : i + rows])[0] for i in range(0, len(x), rows)
     ]
@@ -44,7 +44,7 @@ def made(case):
 def test_the_cases_go_every_way():
     ways = {case: made(case)[0] for case in CASES}
     assert all(isinstance(piece, Conv2dGradient) for piece in ways.values())
-    assert [case for case, piece in ways.items() if piece.cheaper_apart] == ["by factors"]
+    assert [case for case, piece in ways.items() if piece.norm_is_cheaper_in_factors] == ["by factors"]
     by_groups = [case for case, piece in ways.items() if not piece.by_patches]
     assert by_groups == ["by groups", "grouped"]
 
@@ -52,21 +52,21 @@ def test_the_cases_go_every_way():
 @pytest.mark.parametrize("case", CASES)
 def test_it_answers_as_its_matrix_does(case, monkeypatch):
     monkeypatch.setattr(
-        "concept_trak.attribution.gradients.conv2d.AT_A_TIME", 1500
+        "concept_trak.attribution.gradients.conv2d.PATCH_NUMBERS", 1500
     )  # so that patches come in several parts
     piece, exact = made(case)
-    torch.testing.assert_close(piece.whole(), exact, rtol=EXACT64, atol=1e-12)
+    torch.testing.assert_close(piece.dense(), exact, rtol=EXACT64, atol=1e-12)
     for dearer in (-1e9, 1e9):  # by the factors wherever they can tell, and never
         monkeypatch.setattr("concept_trak.attribution.gradients.conv2d.ADDITION", dearer)
-        assert piece.cheaper_apart == (dearer < 0 and case not in ("grouped", "several rows"))
-        torch.testing.assert_close(piece.square_norm(), exact.square().flatten(1).sum(1), rtol=EXACT64, atol=0)
+        assert piece.norm_is_cheaper_in_factors == (dearer < 0 and case not in ("grouped", "several rows"))
+        torch.testing.assert_close(piece.squared_norm(), exact.square().flatten(1).sum(1), rtol=EXACT64, atol=0)
     at = torch.tensor([exact[0].numel() - 1, 0, 13])
     for dearer in (1e-9, 1e9):
         monkeypatch.setattr("concept_trak.attribution.gradients.conv2d.GATHERED", dearer)
         torch.testing.assert_close(piece.entries(at), exact.flatten(1)[:, at], rtol=EXACT64, atol=1e-12)
     left, right = torch.randn(exact.shape[1], 3).double(), torch.randn(exact[0, 0].numel(), 2).double()
     expected = left.T @ exact.flatten(2) @ right
-    torch.testing.assert_close(piece.between(left, right), expected, rtol=EXACT64, atol=1e-11)
+    torch.testing.assert_close(piece.two_sided(left, right), expected, rtol=EXACT64, atol=1e-11)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -75,7 +75,7 @@ def test_it_adds_up_in_any_order_of_memory(case, own):
     piece, exact = made(case)
     factor = torch.tensor([2.0, 0.0, -1.0, 0.5], dtype=torch.float64)
     room = torch.full((exact.numel(),), torch.nan, dtype=torch.float64)
-    total = piece.lay(room) if own else room.view(exact.shape)
-    piece.add_to(total, factor, first=True)
+    total = piece.as_sum(room) if own else room.view(exact.shape)
+    piece.add_to(total, factor, overwrite=True)
     piece.add_to(total, torch.ones_like(factor))
     torch.testing.assert_close(total, (1 + factor)[:, None, None, None, None] * exact, rtol=EXACT64, atol=1e-12)

@@ -1,6 +1,5 @@
 """The layer rules against one plain backward per sample."""
 
-import sys
 from dataclasses import replace
 
 import pytest
@@ -8,21 +7,29 @@ import torch
 
 from concept_trak.attribution.denoiser import attributable
 from concept_trak.attribution.direction import DIRECTIONS
-from concept_trak.attribution.gradients.accumulate import gradient_norms, squared_norms
+from concept_trak.attribution.gradients.accumulate import gradient_norms, norm_group
 from concept_trak.attribution.gradients.factors import DenseGradient, FactoredGradient
 from concept_trak.attribution.gradients.layer_rules import per_sample_gradients, record_call
-from concept_trak.attribution.gradients.pull_back import pull_back, pull_back_each, pull_back_naive
+from concept_trak.attribution.gradients.pull_back import pull_back, pull_back_naive
+from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.state import Direction, Probe
 from concept_trak.attribution.trajectory import forward_noise
 from tests.tolerances import EXACT64
 from tests.toys import Toy, batch
 
 
-def pulled(denoiser, how, b, rows=slice(None), direction="reconstruction_reward"):
+def pulled(denoiser, how, b, rows=slice(None), direction="reconstruction_reward", workspace=None):
     probe = Probe("forward_noise", direction, times=(400,))
     (state,) = forward_noise(denoiser, batch(denoiser, b).rows(rows), probe, seed=0)
-    found = how(denoiser, state, lambda s, seen: DIRECTIONS[direction](denoiser, s, seen, probe))
-    return found if how is pull_back_naive else (found.gradients(), found.seen, found.pointed.v)
+
+    def pointer(s, seen):
+        return DIRECTIONS[direction](denoiser, s, seen, probe)
+
+    if how is pull_back_naive:
+        gradients, seen, at = pull_back_naive(denoiser, state, pointer)
+        return gradients, seen, at.v
+    (found,) = pull_back(denoiser, state, [pointer], workspace)
+    return found.dense(), found.prediction, found.direction.v
 
 
 @pytest.mark.parametrize("direction", ["reconstruction_reward", "denoising_error", "caption_reward"])
@@ -47,36 +54,39 @@ def test_a_gradient_does_not_depend_on_its_batch_mates():
         torch.testing.assert_close(together[name][3:4], alone[name], rtol=EXACT64, atol=1e-14)
 
 
-def test_parameters_without_a_rule_are_exact_and_said_once(caplog):
-    denoiser = Toy("last|shift")
-    pulled(denoiser, pull_back, 2)
-    said = [r for r in caplog.records if "no layer rule" in r.message]
-    pulled(denoiser, pull_back, 2)
-    assert len([r for r in caplog.records if "no layer rule" in r.message]) == len(said) <= 1
+def test_parameters_that_cost_a_pass_per_sample_are_reported_once(caplog, monkeypatch):
+    plain = torch.nn.functional.silu
+    monkeypatch.setattr(torch.nn.functional, "silu", lambda h: plain(h, inplace=True))
+    denoiser, workspace = Toy("wide"), Workspace()
+    for _ in range(2):
+        pulled(denoiser, pull_back, 2, workspace=workspace)
+        assert len([r for r in caplog.records if "no layer rule" in r.message]) == 1
 
 
 def test_the_norm_runs_over_all_parameters_of_one_sample():
     denoiser, probe = Toy(), Probe("forward_noise", "denoising_error", times=(400,))
     (state,) = forward_noise(denoiser, batch(denoiser, 3), probe, seed=0)
-    found = pull_back(denoiser, state, lambda s, seen: DIRECTIONS["denoising_error"](denoiser, s, seen, probe))
-    flat = torch.cat([g.flatten(1) for g in found.gradients().values()], 1)
-    length, since = gradient_norms(found.pieces, "all")
-    for name, one in length.items():
-        torch.testing.assert_close(one * found.scale, flat.norm(dim=1), rtol=EXACT64, atol=0, msg=name)
-    for name, g in replace(found, pieces=since).gradients().items():
-        torch.testing.assert_close(g, found.gradients()[name], rtol=EXACT64, atol=0)
+    found = pull_back(denoiser, state, [lambda s, seen: DIRECTIONS["denoising_error"](denoiser, s, seen, probe)])[0]
+    flat = torch.cat([g.flatten(1) for g in found.dense().values()], 1)
+    length, since = gradient_norms(found.gradients, "all")
+    assert list(length) == ["all"]
+    torch.testing.assert_close(length["all"] * found.scale, flat.norm(dim=1), rtol=EXACT64, atol=0)
+    for name, g in replace(found, gradients=since).dense().items():
+        torch.testing.assert_close(g, found.dense()[name], rtol=EXACT64, atol=0)
 
 
 def test_the_norm_of_a_layer_runs_over_its_weight_and_bias():
     denoiser, probe = Toy(), Probe("forward_noise", "denoising_error", times=(400,))
     (state,) = forward_noise(denoiser, batch(denoiser, 3), probe, seed=0)
-    found = pull_back(denoiser, state, lambda s, seen: DIRECTIONS["denoising_error"](denoiser, s, seen, probe))
-    gradients, (length, _) = found.gradients(), gradient_norms(found.pieces, "layer")
+    found = pull_back(denoiser, state, [lambda s, seen: DIRECTIONS["denoising_error"](denoiser, s, seen, probe)])[0]
+    gradients, (length, _) = found.dense(), gradient_norms(found.gradients, "layer")
     owned = {name: [n for n in gradients if n.rpartition(".")[0] == name.rpartition(".")[0]] for name in gradients}
     assert max(map(len, owned.values())) > 1, "no layer of this toy has two parameters"
     for name, names in owned.items():
         layer = torch.cat([gradients[n].flatten(1) for n in names], 1)
-        torch.testing.assert_close(length[name] * found.scale, layer.norm(dim=1), rtol=EXACT64, atol=1e-15, msg=name)
+        torch.testing.assert_close(
+            length[norm_group(name, "layer")] * found.scale, layer.norm(dim=1), rtol=EXACT64, atol=1e-15, msg=name
+        )
 
 
 def test_a_layer_that_is_rounding_counts_nothing():
@@ -84,9 +94,7 @@ def test_a_layer_that_is_rounding_counts_nothing():
     parts = {"a.weight": (3.0, 1.0), "a.bias": (4.0, 0.0), "b.weight": (4e-5, 1.0)}
     pieces = {name: DenseGradient(torch.tensor(values, dtype=torch.float64)[:, None]) for name, values in parts.items()}
     length, _ = gradient_norms(pieces, "layer")
-    assert {name: found.tolist() for name, found in length.items()} == {
-        "a.weight": [5, 1], "a.bias": [5, 1], "b.weight": [0, 1],
-    }  # fmt: skip
+    assert {layer: found.tolist() for layer, found in length.items()} == {"a": [5, 1], "b": [0, 1]}
 
 
 @pytest.mark.parametrize("places", [2, 40])
@@ -95,11 +103,13 @@ def test_a_product_answers_as_its_matrix_does(places):
     draw = torch.Generator().manual_seed(places)
     g, x = (torch.randn(3, places, n, generator=draw, dtype=torch.float64) for n in (6, 8))
     piece, matrix = FactoredGradient(g, x, (6, 4, 2)), torch.einsum("bpo,bpi->boi", g, x)
-    assert piece.cheaper_apart == (places == 2)
-    square, since = squared_norms(piece)
-    torch.testing.assert_close(square, matrix.square().sum((1, 2)), rtol=EXACT64, atol=0)
+    assert piece.norm_is_cheaper_in_factors == (places == 2)
+    torch.testing.assert_close(piece.squared_norm(), matrix.square().sum((1, 2)), rtol=EXACT64, atol=0)
+    norms, since = gradient_norms({"w": piece}, "all")
+    torch.testing.assert_close(norms["all"], matrix.square().sum((1, 2)).sqrt(), rtol=EXACT64, atol=0)
+    assert isinstance(since["w"], FactoredGradient if places == 2 else DenseGradient)
     at, factor = torch.tensor([47, 0, 13]), torch.tensor([2.0, 0.0, -1.0], dtype=torch.float64)
-    for one in (piece, since):
+    for one in (piece, since["w"]):
         total = torch.ones(3, 6, 4, 2, dtype=torch.float64)
         one.add_to(total, factor)
         expected = 1 + factor[:, None, None] * matrix
@@ -112,9 +122,9 @@ def test_several_directions_share_one_forward():
     probes = [Probe("forward_noise", name, times=(400,)) for name in ("denoising_error", "reconstruction_reward")]
     (state,) = forward_noise(denoiser, batch(denoiser, 3), probes[0], seed=0)
     pointers = [lambda s, seen, p=p: DIRECTIONS[p.direction](denoiser, s, seen, p) for p in probes]
-    alone = [pull_back(denoiser, state, pointer).gradients() for pointer in pointers]
+    alone = [pull_back(denoiser, state, [pointer])[0].dense() for pointer in pointers]
     handle = denoiser.network.register_forward_hook(lambda *_: forwards.append(1))
-    together = [found.gradients() for found in pull_back_each(denoiser, state, pointers)]
+    together = [found.dense() for found in pull_back(denoiser, state, pointers)]
     handle.remove()
     assert len(forwards) == 1
     for one, other in zip(alone, together, strict=True):
@@ -127,12 +137,12 @@ def test_a_direction_below_the_range_of_float16_is_pulled_back_whole():
     denoiser = Toy("wide")
     (state,) = forward_noise(denoiser, batch(denoiser, 3), Probe("forward_noise", "prediction", times=(400,)), 0)
     plain, tiny = (
-        pull_back(denoiser, state, lambda s, seen, f=f: Direction(seen.eps.detach() * f, torch.ones(3)))
+        pull_back(denoiser, state, [lambda s, seen, f=f: Direction(seen.eps.detach() * f, torch.ones(3))])[0]
         for f in (1.0, 2.0**-40)
     )
     assert (tiny.scale == plain.scale * 2.0**-40).all()
-    for name, piece in tiny.pieces.items():
-        torch.testing.assert_close(piece.whole(), plain.pieces[name].whole(), rtol=0, atol=0)
+    for name, piece in tiny.gradients.items():
+        torch.testing.assert_close(piece.dense(), plain.gradients[name].dense(), rtol=0, atol=0)
 
 
 def test_parameters_outside_the_pattern_stay_frozen():
@@ -145,11 +155,10 @@ def test_parameters_outside_the_pattern_stay_frozen():
 
 
 def test_other_parameters_of_a_model_already_used_are_pulled_back_together_too(caplog):
-    denoiser = Toy("wide")
-    pulled(denoiser, pull_back, 2)
+    denoiser, workspace = Toy("wide"), Workspace()
+    pulled(denoiser, pull_back, 2, workspace=workspace)
     denoiser.parameters = attributable(denoiser.network, r"norm")
-    sys.modules[pull_back.__module__]._said.clear()
-    fast, _, _ = pulled(denoiser, pull_back, 2)
+    fast, _, _ = pulled(denoiser, pull_back, 2, workspace=workspace)
     slow, _, _ = pulled(denoiser, pull_back_naive, 2)
     assert list(fast) == list(slow) == list(denoiser.parameters)
     for name in fast:
@@ -184,4 +193,4 @@ def test_a_group_norm_is_split_with_and_without_the_moments_it_found():
             rows = slice(2 * i, 2 * i + 2)
             exact = torch.autograd.grad(layer(x[rows]), [layer.weight, layer.bias], g[rows])
             for name, expected in zip(("weight", "bias"), exact, strict=True):
-                torch.testing.assert_close(found[name].whole()[i], expected, rtol=EXACT64, atol=1e-11)
+                torch.testing.assert_close(found[name].dense()[i], expected, rtol=EXACT64, atol=1e-11)

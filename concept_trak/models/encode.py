@@ -1,0 +1,112 @@
+"""From data to what the network reads: training samples, and the files of a concept, encoded by the model."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from concept_trak import UserError
+from concept_trak.attribution.concept import Concept
+from concept_trak.attribution.denoiser import Condition, Denoiser
+from concept_trak.attribution.query import mean_latent, query_batch
+from concept_trak.attribution.state import Batch
+from concept_trak.data.decode import decode_image
+from concept_trak.data.image import center_crop, read_examples, read_file, read_image, to_tensor
+from concept_trak.data.sample import Sample
+from concept_trak.models.classifier import open_classifier
+
+
+def batches_of_one_shape(samples: Iterable[Sample]) -> list[list[Sample]]:
+    """The samples in batches of one shape each, in order."""
+    batches: dict[torch.Size, list[Sample]] = {}
+    for sample in samples:
+        batches.setdefault(sample.shape, []).append(sample)
+    return list(batches.values())
+
+
+def encode_samples(denoiser: Denoiser, samples: Sequence[Sample]) -> tuple[Float[Tensor, "b c h w"], Condition]:
+    """x_0 and the conditions of samples of one shape.
+
+    Raises:
+        UserError: precomputed latents or embeddings do not fit the model.
+    """
+    if samples[0].precomputed is None:
+        pixels = torch.stack([sample.content for sample in samples])
+        return denoiser.to_latent(_on_model(pixels, denoiser)), denoiser.encode([s.caption for s in samples])
+    latents = [s.precomputed.latent for s in samples if s.precomputed]
+    conditions = [s.precomputed.condition for s in samples if s.precomputed]
+    cond = {name: _on_model(torch.stack([c[name] for c in conditions]), denoiser) for name in conditions[0]}
+    _require_fit(denoiser, latents[0], cond)
+    return _on_model(torch.stack(latents), denoiser), cond
+
+
+def _require_fit(denoiser: Denoiser, latent: Tensor, cond: Condition) -> None:
+    own = {name: value.shape[1:] for name, value in denoiser.encode([""]).items()}
+    given = {"latents": latent.shape[:1], **{name: value.shape[1:] for name, value in cond.items()}}
+    expected = {"latents": torch.Size(denoiser.shape[:1]), **own}
+    if given != expected:
+        has, needs = (
+            ", ".join(f"{name} {list(shape)}" for name, shape in sorted(shapes.items())) for shapes in (given, expected)
+        )
+        raise UserError(
+            f"the precomputed latents and embeddings do not fit the model: they have {has} (channels, and the shape "
+            f"of each part of a condition), the model reads {needs}; encode them with this model"
+        )
+
+
+def _on_model(tensor: Tensor, denoiser: Denoiser) -> Tensor:
+    """On the model's device, and in its precision if the numbers are floating-point."""
+    return tensor.to(denoiser.device, denoiser.dtype if tensor.is_floating_point() else None)
+
+
+@dataclass(frozen=True)
+class ConceptFiles:
+    """The contents of the files that a concept names, empty where it names none.
+
+    Examples are PNG files of the model's size.
+    """
+
+    image: bytes = b""
+    examples: tuple[bytes, ...] = ()
+    classifier: bytes = b""
+
+
+def read_concept_files(denoiser: Denoiser, concept: Concept) -> ConceptFiles:
+    """The contents of the files that a concept names.
+
+    Raises:
+        UserError: one cannot be read, or does not fit the model; the message names the concept.
+    """
+    try:
+        files = ConceptFiles(
+            image=read_image(concept.image) if concept.image else b"",
+            examples=read_examples(concept.examples, denoiser.resolution) if concept.examples else (),
+            classifier=read_file(concept.classifier) if concept.classifier else b"",
+        )
+        if files.classifier:
+            open_classifier(files.classifier, concept.classifier, concept.shows, denoiser)
+    except UserError as error:
+        raise UserError(f"concept {concept.name!r}: {error}") from None
+    return files
+
+
+def open_query(denoiser: Denoiser, concept: Concept, files: ConceptFiles, size: int) -> Batch:
+    """The samples of a query, with its files encoded.
+
+    Args:
+        size: examples encoded at a time.
+    """
+    pixels = decode_pixels([files.image], denoiser.resolution) if files.image else None
+    runs = [files.examples[i : i + size] for i in range(0, len(files.examples), size)]
+    target = mean_latent(denoiser, (decode_pixels(run, denoiser.resolution) for run in runs)) if runs else None
+    classifier = None
+    if files.classifier:
+        classifier = open_classifier(files.classifier, concept.classifier, concept.shows, denoiser)
+    return query_batch(denoiser, concept, pixels, target, classifier)
+
+
+def decode_pixels(images: Sequence[bytes], resolution: int) -> Float[Tensor, "n 3 h w"]:
+    """Image files as the model's own samples are: square, of its resolution, in [-1, 1]."""
+    return torch.stack([to_tensor(center_crop(decode_image(image), resolution)) for image in images])
