@@ -125,7 +125,7 @@ def test_s3_is_read_through_s3fs(saved, monkeypatch):
         ("memory://nowhere", r"model\.path='memory://nowhere' does not exist, or holds no safetensors"),
         ("nosuch://x/y", r"model\.path='nosuch://x/y' cannot be read \(ValueError: Protocol not known: nosuch"),
         ("org/model", r"='org/model' is no local path, and as a Hub id: org/model is not in this machine's Hub "
-                      r"cache and cannot be fetched \(\w+\); unset HF_HUB_OFFLINE, or .* run `hf download org/model` and set"),
+                      r"cache and cannot be fetched \(\w+\); unset HF_HUB_OFFLINE, or .* `hf download org/model` and"),
         ("/no/such/model", r"'/no/such/model' does not exist; expected a diffusers pipeline directory"),
         ("./no/such", r"no/such' does not exist; expected a diffusers pipeline directory"),
     ],
