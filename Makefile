@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export PYTHONPATH :=
 
-.PHONY: audit test soak bench check docs format clean s3
+.PHONY: lock advisories audit test soak bench check docs format clean s3
 
 .venv/ready: pyproject.toml infra/constraints.txt
 	$(PYTHON) -m venv .venv
@@ -71,6 +71,25 @@ check: .venv/ready
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "site       results/docs/index.html"
+
+# Every package that a node needs, with the hashes of its files: after a change of pyproject.toml or constraints.txt.
+# What torch's CUDA build brings stands apart, because the CPU build has no use for it.
+TOOLS := results/tools
+CUDA := /^[^ ]/ { cuda = /^(torch|triton|nvidia-|cuda-)/ }
+lock: $(TOOLS)/ready
+	$(TOOLS)/bin/uv pip compile --quiet pyproject.toml --extra jobs --extra s3 -c infra/constraints.txt --generate-hashes \
+	  --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url -o $(TOOLS)/locked.txt
+	awk '$(CUDA) !cuda' $(TOOLS)/locked.txt > infra/locked.txt
+	awk '$(CUDA) cuda' $(TOOLS)/locked.txt > infra/locked-cuda.txt
+
+# What is known against them; without a network it says that nothing was checked, and fails.
+advisories: $(TOOLS)/ready
+	$(TOOLS)/bin/python infra/advisories.py
+
+$(TOOLS)/ready:
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9 pip-audit==2.10.1
+	touch $@
 
 format: .venv/ready
 	$(BIN)/ruff format .

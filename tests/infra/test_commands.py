@@ -15,6 +15,7 @@ from tests.infra.manifests import ROOT, cluster, of, pods
 
 PAGES = ("infra/README.md", "infra/runbook.md")
 VM = sorted((ROOT / "infra/vm").glob("*.yaml"))
+OWN = "/tmp/ray-concept-trak"
 
 
 def ray_accepts(words: list[str]) -> bool:
@@ -80,7 +81,9 @@ def test_a_parameter_that_ray_does_not_know_is_found():
 def test_machines_start_ray_with_a_token_and_a_dashboard_on_loopback(path):
     config = yaml.safe_load(path.read_text())
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
-        _, start = config[key]
+        stop, start = config[key]
+        assert stop == f"~/venv/bin/python ~/concept-trak/infra/vm/stop_own_ray.py {OWN}", "others may run a Ray too"
+        assert f"--temp-dir={OWN} " in start
         *variables, program, verb = start.partition(" --")[0].split()
         assert "RAY_AUTH_MODE=token" in variables
         assert (program, verb) == ("~/venv/bin/ray", "start")

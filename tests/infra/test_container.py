@@ -39,12 +39,12 @@ def test_it_runs_as_the_user_of_the_pods_and_asks_for_a_token():
 
 def test_everything_is_pinned():
     (base,) = texts("FROM")
-    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-bookworm", base), "a tag that moves is another image tomorrow"
-    installs = [text for text in texts("RUN") if "pip install" in text]
-    assert len(installs) == 2
-    for text in installs:
-        assert "--no-cache-dir" in text
-        assert "-c infra/constraints.txt" in text
+    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-bookworm@sha256:[0-9a-f]{64}", base), "a tag can be moved"
+    installs = [words for text in texts("RUN") for words in re.findall(r"pip install [^;&]+", text)]
+    assert len(installs) == 3
+    for words in installs:
+        assert "--no-cache-dir --no-deps" in words, "what no lock names must not be installed"
+        assert "--require-hashes" in words or "--index-url" in words, "only another build of torch has no hash here"
 
 
 def test_what_changes_most_comes_last():
@@ -54,7 +54,7 @@ def test_what_changes_most_comes_last():
     code = [i for i, text in enumerate(words) if text.startswith("COPY") and " /app/" in text]
     assert min(code) > last_install
     first = next(text for text in words if "pip install" in text)
-    assert first.endswith(" torch"), "the largest layer, which changes least, is the first"
+    assert "-r infra/locked-cuda.txt" in first, "the largest layer, which changes least, is the first"
 
 
 def test_the_code_is_all_there_and_nothing_else_is_sent():
@@ -73,18 +73,20 @@ def test_the_code_is_all_there_and_nothing_else_is_sent():
 def test_its_install_steps_run_in_a_clean_environment(tmp_path):
     """Every RUN that installs Python packages, in a new environment, with the files that COPY brings and no others.
 
-    Without TORCH_INDEX: torch comes from the index that pip is set up with. Nothing is compiled, which takes minutes.
+    TORCH_INDEX is the index that pip is set up with, so that torch is the build that this machine has. Nothing is
+    compiled, which takes minutes.
     """
     build, app = tmp_path / "build", tmp_path / "app"
     venv.create(tmp_path / "venv", with_pip=True)
     path = f"{tmp_path}/venv/bin:/usr/bin:/bin"
     kept = {k: v for k, v in os.environ.items() if k.startswith("PIP_") or k in ("HOME", "LANG")}
-    variables = kept | {"PATH": path, "TORCH_INDEX": "", "PIP_NO_COMPILE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    variables = kept | {"PATH": path, "TORCH_INDEX": own_index(), "PIP_NO_COMPILE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     for word, text in instructions():
         if word == "COPY":
             *names, target = text.split()
             for name in names:
-                bring(ROOT / name, Path(target.replace("/app", str(app))) if "/app" in target else build / target)
+                place = build / target / Path(name).name if target.endswith("/") else build / target
+                bring(ROOT / name, Path(target.replace("/app", str(app))) if "/app" in target else place)
         elif word == "RUN" and "pip" in text:
             subprocess.run(["sh", "-c", text], cwd=build, env=variables, check=True)
     checked = subprocess.run(
@@ -102,6 +104,13 @@ def test_its_install_steps_run_in_a_clean_environment(tmp_path):
     assert not versions(frozen) - versions((ROOT / "infra/constraints.txt").read_text()), (
         "installed otherwise than pinned; the package itself would hide the code that a job ships"
     )
+
+
+def own_index() -> str:
+    """The index that pip asks where nobody says another."""
+    from pip._internal.models.index import PyPI
+
+    return os.environ.get("PIP_INDEX_URL") or PyPI.simple_url
 
 
 def versions(lines: str) -> set[tuple[str, str]]:

@@ -33,6 +33,7 @@ KNOWN = {
     ("cluster/actor_pool.py", "import pickle"): "the driver's own configuration, to its own workers",
     ("cluster/worker.py", "import pickle"): "the same, opened once the sources were compared",
     ("cluster/executor.py", "import_module()"): "the class of a Task, which the code names and no configuration",
+    ("infra/advisories.py", "import subprocess"): "pip-audit, over the locks of this project",
     ("concept_trak/models/__init__.py", "import_module()"): "the files of its own folder",
     ("concept_trak/data/format.py", "import_module()"): "the files of its own folder",
 }

@@ -55,8 +55,9 @@ def test_no_file_of_secrets_is_committed_or_sent_to_a_builder():
 
 
 @pytest.mark.parametrize("path", VM, ids=lambda path: path.stem)
-def test_nodes_install_what_the_constraints_pin(path):
+def test_nodes_install_what_the_locks_name_and_nothing_else(path):
     setup = yaml.safe_load(path.read_text())["setup_commands"]
     installs = [command for command in setup if "pip install" in command]
-    assert installs
-    assert all("-c ~/concept-trak/infra/constraints.txt" in command for command in installs)
+    assert len(installs) == 2
+    assert all("--no-deps --require-hashes -r ~/concept-trak/infra/locked" in command for command in installs)
+    assert setup[-1] == "~/venv/bin/pip check", "a lock that lacks something would be found by the first job"
