@@ -16,12 +16,14 @@ from concept_trak.audit.query_features import agreement
 from concept_trak.config import AuditConfig, build
 from concept_trak.data.benchmarks import synthetic
 from concept_trak.data.image import read_examples, read_file
-from jobs.audit import audit
+from jobs.audit import AuditRunConfig, audit
+from jobs.execute import ClusterConfig
 from tests.jobs.world import RESOLUTION, Found
 from tests.toys import Toy
 
 CLASSIFIER = Path(__file__).resolve().parents[2] / "assets/demo/classifier.safetensors"
 SAID = "samples: 2, truth: {colour: red}"
+SERIAL = AuditRunConfig(ClusterConfig(kind="serial"))
 SHORT = (
     "model.batch=2", "model.parameters=cross_attention", "methods.caption_trak.train.times=[500]",
     "methods.caption_trak.query.points=6", "methods.caption_trak.query.every=3",
@@ -96,8 +98,7 @@ def test_every_way_of_asking_is_another_question(asked):
 def test_the_same_command_says_what_was_asked_and_computes_nothing(asked, capsys):
     saved = yaml.safe_load((asked.folder / "audit.yaml").read_text())
     settings = {key: value for key, value in saved.items() if key not in ("fingerprints", "evidence")}
-    config = build(AuditConfig, settings | {"store": str(asked.store), "cluster": {"kind": "serial"}})
-    assert audit(config) == 0
+    assert audit(build(AuditConfig, settings | {"store": str(asked.store)}), SERIAL) == 0
     said = capsys.readouterr().out
     assert "concept    minus: 'a red triangle' without it: 'a triangle' (minus 'red', written out)" in said
     assert "phrasings agree to" in said
