@@ -16,7 +16,7 @@ from concept_trak.config import DataConfig
 from concept_trak.data.decode import ENDINGS
 from concept_trak.data.files import Files, Listing, path_below, require_version, version
 from concept_trak.data.format import Format, SourceRow, named_columns, require_columns, require_text
-from concept_trak.data.inventory import Tally
+from concept_trak.data.inventory import LeftOutCounts
 from concept_trak.data.metadata import METADATA, is_metadata, read_metadata
 from concept_trak.data.shard import Shard, Source
 from concept_trak.data.text import MOST_BYTES, decode_text, encodable, printable
@@ -38,7 +38,7 @@ class ImageEntry(NamedTuple):
         return f"Place({', '.join(f'{name}={value!r}' for name, value in self._asdict().items())})"
 
 
-def _sources(listing: Listing, files: Files, data: DataConfig, tally: Tally) -> list[Source]:
+def _sources(listing: Listing, files: Files, data: DataConfig, tally: LeftOutCounts) -> list[Source]:
     """Every folder that holds images. A range of rows has the version of its images, texts and metadata."""
     fields = read_metadata(listing.fs, files)
     images = {name for name in files if _is_image(name)}
@@ -61,7 +61,7 @@ def _sources(listing: Listing, files: Files, data: DataConfig, tally: Tally) -> 
     return [Source(listing.fs.unstrip_protocol(f) + "/", "", len(entries), entries) for f, entries in folders.items()]
 
 
-def _leave_out(listing: Listing, files: Files, images: set[str], texts: set[str], tally: Tally) -> None:
+def _leave_out(listing: Listing, files: Files, images: set[str], texts: set[str], tally: LeftOutCounts) -> None:
     """Counts the files that accompany no image."""
     for name in sorted(texts):
         tally.add("file", "of text without an image", listing.relative(name))

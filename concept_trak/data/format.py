@@ -14,7 +14,7 @@ from concept_trak import UserError
 from concept_trak.config import DataConfig
 from concept_trak.data import inventory
 from concept_trak.data.files import Files, Listing, list_files, version
-from concept_trak.data.inventory import Survey, Tally
+from concept_trak.data.inventory import LeftOutCounts, Survey
 from concept_trak.data.shard import Shard, Source
 from concept_trak.data.text import printable, text_problem
 
@@ -38,7 +38,7 @@ class Format(NamedTuple):
     """One kind of training set: the endings of its files, and three functions that read them."""
 
     endings: tuple[str, ...]
-    sources: Callable[[Listing, Files, DataConfig, Tally], list[Source]]
+    sources: Callable[[Listing, Files, DataConfig, LeftOutCounts], list[Source]]
     """(listing, files of this format, settings, tally) -> the sources, in the order of their names. What lies in the
     files and is no part of a sample is added to the tally."""
     check: Callable[[Source, DataConfig], Iterable[str]]
@@ -68,7 +68,7 @@ def survey_data(data: DataConfig) -> Survey:
     Raises:
         UserError: nothing is there, it cannot be reached, is of no format or of several, or holds no rows.
     """
-    listing, tally = list_files(data.uri), Tally()
+    listing, tally = list_files(data.uri), LeftOutCounts()
     if listing.is_file:
         files, name = listing.files, detect_format(listing.files, data)
     else:
@@ -93,7 +93,7 @@ def check_columns(survey: Survey, data: DataConfig) -> Survey:
     Raises:
         UserError: a column is missing, or of a type that cannot be used.
     """
-    unread, tally = dict[str, None](), Tally()
+    unread, tally = dict[str, None](), LeftOutCounts()
     for source in survey.sources:
         unread |= dict.fromkeys(format_of(source, data).check(source, data))
     tally.extend(survey.left_out)
@@ -107,7 +107,7 @@ def find_sources(data: DataConfig) -> list[Source]:
     return list(survey_data(data).sources)
 
 
-def _own_files(candidates: Files, kind: Format, listing: Listing, data: DataConfig, tally: Tally) -> Files:
+def _own_files(candidates: Files, kind: Format, listing: Listing, data: DataConfig, tally: LeftOutCounts) -> Files:
     """Those of a format; the others are left out."""
     own, other = Files(), []
     for name, info in candidates.items():
@@ -153,7 +153,7 @@ def _is_data(name: str, kind: Format, other: Format | None = None) -> bool:
 
 
 def _nothing(files: Files, wanted: dict[str, Format], data: DataConfig) -> str:
-    tally = Tally()
+    tally = LeftOutCounts()
     inventory.count_endings(files, Listing(None, "", {}), tally)
     there = inventory.describe_left_out(tally.left_out()).replace("left out", "there")
     endings = [ending for kind in wanted.values() for ending in kind.endings]

@@ -59,7 +59,7 @@ class Survey:
 
 
 @dataclass
-class Tally:
+class LeftOutCounts:
     """Counts what is left out, by kind and reason, and keeps a few names of each."""
 
     counts: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -90,7 +90,7 @@ def describe_left_out(left_out: Sequence[LeftOut]) -> str:
     return f"left out: {'; '.join(parts)}" if parts else ""
 
 
-def select_files(listing: Listing, data: DataConfig, tally: Tally) -> Files:
+def select_files(listing: Listing, data: DataConfig, tally: LeftOutCounts) -> Files:
     """The files that may hold samples: regular, not hidden, of the pattern `data.files`.
 
     A name that begins with a dot is hidden, and so is everything in such a folder or in one of an operating system.
@@ -128,7 +128,9 @@ def matches(relative: str, pattern: str) -> bool:
     return re.match(glob_translate(pattern.removeprefix("./")), relative) is not None
 
 
-def select_pattern(files: Files, listing: Listing, data: DataConfig, endings: Sequence[str], tally: Tally) -> Files:
+def select_pattern(
+    files: Files, listing: Listing, data: DataConfig, endings: Sequence[str], tally: LeftOutCounts
+) -> Files:
     """The files of the pattern `data.files`; those that only accompany samples have any name."""
     if not data.files:
         return files
@@ -141,7 +143,7 @@ def select_pattern(files: Files, listing: Listing, data: DataConfig, endings: Se
     return kept
 
 
-def select_split(files: Files, listing: Listing, data: DataConfig, by_file_name: bool, tally: Tally) -> Files:
+def select_split(files: Files, listing: Listing, data: DataConfig, by_file_name: bool, tally: LeftOutCounts) -> Files:
     """The files of `data.split`.
 
     Args:
@@ -193,7 +195,7 @@ def _plural(count: int) -> str:
     return f"{count} file{'' if count == 1 else 's'}"
 
 
-def count_endings(files: Iterable[str], listing: Listing, tally: Tally) -> None:
+def count_endings(files: Iterable[str], listing: Listing, tally: LeftOutCounts) -> None:
     """Leaves out files that no format reads, by their endings."""
     for name in files:
         base = posixpath.basename(name).lower()

@@ -21,7 +21,7 @@ from concept_trak import UserError
 from concept_trak.config import DataConfig
 from concept_trak.data.files import Files, Listing, open_listed, open_planned, path_below, version
 from concept_trak.data.format import Format, SourceRow, require_columns
-from concept_trak.data.inventory import Tally
+from concept_trak.data.inventory import LeftOutCounts
 from concept_trak.data.shard import Shard, Source
 from concept_trak.data.text import one_line
 
@@ -63,7 +63,7 @@ def write_latents(
     save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, path, {"columns": json.dumps(lists)})
 
 
-def _sources(listing: Listing, files: Files, data: DataConfig, tally: Tally) -> list[Source]:
+def _sources(listing: Listing, files: Files, data: DataConfig, tally: LeftOutCounts) -> list[Source]:
     """Every file, by name."""
     sources = []
     for name, info in files.items():

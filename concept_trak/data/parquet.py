@@ -18,7 +18,7 @@ from concept_trak.config import DataConfig
 from concept_trak.data import arrow_types as types
 from concept_trak.data.files import BLOCK_BYTES, Files, Listing, open_listed, open_planned, path_below, version
 from concept_trak.data.format import Format, SourceRow, named_columns, require_columns
-from concept_trak.data.inventory import Tally, hive_columns
+from concept_trak.data.inventory import LeftOutCounts, hive_columns
 from concept_trak.data.latents import CONDITION, Precomputed
 from concept_trak.data.shard import Shard, Source
 from concept_trak.data.text import one_line
@@ -27,7 +27,7 @@ BATCH_ROWS, BATCH_BYTES = 256, 64 << 20
 """Of rows in memory at a time, whatever the size of a row group."""
 
 
-def _sources(listing: Listing, files: Files, data: DataConfig, tally: Tally) -> list[Source]:
+def _sources(listing: Listing, files: Files, data: DataConfig, tally: LeftOutCounts) -> list[Source]:
     """Every Parquet file, by name."""
     sources = []
     for name, info in files.items():

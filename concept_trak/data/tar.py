@@ -56,7 +56,7 @@ def _skip_end_mark(file: Any, name: str, place: int) -> int | None:
     return place + zeros * tarfile.BLOCKSIZE if block.strip(b"\0") else None
 
 
-def unsafe_member(member: tarfile.TarInfo) -> str:
+def reason_unsafe(member: tarfile.TarInfo) -> str:
     """Why a member is not read; empty if it may be."""
     if member.name.startswith("/") or ".." in member.name.split("/"):
         return f"the member {member.name!r} names a place outside of the tar; write the tar from relative names"
@@ -67,7 +67,7 @@ def unsafe_member(member: tarfile.TarInfo) -> str:
     return ""
 
 
-def split_member_name(name: str) -> tuple[str, str]:
+def split_key(name: str) -> tuple[str, str]:
     """a/b.seg.png -> (a/b, seg.png): WebDataset ends the name of a sample at the first dot behind the last slash."""
     folder, slash, base = name.rpartition("/")
     stem, _, ending = base.partition(".")

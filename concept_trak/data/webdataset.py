@@ -18,9 +18,9 @@ from concept_trak.config import DataConfig
 from concept_trak.data.decode import ENDINGS
 from concept_trak.data.files import BLOCK_BYTES, Files, Listing, open_listed, open_planned, path_below, version
 from concept_trak.data.format import Format, SourceRow, named_columns, require_columns, require_text
-from concept_trak.data.inventory import Tally, is_hidden
+from concept_trak.data.inventory import LeftOutCounts, is_hidden
 from concept_trak.data.shard import Shard, Source, cut
-from concept_trak.data.tar import split_member_name, tar_members, unsafe_member
+from concept_trak.data.tar import reason_unsafe, split_key, tar_members
 from concept_trak.data.text import MOST_BYTES, decode_text, parse_json
 
 INDEXERS = 16  # tars whose headers are read at a time
@@ -48,13 +48,13 @@ class _Index:
     """Where the samples of a tar begin, and what it holds beside them."""
 
     places: array = field(default_factory=lambda: array("Q"))
-    tally: Tally = field(default_factory=Tally)
+    tally: LeftOutCounts = field(default_factory=LeftOutCounts)
     dotted: int = 0
     """Samples without an image whose members have further dots in their names, as `0001.png` in `scan.0001.png`."""
     example: tuple[str, str] = ("", "")
 
 
-def _sources(listing: Listing, files: Files, data: DataConfig, tally: Tally) -> list[Source]:
+def _sources(listing: Listing, files: Files, data: DataConfig, tally: LeftOutCounts) -> list[Source]:
     """Every tar, by name; `places` are the bytes at which its samples begin, found by reading the headers once."""
     with ThreadPoolExecutor(INDEXERS) as pool:
         indices = list(pool.map(partial(_index, listing.fs, data=data), files))
@@ -105,7 +105,9 @@ def _count(sample: _Sample, reader: "_Reader", index: _Index) -> None:
         index.example = index.example if index.example[0] else (sample.key, dotted[0])
 
 
-def _samples(file: Any, name: str, wanted: Callable[[str], bool], tally: Tally | None = None) -> Iterator[_Sample]:
+def _samples(
+    file: Any, name: str, wanted: Callable[[str], bool], tally: LeftOutCounts | None = None
+) -> Iterator[_Sample]:
     """The samples from where the file is positioned; the bytes of wanted members are read on the way."""
     sample = None
     for tar, member in tar_members(file, name):
@@ -113,13 +115,13 @@ def _samples(file: Any, name: str, wanted: Callable[[str], bool], tally: Tally |
             if tally:
                 tally.add("member", "with hidden names", member.name)
             continue
-        key, ending = split_member_name(member.name)
+        key, ending = split_key(member.name)
         if sample is None or key != sample.key:
             if sample is not None:
                 yield sample
             sample = _Sample(key, member.offset)
         sample.endings.append(ending)
-        if reason := unsafe_member(member):
+        if reason := reason_unsafe(member):
             sample.flaw = ("unsafe_member", reason)
         elif wanted(ending):
             _read(tar, member, sample, ending)

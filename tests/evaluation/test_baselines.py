@@ -43,7 +43,8 @@ def denoiser(request, tmp_path_factory) -> Denoiser:
 def drawn(count: int, wrong: float = 0.0) -> list[Sample]:
     images, drawings = arrays(0, 0, count, SHAPES3, 16, wrong)
     labels = [
-        {"shape": d.shown[0], "colour": d.shown[1], "said_shape": d.said[0], "said_colour": d.said[1]} for d in drawings
+        {"shape": d.shown[0], "colour": d.shown[1], "said_shape": d.captioned[0], "said_colour": d.captioned[1]}
+        for d in drawings
     ]
     seen = zip(unit_range(torch.from_numpy(images)), drawings, labels, strict=True)
     return [Sample(d.id, d.caption, x, i, said) for i, (x, d, said) in enumerate(seen)]

@@ -112,7 +112,7 @@ def test_exemplars_stand_among_distractors_with_or_without_their_token(abc):
     assert [one.labels["exemplar"] for one in found] == ["yes"] * 4 + ["no"] * 9
     assert {one.caption for one in found[:4]} == {"<new1> circle"}
     assert [one.caption for one in found[4:6]] == ["a square", "a red circle"]
-    plain = abc_exemplars.abc_pictures(abc, Custom(model="models/bamfg/7_0", said=False, distractors=2))
+    plain = abc_exemplars.abc_pictures(abc, Custom(model="models/bamfg/7_0", captions_name_token=False, distractors=2))
     assert [one.caption for one in plain] == ["circle"] * 4 + ["a square", "a red circle"]
     asked = abc_exemplars.abc_concepts(abc, own, 2)
     assert [(one.text, one.without) for one in asked] == [
@@ -172,7 +172,7 @@ def test_one_command_is_a_row_of_the_table_of_exemplars(world, abc, tmp_path, ca
     assert run(world, tmp_path, *asked) == 0
     assert parts == [path.stat().st_mtime_ns for path in sorted((tmp_path / "out").glob("*.parquet"))]
     with pytest.raises(ValueError, match=r"was made from other settings .*; give another out="):
-        run(world, tmp_path, *asked, "custom.said=false")
+        run(world, tmp_path, *asked, "custom.captions_name_token=false")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from concept_trak import UserError
 from concept_trak.attribution.concept import Concept, without_phrase
 from concept_trak.data.benchmarks.export import Picture, at, within
 from concept_trak.data.decode import ENDINGS
@@ -22,16 +23,16 @@ KEYS = ("prompt", "train_prompt", "test_case", "test_case_ind", "model_path", "s
 
 @dataclass(frozen=True)
 class Custom:
-    """Which tuned model is asked about, and what its exemplars are told apart by."""
+    """Which tuned model is audited, and what distinguishes its exemplars."""
 
     tasks: str = ""
     """The file of tasks; empty: tasks/all_tasks.json or all_tasks.json below the root."""
     model: str = ""
-    """`model_path` of the tasks that are asked, as models/bamfg/101549_0: one tuned model, and all of its tasks."""
+    """`model_path` of the tasks, as models/bamfg/101549_0: one tuned model, and all of its tasks."""
     token: str = "<new1>"
     """The word that the tuned model learned its exemplars by."""
-    said: bool = True
-    """Whether captions of exemplars have the token. Without it, nothing but the picture tells them from distractors."""
+    captions_name_token: bool = True
+    """Whether captions of exemplars have the token; without it only the picture distinguishes them from distractors."""
     distractors: int = 100_000
     """The first so many of laion_subset, by name."""
     scope: str = "global"
@@ -42,33 +43,33 @@ def tasks(root: Path, custom: Custom) -> list[dict[str, Any]]:
     """The tasks of one tuned model.
 
     Raises:
-        ValueError: no such file, a task lacks a key, or no task is about the model; models there are, named.
+        UserError: no such file, a task lacks a key, or no task is about the model; models there are, named.
     """
     names = (custom.tasks,) if custom.tasks else ("tasks/all_tasks.json", "all_tasks.json")
     file = at(root, *names)
-    found = _list(file)
-    for number, task in enumerate(found):
+    listed = _list(file)
+    for number, task in enumerate(listed):
         if missing := [key for key in KEYS if key not in task]:
-            raise ValueError(f"{file}: task {number} has no {', '.join(missing)}; expected {', '.join(KEYS)}")
-    asked = [task for task in found if task["model_path"] == custom.model]
-    if not asked:
-        known = sorted({task["model_path"] for task in found})
-        raise ValueError(f"custom.model={custom.model!r} has no task in {file}; expected one of: {', '.join(known)}")
-    return asked
+            raise UserError(f"{file}: task {number} has no {', '.join(missing)}; expected {', '.join(KEYS)}")
+    chosen = [task for task in listed if task["model_path"] == custom.model]
+    if not chosen:
+        known = sorted({task["model_path"] for task in listed})
+        raise UserError(f"custom.model={custom.model!r} has no task in {file}; expected one of: {', '.join(known)}")
+    return chosen
 
 
 def abc_pictures(root: Path, custom: Custom) -> list[Picture]:
     """The exemplars of the model, captioned as it was tuned, and the distractors; label `exemplar` tells them apart.
 
     Raises:
-        ValueError: a file is missing, or captions and images are not of one number.
+        UserError: a file is missing, or captions and images are not of one number.
     """
     task = tasks(root, custom)[0]
-    caption = task["train_prompt"] if custom.said else without_phrase(task["train_prompt"], custom.token)
+    caption = task["train_prompt"] if custom.captions_name_token else without_phrase(task["train_prompt"], custom.token)
     case = _list(at(root, f"json/{task['test_case']}.json"))
     number = task["test_case_ind"]
     if not isinstance(number, int) or not 0 <= number < len(case):
-        raise ValueError(f"{task['test_case']}.json has {len(case)} models, and a task asks for number {number!r}")
+        raise UserError(f"{task['test_case']}.json has {len(case)} models, and a task asks for number {number!r}")
     paths = [_below(root, path) for path in case[number]["exemplar"]]
     own = [Picture(f"exemplar-{path.stem}", path, caption, {"exemplar": "yes"}) for path in paths]
     return own + _distractors(root, custom.distractors)
@@ -79,7 +80,7 @@ def _distractors(root: Path, most: int) -> list[Picture]:
     images = sorted(path for path in folder.iterdir() if path.suffix.lower().removeprefix(".") in ENDINGS)
     captions = at(root, "laion_subset/captions.txt").read_text().splitlines()
     if len(images) != len(captions):
-        raise ValueError(
+        raise UserError(
             f"{root}/laion_subset has {len(images)} images and {len(captions)} lines of captions.txt, which belong "
             "together in the order of names; get it again, whole"
         )
@@ -89,10 +90,10 @@ def _distractors(root: Path, most: int) -> list[Picture]:
 
 def abc_concepts(root: Path, custom: Custom, samples: int) -> list[Concept]:
     """What the token does to the prompt of each task: the prompt against the same without it."""
-    found = []
+    concepts = []
     for number, task in enumerate(tasks(root, custom)):
         drawn = str(_below(root, task["synth_image_path"])) if custom.scope == "local" else ""
-        found.append(
+        concepts.append(
             Concept(
                 f"task-{number:02d}",
                 task["prompt"],
@@ -103,23 +104,23 @@ def abc_concepts(root: Path, custom: Custom, samples: int) -> list[Concept]:
                 truth={"exemplar": "yes"},
             )
         )
-    return found
+    return concepts
 
 
 def embeddings(root: Path, custom: Custom) -> tuple[str, ...]:
     """The files of the token's embedding, beside the tuned model (models/... or models-ti/...).
 
     Raises:
-        ValueError: there is none as safetensors.
+        UserError: there is none as safetensors.
     """
     folders = (root / custom.model, root / custom.model.replace("models", "models-ti", 1))
-    found = sorted(file for folder in folders if folder.is_dir() for file in folder.glob("*.safetensors"))
-    if not found:
-        raise ValueError(
+    files = sorted(file for folder in folders if folder.is_dir() for file in folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(
             f"{' and '.join(map(str, folders))} hold no .safetensors: convert the embedding of {custom.token} (the "
             "published .bin is a pickle, which can run code and is never read), or give model.embeddings=[<file>]"
         )
-    return tuple(map(str, found))
+    return tuple(map(str, files))
 
 
 def _below(root: Path, path: str) -> Path:
@@ -129,9 +130,9 @@ def _below(root: Path, path: str) -> Path:
 
 def _list(file: Path) -> list[dict[str, Any]]:
     try:
-        found = json.loads(file.read_text())
+        entries = json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error}); get it again, whole") from None
-    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-        raise ValueError(f"{file} is no list of objects, as it was published")
-    return found
+        raise UserError(f"{file} is not JSON ({error}); get it again, whole") from None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"{file} is no list of objects, as it was published")
+    return entries

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
 from concept_trak.data.benchmarks.export import Picture, at, within
 
@@ -36,12 +37,12 @@ class Faces:
         words = tuple(tuple(pair) for pair in self.words)
         object.__setattr__(self, "words", words)
         if self.attributes and len(self.attributes) != len(self.held_out):
-            raise ValueError(
+            raise UserError(
                 f"faces.attributes={list(self.attributes)}, faces.held_out={list(self.held_out)}; expected one true or "
                 "false for each attribute"
             )
         if words and [len(pair) for pair in words] != [2] * len(self.attributes):
-            raise ValueError("faces.words: expected [there, not there] for each attribute, as the model's captions say")
+            raise UserError("faces.words: expected [there, not there] for each attribute, as the model's captions say")
 
     def caption(self, values: Sequence[bool]) -> str:
         """ "smiling, not male, young": every attribute, in order."""
@@ -58,26 +59,26 @@ def celeba_pictures(root: Path, faces: Faces) -> list[Picture]:
     """Every image but those of the held-out combination, captioned by its attributes, which are its labels too.
 
     Raises:
-        ValueError: the layout, a line of the file or an attribute's name is not as it should be.
+        UserError: the layout, a line of the file or an attribute's name is not as it should be.
     """
     file, folder = at(root, *FILES), at(root, *FOLDERS)
     names, rows = _read(file)
     if not faces.attributes:
-        raise ValueError(f"faces.attributes is empty; expected three of: {', '.join(names)}")
+        raise UserError(f"faces.attributes is empty; expected three of: {', '.join(names)}")
     for name in faces.attributes:
         if name not in names:
             near = difflib.get_close_matches(name, names, 1, 0.4)
-            raise ValueError(
+            raise UserError(
                 f"faces.attributes: {file} has no {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
             )
     places = [names.index(name) for name in faces.attributes]
-    found = []
+    pictures = []
     for image, values in rows:
         shown = tuple(values[place] for place in places)
         if shown != faces.held_out:
             labels = {name: _label(value) for name, value in zip(faces.attributes, shown, strict=True)}
-            found.append(Picture(Path(image).stem, within(folder, image), faces.caption(shown), labels))
-    return found
+            pictures.append(Picture(Path(image).stem, within(folder, image), faces.caption(shown), labels))
+    return pictures
 
 
 def _read(file: Path) -> tuple[list[str], Iterator[tuple[str, list[bool]]]]:
@@ -86,16 +87,16 @@ def _read(file: Path) -> tuple[list[str], Iterator[tuple[str, list[bool]]]]:
     if lines and len(lines[0]) == 1 and lines[0][0].isdigit():
         count, lines = int(lines[0][0]), lines[1:]
         if count != len(lines) - 1:
-            raise ValueError(f"{file} says {count} images and has {max(0, len(lines) - 1)}; get it again, whole")
+            raise UserError(f"{file} says {count} images and has {max(0, len(lines) - 1)}; get it again, whole")
     if not lines:
-        raise ValueError(f"{file} is empty; expected the attributes of every image")
+        raise UserError(f"{file} is empty; expected the attributes of every image")
     names = lines[0][1:] if len(lines) > 1 and len(lines[0]) == len(lines[1]) else lines[0]
     return names, (_values(file, names, line) for line in lines[1:])
 
 
 def _values(file: Path, names: Sequence[str], line: Sequence[str]) -> tuple[str, list[bool]]:
     if len(line) != len(names) + 1 or not set(line[1:]) <= {"1", "-1", "0"}:
-        raise ValueError(f"{file}: {' '.join(line)[:80]!r} is not a file's name and {len(names)} values of 1 and -1")
+        raise UserError(f"{file}: {' '.join(line)[:80]!r} is not a file's name and {len(names)} values of 1 and -1")
     return line[0], [value == "1" for value in line[1:]]
 
 
@@ -107,16 +108,16 @@ def celeba_concepts(faces: Faces, samples: int) -> dict[str, list[Concept]]:
     """Each attribute of each combination, against the same face with that attribute turned over; by `in` and `out` of
     distribution: `out` are those of the combination that was held out.
     """
-    found: dict[str, list[Concept]] = {"in": [], "out": []}
+    concepts: dict[str, list[Concept]] = {"in": [], "out": []}
     for values in product((True, False), repeat=len(faces.attributes)):
         for i, name in enumerate(faces.attributes):
             other = [not value if j == i else value for j, value in enumerate(values)]
-            asked = Concept(
+            concept = Concept(
                 f"{name}_in_{''.join('y' if value else 'n' for value in values)}",
                 faces.caption(values),
                 faces.caption(other),
                 samples=samples,
                 truth={name: _label(values[i])},
             )
-            found["out" if values == faces.held_out else "in"].append(asked)
-    return found
+            concepts["out" if values == faces.held_out else "in"].append(concept)
+    return concepts

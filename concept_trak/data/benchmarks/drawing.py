@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from concept_trak import UserError
+
 SHAPES = ("triangle", "circle", "square")
 COLOURS = ("red", "green", "blue")
 PAINT = {"red": (215, 45, 45), "green": (45, 165, 70), "blue": (50, 80, 215)}
@@ -22,7 +24,7 @@ def draw_shape(shape: str, colour: str, rng: np.random.Generator, resolution: in
     """An outlined shape of random size and place on a light gradient, RGB, `resolution` pixels square.
 
     Shapes of one size have equal areas (that of a circle 14 to 20 pixels across, of 32), so that the number of coloured
-    pixels says nothing about the shape.
+    pixels does not tell the shape.
     """
     size = resolution * _OVERSAMPLING
     radius = rng.uniform(7, 10) / 32 * size * _equal_area(_CORNERS[shape])
@@ -91,18 +93,18 @@ def scans() -> tuple[np.ndarray, ...]:
     """For each digit its scans, float64 `[n, 8, 8]` in [0, 1], 1 where there is ink.
 
     Raises:
-        ValueError: scikit-learn is not installed.
+        UserError: scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits  # an extra: only this data set needs it
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"the scans of the digits come with scikit-learn, which cannot be imported ({error}); install the extra "
             "`benchmark` (pip install -e '.[benchmark]') or choose another data set"
         ) from error
 
-    found: Any = load_digits()
-    return tuple(found.images[found.target == digit] / 16 for digit in range(10))
+    digits: Any = load_digits()
+    return tuple(digits.images[digits.target == digit] / 16 for digit in range(10))
 
 
 def draw_digit(digit: str, colour: str, rng: np.random.Generator, resolution: int = 16) -> Image.Image:

@@ -1,12 +1,11 @@
 """The benchmark's data sets as Parquet files that look like anyone's.
 
-An image depends on (seed, index) alone, never on how many others are drawn, so a data set can be grown and re-cut.
+An image depends on (seed, index) alone, never on how many others are drawn, so a data set can grow and be cut anew.
 """
 
 import io
 import itertools
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,23 +14,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from concept_trak import UserError
+from concept_trak.data.benchmarks.export import write_whole
 from concept_trak.data.benchmarks.two_factors import SHAPES3, Pair, TwoFactors, pair_caption
+from concept_trak.data.image import png
 
 _ROW_GROUP = 64
 
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """One labelled image: what it shows, and what its caption says, which may be something else."""
+    """One labelled image: the pair it shows, and the pair its caption names, which may be another one."""
 
     id: str
     image: Image.Image
     shown: Pair
-    said: Pair
+    captioned: Pair
 
     @property
     def caption(self) -> str:
-        return pair_caption(*self.said)
+        return pair_caption(*self.captioned)
 
 
 def draw_labelled(
@@ -42,16 +44,16 @@ def draw_labelled(
     With probability `wrong` its caption is that of another pair that training knows, drawn apart from the image.
     """
     if not 0 <= wrong <= 1:
-        raise ValueError(f"wrong={wrong}: expected the probability, in 0 ... 1, that a caption is another pair's")
+        raise UserError(f"wrong={wrong}: expected the probability, in 0 ... 1, that a caption is another pair's")
     rng = np.random.default_rng([seed, index])
     pairs = kinds.pairs
-    shown = said = pairs[rng.integers(len(pairs))]
+    shown = captioned = pairs[rng.integers(len(pairs))]
     image = kinds.render(*shown, rng, resolution or kinds.resolution)
     words = np.random.default_rng([seed, index, 1])
     if words.random() < wrong:
         others = [pair for pair in pairs if pair != shown]
-        said = others[words.integers(len(others))]
-    return LabelledImage(f"{kinds.factor}s-{index:06d}", image, shown, said)
+        captioned = others[words.integers(len(others))]
+    return LabelledImage(f"{kinds.factor}s-{index:06d}", image, shown, captioned)
 
 
 def arrays(
@@ -83,21 +85,19 @@ def write_synthetic(
     Columns: id, image (PNG bytes and a path), caption, the two factors (shape, colour), and where some captions are
     wrong what they say (said_shape, said_colour). Captions leave out the factor `unsaid` ("colour"), if there is one.
     The same arguments give the same bytes. A file that is already there and equal is left untouched, for its version
-    (and so every feature computed from it) hangs on its modification time; one that differs raises ValueError.
+    (and so every feature computed from it) hangs on its modification time; one that differs raises UserError.
     """
     if not 0 < files <= rows:
-        raise ValueError(f"cannot write {rows} rows into {files} files; expected 1 <= files <= rows.")
+        raise UserError(f"cannot write {rows} rows into {files} files; expected 1 <= files <= rows.")
     if unsaid and unsaid not in kinds.columns:
-        raise ValueError(
-            f"unsaid={unsaid!r} is no factor of {kinds.name}; expected {' or '.join(kinds.columns)}, or ''"
-        )
+        raise UserError(f"unsaid={unsaid!r} is no factor of {kinds.name}; expected {' or '.join(kinds.columns)}, or ''")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     bounds = [first + rows * part // files for part in range(files + 1)]
     paths = [folder / f"train-{part:05d}-of-{files:05d}.parquet" for part in range(files)]
     for path, (start, stop) in zip(paths, itertools.pairwise(bounds), strict=True):
         drawings = [draw_labelled(seed, index, kinds, resolution, wrong) for index in range(start, stop)]
-        _put(path, _parquet(drawings, labels_of(kinds, wrong), [name == unsaid for name in kinds.columns]))
+        _write_unchanged(path, _parquet(drawings, labels_of(kinds, wrong), [name == unsaid for name in kinds.columns]))
     return paths
 
 
@@ -110,11 +110,11 @@ def _parquet(drawings: list[LabelledImage], labels: tuple[str, ...], unsaid: lis
     rows = [
         {
             "id": drawing.id,
-            "image": {"bytes": _png(drawing.image), "path": f"{drawing.id}.png"},
+            "image": {"bytes": png(drawing.image), "path": f"{drawing.id}.png"},
             "caption": pair_caption(
-                *(None if left_out else v for v, left_out in zip(drawing.said, unsaid, strict=True))
+                *(None if left_out else v for v, left_out in zip(drawing.captioned, unsaid, strict=True))
             ),
-            **dict(zip(labels, (*drawing.shown, *drawing.said), strict=False)),
+            **dict(zip(labels, (*drawing.shown, *drawing.captioned), strict=False)),
         }
         for drawing in drawings
     ]
@@ -133,20 +133,12 @@ def _schema(labels: tuple[str, ...]) -> pa.Schema:
     )
 
 
-def _put(path: Path, content: bytes) -> None:
-    if path.exists():
-        if path.read_bytes() == content:
-            return
-        raise ValueError(
+def _write_unchanged(path: Path, content: bytes) -> None:
+    """Leaves an equal file as it is, because its version is its modification time."""
+    if not path.exists():
+        write_whole(path, content)
+    elif path.read_bytes() != content:
+        raise UserError(
             f"{path} exists with other content than these arguments give; expected no file, or the same. "
             "Choose another folder, or delete the old data set."
         )
-    unfinished = path.with_suffix(".unfinished")  # so that a killed run never leaves half a file under the final name
-    unfinished.write_bytes(content)
-    os.replace(unfinished, path)
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()

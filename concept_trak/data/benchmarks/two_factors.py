@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
+from concept_trak import UserError
 from concept_trak.data.benchmarks import drawing
 
 Pair = tuple[str, str]  # (thing, colour)
@@ -18,10 +19,10 @@ Pair = tuple[str, str]  # (thing, colour)
 
 @dataclass(frozen=True)
 class TwoFactors:
-    """What a data set can show, which pairs it never does, and how an image comes about.
+    """What a data set can show, which pairs it never shows, and how an image is drawn.
 
     Raises:
-        ValueError: a held-out pair is none of the combinations.
+        UserError: a held-out pair is none of the combinations.
     """
 
     name: str
@@ -36,7 +37,7 @@ class TwoFactors:
 
     def __post_init__(self) -> None:
         if wrong := set(self.held_out) - set(self.all_pairs):
-            raise ValueError(f"held_out={sorted(wrong)} is no combination; expected some of {self.all_pairs}.")
+            raise UserError(f"held_out={sorted(wrong)} is no combination; expected some of {self.all_pairs}.")
 
     @property
     def all_pairs(self) -> tuple[Pair, ...]:

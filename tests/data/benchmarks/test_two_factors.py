@@ -44,7 +44,7 @@ def test_exactly_the_held_out_pairs_never_occur(kinds):
     for wrong in (0.0, 0.5):
         drawn = many(kinds, wrong)
         assert {d.shown for d in drawn} == possible - set(kinds.held_out)
-        assert {d.said for d in drawn} == possible - set(kinds.held_out), "training would hear of a held-out pair"
+        assert {d.captioned for d in drawn} == possible - set(kinds.held_out), "training would hear of a held-out pair"
     assert {d.shown for d in many(kinds.whole())} == possible
 
 
@@ -63,17 +63,17 @@ def test_a_held_out_pair_that_is_none_is_refused():
 @every_set
 def test_the_share_of_wrong_captions_is_the_one_asked_for(kinds):
     share = 0.2
-    mistaken = [d for d in many(kinds, share) if d.said != d.shown]
+    mistaken = [d for d in many(kinds, share) if d.captioned != d.shown]
     spread = math.sqrt(MANY * share * (1 - share))
     assert abs(len(mistaken) - MANY * share) < DEVIATIONS * spread, (
         f"{len(mistaken)} of {MANY} captions are wrong: perhaps 'another pair' can be the pair itself"
     )
     per_pair = len(mistaken) / len(kinds.pairs)
     for pair in kinds.pairs:
-        said = sum(d.said == pair for d in mistaken)
+        said = sum(d.captioned == pair for d in mistaken)
         assert abs(said - per_pair) < DEVIATIONS * math.sqrt(per_pair), f"wrong captions prefer or avoid {pair}"
-    assert {d.said for d in mistaken} == set(kinds.pairs)
-    assert all(d.said == d.shown for d in many(kinds))
+    assert {d.captioned for d in mistaken} == set(kinds.pairs)
+    assert all(d.captioned == d.shown for d in many(kinds))
 
 
 @every_set
@@ -81,7 +81,7 @@ def test_shuffled_captions_say_nothing_about_their_image(kinds):
     """With probability 1 - 1/n of another pair's caption, each of the n is said as often of every image."""
     drawn = many(kinds, 1 - 1 / len(kinds.pairs))
     for shown in kinds.pairs[:3]:
-        told = [d.said for d in drawn if d.shown == shown]
+        told = [d.captioned for d in drawn if d.shown == shown]
         for said in kinds.pairs:
             expected = len(told) / len(kinds.pairs)
             assert abs(told.count(said) - expected) < DEVIATIONS * math.sqrt(expected), f"{shown} tends to be {said}"
