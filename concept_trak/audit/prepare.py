@@ -58,7 +58,7 @@ class Prepared:
     sizes: dict[str, int]
     """The attributable parameters, by name and number of scalars, in the model's order."""
     left_out: tuple[LeftOut, ...] = ()
-    """What is in the data set and in no sample."""
+    """What is in the data set and in no sample, and what is at model.path and not loaded."""
 
     @property
     def config(self) -> AuditConfig:
@@ -201,13 +201,20 @@ def begin_prepared(
         audit=audit,
         plan=plan,
         sources=len(inputs.data.sources),
-        left_out=inputs.data.left_out,
+        left_out=(*inputs.data.left_out, *_unused_model_files(denoiser)),
         settings=settings,
         queries=tuple(replace(query, method=method) for method in config.methods for query in queries),
         demand=demand(config, denoiser),
         resolution=denoiser.resolution,
         sizes={name: p.numel() for name, p in denoiser.parameters.items()},
     )
+
+
+def _unused_model_files(denoiser: Denoiser) -> list[LeftOut]:
+    """Other variants, a safety checker, notes: what lies in a pipeline directory and is not loaded."""
+    names = getattr(denoiser, "unused_files", list)()
+    reason = "of model.path that the model does not load"
+    return [LeftOut("file", reason, len(names), tuple(names[:5]))] if names else []
 
 
 def outcome_settings(values: dict[str, Any]) -> dict[str, Any]:

@@ -166,14 +166,24 @@ class Pipeline(Denoiser):
 
     def identity(self) -> dict[str, str]:
         """sha256 of every file that changes a feature, by its name in the directory, and of the noise process."""
-        parts = (self.part, *self._conditioning_parts(), *(() if self.vae is None else ("vae",)))
-        names = [f"{part}/{name}" for part in parts for name in part_files(self.path, part).names]
-        digests = {name: file_digest(self.path / name) for name in names}
+        digests = {name: file_digest(self.path / name) for name in self._files()}
         digests |= self.adapters.digests(self.part)
         digests["schedule"] = hashlib.sha256(self.schedule.digest_bytes()).hexdigest()
         if self.vae is not None and self.vae.runs_wider:
             digests["vae_precision"] = "float32"
         return digests
+
+    def _files(self) -> list[str]:
+        """The files of network, VAE and conditioners that are loaded, by their names in the directory."""
+        parts = (self.part, *self._conditioning_parts(), *(() if self.vae is None else ("vae",)))
+        return [f"{part}/{name}" for part in parts for name in part_files(self.path, part).names]
+
+    def unused_files(self) -> list[str]:
+        """Files in the directory that this model does not load: other variants, a safety checker, notes."""
+        scheduler = {f"scheduler/{name}" for name in part_files(self.path, "scheduler").names}
+        used = {"model_index.json", *scheduler, *self._files()}
+        files = (p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file())
+        return sorted(name for name in files if name not in used)
 
     def _conditioning_parts(self) -> tuple[str, ...]:
         """The parts of the directory, apart from network and VAE, whose files change a condition."""

@@ -79,11 +79,14 @@ def test_shards_with_an_index_are_read(saved, model, part, variant):
 
 def test_files_that_the_pipeline_does_not_load_are_no_part_of_its_identity(model):
     before = load(str(model)).identity()
+    assert load(str(model)).unused_files() == []
     for stray in ("unet/.DS_Store", "README.md", "unet/README.md", "vae/notes.pdf", "v1-5-pruned.safetensors",
                   "unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.bin",
                   "tokenizer/.gitattributes", "text_encoder/flax_model.msgpack"):  # fmt: skip
         (model / stray).write_bytes(b"anything")
     assert load(str(model)).identity() == before
+    assert len(load(str(model)).unused_files()) == 9, "each is named before a run"
+    assert "unet/README.md" in load(str(model)).unused_files()
 
 
 def test_a_whole_file_beside_shards_is_what_the_library_would_read():
