@@ -16,9 +16,11 @@ import numpy as np
 
 from concept_trak import UserError
 from concept_trak.audit.score import FORMS
+from concept_trak.store.identity import FeatureSet
 from concept_trak.store.lookup import agree, read_features, shard_of, shards_holding
 from concept_trak.store.manifest import (
     Audit,
+    feature_sets,
     finished_manifest,
     read_manifest,
     read_plan,
@@ -117,7 +119,7 @@ def compare(before: Audit, after: Audit) -> list[Difference]:
         data = _data([[row for row in top if row["method"] == method] for top in tops], after.store, old, new)
         for concept, form in product([c for c, m in common_questions if m == method], FORMS):
             moved = tuple(moves(*(_top(top, concept, method, form) for top in tops), data=data))
-            drift = _drift(before, after, method, concept) if old.fingerprint == new.fingerprint else None
+            drift = _drift(before, after, method, concept) if old.features == new.features else None
             differences.append(Difference(concept, method, form, moved, drift))
     order = {pair: i for i, pair in enumerate(common_questions)}
     return sorted(differences, key=lambda d: order[d.concept, d.method])
@@ -127,7 +129,7 @@ def compare(before: Audit, after: Audit) -> list[Difference]:
 class ComparedAudit:
     """One method's features in one audit: whose they are, and the plan they were computed by."""
 
-    fingerprint: str
+    features: FeatureSet
     plan: Sequence[Row]
 
     @property
@@ -143,7 +145,7 @@ def _data(tops: Sequence[Sequence[Row]], store: Store, before: ComparedAudit, af
 
 
 def _side(audit: Audit, method: str) -> ComparedAudit:
-    return ComparedAudit(read_settings(audit)["fingerprints"][method], read_plan(audit))
+    return ComparedAudit(feature_sets(audit)[method], read_plan(audit))
 
 
 def _drift(before: Audit, after: Audit, method: str, concept: str) -> float | None:
@@ -202,11 +204,11 @@ def novelty(store: Store, rows: Iterable[Row], before: ComparedAudit, after: Com
     known, there = before.shards, after.shards
     doubtful = {sample: shard for sample, shard in place.items() if shard not in known}
     left = [shard["shard"] for shard in before.plan if shard["shard"] not in there]
-    old = shards_holding(store, before.fingerprint, left, doubtful.keys()) if doubtful else {}
+    old = shards_holding(store, before.features, left, doubtful.keys()) if doubtful else {}
     novelty = dict.fromkeys(place, SAME) | dict.fromkeys(doubtful, NEW) | dict.fromkeys(old, CHANGED)
-    if before.fingerprint == after.fingerprint and old:
+    if before.features == after.features and old:
         ours, theirs = (
-            read_features(store, before.fingerprint, places) for places in ({i: doubtful[i] for i in old}, old)
+            read_features(store, before.features, places) for places in ({i: doubtful[i] for i in old}, old)
         )
         novelty |= {i: SAME for i in old if agree(ours[i], theirs[i])}
     return novelty

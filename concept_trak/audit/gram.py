@@ -55,7 +55,7 @@ class GramWorker(StoreWorker):
         gram = stored_gram((torch.from_dlpack(block.unit), torch.from_dlpack(block.scale)) for block in blocks)
         if gram is None:
             return GramResult("")
-        write_gram(self.store, self.work.fingerprints[task.method], task.name, gram.matrix.numpy(), gram.count)
+        write_gram(self.store, self.work.features[task.method], task.name, gram.matrix.numpy(), gram.count)
         return GramResult(task.name)
 
 
@@ -132,8 +132,8 @@ class SolveWorker(StoreWorker):
         )
 
     def _sum(self, task: SolveTask) -> Gram:
-        fp = self.work.fingerprints[task.method]
-        grams = prefetch(read_gram(self.store, fp, name) for name in task.groups)
+        features = self.work.features[task.method]
+        grams = prefetch(read_gram(self.store, features, name) for name in task.groups)
         return fisher.sum_grams(Gram(torch.from_numpy(matrix), count) for matrix, count in grams)
 
 

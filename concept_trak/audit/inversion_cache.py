@@ -6,7 +6,6 @@ and shards may be cut in other ways later.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +24,8 @@ from concept_trak.attribution.trajectory import ddim_inversion
 from concept_trak.data.sample import Sample
 from concept_trak.store.checked_safetensors import checked_metadata, with_checksum
 from concept_trak.store.gc import STATE, Garbage, Needed, existing, unknown_needs
-from concept_trak.store.identity import fingerprint
-from concept_trak.store.manifest import Audit, fingerprints
+from concept_trak.store.identity import FeatureSet, fingerprint, read_feature_settings
+from concept_trak.store.manifest import Audit, feature_sets
 from concept_trak.store.part import Damaged
 from concept_trak.store.records import READERS
 from concept_trak.store.store import Store
@@ -114,21 +113,21 @@ def needed_states(audit: Audit) -> Needed:
         UserError: a feature set cannot be read, so that what it needs is unknown.
     """
     try:
-        sets = fingerprints(audit)
+        sets = set(feature_sets(audit).values())
     except FileNotFoundError:
         return Needed()  # no audit was begun there, or `retention.needs` says what is the matter
-    paths = (_path(audit, f"features/{fp}/feature_set.json") for fp in sets)
-    return Needed(whole=frozenset(path for path in paths if path))
+    paths = (_path(audit, features) for features in sets)
+    return Needed(folders=frozenset(f"{STATES}/{path}" for path in paths if path))
 
 
-def _path(audit: Audit, name: str) -> str:
+def _path(audit: Audit, features: FeatureSet) -> str:
     """The folder of a feature set's states; empty if it has no inversion."""
     try:
-        settings = json.loads(audit.store.read(name))["settings"]
+        settings = read_feature_settings(audit.store, features).settings
         probe = Probe(**{**settings["train"], "times": tuple(settings["train"]["times"])})
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise unknown_needs(
-            audit, f"{name} cannot be read ({error}), so the kept states that it needs are unknown"
+            audit, f"{features.settings_file} cannot be read ({error}), so the kept states that it needs are unknown"
         ) from error
     return path_of(settings, probe) if probe.trajectory == "ddim_inversion" else ""
 

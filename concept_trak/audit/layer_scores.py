@@ -17,16 +17,17 @@ from concept_trak.attribution.by_layer import LayerColumns, block_of, layer_colu
 from concept_trak.audit.mapper import Attempt
 from concept_trak.audit.worker import Work
 from concept_trak.store.codec import decode_blocks
+from concept_trak.store.identity import FeatureSet
 from concept_trak.store.lookup import shard_of
 from concept_trak.store.manifest import (
     Audit,
+    feature_sets,
     finished_manifest,
     read_plan,
     read_table,
     write_table,
 )
 from concept_trak.store.queries import StoredQuery, read_query
-from concept_trak.store.records import part_name
 from concept_trak.store.store import Store
 from concept_trak.store.tables import from_rows
 
@@ -74,7 +75,7 @@ class SplitWorker:
 
     def __call__(self, task: SplitTask, attempt: Attempt) -> SplitResult:
         layers = layer_columns(self.work.config.projector, dict(task.sizes))
-        features = shard_features(self.audit, self.work.fingerprints[task.method], task.shard)
+        features = shard_features(self.audit, self.work.features[task.method], task.shard)
         return SplitResult(
             tuple(
                 layer_parts(layers, features[sample], self.queries(task.method, concept), form)
@@ -98,11 +99,12 @@ def split(audit: Audit, layers: LayerColumns) -> Parts:
     Raises:
         UserError: the audit is missing or unfinished.
     """
-    prints, plan = finished_manifest(audit)["settings"]["fingerprints"], read_plan(audit)
-    features = dict[tuple[str, str], dict[str, tuple[float, Tensor]]]()
+    finished_manifest(audit)
+    sets, plan = feature_sets(audit), read_plan(audit)
+    features = dict[tuple[FeatureSet, str], dict[str, tuple[float, Tensor]]]()
     parts, queries = Parts(), cache(partial(read_query, audit))
     for row in read_table(audit, "top.parquet").to_pylist():
-        shard = prints[row["method"]], shard_of(row, plan)
+        shard = sets[row["method"]], shard_of(row, plan)
         if shard not in features:
             features[shard] = shard_features(audit, *shard)
         feature, query = features[shard][row["sample_id"]], queries(row["method"], row["concept"])
@@ -119,13 +121,13 @@ def joint_rows(top: Iterable[Mapping[str, Any]], names: Sequence[str], parts: Pa
         yield from ({**place, "layer": layer, "score": s} for layer, s in zip(names, own, strict=True))
 
 
-def shard_features(audit: Audit, fp: str, shard: str) -> dict[str, tuple[float, Tensor]]:
+def shard_features(audit: Audit, features: FeatureSet, shard: str) -> dict[str, tuple[float, Tensor]]:
     """weight and phi [k] of a shard's samples, by id."""
-    features = dict[str, tuple[float, Tensor]]()
-    for block in decode_blocks(audit.store.read(part_name(fp, shard))):
+    samples = dict[str, tuple[float, Tensor]]()
+    for block in decode_blocks(audit.store.read(features.part(shard))):
         columns = zip(block.ids, block.weight.tolist(), torch.from_numpy(block.phi()), strict=True)
-        features |= {sample: (weight, phi) for sample, weight, phi in columns}
-    return features
+        samples |= {sample: (weight, phi) for sample, weight, phi in columns}
+    return samples
 
 
 def write_joint(audit: Audit, table_rows: list[dict[str, Any]]) -> str:

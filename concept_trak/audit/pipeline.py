@@ -21,7 +21,7 @@ from concept_trak.audit.query_features import QueryResult, QueryWorker
 from concept_trak.audit.results import Tally, rejects_by_reason, retrieval_metrics
 from concept_trak.audit.score import FORMS, ScoreWorker, column, score_tasks
 from concept_trak.audit.shown_samples import ShownSample, ShowTask, ShowWorker
-from concept_trak.store.grams import gram_name
+from concept_trak.store.identity import FeatureSet
 from concept_trak.store.queries import write_query
 from concept_trak.store.records import Record, committed
 
@@ -58,8 +58,8 @@ class AuditRun:
         p = self.prepared
         names = [shard.name for shard in p.plan]
         # Methods that differ in their queries alone share one feature set, which the first of them computes.
-        sets = {fp: committed(p.store, fp, names) for fp in dict.fromkeys(p.work.fingerprints.values())}
-        records = {m: sets[fp] for m, fp in p.work.fingerprints.items()}
+        sets = {features: committed(p.store, features, names) for features in dict.fromkeys(p.work.features.values())}
+        records = {m: sets[features] for m, features in p.work.features.items()}
         missing = self._missing(records)
         self.computed = {m: sum(task.shard.rows for task in missing if m in task.methods) for m in records}
         self._announce(records, missing)
@@ -72,9 +72,9 @@ class AuditRun:
 
     def _missing(self, records: dict[str, dict[str, Record]]) -> list[FeaturizeTask]:
         """The shards to compute; methods with the same states are computed together."""
-        first, by_path, p = dict[str, str](), dict[Probe, list[str]](), self.prepared
-        for method, fp in p.work.fingerprints.items():
-            if first.setdefault(fp, method) == method:
+        first, by_path, p = dict[FeatureSet, str](), dict[Probe, list[str]](), self.prepared
+        for method, features in p.work.features.items():
+            if first.setdefault(features, method) == method:
                 by_path.setdefault(p.config.methods[method].train.path, []).append(method)
         together = [
             (tuple(m for m in methods if shard.name not in records[m]), shard)
@@ -86,9 +86,9 @@ class AuditRun:
     def sum_grams(self, records: dict[str, list[Record]]) -> dict[str, tuple[str, ...]]:
         """By method the names of the groups whose Grams are in the store; the missing ones are summed now."""
         p = self.prepared
-        existing = {n for fp in p.work.fingerprints.values() for n in p.store.names(f"features/{fp}/grams")}
+        existing = {name for features in p.work.features.values() for name in p.store.names(features.grams)}
         tasks = {method: self._gram_tasks(method, parts) for method, parts in records.items()}
-        by_file = {gram_name(p.work.fingerprints[t.method], t.name): t for each in tasks.values() for t in each}
+        by_file = {p.work.features[t.method].gram(t.name): t for each in tasks.values() for t in each}
         for _ in self.map("gram", GramWorker, [task for name, task in by_file.items() if name not in existing]):
             pass
         return {method: tuple(task.name for task in each) for method, each in tasks.items()}
@@ -200,9 +200,9 @@ class AuditRun:
                 )
 
     def _announce(self, records: dict[str, dict[str, Record]], missing: Sequence[FeaturizeTask]) -> None:
-        by_fingerprint = {fp: m for m, fp in reversed(self.prepared.work.fingerprints.items())}
+        first_of = {features: m for m, features in reversed(self.prepared.work.features.items())}
         for method, by_shard in records.items():
-            first = by_fingerprint[self.prepared.work.fingerprints[method]]
+            first = first_of[self.prepared.work.features[method]]
             left = sum(1 for task in missing if first in task.methods)
             what = f"{left} to compute" if left else "no gradient work"
             done = f"{len(by_shard)} of {len(self.prepared.plan)} shards are done"

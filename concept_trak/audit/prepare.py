@@ -31,7 +31,7 @@ from concept_trak.data.inventory import LeftOut, Survey
 from concept_trak.data.shard import Shard, cut
 from concept_trak.models.encode import read_concept_files
 from concept_trak.models.location import is_hub_id
-from concept_trak.store.identity import as_json, fingerprint, open_feature_set
+from concept_trak.store.identity import FeatureSet, as_json, open_feature_set
 from concept_trak.store.manifest import Audit, begin_audit
 from concept_trak.store.secrets import refuse_secrets
 from concept_trak.store.store import Store
@@ -190,7 +190,7 @@ def begin_prepared(
     settings = {n: feature_settings(config, m, denoiser, identity) for n, m in config.methods.items()}
     plan = shards(inputs.data.sources, _shard_rows(store, settings, config.data.shard_rows))
     audit = Audit(store, config.audit)
-    work = Work(config, {name: fingerprint(s) for name, s in settings.items()}, worker)
+    work = Work(config, {name: FeatureSet.of(s) for name, s in settings.items()}, worker)
     # The settings hold the fingerprints too, so that a model changed under an audit is refused like any change.
     outcome = {**outcome_settings(plain_values(config)), "fingerprints": work.fingerprints, **file_digests(queries)}
     require_comparable(audit, config.since, as_json(outcome, "config"))
@@ -229,7 +229,7 @@ def outcome_settings(values: dict[str, Any]) -> dict[str, Any]:
 
 def _shard_rows(store: Store, settings: dict[str, dict[str, Any]], rows: int) -> int:
     """The rows a shard has in the feature sets of this audit; one that exists has fixed it."""
-    names = sorted(settings, key=lambda n: store.size(f"features/{fingerprint(settings[n])}/feature_set.json") is None)
+    names = sorted(settings, key=lambda n: store.size(FeatureSet.of(settings[n]).settings_file) is None)
     fixed = dict[str, int]()
     for name in names:
         fixed[name] = rows = open_feature_set(store, settings[name], rows).shard_rows

@@ -15,8 +15,9 @@ from concept_trak.audit.prepare import Prepared
 from concept_trak.audit.worker import open_model
 from concept_trak.config import AuditConfig, WorkerSettings, build
 from concept_trak.data.shard import Shard
+from concept_trak.store.identity import GRAM, feature_file
 from concept_trak.store.manifest import Audit, read_plan, read_settings, read_table
-from concept_trak.store.records import committed, part_name, record_name
+from concept_trak.store.records import committed
 from concept_trak.store.store import Store
 from concept_trak.store.verify import ALTERED, TRUNCATED, contents_of
 
@@ -42,22 +43,22 @@ def resumed_config(audit: Audit) -> AuditConfig:
 def mend(p: Prepared, damaged: Mapping[str, str], mapper: Mapper) -> None:
     """Remove what is damaged, records before parts, and compute it again; sound shards are left alone."""
     names = [shard.name for shard in p.plan]
-    for fp, method in {fp: method for method, fp in p.work.fingerprints.items()}.items():  # methods may share features
-        shards = {n for n in names if part_name(fp, n) in damaged or record_name(fp, n) in damaged}
+    for features, method in {features: m for m, features in p.work.features.items()}.items():  # methods may share them
+        shards = {n for n in names if features.part(n) in damaged or features.record(n) in damaged}
         for shard in sorted(shards):
-            _remove(p.store, record_name(fp, shard), part_name(fp, shard), damaged)
+            _remove(p.store, features.record(shard), features.part(shard), damaged)
         if shards:
             config = replace(p.config, methods={method: p.config.methods[method]})
             work, plan = (
-                replace(p.work, config=config, fingerprints={method: fp}),
+                replace(p.work, config=config, features={method: features}),
                 [s for s in p.plan if s.name in shards],
             )
             # Rejects of the first run are expected again.
             AuditRun(replace(p, work=work, plan=plan), mapper, most_rejects=1.0).featurize()
-    if grams := [name for name in damaged if "/grams/" in name]:
+    if grams := [name for name in damaged if (file := feature_file(name)) and file.kind == GRAM]:
         for name in grams:
             p.store.delete(name)
-        done = {m: list(committed(p.store, fp, names).values()) for m, fp in p.work.fingerprints.items()}
+        done = {m: list(committed(p.store, each, names).values()) for m, each in p.work.features.items()}
         if all(len(records) == len(names) for records in done.values()):  # else the audit sums them when it goes on
             AuditRun(p, mapper).sum_grams(done)
 
@@ -74,8 +75,8 @@ def _remove(store: Store, record: str, part: str, damaged: Mapping[str, str]) ->
 def damaged_features(audit: Audit, left: Mapping[str, str]) -> dict[str, str]:
     """What is damaged of the features that an audit names."""
     contents = contents_of(audit)
-    parts = {name for key in contents.parts for name in (part_name(*key), record_name(*key))}
-    sets = tuple(f"features/{fp}/{rest}" for fp in contents.fingerprints for rest in ("grams/", "feature_set.json"))
+    parts = {name for features, shard in contents.parts for name in (features.part(shard), features.record(shard))}
+    sets = tuple(name for features in contents.features for name in (f"{features.grams}/", features.settings_file))
     return {name: what for name, what in left.items() if name in parts or name.startswith(sets)}
 
 

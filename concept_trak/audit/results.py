@@ -17,8 +17,9 @@ from concept_trak.config import AuditConfig
 from concept_trak.data.format import label_values
 from concept_trak.data.shard import Shard
 from concept_trak.store.codec import read_footer
+from concept_trak.store.identity import FeatureSet
 from concept_trak.store.manifest import Audit, read_table, scores_file
-from concept_trak.store.records import Record, part_name
+from concept_trak.store.records import Record
 from concept_trak.store.store import Store
 
 Key = tuple[str, str]  # method, column
@@ -87,7 +88,7 @@ def reject_rows(store: Store, records: dict[str, list[Record]]) -> Iterator[dict
     for method, parts in records.items():
         for record in parts:
             if record.rejected:
-                footer = read_footer(store, part_name(record.fingerprint, record.shard))
+                footer = read_footer(store, FeatureSet(record.fingerprint).part(record.shard))
                 yield from ({"method": method, **asdict(reject)} for reject in footer.rejects)
 
 

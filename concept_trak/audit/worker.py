@@ -16,7 +16,7 @@ from concept_trak.audit.plan import feature_settings
 from concept_trak.config import AuditConfig, ModelConfig, WorkerSettings
 from concept_trak.models import load
 from concept_trak.store.codec import decode_blocks
-from concept_trak.store.identity import fingerprint
+from concept_trak.store.identity import FeatureSet
 from concept_trak.store.manifest import Audit
 from concept_trak.store.part import Block
 from concept_trak.store.prefetch import prefetch
@@ -28,13 +28,17 @@ from concept_trak.store.store import Store
 class Work:
     """What a worker is built with.
 
-    The configuration, the fingerprint of each method as the driver computed it, and what the worker may use of its
-    machine.
+    The configuration, each method's features as the driver named them, and what the worker may use of its machine.
     """
 
     config: AuditConfig
-    fingerprints: dict[str, str]
+    features: dict[str, FeatureSet]
     settings: WorkerSettings = field(default_factory=WorkerSettings)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of each method's features, as the files of an audit name them."""
+        return {method: features.fingerprint for method, features in self.features.items()}
 
 
 class StoreWorker:
@@ -81,12 +85,12 @@ class ModelWorker:
         self.store, self.denoiser = Store(work.config.store), open_model(work.config.model, work.settings)
         self.identity = identity = self.denoiser.identity()
         for name, method in work.config.methods.items():
-            ours = fingerprint(feature_settings(work.config, method, self.denoiser, identity))
-            if ours != work.fingerprints[name]:
+            ours = FeatureSet.of(feature_settings(work.config, method, self.denoiser, identity))
+            if ours != work.features[name]:
                 raise UserError(
-                    f"this worker would compute features {ours} for {name}, the driver expects "
-                    f"{work.fingerprints[name]}: they see different model files at {work.config.model.path!r}. Put the "
-                    "same model where every node finds it."
+                    f"this worker would compute features {ours.fingerprint} for {name}, the driver expects "
+                    f"{work.features[name].fingerprint}: they see different model files at "
+                    f"{work.config.model.path!r}. Put the same model where every node finds it."
                 )
 
     def batch_size(self, attempt: Attempt) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from concept_trak.report.render import environment
+from concept_trak.store.identity import FeatureSet
 from concept_trak.store.manifest import Audit, given_up, read_manifest, read_settings
 from concept_trak.store.records import READERS
 from concept_trak.store.store import Store
@@ -70,8 +71,9 @@ def _entry(audit: Audit, files: Iterable[str]) -> Entry | None:
             return None
         settings = read_settings(audit)
         methods = tuple(settings["methods"])
-        first = done["settings"]["fingerprints"][methods[0]]
-        samples = sum(part["rows"] for part in done["parts"] if f"/{first}/" in part["name"])
+        features = FeatureSet(done["settings"]["fingerprints"][methods[0]])
+        rows = {part["name"]: part["rows"] for part in done["parts"]}  # methods may share features: listed for each
+        samples = sum(count for name, count in rows.items() if name.startswith(f"{features.parts}/"))
         concepts = tuple(concept["name"] for concept in settings["concepts"])
         compared = sorted(f.removeprefix("diff-").removesuffix(".html") for f in files if _is_page(f))
         return Entry(audit.id, done["finished"], samples, concepts, methods, tuple(compared))

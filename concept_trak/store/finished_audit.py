@@ -16,6 +16,7 @@ import yaml
 
 from concept_trak import UserError
 from concept_trak.store.codec import decode_blocks
+from concept_trak.store.identity import FeatureSet
 from concept_trak.store.manifest import Audit, finished_manifest, query_file, scores_file
 from concept_trak.store.part import Block, Damaged
 from concept_trak.store.store import Store
@@ -188,9 +189,9 @@ class FinishedAudit:
 
     def _parts(self, method: str) -> list[dict[str, Any]]:
         """The entries of a method's parts, in the order of the plan."""
-        folder = f"features/{self.settings['fingerprints'][method]}/"
+        features = FeatureSet(self.settings["fingerprints"][method])
         parts = {part["name"]: part for part in self.manifest["parts"]}  # methods may share features: listed for each
-        return [part for name, part in parts.items() if name.startswith(folder)]
+        return [part for name, part in parts.items() if name == features.part(part["shard"])]
 
     def _table(self, relative: str) -> pa.Table:
         return read_parquet(self._file(relative))

@@ -15,16 +15,14 @@ from itertools import groupby
 from math import inf
 from typing import Any
 
-from concept_trak.store.grams import gram_name
-from concept_trak.store.manifest import GIVEN_UP, Audit, fingerprints, given_up, read_manifest, read_plan
+from concept_trak.store.identity import FEATURE_SET, PART, RECORD, FeatureSet, feature_file
+from concept_trak.store.manifest import GIVEN_UP, Audit, feature_sets, given_up, read_manifest, read_plan
 from concept_trak.store.part import Damaged
-from concept_trak.store.records import READERS, part_name, record_name
+from concept_trak.store.records import READERS
 from concept_trak.store.store import Store
 
-RECORD, PART, GRAM, FEATURE_SET, TEMPORARY, AUDIT = "record", "part", "Gram", "feature set", "temporary file", "audit"
+TEMPORARY, AUDIT, STATE = "temporary file", "audit", "kept states"
 UNIT = "unit"  # of components/
-STATE = "kept states"
-FOLDERS = {"commits": (RECORD, ".json"), "parts": (PART, ".parquet"), "grams": (GRAM, ".safetensors")}
 GramNames = Callable[[Sequence[Mapping[str, Any]]], Iterable[str]]
 
 
@@ -39,20 +37,17 @@ class Garbage:
 
 @dataclass(frozen=True)
 class Needed:
-    """What living audits name: files, and feature sets; `whole` ones, and folders of states, keep all their files."""
+    """What living audits need: files by name, and folders (`features/<fingerprint>`, `states/<path>`) as a whole."""
 
     names: frozenset[str] = frozenset()
-    sets: frozenset[str] = frozenset()
-    whole: frozenset[str] = frozenset()
+    folders: frozenset[str] = frozenset()
 
     def __add__(self, other: "Needed") -> "Needed":
-        return Needed(self.names | other.names, self.sets | other.sets, self.whole | other.whole)
+        return Needed(self.names | other.names, self.folders | other.folders)
 
     def keep(self, name: str) -> bool:
-        """Whether a name under features/ or states/ stays."""
-        return (
-            name in self.names or _set(name) in self.whole or (_kind(name) == FEATURE_SET and _set(name) in self.sets)
-        )
+        """Whether a file below features/ or states/ stays."""
+        return name in self.names or _folder(name) in self.folders
 
 
 def needed_by(audit: Audit, gram_names: GramNames) -> Needed:
@@ -64,7 +59,7 @@ def needed_by(audit: Audit, gram_names: GramNames) -> Needed:
         ValueError: its configuration or its plan cannot be read, so nobody can tell what it needs.
     """
     try:
-        sets = frozenset(fingerprints(audit))
+        sets = frozenset(feature_sets(audit).values())
     except FileNotFoundError:
         if audit.store.size(audit.name("plan.parquet")) is None:
             return Needed()  # a folder in which no audit was begun
@@ -74,12 +69,18 @@ def needed_by(audit: Audit, gram_names: GramNames) -> Needed:
     try:
         rows = read_plan(audit)
     except FileNotFoundError:
-        return Needed(sets=sets, whole=sets)
+        return Needed(folders=frozenset(features.folder for features in sets))
     except Damaged as error:
         raise unknown_needs(audit, str(error)) from error
-    shards, groups = [row["shard"] for row in rows], list(gram_names(rows))
-    files = (f(fp, shard) for fp in sets for shard in shards for f in (record_name, part_name))
-    return Needed(frozenset(files) | {gram_name(fp, group) for fp in sets for group in groups}, sets)
+    shards, nodes = [row["shard"] for row in rows], list(gram_names(rows))
+    return Needed(frozenset(name for features in sets for name in _files_of(features, shards, nodes)))
+
+
+def _files_of(features: FeatureSet, shards: Iterable[str], nodes: Iterable[str]) -> Iterator[str]:
+    yield features.settings_file
+    for shard in shards:
+        yield from (features.record(shard), features.part(shard))
+    yield from map(features.gram, nodes)
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,8 @@ def unneeded_features(store: Store, names: Iterable[str], living: Needed, before
     old = {name: Garbage(_kind(name), name, size) for name, size, age in existing(store, free) if age < before}
     young = {_unit(name) for name in free if name not in old}
     taken = {name: waste for name, waste in old.items() if _unit(name) not in young}
-    staying = {_set(name) for name in names if name not in taken and _kind(name) != FEATURE_SET}
-    return [waste for name, waste in taken.items() if waste.kind != FEATURE_SET or _set(name) not in staying]
+    staying = {_folder(name) for name in names if name not in taken and _kind(name) != FEATURE_SET}
+    return [waste for name, waste in taken.items() if waste.kind != FEATURE_SET or _folder(name) not in staying]
 
 
 def temporary_files(store: Store, before: float) -> list[Garbage]:
@@ -136,23 +137,19 @@ def temporary_files(store: Store, before: float) -> list[Garbage]:
 
 def _kind(name: str) -> str:
     """What a name under features/ is; "" for what this project did not put there."""
-    match name.split("/")[2:]:
-        case ["feature_set.json"]:
-            return FEATURE_SET
-        case [folder, file] if folder in FOLDERS and file.endswith(FOLDERS[folder][1]):
-            return FOLDERS[folder][0]
-    return ""
+    file = feature_file(name)
+    return file.kind if file else ""
 
 
 def _unit(name: str) -> tuple[str, str]:
     """Part and record of a shard are one."""
-    if _kind(name) in (RECORD, PART):
-        return _set(name), name.rpartition("/")[2].rpartition(".")[0]
-    return name, ""
+    file = feature_file(name)
+    return (file.features.folder, file.stem) if file and file.kind in (RECORD, PART) else (name, "")
 
 
-def _set(name: str) -> str:
-    return name.split("/")[1]
+def _folder(name: str) -> str:
+    """The first two parts of a name: the folder of a feature set, or of the states of one path."""
+    return "/".join(name.split("/")[:2])
 
 
 def _names(audit: Audit) -> list[str]:

@@ -6,25 +6,21 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from concept_trak.store.checked_safetensors import checked_metadata, with_checksum
+from concept_trak.store.identity import FeatureSet
 from concept_trak.store.part import Damaged
 from concept_trak.store.store import Store
 
 
-def gram_name(fp: str, group: str) -> str:
-    assert "/" not in group, f"a file name of a feature set has no slash: {group!r}"
-    return f"features/{fp}/grams/{group}.safetensors"
-
-
-def write_gram(store: Store, fp: str, group: str, k_matrix: Float32[np.ndarray, "k k"], count: int) -> None:
+def write_gram(store: Store, features: FeatureSet, node: str, k_matrix: Float32[np.ndarray, "k k"], count: int) -> None:
     """Put the partial sum over a group of shards, if it is absent; one that stands there stays.
 
     Raises:
         ValueError: the standing one is of another width or another count of rows, or is damaged.
     """
-    name = gram_name(fp, group)
+    name = features.gram(node)
     if store.create(name, encode_gram(k_matrix, count)):
         return
-    standing, rows = read_gram(store, fp, group)
+    standing, rows = read_gram(store, features, node)
     if (standing.shape, rows) != (k_matrix.shape, count):
         raise ValueError(
             f"{store.uri}/{name} sums {rows} rows of width {len(standing)}; this attempt summed {count} rows of width"
@@ -32,9 +28,9 @@ def write_gram(store: Store, fp: str, group: str, k_matrix: Float32[np.ndarray, 
         )
 
 
-def read_gram(store: Store, fp: str, group: str) -> tuple[Float32[np.ndarray, "k k"], int]:
+def read_gram(store: Store, features: FeatureSet, node: str) -> tuple[Float32[np.ndarray, "k k"], int]:
     """K over a group of shards, and the count of its rows. Raises Damaged; absent: FileNotFoundError."""
-    name = gram_name(fp, group)
+    name = features.gram(node)
     try:
         return decode_gram(store.read(name))
     except Damaged as error:

@@ -8,15 +8,95 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
+from concept_trak import UserError
+from concept_trak.store.part import Damaged
 from concept_trak.store.store import Store
+
+PART, RECORD, GRAM, FEATURE_SET = "part", "record", "Gram", "feature set"
+"""What a file below `features/<fingerprint>/` is."""
+FOLDERS = {"parts": (PART, ".parquet"), "commits": (RECORD, ".json"), "grams": (GRAM, ".safetensors")}
+
+
+@dataclass(frozen=True, order=True)
+class FeatureSet:
+    """The features of one fingerprint, and where their files are.
+
+    Nothing else builds a name below `features/`, and nothing but `feature_file` takes one apart.
+    """
+
+    fingerprint: str
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "FeatureSet":
+        """The feature set of these settings."""
+        return cls(fingerprint(settings))
+
+    @property
+    def folder(self) -> str:
+        return f"features/{self.fingerprint}"
+
+    @property
+    def settings_file(self) -> str:
+        return f"{self.folder}/feature_set.json"
+
+    @property
+    def parts(self) -> str:
+        """The folder of all parts."""
+        return f"{self.folder}/parts"
+
+    @property
+    def records(self) -> str:
+        """The folder of all records."""
+        return f"{self.folder}/commits"
+
+    @property
+    def grams(self) -> str:
+        """The folder of all Grams."""
+        return f"{self.folder}/grams"
+
+    def part(self, shard: str) -> str:
+        """The file with the features of a shard."""
+        return f"{self.parts}/{_file_name(shard)}.parquet"
+
+    def record(self, shard: str) -> str:
+        """The file whose existence means that a shard is done."""
+        return f"{self.records}/{_file_name(shard)}.json"
+
+    def gram(self, node: str) -> str:
+        """The file with the Gram of a node of the tree over all shards."""
+        return f"{self.grams}/{_file_name(node)}.safetensors"
 
 
 @dataclass(frozen=True)
-class FeatureSet:
-    """The features of one fingerprint, and the number of rows its shards were cut to when it was created."""
+class FeatureFile:
+    """A name below `features/`, taken apart. `stem` is the shard of a part or record, and the node of a Gram."""
 
-    fingerprint: str
-    settings: dict
+    features: FeatureSet
+    kind: str
+    stem: str
+
+
+def feature_file(name: str) -> FeatureFile | None:
+    """What a name below `features/` is; None for what this project did not put there."""
+    match name.split("/"):
+        case ["features", fp, "feature_set.json"]:
+            return FeatureFile(FeatureSet(fp), FEATURE_SET, "")
+        case ["features", fp, folder, file] if folder in FOLDERS and file.endswith(FOLDERS[folder][1]):
+            kind, suffix = FOLDERS[folder]
+            return FeatureFile(FeatureSet(fp), kind, file.removesuffix(suffix))
+    return None
+
+
+def _file_name(name: str) -> str:
+    assert "/" not in name, f"a file name of a feature set has no slash: {name!r}"
+    return name
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """What `feature_set.json` holds: the settings, and the number of rows that its shards were cut to."""
+
+    settings: dict[str, Any]
     shard_rows: int
 
 
@@ -37,26 +117,45 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
     return [f"{key}: {our_value} here, {their_value} there" for key, our_value, their_value in sides]
 
 
-def open_feature_set(store: Store, settings: Mapping[str, Any], shard_rows: int) -> FeatureSet:
+def open_feature_set(store: Store, settings: Mapping[str, Any], shard_rows: int) -> FeatureSettings:
     """The feature set of these settings, created if there is none. An existing one fixes `shard_rows` (rows, ≥ 1).
 
     Raises:
-        ValueError: `shard_rows` below 1, or other settings (or damage) under this fingerprint; both sides are printed.
+        UserError: `shard_rows` below 1, or other settings (or damage) under this fingerprint; both sides are printed.
     """
     if shard_rows < 1:
-        raise ValueError(f"shard_rows={shard_rows}: expected at least 1 row; aim at ten minutes of work, e.g. 1024.")
-    ours = FeatureSet(fingerprint(settings), as_json(settings), shard_rows)
-    name = f"features/{ours.fingerprint}/feature_set.json"
-    if store.create(name, encode_json({"settings": ours.settings, "shard_rows": shard_rows})):
+        raise UserError(f"shard_rows={shard_rows}: expected at least 1 row; aim at ten minutes of work, e.g. 1024.")
+    features, ours = FeatureSet.of(settings), FeatureSettings(as_json(settings), shard_rows)
+    if store.create(features.settings_file, encode_json({"settings": ours.settings, "shard_rows": shard_rows})):
         return ours
-    theirs = _decode(store.read(name), f"{store.uri}/{name}")
-    if different := differences(ours.settings, theirs["settings"]):
-        raise ValueError(
-            f"{store.uri}/{name} was written with other settings than its name says: {'; '.join(different)}. Expected"
-            " the same settings under one fingerprint: the file was altered, or two settings share a hash. Choose"
-            " another store, or remove this feature set."
+    theirs = read_feature_settings(store, features)
+    if different := differences(ours.settings, theirs.settings):
+        raise UserError(
+            f"{store.uri}/{features.settings_file} was written with other settings than its name says:"
+            f" {'; '.join(different)}. Expected the same settings under one fingerprint: the file was altered, or two"
+            " settings share a hash. Choose another store, or remove this feature set."
         )
-    return FeatureSet(ours.fingerprint, ours.settings, theirs["shard_rows"])
+    return theirs
+
+
+def read_feature_settings(store: Store, features: FeatureSet) -> FeatureSettings:
+    """The settings of a feature set that exists.
+
+    Raises:
+        FileNotFoundError: it has no feature_set.json.
+        Damaged: the file cannot be read; the message names it.
+    """
+    data = store.read(features.settings_file)
+    try:
+        values = json.loads(data)
+        if type(values["settings"]) is not dict or type(values["shard_rows"]) is not int or values["shard_rows"] < 1:
+            raise TypeError("settings or shard_rows is of another type")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Damaged(
+            f"{store.uri}/{features.settings_file} is damaged ({error}). Expected JSON with settings and shard_rows:"
+            " restore the file, or choose another store."
+        ) from error
+    return FeatureSettings(values["settings"], values["shard_rows"])
 
 
 def file_digest(path: str | PathLike[str]) -> str:
@@ -95,13 +194,3 @@ def _leaves(value: Any, key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
         return
     for name, child in children:
         yield from _leaves(child, (*key, str(name)))
-
-
-def _decode(data: bytes, where: str) -> dict:
-    try:
-        return {key: json.loads(data)[key] for key in ("settings", "shard_rows")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{where} is damaged ({error}). Expected JSON with settings and shard_rows: restore the file, or choose"
-            " another store."
-        ) from error

@@ -9,14 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from concept_trak.store.codec import decode_blocks
+from concept_trak.store.identity import FeatureSet
 from concept_trak.store.part import Damaged
-from concept_trak.store.records import ADOPT_TOLERANCE, READERS, part_name
+from concept_trak.store.records import ADOPT_TOLERANCE, READERS
 from concept_trak.store.store import Store
 
 StoredFeature = tuple[np.ndarray, float]  # phi in float64, and the relative error that the way it is stored explains
 
 
-def shards_holding(store: Store, fp: str, shards: Sequence[str], wanted: Collection[str]) -> dict[str, str]:
+def shards_holding(
+    store: Store, features: FeatureSet, shards: Sequence[str], wanted: Collection[str]
+) -> dict[str, str]:
     """The shard of each wanted sample that is in one of these.
 
     Raises:
@@ -24,15 +27,15 @@ def shards_holding(store: Store, fp: str, shards: Sequence[str], wanted: Collect
         Damaged: a part is no Parquet file.
     """
     with ThreadPoolExecutor(READERS) as readers:
-        listed = readers.map(lambda shard: _ids(store, part_name(fp, shard)), shards)
+        listed = readers.map(lambda shard: _ids(store, features.part(shard)), shards)
         return {i: shard for shard, ids in zip(shards, listed, strict=True) for i in set(wanted).intersection(ids)}
 
 
-def read_features(store: Store, fp: str, places: Mapping[str, str]) -> dict[str, StoredFeature]:
+def read_features(store: Store, features: FeatureSet, places: Mapping[str, str]) -> dict[str, StoredFeature]:
     """The feature of each sample, by the shard that holds it."""
     found: dict[str, StoredFeature] = {}
     for shard in dict.fromkeys(places.values()):
-        for block in decode_blocks(store.read(part_name(fp, shard))):
+        for block in decode_blocks(store.read(features.part(shard))):
             for sample, phi in zip(block.ids, block.phi(), strict=True):
                 if places.get(sample) == shard:
                     found[sample] = (phi.astype(np.float64), block.rounding())

@@ -18,9 +18,9 @@ import pyarrow as pa
 import yaml
 
 from concept_trak import UserError
-from concept_trak.store.identity import as_json, differences, encode_json
+from concept_trak.store.identity import FeatureSet, as_json, differences, encode_json
 from concept_trak.store.part import Damaged
-from concept_trak.store.records import READERS, Record, part_name
+from concept_trak.store.records import READERS, Record
 from concept_trak.store.secrets import refuse_secrets
 from concept_trak.store.store import Store
 from concept_trak.store.tables import read_parquet, to_parquet
@@ -229,7 +229,7 @@ def _size_and_digest(audit: Audit, relative: str) -> dict[str, Any]:
 
 def _part_entry(record: Record) -> dict[str, Any]:
     return {
-        "name": part_name(record.fingerprint, record.shard),
+        "name": FeatureSet(record.fingerprint).part(record.shard),
         "shard": record.shard,
         "rows": record.rows,
         "rejected": record.rejected,
@@ -287,9 +287,9 @@ def finished_manifest(audit: Audit) -> dict[str, Any]:
     raise UserError(f"audit {audit.id} is not finished; run its command again: it goes on where it stopped")
 
 
-def fingerprints(audit: Audit) -> tuple[str, ...]:
-    """The feature sets that an audit was begun with, each once, sorted. Raises as `read_settings` does."""
+def feature_sets(audit: Audit) -> dict[str, FeatureSet]:
+    """By method, the features that an audit was begun with. Raises as `read_settings` does."""
     settings = read_settings(audit)
     if not isinstance(settings.get("fingerprints"), dict):
         raise Damaged(f"{audit.store.uri}/{audit.name('audit.yaml')} is damaged: it names no fingerprints")
-    return tuple(sorted({str(fp) for fp in settings["fingerprints"].values()}))
+    return {method: FeatureSet(str(fp)) for method, fp in settings["fingerprints"].items()}

@@ -16,7 +16,7 @@ import numpy as np
 
 from concept_trak.store import codec
 from concept_trak.store.codec import Damaged, Footer, Part
-from concept_trak.store.identity import encode_json
+from concept_trak.store.identity import FeatureSet, encode_json
 from concept_trak.store.store import Store
 
 READERS = 16  # requests in flight while records are read: storage answers in tens of milliseconds each
@@ -39,14 +39,6 @@ class Record:
     fingerprint: str
 
 
-def part_name(fp: str, shard: str) -> str:
-    return _name(fp, "parts", shard, "parquet")
-
-
-def record_name(fp: str, shard: str) -> str:
-    return _name(fp, "commits", shard, "json")
-
-
 def commit_part(store: Store, part: Part, dtype: str, encoding: str, seconds: float, attempt: int, host: str) -> Record:
     """Create the part, or adopt the one that stands there; then derive and create its record.
 
@@ -55,35 +47,37 @@ def commit_part(store: Store, part: Part, dtype: str, encoding: str, seconds: fl
             damaged.
         OSError: storage failed; nothing half-written is left.
     """
-    name = part_name(part.fingerprint, part.shard)
+    name = FeatureSet(part.fingerprint).part(part.shard)
     if not store.create(name, codec.encode_part(part, dtype, encoding)):
         adopt(store, name, part)
-    return derive_record(store, part.fingerprint, part.shard, seconds, attempt, host)
+    return derive_record(store, FeatureSet(part.fingerprint), part.shard, seconds, attempt, host)
 
 
-def derive_record(store: Store, fp: str, shard: str, seconds: float = 0.0, attempt: int = 0, host: str = "") -> Record:
+def derive_record(
+    store: Store, features: FeatureSet, shard: str, seconds: float = 0.0, attempt: int = 0, host: str = ""
+) -> Record:
     """The record of a committed part, from reading it: every page checked, rows and Σ‖φ‖² counted again.
 
     Returns the record that stands: another process may have derived it at the same time.
     """
-    name = part_name(fp, shard)
+    name = features.part(shard)
     data = store.read(name)
-    found = record_of(data, fp, shard, f"{store.uri}/{name}")
+    found = record_of(data, features, shard, f"{store.uri}/{name}")
     ours = replace(found, seconds=seconds, attempt=attempt, host=host)
-    if store.create(record_name(fp, shard), encode_json(asdict(ours))):
+    if store.create(features.record(shard), encode_json(asdict(ours))):
         return ours
-    standing = read_record(store, fp, shard)
+    standing = read_record(store, features, shard)
     _require_same_bytes(standing, data, f"{store.uri}/{name}")
     return standing
 
 
-def record_of(data: bytes, fp: str, shard: str, where: str) -> Record:
+def record_of(data: bytes, features: FeatureSet, shard: str, where: str) -> Record:
     """What the bytes of a part say of themselves, every page checked; nobody knows who computed them, or how long.
 
     Raises:
         ValueError: they are damaged, or another shard's or feature set's; the message begins with `where`.
     """
-    said = verified_footer(data, fp, shard, where)
+    said = verified_footer(data, features, shard, where)
     return Record(
         shard=shard,
         rows=said.rows,
@@ -95,63 +89,63 @@ def record_of(data: bytes, fp: str, shard: str, where: str) -> Record:
         attempt=0,
         host="",
         rejects_by_reason=dict(sorted(Counter(reject.reason for reject in said.rejects).items())),
-        fingerprint=fp,
+        fingerprint=features.fingerprint,
     )
 
 
 def read_part(store: Store, record: Record) -> bytes:
     """The bytes of a committed part, checked against its record before use. Raises Damaged, naming the part."""
-    name = part_name(record.fingerprint, record.shard)
+    name = FeatureSet(record.fingerprint).part(record.shard)
     data = store.read(name)
     _require_same_bytes(record, data, f"{store.uri}/{name}")
     return data
 
 
-def committed(store: Store, fp: str, shards: Sequence[str]) -> dict[str, Record]:
+def committed(store: Store, features: FeatureSet, shards: Sequence[str]) -> dict[str, Record]:
     """The records of those shards that are done, in the order asked. A part without a record gets one now.
 
     Raises:
         ValueError: a record whose part is gone, a damaged file, or a record of another fingerprint.
     """
-    records = set(store.names(f"features/{fp}/commits"))  # before the parts: a shard may be committed in between
-    parts = set(store.names(f"features/{fp}/parts"))
-    done = [shard for shard in shards if record_name(fp, shard) in records]
-    if lost := [shard for shard in done if part_name(fp, shard) not in parts]:
+    records = set(store.names(features.records))  # before the parts: a shard may be committed in between
+    parts = set(store.names(features.parts))
+    done = [shard for shard in shards if features.record(shard) in records]
+    if lost := [shard for shard in done if features.part(shard) not in parts]:
         raise ValueError(
             f"{len(lost)} of {len(shards)} shards have a record but no part, first {store.uri}/"
-            f"{part_name(fp, lost[0])}. Expected the part beside its record; it was removed from outside. {REPAIR}"
+            f"{features.part(lost[0])}. Expected the part beside its record; it was removed from outside. {REPAIR}"
         )
-    orphans = [shard for shard in shards if part_name(fp, shard) in parts and record_name(fp, shard) not in records]
+    orphans = [shard for shard in shards if features.part(shard) in parts and features.record(shard) not in records]
     with ThreadPoolExecutor(READERS) as readers:
-        found = dict(zip(done, readers.map(lambda shard: read_record(store, fp, shard), done), strict=True))
-    found |= {shard: derive_record(store, fp, shard) for shard in orphans}
+        found = dict(zip(done, readers.map(lambda shard: read_record(store, features, shard), done), strict=True))
+    found |= {shard: derive_record(store, features, shard) for shard in orphans}
     return {shard: found[shard] for shard in shards if shard in found}
 
 
-def find_record(store: Store, fp: str, shard: str) -> Record | None:
+def find_record(store: Store, features: FeatureSet, shard: str) -> Record | None:
     """The record of one shard, derived if only its part is there; None if it is not done. It asks for names, not lists.
 
     Raises:
         ValueError: what stands there is damaged, or another shard's.
     """
-    if store.size(part_name(fp, shard)) is None:
+    if store.size(features.part(shard)) is None:
         return None
     with contextlib.suppress(FileNotFoundError):
-        return read_record(store, fp, shard)
-    return derive_record(store, fp, shard)
+        return read_record(store, features, shard)
+    return derive_record(store, features, shard)
 
 
-def read_record(store: Store, fp: str, shard: str) -> Record:
+def read_record(store: Store, features: FeatureSet, shard: str) -> Record:
     """The record that stands for a shard. Absent: FileNotFoundError; ValueError: damaged, or another shard's."""
-    name = record_name(fp, shard)
+    name = features.record(shard)
     try:
         record = Record(**json.loads(store.read(name)))
     except (ValueError, TypeError) as error:
         raise Damaged(f"{store.uri}/{name} is damaged: {error}. {REPAIR}") from error
-    if (record.fingerprint, record.shard) != (fp, shard):
+    if (record.fingerprint, record.shard) != (features.fingerprint, shard):
         raise ValueError(
-            f"{store.uri}/{name} records shard {record.shard} of {record.fingerprint}; expected {shard} of {fp}."
-            f" {REPAIR}"
+            f"{store.uri}/{name} records shard {record.shard} of {record.fingerprint}; expected {shard} of"
+            f" {features.fingerprint}. {REPAIR}"
         )
     return record
 
@@ -163,11 +157,6 @@ def _require_same_bytes(record: Record, data: bytes, where: str) -> None:
             f"{where} was truncated or altered: {len(data)} bytes with sha256 {found}; its record says {record.bytes}"
             f" bytes with {record.sha256}. {REPAIR}"
         )
-
-
-def _name(fp: str, folder: str, file: str, suffix: str) -> str:
-    assert "/" not in file, f"a file name of a feature set has no slash: {file!r}"
-    return f"features/{fp}/{folder}/{file}.{suffix}"
 
 
 # Two roundings of one number to float16 differ by at most 2^-10, hence two stored rows by at most 1e-3. Five times
@@ -182,7 +171,7 @@ def adopt(store: Store, name: str, ours: Part) -> None:
     """Check that the part another attempt left is the same shard, and log how far its rows are from ours."""
     data = store.read(name)
     where = f"{store.uri}/{name}"
-    said = verified_footer(data, ours.fingerprint, ours.shard, where)
+    said = verified_footer(data, FeatureSet(ours.fingerprint), ours.shard, where)
     standing = list(codec.decode_blocks(data))
     theirs = [sample_id for block in standing for sample_id in block.ids]
     if theirs != list(ours.ids) or said.k != ours.phi.shape[1]:
@@ -213,7 +202,7 @@ def _first_difference(ids: Sequence[str], others: Sequence[str]) -> str:
     return f"first difference {next(differing, 'none')}"
 
 
-def verified_footer(data: bytes, fp: str, shard: str, where: str) -> Footer:
+def verified_footer(data: bytes, features: FeatureSet, shard: str, where: str) -> Footer:
     """The footer of a part whose pages, rows and Σ‖φ‖² hold, and that is the shard it is named after."""
     try:
         said = codec.decode_footer(data)
@@ -221,10 +210,10 @@ def verified_footer(data: bytes, fp: str, shard: str, where: str) -> Footer:
         sum_squares = codec.sum_of_squares(np.concatenate([*norms, np.zeros(0)]))
     except Damaged as error:
         raise Damaged(f"{where}: {error}. {REPAIR}") from error
-    if (said.fingerprint, said.shard) != (fp, shard):
+    if (said.fingerprint, said.shard) != (features.fingerprint, shard):
         raise ValueError(
-            f"{where} is shard {said.shard} of features {said.fingerprint}; expected shard {shard} of {fp}. Parts of"
-            f" different settings are never mixed. {REPAIR}"
+            f"{where} is shard {said.shard} of features {said.fingerprint}; expected shard {shard} of"
+            f" {features.fingerprint}. Parts of different settings are never mixed. {REPAIR}"
         )
     if sum_squares != said.sum_squares:
         raise Damaged(f"{where}: Σ‖φ‖² is {sum_squares}, its footer says {said.sum_squares}. {REPAIR}")

@@ -7,17 +7,16 @@ What an audit says there is: its files, and the features it names.
 """
 
 import hashlib
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from concept_trak.store.grams import read_gram
-from concept_trak.store.identity import fingerprint
-from concept_trak.store.manifest import Audit, fingerprints, read_manifest, read_plan
+from concept_trak.store.identity import PART, FeatureSet, feature_file, read_feature_settings
+from concept_trak.store.manifest import Audit, feature_sets, read_manifest, read_plan
 from concept_trak.store.part import Damaged
-from concept_trak.store.records import Record, part_name, read_record, record_name, record_of
+from concept_trak.store.records import Record, read_record, record_of
 from concept_trak.store.store import Store
 
 SOUND, MISSING, ALTERED, TRUNCATED = "sound", "missing", "altered", "truncated"
@@ -59,7 +58,7 @@ def verify_audits(audits: Sequence[Audit], only: Collection[str] | None = None) 
     `only` restricts it to these names.
     """
     states: dict[Key, StoredShard] = {}
-    sets: set[str] = set()
+    sets: set[FeatureSet] = set()
     told: set[Finding] = set()
     for audit in audits:
         said = contents_of(audit)
@@ -69,7 +68,7 @@ def verify_audits(audits: Sequence[Audit], only: Collection[str] | None = None) 
                 yield finding
 
 
-Key = tuple[str, str]  # a part: fingerprint, shard
+Key = tuple[FeatureSet, str]  # a part: its features and its shard
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Contents:
     """Files and parts by name, with their marks once the audit is finished; and what of its own files is unreadable."""
 
     audit: Audit
-    fingerprints: tuple[str, ...] = ()
+    features: tuple[FeatureSet, ...] = ()
     files: Mapping[str, Checksum] = field(default_factory=dict)
     parts: Mapping[Key, Checksum | None] = field(default_factory=dict)
     finished: bool = False
@@ -86,7 +85,7 @@ class Contents:
 
 
 def _findings(
-    said: Contents, states: dict[Key, StoredShard], sets: set[str], only: Collection[str] | None
+    said: Contents, states: dict[Key, StoredShard], sets: set[FeatureSet], only: Collection[str] | None
 ) -> Iterator[Finding]:
     store = said.audit.store
 
@@ -98,15 +97,15 @@ def _findings(
     with ThreadPoolExecutor(READERS) as readers:
         files = [name for name in said.files if asked(name)]
         yield from readers.map(lambda name: _file(store, name, said.files[name]), files)
-        keys = [key for key in _present(said) if asked(part_name(*key), record_name(*key))]
+        keys = [key for key in _present(said) if asked(*_names(key))]
         fresh = readers.map(lambda key: _state(store, key), [key for key in keys if key not in states])
         for key in keys:
             states[key] = states[key] if key in states else next(fresh)
             yield from _judged(key, states[key], said)
-        for fp in (fp for fp in said.fingerprints if fp not in sets):
-            sets.add(fp)
-            yield from filter(lambda finding: asked(finding.name), [_feature_set(store, fp)])
-            grams = filter(asked, store.names(f"features/{fp}/grams"))
+        for features in (features for features in said.features if features not in sets):
+            sets.add(features)
+            yield from filter(lambda finding: asked(finding.name), [_feature_set(store, features)])
+            grams = filter(asked, store.names(features.grams))
             yield from filter(None, readers.map(lambda name: _gram(store, name), grams))
 
 
@@ -114,13 +113,19 @@ def _present(said: Contents) -> list[Key]:
     """The parts to look at: all that a manifest lists, else those of which something stands in the store."""
     if said.finished:
         return list(said.parts)
-    standing = {name for fp in said.fingerprints for name in said.audit.store.names(f"features/{fp}")}
-    return [key for key in said.parts if not standing.isdisjoint((part_name(*key), record_name(*key)))]
+    standing = {name for features in said.features for name in said.audit.store.names(features.folder)}
+    return [key for key in said.parts if not standing.isdisjoint(_names(key))]
+
+
+def _names(key: Key) -> tuple[str, str]:
+    """The files of a shard: its part and its record."""
+    features, shard = key
+    return features.part(shard), features.record(shard)
 
 
 def _state(store: Store, key: Key) -> StoredShard:
     """The record is read first: a part may be committed in between, and its record never stands alone."""
-    record, recorded = None, True
+    (part, _), record, recorded = _names(key), None, True
     try:
         record = read_record(store, *key)
     except FileNotFoundError:
@@ -128,11 +133,11 @@ def _state(store: Store, key: Key) -> StoredShard:
     except ValueError:
         pass
     try:
-        data = store.read(part_name(*key))
+        data = store.read(part)
     except FileNotFoundError:
         return StoredShard(recorded, record, None, None)
     try:
-        found = record_of(data, *key, part_name(*key))
+        found = record_of(data, *key, part)
     except ValueError:
         found = None
     return StoredShard(recorded, record, _mark(data), found)
@@ -144,7 +149,7 @@ def _judged(key: Key, state: StoredShard, said: Contents) -> Iterator[Finding]:
     Where part and record disagree, the manifest decides; without one, or when it agrees with neither, the part counts
     as the altered one, because computing it again is always right.
     """
-    part, record, listed = part_name(*key), record_name(*key), said.parts[key]
+    (part, record), listed = _names(key), said.parts[key]
     if state.mark is None:
         yield Finding(record, LONE_RECORD) if state.recorded else Finding(part, MISSING)
         return
@@ -174,22 +179,23 @@ def _file(store: Store, name: str, listed: Checksum) -> Finding:
     return Finding(name, TRUNCATED if mark[0] < listed[0] else ALTERED)
 
 
-def _feature_set(store: Store, fp: str) -> Finding:
-    name = f"features/{fp}/feature_set.json"
+def _feature_set(store: Store, features: FeatureSet) -> Finding:
     try:
-        same = fingerprint(json.loads(store.read(name))["settings"]) == fp
+        same = FeatureSet.of(read_feature_settings(store, features).settings) == features
     except FileNotFoundError:
-        return Finding(name, MISSING)
-    except (ValueError, KeyError, TypeError):
+        return Finding(features.settings_file, MISSING)
+    except Damaged:
         same = False
-    return Finding(name, SOUND if same else ALTERED)
+    return Finding(features.settings_file, SOUND if same else ALTERED)
 
 
 def _gram(store: Store, name: str) -> Finding | None:
     """None for one that is gone since it was listed: a missing Gram is no damage, it is summed when it is needed."""
-    _, fp, _, file = name.split("/")
+    file = feature_file(name)
+    if file is None:
+        return None  # somebody else's
     try:
-        read_gram(store, fp, file.removesuffix(".safetensors"))
+        read_gram(store, file.features, file.stem)
     except Damaged:
         return Finding(name, ALTERED)
     except FileNotFoundError:
@@ -209,10 +215,10 @@ def contents_of(audit: Audit) -> Contents:
             return _finished(audit, listed)
     except (ValueError, KeyError, TypeError, AttributeError):
         damaged.append(audit.name("manifest.json"))
-    sets: tuple[str, ...] = ()
+    sets: tuple[FeatureSet, ...] = ()
     rows: list[dict[str, Any]] = []
     try:
-        sets = fingerprints(audit)
+        sets = tuple(sorted(set(feature_sets(audit).values())))
     except FileNotFoundError:
         missing.append(audit.name("audit.yaml"))
     except Damaged:
@@ -223,11 +229,19 @@ def contents_of(audit: Audit) -> Contents:
         pass  # the driver was killed before it wrote the plan
     except Damaged:
         damaged.append(audit.name("plan.parquet"))
-    parts = {(fp, row["shard"]): None for fp in sets for row in rows}
+    parts = {(features, row["shard"]): None for features in sets for row in rows}
     return Contents(audit, sets, {}, parts, False, tuple(missing), tuple(damaged))
 
 
 def _finished(audit: Audit, listed: Mapping[str, Any]) -> Contents:
     files = {audit.name(name): (mark["size"], mark["sha256"]) for name, mark in listed["files"].items()}
-    parts = {(part["name"].split("/")[1], part["shard"]): (part["size"], part["sha256"]) for part in listed["parts"]}
-    return Contents(audit, tuple(sorted(set(listed["settings"]["fingerprints"].values()))), files, parts, True)
+    parts = dict(_listed_part(part) for part in listed["parts"])
+    sets = tuple(sorted(map(FeatureSet, set(listed["settings"]["fingerprints"].values()))))
+    return Contents(audit, sets, files, parts, True)
+
+
+def _listed_part(part: Mapping[str, Any]) -> tuple[Key, Checksum]:
+    file = feature_file(part["name"])
+    if file is None or (file.kind, file.stem) != (PART, part["shard"]):
+        raise ValueError(f"{part['name']} is no part of shard {part['shard']}")
+    return (file.features, file.stem), (part["size"], part["sha256"])

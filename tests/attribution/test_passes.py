@@ -3,6 +3,7 @@
 import numpy as np
 
 from concept_trak.store.grams import read_gram
+from concept_trak.store.identity import FeatureSet
 from concept_trak.store.store import Store
 from tests.benchmarks.on_storage import write
 from tests.benchmarks.passes import compare, one_pass, page
@@ -22,7 +23,9 @@ def test_the_plain_way_reads_the_same_rows(tmp_path):
     b = write(tmp_path, 60, 16, 4, "float16")
     b.gram()
     (name,) = Store(str(tmp_path)).names("features/float16/grams")
-    matrix, count = read_gram(Store(str(tmp_path)), "float16", name.split("/")[-1].removesuffix(".safetensors"))
+    matrix, count = read_gram(
+        Store(str(tmp_path)), FeatureSet("float16"), name.split("/")[-1].removesuffix(".safetensors")
+    )
     rows = np.concatenate([phi.numpy() for phi in b.read()])
     assert count == len(rows) == 60
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-3)

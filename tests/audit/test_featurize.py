@@ -21,6 +21,7 @@ from concept_trak.audit.shown_samples import ShowTask, ShowWorker
 from concept_trak.data.benchmarks.synthetic import draw_labelled
 from concept_trak.data.benchmarks.two_factors import SHAPES3
 from concept_trak.store.codec import decode_blocks
+from concept_trak.store.identity import FeatureSet
 from concept_trak.store.records import read_part
 from tests.jobs.world import RESOLUTION, World, build
 from tests.tolerances import BATCH32, EXACT64, STORED16
@@ -95,7 +96,7 @@ def test_half_a_batch_gives_the_same_features(world, tmp_path):
 
 
 def test_a_worker_that_sees_another_model_refuses_to_work(prepared):
-    work = replace(prepared.work, fingerprints={"caption_trak": "0" * 16})
+    work = replace(prepared.work, features={"caption_trak": FeatureSet("0" * 16)})
     with pytest.raises(
         ValueError, match=r"the driver expects 0000000000000000: they see different model files at .*Put"
     ):

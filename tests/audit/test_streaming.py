@@ -22,6 +22,7 @@ from concept_trak.audit.worker import StoreWorker, Work
 from concept_trak.config import AuditConfig
 from concept_trak.store.codec import decode_blocks
 from concept_trak.store.grams import read_gram
+from concept_trak.store.identity import FeatureSet
 from concept_trak.store.manifest import Audit, read_table, scores_file
 from concept_trak.store.part import Block
 from concept_trak.store.queries import StoredQuery, write_query
@@ -69,7 +70,7 @@ def records(tmp_path) -> list[Record]:
 
 @pytest.fixture
 def work(tmp_path) -> Work:
-    return Work(AuditConfig(store=str(tmp_path), audit="demo", damping=0.5), {"m": FP})
+    return Work(AuditConfig(store=str(tmp_path), audit="demo", damping=0.5), {"m": FeatureSet(FP)})
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_a_gram_is_summed_with_one_part_read_ahead_and_the_next_one_decoded(reco
     monkeypatch.setattr(gram, "stored_gram", lambda blocks: stored_gram(watched(blocks)))
     assert GramWorker(work)(GramTask("m", "all", tuple(records)), FIRST).name == "all"
     assert used.number == PARTS
-    matrix, count = read_gram(Store(work.config.store), FP, "all")
+    matrix, count = read_gram(Store(work.config.store), FeatureSet(FP), "all")
     phi = every_phi(Store(work.config.store), records)
     assert count == len(phi) == ROWS * PARTS
     np.testing.assert_allclose(matrix, phi.T @ phi, rtol=1e-5, atol=1e-6, err_msg="a part is missing, or counted twice")
@@ -168,7 +169,7 @@ def asked(tmp_path, work) -> tuple[Work, np.ndarray]:
             residual=0.0, lam=1.0, spread_solved=1.0, spread_phi=2.0,
         )  # fmt: skip
         write_query(Audit(Store(config.store), "demo"), query)
-    return Work(config, work.fingerprints), z
+    return Work(config, work.features), z
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])

@@ -19,10 +19,11 @@ from concept_trak.audit.score import ScoreWorker, score_tasks
 from concept_trak.audit.worker import Work
 from concept_trak.config import AuditConfig
 from concept_trak.store import codec
+from concept_trak.store.identity import FeatureSet
 from concept_trak.store.manifest import Audit
 from concept_trak.store.part import Part
 from concept_trak.store.queries import StoredQuery, write_query
-from concept_trak.store.records import Record, commit_part, committed, part_name
+from concept_trak.store.records import Record, commit_part, committed
 from concept_trak.store.store import Store
 
 PART_ROWS = 4096  # 17 MB of float16 at k = 2048
@@ -50,7 +51,7 @@ class Bench:
         """Every row group widened in one go, the next one read after that."""
         store = Store(self.work.config.store)
         for record in self.records:
-            file = pq.ParquetFile(pa.BufferReader(store.read(part_name(record.fingerprint, record.shard))))
+            file = pq.ParquetFile(pa.BufferReader(store.read(FeatureSet(record.fingerprint).part(record.shard))))
             meta = file.schema_arrow.metadata
             for group in range(file.num_row_groups):
                 column = file.read_row_group(group, columns=["feature"], use_threads=False)["feature"]
@@ -85,11 +86,13 @@ def write(folder: Path, n: int, k: int, queries: int, dtype: str) -> Bench:
 def found(folder: Path, queries: int, dtype: str) -> Bench:
     """What was written there."""
     concepts = tuple(Concept(f"c{i}", prompt=f"a c{i}", without_prompt="a") for i in range(queries // 2))
-    work = Work(AuditConfig(str(folder), "bench", methods={"m": METHODS["trak"]}, concepts=concepts), {"m": dtype})
+    work = Work(
+        AuditConfig(str(folder), "bench", methods={"m": METHODS["trak"]}, concepts=concepts), {"m": FeatureSet(dtype)}
+    )
     store = Store(str(folder))
-    shards = [Path(name).stem for name in store.names(f"features/{dtype}/parts")]
+    shards = [Path(name).stem for name in store.names(FeatureSet(dtype).parts)]
     scorer = ScoreWorker(work)
-    return Bench(work, tuple(committed(store, dtype, shards).values()), scorer.queries["m"].z, scorer)
+    return Bench(work, tuple(committed(store, FeatureSet(dtype), shards).values()), scorer.queries["m"].z, scorer)
 
 
 def _part(first: int, n: int, k: int, fp: str) -> Part:

@@ -74,7 +74,7 @@ def done(world, tmp_path_factory) -> Done:
     assert world.audit(store, *chosen, method="[fit_trak,das]").code == 0
     p = prepare(world.config(store, *chosen, method="[fit_trak,das]"))
     names = [shard.name for shard in p.plan]
-    found = {m: committed(p.store, fp, names) for m, fp in p.work.fingerprints.items()}
+    found = {m: committed(p.store, fp, names) for m, fp in p.work.features.items()}
     worker = BenchmarkQueryWorker(p.work)
     for row in p.config.methods.values():
         for concept in p.config.concepts:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from concept_trak.store.identity import FeatureSet
 from concept_trak.store.records import derive_record
 from concept_trak.store.store import Store
 from jobs.configure import CONF
@@ -45,7 +46,7 @@ def require_whole(store: Path) -> int:
     assert not temporaries(store), "a write that failed left its temporary file"
     parts = list(store.glob("features/*/parts/*.parquet"))
     for part in parts:
-        derive_record(Store(str(store)), part.parent.parent.name, part.stem)
+        derive_record(Store(str(store)), FeatureSet(part.parent.parent.name), part.stem)
     return len(parts)
 
 

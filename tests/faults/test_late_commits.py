@@ -13,8 +13,9 @@ from cluster.executor import Attempt
 from concept_trak.audit.featurize import FeaturizeTask, FeaturizeWorker
 from concept_trak.audit.prepare import prepare
 from concept_trak.store.codec import decode_blocks, read_footer
+from concept_trak.store.identity import FeatureSet
 from concept_trak.store.part import Part
-from concept_trak.store.records import ADOPT_TOLERANCE, commit_part, committed, part_name
+from concept_trak.store.records import ADOPT_TOLERANCE, commit_part, committed
 from concept_trak.store.store import Store
 from jobs.verify import VerifyConfig, verify
 from tests.jobs.world import files_under
@@ -30,7 +31,7 @@ def finished(undisturbed, tmp_path) -> Store:
 def standing(undisturbed, finished: Store) -> Part:
     """The part of the third shard, as a worker would hold it."""
     entry, fp = undisturbed.found.manifest["parts"][2], undisturbed.found.manifest["settings"]["fingerprints"]
-    name = part_name(fp["caption_trak"], entry["shard"])
+    name = FeatureSet(fp["caption_trak"]).part(entry["shard"])
     read = list(decode_blocks(finished.read(name)))
     ids, weight, phi = tuple(i for b in read for i in b.ids), [b.weight for b in read], [b.phi() for b in read]
     rejects = read_footer(finished, name).rejects
@@ -43,7 +44,7 @@ late = partial(commit_part, dtype="float16", encoding="binary", seconds=1.0, att
 def test_a_zombie_that_did_the_same_work_returns_the_record_that_stands(world, finished: Store):
     prepared = prepare(world.config(finished.uri, model="pixels"))
     shard = prepared.plan[2]
-    (before,) = committed(finished, prepared.work.fingerprints["caption_trak"], [shard.name]).values()
+    (before,) = committed(finished, prepared.work.features["caption_trak"], [shard.name]).values()
     files = files_under(Path(finished.uri))
     (record,) = FeaturizeWorker(prepared.work)(
         FeaturizeTask(("caption_trak",), shard), Attempt(number=1, halvings=0)

@@ -19,6 +19,7 @@ from concept_trak.config import DataConfig
 from concept_trak.data.columns import Annotation, annotations, caption_words
 from concept_trak.data.format import read_rows, sample_id
 from concept_trak.data.shard import Shard
+from concept_trak.store.identity import FeatureSet
 from concept_trak.store.records import committed
 from concept_trak.store.store import Store
 from tests.jobs.world import Found, World
@@ -91,13 +92,13 @@ def test_the_same_sums_however_the_parts_are_cut(world: World, baseline: Found, 
     config = world.config(baseline.store, "audit=first")
     fp = baseline.manifest["settings"]["fingerprints"]["caption_trak"]
     plan = shards(survey(config.data).sources, 8)
-    records = list(committed(Store(str(baseline.store)), fp, [s.name for s in plan]).values())
+    records = list(committed(Store(str(baseline.store)), FeatureSet(fp), [s.name for s in plan]).values())
     queries = baseline.folder / "caption_trak/queries"
     (tmp_path / "audits/first/caption_trak").mkdir(parents=True)
     (tmp_path / "audits/first/caption_trak/queries").symlink_to(queries)
     (tmp_path / "features").symlink_to(baseline.store / "features")
     monkeypatch.setattr(score, "SCORED_BYTES", 1)
-    work = Work(replace(config, store=str(tmp_path)), {"caption_trak": fp})
+    work = Work(replace(config, store=str(tmp_path)), {"caption_trak": FeatureSet(fp)})
     items, worker = list(score_tasks("caption_trak", records, plan)), ScoreWorker(work)
     assert len(items) == 6
     for item in items:

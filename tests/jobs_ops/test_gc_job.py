@@ -10,7 +10,7 @@ import pytest
 
 from concept_trak.audit.repair import gram_names
 from concept_trak.store.gc import Retention
-from concept_trak.store.manifest import fingerprints, read_manifest, read_plan
+from concept_trak.store.manifest import feature_sets, read_manifest, read_plan
 from concept_trak.store.store import Store
 from jobs import gc as job
 from jobs.gc import GcConfig, gc
@@ -162,7 +162,7 @@ def test_keep_takes_the_oldest_finished_audits_and_what_only_they_need(audited: 
 
 def test_an_audit_that_goes_takes_its_features_along(audited: Audited, collected):
     assert audited.run("other", "seed=1") == 0
-    shared = fingerprints(audited.audit("demo"))
+    shared = {features.fingerprint for features in feature_sets(audited.audit("demo")).values()}
     own = {name for name in audited.written() if name.split("/")[1] not in shared}
     assert len(own) > 8, "another seed is another feature set"
     for name in ("older", "demo"):

@@ -13,8 +13,9 @@ from concept_trak.audit.prepare import prepare
 from concept_trak.audit.repair import resumed_config
 from concept_trak.data.benchmarks.synthetic import write_synthetic
 from concept_trak.store.codec import decode_blocks
-from concept_trak.store.manifest import fingerprints
-from concept_trak.store.records import derive_record, part_name, record_name
+from concept_trak.store.identity import FeatureSet
+from concept_trak.store.manifest import feature_sets
+from concept_trak.store.records import derive_record
 from concept_trak.store.store import Store
 from jobs.execute import ClusterConfig, RunConfig
 from jobs.verify import VerifyConfig, verify
@@ -173,9 +174,9 @@ def test_an_older_manifest_says_recomputed_since(audited: Audited, said):
     store, fp, shard = Store(str(audited.store)), part.parent.parent.name, part.stem
     other = part.read_bytes().replace(b"parquet-cpp-arrow", b"parquet-cpp-Arrow")  # the writer's name: another rounding
     assert other != part.read_bytes()
-    store.delete(record_name(fp, shard))
-    store.replace(part_name(fp, shard), other)
-    derive_record(store, fp, shard)
+    store.delete(FeatureSet(fp).record(shard))
+    store.replace(FeatureSet(fp).part(shard), other)
+    derive_record(store, FeatureSet(fp), shard)
     code, lines, _ = said()
     name = audited.name(part)
     assert lines[:2] == [
@@ -227,8 +228,8 @@ def test_methods_that_share_features_compute_a_shard_once(audited: Audited, said
     short += ["methods.concept_a.query.points=11", "methods.concept_a.query.every=5"]
     shared = [key for key in SMALL if "caption_trak" not in key]
     assert audited.run("twins", "method=[trak,concept_a]", *short, small=shared) == 0
-    (fp,) = fingerprints(audited.audit("twins"))
-    part = next((audited.store / "features" / fp / "parts").iterdir())
+    (features,) = set(feature_sets(audited.audit("twins")).values())
+    part = next((audited.store / features.parts).iterdir())
     flip(part)
     code, lines, _ = said(repair=True)
     assert code == 0

@@ -11,6 +11,7 @@ import pytest
 from concept_trak.store import backends as behind
 from concept_trak.store import records
 from concept_trak.store.codec import decode_blocks, read_footer
+from concept_trak.store.identity import FeatureSet
 from concept_trak.store.lookup import shards_holding
 from concept_trak.store.store import Store
 from tests.s3.proxy import Proxy
@@ -73,11 +74,11 @@ def test_a_footer_costs_two_requests_and_ids_no_features(proxy: Proxy, address: 
     store, part = Store(address), a_part(n=2000, k=512)
     records.commit_part(store, part, "float16", "binary", 0.0, 1, "here")
     before = dict(proxy.seen)
-    name = records.part_name(part.fingerprint, part.shard)
+    name = FeatureSet(part.fingerprint).part(part.shard)
     assert read_footer(store, name).rows == 2000
     assert (proxy.seen["HEAD"] - before["HEAD"], proxy.seen["GET"] - before["GET"]) == (1, 1)
     before = dict(proxy.seen)
-    assert shards_holding(store, part.fingerprint, [part.shard], {"img-07"}) == {"img-07": part.shard}
+    assert shards_holding(store, FeatureSet(part.fingerprint), [part.shard], {"img-07"}) == {"img-07": part.shard}
     assert proxy.seen["GET"] - before["GET"] <= 2, "the footer, and the column of ids"
 
 
@@ -105,7 +106,7 @@ def test_what_is_deleted_is_gone(address: str):
 def test_a_shard_is_committed_and_read_back(address: str):
     store, part = Store(address), a_part(n=300, k=256)
     record = records.commit_part(store, part, "float16", "binary", 1.0, 1, "host")
-    assert records.committed(Store(address), "f00d", [part.shard]) == {part.shard: record}
+    assert records.committed(Store(address), FeatureSet("f00d"), [part.shard]) == {part.shard: record}
     data = records.read_part(store, record)
     assert [sample_id for block in decode_blocks(data) for sample_id in block.ids] == list(part.ids)
 

@@ -12,10 +12,11 @@ from concept_trak import UserError
 from concept_trak.store import finished_audit, manifest
 from concept_trak.store.codec import Part
 from concept_trak.store.finished_audit import FinishedAudit, open_audit
+from concept_trak.store.identity import FeatureSet
 from concept_trak.store.manifest import Audit
 from concept_trak.store.part import Damaged
 from concept_trak.store.queries import StoredQuery, write_query
-from concept_trak.store.records import Record, commit_part, part_name
+from concept_trak.store.records import Record, commit_part
 from concept_trak.store.store import Store
 from concept_trak.store.tables import from_rows
 
@@ -139,7 +140,7 @@ def test_a_file_that_is_not_the_one_written_is_refused_by_name(folder: Path, nam
 
 def test_a_part_that_is_not_the_one_scored_is_refused_by_name(folder: Path, audit: FinishedAudit):
     other = Part("f00d", "s-1", IDS[2:], np.ones(2, np.float32), -PHI[2:], ())
-    (folder / part_name("f00d", "s-1")).unlink()
+    (folder / FeatureSet("f00d").part("s-1")).unlink()
     (folder / "features/f00d/commits/s-1.json").unlink()
     commit_part(Store(str(folder)), other, "float32", "binary", 0.0, 1, "here")
     with pytest.raises(Damaged, match=r"features/f00d/parts/s-1.parquet was truncated or altered"):

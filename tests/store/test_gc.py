@@ -18,9 +18,9 @@ from concept_trak.store.gc import (
     temporary_files,
     unneeded_features,
 )
-from concept_trak.store.grams import gram_name
+from concept_trak.store.identity import FeatureSet
 from concept_trak.store.manifest import Audit
-from concept_trak.store.records import commit_part, part_name, record_name
+from concept_trak.store.records import commit_part
 from concept_trak.store.store import Store
 from tests.store.parts import a_part
 from tests.store.test_s3 import endpoint, server  # noqa: F401  (fixtures: an S3 server and an empty bucket)
@@ -59,10 +59,10 @@ def one_gram(rows) -> list[str]:
 def filled(store: Store, fp: str, *shards: str) -> set[str]:
     for shard in shards:
         commit_part(store, a_part(n=2, k=2, shard=shard, fingerprint=fp), "float16", "binary", 1.0, 1, "host")
-    gram, described = gram_name(fp, "-".join(shards)), f"features/{fp}/feature_set.json"
+    gram, described = FeatureSet(fp).gram("-".join(shards)), f"features/{fp}/feature_set.json"
     store.create(gram, b"gram")
     store.create(described, b"{}")
-    return {gram, described, *(f(fp, shard) for shard in shards for f in (part_name, record_name))}
+    return {gram, described, *(f(shard) for shard in shards for f in (FeatureSet(fp).part, FeatureSet(fp).record))}
 
 
 def waste(store: Store, *living: Audit, before: float = LATER) -> set[str]:
@@ -110,9 +110,9 @@ def test_what_living_audits_name_stays_and_all_else_goes(store: Store):
     assert waste(store, begun(store, "second", "bbbb", "s1"), first) == set()
     shorter = begun(store, "shorter", "aaaa", "s1")
     assert waste(store, shorter) == other | {
-        part_name("aaaa", "s2"),
-        record_name("aaaa", "s2"),
-        gram_name("aaaa", "s1-s2"),
+        FeatureSet("aaaa").part("s2"),
+        FeatureSet("aaaa").record("s2"),
+        FeatureSet("aaaa").gram("s1-s2"),
     }
     described = "features/aaaa/feature_set.json"
     assert waste(store) == (both | other) - {described}, "somebody's own file stays, and so does what tells of its set"
@@ -215,7 +215,7 @@ def test_things_go_in_the_order_that_leaves_no_lie(store: Store):
     assert gone[:5] == [
         audit.name(n) for n in ("manifest.json", "a.json", "m/scores/x.parquet", "plan.parquet", "audit.yaml")
     ]
-    assert gone[5:7] == [record_name("aaaa", "s1"), record_name("aaaa", "s2")]
+    assert gone[5:7] == [FeatureSet("aaaa").record("s1"), FeatureSet("aaaa").record("s2")]
     assert gone[-1] == "features/aaaa/feature_set.json"
     assert store.names("") == []
 
@@ -224,10 +224,11 @@ def test_what_became_needed_meanwhile_stays(store: Store):
     names = filled(store, "aaaa", "s1") | filled(store, "bbbb", "s1")
     found = unneeded_features(store, store.names("features"), Needed(), LATER)
     assert {w.name for w in found} == names
-    needed = Needed(frozenset({part_name("aaaa", "s1")}), frozenset({"aaaa"}))
+    features = FeatureSet("aaaa")
+    needed = Needed(frozenset({features.part("s1"), features.settings_file}))
     looks = iter([Needed(), *[needed] * 9])
     gone = {w.name for w in remove_garbage(store, found, lambda: next(looks))}
-    assert names - gone == set(store.names("")) == {part_name("aaaa", "s1"), "features/aaaa/feature_set.json"}
+    assert names - gone == set(store.names("")) == needed.names
 
 
 def test_bytes_are_those_of_the_files(store: Store):

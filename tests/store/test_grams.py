@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load
 
 from concept_trak.store import grams
+from concept_trak.store.identity import FeatureSet
 from concept_trak.store.part import Damaged
 from concept_trak.store.store import Store
 
@@ -22,9 +23,9 @@ def a_gram(seed: int = 0) -> np.ndarray:
 
 
 def test_a_gram_comes_back_and_stands(store: Store):
-    grams.write_gram(store, "f00d", "group-0", a_gram(), 30)
-    grams.write_gram(store, "f00d", "group-0", a_gram(1), 30)
-    k_matrix, count = grams.read_gram(store, "f00d", "group-0")
+    grams.write_gram(store, FeatureSet("f00d"), "group-0", a_gram(), 30)
+    grams.write_gram(store, FeatureSet("f00d"), "group-0", a_gram(1), 30)
+    k_matrix, count = grams.read_gram(store, FeatureSet("f00d"), "group-0")
     np.testing.assert_array_equal(k_matrix, a_gram(), err_msg="the second write replaced the first")
     assert count == 30
     assert store.names("") == ["features/f00d/grams/group-0.safetensors"]
@@ -41,17 +42,17 @@ def test_any_safetensors_reader_sees_it_and_the_bytes_are_always_the_same():
 
 
 def test_another_sum_under_the_same_name_is_refused(store: Store):
-    grams.write_gram(store, "f00d", "group-0", a_gram(), 30)
+    grams.write_gram(store, FeatureSet("f00d"), "group-0", a_gram(), 30)
     with pytest.raises(ValueError, match=r"sums 30 rows of width 8; this attempt summed 31 rows of width 8\. Expected"):
-        grams.write_gram(store, "f00d", "group-0", a_gram(), 31)
+        grams.write_gram(store, FeatureSet("f00d"), "group-0", a_gram(), 31)
 
 
 def test_damage_is_found(store: Store):
-    name = grams.gram_name("f00d", "group-0")
+    name = FeatureSet("f00d").gram("group-0")
     data = grams.encode_gram(a_gram(), 30)
     for other in (data[:-1] + bytes([data[-1] ^ 1]), data[:-1], data[:4], b""):
         store.replace(name, other)
         with pytest.raises(Damaged, match=r"group-0.safetensors: .*Remove the file: it is computed again"):
-            grams.read_gram(store, "f00d", "group-0")
+            grams.read_gram(store, FeatureSet("f00d"), "group-0")
     with pytest.raises(FileNotFoundError):
-        grams.read_gram(store, "f00d", "group-1")
+        grams.read_gram(store, FeatureSet("f00d"), "group-1")

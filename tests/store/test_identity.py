@@ -8,7 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from concept_trak.store.identity import FeatureSet, differences, file_digest, fingerprint, open_feature_set
+from concept_trak.store.identity import (
+    FEATURE_SET,
+    GRAM,
+    PART,
+    RECORD,
+    FeatureFile,
+    FeatureSet,
+    FeatureSettings,
+    differences,
+    feature_file,
+    file_digest,
+    fingerprint,
+    open_feature_set,
+    read_feature_settings,
+)
 from concept_trak.store.store import Store
 
 SETTINGS = {"model": "abc", "projector": {"kind": "sketch", "dim": 4096}, "times": (100, 200), "seed": 0}
@@ -58,9 +72,29 @@ def test_differences_name_dotted_keys_and_both_sides():
 def test_an_existing_feature_set_fixes_shard_rows(tmp_path):
     store = Store(str(tmp_path))
     first = open_feature_set(store, SETTINGS, 64)
-    assert first == FeatureSet(fingerprint(SETTINGS), json.loads(json.dumps(SETTINGS)), 64)
+    assert first == FeatureSettings(json.loads(json.dumps(SETTINGS)), 64)
     assert open_feature_set(store, SETTINGS, 1024) == first, "shards cut anew would share no name with those that exist"
-    assert store.names("") == [f"features/{first.fingerprint}/feature_set.json"]
+    features = FeatureSet.of(SETTINGS)
+    assert store.names("") == [features.settings_file] == [f"features/{fingerprint(SETTINGS)}/feature_set.json"]
+    assert read_feature_settings(store, features) == first
+
+
+def test_names_of_a_feature_set_are_taken_apart_as_they_were_built():
+    features = FeatureSet("f00d")
+    for name, file in {
+        features.settings_file: FeatureFile(features, FEATURE_SET, ""),
+        features.part("a.parquet-0"): FeatureFile(features, PART, "a.parquet-0"),
+        features.record("a.json"): FeatureFile(features, RECORD, "a.json"),
+        features.gram("g"): FeatureFile(features, GRAM, "g"),
+    }.items():
+        assert feature_file(name) == file
+    assert features.part("a") == "features/f00d/parts/a.parquet", "the layout that other tools read"
+    assert features.record("a") == "features/f00d/commits/a.json"
+    assert features.gram("a") == "features/f00d/grams/a.safetensors"
+    for name in ("features/f00d/parts/a.json", "features/f00d/notes", "states/f00d/a.safetensors", "features"):
+        assert feature_file(name) is None
+    with pytest.raises(AssertionError):
+        features.part("../x")
 
 
 def test_other_settings_under_one_fingerprint_are_refused(tmp_path):

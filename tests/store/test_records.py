@@ -9,11 +9,12 @@ import pytest
 
 from concept_trak.store import codec, records
 from concept_trak.store.codec import Damaged, Part
-from concept_trak.store.records import Record, commit_part, committed, derive_record, part_name, record_name
+from concept_trak.store.identity import FeatureSet
+from concept_trak.store.records import Record, commit_part, committed, derive_record
 from concept_trak.store.store import Store
 from tests.store.parts import a_part
 
-PART, RECORD = part_name("f00d", "train-0-20"), record_name("f00d", "train-0-20")
+PART, RECORD = FeatureSet("f00d").part("train-0-20"), FeatureSet("f00d").record("train-0-20")
 
 
 @pytest.fixture
@@ -102,19 +103,19 @@ def test_parts_of_other_settings_are_never_mixed(store: Store):
     with pytest.raises(ValueError, match=r"is shard train-0-20 of features beef; expected shard train-0-20 of f00d"):
         commit(store, a_part())
     with pytest.raises(ValueError, match="of features beef"):
-        derive_record(store, "f00d", "train-0-20")
+        derive_record(store, FeatureSet("f00d"), "train-0-20")
 
 
 def test_committed_derives_what_is_missing_and_keeps_the_order(store: Store):
     shards = ["c", "a", "b"]
     done = {shard: commit(store, a_part(shard=shard)) for shard in shards}
-    store.delete(record_name("f00d", "a"))
-    found = committed(store, "f00d", ["b", "not done", "a", "c"])
+    store.delete(FeatureSet("f00d").record("a"))
+    found = committed(store, FeatureSet("f00d"), ["b", "not done", "a", "c"])
     assert list(found) == ["b", "a", "c"]
     assert found["b"] == done["b"]
     assert found["a"] == dataclasses.replace(done["a"], seconds=0.0, attempt=0, host="")
-    assert committed(store, "f00d", shards)["a"] == found["a"], "the derived record must stand"
-    assert committed(store, "0000", shards) == {}
+    assert committed(store, FeatureSet("f00d"), shards)["a"] == found["a"], "the derived record must stand"
+    assert committed(store, FeatureSet("0000"), shards) == {}
 
 
 def test_a_shard_committed_between_two_listings_is_done(tmp_path):
@@ -126,7 +127,7 @@ def test_a_shard_committed_between_two_listings_is_done(tmp_path):
             commit(Store(self.uri), a_part())
             return found
 
-    done = committed(Between(str(tmp_path)), "f00d", ["train-0-20"])
+    done = committed(Between(str(tmp_path)), FeatureSet("f00d"), ["train-0-20"])
     assert done["train-0-20"].host == "host-1", (
         "records must be listed before parts, or a record seems to lack its part"
     )
@@ -138,7 +139,7 @@ def test_a_record_without_its_part_is_named(store: Store):
     with pytest.raises(
         ValueError, match=r"1 of 1 shards have a record but no part, first .*train-0-20.parquet.*repair"
     ):
-        committed(store, "f00d", ["train-0-20"])
+        committed(store, FeatureSet("f00d"), ["train-0-20"])
 
 
 def test_every_flipped_byte_and_every_truncation_is_found_before_use(store: Store):
@@ -155,11 +156,11 @@ def test_damage_is_found_while_a_record_is_derived(store: Store):
     data = codec.encode_part(a_part())
     store.create(PART, data[: len(data) // 2])
     with pytest.raises(Damaged, match=r"train-0-20.parquet: no part of this project.*repair=true"):
-        derive_record(store, "f00d", "train-0-20")
+        derive_record(store, FeatureSet("f00d"), "train-0-20")
     said = repr(codec.decode_footer(data).sum_squares).encode()
     store.replace(PART, data.replace(said, said[:-1] + (b"1" if said[-1:] != b"1" else b"2")))
     with pytest.raises(Damaged, match="its footer says"):
-        derive_record(store, "f00d", "train-0-20")
+        derive_record(store, FeatureSet("f00d"), "train-0-20")
 
 
 def test_a_record_that_is_no_record_is_named(store: Store):
@@ -167,11 +168,11 @@ def test_a_record_that_is_no_record_is_named(store: Store):
     for other in (b"{", b"[]", b'{"shard": "train-0-20"}'):
         store.replace(RECORD, other)
         with pytest.raises(Damaged, match=r"commits/train-0-20.json is damaged"):
-            committed(store, "f00d", ["train-0-20"])
+            committed(store, FeatureSet("f00d"), ["train-0-20"])
 
 
 def test_a_part_that_changed_under_its_record_is_refused(store: Store):
     commit(store, a_part())
     store.replace(PART, codec.encode_part(a_part(seed=1)))
     with pytest.raises(Damaged, match="was truncated or altered"):
-        derive_record(store, "f00d", "train-0-20")
+        derive_record(store, FeatureSet("f00d"), "train-0-20")

@@ -8,10 +8,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from concept_trak.store import manifest
 from concept_trak.store.codec import encode_part
-from concept_trak.store.grams import gram_name, write_gram
-from concept_trak.store.identity import fingerprint, open_feature_set
+from concept_trak.store.grams import write_gram
+from concept_trak.store.identity import FeatureSet, fingerprint, open_feature_set
 from concept_trak.store.manifest import Audit
-from concept_trak.store.records import commit_part, derive_record, part_name, record_name
+from concept_trak.store.records import commit_part, derive_record
 from concept_trak.store.store import Store
 from concept_trak.store.verify import Finding, verify_audits
 from tests.store.parts import a_part
@@ -23,7 +23,7 @@ PLAN = [
     {"shard": name, "source": "a.parquet", "version": "v1", "first_row": 20 * i, "rows": 20}
     for i, name in enumerate(SHARDS)
 ]
-PART, RECORD, GRAM = part_name(FP, "a-0"), record_name(FP, "a-0"), gram_name(FP, "g")
+PART, RECORD, GRAM = FeatureSet(FP).part("a-0"), FeatureSet(FP).record("a-0"), FeatureSet(FP).gram("g")
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -41,7 +41,7 @@ def audit(store: Store) -> Audit:
     """A finished audit of two parts and a Gram."""
     made = begun(store)
     records = [commit_part(store, part(name), "float16", "binary", 1.0, 1, "host") for name in SHARDS]
-    write_gram(store, FP, "g", part("a-0").phi.T @ part("a-0").phi, 20)
+    write_gram(store, FeatureSet(FP), "g", part("a-0").phi.T @ part("a-0").phi, 20)
     manifest.write_bytes(made, "report.html", b"<html>" * 9)
     manifest.finish_audit(made, ["audit.yaml", "plan.parquet", "report.html"], records, {"fingerprints": {"m": FP}})
     return made
@@ -70,7 +70,7 @@ def test_every_file_is_looked_at_once(audit: Audit):
     assert {f.what for f in found} == {"sound"}
     names = [f.name for f in found]
     assert len(names) == len(set(names))
-    looked_at_with_another = {RECORD, record_name(FP, "a-1"), "audits/latest.json", "audits/demo/manifest.json"}
+    looked_at_with_another = {RECORD, FeatureSet(FP).record("a-1"), "audits/latest.json", "audits/demo/manifest.json"}
     assert set(names) | looked_at_with_another == set(audit.store.names(""))
 
 
@@ -143,7 +143,7 @@ def test_who_is_believed(audit: Audit, case: tuple[str, str, bool], expected: se
     if record == "altered":
         store.create(RECORD, b"{")
     if record == "its own":
-        derive_record(store, FP, "a-0")
+        derive_record(store, FeatureSet(FP), "a-0")
     if not finished:
         store.delete(audit.name("manifest.json"))
     assert wrong(audit) == expected
@@ -178,7 +178,7 @@ def test_a_recomputed_part_names_the_audits_that_list_the_old_one(audit: Audit):
     store, late = audit.store, begun(audit.store, "late")
     store.delete(RECORD)
     store.replace(PART, encode_part(part("a-0"), group_bytes=1 << 8))
-    records = [derive_record(store, FP, name) for name in SHARDS[:1]]
+    records = [derive_record(store, FeatureSet(FP), name) for name in SHARDS[:1]]
     manifest.finish_audit(late, ["audit.yaml", "plan.parquet"], records, {"fingerprints": {"m": FP}})
     (finding,) = (f for f in verify_audits([audit, late]) if f.what != "sound")
     assert finding == Finding(PART, "recomputed since", "demo")
@@ -208,4 +208,4 @@ def test_only_some_names_are_looked_at(audit: Audit):
         store.replace(name, flipped(store.read(name), 150))
     store.delete(audit.name("report.html"))
     assert wrong(audit, only={PART}) == {(PART, "altered")}
-    assert [f.name for f in verify_audits([audit], {record_name(FP, "a-1")})] == [part_name(FP, "a-1")]
+    assert [f.name for f in verify_audits([audit], {FeatureSet(FP).record("a-1")})] == [FeatureSet(FP).part("a-1")]
