@@ -118,7 +118,7 @@ class Outcome:
         item: what was given to the worker.
         result: what the worker returned; None if the item failed.
         failure: the class of the last failure; None if there is a result.
-        message: the text of the last error.
+        message: the text of the last error, or its class where it has none; "" if there is a result.
         error: the traceback of the last error; None if there is a result.
         attempts: how many attempts there were.
         seconds: the length of the last attempt.

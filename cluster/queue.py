@@ -145,8 +145,8 @@ class Queue:
         raise InfrastructureExhausted(
             f"{len(self._exhausted)} of {len(self._items)} items were given up because machines, processes or storage "
             f"failed too often, and {self.unfinished} were not finished; what is done stays done. Repair the cause and "
-            f"run the same command again. The last was {reprlib.repr(last.item)}, at attempt {last.attempts}:\n"
-            f"{last.error}"
+            f"run the same command again. The last was {reprlib.repr(last.item)}, at attempt {last.attempts} on "
+            f"{last.host or 'a node'}: {last.message}"
         )
 
 
@@ -182,7 +182,10 @@ class Constructions:
         if reply.failure is Failure.INFRASTRUCTURE:
             self._lost += 1
             if self._lost > self._budgets.infrastructure * self.workers:
-                raise InfrastructureExhausted(f"no worker could be built in {self._lost} tries.\n{reply.trace}")
+                raise InfrastructureExhausted(
+                    f"no worker could be built in {self._lost} attempts; what is done stays done. Repair the cause and "
+                    f"run the same command again. The last, on {reply.host or 'a node'}: {reply.message}"
+                )
             return backoff(math.ceil(self._lost / self.workers))
         self._failed.append(reply)
         if len(self._failed) >= self._budgets.systemic:

@@ -90,7 +90,7 @@ def answer(call: Callable[[], Any]) -> Reply:
     except Exception as error:
         return Reply(
             failure=classify(error),
-            message=str(error),
+            message=str(error) or type(error).__name__,
             trace=traceback.format_exc(),
             seconds=time.monotonic() - start,
             host=host,

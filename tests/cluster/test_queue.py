@@ -143,6 +143,9 @@ def test_item_after_item_given_up_ends_the_map_at_once():
     with pytest.raises(InfrastructureExhausted, match="5 were not finished") as raised:
         queue.raise_if_exhausted()
     assert "run the same command again" in str(raised.value)
+    assert str(raised.value).endswith("at attempt 1 on a node: message of infrastructure"), (
+        "a message, and no traceback"
+    )
 
 
 def test_constructions_fail_for_good_only_in_a_row():
@@ -158,9 +161,9 @@ def test_constructions_fail_for_good_only_in_a_row():
 
 def test_constructions_lost_to_infrastructure_wait_and_have_that_budget():
     constructions = Constructions(Budgets(infrastructure=2), workers=2)
-    lost = Reply(failure=Failure.INFRASTRUCTURE, trace="node gone")
+    lost = Reply(failure=Failure.INFRASTRUCTURE, message="node gone", trace="Traceback: node gone")
     assert [constructions.failed(lost) for _ in range(4)] == [0, 0, 1, 1], "the wait grows once per round of workers"
-    with pytest.raises(InfrastructureExhausted, match="node gone"):
+    with pytest.raises(InfrastructureExhausted, match=r"in 5 attempts; .* The last, on a node: node gone$"):
         constructions.failed(lost)
 
 

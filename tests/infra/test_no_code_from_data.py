@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from concept_trak import UserError
 from concept_trak.config import AuditConfig
 from jobs.configure import CONF
 from tests.configured import configure
@@ -108,6 +109,28 @@ def test_the_workers_of_tasks_stand_in_the_code():
 def test_a_configuration_names_no_code(override):
     with pytest.raises(ValueError, match="unknown key"):
         configure(AuditConfig, "config", [override])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "store=${oc.env:HOME}/x", "model.path=${store}", "model=${oc.env:HOME}", "audit=a-${oc.env:USER,none}",
+        "concepts=[{name: a, prompt: 'a ${oc.env:HOME}', without_prompt: a}]", "store='${oc.env:HOME}'",
+    ],
+)  # fmt: skip
+def test_a_configuration_cannot_read_the_environment_or_itself(override, monkeypatch):
+    monkeypatch.setenv("HOME", "/hunter2")
+    monkeypatch.setenv("USER", "hunter2")
+    with pytest.raises(UserError, match="is an expression; give the value itself") as raised:
+        configure(AuditConfig, "config", [override])
+    assert "hunter2" not in str(raised.value)
+
+
+def test_nor_can_one_that_lies_in_a_file(tmp_path, monkeypatch):
+    (tmp_path / "own.yaml").write_text("defaults: [schema, _self_]\nmodel:\n  path: ${oc.env:HOME}\n")
+    monkeypatch.setattr("jobs.configure.CONF", tmp_path)
+    with pytest.raises(UserError, match=r"^model\.path=.* is an expression"):
+        configure(AuditConfig, "own", [])
 
 
 def test_shipped_configuration_is_values_only():
