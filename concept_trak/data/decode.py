@@ -116,10 +116,11 @@ def _require_pixels(width: int, height: int, most_pixels: int) -> None:
 
 
 def _upright(data: bytes, most_pixels: int) -> Image.Image:
-    with _open(data, most_pixels) as image:
-        image.load()
-        _require_range(image)
-        return ImageOps.exif_transpose(image)
+    image = _open(data, most_pixels)
+    image.load()
+    _require_range(image)
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _require_range(image: Image.Image) -> None:
@@ -133,11 +134,8 @@ def _rgb(upright: Image.Image, transparency: str) -> Image.Image:
     if upright.mode.startswith("I"):
         return _in_strips(upright, lambda strip, top: _eight_bits(strip))
     if transparency != "drop" and (upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info):
-        return _in_strips(
-            upright.convert("RGBA"),
-            lambda strip, top: Image.alpha_composite(_backdrop(transparency, strip.size, top), strip).convert("RGB"),
-        )
-    return upright.convert("RGB")
+        return _in_strips(upright, lambda strip, top: _composed(strip.convert("RGBA"), transparency, top))
+    return upright if upright.mode == "RGB" else upright.convert("RGB")
 
 
 def _in_strips(image: Image.Image, convert: Callable[[Image.Image, int], Image.Image]) -> Image.Image:
@@ -153,6 +151,10 @@ def _eight_bits(strip: Image.Image) -> Image.Image:
     """round(x / 257), in whole numbers: 0 ... 65535 to 0 ... 255."""
     levels = np.asarray(strip).clip(0, 65535).astype(np.uint32)
     return Image.fromarray(((2 * levels + 257) // 514).astype(np.uint8)).convert("RGB")
+
+
+def _composed(strip: Image.Image, transparency: str, top: int) -> Image.Image:
+    return Image.alpha_composite(_backdrop(transparency, strip.size, top), strip).convert("RGB")
 
 
 def _backdrop(transparency: str, size: tuple[int, int], top: int) -> Image.Image:
