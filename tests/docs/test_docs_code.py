@@ -64,12 +64,12 @@ def test_make_audit_runs_the_demo():
 
 
 def test_the_benchmark_command_is_accepted_and_its_models_are_shipped():
-    from concept_trak.evaluation.suite import require_pairs, trained
+    from concept_trak.evaluation.suite import load_train_config, require_known_pairs
 
     command = next(c for c in of("benchmark") if "models=" in c)
     config, *_ = verb("jobs.benchmark").configure(words(command)[1])
     for path in config.models:
-        require_pairs(config, trained(str(ROOT / path)))
+        require_known_pairs(config, load_train_config(str(ROOT / path)))
 
 
 def test_ways_to_ask_are_answered(shown, small, capsys):

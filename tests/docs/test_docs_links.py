@@ -12,6 +12,7 @@ import pytest
 
 from tests.docs.pages import FENCE, PAGES, ROOT, anchors, blocks, prose, text
 
+MEASURED = tuple(f"assets/{path.name}" for path in sorted((ROOT / "assets").glob("*.md")))
 FOLDERS = ("assets", "cluster", "concept_trak", "conf", "docs", "infra", "jobs", "tests")
 LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
 LOADING = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
@@ -28,7 +29,7 @@ def test_links_lead_somewhere(page):
             assert anchor in known, f"{page} links to {target}#{anchor}; {target} has {sorted(known)}"
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, *MEASURED])
 def test_files_and_modules_that_are_named_exist(page):
     named = re.findall(r"`([^`\s]+)`", prose(page))
     files = [
