@@ -8,6 +8,7 @@ from typing import Any
 from concept_trak import UserError
 
 SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+SHORTEST_SECRET = 7  # characters
 CREDENTIAL = re.compile(
     r"(^|[_.-])(passwords?|passwd|secrets?|token|credentials?|(access|api|private)_?key)($|[_.-])", re.I
 )
@@ -70,6 +71,7 @@ def without_secrets(error: BaseException) -> str:
 
 def redacted(text: str) -> str:
     """The text with `***` for credentials and signatures in URLs, and for the values of credential variables."""
-    for value in filter(None, map(os.environ.get, SECRET_VARIABLES)):
-        text = text.replace(value, "***")
+    for value in (os.environ.get(name, "") for name in SECRET_VARIABLES):
+        # A shorter one, as of a test server, is a part of many words.
+        text = text.replace(value, "***") if len(value) >= SHORTEST_SECRET else text
     return SIGNATURE.sub(r"\1***", re.sub(r"//\S*@", "//***@", text))
