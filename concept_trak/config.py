@@ -250,7 +250,9 @@ def _sentence(schema: type, error: Any) -> str:
     if error["type"] == "missing":
         return f"{place} is missing; give it a value"
     if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
+        if not isinstance(refusal := error["ctx"]["error"], UserError):
+            raise refusal  # a bug in a check of ours, which pydantic takes for the user's mistake
+        return str(refusal)
     return f"{place}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 

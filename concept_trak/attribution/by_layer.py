@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from concept_trak import UserError
 from concept_trak.attribution.denoiser import layer_of
 from concept_trak.attribution.projector import Projector, mask_coordinates
 
@@ -38,10 +39,10 @@ def layer_columns(projector: Projector, sizes: Mapping[str, int]) -> LayerColumn
     """Of parameters, by name and number of scalars in the model's order.
 
     Raises:
-        ValueError: the projector mixes layers.
+        UserError: the projector mixes layers.
     """
     if projector.kind not in SPLIT:
-        raise ValueError(
+        raise UserError(
             f"projector={projector.kind} mixes all layers in each of its columns, so that a score cannot be split over "
             f"them; make the audit with one of: {', '.join(f'projector={kind}' for kind in SPLIT)}"
         )

@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from concept_trak import UserError
+
 
 @dataclass(frozen=True)
 class Phrasing:
@@ -26,7 +28,7 @@ class Concept:
     """One question, given by a `prompt` (or `labels`), by `examples` or by a `classifier`: one of them.
 
     Raises:
-        ValueError: something is missing or contradicts itself; the message names the concept.
+        UserError: something is missing or contradicts itself; the message names the concept.
     """
 
     name: str
@@ -64,10 +66,10 @@ class Concept:
         object.__setattr__(self, "phrasings", tuple(self.phrasings))
         object.__setattr__(self, "examples", tuple(self.examples))
         if why := contradiction(self):
-            raise ValueError(f"concept {self.name!r}: {why}")
+            raise UserError(f"concept {self.name!r}: {why}")
         for text, without in self.condition_pairs:
             if text == without:
-                raise ValueError(
+                raise UserError(
                     f"concept {self.name!r}: both conditions are {text!r}, so there is no direction between them; "
                     "change without_prompt"
                 )
@@ -102,8 +104,8 @@ class Concept:
     def _without(self, text: str, written: str) -> str:
         try:
             return without_phrase(text, self.minus) if self.minus and not written else written
-        except ValueError as error:
-            raise ValueError(f"concept {self.name!r}: minus: {error}") from None
+        except UserError as error:
+            raise UserError(f"concept {self.name!r}: minus: {error}") from None
 
     @property
     def count(self) -> int:
@@ -203,12 +205,12 @@ def without_phrase(prompt: str, phrase: str) -> str:
     words at the end go. "a red triangle" minus "red" is "a triangle"; minus "red triangle" nothing is left.
 
     Raises:
-        ValueError: the phrase is not in the prompt.
+        UserError: the phrase is not in the prompt.
     """
     words = r"\s+".join(map(re.escape, phrase.split()))
     whole = rf"(?<!\w){words}(?!\w)"
     if not words or not re.search(whole, prompt, re.IGNORECASE):
-        raise ValueError(f"{phrase!r} is not in {prompt!r}; give a phrase of the prompt, or write without_prompt")
+        raise UserError(f"{phrase!r} is not in {prompt!r}; give a phrase of the prompt, or write without_prompt")
     followed = rf"\b(an?)\s+{whole}[\s,]*(?=(\w))"
     rest = re.sub(followed, lambda found: _article(*found.groups()) + " ", prompt, flags=re.IGNORECASE)
     return _tidy(re.sub(whole, "", rest, flags=re.IGNORECASE))

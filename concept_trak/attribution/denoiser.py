@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from concept_trak import UserError
 from concept_trak.attribution.numerics import choice
 
 # What the model is conditioned on: named tensors with the samples first. Text models have {"text": [b, tokens, width]}.
@@ -78,7 +79,7 @@ class Denoiser(ABC):
         """One spelling of all texts that are one condition: the number of a class.
 
         Raises:
-            ValueError: it is no condition of this model, such as a class that it does not have.
+            UserError: it is no condition of this model, such as a class that it does not have.
         """
         return text
 
@@ -86,7 +87,7 @@ class Denoiser(ABC):
         """Nothing where the model reads all of a text; `encode` cuts what is longer, as training on captions does.
 
         Raises:
-            ValueError: the model would not see the end of the text.
+            UserError: the model would not see the end of the text.
         """
 
     @abstractmethod
@@ -124,18 +125,18 @@ def attributable(network: nn.Module, parameters: str, groups: Mapping[str, str] 
     """The parameters that a group or a pattern names; only they require gradients afterwards.
 
     Raises:
-        ValueError: the pattern is not a regular expression, or names no parameter.
+        UserError: the pattern is not a regular expression, or names no parameter.
     """
     named = dict(network.named_parameters())
     try:
         pattern = re.compile(groups.get(parameters, parameters))
     except re.error as error:
-        raise ValueError(f"model.parameters={parameters!r} is not a regular expression: {error}") from None
+        raise UserError(f"model.parameters={parameters!r} is not a regular expression: {error}") from None
     chosen = {name: p for name, p in named.items() if pattern.search(name)}
     if not chosen:
         examples = ", ".join(list(named)[:: max(1, len(named) // 5)][:5])
         lora = " A LoRA is loaded by model.lora=<file or folder>." if parameters == "lora" else ""
-        raise ValueError(
+        raise UserError(
             f"model.parameters={parameters!r} matches none of the {len(named)} tensors of the denoising network.{lora} "
             f"It has {_groups_of(named, groups)}; or give a pattern found in names such as: {examples}"
         )
@@ -203,7 +204,7 @@ def negatives(denoiser: Denoiser, ids: Sequence[str], texts: Sequence[str], seed
     said = denoiser.spelled
     others = [[c for c in denoiser.combinations if said(c) != said(text)] for text in texts]
     if not all(others):
-        raise ValueError("model.negative=other_label needs model.combinations with at least two entries to draw from")
+        raise UserError("model.negative=other_label needs model.combinations with at least two entries to draw from")
     drawn = [
         o[(choice(len(o), seed, sample, "negative") + turn) % len(o)] for sample, o in zip(ids, others, strict=True)
     ]
@@ -221,5 +222,5 @@ def unprompted_texts(denoiser: Denoiser, ids: Sequence[str], seed: int) -> list[
         return [""] * len(ids)
     known = denoiser.combinations
     if not known:
-        raise ValueError("model.negative=other_label needs model.combinations: what the model draws by itself")
+        raise UserError("model.negative=other_label needs model.combinations: what the model draws by itself")
     return [known[choice(len(known), seed, sample, "condition")] for sample in ids]

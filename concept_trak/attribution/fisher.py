@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Float32, Num
 from torch import Tensor
 
+from concept_trak import UserError
+
 
 @dataclass(frozen=True)
 class Gram:
@@ -110,12 +112,12 @@ def solve(matrix: Float[Tensor, "k k"], lam: float, queries: Float[Tensor, "m k"
     """Primal form, by Cholesky: for n >= k.
 
     Raises:
-        ValueError: K + lambda I is not positive definite, so lambda is too small for the rank of K.
+        UserError: K + lambda I is not positive definite, so lambda is too small for the rank of K.
     """
     shifted = matrix.double() + lam * torch.eye(len(matrix), dtype=torch.float64, device=matrix.device)
     factor, info = torch.linalg.cholesky_ex(shifted)
     if info.item() != 0:
-        raise ValueError(f"K + lambda I is not positive definite at lambda = {lam:.3g}: raise `damping`")
+        raise UserError(f"K + lambda I is not positive definite at lambda = {lam:.3g}: raise `damping`")
     q = queries.double()
     z = torch.cholesky_solve(q.T, factor).T
     return SolveResult(z, _residual(z @ shifted, q))
@@ -124,7 +126,7 @@ def solve(matrix: Float[Tensor, "k k"], lam: float, queries: Float[Tensor, "m k"
 def solve_dual(phi: Float[Tensor, "n k"], lam: float, queries: Float[Tensor, "m k"]) -> SolveResult:
     """The same z for n < k: z = (q - Phi^T (Phi Phi^T + lambda I)^-1 Phi q) / lambda (Woodbury 1950), lambda > 0."""
     if lam <= 0:
-        raise ValueError(f"lambda = {lam:.3g} with fewer samples than features: K is singular, raise `damping`")
+        raise UserError(f"lambda = {lam:.3g} with fewer samples than features: K is singular, raise `damping`")
     rows, q = phi.double(), queries.double()
     inner = solve(rows @ rows.T, lam, q @ rows.T).z
     z = (q - inner @ rows) / lam

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
+from concept_trak import UserError
 from concept_trak.attribution.denoiser import Condition, take_rows
 
 
@@ -76,7 +77,7 @@ class Direction(NamedTuple):
 def required(value: Any, what: str, needed_by: str) -> Any:
     """`value`, or the error that says which probe cannot be answered here and what to choose instead."""
     if value is None:
-        raise ValueError(f"{needed_by} needs {what}, which this trajectory or batch does not know; {_REMEDY[what]}")
+        raise UserError(f"{needed_by} needs {what}, which this trajectory or batch does not know; {_REMEDY[what]}")
     return value
 
 
@@ -125,19 +126,19 @@ class Probe:
     def __post_init__(self) -> None:
         object.__setattr__(self, "times", tuple(self.times))
         if self.noise not in ("shared", "per_sample"):
-            raise ValueError(f"noise={self.noise!r}: expected shared or per_sample")
+            raise UserError(f"noise={self.noise!r}: expected shared or per_sample")
         if not self.times or not all(1 <= t <= 999 for t in self.times):
-            raise ValueError(f"times={list(self.times)}: expected at least one time in 1 ... 999")
+            raise UserError(f"times={list(self.times)}: expected at least one time in 1 ... 999")
         if self.points < 3 or not 1 <= self.every <= self.points - 2:
-            raise ValueError(
+            raise UserError(
                 f"points={self.points}, every={self.every}: expected points >= 3 and every in 1 ... points - 2"
             )
         if self.negatives < 1:
-            raise ValueError(f"negatives={self.negatives}: expected at least 1")
+            raise UserError(f"negatives={self.negatives}: expected at least 1")
         if not 0 < self.doubt < math.inf:
-            raise ValueError(f"doubt={self.doubt}: expected a positive standard error; 1000 believes every fit")
+            raise UserError(f"doubt={self.doubt}: expected a positive standard error; 1000 believes every fit")
         if self.eta < 0 or self.strength <= 0:
-            raise ValueError(f"eta={self.eta}, strength={self.strength}: expected eta >= 0 and strength > 0")
+            raise UserError(f"eta={self.eta}, strength={self.strength}: expected eta >= 0 and strength > 0")
 
     @property
     def path(self) -> "Probe":

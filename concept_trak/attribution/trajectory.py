@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from concept_trak import UserError
 from concept_trak.attribution.denoiser import Denoiser, Prediction, guided
 from concept_trak.attribution.numerics import at_least_float32, normal
 from concept_trak.attribution.state import Batch, Probe, State, required, time_grid
@@ -33,7 +34,7 @@ def ddim_step(
     spread = 0.0
     if eta > 0:
         if abs(alpha[t] ** 2 + sigma[t] ** 2 - 1) > 1e-6:
-            raise ValueError("eta > 0 is defined for variance-preserving models only; set eta=0 for this model.")
+            raise UserError("eta > 0 is defined for variance-preserving models only; set eta=0 for this model.")
         spread = eta * sigma[s] / sigma[t] * math.sqrt(max(0.0, 1 - (alpha[t] / alpha[s]) ** 2))
     x_s = alpha[s] * prediction.x_0 + math.sqrt(max(0.0, sigma[s] ** 2 - spread**2)) * prediction.eps
     return x_s if noise is None else x_s + spread * noise

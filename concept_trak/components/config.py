@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.query import require_conditioning, require_prompt_pairs
 from concept_trak.attribution.state import Probe
@@ -29,7 +30,7 @@ class EditConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.factor < 1:
-            raise ValueError(f"edit.factor={self.factor}; expected at least 0 and less than 1")
+            raise UserError(f"edit.factor={self.factor}; expected at least 0 and less than 1")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class CalibrationConfig:
 
     def __post_init__(self) -> None:
         if not self.fractions or not all(0 < f < 1 for f in self.fractions) or self.ablations < 0:
-            raise ValueError(f"calibration={self}; expected fractions above 0 and below 1, and ablations >= 0")
+            raise UserError(f"calibration={self}; expected fractions above 0 and below 1, and ablations >= 0")
 
 
 @dataclass(frozen=True)
@@ -82,26 +83,26 @@ class ComponentsConfig:
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
-            raise ValueError(f"objective={self.objective!r}; expected one of: {', '.join(OBJECTIVES)}")
+            raise UserError(f"objective={self.objective!r}; expected one of: {', '.join(OBJECTIVES)}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds={list(self.seeds)}; expected at least one, none twice")
+            raise UserError(f"seeds={list(self.seeds)}; expected at least one, none twice")
         if min(self.top, self.samples) < 1 or self.pictures_points < 3:
-            raise ValueError(
+            raise UserError(
                 f"top={self.top}, samples={self.samples}, pictures_points={self.pictures_points}; expected at least 1, "
                 "1 and 3"
             )
         if not self.arms or not set(self.arms) <= set(CRITERIA):
-            raise ValueError(f"arms={list(self.arms)}; expected some of: {', '.join(CRITERIA)}")
+            raise UserError(f"arms={list(self.arms)}; expected some of: {', '.join(CRITERIA)}")
         if self.calibration.ablations and (self.unit or self.objective == "amplify"):
-            raise ValueError(
+            raise UserError(
                 "calibration predicts J itself; set unit=false and objective=erase or contrast, or "
                 "calibration.ablations=0"
             )
         require_prompt_pairs(self.concepts)
         if self.edit.out and (asked := len({concept.name for concept in self.concepts})) != 1:
-            raise ValueError(f"edit.out edits for one concept, and {asked} are asked; give one")
+            raise UserError(f"edit.out edits for one concept, and {asked} are asked; give one")
         if self.edit.out and (self.model.weights or self.model.lora or self.model.embeddings):
-            raise ValueError(
+            raise UserError(
                 "edit.out writes the directory at model.path, and model.weights, lora and embeddings lie beside it; "
                 "save the model as one pipeline first, with fuse_lora() for a LoRA"
             )

@@ -24,6 +24,7 @@ from jaxtyping import Bool
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
 from concept_trak.components.groups import GRANULARITIES, Heads, as_groups
 from concept_trak.components.specificity import AGAINST, BenefitAndPrice
@@ -62,31 +63,31 @@ class Choice:
             ("towards", self.towards, ("", "less", "more")),
         ):
             if value not in known:
-                raise ValueError(f"edit.choice.{key}={value!r}; expected one of: {', '.join(known)}")
+                raise UserError(f"edit.choice.{key}={value!r}; expected one of: {', '.join(known)}")
         if self.by == "per_row" and self.granularity != "scalar":
-            raise ValueError(
+            raise UserError(
                 f"edit.choice.by=per_row chooses single parameters; granularity={self.granularity} does not"
             )
         if not 0 < self.ratio <= 1 or self.floor <= 0:
-            raise ValueError(
+            raise UserError(
                 f"edit.choice.ratio={self.ratio}, floor={self.floor}; expected 0 < ratio <= 1 and floor above 0"
             )
         try:
             re.compile(self.pattern)
         except re.error as error:
-            raise ValueError(f"edit.choice.pattern={self.pattern!r} is not a regular expression: {error}") from None
+            raise UserError(f"edit.choice.pattern={self.pattern!r} is not a regular expression: {error}") from None
 
 
 def choose(found: BenefitAndPrice, choice: Choice, heads: Heads) -> Masks:
     """The candidates with the highest scores, of those only the positive: a mask for every tensor that has any.
 
     Raises:
-        ValueError: the pattern, the granularity or the ratio leaves nothing to choose.
+        UserError: the pattern, the granularity or the ratio leaves nothing to choose.
     """
     scores = selection_scores(found, choice, heads)
     chosen = {name: mask for name, mask in _first(scores, choice).items() if mask.any()}
     if not chosen:
-        raise ValueError(
+        raise UserError(
             f"edit.choice.ratio={choice.ratio} chooses no parameter ({_sizes(scores, choice.by)}); raise it"
         )
     shapes = {name: found.benefit[name].shape for name in chosen}
@@ -110,7 +111,7 @@ def selection_scores(found: BenefitAndPrice, choice: Choice, heads: Heads) -> di
     }
     if not fit:
         kind = {"per_row": "matrices"}.get(choice.by, "parameters" if choice.granularity != "head" else "heads")
-        raise ValueError(
+        raise UserError(
             f"edit.choice.pattern={choice.pattern!r} matches none of the {kind}; expected a part of names such as: "
             f"{', '.join(list(found.benefit)[:: max(1, len(found.benefit) // 4)][:4])}"
         )
@@ -123,7 +124,7 @@ def selection_scores(found: BenefitAndPrice, choice: Choice, heads: Heads) -> di
     total = sum(found.price[n].double().sum().item() for n in fit)
     least = choice.floor * total / sum(a.numel() for a in fit.values())
     if least <= 0:
-        raise ValueError("none of the candidates moves any reference, so that they are free: choose against=none")
+        raise UserError("none of the candidates moves any reference, so that they are free: choose against=none")
     return {n: summed(a, n) / (summed(found.price[n], n) + least) for n, a in fit.items()}
 
 
@@ -136,17 +137,17 @@ def write_edited_model(model: str, out: str, masks: Masks, factor: float, record
     """A copy of the model directory with the edit, and `edit.json` beside its weights; never over something.
 
     Raises:
-        ValueError: `out` exists, or the directory does not hold the chosen tensors.
+        UserError: `out` exists, or the directory does not hold the chosen tensors.
     """
     target = Path(out)
     if target.exists():
-        raise ValueError(f"edit.out={out} exists; an edit overwrites nothing: delete it or choose another folder")
+        raise UserError(f"edit.out={out} exists; an edit overwrites nothing: delete it or choose another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as room:
         copy = Path(room) / "model"
         shutil.copytree(model, copy)
         if missing := set(masks) - _rewritten(copy, masks, factor):
-            raise ValueError(f"{model} holds no safetensors with {sorted(missing)[0]!r}; save the pipeline as such")
+            raise UserError(f"{model} holds no safetensors with {sorted(missing)[0]!r}; save the pipeline as such")
         counts = {name: int(mask.sum()) for name, mask in masks.items()}
         whole = {**record, "factor": factor, "edited": sum(counts.values()), "by_tensor": counts}
         (copy / "edit.json").write_text(json.dumps(whole, indent=2) + "\n")
@@ -204,17 +205,17 @@ class PresenceThreshold:
 
     def __post_init__(self) -> None:
         if not 0 <= self.shows <= 1 or self.samples < 1:
-            raise ValueError(f"edit.gate={self}; expected shows in 0 ... 1, samples >= 1")
+            raise UserError(f"edit.gate={self}; expected shows in 0 ... 1, samples >= 1")
 
 
 def require_presence(concept: Concept, gate: PresenceThreshold, shows: float | None) -> None:
     """Refuse a concept that is under the gate; what is None was not measured.
 
     Raises:
-        ValueError: saying by how much.
+        UserError: saying by how much.
     """
     if shows is not None and shows < gate.shows:
-        raise ValueError(
+        raise UserError(
             f"concept {concept.name!r} is not expressed: the judge sees it in pictures of {concept.text!r} with "
             f"{shows:.2f}, under edit.gate.shows={gate.shows:g}; choose a concept that the model draws"
         )

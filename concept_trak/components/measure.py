@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.denoiser import Denoiser, Prediction
 from concept_trak.attribution.numerics import normal
@@ -65,12 +66,12 @@ def states_of(
     Those images are `pixels`, or what the model draws.
 
     Raises:
-        ValueError: an unknown objective, or erase about one image.
+        UserError: an unknown objective, or erase about one image.
     """
     if objective not in MEASURED:
-        raise ValueError(f"objective={objective!r}; expected one of: {', '.join(OBJECTIVES)}")
+        raise UserError(f"objective={objective!r}; expected one of: {', '.join(OBJECTIVES)}")
     if objective != "amplify" and concept.scope == "local":
-        raise ValueError(f"concept {concept.name!r}: {objective} draws its own states; leave out scope=local and image")
+        raise UserError(f"concept {concept.name!r}: {objective} draws its own states; leave out scope=local and image")
     batch = query_batch(denoiser, replace(concept, samples=1), pixels)
     if objective != "amplify":
         return TRAJECTORIES["sampling"](denoiser, batch, probe, seed)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from concept_trak import UserError
 from concept_trak.components.measure import Measurement
 
 AGAINST = ("none", "margin", "surgery", "surgery_by_tensor", "reach")
@@ -39,12 +40,12 @@ def benefit_and_price(
     """`target`: the gradient whose alphas are to go; `references` as `measured_for` says, their harm positive.
 
     Raises:
-        ValueError: there are no references to hold it against.
+        UserError: there are no references to hold it against.
     """
     if against == "none":
         return BenefitAndPrice(_times(theta, target))
     if not references:
-        raise ValueError(
+        raise UserError(
             f"edit.choice.against={against} holds a concept against others, and references are empty; name what is to "
             "stay: references=[{name: green, prompt: a green square, without_prompt: a square}, ...]"
         )

@@ -6,6 +6,7 @@ So a unit that no inquiry names is waste, and one that is named can be looked fo
 import json
 from collections.abc import Iterator, Sequence
 
+from concept_trak import UserError
 from concept_trak.components.measure import measurement_from_bytes
 from concept_trak.store.gc import UNIT, Garbage, existing
 from concept_trak.store.store import Store
@@ -24,7 +25,7 @@ def named_measurements(store: Store) -> frozenset[str]:
     """Every unit that an inquiry names.
 
     Raises:
-        ValueError: a casebook cannot be read, so that nobody can tell.
+        UserError: a casebook cannot be read, so that nobody can tell.
     """
     found = set[str]()
     for book in (name for name in store.names("components") if name.endswith(f"/{NAMES_FILE}")):
@@ -36,7 +37,7 @@ def _units(store: Store, book: str) -> list[str]:
     try:
         return [str(unit) for unit in json.loads(store.read(book))]
     except ValueError:
-        raise ValueError(
+        raise UserError(
             f"{store.uri}/{book} is damaged, so nobody can tell which units it needs; run its command again, or "
             "delete its folder if it is given up"
         ) from None

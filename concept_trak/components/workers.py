@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.state import Probe
 from concept_trak.audit.mapper import Attempt
@@ -126,7 +127,7 @@ class ComponentsWorker:
         self.denoiser = open_model(inquest.model, inquest.worker)
         self._last: tuple[tuple[MeasuredConcept, str, bool], BenefitAndPrice] | None = None
         if self.denoiser.identity() != inquest.identity:
-            raise ValueError(
+            raise UserError(
                 f"this worker sees other model files at {inquest.model.path!r} than the driver; put the same "
                 "model where every node finds it"
             )

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from concept_trak import UserError
 from concept_trak.attribution import fisher
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.gradients.workspace import Workspace
@@ -175,7 +176,7 @@ class GradeWorker(StoreWorker):
         blocks = [block for record in item.records for block in self.features(record)]
         ids = [i for names, _, _ in blocks for i in names]
         if not ids:
-            raise ValueError(
+            raise UserError(
                 f"no training sample has a feature of {item.method}: all are rejects. Where they are no_direction, the "
                 "model predicts the same whatever the caption says, and there is nothing to rank"
             )

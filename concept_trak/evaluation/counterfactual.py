@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from concept_trak import UserError
 from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.attribution.query import UNGUIDED
 from concept_trak.attribution.state import Batch, Probe
@@ -199,29 +200,29 @@ class CounterfactualConfig:
 
     def __post_init__(self) -> None:
         if not self.arms or not self.seeds or not self.shares:
-            raise ValueError("arms, seeds and shares must each have an entry")
+            raise UserError("arms, seeds and shares must each have an entry")
         if not all(0 < share <= 1 for share in self.shares):
-            raise ValueError(f"shares={list(self.shares)}; expected numbers above 0, at most 1")
+            raise UserError(f"shares={list(self.shares)}; expected numbers above 0, at most 1")
         if self.samples < 1:
-            raise ValueError(f"samples={self.samples}; expected at least 1")
+            raise UserError(f"samples={self.samples}; expected at least 1")
 
 
 def ranking_heads(config: CounterfactualConfig, made: TrainConfig, store: Store) -> dict[tuple[str, str], list[str]]:
     """By arm and concept the ids of the benchmark's ranking, best first; as many as there are carriers."""
     name = f"benchmarks/{config.name}/tops.parquet"
     if store.size(name) is None:
-        raise ValueError(f"{config.store}/{name} is not there; run python -m jobs.benchmark name={config.name} first")
+        raise UserError(f"{config.store}/{name} is not there; run python -m jobs.benchmark name={config.name} first")
     rows = [row for row in read_parquet(store.read(name)).to_pylist() if row["model"] == config.folder]
     found: dict[tuple[str, str], list[str]] = {}
     for row in sorted(rows, key=lambda row: row["rank"]):
         arm = row["method"] + ("/concept" if row["asked"] == "concept" else "")
         found.setdefault((arm, row["concept"]), []).append(row["sample_id"])
     if not found:
-        raise ValueError(
+        raise UserError(
             f"folder={config.folder!r} is none of the benchmark {config.name}; name it as models= did there"
         )
     if rows[0]["scored"] != made.images:
-        raise ValueError(
+        raise UserError(
             f"the benchmark {config.name} scored {rows[0]['scored']} of the {made.images} training images; expected "
             "all, for those not scored teach the concept too: give it rows=<the model's images>"
         )
@@ -246,10 +247,10 @@ def removals_of(
     """Every arm, concept, share and seed, in this order."""
     known = list(dict.fromkeys(arm for arm, _ in tops))
     if unknown := [arm for arm in config.arms if arm not in known]:
-        raise ValueError(f"arms: the benchmark has no {unknown[0]!r}; expected some of: {', '.join(known)}")
+        raise UserError(f"arms: the benchmark has no {unknown[0]!r}; expected some of: {', '.join(known)}")
     asked = [c for c in cells(made.kinds) if not config.pairs or pair_caption(*c.pair) in config.pairs]
     if missing := [c.name for c in asked if (config.arms[0], c.name) not in tops] or ([""] * (not asked)):
-        raise ValueError(f"pairs={list(config.pairs)}: the benchmark asked about no such pair of {made.set} {missing}")
+        raise UserError(f"pairs={list(config.pairs)}: the benchmark asked about no such pair of {made.set} {missing}")
     return [
         Removal(arm, cell, share, len(top), RetrainTask(seed, tuple(sorted(top[: round(share * len(top))]))))
         for arm in config.arms

@@ -38,11 +38,11 @@ def presence(
         pixels: Images in [-1, 1].
 
     Raises:
-        ValueError: Neither factor is given.
+        UserError: Neither factor is given.
         UserError: The judge does not know one of them.
     """
     if thing is None and colour is None:
-        raise ValueError("presence needs a thing, a colour, or both")
+        raise UserError("presence needs a thing, a colour, or both")
     with torch.no_grad():
         heads = [logits.softmax(1) for logits in classifier(pixels)]
     present = torch.ones(len(pixels), device=pixels.device)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.ranking import precision_at, recall_at
 from concept_trak.config import AuditConfig
@@ -38,7 +39,7 @@ class PublishedConfig(AuditConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.concepts:
-            raise ValueError("concepts are those of the benchmark; ask your own with jobs.audit on the Parquet in out")
+            raise UserError("concepts are those of the benchmark; ask your own with jobs.audit on the Parquet in out")
 
 
 def celeba_benchmark(config: PublishedConfig) -> tuple[AuditConfig, Asked, Measure]:

@@ -2,6 +2,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from concept_trak import UserError
 from concept_trak.config import build, plain_values
 from concept_trak.evaluation.suite import BenchmarkConfig, change_text, compared_methods, variant_change, with_changes
 
@@ -31,7 +32,7 @@ class VariedRow:
 def varied_rows(config: BenchmarkConfig, runs: Sequence[Mapping[str, Any]]) -> list[VariedRow]:
     """The rows that are varied, with their variants and the runs."""
     if not config.variants:
-        raise ValueError("variants is empty; a study needs some: python -m jobs.study takes those of conf/study.yaml")
+        raise UserError("variants is empty; a study needs some: python -m jobs.study takes those of conf/study.yaml")
     found: dict[str, dict[str, str]] = {}
     for name, given in config.variants.items():
         found.setdefault(given["row"], {})[name] = change_text(variant_change(given))

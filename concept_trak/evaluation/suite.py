@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from concept_trak import UserError
 from concept_trak.attribution.method import METHODS, Method, method_settings
 from concept_trak.attribution.projector import Projector
 from concept_trak.config import AuditConfig, DataConfig, ModelConfig, build, plain_values
@@ -31,7 +32,7 @@ def build_variants(given: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Me
     """The methods that `given` describes, each from one of `rows`.
 
     Raises:
-        ValueError: a variant that names no row, or changes a field that there is not; the message names the variant.
+        UserError: a variant that names no row, or changes a field that there is not; the message names the variant.
     """
     return {name: _variant(name, change, rows) for name, change in given.items()}
 
@@ -69,31 +70,31 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         if self.queries < 2:
-            raise ValueError(
+            raise UserError(
                 f"queries={self.queries}; expected at least 2: the damping is chosen on the even ones, and the numbers "
                 "are taken over the odd ones"
             )
         if self.each < 1:
-            raise ValueError(f"each={self.each}; expected at least 1")
+            raise UserError(f"each={self.each}; expected at least 1")
         if not self.dampings or min(self.dampings) <= 0:
-            raise ValueError(f"dampings={list(self.dampings)}; expected at least one positive number, or inf")
+            raise UserError(f"dampings={list(self.dampings)}; expected at least one positive number, or inf")
         if self.truth not in TRUTHS:
-            raise ValueError(f"truth={self.truth!r}; expected one of: {', '.join(TRUTHS)}")
+            raise UserError(f"truth={self.truth!r}; expected one of: {', '.join(TRUTHS)}")
         if not self.models:
-            raise ValueError("models is empty; expected folders that `python -m jobs.train` wrote")
+            raise UserError("models is empty; expected folders that `python -m jobs.train` wrote")
         if self.reference not in (rows := compared_methods(self)):
-            raise ValueError(f"reference={self.reference!r} is none of the methods compared: {', '.join(rows)}")
+            raise UserError(f"reference={self.reference!r} is none of the methods compared: {', '.join(rows)}")
 
 
 def load_train_config(path: str) -> TrainConfig:
     """What a model was trained on, as its folder says."""
     file = Path(path) / "training.json"
     if not file.is_file():
-        raise ValueError(f"models: {path} has no training.json; expected a folder that `python -m jobs.train` wrote")
+        raise UserError(f"models: {path} has no training.json; expected a folder that `python -m jobs.train` wrote")
     try:
         return build(TrainConfig, {"out": path, **json.loads(file.read_text())["settings"]})
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"models: {file} is not what `python -m jobs.train` writes: {error}; train it again") from None
+        raise UserError(f"models: {file} is not what `python -m jobs.train` writes: {error}; train it again") from None
 
 
 def compared_methods(config: BenchmarkConfig) -> dict[str, Method]:
@@ -106,13 +107,13 @@ def require_known_pairs(config: BenchmarkConfig, made: TrainConfig) -> None:
     """That every pair asked about is one of the model's data set, so that its models share their cells."""
     known = [pair_caption(*pair) for pair in made.kinds.all_pairs]
     if unknown := [pair for pair in config.pairs if pair not in known]:
-        raise ValueError(f"pairs: {unknown[0]!r} is no pair of {made.set}; expected some of: {', '.join(known)}")
+        raise UserError(f"pairs: {unknown[0]!r} is no pair of {made.set}; expected some of: {', '.join(known)}")
 
 
 def require_captions(config: BenchmarkConfig, made: TrainConfig) -> None:
     """That the model was trained with captions like those it is graded with."""
     if config.unsaid and (made.dropped == 0 or config.unsaid not in made.kinds.columns):
-        raise ValueError(
+        raise UserError(
             f"unsaid={config.unsaid}: {made.out} was trained on {made.set} with dropped={made.dropped:g}; expected "
             f"{' or '.join(made.kinds.columns)}, and a model trained with captions that lose a factor (dropped=0.15)"
         )
@@ -161,17 +162,17 @@ def benchmark_audit(config: BenchmarkConfig, path: str, made: TrainConfig) -> Au
 
 def _variant(name: str, given: Mapping[str, Any], rows: Mapping[str, Method]) -> Method:
     if name in rows:
-        raise ValueError(f"variants.{name}: a row has this name; choose another")
+        raise UserError(f"variants.{name}: a row has this name; choose another")
     if (row := str(given.get("row", ""))) not in rows:
         near = difflib.get_close_matches(row, rows, 1, 0.5)
-        raise ValueError(
+        raise UserError(
             f"variants.{name}.row={row!r} is not known" + (f" (did you mean {near[0]}?)" if near else "")
             + f"; expected one of: {', '.join(rows)}"
         )  # fmt: skip
     try:
         return build(Method, with_changes(method_settings(rows[row]), variant_change(given)))
-    except ValueError as error:
-        raise ValueError(f"variants.{name}: {error}") from None
+    except UserError as error:
+        raise UserError(f"variants.{name}: {error}") from None
 
 
 def variant_change(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def read_tensors(file: Path, key: str) -> dict[str, Tensor]:
     """
     try:
         if file.suffix != ".safetensors":
-            raise ValueError("not a .safetensors file: pickled weights can run code and are never read")
+            raise UserError("not a .safetensors file: pickled weights can run code and are never read")
         if not file.is_file():
             raise FileNotFoundError("no such regular file")
         return load_file(file)

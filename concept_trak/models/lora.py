@@ -96,9 +96,9 @@ def _add_peft(network: Any, lora: Path, state: dict[str, Tensor]) -> None:
     settings = read_json(lora / "adapter_config.json")
     kind = str(settings.get("peft_type"))
     if kind not in PEFT_CONFIGS:
-        raise ValueError(f"its peft_type is {kind}, which is not read; expected {', '.join(PEFT_CONFIGS)}")
+        raise UserError(f"its peft_type is {kind}, which is not read; expected {', '.join(PEFT_CONFIGS)}")
     if unsupported := [key for key in UNSUPPORTED_SETTINGS if settings.get(key)]:
-        raise ValueError(f"adapter_config.json has {', '.join(unsupported)}, which is not read; save it without")
+        raise UserError(f"adapter_config.json has {', '.join(unsupported)}, which is not read; save it without")
     config = PEFT_CONFIGS[kind].from_pretrained(str(lora))
     inject_adapter_in_model(config, network, adapter_name=NAME)
     own = {key.removeprefix("base_model.model."): value for key, value in state.items()}
@@ -108,7 +108,7 @@ def _add_peft(network: Any, lora: Path, state: dict[str, Tensor]) -> None:
 def _add_diffusers(modules: Mapping[str, Any], part: str, file: Path, pipeline: str) -> None:
     pipeline_class: Any = getattr(diffusers, pipeline)
     if not hasattr(pipeline_class, "lora_state_dict"):
-        raise ValueError("diffusers has no LoRA format for it; give a folder that peft saved, with adapter_config.json")
+        raise UserError("diffusers has no LoRA format for it; give a folder that peft saved, with adapter_config.json")
     options = {"unet_config": modules[part].config} if part == "unet" else {}
     state, *alphas, metadata = pipeline_class.lora_state_dict(
         str(file.parent), weight_name=file.name, use_safetensors=True, return_lora_metadata=True, local_files_only=True,

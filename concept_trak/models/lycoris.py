@@ -99,10 +99,10 @@ def add_lycoris(modules: Mapping[str, nn.Module], part: str, state: Mapping[str,
         layer, _, suffix = key.partition(".")
         prefix = next((p for p in PREFIXES if layer.startswith(p)), None)
         if prefix is None:
-            raise ValueError(f"{key} does not begin with one of {', '.join(PREFIXES)}")
+            raise UserError(f"{key} does not begin with one of {', '.join(PREFIXES)}")
         target = PREFIXES[prefix] or part
         if target not in modules:
-            raise ValueError(f"{key} belongs to {target}, which this model does not have")
+            raise UserError(f"{key} belongs to {target}, which this model does not have")
         path = _module_path(modules[target], layer.removeprefix(prefix))
         layers.setdefault(target, {}).setdefault(path, {})[suffix] = value
     for target, by_path in layers.items():
@@ -121,13 +121,13 @@ def _module_path(module: nn.Module, layer: str) -> str:
     for candidate in (layer, layer.removeprefix("text_model_"), f"text_model_{layer}"):
         if candidate in paths:
             return paths[candidate]
-    raise ValueError(f"it has no layer {layer}")
+    raise UserError(f"it has no layer {layer}")
 
 
 def _inject(module: nn.Module, layers: Mapping[str, Layer], name: str) -> None:
     kinds = {_kind(path, layer) for path, layer in layers.items()}
     if len(kinds) > 1:
-        raise ValueError(f"it mixes {', '.join(sorted(kinds))}, and one adapter has one kind of layer")
+        raise UserError(f"it mixes {', '.join(sorted(kinds))}, and one adapter has one kind of layer")
     kind = kinds.pop()
     options: dict[str, Any] = {"target_modules": "|".join(map(re.escape, layers))}
     if kind == "lora":
@@ -150,7 +150,7 @@ def _kind(path: str, layer: Layer) -> str:
     kind = next((kind for kind, suffixes in KINDS.items() if suffixes & layer.keys()), "")
     allowed = KINDS.get(kind, set()) | {"alpha"} | ({"dora_scale"} if kind == "lora" else set())
     if not kind or not layer.keys() <= allowed:
-        raise ValueError(f"{path} has {', '.join(sorted(layer.keys() - allowed))}, which is not read")
+        raise UserError(f"{path} has {', '.join(sorted(layer.keys() - allowed))}, which is not read")
     return kind
 
 
@@ -174,7 +174,7 @@ def _fill_lora(place: Any, path: str, layer: Layer, name: str) -> None:
         return
     magnitude = place.lora_magnitude_vector[name].weight
     if layer["dora_scale"].shape[0] != magnitude.numel():
-        raise ValueError(
+        raise UserError(
             f"{path}.dora_scale has the shape {list(layer['dora_scale'].shape)}: a DoRA with a magnitude for each "
             "input is not read; expected one for each output (wd_on_output)"
         )
@@ -195,5 +195,5 @@ def _fill_lycoris(place: Any, layer: Layer, suffixes: set[str], name: str) -> No
 
 def _copy(parameter: nn.Parameter, value: Tensor, key: str) -> None:
     if parameter.shape != value.shape:
-        raise ValueError(f"{key} has the shape {list(value.shape)}, and the model needs {list(parameter.shape)}")
+        raise UserError(f"{key} has the shape {list(value.shape)}, and the model needs {list(parameter.shape)}")
     parameter.data.copy_(value)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Num
 
+from concept_trak import UserError
 from concept_trak.store.part import DTYPES, Block, Damaged, Footer, Part, Reject, little_endian, scale_and_unit
 from concept_trak.store.store import Store
 from concept_trak.store.tables import parquet_tail
@@ -30,12 +31,10 @@ def encode_part(part: Part, dtype: str = "float16", encoding: str = "binary", gr
     the `dtype`), one page per row group, for SQL arrays. Uncompressed: projected gradients do not compress.
 
     Raises:
-        ValueError: an unknown dtype or encoding, or more than MAX_PART_BYTES.
+        UserError: an unknown dtype or encoding, or more than MAX_PART_BYTES.
     """
     if dtype not in DTYPES or encoding not in ("binary", "list"):
-        raise ValueError(
-            f"features as dtype={dtype}, encoding={encoding}: expected {'|'.join(DTYPES)} and binary|list."
-        )
+        raise UserError(f"features as dtype={dtype}, encoding={encoding}: expected {'|'.join(DTYPES)} and binary|list.")
     dtype = "float32" if encoding == "list" else dtype
     assert len(part.ids) == len(part.weight) == len(part.phi), "ids, weight and phi name different numbers of rows"
     assert np.isfinite(part.weight).all(), "a non-finite weight in a part: it is a reject, not a row"
@@ -43,7 +42,7 @@ def encode_part(part: Part, dtype: str = "float16", encoding: str = "binary", gr
     table = _table(part, Block(list(part.ids), part.weight, scale, unit), encoding)
     data = _parquet(table, max(1, group_bytes // (unit.shape[1] * unit.itemsize)), encoding)
     if len(data) > MAX_PART_BYTES:
-        raise ValueError(
+        raise UserError(
             f"shard {part.shard} takes {len(data) / 1e6:.0f} MB with {len(part.ids)} rows of k={part.phi.shape[1]}"
             f" {dtype}; at most {MAX_PART_BYTES // 1_000_000} MB fit one part: lower shard_rows (or projector.dim)."
         )
@@ -167,7 +166,7 @@ def _matrix(chunk: pa.Array, k: int, dtype: np.dtype) -> np.ndarray:
         return chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, k)
     width = k * dtype.itemsize
     if chunk.type != pa.binary(width) or chunk.null_count:
-        raise ValueError(
+        raise UserError(
             f"the column holds {chunk.type} with {chunk.null_count} nulls; k={k} {dtype.name} needs"
             f" fixed_size_binary[{width}] without nulls: take k and dtype from the schema's metadata (feature.k,"
             " feature.dtype)."

@@ -5,6 +5,7 @@ from jaxtyping import Float32
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from concept_trak import UserError
 from concept_trak.store.checked_safetensors import checked_metadata, with_checksum
 from concept_trak.store.identity import FeatureSet
 from concept_trak.store.part import Damaged
@@ -15,14 +16,14 @@ def write_gram(store: Store, features: FeatureSet, node: str, k_matrix: Float32[
     """Put the partial sum over a group of shards, if it is absent; one that stands there stays.
 
     Raises:
-        ValueError: the standing one is of another width or another count of rows, or is damaged.
+        UserError: the standing one is of another width or another count of rows, or is damaged.
     """
     name = features.gram(node)
     if store.create(name, encode_gram(k_matrix, count)):
         return
     standing, rows = read_gram(store, features, node)
     if (standing.shape, rows) != (k_matrix.shape, count):
-        raise ValueError(
+        raise UserError(
             f"{store.uri}/{name} sums {rows} rows of width {len(standing)}; this attempt summed {count} rows of width"
             f" {len(k_matrix)}. Expected the same shards in one group: remove that file, it is computed again."
         )

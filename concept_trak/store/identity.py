@@ -172,7 +172,7 @@ def as_json(value: Any, key: str = "settings") -> Any:
         return [as_json(item, f"{key}[{index}]") for index, item in enumerate(value)]
     if value is None or type(value) in (str, bool, int) or (type(value) is float and math.isfinite(value)):
         return value
-    raise ValueError(
+    raise UserError(
         f"{key} is {value!r} of type {type(value).__name__}, which JSON cannot hold. Expected str, int, finite float,"
         " bool, None, or lists and string-keyed mappings of these: convert it first."
     )

@@ -37,7 +37,7 @@ class Audit:
 
     def __init__(self, store: Store, audit_id: str):
         if not re.fullmatch(r"\w[\w.-]*", audit_id) or audit_id == "latest.json":
-            raise ValueError(f"audit={audit_id!r}: expected letters, digits, '.', '_' or '-', e.g. audit=pikachu-2.")
+            raise UserError(f"audit={audit_id!r}: expected letters, digits, '.', '_' or '-', e.g. audit=pikachu-2.")
         self.store, self.id = store, audit_id
 
     def name(self, relative: str) -> str:
@@ -51,7 +51,7 @@ def begin_audit(audit: Audit, config: Mapping[str, Any], plan: pa.Table | Sequen
     A plan has the columns of `PLAN`, one row per shard, in the order the shards are computed.
 
     Raises:
-        ValueError: the audit was begun with other settings or another plan, or the configuration carries credentials.
+        UserError: the audit was begun with other settings or another plan, or the configuration carries credentials.
     """
     refuse_secrets(config)
     settings = as_json(config, "config")
@@ -135,7 +135,7 @@ def finish_audit(
     `settings` are what a reader needs to name the features: at least the fingerprint.
 
     Raises:
-        ValueError: a listed file does not exist.
+        UserError: a listed file does not exist.
     """
     store = audit.store
     with ThreadPoolExecutor(READERS) as readers:
@@ -192,7 +192,7 @@ def _require_entries(manifest: dict[str, Any]) -> None:
 
 def _require_same_settings(audit: Audit, settings: Mapping[str, Any]) -> None:
     if different := differences(settings, read_settings(audit)):
-        raise ValueError(
+        raise UserError(
             f"audit {audit.id} was begun with other settings: {'; '.join(different)}. Resume with the same settings"
             " or choose another audit=."
         )
@@ -209,7 +209,7 @@ def _require_same_plan(audit: Audit, plan: pa.Table) -> None:
         *(f"{source} (version {version}) is new" for source, version in sorted(here - there)),
     ]
     what = "; ".join(found[:6]) + (f"; and {len(found) - 6} more" if len(found) > 6 else "")
-    raise ValueError(
+    raise UserError(
         f"the data of audit {audit.id} changed since it began: {what or 'the same sources are cut into other shards'}."
         f" Expected the {len(theirs)} shards of {audit.name('plan.parquet')}: start a new audit (audit=…); features"
         " that are still valid are reused."
@@ -220,7 +220,7 @@ def _size_and_digest(audit: Audit, relative: str) -> dict[str, Any]:
     try:
         data = audit.store.read(audit.name(relative))
     except FileNotFoundError as error:
-        raise ValueError(
+        raise UserError(
             f"audit {audit.id} cannot be finished: {relative} does not exist. Expected every listed file; run the same"
             " command again to write it."
         ) from error

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32
 
+from concept_trak import UserError
 from concept_trak.store.manifest import Audit, query_file, write_table
 from concept_trak.store.part import Damaged
 from concept_trak.store.tables import from_rows, read_parquet
@@ -75,8 +76,8 @@ def read_query(audit: Audit, method: str, concept: str) -> StoredQuery:
 
 def _require_sound(query: StoredQuery, method: str, concept: str) -> None:
     if (query.method, query.concept) != (method, concept):
-        raise ValueError(f"it is the query of {query.concept} by {query.method}")
+        raise UserError(f"it is the query of {query.concept} by {query.method}")
     if query.phi.shape != query.solved.shape:
-        raise ValueError(f"phi has {len(query.phi)} numbers and solved has {len(query.solved)}")
+        raise UserError(f"phi has {len(query.phi)} numbers and solved has {len(query.solved)}")
     if not all(np.isfinite(x).all() for x in (query.phi, query.solved, query.lam, query.spread_solved)):
-        raise ValueError("it holds numbers that are not finite")
+        raise UserError("it holds numbers that are not finite")

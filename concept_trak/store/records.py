@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from concept_trak import UserError
 from concept_trak.store import codec
 from concept_trak.store.codec import Damaged, Footer, Part
 from concept_trak.store.identity import FeatureSet, encode_json
@@ -43,7 +44,7 @@ def commit_part(store: Store, part: Part, dtype: str, encoding: str, seconds: fl
     """Create the part, or adopt the one that stands there; then derive and create its record.
 
     Raises:
-        ValueError: what stands there belongs to other settings or holds other samples (both sides named), or is
+        UserError: what stands there belongs to other settings or holds other samples (both sides named), or is
             damaged.
         OSError: storage failed; nothing half-written is left.
     """
@@ -75,7 +76,7 @@ def record_of(data: bytes, features: FeatureSet, shard: str, where: str) -> Reco
     """What the bytes of a part say of themselves, every page checked; nobody knows who computed them, or how long.
 
     Raises:
-        ValueError: they are damaged, or another shard's or feature set's; the message begins with `where`.
+        UserError: they are damaged, or another shard's or feature set's; the message begins with `where`.
     """
     said = verified_footer(data, features, shard, where)
     return Record(
@@ -105,13 +106,13 @@ def committed(store: Store, features: FeatureSet, shards: Sequence[str]) -> dict
     """The records of those shards that are done, in the order asked. A part without a record gets one now.
 
     Raises:
-        ValueError: a record whose part is gone, a damaged file, or a record of another fingerprint.
+        UserError: a record whose part is gone, a damaged file, or a record of another fingerprint.
     """
     records = set(store.names(features.records))  # before the parts: a shard may be committed in between
     parts = set(store.names(features.parts))
     done = [shard for shard in shards if features.record(shard) in records]
     if lost := [shard for shard in done if features.part(shard) not in parts]:
-        raise ValueError(
+        raise UserError(
             f"{len(lost)} of {len(shards)} shards have a record but no part, first {store.uri}/"
             f"{features.part(lost[0])}. Expected the part beside its record; it was removed from outside. {REPAIR}"
         )
@@ -126,7 +127,7 @@ def find_record(store: Store, features: FeatureSet, shard: str) -> Record | None
     """The record of one shard, derived if only its part is there; None if it is not done. It asks for names, not lists.
 
     Raises:
-        ValueError: what stands there is damaged, or another shard's.
+        UserError: what stands there is damaged, or another shard's.
     """
     if store.size(features.part(shard)) is None:
         return None
@@ -143,7 +144,7 @@ def read_record(store: Store, features: FeatureSet, shard: str) -> Record:
     except (ValueError, TypeError) as error:
         raise Damaged(f"{store.uri}/{name} is damaged: {error}. {REPAIR}") from error
     if (record.fingerprint, record.shard) != (features.fingerprint, shard):
-        raise ValueError(
+        raise UserError(
             f"{store.uri}/{name} records shard {record.shard} of {record.fingerprint}; expected {shard} of"
             f" {features.fingerprint}. {REPAIR}"
         )
@@ -175,7 +176,7 @@ def adopt(store: Store, name: str, ours: Part) -> None:
     standing = list(codec.decode_blocks(data))
     theirs = [sample_id for block in standing for sample_id in block.ids]
     if theirs != list(ours.ids) or said.k != ours.phi.shape[1]:
-        raise ValueError(
+        raise UserError(
             f"{where} holds {len(theirs)} rows of k={said.k} ({_first_difference(theirs, ours.ids)}), but this attempt"
             f" computed {len(ours.ids)} rows of k={ours.phi.shape[1]} ({_first_difference(ours.ids, theirs)}). Expected"
             f" the same samples under one shard name: the data changed under its version, or rejects differ. {REPAIR}"
@@ -211,7 +212,7 @@ def verified_footer(data: bytes, features: FeatureSet, shard: str, where: str) -
     except Damaged as error:
         raise Damaged(f"{where}: {error}. {REPAIR}") from error
     if (said.fingerprint, said.shard) != (features.fingerprint, shard):
-        raise ValueError(
+        raise UserError(
             f"{where} is shard {said.shard} of features {said.fingerprint}; expected shard {shard} of"
             f" {features.fingerprint}. Parts of different settings are never mixed. {REPAIR}"
         )

@@ -10,6 +10,7 @@ import uuid
 
 import fsspec
 
+from concept_trak import UserError
 from concept_trak.store.backends import Backend, FsspecBackend, LocalBackend
 from concept_trak.store.secrets import refuse_credentials, without_secrets
 
@@ -21,7 +22,7 @@ class Store:
     without a listing cache. Names are relative to the store and use "/".
 
     Raises:
-        ValueError: a relative path, an address without a bucket, or one that carries credentials.
+        UserError: a relative path, an address without a bucket, or one that carries credentials.
         OSError: from every method, when storage fails; the message holds no secrets.
     """
 
@@ -91,7 +92,7 @@ class Store:
         """Prove that the store can be written and refuses a second create of one name; leaves nothing behind.
 
         Raises:
-            ValueError: an unknown scheme, a missing bucket, refused credentials, an unreachable server, or a store
+            UserError: an unknown scheme, a missing bucket, refused credentials, an unreachable server, or a store
                 that lets a second create overwrite the first. One message, without secrets.
         """
         _require_known(self.scheme, self.uri)
@@ -99,9 +100,9 @@ class Store:
         try:
             kept = self._create_twice(name)
         except OSError as error:
-            raise ValueError(f"store {self.uri} cannot be used: {_explain(error)}") from error
+            raise UserError(f"store {self.uri} cannot be used: {_explain(error)}") from error
         if not kept:
-            raise ValueError(
+            raise UserError(
                 f"store {self.uri}: a second create of the same name overwrote the first. Expected storage that refuses"
                 " it (If-None-Match: * on S3, exclusive links on a file system), because two attempts at one shard"
                 " must not replace each other. Use a store with conditional create, e.g. AWS S3 or a local folder."
@@ -154,12 +155,12 @@ def _parse(uri: str) -> tuple[str, str]:
     scheme, root = uri.split("://", 1) if "://" in uri else ("file", uri)
     root = root.rstrip("/")
     if scheme == "file" and not root.startswith("/"):
-        raise ValueError(
+        raise UserError(
             f"store {uri!r} is a relative path, which means another folder on another machine. Expected an absolute"
             " path or an address: write /data/results, file:///data/results, s3://bucket/prefix."
         )
     if not scheme or not root:
-        raise ValueError(f"store {uri!r} names no place. Expected s3://bucket/prefix or an absolute path.")
+        raise UserError(f"store {uri!r} names no place. Expected s3://bucket/prefix or an absolute path.")
     return scheme, root
 
 
@@ -172,7 +173,7 @@ def _require_known(scheme: str, uri: str) -> None:
     try:
         fsspec.get_filesystem_class(scheme)
     except (ValueError, ImportError) as error:
-        raise ValueError(
+        raise UserError(
             f"store {uri}: {without_secrets(error)}. Expected file, s3, memory or another scheme of fsspec whose"
             " package is installed: correct the address or install the package."
         ) from error

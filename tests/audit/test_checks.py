@@ -33,7 +33,9 @@ def test_a_model_whose_samples_see_each_other_is_refused():
     assert require_batch_consistency(toy, texts) < ROUNDING[torch.float64]
     toy.network.norm = nn.BatchNorm2d(8).double()  # in training mode
     assert batch_consistency(toy, texts) > 0.01, "this toy does not mix its samples, so the refusal shows nothing"
-    with pytest.raises(ValueError, match=r"between a batch of 3 and the sample alone by .* explains at most 1e-09.*model\.batch=1"):
+    with pytest.raises(
+        ValueError, match=r"between a batch of 3 and the sample alone by .* explains at most 1e-09.*model\.batch=1"
+    ):
         require_batch_consistency(toy, texts)
     toy.network.norm.eval()
     assert require_batch_consistency(toy, texts) < ROUNDING[torch.float64], "statistics that stand mix nothing"

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from concept_trak import UserError
 from concept_trak.evaluation.training.settings import TrainConfig
 
 MUON = 5.0
@@ -65,7 +66,7 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised, with steps of AdamW's size: their root mean square is about 0.2 lr.
 
     Raises:
-        ValueError: A parameter is not a matrix.
+        UserError: A parameter is not a matrix.
     """
 
     def __init__(
@@ -74,9 +75,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         shapes = [tuple(p.shape) for group in self.param_groups for p in group["params"] if p.dim() != 2]
         if shapes:
-            raise ValueError(
-                f"Muon steps matrices only, and one parameter has the shape {shapes[0]}; leave it to AdamW"
-            )
+            raise UserError(f"Muon steps matrices only, and one parameter has the shape {shapes[0]}; leave it to AdamW")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
