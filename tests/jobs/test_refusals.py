@@ -122,5 +122,5 @@ def test_an_audit_resumed_with_other_weights_is_refused(refused, world, tmp_path
 def test_a_model_whose_samples_see_each_other(refused, monkeypatch):
     """That it is looked for before anything starts; what counts as seeing each other: tests/audit/test_checks.py."""
     monkeypatch.setitem(checks.ROUNDING, torch.float32, -1.0)  # so that any model does
-    assert "than for the same sample alone" in refused()
+    assert "and the sample alone" in refused()
     assert "model.batch=1" in refused()
