@@ -101,14 +101,14 @@ def sum_grams(grams: Iterable[Gram]) -> Gram:
     return reduce(Gram.__add__, grams)
 
 
-class SolveResult(NamedTuple):
+class Solution(NamedTuple):
     """z of each query, and the relative residual |(K + lambda I) z - phi_q| / |phi_q|."""
 
     z: Float[Tensor, "m k"]
     residual: Float[Tensor, " m"]
 
 
-def solve(matrix: Float[Tensor, "k k"], lam: float, queries: Float[Tensor, "m k"]) -> SolveResult:
+def solve(matrix: Float[Tensor, "k k"], lam: float, queries: Float[Tensor, "m k"]) -> Solution:
     """Primal form, by Cholesky: for n >= k.
 
     Raises:
@@ -120,17 +120,17 @@ def solve(matrix: Float[Tensor, "k k"], lam: float, queries: Float[Tensor, "m k"
         raise UserError(f"K + lambda I is not positive definite at lambda = {lam:.3g}: raise `damping`")
     q = queries.double()
     z = torch.cholesky_solve(q.T, factor).T
-    return SolveResult(z, _residual(z @ shifted, q))
+    return Solution(z, _residual(z @ shifted, q))
 
 
-def solve_dual(phi: Float[Tensor, "n k"], lam: float, queries: Float[Tensor, "m k"]) -> SolveResult:
+def solve_dual(phi: Float[Tensor, "n k"], lam: float, queries: Float[Tensor, "m k"]) -> Solution:
     """The same z for n < k: z = (q - Phi^T (Phi Phi^T + lambda I)^-1 Phi q) / lambda (Woodbury 1950), lambda > 0."""
     if lam <= 0:
         raise UserError(f"lambda = {lam:.3g} with fewer samples than features: K is singular, raise `damping`")
     rows, q = phi.double(), queries.double()
     inner = solve(rows @ rows.T, lam, q @ rows.T).z
     z = (q - inner @ rows) / lam
-    return SolveResult(z, _residual(z @ rows.T @ rows + lam * z, q))
+    return Solution(z, _residual(z @ rows.T @ rows + lam * z, q))
 
 
 def sweep(
