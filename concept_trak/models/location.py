@@ -18,7 +18,6 @@ import fsspec
 import huggingface_hub
 from filelock import FileLock
 from huggingface_hub import constants
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from concept_trak import UserError
 from concept_trak.data.files import version
@@ -27,7 +26,6 @@ from concept_trak.store.secrets import without_secrets
 
 log = logging.getLogger(__name__)
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?")
-HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError)
 
 
 def local_path(address: str, key: str) -> Path:
@@ -99,18 +97,25 @@ def hub_folder(address: str, settings_only: bool = False) -> Path:
     """
     repository, _, revision = address.partition("@")
     options: dict[str, Any] = {"revision": revision or None}
-    try:
-        if not constants.HF_HUB_OFFLINE:
+    reason: Exception | None = None
+    if not constants.HF_HUB_OFFLINE:
+        try:
             names = huggingface_hub.HfApi().list_repo_files(repository, **options)
-            options["allow_patterns"] = [n for n in needed_files(names) if not settings_only or n.endswith(SETTINGS)]
-        return Path(huggingface_hub.snapshot_download(repository, **options))
-    except HUB_ERRORS as error:
-        offline = constants.HF_HUB_OFFLINE
-        remedy = "unset HF_HUB_OFFLINE" if offline else "check the name, the network and HF_TOKEN"
+            wanted = [name for name in needed_files(names) if not settings_only or name.endswith(SETTINGS)]
+            return Path(huggingface_hub.snapshot_download(repository, allow_patterns=wanted, **options))
+        except UserError:
+            raise
+        except Exception as error:  # a failed connection has no OSError's class; the cache may still have the model
+            reason = error
+    try:
+        return Path(huggingface_hub.snapshot_download(repository, local_files_only=True, **options))
+    except (OSError, ValueError) as error:
+        remedy = "unset HF_HUB_OFFLINE" if reason is None else "check the name, the network and HF_TOKEN"
         raise UserError(
-            f"{address} is not in this machine's Hub cache and cannot be fetched ({type(error).__name__}); {remedy}, "
-            f"or on a machine with a network run `hf download {repository}` and set the key to the folder it prints"
-        ) from error
+            f"{address} is not in this machine's Hub cache and cannot be fetched ({type(reason or error).__name__}); "
+            f"{remedy}, or on a machine with a network run `hf download {repository}` and set the key to the folder it "
+            "prints"
+        ) from (reason or error)
 
 
 def needed_files(names: Iterable[str]) -> list[str]:

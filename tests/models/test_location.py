@@ -160,7 +160,7 @@ def test_a_hub_id_is_fetched_by_the_files_that_the_model_loads(saved, monkeypatc
     names = [p.relative_to(saved("latents")).as_posix() for p in saved("latents").rglob("*") if p.is_file()]
     fetched: list[list[str]] = []
 
-    def download(repository: str, revision: str | None, allow_patterns: list[str]) -> str:
+    def download(repository: str, allow_patterns: list[str], revision: str | None) -> str:
         fetched.append(allow_patterns)
         return str(saved("latents"))
 
@@ -171,6 +171,25 @@ def test_a_hub_id_is_fetched_by_the_files_that_the_model_loads(saved, monkeypatc
     assert load("org/model")
     scheduler = "scheduler/scheduler_config.json"
     assert set(load("org/model").identity()) - {"schedule"} | {"model_index.json", scheduler} == set(fetched[0])
+
+
+def test_a_hub_that_cannot_be_reached_is_one_message_and_its_cache_still_serves(saved, monkeypatch):
+    """The error of a connection, which is no OSError."""
+
+    class ConnectError(Exception):
+        pass
+
+    def unreachable(self, repository: str, revision: str | None) -> list[str]:
+        raise ConnectError("Name or service not known")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", unreachable)
+    with pytest.raises(
+        UserError, match=r"cannot be fetched \(ConnectError\); check the name, the network and HF_TOKEN"
+    ):
+        load("org/model")
+    in_hub_cache(saved("latents"), "org/model")
+    assert load("org/model").identity() == load(str(saved("latents"))).identity()
 
 
 def settings_of(pipe, folder: Path) -> Path:
