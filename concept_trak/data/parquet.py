@@ -45,7 +45,7 @@ def _opened(file: Any, name: str) -> pq.ParquetFile:
         OSError: storage failed.
     """
     try:
-        return pq.ParquetFile(file, buffer_size=BLOCK_BYTES)
+        return pq.ParquetFile(file, buffer_size=BLOCK_BYTES, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         _require_damage(error)
         raise UserError(
@@ -173,7 +173,8 @@ def _batches(
         OSError: storage failed.
     """
     metadata = file.metadata.row_group(group)
-    size = max(1, min(BATCH_ROWS, BATCH_BYTES * metadata.num_rows // max(1, metadata.total_byte_size)))
+    fitting = BATCH_BYTES * metadata.num_rows // max(1, metadata.total_byte_size)
+    size = max(1, min(BATCH_ROWS, high - low, fitting))
     while low < high:
         start = 0
         try:

@@ -41,7 +41,8 @@ def test_what_is_left_out_is_told_in_one_line():
     ("path", "expected"),
     [
         ("train-00000-of-00002.parquet", "train"), ("data/validation-0.tar", "validation"),
-        ("val2017/1.jpg", "validation"), ("split=test/0.parquet", "test"), ("dev/train-0.tar", "validation"), ("x/wit_training_3.tar", "train"),
+        ("val2017/1.jpg", "validation"), ("split=test/0.parquet", "test"), ("dev/train-0.tar", "validation"),
+        ("x/wit_training_3.tar", "train"),
         ("eval.parquet", "test"), ("latest.parquet", ""), ("contest/0.parquet", ""), ("part-0.parquet", ""),
         ("train_images/a.png", "train"), ("test tube/a.png", ""), ("testing/a/b.tar", "test"),
     ],
