@@ -159,6 +159,15 @@ def test_conditions_that_the_model_reads_alike_have_no_direction(prepared):
         QueryWorker(prepared.work)(QueryTask("caption_trak", concept), FIRST)
 
 
+def test_a_question_whose_numbers_are_not_finite_is_called_so(prepared):
+    """And the prompts are not blamed: overflow in half precision looked like two equal conditions."""
+    worker, (question,) = QueryWorker(prepared.work), prepared.queries
+    with torch.no_grad():
+        next(iter(worker.denoiser.parameters.values())).fill_(float("nan"))
+    with pytest.raises(UserError, match=rf"concept '{question.concept.name}': its feature is not finite: .* overflow"):
+        worker(question, FIRST)
+
+
 def test_only_the_samples_of_the_page_are_drawn(prepared):
     ids = ("shapes-000003", "shapes-000001")
     seen = ShowWorker(prepared.work)(ShowTask(prepared.plan[0], ids, frozenset(ids[:1]), RESOLUTION), FIRST).samples
