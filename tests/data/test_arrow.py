@@ -155,7 +155,9 @@ def one_group(monkeypatch):
     out = io.BytesIO()
     images = [{"bytes": encoded(noise(45, 45, n)), "path": ""} for n in range(400)]
     columns = {"image": pa.array(images, IMAGE), "caption": [f"caption {n}" for n in range(400)]}
-    pq.write_table(pa.table(columns), out, row_group_size=400, data_page_size=20_000, write_batch_size=8)
+    pq.write_table(
+        pa.table(columns), out, row_group_size=400, data_page_size=20_000, write_batch_size=8, use_dictionary=False
+    )
     monkeypatch.setattr(Counting, "content", out.getvalue())
     return len(out.getvalue())
 
