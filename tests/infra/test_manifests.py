@@ -151,6 +151,25 @@ def test_the_network_policy_lets_in_only_who_is_named():
     assert not reaches(any_pod, "default", any_pod, 80), "nothing reaches a pod that is not named"
 
 
+def test_models_are_written_by_one_pod_alone_and_it_has_no_network():
+    (loader,) = documents("models")
+    assert not faults(loader)
+    (container,) = loader["spec"]["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}
+    }  # fmt: skip
+    assert loader["spec"]["securityContext"] == pod("recurring", "gpu-spot")["spec"]["securityContext"]
+    (claim,) = (d for d in documents("recurring") if d["kind"] == "PersistentVolumeClaim")
+    assert loader["spec"]["volumes"][0]["persistentVolumeClaim"] == {"claimName": claim["metadata"]["name"]}
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"], "one that is read-only everywhere stays empty"
+    for _, other in pods("recurring"):
+        mounts = [m for c in other["spec"]["containers"] for m in c["volumeMounts"] if m["name"] == "models"]
+        assert all(mount["readOnly"] for mount in mounts)
+    selectors = [d["spec"]["podSelector"] for d in documents("recurring") if d["kind"] == "NetworkPolicy"]
+    covering = [s for s in selectors if matches(s, loader["metadata"]["labels"])]
+    assert covering == [{}], "only the policy that lets nothing in or out"
+
+
 def test_versions_are_those_of_the_constraints():
     constraints = (ROOT / "infra/constraints.txt").read_text()
     (ray,) = re.findall(r"^ray==(.*)$", constraints, re.M)
