@@ -147,11 +147,9 @@ def _changes(layer: Any) -> bool:
 
 @contextmanager
 def _fitting(name: str, what: str) -> Iterator[None]:
-    """Turn whatever a library raises while it loads an adapter into one refusal."""
+    """Turn whatever is raised while an adapter is loaded into one refusal that names the file and the model."""
     try:
         yield
-    except UserError:
-        raise
     except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
         text = str(error)[:500]
         raise UserError(f"{name} does not fit {what} ({text}); expected one that was trained on this base") from error
