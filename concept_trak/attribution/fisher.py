@@ -3,7 +3,7 @@
 n training samples, k features, m queries. Sums are float32 products of float32 features; the solve is float64.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import NamedTuple
@@ -131,6 +131,21 @@ def solve_dual(phi: Float[Tensor, "n k"], lam: float, queries: Float[Tensor, "m 
     inner = solve(rows @ rows.T, lam, q @ rows.T).z
     z = (q - inner @ rows) / lam
     return Solution(z, _residual(z @ rows.T @ rows + lam * z, q))
+
+
+def solve_damped(
+    gram: Gram, damping: float, queries: Float[Tensor, "m k"], phi: Callable[[], Float[Tensor, "n k"]]
+) -> tuple[Solution, float]:
+    """z = (K + lambda I)^-1 q of every query, and lambda = damping tr(K) / k; in the dual form where n < k.
+
+    Args:
+        gram: K, with the number n of its samples.
+        phi: returns all features, which only the dual form reads: they are fewer rows than K has.
+    """
+    lam = gram.damped(damping)
+    if gram.count < len(gram.matrix):
+        return solve_dual(phi(), lam, queries), lam
+    return solve(gram.matrix, lam, queries), lam
 
 
 def sweep(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from concept_trak import UserError
 from concept_trak.attribution import fisher, ranking
@@ -110,13 +111,11 @@ class SolveWorker(StoreWorker):
                 f"all features of {task.method} are zero: for no sample does the prediction depend on the caption, so "
                 "there is nothing to attribute (is the model trained?). Choose another method, or another model"
             )
-        lam = gram.damped(self.work.config.damping)
-        if gram.count < len(gram.matrix):
-            # All of them at once: they are fewer rows than K has, so less memory than K itself.
-            phi = torch.cat([phi for _, _, phi in self.features(*task.records)])
-            solved = fisher.solve_dual(phi, lam, queries)
-        else:
-            solved = fisher.solve(gram.matrix, lam, queries)
+
+        def phi() -> Tensor:
+            return torch.cat([phi for _, _, phi in self.features(*task.records)])
+
+        solved, lam = fisher.solve_damped(gram, self.work.config.damping, queries, phi)
         spread = tuple(
             (ranking.score_rms(z, gram.matrix, gram.count), ranking.score_rms(q, gram.matrix, gram.count))
             for z, q in zip(solved.z, queries, strict=True)

@@ -14,7 +14,7 @@ from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.audit.mapper import Attempt
 from concept_trak.audit.plan import feature_settings
 from concept_trak.config import AuditConfig, ModelConfig, WorkerSettings
-from concept_trak.models import load
+from concept_trak.models import load_model
 from concept_trak.store.codec import decode_blocks
 from concept_trak.store.identity import FeatureSet
 from concept_trak.store.manifest import Audit
@@ -73,7 +73,9 @@ def open_model(m: ModelConfig, settings: WorkerSettings) -> Denoiser:
     """The model of a configuration, on the GPU that the worker owns if there is one."""
     available = "cuda" if settings.gpu and torch.cuda.is_available() else "cpu"
     device = available if m.device == "auto" else m.device
-    return load(m.path, m.parameters, m.negative, m.combinations, device, m.precision, m.weights, m.lora, m.embeddings)
+    return load_model(
+        m.path, m.parameters, m.negative, m.combinations, device, m.precision, m.weights, m.lora, m.embeddings
+    )
 
 
 class ModelWorker:

@@ -68,6 +68,16 @@ def decode_image(data: bytes, transparency: str = "white", most_pixels: int = MO
         raise UserError(f"{type(error).__name__}: {one_line(error)}") from error
 
 
+def rgb_image(image: Image.Image, transparency: str = "white") -> Image.Image:
+    """An open image upright and RGB, as `decode_image` gives that of a file; the image itself stays as it is.
+
+    Raises:
+        UserError: its pixels are floating-point numbers or 32-bit integers.
+    """
+    _require_range(image)
+    return _rgb(ImageOps.exif_transpose(image), transparency)
+
+
 def image_format(data: bytes) -> str:
     """The format of an image file, from its bytes alone, in lower case: png, jpeg, webp, ..."""
     with warnings.catch_warnings():

@@ -34,7 +34,7 @@ from concept_trak.evaluation.judge import load_judge, presence
 from concept_trak.evaluation.retrieval import Cell, cells
 from concept_trak.evaluation.training.benchmark_models import train_model
 from concept_trak.evaluation.training.settings import TrainConfig
-from concept_trak.models import load
+from concept_trak.models import load_model
 from concept_trak.models.classifier import Classifier
 from concept_trak.store.store import Store
 from concept_trak.store.tables import from_columns, read_parquet, to_parquet
@@ -95,7 +95,7 @@ class RetrainWorker:
         if self.store.size(name) is None:
             with tempfile.TemporaryDirectory() as out:
                 train_model(replace(made, refresh=float("inf")), Path(out), lambda line: None, item.without)
-                pictures = draw_pictures(load(out, device=made.device), made.kinds, self.bench.samples)
+                pictures = draw_pictures(load_model(out, device=made.device), made.kinds, self.bench.samples)
             self.store.create(name, pictures_to_parquet(pictures))
         return name
 

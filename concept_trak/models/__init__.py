@@ -33,7 +33,7 @@ def families() -> dict[str, type]:
     return {name: family for file in files for name, family in getattr(file, "PIPELINES", {}).items()}
 
 
-def load(
+def load_model(
     path: str,
     parameters: str = "all",
     negative: str = "empty",

@@ -15,7 +15,7 @@ from concept_trak.attribution.state import Batch, Direction, Probe, State
 from concept_trak.attribution.trajectory import forward_noise
 from concept_trak.data.benchmarks.synthetic import arrays
 from concept_trak.evaluation.training.loop import unit_range
-from concept_trak.models import load, small
+from concept_trak.models import load_model, small
 from concept_trak.models.gaussian import Gaussian, Settings
 from tests.tolerances import EXACT64
 from tests.toys import Toy, batch
@@ -104,7 +104,7 @@ def test_initial_weights_tell_no_picture_from_another(tmp_path, seed):
     """The control that every row of the table must fall to chance in: at the benchmark's own size, random weights see
     captions apart and pictures not, so all that `fit_trak` could rank by is words, and it ranks by nothing."""
     small.patch_pipeline(seed).save_pretrained(tmp_path)
-    model, said = load(str(tmp_path), r"^proj_out\."), ["a red circle", "a blue circle", "a red square"]
+    model, said = load_model(str(tmp_path), r"^proj_out\."), ["a red circle", "a blue circle", "a red square"]
     images, _ = arrays(seed, 0, 3)
     others = [model.encode([*said[i:], *said[:i]]) for i in (1, 2)]
     b = Batch(tuple("abc"), model.encode(said), others[0], unit_range(torch.from_numpy(images)), others=(others[1],))

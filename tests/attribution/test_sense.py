@@ -30,7 +30,7 @@ ROW = METHODS["caption_trak"]
 
 @pytest.fixture(scope="module")
 def demo():
-    return models.load(str(DEMO))
+    return models.load_model(str(DEMO))
 
 
 @pytest.fixture(scope="module")

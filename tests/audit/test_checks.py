@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from concept_trak.audit.checks import ROUNDING, batch_consistency, require_batch_consistency
-from concept_trak.models import load, small
+from concept_trak.models import load_model, small
 from tests.toys import Toy
 
 TEXTS = ["a red circle", "a blue square", "a green triangle", "a red square", "", "a blue circle", "red", "square"]
@@ -22,7 +22,7 @@ def path(request, tmp_path_factory) -> str:
 
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 def test_real_pipelines_agree_up_to_rounding(path, dtype):
-    found = require_batch_consistency(load(path, precision=str(dtype).removeprefix("torch.")), TEXTS)
+    found = require_batch_consistency(load_model(path, precision=str(dtype).removeprefix("torch.")), TEXTS)
     assert found < ROUNDING[dtype] / 2, (
         "the tolerance is nearly used up: measure it again before it refuses good models"
     )

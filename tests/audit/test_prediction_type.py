@@ -14,7 +14,7 @@ from concept_trak.audit.checks import prediction_errors, require_batch_consisten
 from concept_trak.audit.plan import survey
 from concept_trak.config import DataConfig
 from concept_trak.data.shard import Shard, cut
-from concept_trak.models import load, small
+from concept_trak.models import load_model, small
 from concept_trak.models.gaussian import Gaussian, Settings
 from jobs.shapes import ShapesConfig, shapes
 
@@ -38,14 +38,14 @@ def configured(tmp_path: Path, prediction_type: str) -> str:
 
 
 def test_a_v_model_with_an_epsilon_scheduler_is_named(tmp_path, data, caplog):
-    text = warn_of_prediction_type(load(configured(tmp_path, "epsilon")), *data)
+    text = warn_of_prediction_type(load_model(configured(tmp_path, "epsilon")), *data)
     assert "prediction_type is epsilon" in text
     assert "fit v_prediction far better" in text
     assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [text]
 
 
 def test_a_model_that_is_configured_as_it_was_trained_is_not(data, caplog):
-    denoiser = load(str(DEMO))
+    denoiser = load_model(str(DEMO))
     assert warn_of_prediction_type(denoiser, *data) == ""
     assert not caplog.records
     x_0 = torch.zeros(2, *denoiser.shape)
@@ -58,7 +58,7 @@ def test_an_untrained_model_is_not_accused(tmp_path, data, prediction_type):
     pipe = small.pixel_pipeline(0, 16)
     pipe.register_modules(scheduler=small.scheduler(prediction_type))
     pipe.save_pretrained(tmp_path)
-    assert warn_of_prediction_type(load(str(tmp_path)), *data) == ""
+    assert warn_of_prediction_type(load_model(str(tmp_path)), *data) == ""
 
 
 class Misread(Gaussian):
@@ -105,7 +105,7 @@ def test_squares_of_a_model_that_draws_none_are_refused_with_its_size(tmp_path, 
     small.latent_pipeline(0, 16).save_pretrained(tmp_path)
     file = tmp_path / "unet/config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"sample_size": [12, 16]}))
-    denoiser = load(str(tmp_path))
+    denoiser = load_model(str(tmp_path))
     with pytest.raises(UserError, match=r"have 12 x 16 latents, .* set data\.buckets=\[\[24, 32\]\], the size"):
         require_fit(denoiser, *data)
     shard, config = data

@@ -20,7 +20,7 @@ from concept_trak.attribution.state import Batch, Probe, required
 from concept_trak.attribution.trajectory import TRAJECTORIES, States
 from concept_trak.data.benchmarks.synthetic import arrays
 from concept_trak.data.benchmarks.two_factors import SETS, pair_caption
-from concept_trak.models import load
+from concept_trak.models import load_model
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = r"\.(weight|bias)$"  # what layers own: nobody needs a way of its own for a network's loose tables
@@ -121,10 +121,10 @@ def draw(model: Model, task: str, precision: str = "float32") -> Work:
 def opened(model: Model, parameters: str, precision: str) -> Denoiser:
     captions = [pair_caption(*pair) for pair in SETS[model.kinds].pairs]
     if model.path:
-        return load(str(ROOT / model.path), parameters, model.negative, captions, "cpu", precision)
+        return load_model(str(ROOT / model.path), parameters, model.negative, captions, "cpu", precision)
     with TemporaryDirectory() as folder:
         tiny().save_pretrained(folder)
-        return load(folder, parameters, model.negative, captions, "cpu", precision)
+        return load_model(folder, parameters, model.negative, captions, "cpu", precision)
 
 
 def batched(denoiser: Denoiser, model: Model, task: Task, first: int, count: int) -> Batch:

@@ -21,7 +21,7 @@ from concept_trak.evaluation.baselines import (
 )
 from concept_trak.evaluation.retrieval import Cell, cell_concept, grade
 from concept_trak.evaluation.training.loop import unit_range
-from concept_trak.models import load, small
+from concept_trak.models import load_model, small
 from concept_trak.models.gaussian import Gaussian
 from tests.tolerances import BATCH32
 
@@ -37,7 +37,7 @@ def denoiser(request, tmp_path_factory) -> Denoiser:
     {"pixels": small.pixel_pipeline, "patches": small.patch_pipeline}[request.param](0, resolution=16).save_pretrained(
         folder
     )
-    return load(str(folder))
+    return load_model(str(folder))
 
 
 def drawn(count: int, wrong: float = 0.0) -> list[Sample]:

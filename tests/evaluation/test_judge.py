@@ -9,7 +9,7 @@ from concept_trak import UserError
 from concept_trak.data.benchmarks.synthetic import draw_labelled
 from concept_trak.data.benchmarks.two_factors import SETS, SHAPES3
 from concept_trak.evaluation import judge
-from concept_trak.models import load
+from concept_trak.models import load_model
 
 DEMO = Path(__file__).resolve().parents[2] / "assets" / "demo"
 
@@ -23,7 +23,7 @@ def test_the_shipped_judge_is_right_about_fresh_drawings():
 
 
 def test_the_shipped_model_draws_what_it_is_asked():
-    classifier, denoiser = judge.load_classifier(DEMO / "classifier.safetensors"), load(str(DEMO))
+    classifier, denoiser = judge.load_classifier(DEMO / "classifier.safetensors"), load_model(str(DEMO))
     shares = judge.prompt_accuracy(classifier, denoiser, [("circle", "blue"), ("square", "green")], samples=8, seed=3)
     assert min(shares.values()) >= 7 / 8, f"jobs.train and this test sample differently: {shares}"
 

@@ -16,7 +16,7 @@ from concept_trak.evaluation.benchmark import BenchmarkQueryTask, GradeTask
 from concept_trak.evaluation.pipeline import dataset_title
 from concept_trak.evaluation.suite import BenchmarkConfig, benchmark_audit, load_train_config
 from concept_trak.evaluation.training.benchmark_models import train_command
-from concept_trak.models import load
+from concept_trak.models import load_model
 from jobs.benchmark import BenchmarkRunConfig, benchmark
 from jobs.configure import CONF, main
 from jobs.execute import ClusterConfig
@@ -229,7 +229,7 @@ def test_a_shipped_model_is_what_its_folder_says(folder):
     """It loads with the benchmark's parameters, repeats its command, and is small enough to ship."""
     made, usual = load_train_config(str(folder)), BenchmarkConfig()
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 6_000_000
-    model = load(str(folder), usual.parameters)
+    model = load_model(str(folder), usual.parameters)
     assert sum(p.numel() for p in model.parameters.values()) > 1_200_000
     assert model.resolution == made.side
     said = json.loads((folder / "training.json").read_text())

@@ -18,7 +18,7 @@ from concept_trak.attribution.gradients.pull_back import pull_back
 from concept_trak.attribution.numerics import normal
 from concept_trak.attribution.state import Batch, Probe
 from concept_trak.attribution.trajectory import forward_noise
-from concept_trak.models import load
+from concept_trak.models import load_model
 from tests.models.families import FAMILIES, seeded
 from tests.tolerances import EXACT64
 
@@ -137,8 +137,8 @@ def test_a_kind_is_its_formula_and_its_gradients_are_those_of_autograd(bases, tm
     }
     alphas = {f"{kohya_name(layer)}.alpha": torch.tensor(ALPHA) for layer in layers}
     save_file({**state, **alphas}, tmp_path / "adapter.safetensors")
-    ours = load(str(bases["sd"]), "lora", precision="float64", lora=str(tmp_path / "adapter.safetensors"))
-    base = load(str(bases["sd"]), precision="float64")
+    ours = load_model(str(bases["sd"]), "lora", precision="float64", lora=str(tmp_path / "adapter.safetensors"))
+    base = load_model(str(bases["sd"]), precision="float64")
 
     factors = {key: value.double().requires_grad_() for key, value in state.items()}
     replaced = {f"{layer}.weight": adapted(w, {s: factors[f"{kohya_name(layer)}.{s}"] for s in make(w)}, delta)
@@ -170,7 +170,7 @@ def test_layers_of_sdxl_are_read_by_their_names_in_the_original_code(bases, tmp_
     state = {f"{original}.{suffix}": value for original, layer in names.items()
              for suffix, value in loha(weight_of(bases["sdxl"], layer)).items()}  # fmt: skip
     save_file(state, tmp_path / "sgm.safetensors")
-    ours = load(str(bases["sdxl"]), "lora", lora=str(tmp_path / "sgm.safetensors"))
+    ours = load_model(str(bases["sdxl"]), "lora", lora=str(tmp_path / "sgm.safetensors"))
     assert {name.partition(".hada")[0] for name in ours.parameters} == set(names.values())
 
 
@@ -182,13 +182,13 @@ TEXT_LAYERS = (
 
 @pytest.mark.parametrize("name", TEXT_LAYERS)
 def test_a_loha_of_a_text_encoder_changes_its_encodings(bases, tmp_path, name):
-    base = load(str(bases["sdxl"]))
+    base = load_model(str(bases["sdxl"]))
     encoder = base.text_encoders["text_encoder_2" if "te2" in name else "text_encoder"].model
     layer = name.partition("text_model_")[2].replace("_layers_", ".layers.").replace("_self_attn_", ".self_attn.")
     module = dict(encoder.named_modules())
     w = next(m.weight for path, m in module.items() if path.replace(".", "_").endswith(layer.replace(".", "_")))
     save_file({f"{name}.{suffix}": value for suffix, value in loha(w).items()}, tmp_path / "text.safetensors")
-    ours = load(str(bases["sdxl"]), lora=str(tmp_path / "text.safetensors"))
+    ours = load_model(str(bases["sdxl"]), lora=str(tmp_path / "text.safetensors"))
     assert not torch.allclose(ours.encode(["red"])["text"], base.encode(["red"])["text"])
     assert not any(p.requires_grad for e in ours.text_encoders.values() for p in e.model.parameters())
 
@@ -223,7 +223,7 @@ def test_a_kind_that_is_not_read_is_refused_by_its_name(bases, tmp_path, kind):
     assert w.shape == W.shape, "the cases are made for this layer"
     save_file({f"{kohya_name(ATTENTION)}.{suffix}": v for suffix, v in state.items()}, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match=expected):
-        load(str(bases["sd"]), lora=str(tmp_path / "a.safetensors"))
+        load_model(str(bases["sd"]), lora=str(tmp_path / "a.safetensors"))
 
 
 def test_layers_that_the_model_does_not_have_are_named(bases, tmp_path):
@@ -231,7 +231,7 @@ def test_layers_that_the_model_does_not_have_are_named(bases, tmp_path):
                              ("lora_te2_x", "belongs to text_encoder_2, which this model does not have")):  # fmt: skip
         save_file({f"{prefix}.{suffix}": v for suffix, v in loha(W).items()}, tmp_path / "a.safetensors")
         with pytest.raises(UserError, match=expected):
-            load(str(bases["sd"]), lora=str(tmp_path / "a.safetensors"))
+            load_model(str(bases["sd"]), lora=str(tmp_path / "a.safetensors"))
 
 
 @pytest.mark.parametrize(("peft_config", "options"), [(LoHaConfig, {}), (LoKrConfig, {"decompose_both": True})])
@@ -242,7 +242,7 @@ def test_pefts_own_folders_of_other_kinds_are_its_own_network(bases, tmp_path, p
         torch.manual_seed(0)
         theirs = get_peft_model(pipe.unet, config)
     theirs.save_pretrained(tmp_path)
-    ours = load(str(bases["sd"]), "lora", precision="float64", lora=str(tmp_path))
+    ours = load_model(str(bases["sd"]), "lora", precision="float64", lora=str(tmp_path))
     x_t, cond = normal(ours.shape, 0, 0, "x")[None].double(), ours.encode(["red"])
     with torch.no_grad():
         expected = theirs(x_t, 400, encoder_hidden_states=cond["text"]).sample
@@ -254,7 +254,7 @@ def test_another_type_of_peft_is_refused_by_its_name(bases, tmp_path):
     pipe = StableDiffusionPipeline.from_pretrained(bases["sd"], low_cpu_mem_usage=False)
     get_peft_model(pipe.unet, OFTConfig(r=2, oft_block_size=0, target_modules=["to_q"])).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="OFT"):
-        load(str(bases["sd"]), lora=str(tmp_path))
+        load_model(str(bases["sd"]), lora=str(tmp_path))
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
     state = {"base_model.model.x.lora_A.weight": torch.ones(2, 2), "base_model.model.x.lora_B.weight": torch.ones(2, 2)}
     save_file(state, tmp_path / "adapter_model.safetensors")
@@ -264,7 +264,7 @@ def test_another_type_of_peft_is_refused_by_its_name(bases, tmp_path):
     ):
         (tmp_path / "adapter_config.json").write_text(json.dumps(settings | changed))
         with pytest.raises(UserError, match=expected):
-            load(str(bases["sd"]), lora=str(tmp_path))
+            load_model(str(bases["sd"]), lora=str(tmp_path))
     (tmp_path / "adapter_config.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match=r"adapter_config\.json is not a JSON mapping"):
-        load(str(bases["sd"]), lora=str(tmp_path))
+        load_model(str(bases["sd"]), lora=str(tmp_path))

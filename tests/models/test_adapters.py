@@ -17,7 +17,7 @@ from concept_trak.attribution.gradients.pull_back import pull_back
 from concept_trak.attribution.numerics import normal
 from concept_trak.attribution.state import Batch, Probe
 from concept_trak.attribution.trajectory import forward_noise
-from concept_trak.models import load
+from concept_trak.models import load_model
 from tests.models.families import FAMILIES, seeded
 from tests.tolerances import EXACT64
 
@@ -97,8 +97,8 @@ CASES = [
 def test_a_lora_is_its_product_added_and_its_gradients_are_the_chain_rules(made, tmp_path, base, part, lora, written):
     """dL/dB = s G A^T and dL/dA = s B^T G, with G the gradient in the sum, from the model whose weights hold it."""
     file = made / written / "adapter_model.safetensors"
-    whole = load(str(merged(made / base, part, file, tmp_path / "model")), precision="float64")
-    ours = load(str(made / base), "lora", precision="float64", lora=str(made / lora))
+    whole = load_model(str(merged(made / base, part, file, tmp_path / "model")), precision="float64")
+    ours = load_model(str(made / base), "lora", precision="float64", lora=str(made / lora))
     texts = ("0", "1") if base == "dit" else WORDS
     batch = Batch(("a", "b"), ours.encode(texts), ours.encode(["", ""]), states(ours))
     probe = Probe("forward_noise", "reconstruction_reward", (400,))
@@ -123,8 +123,8 @@ def test_a_lora_is_its_product_added_and_its_gradients_are_the_chain_rules(made,
 
 
 def test_a_lora_of_the_text_encoder_moves_its_encodings(made, tmp_path):
-    base, both = load(str(made / "sd")), load(str(made / "sd"), lora=str(made / "text"))
-    unet_only = load(str(made / "sd"), lora=str(made / "diffusers"))
+    base, both = load_model(str(made / "sd")), load_model(str(made / "sd"), lora=str(made / "text"))
+    unet_only = load_model(str(made / "sd"), lora=str(made / "diffusers"))
     assert torch.equal(unet_only.encode(WORDS)["text"], base.encode(WORDS)["text"])
     assert not torch.allclose(both.encode(WORDS)["text"], base.encode(WORDS)["text"])
     pipe = StableDiffusionPipeline.from_pretrained(made / "sd", low_cpu_mem_usage=False)
@@ -135,23 +135,23 @@ def test_a_lora_of_the_text_encoder_moves_its_encodings(made, tmp_path):
 
 
 def test_what_stands_beside_a_model_makes_it_another_wherever_it_lies(made, tmp_path):
-    base = load(str(made / "sd")).identity()
-    ours = load(str(made / "sd"), lora=str(made / "peft")).identity()
+    base = load_model(str(made / "sd")).identity()
+    ours = load_model(str(made / "sd"), lora=str(made / "peft")).identity()
     assert {name for name in ours if ours[name] != base.get(name)} == {
         "lora/adapter_model.safetensors", "lora/adapter_config.json"}  # fmt: skip
     copy = shutil.copytree(made / "peft", tmp_path / "lora")
-    assert load(str(made / "sd"), lora=str(copy)).identity() == ours
+    assert load_model(str(made / "sd"), lora=str(copy)).identity() == ours
     config = json.loads((copy / "adapter_config.json").read_text()) | {"lora_alpha": 2 * ALPHA}
     (copy / "adapter_config.json").write_text(json.dumps(config))
-    assert load(str(made / "sd"), lora=str(copy)).identity() != ours, "twice the strength is another model"
+    assert load_model(str(made / "sd"), lora=str(copy)).identity() != ours, "twice the strength is another model"
 
 
 def test_a_fine_tune_is_the_model_that_holds_its_weights(made, tmp_path):
     tuned = merged(made / "sd", "unet", made / "peft/adapter_model.safetensors", tmp_path / "tuned")
-    whole, base = load(str(tuned)), load(str(made / "sd"))
+    whole, base = load_model(str(tuned)), load_model(str(made / "sd"))
     (file,) = (tuned / "unet").glob("*.safetensors")
     for weights in (tuned / "unet", file):
-        ours = load(str(made / "sd"), weights=str(weights))
+        ours = load_model(str(made / "sd"), weights=str(weights))
         for name, p in whole.parameters.items():
             assert torch.equal(p, ours.parameters[name])
         assert ours.identity() == whole.identity() != base.identity()
@@ -159,7 +159,7 @@ def test_a_fine_tune_is_the_model_that_holds_its_weights(made, tmp_path):
 
 def embedding(made: Path, *words: str) -> torch.Tensor:
     """The rows of words that the encoder knows, [n, width]."""
-    reader = load(str(made / "sd")).text_encoders["text_encoder"]
+    reader = load_model(str(made / "sd")).text_encoders["text_encoder"]
     ids = [reader.tokenizer.convert_tokens_to_ids(f"{word}</w>") for word in words]
     return reader.model.get_input_embeddings().weight[ids].detach().clone()
 
@@ -167,8 +167,8 @@ def embedding(made: Path, *words: str) -> torch.Tensor:
 @pytest.mark.parametrize("words", [("red",), ("red", "circle")])
 def test_a_token_that_was_taught_a_words_vectors_is_read_as_those_words(made, tmp_path, words):
     save_file({"<new>": embedding(made, *words)}, tmp_path / "new.safetensors")
-    base = load(str(made / "sd"))
-    ours = load(str(made / "sd"), embeddings=[str(tmp_path / "new.safetensors")])
+    base = load_model(str(made / "sd"))
+    ours = load_model(str(made / "sd"), embeddings=[str(tmp_path / "new.safetensors")])
     said, meant = ours.encode(["a <new>", "blue"])["text"], base.encode([f"a {' '.join(words)}", "blue"])["text"]
     torch.testing.assert_close(said, meant)
     assert ours.text_encoders["text_encoder"].length("a <new>") == 3 + len(words), "its tokens count towards the limit"
@@ -179,7 +179,7 @@ def test_a_token_that_was_taught_a_words_vectors_is_read_as_those_words(made, tm
 def test_what_does_not_belong_is_refused(made, tmp_path):
     def refused(what: str, base: str = "sd", **ways) -> None:
         with pytest.raises(UserError, match=what):
-            load(str(made / base), **ways)
+            load_model(str(made / base), **ways)
 
     (tmp_path / "lora.bin").write_bytes(b"pickle")
     refused(

@@ -18,7 +18,7 @@ from concept_trak.attribution.numerics import normal
 from concept_trak.attribution.state import Batch, Probe
 from concept_trak.attribution.trajectory import ddim_inversion, ddim_step, forward_noise, sampling
 from concept_trak.audit.checks import ROUNDING, batch_consistency
-from concept_trak.models import load
+from concept_trak.models import load_model
 from tests import written_out
 from tests.models.families import FAMILIES, Tiny, seeded
 from tests.tolerances import EXACT64, TABLE32
@@ -41,7 +41,7 @@ class Opened:
         return Batch(tuple(f"s{i}" for i in range(b)), d.encode(texts[:b]), d.encode(texts[-1:] * b), self.states(b))
 
     def load(self, *args: Any, **ways: Any) -> Denoiser:
-        return load(str(self.path), *args, **self.tiny.ways, **ways)
+        return load_model(str(self.path), *args, **self.tiny.ways, **ways)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -54,7 +54,7 @@ def family(request, tmp_path_factory) -> Opened:
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval()  # as diffusers would have loaded it: T5 drops out
-    return Opened(tiny, pipe.to(torch.float64), path, load(str(path), **tiny.ways, precision="float64"))
+    return Opened(tiny, pipe.to(torch.float64), path, load_model(str(path), **tiny.ways, precision="float64"))
 
 
 def test_the_prediction_is_affine_and_shaped_like_the_state(family):

@@ -11,7 +11,7 @@ from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.method import METHODS
 from concept_trak.attribution.query import query_batch, require_conditioning, require_conditions
-from concept_trak.models import load, small
+from concept_trak.models import load_model, small
 from tests.models.families import FAMILIES, seeded
 
 LONG = "a red circle a red circle a red circle"  # 9 words and the two tokens around them
@@ -36,7 +36,7 @@ def edit(file, **values) -> None:
 @pytest.mark.parametrize("name", ["stable_diffusion_eps", "sdxl", "sd3_t5"])
 @pytest.mark.parametrize("texts", [(LONG, "a circle"), ("a circle", LONG)])
 def test_a_concept_longer_than_the_model_reads_is_refused_and_a_caption_is_cut(made, name, texts):
-    denoiser = load(str(made[name]))
+    denoiser = load_model(str(made[name]))
     concept = Concept("red", prompt=texts[0], without_prompt=texts[1], samples=1)
     expected = r"^concept 'red': 'a red .*' has 11 tokens, and the model's text_encoder reads 8, .* Shorten it\.$"
     with pytest.raises(ValueError, match=expected):
@@ -53,7 +53,7 @@ def test_a_missing_text_encoder_is_named(made, tmp_path, name, part):
     model = shutil.copytree(made[name], tmp_path / "model")
     shutil.rmtree(model / part)
     with pytest.raises(UserError, match=rf"model' lacks {part}; it needs .*{part}"):
-        load(str(model))
+        load_model(str(model))
 
 
 def test_a_flow_without_its_scheduler_is_refused(made, tmp_path):
@@ -63,21 +63,21 @@ def test_a_flow_without_its_scheduler_is_refused(made, tmp_path):
     edit(model / "model_index.json", scheduler=["diffusers", "DDIMScheduler"])
     expected = r"scheduler is a DDIMScheduler, but the model is a rectified flow; .* Save the pipeline with that"
     with pytest.raises(UserError, match=expected):
-        load(str(model))
+        load_model(str(model))
 
 
 def test_levels_that_depend_on_the_image_are_refused(made, tmp_path):
     model = shutil.copytree(made["sd3_t5"], tmp_path / "model")
     edit(model / "scheduler/scheduler_config.json", use_dynamic_shifting=True)
     with pytest.raises(UserError, match=r"with use_dynamic_shifting and invert_sigmas false"):
-        load(str(model))
+        load_model(str(model))
 
 
 def test_another_prediction_type_is_refused_by_every_family_of_eps_and_v(made, tmp_path):
     model = shutil.copytree(made["sdxl"], tmp_path / "model")
     edit(model / "scheduler/scheduler_config.json", prediction_type="sample")
     with pytest.raises(UserError, match=r"prediction_type='sample'; .*prediction_type epsilon or v_prediction"):
-        load(str(model))
+        load_model(str(model))
 
 
 def test_pickled_weights_of_the_second_encoder_are_not_read(made, tmp_path):
@@ -88,13 +88,13 @@ def test_pickled_weights_of_the_second_encoder_are_not_read(made, tmp_path):
     with pytest.raises(
         ValueError, match=r"text_encoder_2 holds no \.safetensors weights named model\.safetensors, .*; convert them"
     ):
-        load(str(model))
+        load_model(str(model))
 
 
 def test_classes_that_are_none_are_refused_with_those_there_are(made):
     names = {"0": "tench, Tinca tinca", "1": "goldfish", "2": "crane"}
     edit(made["dit"] / "model_index.json", id2label=names)  # as published; diffusers reads it and does not write it
-    model = load(str(made["dit"]))
+    model = load_model(str(made["dit"]))
     expected = (
         r"'shark' is no class of the model; expected a number in 0 \.\.\. 2, or a name such as 'tench', 'Tinca tinca'"
     )
@@ -107,8 +107,8 @@ def test_classes_that_are_none_are_refused_with_those_there_are(made):
 
 def test_a_unet_without_an_empty_class_needs_another_negative(made):
     with pytest.raises(UserError, match=r"no empty class, .* set model\.negative=other_label"):
-        load(str(made["unet_2d"]))
-    model = load(str(made["unet_2d"]), negative="other_label")
+        load_model(str(made["unet_2d"]))
+    model = load_model(str(made["unet_2d"]), negative="other_label")
     assert model.combinations == ("0", "1", "2", "3")
     with pytest.raises(UserError, match=r"the model has no empty class, .* without_labels"):
         model.encode([""])
@@ -118,7 +118,7 @@ def test_classes_that_are_no_numbers_are_refused(made, tmp_path):
     model = shutil.copytree(made["ddpm"], tmp_path / "model")
     edit(model / "unet/config.json", class_embed_type="identity")
     with pytest.raises(UserError, match=r"class_embed_type='identity', whose classes are no numbers; expected"):
-        load(str(model))
+        load_model(str(model))
 
 
 PROMPT = {"prompt": "a dog", "without_prompt": "a"}
@@ -147,18 +147,18 @@ ALONE = {"scope": "local", "image": "dog.png"}
 )
 def test_a_concept_outside_the_models_conditioning_is_refused(made, name, asked, says):
     with pytest.raises(ValueError, match=rf"^concept 'dog': {says}"):
-        require_conditioning(load(str(made[name])), Concept("dog", **asked))
+        require_conditioning(load_model(str(made[name])), Concept("dog", **asked))
 
 
 def test_a_concept_in_the_models_conditioning_is_not(made):
     for name, asked in (("dit", LABELS), ("ddpm", ALONE), ("sdxl", PROMPT)):
-        require_conditioning(load(str(made[name])), Concept("dog", **asked))
+        require_conditioning(load_model(str(made[name])), Concept("dog", **asked))
 
 
 @pytest.mark.parametrize("row", [name for name in METHODS if name not in ("trak", "d_trak", "das")])
 def test_a_row_between_conditions_is_refused_where_there_are_none(made, row):
-    model = load(str(made["ddpm"]))
+    model = load_model(str(made["ddpm"]))
     with pytest.raises(ValueError, match=rf"method={row}: its \w+ side, \w+_\w+, points from one condition to another"):
         require_conditions(model, {row: METHODS[row]})
     require_conditions(model, {"das": METHODS["das"]})
-    require_conditions(load(str(made["dit"])), METHODS)
+    require_conditions(load_model(str(made["dit"])), METHODS)

@@ -10,7 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
 from concept_trak import UserError
-from concept_trak.models import load
+from concept_trak.models import load_model
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def edit(file: Path, **values) -> None:
 
 def test_a_copy_elsewhere_is_the_same_model(path, tmp_path):
     copy = shutil.copytree(path, tmp_path / "model")
-    assert load(str(copy)).identity() == load(str(path)).identity()
+    assert load_model(str(copy)).identity() == load_model(str(path)).identity()
 
 
 @pytest.mark.parametrize(
@@ -39,27 +39,27 @@ def test_a_copy_elsewhere_is_the_same_model(path, tmp_path):
 )
 def test_one_byte_of_a_weight_makes_another_model(saved, tmp_path, kind, part):
     model = shutil.copytree(saved(kind), tmp_path / "model")
-    before = load(str(model)).identity()
+    before = load_model(str(model)).identity()
     content = bytearray(weights(model / part).read_bytes())
     content[-3] ^= 1
     weights(model / part).write_bytes(content)
-    after = load(str(model)).identity()
+    after = load_model(str(model)).identity()
     changed = {name for name in before | after if before.get(name) != after.get(name)}
     assert changed == {weights(model / part).relative_to(model).as_posix()}
 
 
 @pytest.mark.parametrize("values", [{"beta_end": 0.021}, {"prediction_type": "v_prediction"}])
 def test_another_noise_process_makes_another_model(model, values):
-    before = load(str(model)).identity()
+    before = load_model(str(model)).identity()
     edit(model / "scheduler/scheduler_config.json", **values)
-    after = load(str(model)).identity()
+    after = load_model(str(model)).identity()
     assert {name for name in before if before[name] != after[name]} == {"schedule"}
 
 
 def test_the_tokenizer_is_part_of_the_model(model):
-    before = load(str(model)).identity()
+    before = load_model(str(model)).identity()
     edit(model / "tokenizer/tokenizer_config.json", model_max_length=7)
-    assert load(str(model)).identity() != before
+    assert load_model(str(model)).identity() != before
 
 
 def gone(model):
@@ -170,14 +170,14 @@ REFUSALS = {
 def test_a_directory_that_is_no_such_pipeline_is_refused_with_the_remedy(model, spoil):
     spoil(model)
     with pytest.raises(UserError, match=REFUSALS[spoil]):
-        load(str(model))
+        load_model(str(model))
 
 
 def test_another_class_of_pipeline_is_refused_with_those_that_open(model):
     edit(model / "model_index.json", _class_name="FluxPipeline")
     expected = r"is a FluxPipeline, which no family here opens; expected one of DDIMPipeline, .*XLPipeline"
     with pytest.raises(UserError, match=expected):
-        load(str(model))
+        load_model(str(model))
 
 
 def test_a_pattern_without_parameters_is_refused_with_what_there_is(saved):
@@ -185,4 +185,4 @@ def test_a_pattern_without_parameters_is_refused_with_what_there_is(saved):
     with pytest.raises(
         ValueError, match=r"matches none of the \d+ tensors .* A LoRA is loaded by model\.lora=.* " + has
     ):
-        load(str(saved("latents")), "lora")
+        load_model(str(saved("latents")), "lora")

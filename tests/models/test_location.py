@@ -16,7 +16,7 @@ from moto.server import ThreadedMotoServer
 from safetensors.torch import load_file, save, save_file
 
 from concept_trak import UserError
-from concept_trak.models import load
+from concept_trak.models import load_model
 from concept_trak.models.location import cache_root, cached_folder, local_path, needed_files
 from tests.models.original import original_checkpoint, tiny_pipeline
 
@@ -50,24 +50,24 @@ def remote(saved, request):
 
 def test_a_model_on_object_storage_is_the_model_and_fetched_once(saved, remote, cache, monkeypatch):
     fs, root = remote
-    assert load(f"memory:/{root}").identity() == load(str(saved("latents"))).identity()
+    assert load_model(f"memory:/{root}").identity() == load_model(str(saved("latents"))).identity()
     (copy,) = [p for p in cache.iterdir() if p.is_dir()]
     names = {p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file()}
     assert names == set(needed_files([f.removeprefix(f"{root}/") for f in fs.find(root)]))
     assert not names & {"README.md", "v1-5-pruned.safetensors", "unet/diffusion_pytorch_model.bin"}
     monkeypatch.setattr(type(fs), "get_file", lambda *args, **ways: pytest.fail("fetched again"))
-    assert load(f"memory:/{root}")
+    assert load_model(f"memory:/{root}")
 
 
 def test_a_model_that_changed_is_fetched_again(saved, remote):
     _, root = remote
-    before = load(f"memory:/{root}").identity()
+    before = load_model(f"memory:/{root}").identity()
     state = load_file(saved("latents") / "unet/diffusion_pytorch_model.safetensors")
     state["conv_in.bias"] += 1
     name = f"{root}/unet/diffusion_pytorch_model.safetensors"
     with fsspec.open(f"memory:/{name}", "wb") as file:
         file.write(save(state, {"format": "pt"}))
-    assert load(f"memory:/{root}").identity() != before
+    assert load_model(f"memory:/{root}").identity() != before
 
 
 def test_workers_of_a_node_fetch_once_and_one_that_dies_leaves_nothing(cache):
@@ -90,11 +90,11 @@ def test_workers_of_a_node_fetch_once_and_one_that_dies_leaves_nothing(cache):
 
 def test_an_adapter_may_be_remote_too(saved, remote, tmp_path):
     fs, root = remote
-    base = load(str(saved("latents")))
+    base = load_model(str(saved("latents")))
     width = base.text_encoders["text_encoder"].model.config.hidden_size
     save_file({"emb_params": torch.randn(1, width)}, tmp_path / "style.safetensors")
     fs.pipe_file(f"{root}/e/style.safetensors", (tmp_path / "style.safetensors").read_bytes())
-    ours = load(str(saved("latents")), embeddings=[f"memory:/{root}/e/style.safetensors"])
+    ours = load_model(str(saved("latents")), embeddings=[f"memory:/{root}/e/style.safetensors"])
     assert not torch.equal(ours.encode(["a style"])["text"], base.encode(["a style"])["text"])
 
 
@@ -110,11 +110,11 @@ def test_s3_is_read_through_s3fs(saved, monkeypatch):
         boto3.Session().client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="models")
         fsspec.config.conf.clear()
         upload(saved("latents"), fsspec.filesystem("s3", skip_instance_cache=True), "models/sd")
-        assert load("s3://models/sd").identity() == load(str(saved("latents"))).identity()
+        assert load_model("s3://models/sd").identity() == load_model(str(saved("latents"))).identity()
         with pytest.raises(
             UserError, match=r"model\.path='s3://models/nothing' does not exist, or holds no safetensors"
         ):
-            load("s3://models/nothing")
+            load_model("s3://models/nothing")
     finally:
         moto.stop()
 
@@ -132,7 +132,7 @@ def test_s3_is_read_through_s3fs(saved, monkeypatch):
 )  # fmt: skip
 def test_what_is_not_there_is_one_message(address, expected):
     with pytest.raises(UserError, match=expected):
-        load(address)
+        load_model(address)
 
 
 def test_a_home_folder_and_a_file_address_are_paths(saved, monkeypatch):
@@ -152,7 +152,7 @@ def in_hub_cache(folder: Path, repository: str, revision: str = "main") -> None:
 @pytest.mark.parametrize("address", ["org/model", "org/model@v2"])
 def test_a_hub_id_that_is_in_the_cache_is_read_without_a_network(saved, address):
     in_hub_cache(saved("latents"), "org/model", "v2" if "@" in address else "main")
-    assert load(address).identity() == load(str(saved("latents"))).identity()
+    assert load_model(address).identity() == load_model(str(saved("latents"))).identity()
 
 
 def test_a_hub_id_is_fetched_by_the_files_that_the_model_loads(saved, monkeypatch):
@@ -168,9 +168,9 @@ def test_a_hub_id_is_fetched_by_the_files_that_the_model_loads(saved, monkeypatc
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, repository, revision: names + strays)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert load("org/model")
+    assert load_model("org/model")
     scheduler = "scheduler/scheduler_config.json"
-    assert set(load("org/model").identity()) - {"schedule"} | {"model_index.json", scheduler} == set(fetched[0])
+    assert set(load_model("org/model").identity()) - {"schedule"} | {"model_index.json", scheduler} == set(fetched[0])
 
 
 def test_a_hub_that_cannot_be_reached_is_one_message_and_its_cache_still_serves(saved, monkeypatch):
@@ -187,9 +187,9 @@ def test_a_hub_that_cannot_be_reached_is_one_message_and_its_cache_still_serves(
     with pytest.raises(
         UserError, match=r"cannot be fetched \(ConnectError\); check the name, the network and HF_TOKEN"
     ):
-        load("org/model")
+        load_model("org/model")
     in_hub_cache(saved("latents"), "org/model")
-    assert load("org/model").identity() == load(str(saved("latents"))).identity()
+    assert load_model("org/model").identity() == load_model(str(saved("latents"))).identity()
 
 
 def settings_of(pipe, folder: Path) -> Path:
@@ -205,7 +205,7 @@ def test_an_original_checkpoint_is_the_pipeline_that_it_was_made_from(tmp_path, 
     checkpoint = original_checkpoint(pipe, tmp_path / "v1-5-pruned.safetensors")
     in_hub_cache(settings_of(pipe, tmp_path / "settings"), SD15)
     pipe.save_pretrained(tmp_path / "whole")
-    ours, whole = load(str(checkpoint)), load(str(tmp_path / "whole"))
+    ours, whole = load_model(str(checkpoint)), load_model(str(tmp_path / "whole"))
     for name, p in whole.parameters.items():
         assert torch.equal(ours.parameters[name], p), name
     assert torch.equal(ours.encode(["red"])["text"], whole.encode(["red"])["text"])
@@ -214,7 +214,7 @@ def test_an_original_checkpoint_is_the_pipeline_that_it_was_made_from(tmp_path, 
     (converted,) = [p for p in cache.iterdir() if p.is_dir()]
     assert ours.path == converted
     before = converted.stat().st_mtime_ns
-    assert load(str(checkpoint)).identity() == ours.identity()
+    assert load_model(str(checkpoint)).identity() == ours.identity()
     assert converted.stat().st_mtime_ns == before, "converted a second time"
 
 
@@ -224,7 +224,7 @@ def test_an_original_checkpoint_without_its_configuration_names_the_command(tmp_
         rf"configuration is that of {SD15}: .* run `hf download .*from_single_file\('.*model.safetensors', config="
     )
     with pytest.raises(UserError, match=expected):
-        load(str(checkpoint))
+        load_model(str(checkpoint))
 
 
 def test_the_command_that_is_named_converts_without_a_network(tmp_path):
@@ -234,7 +234,7 @@ def test_the_command_that_is_named_converts_without_a_network(tmp_path):
     pipe.save_pretrained(tmp_path / "base")
     made = type(pipe).from_single_file(str(checkpoint), config=str(tmp_path / "base"), safety_checker=None)
     made.save_pretrained(tmp_path / "converted")
-    ours, whole = load(str(tmp_path / "converted")), load(str(tmp_path / "base"))
+    ours, whole = load_model(str(tmp_path / "converted")), load_model(str(tmp_path / "base"))
     assert all(torch.equal(ours.parameters[name], p) for name, p in whole.parameters.items())
 
 
@@ -245,26 +245,26 @@ def test_a_checkpoint_that_lacks_weights_is_refused_and_not_filled_with_random_o
     save_file(state, tmp_path / "model.safetensors")
     in_hub_cache(settings_of(pipe, tmp_path / "settings"), SD15)
     with pytest.raises(UserError, match=r"model\.safetensors' cannot be converted|lacks 1 weights"):
-        load(str(tmp_path / "model.safetensors"))
+        load_model(str(tmp_path / "model.safetensors"))
     assert not [p for p in cache.glob("*") if p.is_dir()]
 
 
 def test_one_file_of_another_kind_is_refused_with_the_key_it_belongs_to(saved, tmp_path):
     network = saved("latents") / "unet/diffusion_pytorch_model.safetensors"
     with pytest.raises(UserError, match=r"is one file and no original checkpoint .* are given as model\.weights"):
-        load(str(network))
+        load_model(str(network))
     (tmp_path / "model.ckpt").write_bytes(b"pickle")
     with pytest.raises(UserError, match=r"model\.ckpt' is no \.safetensors file; .* pickled weights can run code"):
-        load(str(tmp_path / "model.ckpt"))
+        load_model(str(tmp_path / "model.ckpt"))
     checkpoint = original_checkpoint(tiny_pipeline(), tmp_path / "whole.safetensors")
     with pytest.raises(UserError, match=r"is an original checkpoint, which holds a whole pipeline; .*config='<base>'"):
-        load(str(saved("latents")), weights=str(checkpoint))
+        load_model(str(saved("latents")), weights=str(checkpoint))
 
 
 def test_a_cache_that_cannot_be_written_names_the_variable(monkeypatch, remote, tmp_path):
     monkeypatch.setenv("CONCEPT_TRAK_CACHE", "/proc/nowhere")
     with pytest.raises(UserError, match="CONCEPT_TRAK_CACHE"):
-        load(f"memory:/{remote[1]}")
+        load_model(f"memory:/{remote[1]}")
     monkeypatch.delenv("CONCEPT_TRAK_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_root() == tmp_path / "concept-trak"

@@ -15,7 +15,7 @@ from sentencepiece import SentencePieceTrainer
 from transformers import CLIPTextModel
 
 from concept_trak import UserError
-from concept_trak.models import load
+from concept_trak.models import load_model
 from concept_trak.models.pipeline_folder import choose_files
 from tests.models.families import FAMILIES, seeded
 
@@ -39,7 +39,7 @@ def renamed(folder: Path, variant: str) -> None:
 
 def test_weights_that_exist_in_half_precision_alone_are_read(saved, model):
     renamed(model, "fp16")
-    ours, whole = load(str(model)), load(str(saved("latents")))
+    ours, whole = load_model(str(model)), load_model(str(saved("latents")))
     for name, p in whole.parameters.items():
         assert torch.equal(ours.parameters[name], p.half().float())
     assert "unet/diffusion_pytorch_model.fp16.safetensors" in ours.identity()
@@ -49,24 +49,24 @@ def test_two_variants_and_no_plain_weights_are_refused_with_both_names(model):
     plain = model / "unet/diffusion_pytorch_model.safetensors"
     for variant in ("fp16", "non_ema"):
         shutil.copy(plain, plain.with_suffix(f".{variant}.safetensors"))
-    assert load(str(model)), "plain weights are taken before any variant"
+    assert load_model(str(model)), "plain weights are taken before any variant"
     plain.unlink()
     with pytest.raises(
         UserError, match="holds weights of the variants fp16, non_ema, and none without a variant; keep"
     ):
-        load(str(model))
+        load_model(str(model))
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
 @pytest.mark.parametrize("part", ["unet", "text_encoder"])
 def test_shards_with_an_index_are_read(saved, model, part, variant):
-    whole = load(str(saved("latents")))
+    whole = load_model(str(saved("latents")))
     kind = {"unet": UNet2DConditionModel, "text_encoder": CLIPTextModel}[part]
     options = {"low_cpu_mem_usage": False} if part == "unet" else {}
     network = kind.from_pretrained(model / part, **options)
     shutil.rmtree(model / part)
     network.save_pretrained(model / part, max_shard_size="100KB", variant=variant)
-    ours = load(str(model))
+    ours = load_model(str(model))
     names = [name for name in ours.identity() if name.startswith(f"{part}/")]
     assert sum("-of-" in name for name in names) > 1
     assert any(".index." in name for name in names)
@@ -78,15 +78,15 @@ def test_shards_with_an_index_are_read(saved, model, part, variant):
 
 
 def test_files_that_the_pipeline_does_not_load_are_no_part_of_its_identity(model):
-    before = load(str(model)).identity()
-    assert load(str(model)).unused_files() == []
+    before = load_model(str(model)).identity()
+    assert load_model(str(model)).unused_files() == []
     for stray in ("unet/.DS_Store", "README.md", "unet/README.md", "vae/notes.pdf", "v1-5-pruned.safetensors",
                   "unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.bin",
                   "tokenizer/.gitattributes", "text_encoder/flax_model.msgpack"):  # fmt: skip
         (model / stray).write_bytes(b"anything")
-    assert load(str(model)).identity() == before
-    assert len(load(str(model)).unused_files()) == 9, "each is named before a run"
-    assert "unet/README.md" in load(str(model)).unused_files()
+    assert load_model(str(model)).identity() == before
+    assert len(load_model(str(model)).unused_files()) == 9, "each is named before a run"
+    assert "unet/README.md" in load_model(str(model)).unused_files()
 
 
 def test_a_whole_file_beside_shards_is_what_the_library_would_read():
@@ -101,12 +101,12 @@ def test_a_whole_file_beside_shards_is_what_the_library_would_read():
 def test_a_network_without_a_size_is_refused_with_the_setting(model):
     edit(model / "unet/config.json", sample_size=None)
     with pytest.raises(UserError, match=r"unet/config.json has sample_size null; set it to the side of the latents"):
-        load(str(model))
+        load_model(str(model))
 
 
 def test_a_size_that_is_no_square_is_the_shape_of_states(model):
     edit(model / "unet/config.json", sample_size=[6, 8])
-    denoiser = load(str(model))
+    denoiser = load_model(str(model))
     assert denoiser.shape == (4, 6, 8)
     assert denoiser.to_latent(torch.zeros(1, 3, 12, 16)).shape[1:] == denoiser.shape
 
@@ -116,7 +116,7 @@ def test_an_inpainting_network_is_refused_before_its_first_call(model):
     shutil.rmtree(model / "unet")
     UNet2DConditionModel.from_config(network).save_pretrained(model / "unet")
     with pytest.raises(UserError, match=r"takes 9 channels and the VAE has 4; .* An inpainting model"):
-        load(str(model))
+        load_model(str(model))
 
 
 def test_a_tokenizer_with_a_sentencepiece_model_alone_is_read(tmp_path):
@@ -132,9 +132,9 @@ def test_a_tokenizer_with_a_sentencepiece_model_alone_is_read(tmp_path):
     shutil.copy(tmp_path / "spiece.model", path / "tokenizer/spiece.model")
     settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": 512}
     (path / "tokenizer/tokenizer_config.json").write_text(json.dumps(settings))
-    tokenizer = load(str(path)).text_encoders["text_encoder"].tokenizer
+    tokenizer = load_model(str(path)).text_encoders["text_encoder"].tokenizer
     assert tokenizer.decode(tokenizer("a red circle").input_ids, skip_special_tokens=True) == "a red circle"
-    assert "tokenizer/spiece.model" in load(str(path)).identity()
+    assert "tokenizer/spiece.model" in load_model(str(path)).identity()
 
 
 OLD = (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn"))
@@ -145,7 +145,7 @@ def test_the_attentions_old_names_are_the_same_network(tmp_path, by):
     """A DDPM of 2022 calls its attention's matrices query, key, value and proj_attn."""
     path = tmp_path / "ddpm"
     seeded(FAMILIES["ddpm"].build).save_pretrained(path)
-    whole = load(str(path))
+    whole = load_model(str(path))
     old = shutil.copytree(path, tmp_path / "old")
     file = old / "unet/diffusion_pytorch_model.safetensors"
     state = load_file(file)
@@ -153,7 +153,7 @@ def test_the_attentions_old_names_are_the_same_network(tmp_path, by):
         state = {key.replace(f".{new}.", f".{before}."): value for key, value in state.items()}
     save_file(state, file, {"format": "pt"})
     assert any(".query." in key for key in state)
-    ours = load(str(old)) if by == "model.path" else load(str(path), weights=str(file))
+    ours = load_model(str(old)) if by == "model.path" else load_model(str(path), weights=str(file))
     for name, p in whole.parameters.items():
         assert torch.equal(ours.parameters[name], p)
 
@@ -166,7 +166,7 @@ def test_weights_that_are_not_finite_are_named(model):
     with pytest.raises(
         UserError, match=r"unet: conv_in\.weight has weights that are not finite in torch\.float32; exp"
     ):
-        load(str(model))
+        load_model(str(model))
 
 
 def test_weights_beyond_float16_name_the_precision(model):
@@ -174,9 +174,9 @@ def test_weights_beyond_float16_name_the_precision(model):
     state = load_file(file)
     state["conv_in.weight"][0, 0, 0, 0] = 1e6
     save_file(state, file, {"format": "pt"})
-    assert load(str(model))
+    assert load_model(str(model))
     with pytest.raises(UserError, match=r"not finite in torch\.float16: set model\.precision=float32 or bfloat16"):
-        load(str(model), precision="float16")
+        load_model(str(model), precision="float16")
 
 
 def test_a_fine_tune_that_does_not_fit_is_refused_in_one_line(model, tmp_path):
@@ -189,9 +189,9 @@ def test_a_fine_tune_that_does_not_fit_is_refused_in_one_line(model, tmp_path):
         r"another shape \(conv_out.bias, \.\.\.\); expected one that was trained on this base$"
     )
     with pytest.raises(UserError, match=expected):
-        load(str(model), weights=str(tmp_path / "tuned.safetensors"))
+        load_model(str(model), weights=str(tmp_path / "tuned.safetensors"))
     with pytest.raises(UserError, match=r"is a whole pipeline; set model\.path to it, or model\.weights to its unet"):
-        load(str(model), weights=str(model))
+        load_model(str(model), weights=str(model))
 
 
 CLASSES = [
@@ -210,7 +210,7 @@ CLASSES = [
 def test_a_class_outside_the_list_is_never_loaded(model, part, entry, expected):
     edit(model / "model_index.json", **{part: entry})
     with pytest.raises(UserError, match=expected):
-        load(str(model))
+        load_model(str(model))
 
 
 def test_code_beside_a_tokenizer_is_not_run_and_not_asked_about(model, tmp_path):
@@ -218,7 +218,7 @@ def test_code_beside_a_tokenizer_is_not_run_and_not_asked_about(model, tmp_path)
     marker = tmp_path / "ran"
     (model / "tokenizer/evil.py").write_text(f"open({str(marker)!r}, 'w')\nclass Evil: pass\n")
     edit(model / "tokenizer/tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", None]})
-    program = f"from concept_trak.models import load; load({str(model)!r})"
+    program = f"from concept_trak.models import load_model; load_model({str(model)!r})"
     done = subprocess.run([sys.executable, "-c", program], input="y\n" * 9, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
     assert not marker.exists()
@@ -229,7 +229,7 @@ def test_code_beside_a_tokenizer_is_not_run_and_not_asked_about(model, tmp_path)
 def test_json_of_any_depth_is_one_message(model, file):
     (model / file).write_text("[" * 100_000)
     with pytest.raises(UserError, match=rf"{file} is not a JSON mapping"):
-        load(str(model))
+        load_model(str(model))
 
 
 @pytest.mark.parametrize(
@@ -239,13 +239,13 @@ def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(model, file):
     (model / file).unlink(missing_ok=True)
     os.mkfifo(model / file)
     with pytest.raises(UserError, match=r"is no regular file"):
-        load(str(model))
+        load_model(str(model))
 
 
 def test_a_quantized_part_is_refused(model):
     edit(model / "unet/config.json", quantization_config={"quant_method": "bitsandbytes"})
     with pytest.raises(UserError, match="unet is quantized, which has no gradients"):
-        load(str(model))
+        load_model(str(model))
 
 
 def test_loading_prints_nothing(saved, tmp_path):
@@ -254,8 +254,8 @@ def test_loading_prints_nothing(saved, tmp_path):
     seeded(FAMILIES["sd3"].build).save_pretrained(sd3)
     program = (
         "import logging, concept_trak.models\n"
-        f"concept_trak.models.load({str(saved('latents'))!r})\n"
-        f"concept_trak.models.load({str(sd3)!r}, precision='bfloat16')\n"
+        f"concept_trak.models.load_model({str(saved('latents'))!r})\n"
+        f"concept_trak.models.load_model({str(sd3)!r}, precision='bfloat16')\n"
         "from concept_trak.models import small; small.pixel_pipeline(0)\n"
         "logging.getLogger('transformers.utils.import_utils').warning('a real one')\n"
     )
@@ -268,5 +268,5 @@ def test_tensors_without_a_place_are_counted(model, caplog):
     file = model / "unet/diffusion_pytorch_model.safetensors"
     save_file(load_file(file) | {"extra.weight": torch.zeros(1)}, file, {"format": "pt"})
     with caplog.at_level("WARNING", logger="concept_trak"):
-        load(str(model))
+        load_model(str(model))
     assert [r.getMessage() for r in caplog.records if "extra.weight" in r.getMessage() and r.name.startswith("concept")]

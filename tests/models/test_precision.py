@@ -19,7 +19,7 @@ from concept_trak.attribution.numerics import normal
 from concept_trak.attribution.projector import Projector
 from concept_trak.attribution.state import Batch, Direction, Probe
 from concept_trak.attribution.trajectory import TRAJECTORIES
-from concept_trak.models import load, small
+from concept_trak.models import load_model, small
 from tests.tolerances import EXACT64, least_cosine_of, rounding
 
 CAPTIONS = ["a red circle", "a blue square", "blue"]
@@ -38,7 +38,7 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def opened(path: Path, dtype: torch.dtype, device: str = "cpu") -> Denoiser:
-    return load(str(path), r"\.(weight|bias)$", device=device, precision=str(dtype).removeprefix("torch."))
+    return load_model(str(path), r"\.(weight|bias)$", device=device, precision=str(dtype).removeprefix("torch."))
 
 
 def batch(denoiser: Denoiser) -> Batch:

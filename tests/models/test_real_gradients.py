@@ -18,7 +18,7 @@ from concept_trak.attribution.numerics import normal
 from concept_trak.attribution.projector import Projector
 from concept_trak.attribution.state import Batch, Probe
 from concept_trak.attribution.trajectory import forward_noise
-from concept_trak.models import load
+from concept_trak.models import load_model
 from tests import written_out
 from tests.tolerances import BATCH32, EXACT64, GUIDED32, NOTHING
 
@@ -41,7 +41,7 @@ def test_every_parameter_is_pulled_back_by_its_layer(saved, kind, parameters, al
     """`alone`: how many have no layer. Of a transformer it is the last table of shifts, which the network itself holds;
     those of the blocks are replayed.
     """
-    denoiser = load(str(saved(kind)), parameters, precision="float64")
+    denoiser = load_model(str(saved(kind)), parameters, precision="float64")
     (state,) = forward_noise(denoiser, batch(denoiser).rows(slice(0, 3)), Probe("forward_noise", direction, (400,)), 0)
 
     def pointer(s, seen):
@@ -70,7 +70,7 @@ def test_every_parameter_is_pulled_back_by_its_layer(saved, kind, parameters, al
 @pytest.mark.parametrize("direction", [name for name in written_out.LOSSES if name != "concept_reward"])
 def test_a_direction_pulled_back_is_the_gradient_of_its_loss(path, direction):
     """J^T v of every parameter against autograd through the published loss, which forms no v."""
-    denoiser, probe = load(str(path), precision="float64"), Probe("forward_noise", direction, (400,))
+    denoiser, probe = load_model(str(path), precision="float64"), Probe("forward_noise", direction, (400,))
     given = {"target": torch.full(denoiser.shape, 0.1).double(), "classifier": lambda x_0: x_0.flatten(1).sin().sum(1)}
     b = replace(batch(denoiser).rows(slice(0, 2)), **given)
     (state,) = forward_noise(denoiser, b, probe, 0)
@@ -84,7 +84,7 @@ def test_a_direction_pulled_back_is_the_gradient_of_its_loss(path, direction):
 
 def test_the_common_layers_have_rules(path):
     """Only the pooled text's position, one small vector, and a transformer's tables of shifts have none."""
-    network = load(str(path)).network
+    network = load_model(str(path)).network
     owners = [m for m in network.modules() if next(m.parameters(recurse=False), None) is not None]
     others = {"AttentionPooling", "BasicTransformerBlock", "PixArtTransformer2DModel"}
     assert {type(m).__name__ for m in owners if not has_rule(m)} <= others, "a common layer goes one by one"
@@ -105,7 +105,7 @@ def test_a_feature_does_not_depend_on_its_batch(path, name, dtype, tolerance):
     """Few states of each kind; in float32 the kernels chosen for a batch of four round differently."""
     row, denoiser, projector = (
         METHODS[name],
-        load(str(path), precision=str(dtype).removeprefix("torch.")),
+        load_model(str(path), precision=str(dtype).removeprefix("torch.")),
         Projector("sketch", 256),
     )
     probe = replace(row.train, times=(100, 500, 900), points=13, every=5)

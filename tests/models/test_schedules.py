@@ -13,7 +13,7 @@ from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.attribution.numerics import normal
 from concept_trak.attribution.state import Batch, Probe
 from concept_trak.attribution.trajectory import ddim_inversion, sampling
-from concept_trak.models import load
+from concept_trak.models import load_model
 from tests.tolerances import EXACT64
 
 COSINE = {"beta_schedule": "squaredcos_cap_v2"}
@@ -35,7 +35,7 @@ def own_schedule(path: str) -> torch.Tensor:
 @pytest.mark.parametrize("settings", [COSINE, {"trained_betas": [1e-4 + 2e-5 * i for i in range(1000)]}], ids=str)
 def test_a_schedule_of_any_shape_is_the_schedulers_own(saved, tmp_path, settings, prediction_type):
     path = with_scheduler(saved("latents"), tmp_path / "m", prediction_type=prediction_type, **settings)
-    d, own = load(path), own_schedule(path)
+    d, own = load_model(path), own_schedule(path)
     kept = own[list(d.schedule.times)]
     assert torch.equal(d.alpha, kept.sqrt())
     torch.testing.assert_close(d.alpha**2 + d.sigma**2, torch.ones(1000, dtype=torch.float64))
@@ -59,7 +59,7 @@ def optimal(d: Denoiser, times: torch.Tensor, x_t: torch.Tensor) -> torch.Tensor
                                       ZERO_SNR | {"prediction_type": "v_prediction"}], ids=str)  # fmt: skip
 def test_paths_over_a_schedule_that_ends_in_pure_noise_are_those_of_the_flow(saved, tmp_path, settings):
     """x_t = (s_t / s_T) x_T with s_t^2 = alpha_t^2 SPREAD^2 + sigma_t^2, in closed form, up to the steps' length."""
-    d = load(with_scheduler(saved("latents"), tmp_path / "m", **settings), precision="float64")
+    d = load_model(with_scheduler(saved("latents"), tmp_path / "m", **settings), precision="float64")
     d.denoising = d.denoising._replace(predict=lambda network, x_t, times, cond: optimal(d, times, x_t))
     x_0 = SPREAD * torch.stack([normal(d.shape, 0, i, "x") for i in range(2)]).double()
     batch = Batch(("a", "b"), d.encode(["red", "blue"]), d.encode(["", ""]), x_0)
@@ -74,7 +74,7 @@ def test_paths_over_a_schedule_that_ends_in_pure_noise_are_those_of_the_flow(sav
 def test_cosine_epsilon_ends_where_alpha_still_determines_x_0(saved, tmp_path):
     """Its last steps divide by 5e-5; ours end at the same alpha as the linear schedule of Ho et al."""
     path = with_scheduler(saved("latents"), tmp_path / "m", prediction_type="epsilon", **COSINE)
-    d = load(path)
+    d = load_model(path)
     assert 5e-3 < d.alpha[-1] < 1e-2
     assert own_schedule(path)[-1].sqrt() < 1e-4
     assert d.schedule.times[-1] == 995
@@ -82,7 +82,7 @@ def test_cosine_epsilon_ends_where_alpha_still_determines_x_0(saved, tmp_path):
 
 def test_cosine_v_has_every_step(saved, tmp_path):
     path = with_scheduler(saved("latents"), tmp_path / "m", prediction_type="v_prediction", **COSINE)
-    assert load(path).schedule.times == tuple(range(1000))
+    assert load_model(path).schedule.times == tuple(range(1000))
 
 
 @pytest.mark.parametrize("scheduler", ["DDIMScheduler", "EulerDiscreteScheduler", "DDPMScheduler"])
@@ -92,19 +92,19 @@ def test_zero_terminal_snr_with_epsilon_is_refused_when_loaded(saved, tmp_path, 
     index = Path(path) / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"scheduler": ["diffusers", scheduler]}))
     with pytest.raises(UserError, match=r"epsilon' and zero-terminal SNR: .* set prediction_type to v_prediction"):
-        load(path)
+        load_model(path)
 
 
 def test_zero_terminal_snr_by_its_betas_alone_is_refused_too(saved, tmp_path):
     betas = [0.01] * 999 + [1.0]
     path = with_scheduler(saved("latents"), tmp_path / "m", prediction_type="epsilon", trained_betas=betas)
     with pytest.raises(UserError, match="zero-terminal SNR"):
-        load(path)
+        load_model(path)
 
 
 def test_zero_terminal_snr_with_v_reconstructs_from_pure_noise(saved, tmp_path):
     path = with_scheduler(saved("latents"), tmp_path / "m", prediction_type="v_prediction", **ZERO_SNR)
-    d = load(path, precision="float64")
+    d = load_model(path, precision="float64")
     assert d.alpha[-1] == 0
     x_t = normal(d.shape, 0, 0, "x")[None].double()
     with torch.no_grad():
@@ -118,7 +118,7 @@ def test_zero_terminal_snr_with_v_reconstructs_from_pure_noise(saved, tmp_path):
 def test_another_number_of_steps_is_spread_over_our_times(saved, tmp_path, steps):
     path = with_scheduler(saved("latents"), tmp_path / "m", num_train_timesteps=steps, prediction_type="v_prediction",
                           beta_start=0.1 / steps, beta_end=20 / steps)  # fmt: skip
-    d, own = load(path, precision="float64"), own_schedule(path)
+    d, own = load_model(path, precision="float64"), own_schedule(path)
     assert (d.schedule.times[0], d.schedule.times[-1]) == (0, steps - 1)
     t, told = 500, round(500 / 999 * (steps - 1))
     assert d.schedule.times[t] == told
@@ -129,7 +129,7 @@ def test_another_number_of_steps_is_spread_over_our_times(saved, tmp_path, steps
         eps = d(x_t, t, cond).eps
     expected = d.sigma[t] * x_t + d.alpha[t] * raw
     assert (eps - expected).norm() < EXACT64 * expected.norm()
-    assert d.identity()["schedule"] != load(str(saved("latents"))).identity()["schedule"]
+    assert d.identity()["schedule"] != load_model(str(saved("latents"))).identity()["schedule"]
 
 
 @pytest.mark.parametrize(
@@ -140,4 +140,4 @@ def test_another_number_of_steps_is_spread_over_our_times(saved, tmp_path, steps
 def test_betas_that_make_no_noise_process_are_refused(saved, tmp_path, betas, expected):
     path = with_scheduler(saved("latents"), tmp_path / "m", prediction_type="epsilon", trained_betas=betas)
     with pytest.raises(UserError, match=expected):
-        load(path)
+        load_model(path)

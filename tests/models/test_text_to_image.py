@@ -10,7 +10,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from concept_trak.attribution.numerics import normal
 from concept_trak.attribution.trajectory import ddim_step
-from concept_trak.models import load, small
+from concept_trak.models import load_model, small
 from tests.tolerances import EXACT64, TABLE32
 
 TEXTS = ["a red circle", "", "a blue square"]
@@ -40,7 +40,7 @@ def states(denoiser, b=3, dtype=torch.float64):
 
 @pytest.mark.parametrize("t", [0, 499, 999])
 def test_the_prediction_is_the_networks_own(path, t):
-    denoiser, scheduler = load(str(path), precision="float64"), DDIMScheduler.from_pretrained(path / "scheduler")
+    denoiser, scheduler = load_model(str(path), precision="float64"), DDIMScheduler.from_pretrained(path / "scheduler")
     x_t, cond = states(denoiser), denoiser.encode(TEXTS)
     with torch.no_grad():
         seen = denoiser(x_t, t, cond)
@@ -64,7 +64,7 @@ def test_a_step_is_diffusers_own(saved, tmp_path, kind, prediction_type, t, eta)
     """Both parametrisations of one network: the reference gets its raw output, we our (x_0, eps)."""
     path = shutil.copytree(saved(kind), tmp_path / "model")
     small.scheduler(prediction_type).save_pretrained(path / "scheduler")
-    denoiser = load(str(path), precision="float64")
+    denoiser = load_model(str(path), precision="float64")
     scheduler = DDIMScheduler.from_pretrained(path / "scheduler")
     scheduler.set_timesteps(50)
     x_t, cond, noise = states(denoiser), denoiser.encode(TEXTS), states(denoiser).flip(0)
@@ -83,7 +83,7 @@ def test_a_learned_variance_is_cut_off(saved, tmp_path):
     with torch.random.fork_rng():
         torch.manual_seed(1)
         PixArtTransformer2DModel.from_config(network).save_pretrained(path / "transformer")
-    denoiser = load(str(path), precision="float64")
+    denoiser = load_model(str(path), precision="float64")
     x_t, cond = states(denoiser), denoiser.encode(TEXTS)
     with torch.no_grad():
         seen = denoiser(x_t, 300, cond)
@@ -94,7 +94,7 @@ def test_a_learned_variance_is_cut_off(saved, tmp_path):
 
 
 def test_texts_are_padded_to_the_models_own_length(path):
-    denoiser = load(str(path), precision="float64")
+    denoiser = load_model(str(path), precision="float64")
     words = CLIPTokenizer.from_pretrained(path / "tokenizer")
     red, circle = (words.convert_tokens_to_ids(f"{word}</w>") for word in ("red", "circle"))
     ids = torch.tensor([[small.START, red, circle] + [small.END] * 5, [small.START] + [small.END] * 7])
@@ -110,10 +110,10 @@ def test_texts_are_padded_to_the_models_own_length(path):
 
 def test_the_attention_mask_is_used_only_where_the_text_encoder_asks(saved, tmp_path):
     path = shutil.copytree(saved("latents"), tmp_path / "model")
-    plain = load(str(path), precision="float64").encode(["red"])["text"]
+    plain = load_model(str(path), precision="float64").encode(["red"])["text"]
     config = json.loads((path / "text_encoder/config.json").read_text())
     (path / "text_encoder/config.json").write_text(json.dumps(config | {"use_attention_mask": True}))
-    masked = load(str(path), precision="float64").encode(["red"])["text"]
+    masked = load_model(str(path), precision="float64").encode(["red"])["text"]
     mask = torch.tensor([[1, 1, 1, 0, 0, 0, 0, 0]])
     words = CLIPTokenizer.from_pretrained(path / "tokenizer")
     ids = torch.tensor([[small.START, words.convert_tokens_to_ids("red</w>")] + [small.END] * 6])
@@ -128,7 +128,7 @@ def test_latents_are_the_scaled_mode_of_the_vae(saved, tmp_path, shift):
     path = shutil.copytree(saved("latents"), tmp_path / "model")
     config = json.loads((path / "vae/config.json").read_text()) | {"shift_factor": shift}
     (path / "vae/config.json").write_text(json.dumps(config))
-    denoiser, vae = load(str(path), precision="float64"), by_hand(AutoencoderKL, path / "vae")
+    denoiser, vae = load_model(str(path), precision="float64"), by_hand(AutoencoderKL, path / "vae")
     pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).double() * 2 - 1
     with torch.no_grad():
         mean, _ = vae.quant_conv(vae.encoder(pixels)).chunk(2, 1)
@@ -144,7 +144,7 @@ def test_latents_are_the_scaled_mode_of_the_vae(saved, tmp_path, shift):
 
 @pytest.mark.parametrize("kind", ["pixels", "patches"])
 def test_without_a_vae_pixels_are_the_space(saved, kind):
-    denoiser = load(str(saved(kind)))
+    denoiser = load_model(str(saved(kind)))
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(denoiser.to_latent(x), x)
     assert torch.equal(denoiser.to_pixels(x), x)
@@ -154,13 +154,13 @@ def test_without_a_vae_pixels_are_the_space(saved, kind):
 @pytest.mark.parametrize("builder", [small.pixel_pipeline, small.latent_pipeline, small.patch_pipeline])
 def test_the_resolution_is_that_of_the_images(tmp_path, builder, side):
     builder(0, resolution=side).save_pretrained(tmp_path)
-    denoiser = load(str(tmp_path))
+    denoiser = load_model(str(tmp_path))
     assert denoiser.resolution == side, "latents are smaller than images by the VAE's factor"
     assert denoiser.to_latent(torch.zeros(1, 3, side, side)).shape[1:] == denoiser.shape
 
 
 def test_groups_of_parameters_are_what_their_names_say(path):
-    denoiser = load(str(path), "cross_attention")
+    denoiser = load_model(str(path), "cross_attention")
     network = denoiser.network
     names = {name for name, _ in network.named_parameters()}
     attended = [name for name, _ in network.named_modules() if name.endswith(".attn2")]
@@ -172,17 +172,17 @@ def test_groups_of_parameters_are_what_their_names_say(path):
     assert {name for name, p in network.named_parameters() if p.requires_grad} == set(denoiser.parameters)
     frozen = [denoiser.text_encoders["text_encoder"].model] + ([denoiser.vae.module] if denoiser.vae else [])
     assert not any(p.requires_grad for module in frozen for p in module.parameters())
-    everything = load(str(path)).parameters
+    everything = load_model(str(path)).parameters
     assert set(everything) == names
-    both = load(str(path), "attention").parameters
+    both = load_model(str(path), "attention").parameters
     assert set(both) == {name for name in names if ".attn1." in name or ".attn2." in name}
-    out = load(str(path), "self_attention_out").parameters
+    out = load_model(str(path), "self_attention_out").parameters
     assert set(out) == {f"{name[:-1]}1.to_out.0.{own}" for name in attended for own in ("weight", "bias")}
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float32", "float64"])
 def test_every_precision_loads_and_predicts_numbers(path, precision):
-    denoiser = load(str(path), precision=precision)
+    denoiser = load_model(str(path), precision=precision)
     dtype = getattr(torch, precision)
     assert denoiser.dtype == dtype
     cond, x_0 = denoiser.encode(TEXTS), denoiser.to_latent(torch.zeros(3, 3, denoiser.resolution, denoiser.resolution))

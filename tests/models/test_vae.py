@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
 from safetensors.torch import load_file, save_file
 
-from concept_trak.models import load
+from concept_trak.models import load_model
 from concept_trak.models.vae import Autoencoder
 from tests.models.families import FAMILIES, seeded
 
@@ -32,7 +32,7 @@ def sdxl(tmp_path) -> Path:
 
 
 def test_a_vae_that_is_marked_so_runs_in_float32(sdxl):
-    low, high = load(str(sdxl), precision="float16"), load(str(sdxl))
+    low, high = load_model(str(sdxl), precision="float16"), load_model(str(sdxl))
     assert low.vae.module.dtype == torch.float32
     assert low.to_latent(IMAGES).dtype == torch.float16
     torch.testing.assert_close(low.to_latent(IMAGES).float(), high.to_latent(IMAGES), rtol=2e-3, atol=2e-3)
@@ -43,7 +43,7 @@ def test_a_vae_that_is_marked_so_runs_in_float32(sdxl):
 
 def test_no_bright_image_is_rejected_for_a_vae_that_overflows(sdxl):
     """Half of such images had no finite latent, and the other half was scored: a selection by brightness."""
-    denoiser = load(str(louder(sdxl, 1e5)), precision="float16")
+    denoiser = load_model(str(louder(sdxl, 1e5)), precision="float16")
     assert denoiser.to_latent(IMAGES).isfinite().all()
 
 
@@ -51,7 +51,7 @@ def test_an_overflow_of_some_images_is_mended_for_these_alone_and_told_once(save
     model = louder(shutil.copytree(saved("latents"), tmp_path / "m"), 1.0)
     file = model / "vae/config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"force_upcast": False}))
-    denoiser, wide = load(str(model), precision="float16"), load(str(model))
+    denoiser, wide = load_model(str(model), precision="float16"), load_model(str(model))
     plain = denoiser.to_latent(IMAGES)
     overflowing = IMAGES.clone()
     overflowing[1] = 65000.0
@@ -87,7 +87,7 @@ def test_a_vae_without_a_posterior_is_its_one_latent_scaled(saved, tmp_path, kin
     vae.save_pretrained(model / "vae")
     index = model / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"vae": ["diffusers", type(vae).__name__]}))
-    denoiser = load(str(model))
+    denoiser = load_model(str(model))
     with torch.no_grad():
         encoded = vae.encode(IMAGES, return_dict=False)[0]
         scale = vae.config.get("scaling_factor") or 1.0

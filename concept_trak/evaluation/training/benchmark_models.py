@@ -26,7 +26,7 @@ from concept_trak.evaluation.training.loop import (
     training_steps,
 )
 from concept_trak.evaluation.training.settings import NETWORKS, TrainConfig
-from concept_trak.models import load, small
+from concept_trak.models import load_model, small
 from concept_trak.models.small import TransformerSize
 
 
@@ -95,7 +95,7 @@ def training_record(config: TrainConfig, classifier: judge.Classifier, accuracy:
         "judge_accuracy": accuracy,
         "held_out": [pair_caption(*pair) for pair in config.kinds.held_out],
         "samples_per_combination": config.samples,
-        "shows_both_factors": prompt_accuracies(config, classifier, load(config.out, device=config.device)),
+        "shows_both_factors": prompt_accuracies(config, classifier, load_model(config.out, device=config.device)),
     }
 
 

@@ -41,7 +41,7 @@ from concept_trak.evaluation.training.loop import (
 )
 from concept_trak.evaluation.training.optim import INNER, optimizers, rate_share
 from concept_trak.evaluation.training.settings import TrainConfig
-from concept_trak.models import load, small
+from concept_trak.models import load_model, small
 from concept_trak.models.small import TransformerSize
 from jobs.train import train
 from tests.configured import configure
@@ -175,7 +175,7 @@ def test_from_the_peak_on_the_rate_is_that_of_transformers():
 def test_the_directory_is_a_diffusers_pipeline(build, absent, tmp_path):
     pipeline = build(seed=1)
     pipeline.save_pretrained(tmp_path)
-    loaded, adapted = DiffusionPipeline.from_pretrained(tmp_path, **absent), load(str(tmp_path))
+    loaded, adapted = DiffusionPipeline.from_pretrained(tmp_path, **absent), load_model(str(tmp_path))
     tokens = pipeline.tokenizer("a red circle", padding="max_length", return_tensors="pt").input_ids
     x_t = torch.randn(1, *adapted.shape)
     more = {}
@@ -221,7 +221,7 @@ def test_every_word_is_one_token_and_no_other_word_is_mistaken_for_one(words):
 def test_train_writes_a_pipeline_its_judge_and_how_they_were_made(tmp_path, tiny):
     config = replace(tiny, out=str(tmp_path / "model"))
     record = train(config, report=lambda line: None)
-    denoiser, written = load(config.out), (tmp_path / "model/training.json").read_text()
+    denoiser, written = load_model(config.out), (tmp_path / "model/training.json").read_text()
     assert (denoiser.part, denoiser.resolution) == (tiny.network, 16)
     judge.load_classifier(tmp_path / "model/classifier.safetensors", tiny.kinds)
     assert json.loads(written) == record
@@ -248,7 +248,7 @@ def test_the_command_on_record_repeats_the_run(tmp_path, tiny):
 
 
 def weights_of(folder):
-    return torch.cat([p.flatten() for p in load(str(folder)).parameters.values()])
+    return torch.cat([p.flatten() for p in load_model(str(folder)).parameters.values()])
 
 
 def test_no_steps_write_the_initial_weights_and_say_so(tmp_path):
@@ -298,7 +298,7 @@ def test_the_published_size_builds_and_takes_a_step(tmp_path):
     assert (config.side, config.size, config.decay) == (64, TransformerSize(6, 8, 64), 0.0)
     tiny = replace(config, steps=2, warm_up=1, size=TransformerSize(1, 2, 32))
     train_model(tiny, tmp_path, lambda line: None)
-    model = load(str(tmp_path))
+    model = load_model(str(tmp_path))
     assert (model.resolution, model.prediction_type) == (64, "epsilon")
     assert config.steps * 128 == pytest.approx(100 * 10_000, rel=1e-3), "not a hundred epochs"
 
