@@ -146,14 +146,14 @@ def test_a_kind_is_its_formula_and_its_gradients_are_those_of_autograd(bases, tm
     x_0 = torch.stack([normal(base.shape, 0, i, "x") for i in range(2)]).double()
     batch = Batch(("a", "b"), base.encode(WORDS), base.encode(["", ""]), x_0)
     (state_,) = forward_noise(base, batch, PROBE, 0)
-    pulled = pull_back(ours, state_, lambda s, seen: DIRECTIONS[PROBE.direction](ours, s, seen, PROBE))
+    pulled = pull_back(ours, state_, [lambda s, seen: DIRECTIONS[PROBE.direction](ours, s, seen, PROBE)])[0]
 
     text = {"encoder_hidden_states": batch.cond["text"]}
     output = functional_call(base.network, replaced, (state_.x_t, torch.tensor([400, 400])), text).sample
-    torch.testing.assert_close(pulled.seen.eps, output, rtol=EXACT64, atol=EXACT64)
-    v = pulled.pointed.v.detach()
+    torch.testing.assert_close(pulled.prediction.eps, output, rtol=EXACT64, atol=EXACT64)
+    v = pulled.direction.v.detach()
     expected = [torch.autograd.grad(output[i], list(factors.values()), v[i], retain_graph=True) for i in range(2)]
-    gradients = pulled.gradients()
+    gradients = pulled.dense()
     assert len(gradients) == len(factors)
     assert sum(g[0].numel() for g in gradients.values()) == sum(f.numel() for f in factors.values())
     for i in range(2):
