@@ -7,30 +7,24 @@ prints the table's numbers. Every key of an audit is one here; the same command 
 import json
 from pathlib import Path
 
-from concept_trak import UserError
-from concept_trak.evaluation.published import SETS, PublishedConfig, published_scores
+from concept_trak.config import AuditConfig
+from concept_trak.evaluation.published import PublishedConfig, published_benchmark, published_scores
 from jobs.audit import AuditRunConfig, audit
 from jobs.configure import main
 
 
-def published(config: PublishedConfig, run: AuditRunConfig = AuditRunConfig()) -> int:
+def published(config: PublishedConfig, settings: AuditConfig, run: AuditRunConfig = AuditRunConfig()) -> int:
     """The data, the audit and the table."""
-    if config.set not in SETS or not config.root:
-        raise UserError(
-            f"set={config.set!r}, root={config.root!r}; expected set={' or '.join(SETS)} and the folder of the data set"
-        )
-    if away := [f"{key}={value}" for key in ("root", "out") if "://" in (value := getattr(config, key))]:
-        raise UserError(f"{', '.join(away)}: expected a folder of this machine; only store= may be elsewhere")
-    whole, asked, measure = SETS[config.set](config)
-    audit(whole, run)
+    benchmark = published_benchmark(config, settings)
+    audit(benchmark.audit, run)
     if not run.preflight:
-        rows = list(published_scores(whole, asked, measure))
+        rows = list(published_scores(benchmark))
         for row in rows:
             value = f"{row['measure']} {row['value']:.3f} over {row['queries']} queries"
             print(f"{row['method']:<14} {row['cell']:<4} {value}")
-        Path(f"{whole.data.uri}.{whole.audit}.json").write_text(json.dumps(rows, indent=1))
+        Path(f"{benchmark.audit.data.uri}.{benchmark.audit.audit}.json").write_text(json.dumps(rows, indent=1))
     return 0
 
 
 if __name__ == "__main__":
-    main(published, "published", PublishedConfig, AuditRunConfig)
+    main(published, "published", PublishedConfig, AuditConfig, AuditRunConfig)

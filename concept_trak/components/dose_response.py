@@ -22,8 +22,8 @@ from concept_trak.components.edit import Choice, Masks
 from concept_trak.components.workers import ComponentsSettings, ComponentsWorker, MeasuredConcept
 from concept_trak.data.benchmarks.two_factors import TwoFactors, pair_caption
 from concept_trak.data.image import png, to_png
-from concept_trak.evaluation.counterfactual import Pictures, draw_pictures
 from concept_trak.evaluation.judge import judged_set, load_judge, presence
+from concept_trak.evaluation.pictures import Pictures, draw_pictures
 from concept_trak.models.classifier import Classifier
 
 CRITERIA = ("alpha", "random", "size")

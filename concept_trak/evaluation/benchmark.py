@@ -1,14 +1,14 @@
-"""The work of a benchmark: every query's own feature, every method's rankings at every damping, and their grades."""
+"""The workers of a benchmark: the features of the queries, and the grades of every method's rankings."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from concept_trak import UserError
@@ -17,26 +17,26 @@ from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.method import Method, method_settings
 from concept_trak.attribution.query import query_batch, query_features
-from concept_trak.audit.gram import StoreWorker
 from concept_trak.audit.mapper import Attempt
 from concept_trak.audit.results import shows
-from concept_trak.audit.worker import ModelWorker, Work
+from concept_trak.audit.worker import ModelWorker, StoreWorker, Work
 from concept_trak.data.format import label_values
 from concept_trak.data.shard import Shard
 from concept_trak.evaluation.leaderboard import Leaderboard, LeaderboardLine
 from concept_trak.evaluation.retrieval import Grades, grade, ranked_ids
 from concept_trak.store.manifest import Audit, read_table, write_table
 from concept_trak.store.records import Record
-from concept_trak.store.tables import from_columns
+from concept_trak.store.tables import from_columns, from_rows
 
 GradeRow = dict[str, float | int | str]
+"""One graded ranking, with the columns of `GRADE_KINDS`."""
 PLAIN = float("inf")
 """The damping of the plain inner product, to which the ranking tends."""
 
 
 @dataclass(frozen=True)
 class BenchmarkQueryTask:
-    """A concept asked the way of one query side; each of its samples is kept apart."""
+    """The queries of a concept for the query side of a method; each of its samples is one query."""
 
     method: Method
     concept: Concept
@@ -50,48 +50,62 @@ class BenchmarkQueryTask:
         return 0
 
 
-def benchmark_query_file(method: Method, concept: Concept) -> str:
-    """Named by what decides the numbers, so that methods with one query side share them.
+@dataclass(frozen=True)
+class BenchmarkQueryResult:
+    """The file of the features, below the audit."""
 
-    So do concepts with one prompt, as the two factors of a pair, where the side does not look at what they leave out.
+    file: str
+
+
+def benchmark_query_file(method: Method, concept: Concept) -> str:
+    """The file of a concept's query features, named by what decides their numbers.
+
+    So methods with one query side share a file, and so do concepts with one prompt, such as the two factors of a pair,
+    unless the direction depends on the prompt without the concept.
     """
     side = {"query": method_settings(method)["query"], "unit": method.unit, "over": method.over}
-    asked = {"text": concept.text, "seed": concept.seed, "samples": concept.samples, "image": concept.image}
+    key = {"text": concept.text, "seed": concept.seed, "samples": concept.samples, "image": concept.image}
     without = {"without": concept.without} if method.query.direction == "concept_reward" else {}
-    what = json.dumps(side | asked | without, sort_keys=True)
-    return f"inquiries/{hashlib.sha256(what.encode()).hexdigest()[:16]}.parquet"
+    settings = json.dumps(side | key | without, sort_keys=True)
+    return f"queries/{hashlib.sha256(settings.encode()).hexdigest()[:16]}.parquet"
 
 
 class BenchmarkQueryWorker(ModelWorker):
-    """phi_q of every sample of a concept, to the store; nothing is computed twice."""
+    """Writes phi_q of every sample of a concept to the store, unless it is there."""
 
     def __init__(self, work: Work) -> None:
         super().__init__(work)
         self._workspace = Workspace()
 
-    def __call__(self, item: BenchmarkQueryTask, attempt: Attempt) -> str:
-        name = benchmark_query_file(item.method, item.concept)
+    def __call__(self, task: BenchmarkQueryTask, attempt: Attempt) -> BenchmarkQueryResult:
+        name = benchmark_query_file(task.method, task.concept)
         audit = Audit(self.store, self.config.audit)
-        if self.store.size(audit.name(name)) is not None:
-            return name
-        batch, projector = query_batch(self.denoiser, item.concept), self.config.projector
-        size, workspace = self.batch_size(attempt), self._workspace
-        features = query_features(self.denoiser, projector, item.method, item.concept, batch, size, workspace)
-        phi = features.phi.cpu().float().numpy()
-        kinds = {"sample": "string", "phi": "vector"}
-        write_table(audit, name, from_columns(kinds, {"sample": batch.ids, "phi": list(phi)}))
-        return name
+        if self.store.size(audit.name(name)) is None:
+            batch = query_batch(self.denoiser, task.concept)
+            features = query_features(
+                self.denoiser,
+                self.config.projector,
+                task.method,
+                task.concept,
+                batch,
+                self.batch_size(attempt),
+                self._workspace,
+            )
+            kinds, phi = {"sample": "string", "phi": "vector"}, features.phi.cpu().float().numpy()
+            write_table(audit, name, from_columns(kinds, {"sample": batch.ids, "phi": list(phi)}))
+        return BenchmarkQueryResult(name)
 
 
 @dataclass(frozen=True)
 class GradeTask:
-    """The features of one method against its `own` queries or the `concept` query, for every concept and damping.
+    """The features of one method against one kind of query, for every concept and damping.
 
-    `each`: query samples that make one query; disjoint runs of so many. `plan`: the shards, for their labels.
+    `query_kind`: `own` or `concept`. `query`: the method with that query. `plan`: the shards, for their labels.
+    `each`: samples that make one query, by their mean; queries are disjoint runs of so many samples.
     """
 
     method: str
-    asked: str
+    query_kind: str
     query: Method
     records: tuple[Record, ...]
     plan: tuple[Shard, ...]
@@ -100,11 +114,18 @@ class GradeTask:
 
     @property
     def label(self) -> str:
-        return f"{self.method}-{self.asked}"
+        return f"{self.method}-{self.query_kind}"
 
     @property
     def samples(self) -> int:
         return 0
+
+
+@dataclass(frozen=True)
+class GradeResult:
+    """The grades of every concept, damping, sign and query."""
+
+    rows: tuple[GradeRow, ...]
 
 
 GRADE_KINDS = {"concept": "string", "query": "int32", "damping": "float64", "flipped": "int32",
@@ -114,10 +135,7 @@ GRADE_KINDS = {"concept": "string", "query": "int32", "damping": "float64", "fli
 
 @dataclass(frozen=True)
 class RankingHead:
-    """The head of one ranking, as long as there are samples that show the concept: what taught it most, by this method.
-
-    The ranking is by the mean of all queries' scores.
-    """
+    """The head of the ranking by the mean of all queries' scores; as many samples as show the concept."""
 
     concept: str
     damping: float
@@ -130,101 +148,118 @@ class RankingHead:
         return cls(concept, damping, tuple(ranked_ids(scores.mean(1), ids)[: int(relevant.sum())]))
 
 
-def ranking_file(method: str, asked: str) -> str:
-    return f"rankings/{method}-{asked}.parquet"
+def ranking_file(method: str, query_kind: str) -> str:
+    """Below the audit."""
+    return f"rankings/{method}-{query_kind}.parquet"
 
 
-def write_ranking(audit: Audit, method: str, asked: str, tops: Sequence[RankingHead]) -> None:
-    """One row per concept, damping and rank, from 1."""
+def write_ranking(audit: Audit, method: str, query_kind: str, heads: Sequence[RankingHead]) -> None:
+    """Writes one row per concept, damping and rank, from 1."""
     kinds = {"concept": "string", "damping": "float64", "rank": "int64", "sample_id": "string"}
-    columns = {
-        "concept": _long(tops, (t.concept for t in tops)),
-        "damping": _long(tops, (t.damping for t in tops)),
-        "rank": [rank for t in tops for rank in range(1, len(t.ids) + 1)],
-        "sample_id": [i for t in tops for i in t.ids],
-    }
-    write_table(audit, ranking_file(method, asked), from_columns(kinds, columns))
-
-
-def _long(tops: Sequence[RankingHead], values: Iterable[str | float]) -> list[str | float]:
-    return list(chain.from_iterable([value] * len(t.ids) for t, value in zip(tops, values, strict=True)))
+    rows = [
+        {"concept": head.concept, "damping": head.damping, "rank": rank, "sample_id": sample_id}
+        for head in heads
+        for rank, sample_id in enumerate(head.ids, 1)
+    ]
+    write_table(audit, ranking_file(method, query_kind), from_rows(kinds, rows))
 
 
 class GradeWorker(StoreWorker):
-    """Rankings of all training samples by every query at every damping, with the scores' sign and against it."""
+    """Grades the rankings of all training samples by every query at every damping, with either sign of the scores."""
 
-    def __call__(self, item: GradeTask, attempt: Attempt) -> list[GradeRow]:
-        ids, weight, phi = self._features(item)
-        labels = dict(pair for shard in item.plan for pair in label_values(shard, self.work.config.data))
+    def __call__(self, task: GradeTask, attempt: Attempt) -> GradeResult:
+        ids, weight, phi = self._features(task)
+        labels = dict(pair for shard in task.plan for pair in label_values(shard, self.work.config.data))
         concepts = self.work.config.concepts
-        queries = torch.cat([self._queries(item, c) for c in concepts])
+        queries = torch.cat([self._queries(task, concept) for concept in concepts])
         relevant = {c.name: np.array([shows(c, labels[i]) for i in ids]) for c in concepts}
-        damped = [d for d in item.dampings if d != PLAIN]
-        made = zip(damped, fisher.sweep(phi, queries, damped), strict=True)
-        rows, tops = list[GradeRow](), list[RankingHead]()
-        for damping, scores in [*made, *[(d, phi @ queries.T) for d in item.dampings if d == PLAIN]]:
+        rows, heads = list[GradeRow](), list[RankingHead]()
+        for damping, scores in _scores_by_damping(phi, queries, task.dampings):
             weighted = (weight[:, None] * scores).double().numpy()
             for c, own in zip(concepts, np.split(weighted, len(concepts), axis=1), strict=True):
                 for sign in (1, -1):
-                    graded = grade(sign * own, relevant[c.name], ids)
-                    rows += grade_rows(graded, c.name, damping, int(sign < 0), relevant[c.name])
-                tops.append(RankingHead.of(c.name, damping, own, ids, relevant[c.name]))
-        write_ranking(self.audit, item.method, item.asked, tops)
-        return rows
+                    grades = grade(sign * own, relevant[c.name], ids)
+                    rows += grade_rows(grades, c.name, damping, int(sign < 0), relevant[c.name])
+                heads.append(RankingHead.of(c.name, damping, own, ids, relevant[c.name]))
+        write_ranking(self.audit, task.method, task.query_kind, heads)
+        return GradeResult(tuple(rows))
 
-    def _features(self, item: GradeTask) -> tuple[list[str], Tensor, Tensor]:
-        blocks = [block for record in item.records for block in self.features(record)]
+    def _features(self, task: GradeTask) -> tuple[list[str], Float[Tensor, " n"], Float[Tensor, "n k"]]:
+        blocks = list(self.features(*task.records))
         ids = [i for names, _, _ in blocks for i in names]
         if not ids:
             raise UserError(
-                f"no training sample has a feature of {item.method}: all are rejects. Where they are no_direction, the "
-                "model predicts the same whatever the caption says, and there is nothing to rank"
+                f"no training sample has a feature of {task.method}: all are rejects. If they are no_direction, the "
+                "model predicts the same for every caption and nothing can be ranked: choose another model or method"
             )
-        return ids, torch.cat([w for _, w, _ in blocks]), torch.cat([p for _, _, p in blocks])
+        return ids, torch.cat([weight for _, weight, _ in blocks]), torch.cat([phi for _, _, phi in blocks])
 
-    def _queries(self, item: GradeTask, concept: Concept) -> Tensor:
-        table = read_table(self.audit, benchmark_query_file(item.query, concept))
+    def _queries(self, task: GradeTask, concept: Concept) -> Float[Tensor, "m k"]:
+        table = read_table(self.audit, benchmark_query_file(task.query, concept))
         phi = torch.tensor(np.array(table["phi"].to_pylist(), np.float32))
-        return phi.unflatten(0, (-1, item.each)).mean(1)
+        return phi.unflatten(0, (-1, task.each)).mean(1)
 
 
-def grade_rows(graded: Grades, concept: str, damping: float, flipped: int, relevant: np.ndarray) -> list[GradeRow]:
+def _scores_by_damping(
+    phi: Float[Tensor, "n k"], queries: Float[Tensor, "m k"], dampings: Sequence[float]
+) -> Iterator[tuple[float, Float[Tensor, "n m"]]]:
+    """The finite dampings in their order, then the plain inner product if it is among them."""
+    finite = [damping for damping in dampings if damping != PLAIN]
+    yield from zip(finite, fisher.sweep(phi, queries, finite), strict=True)
+    if PLAIN in dampings:
+        yield PLAIN, phi @ queries.T
+
+
+def grade_rows(grades: Grades, concept: str, damping: float, flipped: int, relevant: np.ndarray) -> list[GradeRow]:
     """One row per query, with the columns of `GRADE_KINDS`."""
-    base = float(relevant.mean())
     return [
-        dict(zip(GRADE_KINDS, (concept, i, damping, flipped, base, float(ap), float(p), float(r)), strict=True))
-        for i, (ap, p, r) in enumerate(
-            zip(graded.average_precision, graded.precision_at_10, graded.recall_at_carriers, strict=True)
-        )
+        {
+            "concept": concept,
+            "query": i,
+            "damping": damping,
+            "flipped": flipped,
+            "base_rate": float(relevant.mean()),
+            "average_precision": float(grades.average_precision[i]),
+            "precision_at_10": float(grades.precision_at_10[i]),
+            "recall_at_carriers": float(grades.recall_at_carriers[i]),
+        }
+        for i in range(len(grades.average_precision))
     ]
 
 
-GRADE_COLUMNS = {"method": "string", "asked": "string", **GRADE_KINDS}
-LEADERBOARD_COLUMNS = {"set": "string", "arm": "string", "method": "string", "asked": "string", "flipped": "int32",
-             "evaluations": "int64", "damping": "float64", "merit": "float64", "worst_cell": "string",
-             "merit_per_model": "vector", "gain_in": "float64", "gain_out": "float64", "precision_in": "float64",
-             "precision_out": "float64", "recall_in": "float64", "recall_out": "float64", "behind_low": "float64",
-             "behind_high": "float64", "behind_per_model": "vector", "mean_behind_low": "float64",
-             "mean_behind_high": "float64", "mean_behind_per_model": "vector"}  # fmt: skip
+GRADE_COLUMNS = {"method": "string", "query_kind": "string", **GRADE_KINDS}
+LEADERBOARD_COLUMNS = {"set": "string", "ranker": "string", "method": "string", "query_kind": "string",
+                       "flipped": "int32", "evaluations": "int64", "damping": "float64", "merit": "float64",
+                       "worst_cell": "string", "merit_per_model": "vector", "gain_in": "float64",
+                       "gain_out": "float64", "precision_in": "float64", "precision_out": "float64",
+                       "recall_in": "float64", "recall_out": "float64", "gap_low": "float64", "gap_high": "float64",
+                       "gap_per_model": "vector", "mean_gap_low": "float64", "mean_gap_high": "float64",
+                       "mean_gap_per_model": "vector"}  # fmt: skip
 
 
-def leaderboard_row(line: LeaderboardLine, one: Leaderboard) -> dict[str, Any]:
-    """One line with the columns of `STANDINGS`."""
-    sides = zip(("gain", "precision", "recall"), (line.gain, line.precision, line.recall), strict=True)
+def leaderboard_row(line: LeaderboardLine, board: Leaderboard) -> dict[str, Any]:
+    """One line with the columns of `LEADERBOARD_COLUMNS`."""
+    pairs = {"gain": line.gain, "precision": line.precision, "recall": line.recall}
+    intervals = {"gap": line.gap, "mean_gap": line.mean_gap}
     return {
-        "set": one.title,
-        "arm": str(line.arm),
-        **line.arm._asdict(),
-        "evaluations": one.evaluations[line.arm.method],
+        "set": board.title,
+        "ranker": str(line.ranker),
+        **line.ranker._asdict(),
+        "evaluations": board.evaluations[line.ranker.method],
         "damping": line.damping,
         "merit": line.merit,
         "worst_cell": line.worst,
         "merit_per_model": line.per_model,
-        **{f"{name}_{where}": value for name, pair in sides for where, value in zip(("in", "out"), pair, strict=True)},
-        "behind_low": line.behind[0],
-        "behind_high": line.behind[1],
-        "behind_per_model": line.behind_per_model,
-        "mean_behind_low": line.mean_behind[0],
-        "mean_behind_high": line.mean_behind[1],
-        "mean_behind_per_model": line.mean_behind_per_model,
+        **{
+            f"{name}_{side}": value
+            for name, pair in pairs.items()
+            for side, value in zip(("in", "out"), pair, strict=True)
+        },
+        **{
+            f"{name}_{end}": value
+            for name, pair in intervals.items()
+            for end, value in zip(("low", "high"), pair, strict=True)
+        },
+        "gap_per_model": line.gap_per_model,
+        "mean_gap_per_model": line.mean_gap_per_model,
     }

@@ -1,7 +1,7 @@
-"""From the grades of many rankings to a table: every arm at a damping chosen on queries that are then not counted.
+"""From the grades of many rankings to a leaderboard.
 
-An arm is a method with one kind of query and one sign. Its damping is the one with the best merit over the even
-queries; all its numbers are taken over the odd ones.
+A ranker is a method with one kind of query and one sign. Its damping is the one with the best merit over the even
+queries; all its numbers are taken over the odd ones, so that no query is both used to choose and counted.
 """
 
 from collections import defaultdict
@@ -14,30 +14,35 @@ import numpy as np
 from concept_trak.evaluation.retrieval import Cell, Values, interval_of_difference, merit
 
 BASELINES = ("trak", "d_trak", "das", "pixels", "activation")
-"""What a row must beat to be recommended, whatever query they are asked with."""
+"""A row of the table is recommended only if it beats all of these, with any query."""
 
 
 class Ranker(NamedTuple):
+    """A method with one kind of query and one sign."""
+
     method: str
-    asked: str
-    """`own`, `concept`, or `none` for a rival."""
+    query_kind: str
+    """`own`, `concept`, or `none` for a baseline without gradients."""
     flipped: int = 0
+    """1 if the scores' sign is flipped."""
 
     def __str__(self) -> str:
-        query = ", concept query" if self.asked == "concept" else ""
+        query = ", concept query" if self.query_kind == "concept" else ""
         return f"{self.method}{query}{', sign flipped' if self.flipped else ''}"
 
 
 @dataclass(frozen=True)
 class RankerMeasures:
-    """One arm at one damping: [models, queries, cells] of AP - base rate, P@10 and recall@carriers."""
+    """One ranker at one damping: AP - base rate, P@10 and recall@carriers, each [models, queries, cells]."""
 
     gain: Values
     precision: Values
     recall: Values
 
-    def some(self, queries: slice) -> "RankerMeasures":
-        return RankerMeasures(self.gain[:, queries], self.precision[:, queries], self.recall[:, queries])
+    def of_queries(self, queries: slice) -> "RankerMeasures":
+        return RankerMeasures(
+            gain=self.gain[:, queries], precision=self.precision[:, queries], recall=self.recall[:, queries]
+        )
 
 
 MeasuresByDamping = dict[Ranker, dict[float, RankerMeasures]]
@@ -46,72 +51,95 @@ MeasuresByDamping = dict[Ranker, dict[float, RankerMeasures]]
 def collect_measures(
     rows: Sequence[Mapping[str, Any]], models: Sequence[str], cells: Sequence[Cell]
 ) -> MeasuresByDamping:
-    """Rows as `trial.Grade` and `rival.Compete` give them, as arrays in the order of `models` and `cells`."""
+    """The rows of `benchmark.grade_rows`, each with its model and method, as arrays in the order of `models` and
+    `cells`."""
     model, cell = {m: i for i, m in enumerate(models)}, {c.name: i for i, c in enumerate(cells)}
     queries = 1 + max(row["query"] for row in rows)
     blank = np.full((3, len(models), queries, len(cells)), np.nan)
     arrays: dict[tuple[Ranker, float], np.ndarray] = defaultdict(blank.copy)
-    for r in rows:
-        arm = Ranker(r["method"], r["asked"], r["flipped"])
-        place = (slice(None), model[r["model"]], r["query"], cell[r["concept"]])
-        gain = r["average_precision"] - r["base_rate"]
-        arrays[arm, r["damping"]][place] = (gain, r["precision_at_10"], r["recall_at_carriers"])
-    result: MeasuresByDamping = defaultdict(dict)
-    for (arm, damping), values in arrays.items():
-        assert not np.isnan(values).any(), f"{arm} at damping {damping:g} lacks grades of some model, query or cell"
-        result[arm][damping] = RankerMeasures(*values)
-    return result
+    for row in rows:
+        ranker = Ranker(row["method"], row["query_kind"], row["flipped"])
+        index = (slice(None), model[row["model"]], row["query"], cell[row["concept"]])
+        gain = row["average_precision"] - row["base_rate"]
+        arrays[ranker, row["damping"]][index] = (gain, row["precision_at_10"], row["recall_at_carriers"])
+    measures: MeasuresByDamping = defaultdict(dict)
+    for (ranker, damping), (gain, precision, recall) in arrays.items():
+        assert not np.isnan(gain).any(), f"{ranker} at damping {damping:g} lacks grades of some model, query or cell"
+        measures[ranker][damping] = RankerMeasures(gain=gain, precision=precision, recall=recall)
+    return measures
 
 
 def choose_damping(dampings: Mapping[float, RankerMeasures]) -> float:
-    """The damping with the best merit over the even queries; the strongest of equals."""
-    return max(sorted(dampings, reverse=True), key=lambda d: merit(dampings[d].some(slice(0, None, 2)).gain))
+    """The damping with the best merit over the even queries; of equals the strongest."""
+    return max(sorted(dampings, reverse=True), key=lambda d: merit(dampings[d].of_queries(slice(0, None, 2)).gain))
 
 
 @dataclass(frozen=True)
 class LeaderboardLine:
-    """One line of the table; every number over the odd queries."""
+    """One ranker; every number is over the odd queries. Pairs are (in distribution, out of distribution), NaN without
+    such cells."""
 
-    arm: Ranker
+    ranker: Ranker
     damping: float
     merit: float
-    """The worst cell's mean AP - base rate."""
+    """Mean AP - base rate of the worst cell."""
     worst: str
-    """The worst cell."""
+    """The name of the worst cell."""
     per_model: tuple[float, ...]
+    """The merit in each model."""
     cells: tuple[float, ...]
     """Mean AP - base rate of each cell; `merit` is the least of them."""
     gain: tuple[float, float]
-    """Mean AP - base rate in and out of distribution; so are P@10 and recall@carriers. NaN where no cell is asked."""
+    """Mean AP - base rate."""
     precision: tuple[float, float]
+    """Mean P@10."""
     recall: tuple[float, float]
-    behind: tuple[float, float]
-    """Interval of the reference's merit minus this one's."""
-    behind_per_model: tuple[float, ...]
-    mean_behind: tuple[float, float]
-    """The same of the mean over the cells, in place of the worst one."""
-    mean_behind_per_model: tuple[float, ...]
+    """Mean recall@carriers."""
+    gap: tuple[float, float]
+    """95 % interval of the reference's merit less this one's."""
+    gap_per_model: tuple[float, ...]
+    mean_gap: tuple[float, float]
+    """The same for the mean over the cells in place of the worst one."""
+    mean_gap_per_model: tuple[float, ...]
 
 
-def leaderboard_lines(grades: MeasuresByDamping, cells: Sequence[Cell], reference: Ranker) -> list[LeaderboardLine]:
-    """Every arm, best first."""
-    held = {arm: (d := choose_damping(by), by[d].some(slice(1, None, 2))) for arm, by in grades.items()}
-    ours = held[reference][1].gain
-    lines = [_standing(arm, damping, m, cells, ours) for arm, (damping, m) in held.items()]
+def leaderboard_lines(measures: MeasuresByDamping, cells: Sequence[Cell], reference: Ranker) -> list[LeaderboardLine]:
+    """Every ranker, best merit first."""
+    dampings = {ranker: choose_damping(by_damping) for ranker, by_damping in measures.items()}
+    odd = {ranker: measures[ranker][damping].of_queries(slice(1, None, 2)) for ranker, damping in dampings.items()}
+    lines = [_line(ranker, dampings[ranker], own, cells, odd[reference].gain) for ranker, own in odd.items()]
     return sorted(lines, key=lambda line: -line.merit)
 
 
-def _standing(arm: Ranker, damping: float, m: RankerMeasures, cells: Sequence[Cell], ours: Values) -> LeaderboardLine:
-    out = np.array([c.held_out for c in cells])
-    sides = [(_mean(v[..., ~out]), _mean(v[..., out])) for v in (m.gain, m.precision, m.recall)]
-    by_cell = m.gain.mean((0, 1))
-    single = tuple(merit(m.gain[i : i + 1]) for i in range(len(m.gain)))
-    theirs = tuple(merit(ours[i : i + 1]) - s for i, s in enumerate(single))
-    worst, each = cells[int(by_cell.argmin())].name, tuple(by_cell.tolist())
-    behind, means = interval_of_difference(ours, m.gain), tuple((ours - m.gain).mean((1, 2)).tolist())
-    mean_behind = interval_of_difference(ours, m.gain, over=np.mean)
-    measured = (merit(m.gain), worst, single, each, sides[0], sides[1], sides[2])
-    return LeaderboardLine(arm, damping, *measured, behind, theirs, mean_behind, means)
+def _line(
+    ranker: Ranker, damping: float, own: RankerMeasures, cells: Sequence[Cell], reference: Values
+) -> LeaderboardLine:
+    held_out = np.array([cell.held_out for cell in cells])
+    by_cell = own.gain.mean((0, 1))
+    per_model = _merit_per_model(own.gain)
+    return LeaderboardLine(
+        ranker=ranker,
+        damping=damping,
+        merit=merit(own.gain),
+        worst=cells[int(by_cell.argmin())].name,
+        per_model=per_model,
+        cells=tuple(by_cell.tolist()),
+        gain=_in_and_out(own.gain, held_out),
+        precision=_in_and_out(own.precision, held_out),
+        recall=_in_and_out(own.recall, held_out),
+        gap=interval_of_difference(reference, own.gain),
+        gap_per_model=tuple(a - b for a, b in zip(_merit_per_model(reference), per_model, strict=True)),
+        mean_gap=interval_of_difference(reference, own.gain, over=np.mean),
+        mean_gap_per_model=tuple((reference - own.gain).mean((1, 2)).tolist()),
+    )
+
+
+def _merit_per_model(gain: Values) -> tuple[float, ...]:
+    return tuple(merit(gain[i : i + 1]) for i in range(len(gain)))
+
+
+def _in_and_out(values: Values, held_out: np.ndarray) -> tuple[float, float]:
+    return _mean(values[..., ~held_out]), _mean(values[..., held_out])
 
 
 def _mean(values: Values) -> float:
@@ -120,33 +148,49 @@ def _mean(values: Values) -> float:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """One data set's result: every arm's line, and its merit at every damping over all queries."""
+    """One data set's result: every ranker's line, best first, and its merit at every damping over all queries."""
 
     title: str
     models: tuple[str, ...]
     cells: tuple[Cell, ...]
     base_rates: tuple[float, ...]
+    """By cell."""
     queries: int
     reference: Ranker
     lines: tuple[LeaderboardLine, ...]
     curves: dict[Ranker, dict[float, float]]
     evaluations: dict[str, int]
-    """Network evaluations a training sample costs, by method; 0 for rivals."""
+    """By method, the network evaluations of one training sample; 0 for baselines without gradients."""
 
 
 def build_leaderboard(
-    title: str, rows: Sequence[Mapping[str, Any]], cells: Sequence[Cell], reference: Ranker, evaluations: dict[str, int]
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    cells: Sequence[Cell],
+    reference: Ranker,
+    evaluations: dict[str, int],
 ) -> Leaderboard:
-    """From the grades of one data set's models, which share their cells; models in the order they come."""
+    """The leaderboard of one data set, whose models share their cells.
+
+    Args:
+        rows: The grades of all models; models are listed in the order in which they come.
+    """
     models = tuple(dict.fromkeys(row["model"] for row in rows))
-    grades, base = collect_measures(rows, models, cells), {row["concept"]: row["base_rate"] for row in rows}
-    curves = {arm: {d: merit(m.gain) for d, m in sorted(by.items())} for arm, by in grades.items()}
-    lines = tuple(leaderboard_lines(grades, cells, reference))
-    queries = 1 + max(row["query"] for row in rows)
-    rates = tuple(base[c.name] for c in cells)
-    return Leaderboard(title, models, tuple(cells), rates, queries, reference, lines, curves, evaluations)
+    base_rates = {row["concept"]: row["base_rate"] for row in rows}
+    measures = collect_measures(rows, models, cells)
+    return Leaderboard(
+        title=title,
+        models=models,
+        cells=tuple(cells),
+        base_rates=tuple(base_rates[cell.name] for cell in cells),
+        queries=1 + max(row["query"] for row in rows),
+        reference=reference,
+        lines=tuple(leaderboard_lines(measures, cells, reference)),
+        curves={r: {d: merit(m.gain) for d, m in sorted(by.items())} for r, by in measures.items()},
+        evaluations=evaluations,
+    )
 
 
 def best_baseline(lines: Sequence[LeaderboardLine]) -> LeaderboardLine:
-    """The baseline to beat, unflipped: a sign chosen on the answer is no method."""
-    return next(line for line in lines if line.arm.method in BASELINES and not line.arm.flipped)
+    """The best of `BASELINES`, without flipped signs: a method cannot choose its sign by looking at the answer."""
+    return next(line for line in lines if line.ranker.method in BASELINES and not line.ranker.flipped)

@@ -1,8 +1,7 @@
-"""The stages of a benchmark on one model, beside those of an audit: its queries, and the grades of every ranking."""
+"""The pipeline of a benchmark: each model's audit, its queries, and the grades of every ranking."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import product
 from typing import Any
 
 from concept_trak.attribution.method import METHODS, Method
@@ -30,60 +29,15 @@ from concept_trak.evaluation.suite import (
     require_captions,
     require_known_pairs,
 )
-from concept_trak.evaluation.training.benchmark_models import TrainConfig
+from concept_trak.evaluation.training.settings import TrainConfig
 from concept_trak.store.manifest import Audit, finish_audit, read_manifest, read_table, write_table
 from concept_trak.store.records import Record
 from concept_trak.store.tables import from_rows
 
 
-def compute_queries(run: AuditRun) -> list[str]:
-    """phi_q of every query of every side, once for all that ask alike; returns the files."""
-    config = run.prepared.config
-    asked = {
-        benchmark_query_file(m, c): BenchmarkQueryTask(m, c)
-        for row, c in product(config.methods.values(), config.concepts)
-        for m in query_variants(row).values()
-    }
-    return [name for _, name in run.map("query", BenchmarkQueryWorker, list(asked.values()))]
-
-
-def method_grades(
-    run: AuditRun, records: dict[str, list[Record]], dampings: tuple[float, ...], each: int
-) -> Iterator[dict[str, Any]]:
-    """The grades of every method with every side's queries, of `each` samples, at every damping."""
-    plan = tuple(run.prepared.plan)
-    items = [
-        GradeTask(name, asked, side, tuple(records[name]), plan, dampings, each)
-        for name, method in run.prepared.config.methods.items()
-        for asked, side in query_variants(method).items()
-    ]
-    for item, found in run.map("grade", GradeWorker, items):
-        yield from ({"method": item.method, "asked": item.asked, **row} for row in found)
-
-
-def baseline_grades(run: AuditRun, queries: int) -> Iterator[dict[str, Any]]:
-    """The grades of what needs no gradient, against as many queries of every concept."""
-    items = [BaselineTask(name, tuple(run.prepared.plan), queries) for name in GRADIENT_FREE]
-    for item, found in run.map("rival", BaselineWorker, items):
-        yield from ({"method": item.rival, "asked": "none", **row} for row in found)
-
-
-def ranking_files(run: AuditRun) -> list[str]:
-    """The files of every arm's ranking, which its grading wrote."""
-    arms = [(name, asked) for name, method in run.prepared.config.methods.items() for asked in query_variants(method)]
-    return [ranking_file(*arm) for arm in (*arms, *((rival, "none") for rival in GRADIENT_FREE))]
-
-
-def query_variants(method: Method) -> dict[str, Method]:
-    """The method with its own query, and a whole-image row with the concept query too."""
-    if method.query.direction == "concept_reward":
-        return {"own": method}
-    return {"own": method, "concept": replace(method, query=METHODS["concept_trak"].query)}
-
-
 @dataclass(frozen=True)
 class DatasetGrades:
-    """One data set: the grades of all its models, and the audit that each model's were computed in."""
+    """One data set: the grades of all its models, and by model the id of the audit that computed them."""
 
     title: str
     cells: list[Cell]
@@ -92,14 +46,17 @@ class DatasetGrades:
 
 
 def serial_for(audit: Audit) -> Mapper:
-    """The mapper of any audit that is this process."""
+    """The serial mapper, for any audit."""
     return serial
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How a benchmark spreads its work: the mapper of each model's audit, what a worker may use, and the share of
-    rejects that stops a run."""
+    """How a benchmark runs its work.
+
+    `mapper_for`: the mapper of each model's audit. `worker`: the resources of a worker. `most_rejects`: the share of
+    rejects that stops a run.
+    """
 
     mapper_for: Callable[[Audit], Mapper] = serial_for
     worker: WorkerSettings = field(default_factory=lambda: WorkerSettings(gpu=True))
@@ -107,47 +64,107 @@ class Spread:
 
 
 def evaluate_models(config: BenchmarkConfig, spread: Spread = Spread()) -> list[DatasetGrades]:
-    """Every model graded, by data set."""
-    found: dict[str, DatasetGrades] = {}
-    models = {path: load_train_config(path) for path in config.models}
-    for made in models.values():
-        require_known_pairs(config, made)
-        require_captions(config, made)
-    for path, made in models.items():
-        title = dataset_title(config, made)
-        one = found.setdefault(title, DatasetGrades(title, benchmark_cells(config, made), [], {}))
-        audit = benchmark_audit(config, path, made)
-        one.grades.extend(model_grades(config, path, audit, spread))
-        one.audits[path] = audit.audit
-    return list(found.values())
+    """Grades every model.
 
-
-def evaluations_by_method(config: BenchmarkConfig) -> dict[str, int]:
-    """Network evaluations of a training sample by method."""
-    return {name: m.train.evaluations for name, m in compared_methods(config).items()} | dict.fromkeys(GRADIENT_FREE, 0)
-
-
-def dataset_title(config: BenchmarkConfig, made: TrainConfig) -> str:
-    """Models with one title stand in one table."""
-    notes = [made.set]
-    if made.steps == 0:
-        notes.append("untrained")
-    if made.wrong:
-        notes.append("captions shuffled" if made.shuffled else f"{made.wrong:.0%} of captions wrong")
-        notes += [f"found is what is {config.truth}"] if config.truth != "both" else []
-    return ", ".join(notes + ([f"{config.unsaid} unsaid"] if config.unsaid else []))
+    Returns:
+        One entry per data set, in the order of the models.
+    """
+    trainings = {path: load_train_config(path) for path in config.models}
+    for training in trainings.values():
+        require_known_pairs(config, training)
+        require_captions(config, training)
+    results: dict[str, DatasetGrades] = {}
+    for path, training in trainings.items():
+        title, audit = dataset_title(config, training), benchmark_audit(config, path, training)
+        result = results.setdefault(title, DatasetGrades(title, benchmark_cells(config, training), [], {}))
+        result.grades.extend(model_grades(config, path, audit, spread))
+        result.audits[path] = audit.audit
+    return list(results.values())
 
 
 def model_grades(config: BenchmarkConfig, path: str, audit: AuditConfig, spread: Spread) -> list[dict[str, Any]]:
-    """One model's grades; those of an earlier run with the same settings are read."""
+    """The grades of one model; those of an earlier run with the same settings are read."""
     p = prepare(audit, spread.worker)
     if read_manifest(p.audit) is None:
         run = AuditRun(p, spread.mapper_for(p.audit), most_rejects=spread.most_rejects)
         records = run.featurize()
-        inquired = compute_queries(run)
-        rows = [*method_grades(run, records, config.dampings, config.each), *baseline_grades(run, config.queries)]
+        queries = compute_queries(run)
+        rows = [
+            *method_grades(run, records, config.dampings, config.each),
+            *baseline_grades(run, config.queries),
+        ]
         write_table(p.audit, "grades.parquet", from_rows(GRADE_COLUMNS, rows))
-        parts = [record for found in records.values() for record in found]
-        files = ["audit.yaml", "plan.parquet", "grades.parquet", *inquired, *ranking_files(run)]
+        parts = [record for own in records.values() for record in own]
+        files = ["audit.yaml", "plan.parquet", "grades.parquet", *queries, *ranking_files(run)]
         finish_audit(p.audit, files, parts, {"fingerprints": p.work.fingerprints})
     return [{"model": path, **row} for row in read_table(p.audit, "grades.parquet").to_pylist()]
+
+
+def compute_queries(run: AuditRun) -> list[str]:
+    """Computes phi_q of every query; returns the files. Methods with one query side share a file."""
+    config = run.prepared.config
+    tasks = {
+        benchmark_query_file(variant, concept): BenchmarkQueryTask(variant, concept)
+        for method in config.methods.values()
+        for concept in config.concepts
+        for variant in query_variants(method).values()
+    }
+    return [result.file for _, result in run.map("query", BenchmarkQueryWorker, list(tasks.values()))]
+
+
+def method_grades(
+    run: AuditRun, records: dict[str, list[Record]], dampings: tuple[float, ...], each: int
+) -> Iterator[dict[str, Any]]:
+    """The grades of every method with each kind of query, of `each` samples a query, at every damping."""
+    tasks = [
+        GradeTask(
+            method=name,
+            query_kind=kind,
+            query=variant,
+            records=tuple(records[name]),
+            plan=tuple(run.prepared.plan),
+            dampings=dampings,
+            each=each,
+        )
+        for name, method in run.prepared.config.methods.items()
+        for kind, variant in query_variants(method).items()
+    ]
+    for task, result in run.map("grade", GradeWorker, tasks):
+        yield from ({"method": task.method, "query_kind": task.query_kind, **row} for row in result.rows)
+
+
+def baseline_grades(run: AuditRun, queries: int) -> Iterator[dict[str, Any]]:
+    """The grades of the baselines without gradients, against as many queries of every concept."""
+    tasks = [BaselineTask(name, tuple(run.prepared.plan), queries) for name in GRADIENT_FREE]
+    for task, result in run.map("baseline", BaselineWorker, tasks):
+        yield from ({"method": task.baseline, "query_kind": "none", **row} for row in result.rows)
+
+
+def ranking_files(run: AuditRun) -> list[str]:
+    """The files that grading wrote, one per method and kind of query."""
+    kinds = [(name, kind) for name, method in run.prepared.config.methods.items() for kind in query_variants(method)]
+    return [ranking_file(*key) for key in (*kinds, *((name, "none") for name in GRADIENT_FREE))]
+
+
+def query_variants(method: Method) -> dict[str, Method]:
+    """By kind of query: the method with its `own`, and with the `concept` query if its own is not that."""
+    if method.query.direction == "concept_reward":
+        return {"own": method}
+    return {"own": method, "concept": replace(method, query=METHODS["concept_trak"].query)}
+
+
+def evaluations_by_method(config: BenchmarkConfig) -> dict[str, int]:
+    """Network evaluations of one training sample; 0 for baselines without gradients."""
+    methods = {name: method.train.evaluations for name, method in compared_methods(config).items()}
+    return methods | dict.fromkeys(GRADIENT_FREE, 0)
+
+
+def dataset_title(config: BenchmarkConfig, training: TrainConfig) -> str:
+    """The title of the leaderboard that a model belongs to."""
+    notes = [training.set]
+    if training.steps == 0:
+        notes.append("untrained")
+    if training.wrong:
+        notes.append("captions shuffled" if training.shuffled else f"{training.wrong:.0%} of captions wrong")
+        notes += [f"relevant is what is {config.truth}"] if config.truth != "both" else []
+    return ", ".join(notes + ([f"{config.unsaid} unsaid"] if config.unsaid else []))

@@ -1,5 +1,7 @@
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, fields, replace
+"""Rows of the paper's tables on the published data sets: the audit of one, and the measure over its rankings."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,22 +15,21 @@ from concept_trak.config import AuditConfig
 from concept_trak.data.benchmarks import abc_exemplars, celeba
 from concept_trak.data.benchmarks.abc_exemplars import Custom
 from concept_trak.data.benchmarks.celeba import Faces
-from concept_trak.data.benchmarks.export import export_parquet
+from concept_trak.data.benchmarks.export import Picture, export_parquet
 from concept_trak.store.manifest import Audit, read_table
 from concept_trak.store.store import Store
 
-Measure = tuple[str, Callable[[list[bool]], float]]  # its name, and its value for which of the first ten show it
-Asked = dict[str, list[Concept]]  # by the part of the table that they stand in
-
 
 @dataclass(frozen=True)
-class PublishedConfig(AuditConfig):
+class PublishedConfig:
+    """The data set of a published table, beside the settings of its audit."""
+
     set: str = ""
     """celeba (CelebA-HQ, or CelebA) or abc."""
     root: str = ""
     """The folder of the data set, as it was published."""
     out: str = ""
-    """Where it is written as Parquet; empty is results/published/<set>."""
+    """The folder that it is written to as Parquet; empty is results/published/<set>."""
     samples: int = 16
     """Trajectories of each query."""
     faces: Faces = field(default_factory=Faces)
@@ -36,64 +37,108 @@ class PublishedConfig(AuditConfig):
     custom: Custom = field(default_factory=Custom)
     """abc: the tuned model, and how its exemplars are captioned."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.concepts:
-            raise UserError("concepts are those of the benchmark; ask your own with jobs.audit on the Parquet in out")
+
+@dataclass(frozen=True)
+class PublishedBenchmark:
+    """An audit of a published data set, and how its rankings are graded.
+
+    `concepts`: the queries by part of the table. `grade`: the measure's value from whether each of the first ten
+    samples shows the concept.
+    """
+
+    audit: AuditConfig
+    concepts: dict[str, list[Concept]]
+    measure: str
+    grade: Callable[[list[bool]], float]
 
 
-def celeba_benchmark(config: PublishedConfig) -> tuple[AuditConfig, Asked, Measure]:
+def published_benchmark(config: PublishedConfig, audit: AuditConfig) -> PublishedBenchmark:
+    """Writes the data set as Parquet and returns its benchmark.
+
+    Args:
+        audit: The settings of the audit; its data and concepts are those of the data set.
+
+    Raises:
+        UserError: The data set is unknown, is not a local folder, or is not as it was published; or the audit has
+            concepts of its own.
+    """
+    if config.set not in BENCHMARKS or not config.root:
+        raise UserError(
+            f"set={config.set!r}, root={config.root!r}; expected set={' or '.join(BENCHMARKS)} and the folder of the "
+            "data set"
+        )
+    if remote := [f"{key}={value}" for key in ("root", "out") if "://" in (value := getattr(config, key))]:
+        raise UserError(f"{', '.join(remote)}: expected a folder of this machine; only store= may be elsewhere")
+    if audit.concepts:
+        raise UserError("concepts are those of the benchmark; give your own to jobs.audit, on the Parquet in out")
+    return BENCHMARKS[config.set](config, audit)
+
+
+def celeba_benchmark(config: PublishedConfig, audit: AuditConfig) -> PublishedBenchmark:
     """CelebA-HQ: precision@10 of each attribute, in and out of distribution."""
-    root, chosen = Path(config.root), config.faces
-    found = celeba.celeba_pictures(root, chosen)
-    whole = _audit(config, found, {"faces": asdict(chosen)}, chosen.attributes)
-    asked = celeba.celeba_concepts(chosen, config.samples)
-    whole = replace(whole, concepts=(*asked["in"], *asked["out"]))
-    return whole, asked, ("precision@10", partial(precision_at, k=10))
+    pictures = celeba.celeba_pictures(Path(config.root), config.faces)
+    audit = _with_data(config, audit, pictures, {"faces": asdict(config.faces)}, config.faces.attributes)
+    concepts = celeba.celeba_concepts(config.faces, config.samples)
+    return PublishedBenchmark(
+        audit=replace(audit, concepts=(*concepts["in"], *concepts["out"])),
+        concepts=concepts,
+        measure="precision@10",
+        grade=partial(precision_at, k=10),
+    )
 
 
-def abc_benchmark(config: PublishedConfig) -> tuple[AuditConfig, Asked, Measure]:
+def abc_benchmark(config: PublishedConfig, audit: AuditConfig) -> PublishedBenchmark:
     """AbC: recall@10 of one tuned model's exemplars, over its tasks."""
-    root, chosen = Path(config.root), config.custom
-    found = abc_exemplars.abc_pictures(root, chosen)
-    whole = _audit(config, found, {"custom": asdict(replace(chosen, tasks="", scope="global"))}, ("exemplar",))
-    if not whole.model.embeddings:
-        whole = replace(whole, model=replace(whole.model, embeddings=abc_exemplars.embeddings(root, chosen)))
-    asked = abc_exemplars.abc_concepts(root, chosen, config.samples)
-    carriers = sum(one.labels["exemplar"] == "yes" for one in found)
-    measure = partial(recall_at, carriers=carriers, k=10)
-    return replace(whole, concepts=tuple(asked)), {"all": asked}, ("recall@10", measure)
+    root, custom = Path(config.root), config.custom
+    pictures = abc_exemplars.abc_pictures(root, custom)
+    settings = {"custom": asdict(replace(custom, tasks="", scope="global"))}
+    audit = _with_data(config, audit, pictures, settings, ("exemplar",))
+    if not audit.model.embeddings:
+        audit = replace(audit, model=replace(audit.model, embeddings=abc_exemplars.embeddings(root, custom)))
+    concepts = abc_exemplars.abc_concepts(root, custom, config.samples)
+    carriers = sum(picture.labels["exemplar"] == "yes" for picture in pictures)
+    return PublishedBenchmark(
+        audit=replace(audit, concepts=tuple(concepts)),
+        concepts={"all": concepts},
+        measure="recall@10",
+        grade=partial(recall_at, carriers=carriers, k=10),
+    )
 
 
-SETS: dict[str, Callable[[PublishedConfig], tuple[AuditConfig, Asked, Measure]]] = {
+BENCHMARKS: dict[str, Callable[[PublishedConfig, AuditConfig], PublishedBenchmark]] = {
     "celeba": celeba_benchmark,
     "abc": abc_benchmark,
 }
 
 
-def _audit(config: PublishedConfig, found: list[Any], settings: dict[str, Any], labels: Iterable[str]) -> AuditConfig:
-    """The audit of the data that was found, once it lies there as Parquet."""
+def _with_data(
+    config: PublishedConfig,
+    audit: AuditConfig,
+    pictures: list[Picture],
+    settings: dict[str, Any],
+    labels: tuple[str, ...],
+) -> AuditConfig:
+    """The audit of the pictures, which are written as Parquet."""
     out = Path(config.out or f"results/published/{config.set}").absolute()
-    export_parquet(out, found, {"set": config.set, "root": config.root, **settings})
-    data = replace(config.data, uri=str(out), format="parquet", id_column="id", label_columns=tuple(labels))
-    own = {f.name: getattr(config, f.name) for f in fields(AuditConfig)}
-    return AuditConfig(**{**own, "data": data, "audit": config.audit or config.set, "top": max(10, config.top)})
+    export_parquet(out, pictures, {"set": config.set, "root": config.root, **settings})
+    data = replace(audit.data, uri=str(out), format="parquet", id_column="id", label_columns=labels)
+    return replace(audit, data=data, audit=audit.audit or config.set, top=max(10, audit.top))
 
 
-def published_scores(config: AuditConfig, asked: Asked, measure: Measure) -> Iterable[dict[str, Any]]:
-    """One row per method and part of the table: the measure's mean over its queries, of the damped rankings."""
-    top = read_table(Audit(Store(config.store), config.audit), "top.parquet").to_pylist()
-    name, value = measure
-    for method in config.methods:
-        for cell, concepts in asked.items():
-            values = [value(_hits(top, method, concept)) for concept in concepts]
-            yield {"method": method, "cell": cell, "measure": name, "value": float(np.mean(values)),
+def published_scores(benchmark: PublishedBenchmark) -> Iterator[dict[str, Any]]:
+    """One row per method and part of the table: the measure's mean over its queries, for the damped rankings."""
+    audit = benchmark.audit
+    top = read_table(Audit(Store(audit.store), audit.audit), "top.parquet").to_pylist()
+    for method in audit.methods:
+        for part, concepts in benchmark.concepts.items():
+            values = [benchmark.grade(_hits(top, method, concept)) for concept in concepts]
+            yield {"method": method, "cell": part, "measure": benchmark.measure, "value": float(np.mean(values)),
                    "queries": len(values)}  # fmt: skip
 
 
 def _hits(top: list[dict[str, Any]], method: str, concept: Concept) -> list[bool]:
-    """Which of the first ten show the concept."""
-    wanted = (concept.name, method, "damped", "top")
-    rows = [r for r in top if (r["concept"], r["method"], r["form"], r["end"]) == wanted and r["rank"] <= 10]
+    """Whether each of the first ten shows the concept."""
+    key = (concept.name, method, "damped", "top")
+    rows = [r for r in top if (r["concept"], r["method"], r["form"], r["end"]) == key and r["rank"] <= 10]
     best = sorted(rows, key=lambda row: row["rank"])
-    return [all(row[label] == shown for label, shown in concept.truth.items()) for row in best]
+    return [all(row[label] == value for label, value in concept.truth.items()) for row in best]

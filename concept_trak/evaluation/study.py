@@ -1,3 +1,5 @@
+"""A study: rows of the table beside their variants, and the same rows under other settings of the benchmark."""
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,47 +19,50 @@ RUNS: tuple[dict[str, Any], ...] = (
     {"projector": {"kind": "mask"}},
     {"projector": {"seed": 1}},
 )
-"""Settings that are no row's: what differs from the study's own, one thing at a time."""
+"""Settings that belong to no row: each changes one setting of the study."""
 BESIDE = ("random", "lookup")
+"""Baselines that are listed beside every row."""
 
 
 @dataclass(frozen=True)
 class VariedRow:
-    """One row and what comes of it by a change: by the name of each, what differs."""
+    """A row of the table and its changes: by the name of each, what differs in words."""
 
     row: str
     changes: dict[str, str]
 
 
 def varied_rows(config: BenchmarkConfig, runs: Sequence[Mapping[str, Any]]) -> list[VariedRow]:
-    """The rows that are varied, with their variants and the runs."""
+    """The rows that have variants, each with its variants and the runs."""
     if not config.variants:
         raise UserError("variants is empty; a study needs some: python -m jobs.study takes those of conf/study.yaml")
-    found: dict[str, dict[str, str]] = {}
-    for name, given in config.variants.items():
-        found.setdefault(given["row"], {})[name] = change_text(variant_change(given))
+    changes: dict[str, dict[str, str]] = {}
+    for name, variant in config.variants.items():
+        changes.setdefault(variant["row"], {})[name] = change_text(variant_change(variant))
     return [
-        VariedRow(row, names | {changed_name(row, change): change_text(change) for change in runs})
-        for row, names in found.items()
+        VariedRow(row, own | {changed_name(row, change): change_text(change) for change in runs})
+        for row, own in changes.items()
     ]
 
 
-def varied_benchmark(
-    config: BenchmarkConfig, families: Sequence[VariedRow], change: Mapping[str, Any]
-) -> BenchmarkConfig:
+def varied_benchmark(config: BenchmarkConfig, rows: Sequence[VariedRow], change: Mapping[str, Any]) -> BenchmarkConfig:
     """The benchmark of the varied rows alone, with a change of its settings."""
-    rows = compared_methods(config)
-    alone = replace(config, methods={f.row: rows[f.row] for f in families}, variants={}, reference=families[0].row)
+    methods = compared_methods(config)
+    alone = replace(config, methods={r.row: methods[r.row] for r in rows}, variants={}, reference=rows[0].row)
     return build(BenchmarkConfig, with_changes(plain_values(alone), change))
 
 
 def changed_name(row: str, change: Mapping[str, Any]) -> str:
+    """The name of a row under a changed setting: "fit_trak each=4"."""
     return f"{row} {change_text(change)}"
 
 
-def renamed_grade(row: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    return {**row, "method": changed_name(row["method"], change)}
+def renamed_grade(grade: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """A grade of a run, with the run's change in the method's name."""
+    return {**grade, "method": changed_name(grade["method"], change)}
 
 
-def varied_grades(family: VariedRow, grades: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    return (row for row in grades if row["method"] in {family.row, *family.changes, *BESIDE} and not row["flipped"])
+def varied_grades(row: VariedRow, grades: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The grades of a row, its changes and the baselines beside it, without flipped signs."""
+    methods = {row.row, *row.changes, *BESIDE}
+    return (grade for grade in grades if grade["method"] in methods and not grade["flipped"])

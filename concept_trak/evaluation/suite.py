@@ -1,8 +1,7 @@
-"""What a benchmark compares: its settings, the models with what they were trained on, and each one's audit.
+"""The settings of a benchmark, and from them each model's data and audit.
 
-Settings that are other settings with something changed: a study's rows, and its runs.
-
-A variant is a mapping that names the row it comes from and holds the fields that differ, nested as in the row:
+A variant is a row of the table with some fields changed. It is a mapping that names the row and holds the fields that
+differ, nested as in the row:
 
     fit_at_300: {row: fit_trak, train: {times: [300]}}
 """
@@ -24,41 +23,41 @@ from concept_trak.data.benchmarks.two_factors import pair_caption
 from concept_trak.evaluation.retrieval import TRUTHS, Cell, cell_concept, cells
 from concept_trak.evaluation.training.settings import TrainConfig
 
-# What a model's grades depend on; other settings are no reason to compute them again.
+# The settings that a model's grades depend on; changes of the others keep grades that were computed before.
 GRADING = ("methods", "rows", "queries", "each", "pairs", "truth", "unsaid", "dampings", "parameters", "projector")
 
 
-def build_variants(given: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Method]) -> dict[str, Method]:
-    """The methods that `given` describes, each from one of `rows`.
+def build_variants(variants: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Method]) -> dict[str, Method]:
+    """The methods that `variants` describes, each from one of `rows`.
 
     Raises:
-        UserError: a variant that names no row, or changes a field that there is not; the message names the variant.
+        UserError: A variant names no row, or changes a field that does not exist; the message names the variant.
     """
-    return {name: _variant(name, change, rows) for name, change in given.items()}
+    return {name: _variant(name, variant, rows) for name, variant in variants.items()}
 
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
     store: str = "results/benchmark"
-    """A folder: features, grades, and the data sets drawn for it."""
+    """A folder for features, grades, and the drawn data sets."""
     models: tuple[str, ...] = ("assets/demo",)
-    """Folders that `jobs.train` wrote; each says in training.json what it was trained on."""
+    """Folders that `jobs.train` wrote, each with its training.json."""
     methods: dict[str, Method] = field(default_factory=dict)
     """Rows to compare; empty is every row of the table."""
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Rows given as one of those with some fields changed: {fit_at_300: {row: fit_trak, train: {times: [300]}}}."""
+    """Rows with some fields changed: {fit_at_300: {row: fit_trak, train: {times: [300]}}}."""
     rows: int = 2000
     """Training samples scored, the first of each model's training set."""
     queries: int = 32
     """Queries per cell."""
     each: int = 1
-    """Trajectories that make one query."""
+    """Trajectories per query."""
     pairs: tuple[str, ...] = ()
-    """Captions of the pairs asked about; empty is all."""
+    """Captions of the pairs whose factors are the concepts; empty is all."""
     truth: str = "both"
-    """What counts as found: the image shows the factor (shown), its caption says it (said), or both."""
+    """A sample is relevant if its image shows the factor (shown), its caption says it (said), or both (both)."""
     unsaid: str = ""
-    """A factor that the captions of the scored samples leave out; for models that were trained with such captions."""
+    """A factor that the captions of the scored samples leave out; for models trained with such captions."""
     dampings: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0, float("inf"))
     parameters: str = r"\.(weight|bias)$"
     projector: Projector = field(default_factory=Projector)
@@ -66,7 +65,7 @@ class BenchmarkConfig:
     name: str = "benchmark"
     """The folder of the tables and the page, below `benchmarks/`."""
     reference: str = "fit_trak"
-    """The method that every other is measured against."""
+    """The method that every other is compared with."""
 
     def __post_init__(self) -> None:
         if self.queries < 2:
@@ -87,7 +86,11 @@ class BenchmarkConfig:
 
 
 def load_train_config(path: str) -> TrainConfig:
-    """What a model was trained on, as its folder says."""
+    """The settings that a model was trained with, from the training.json in its folder.
+
+    Raises:
+        UserError: The file is missing or is not what `jobs.train` writes.
+    """
     file = Path(path) / "training.json"
     if not file.is_file():
         raise UserError(f"models: {path} has no training.json; expected a folder that `python -m jobs.train` wrote")
@@ -103,81 +106,99 @@ def compared_methods(config: BenchmarkConfig) -> dict[str, Method]:
     return rows | build_variants(config.variants, rows)
 
 
-def require_known_pairs(config: BenchmarkConfig, made: TrainConfig) -> None:
-    """That every pair asked about is one of the model's data set, so that its models share their cells."""
-    known = [pair_caption(*pair) for pair in made.kinds.all_pairs]
+def require_known_pairs(config: BenchmarkConfig, training: TrainConfig) -> None:
+    """Checks that every pair of the configuration is one of the model's data set, so that its models share their cells.
+
+    Raises:
+        UserError: Naming the first pair that is not.
+    """
+    known = [pair_caption(*pair) for pair in training.kinds.all_pairs]
     if unknown := [pair for pair in config.pairs if pair not in known]:
-        raise UserError(f"pairs: {unknown[0]!r} is no pair of {made.set}; expected some of: {', '.join(known)}")
+        raise UserError(f"pairs: {unknown[0]!r} is no pair of {training.set}; expected some of: {', '.join(known)}")
 
 
-def require_captions(config: BenchmarkConfig, made: TrainConfig) -> None:
-    """That the model was trained with captions like those it is graded with."""
-    if config.unsaid and (made.dropped == 0 or config.unsaid not in made.kinds.columns):
+def require_captions(config: BenchmarkConfig, training: TrainConfig) -> None:
+    """Checks that the model was trained with captions like those it is graded with.
+
+    Raises:
+        UserError: Captions lose a factor here and did not in training.
+    """
+    if config.unsaid and (training.dropped == 0 or config.unsaid not in training.kinds.columns):
         raise UserError(
-            f"unsaid={config.unsaid}: {made.out} was trained on {made.set} with dropped={made.dropped:g}; expected "
-            f"{' or '.join(made.kinds.columns)}, and a model trained with captions that lose a factor (dropped=0.15)"
+            f"unsaid={config.unsaid}: {training.out} was trained on {training.set} with dropped={training.dropped:g}; "
+            f"expected {' or '.join(training.kinds.columns)}, and a model trained with captions that lose a factor "
+            "(dropped=0.15)"
         )
 
 
-def benchmark_cells(config: BenchmarkConfig, made: TrainConfig) -> list[Cell]:
-    return [cell for cell in cells(made.kinds) if not config.pairs or pair_caption(*cell.pair) in config.pairs]
+def benchmark_cells(config: BenchmarkConfig, training: TrainConfig) -> list[Cell]:
+    """Both factors of every pair of the configuration."""
+    return [cell for cell in cells(training.kinds) if not config.pairs or pair_caption(*cell.pair) in config.pairs]
 
 
-def write_scored_samples(config: BenchmarkConfig, made: TrainConfig) -> str:
-    """The folder of the scored samples, the first that the model was trained on; written if it is not there."""
-    notes = [made.set, str(made.drawing_seed), f"{made.wrong:g}", str(config.rows)]
-    notes += [f"{made.resolution}px"] if made.resolution else []
+def write_scored_samples(config: BenchmarkConfig, training: TrainConfig) -> str:
+    """Writes the scored samples, the first that the model was trained on, unless they are there; returns the folder."""
+    notes = [training.set, str(training.drawing_seed), f"{training.wrong:g}", str(config.rows)]
+    notes += [f"{training.resolution}px"] if training.resolution else []
     notes += [f"no-{config.unsaid}"] if config.unsaid else []
     folder = f"{config.store}/data/{'-'.join(notes)}"
-    write_synthetic(folder, config.rows, made.drawing_seed, made.kinds, 4, made.side, 0, made.wrong, config.unsaid)
+    write_synthetic(
+        folder,
+        config.rows,
+        training.drawing_seed,
+        training.kinds,
+        files=4,
+        resolution=training.side,
+        wrong=training.wrong,
+        unsaid=config.unsaid,
+    )
     return folder
 
 
-def benchmark_audit(config: BenchmarkConfig, path: str, made: TrainConfig) -> AuditConfig:
-    """The audit that computes a model's features: its training set, every cell as a concept."""
-    kinds, empty = made.kinds, made.dropped > 0
-    samples, truth = config.queries * config.each, config.truth if made.wrong else "shown"
-    concepts = tuple(cell_concept(c, kinds, empty, samples, truth) for c in benchmark_cells(config, made))
-    negative = (
-        {} if empty else {"negative": "other_label", "combinations": tuple(pair_caption(*p) for p in kinds.all_pairs)}
-    )
-    audit = AuditConfig(
+def benchmark_audit(config: BenchmarkConfig, path: str, training: TrainConfig) -> AuditConfig:
+    """The audit that computes a model's features: its training set, and every cell as a concept."""
+    kinds, empty = training.kinds, training.dropped > 0
+    samples, truth = config.queries * config.each, config.truth if training.wrong else "shown"
+    combinations = tuple(pair_caption(*pair) for pair in kinds.all_pairs)
+    negative = {} if empty else {"negative": "other_label", "combinations": combinations}
+    return AuditConfig(
         store=config.store,
+        audit=f"{training.set}-{training.seed}-{_grading_digest(config, path)}",
         model=ModelConfig(path, parameters=config.parameters, batch=config.batch, **negative),
         data=DataConfig(
-            write_scored_samples(config, made),
+            write_scored_samples(config, training),
             id_column="id",
-            label_columns=labels_of(kinds, made.wrong),
+            label_columns=labels_of(kinds, training.wrong),
             shard_rows=250,
         ),
         methods=compared_methods(config),
         projector=config.projector,
-        concepts=concepts,
+        concepts=tuple(cell_concept(cell, kinds, empty, samples, truth) for cell in benchmark_cells(config, training)),
     )
+
+
+def _grading_digest(config: BenchmarkConfig, path: str) -> str:
     settings = plain_values(replace(config, methods=compared_methods(config), variants={}))
-    what = [{key: settings[key] for key in GRADING}, path]
-    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
-    return replace(audit, audit=f"{made.set}-{made.seed}-{digest}")
+    grading = [{key: settings[key] for key in GRADING}, path]
+    return hashlib.sha256(json.dumps(grading, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _variant(name: str, given: Mapping[str, Any], rows: Mapping[str, Method]) -> Method:
+def _variant(name: str, variant: Mapping[str, Any], rows: Mapping[str, Method]) -> Method:
     if name in rows:
         raise UserError(f"variants.{name}: a row has this name; choose another")
-    if (row := str(given.get("row", ""))) not in rows:
+    if (row := str(variant.get("row", ""))) not in rows:
         near = difflib.get_close_matches(row, rows, 1, 0.5)
-        raise UserError(
-            f"variants.{name}.row={row!r} is not known" + (f" (did you mean {near[0]}?)" if near else "")
-            + f"; expected one of: {', '.join(rows)}"
-        )  # fmt: skip
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(f"variants.{name}.row={row!r} is not known{hint}; expected one of: {', '.join(rows)}")
     try:
-        return build(Method, with_changes(method_settings(rows[row]), variant_change(given)))
+        return build(Method, with_changes(method_settings(rows[row]), variant_change(variant)))
     except UserError as error:
         raise UserError(f"variants.{name}: {error}") from None
 
 
-def variant_change(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a variant changes, without the row it comes from."""
-    return {key: value for key, value in given.items() if key != "row"}
+def variant_change(variant: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that a variant changes, without the row it comes from."""
+    return {key: value for key, value in variant.items() if key != "row"}
 
 
 def with_changes(values: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,13 +208,13 @@ def with_changes(values: Mapping[str, Any], change: Mapping[str, Any]) -> dict[s
 
 
 def change_text(change: Mapping[str, Any]) -> str:
-    """A change as the command line would say it: "train.times=[300] unit=False"."""
-    return " ".join(_words(change))
+    """A change as on a command line: "train.times=[300] unit=False"."""
+    return " ".join(_assignments(change))
 
 
-def _words(change: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _assignments(change: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in change.items():
         if isinstance(value, Mapping):
-            yield from _words(value, f"{prefix}{key}.")
+            yield from _assignments(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}={list(value) if isinstance(value, tuple) else value}"

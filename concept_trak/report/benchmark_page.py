@@ -26,7 +26,7 @@ PLAIN_GAP = 1.0
 
 def merit_chart(board: Leaderboard, lines: Sequence[LeaderboardLine]) -> Chart:
     """Merit of `lines` against damping: the logarithm of the damping to the right, the plain inner product last."""
-    merits = [board.curves[line.arm] for line in lines]
+    merits = [board.curves[line.ranker] for line in lines]
     x = _damping_positions({damping for by_damping in merits for damping in by_damping})
     low, high, step = _merit_axis([merit for by_damping in merits for merit in by_damping.values()])
 
@@ -39,14 +39,14 @@ def merit_chart(board: Leaderboard, lines: Sequence[LeaderboardLine]) -> Chart:
     hues = _hues(board.reference.method, lines)
     curves = tuple(
         Curve(
-            name=str(line.arm),
-            hue=hues.get(line.arm.method, -1),
+            name=str(line.ranker),
+            hue=hues.get(line.ranker.method, -1),
             points=tuple((x[damping], y(merit)) for damping, merit in sorted(by_damping.items())),
-            dots=(Dot(x[line.damping], y(by_damping[line.damping]), str(line.arm)),),
+            dots=(Dot(x[line.damping], y(by_damping[line.damping]), str(line.ranker)),),
             label=label,
-            lead=line.arm.method == board.reference.method and line.arm.asked != "concept",
-            dashed=line.arm.asked == "concept",
-            hollow=line.arm.asked == "none",
+            lead=line.ranker.method == board.reference.method and line.ranker.query_kind != "concept",
+            dashed=line.ranker.query_kind == "concept",
+            hollow=line.ranker.query_kind == "none",
         )
         for line, by_damping, label in zip(lines, merits, labels, strict=True)
     )
@@ -61,10 +61,10 @@ def outcome(best: LeaderboardLine) -> str:
         `better` or `worse` if the interval excludes 0 and every model agrees, `mixed` if the interval excludes 0 and
         some model does not agree, else `open`.
     """
-    low, high = best.behind
+    low, high = best.gap
     if low <= 0 <= high:
         return "open"
-    agree = all((gap > 0) == (low > 0) and gap != 0 for gap in best.behind_per_model)
+    agree = all((gap > 0) == (low > 0) and gap != 0 for gap in best.gap_per_model)
     return ("better" if low > 0 else "worse") if agree else "mixed"
 
 
@@ -84,9 +84,9 @@ class DatasetResult:
 
 def dataset_result(board: Leaderboard) -> DatasetResult:
     """What the page says about one data set."""
-    reference = next(line for line in board.lines if line.arm == board.reference)
+    reference = next(line for line in board.lines if line.ranker == board.reference)
     best = best_baseline(board.lines)
-    lines = tuple(line for line in board.lines if not line.arm.flipped)
+    lines = tuple(line for line in board.lines if not line.ranker.flipped)
     return DatasetResult(
         board=board,
         reference=reference,
@@ -94,7 +94,7 @@ def dataset_result(board: Leaderboard) -> DatasetResult:
         outcome=outcome(best),
         above=tuple(line for line in lines if line.merit > reference.merit),
         lines=lines,
-        flipped=tuple(line for line in board.lines if line.arm.flipped),
+        flipped=tuple(line for line in board.lines if line.ranker.flipped),
         chart=merit_chart(board, lines),
     )
 
@@ -122,7 +122,7 @@ def _merit_axis(merits: Sequence[float]) -> tuple[float, float, float]:
 
 def _hues(reference: str, lines: Sequence[LeaderboardLine]) -> dict[str, int]:
     """Hue by method: the reference has the first, the others follow by merit; methods without gradients are grey."""
-    methods = dict.fromkeys([reference, *(line.arm.method for line in lines if line.arm.asked != "none")])
+    methods = dict.fromkeys([reference, *(line.ranker.method for line in lines if line.ranker.query_kind != "none")])
     return {method: hue for hue, method in enumerate(itertools.islice(methods, HUES))}
 
 
@@ -148,7 +148,7 @@ def damping_text(value: float) -> str:
 
 def relative_cost(line: LeaderboardLine, board: Leaderboard) -> str:
     """Network evaluations as a multiple of the reference's; a dash for a method that needs none."""
-    own, reference = board.evaluations[line.arm.method], board.evaluations[board.reference.method]
+    own, reference = board.evaluations[line.ranker.method], board.evaluations[board.reference.method]
     return f"{own / reference:.3g}" if own and reference else "–"
 
 
@@ -176,7 +176,7 @@ def publish_benchmark(
     lines = [leaderboard_row(line, board) for board in boards for line in board.lines]
     files = {
         "grades.parquet": to_parquet(from_rows({"set": "string", "model": "string", **GRADE_COLUMNS}, rows)),
-        "standings.parquet": to_parquet(from_rows(LEADERBOARD_COLUMNS, lines)),
+        "leaderboard.parquet": to_parquet(from_rows(LEADERBOARD_COLUMNS, lines)),
         "benchmark.md": "\n".join(as_text(board) for board in boards).encode(),
         "benchmark.html": render_benchmark(boards).encode(),
     }
@@ -184,7 +184,7 @@ def publish_benchmark(
         store.replace(f"benchmarks/{name}/{file}", content)
 
 
-TOPS = {"set": "string", "model": "string", "method": "string", "asked": "string", "concept": "string",
+TOPS = {"set": "string", "model": "string", "method": "string", "query_kind": "string", "concept": "string",
         "damping": "float64", "scored": "int64", "rank": "int64", "sample_id": "string"}  # fmt: skip
 
 
@@ -198,11 +198,18 @@ def publish_tops(
         scored: Samples ranked per model; a ranking's head is as long as there are samples that show the concept.
     """
     rows = [
-        {"set": board.title, "model": model, "method": arm.method, "asked": arm.asked, "scored": scored, **top}
+        {
+            "set": board.title,
+            "model": model,
+            "method": ranker.method,
+            "query_kind": ranker.query_kind,
+            "scored": scored,
+            **top,
+        }
         for board in boards
         for model, audit in audits[board.title].items()
-        for arm, damping in ((line.arm, line.damping) for line in board.lines if not line.arm.flipped)
-        for top in read_table(Audit(store, audit), ranking_file(arm.method, arm.asked)).to_pylist()
+        for ranker, damping in ((line.ranker, line.damping) for line in board.lines if not line.ranker.flipped)
+        for top in read_table(Audit(store, audit), ranking_file(ranker.method, ranker.query_kind)).to_pylist()
         if top["damping"] == damping
     ]
     store.replace(f"benchmarks/{name}/tops.parquet", to_parquet(from_rows(TOPS, rows)))
@@ -210,14 +217,14 @@ def publish_tops(
 
 def as_text(board: Leaderboard) -> str:
     """The leaderboard in Markdown, best first, with the comparisons to the best baseline and to caption lookup."""
-    head = "| arm | evaluations | damping | merit | per model | P@10 in / out | reference ahead by |"
-    lines = [_line(line, board) for line in board.lines if not line.arm.flipped or line.merit > 0]
+    head = "| ranking | evaluations | damping | merit | per model | P@10 in / out | reference ahead by |"
+    lines = [_line(line, board) for line in board.lines if not line.ranker.flipped or line.merit > 0]
     best = best_baseline(board.lines)
-    lookup = next(line for line in board.lines if line.arm.method == "lookup")
+    lookup = next(line for line in board.lines if line.ranker.method == "lookup")
     comparison = (
-        f"Merit of {board.reference} less that of the best baseline, {best.arm}: {_interval(best.behind)} "
-        f"(95 % interval); model by model {_list(best.behind_per_model)}. Its mean AP less that of caption lookup: "
-        f"{_interval(lookup.mean_behind)}; model by model {_list(lookup.mean_behind_per_model)}."
+        f"Merit of {board.reference} less that of the best baseline, {best.ranker}: {_interval(best.gap)} "
+        f"(95 % interval); model by model {_list(best.gap_per_model)}. Its mean AP less that of caption lookup: "
+        f"{_interval(lookup.mean_gap)}; model by model {_list(lookup.mean_gap_per_model)}."
     )
     sizes = f"{len(board.models)} models, {board.queries} queries in each of {len(board.cells)} cells"
     return "\n".join([f"\n## {board.title}", f"{sizes}.\n", head, "|---|" + "---:|" * 6, *lines, "", comparison])
@@ -225,9 +232,9 @@ def as_text(board: Leaderboard) -> str:
 
 def _line(line: LeaderboardLine, board: Leaderboard) -> str:
     precision = f"{line.precision[0]:.2f} / {line.precision[1]:.2f}"
-    cost = board.evaluations[line.arm.method] or "-"
+    cost = board.evaluations[line.ranker.method] or "-"
     numbers = f"{line.damping:g} | {line.merit:+.3f} | {_list(line.per_model)} | {precision}"
-    return f"| {line.arm} | {cost} | {numbers} | {_interval(line.behind)} |"
+    return f"| {line.ranker} | {cost} | {numbers} | {_interval(line.gap)} |"
 
 
 def _interval(ends: tuple[float, float]) -> str:

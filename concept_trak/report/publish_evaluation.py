@@ -12,10 +12,11 @@ from concept_trak.evaluation.counterfactual import (
     removals_of,
     retrain,
 )
-from concept_trak.evaluation.leaderboard import Ranker, build_leaderboard
-from concept_trak.evaluation.pipeline import Spread, evaluate_models, evaluations_by_method
+from concept_trak.evaluation.leaderboard import Leaderboard, Ranker, build_leaderboard
+from concept_trak.evaluation.pipeline import DatasetGrades, Spread, evaluate_models, evaluations_by_method
 from concept_trak.evaluation.study import (
     RUNS,
+    VariedRow,
     changed_name,
     renamed_grade,
     varied_benchmark,
@@ -23,48 +24,58 @@ from concept_trak.evaluation.study import (
     varied_rows,
 )
 from concept_trak.evaluation.suite import BenchmarkConfig, load_train_config
-from concept_trak.report import benchmark_page, counterfactual_page, study_page
+from concept_trak.report.benchmark_page import as_text, publish_benchmark, publish_tops
+from concept_trak.report.counterfactual_page import publish_counterfactual
+from concept_trak.report.study_page import publish_study, study_page
 from concept_trak.report.table_page import as_markdown
 from concept_trak.store.store import Store
 
 
 def run_benchmark(config: BenchmarkConfig, spread: Spread = Spread()) -> Iterator[str]:
-    """Grade every model, publish the tables and the page, and yield each table as Markdown."""
+    """Grades every model, publishes the tables and the page, and yields each leaderboard as Markdown."""
     results, reference = evaluate_models(config, spread), Ranker(config.reference, "own")
-    tables = [build_leaderboard(r.title, r.grades, r.cells, reference, evaluations_by_method(config)) for r in results]
+    evaluations = evaluations_by_method(config)
+    boards = [build_leaderboard(r.title, r.grades, r.cells, reference, evaluations) for r in results]
     store = Store(config.store)
-    benchmark_page.publish_benchmark(store, config.name, {r.title: r.grades for r in results}, tables)
-    benchmark_page.publish_tops(store, config.name, {r.title: r.audits for r in results}, tables, config.rows)
-    yield from map(benchmark_page.as_text, tables)
+    publish_benchmark(store, config.name, {r.title: r.grades for r in results}, boards)
+    publish_tops(store, config.name, {r.title: r.audits for r in results}, boards, config.rows)
+    yield from map(as_text, boards)
 
 
 def run_study(config: BenchmarkConfig, spread: Spread = Spread(), runs: Sequence[Mapping[str, Any]] = RUNS) -> str:
-    """Grade every row, variant and run on every model, publish the page, and return it as Markdown."""
-    families, grades, cost = varied_rows(config, runs), dict[str, list[dict[str, Any]]](), evaluations_by_method(config)
+    """Grades every row, variant and run on every model, publishes the page, and returns it as Markdown."""
+    rows, grades = varied_rows(config, runs), dict[str, list[dict[str, Any]]]()
     results = evaluate_models(config, spread)
     for result in results:
-        grades[result.title] = [row for row in result.grades if row["asked"] != "concept"]
+        grades[result.title] = [grade for grade in result.grades if grade["query_kind"] != "concept"]
     for change in runs:
-        for result in evaluate_models(varied_benchmark(config, families, change), spread):
-            grades[result.title] += [renamed_grade(row, change) for row in result.grades if row["asked"] == "own"]
-    cost |= {changed_name(f.row, change): cost[f.row] for f in families for change in runs}
-    tables = [
-        build_leaderboard(
-            f"{r.title}, from {f.row}", list(varied_grades(f, grades[r.title])), r.cells, Ranker(f.row, "own"), cost
-        )
-        for r in results
-        for f in families
-    ]
-    page = study_page.study_page(tables, families * len(results))
-    study_page.publish_study(Store(config.store), config.name, tables, page)
+        for result in evaluate_models(varied_benchmark(config, rows, change), spread):
+            own = [grade for grade in result.grades if grade["query_kind"] == "own"]
+            grades[result.title] += [renamed_grade(grade, change) for grade in own]
+    evaluations = evaluations_by_method(config)
+    evaluations |= {changed_name(row.row, change): evaluations[row.row] for row in rows for change in runs}
+
+    def board(result: DatasetGrades, row: VariedRow) -> Leaderboard:
+        own, reference = list(varied_grades(row, grades[result.title])), Ranker(row.row, "own")
+        return build_leaderboard(f"{result.title}, from {row.row}", own, result.cells, reference, evaluations)
+
+    boards = [board(result, row) for result in results for row in rows]
+    page = study_page(boards, rows * len(results))
+    publish_study(Store(config.store), config.name, boards, page)
     return as_markdown(page)
 
 
 def run_counterfactual(config: CounterfactualConfig, mapper: Mapper = serial, threads: int = 1) -> str:
-    """Retrain what is missing, publish the page, and return it as Markdown."""
-    made, store = load_train_config(config.folder), Store(config.store)
-    cases = removals_of(config, made, ranking_heads(config, made, store))
-    bench = RetrainSettings(config.store, f"benchmarks/{config.name}/retrained", made, config.samples, threads)
-    retrain(config, bench, cases, mapper)
-    lines = list(zip(cases, effects(bench, config.folder, cases), strict=True))
-    return counterfactual_page.publish_counterfactual(store, config.name, made, lines)
+    """Trains the models that are missing, publishes the page, and returns it as Markdown."""
+    training, store = load_train_config(config.folder), Store(config.store)
+    removals = removals_of(config, training, ranking_heads(config, training, store))
+    settings = RetrainSettings(
+        store=config.store,
+        folder=f"benchmarks/{config.name}/retrained",
+        training=training,
+        samples=config.samples,
+        threads=threads,
+    )
+    retrain(config, settings, removals, mapper)
+    lines = list(zip(removals, effects(settings, config.folder, removals), strict=True))
+    return publish_counterfactual(store, config.name, training, lines)

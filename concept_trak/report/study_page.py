@@ -22,65 +22,66 @@ READING = (
 )  # fmt: skip
 
 
-def study_page(tables: Sequence[Leaderboard], families: Sequence[VariedRow]) -> TablePage:
-    """The page: for every family its lines in the order given, then its merits at every damping."""
-    pairs = zip(tables, families, strict=True)
+def study_page(boards: Sequence[Leaderboard], rows: Sequence[VariedRow]) -> TablePage:
+    """The page: for every row its lines in the order given, then its merits at every damping."""
+    pairs = zip(boards, rows, strict=True)
     return TablePage(
         title="What makes a row work",
         lead="Rows with one thing changed, each beside the row it comes from. All have the same models, samples and "
         "queries.",
-        tables=tuple(make(board, family) for board, family in pairs for make in (_comparison, _curves)),
+        tables=tuple(make(board, row) for board, row in pairs for make in (_comparison, _curves)),
         reading=READING,
     )
 
 
-def _lines(board: Leaderboard, family: VariedRow) -> list[tuple[LeaderboardLine, str]]:
-    by_name = {line.arm.method: line for line in board.lines}
-    differences = {family.row: "", **family.changes, **dict.fromkeys(BESIDE, "")}
+def _lines(board: Leaderboard, row: VariedRow) -> list[tuple[LeaderboardLine, str]]:
+    by_name = {line.ranker.method: line for line in board.lines}
+    differences = {row.row: "", **row.changes, **dict.fromkeys(BESIDE, "")}
     return [(by_name[name], difference) for name, difference in differences.items()]
 
 
-def _comparison(board: Leaderboard, family: VariedRow) -> TextTable:
+def _comparison(board: Leaderboard, row: VariedRow) -> TextTable:
     models = f"{len(board.models)} models ({', '.join(board.models)})"
     return TextTable(
         title=board.title,
         note=f"{models}, {board.queries} queries in each of {len(board.cells)} cells.",
         head=HEAD,
-        rows=tuple(_row(line, difference, board) for line, difference in _lines(board, family)),
-        highlighted=frozenset({family.row}),
+        rows=tuple(_row(line, difference, board) for line, difference in _lines(board, row)),
+        highlighted=frozenset({row.row}),
     )
 
 
 def _row(line: LeaderboardLine, difference: str, board: Leaderboard) -> tuple[str, ...]:
-    low, high = line.behind
+    low, high = line.gap
     return (
-        line.arm.method,
+        line.ranker.method,
         difference,
         signed_text(line.merit),
-        "–" if line.arm == board.reference else f"{signed_text(-high)} to {signed_text(-low)}",
+        "–" if line.ranker == board.reference else f"{signed_text(-high)} to {signed_text(-low)}",
         " ".join(signed_text(value, 2) for value in line.per_model),
         line.worst,
         *(signed_text(value, 2) for value in line.gain),
         *(share_text(value) for value in line.precision),
         damping_text(line.damping),
-        str(board.evaluations[line.arm.method] or "–"),
+        str(board.evaluations[line.ranker.method] or "–"),
     )
 
 
-def _curves(board: Leaderboard, family: VariedRow) -> TextTable:
+def _curves(board: Leaderboard, row: VariedRow) -> TextTable:
     dampings = sorted(board.curves[board.reference])
-    arms = [line.arm for line, _ in _lines(board, family) if line.arm.asked == "own"]
+    rankers = [line.ranker for line, _ in _lines(board, row) if line.ranker.query_kind == "own"]
     return TextTable(
         title=f"{board.title}: merit against damping",
         note="Over all queries.",
         head=("row", *(damping_text(d) for d in dampings)),
-        rows=tuple((arm.method, *(signed_text(board.curves[arm][d], 2) for d in dampings)) for arm in arms),
-        highlighted=frozenset({family.row}),
+        rows=tuple((ranker.method, *(signed_text(board.curves[ranker][d], 2) for d in dampings)) for ranker in rankers),
+        highlighted=frozenset({row.row}),
     )
 
 
-def publish_study(store: Store, name: str, tables: Sequence[Leaderboard], page: TablePage) -> None:
-    lines = [leaderboard_row(line, one) for one in tables for line in one.lines]
+def publish_study(store: Store, name: str, boards: Sequence[Leaderboard], page: TablePage) -> None:
+    """Writes study.parquet, .md and .html below benchmarks/<name>/."""
+    lines = [leaderboard_row(line, board) for board in boards for line in board.lines]
     files = {
         "study.parquet": to_parquet(from_rows(LEADERBOARD_COLUMNS, lines)),
         "study.md": as_markdown(page).encode(),

@@ -35,7 +35,7 @@ KINDS = {  # columns and the words of their types, by the heading of a table tha
     "diff-before.parquet": "concept_trak.audit.diff:MOVE_KINDS",
     "diff-before.summary.parquet": "concept_trak.audit.diff:SUMMARY_KINDS",
     "grades.parquet": "concept_trak.evaluation.benchmark:GRADE_COLUMNS",
-    "standings.parquet": "concept_trak.evaluation.benchmark:LEADERBOARD_COLUMNS",
+    "leaderboard.parquet": "concept_trak.evaluation.benchmark:LEADERBOARD_COLUMNS",
     "tops.parquet": "concept_trak.report.benchmark_page:TOPS",
     "counterfactual.parquet": "concept_trak.report.counterfactual_page:KINDS",
     "components_groups/concept.parquet": "concept_trak.components.groups:GROUPS",

@@ -61,7 +61,7 @@ def graded(train: list[Sample], scores, concept) -> np.ndarray:
 
 
 def blind(train: list[Sample], seed: int = 0) -> BaselineInputs:
-    """For rivals that look at no picture: this model knows numbers only, and would fail if it were asked."""
+    """For baselines that use no picture: this model has no images, and would fail if it were run."""
     return sight(Gaussian(), train, seed)
 
 
@@ -133,10 +133,10 @@ def with_the_queries_own(denoiser: Denoiser) -> tuple[BaselineInputs, int]:
     return sight(denoiser, [*train, *twins]), len(train)
 
 
-@pytest.mark.parametrize("rival", [pixel_similarity, activation_similarity])
-def test_a_querys_twin_among_the_training_samples_is_ranked_first(denoiser, rival):
+@pytest.mark.parametrize("baseline", [pixel_similarity, activation_similarity])
+def test_a_querys_twin_among_the_training_samples_is_ranked_first(denoiser, baseline):
     seen, first = with_the_queries_own(denoiser)
-    scores = rival(seen, COLOUR, 3)
+    scores = baseline(seen, COLOUR, 3)
     assert scores.shape == (13, 3)
     for i in range(3):
         assert scores[first + i, i].item() == pytest.approx(1, abs=1e-4), "an image is not like itself"
@@ -159,7 +159,7 @@ def test_pixels_are_less_the_training_mean(denoiser):
 
 def test_an_activation_is_the_pictures_own_and_not_its_batchs(denoiser):
     one = sight(denoiser, drawn(7))
-    whole, apart = one.looked_at(one.batch), one.looked_at(one.batch, at_once=2)
+    whole, apart = one.middle_activations(one.batch), one.middle_activations(one.batch, at_once=2)
     assert whole.shape[0] == 7
     assert whole.dim() == 2
     torch.testing.assert_close(apart, whole, rtol=BATCH32, atol=BATCH32 * whole.abs().max().item())
@@ -168,7 +168,7 @@ def test_an_activation_is_the_pictures_own_and_not_its_batchs(denoiser):
     assert not denoiser.middle._forward_hooks, "the hook outlives its use"
 
 
-def test_what_a_query_generates_is_the_same_for_every_rival_and_longer_run(denoiser):
+def test_what_a_query_generates_is_the_same_for_every_baseline_and_longer_run(denoiser):
     one = sight(denoiser, drawn(2))
     few, more = one.generated(COLOUR, 2), one.generated(COLOUR, 3)
     torch.testing.assert_close(more.x_0[:2], few.x_0, rtol=1e-3, atol=1e-3)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cluster.executor import Attempt
+from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.method import METHODS
 from concept_trak.attribution.ranking import average_precision
@@ -18,6 +19,7 @@ from concept_trak.evaluation.baselines import GRADIENT_FREE, BaselineTask, Basel
 from concept_trak.evaluation.benchmark import (
     GRADE_KINDS,
     PLAIN,
+    BenchmarkQueryResult,
     BenchmarkQueryTask,
     BenchmarkQueryWorker,
     GradeTask,
@@ -50,7 +52,7 @@ class Done:
     def grade(self, method: str, dampings: tuple[float, ...], each: int) -> list[dict]:
         row = self.p.config.methods[method]
         item = GradeTask(method, "own", row, self.records[method], tuple(self.p.plan), dampings, each)
-        return GradeWorker(self.p.work)(item, FIRST)
+        return list(GradeWorker(self.p.work)(item, FIRST).rows)
 
     @property
     def labels(self) -> dict[str, dict[str, str]]:
@@ -117,8 +119,8 @@ def test_a_query_is_a_run_of_samples_of_its_own(done, each, queries):
     ids, weight, phi = Found(Path(done.p.config.store), done.p.audit.id).features("fit_trak")
     for concept in done.concepts:
         file = benchmark_query_file(done.p.config.methods["fit_trak"], concept)
-        asked = np.array(read_table(done.p.audit, file)["phi"].to_pylist())
-        runs = np.stack([asked[i : i + each].mean(0) for i in range(0, 4, each)])
+        samples = np.array(read_table(done.p.audit, file)["phi"].to_pylist())
+        runs = np.stack([samples[i : i + each].mean(0) for i in range(0, 4, each)])
         relevant = np.array([shows(concept, done.labels[i]) for i in ids])
         expected = grade(weight[:, None] * (phi @ runs.T), relevant, ids).average_precision
         found = [
@@ -138,28 +140,28 @@ def test_queries_differ_and_do_not_get_mixed_up(done):
     together = done.grade("das", (1.0,), 1)
     work = replace(done.p.work, config=replace(done.p.config, concepts=done.concepts[1:]))
     item = GradeTask("das", "own", done.p.config.methods["das"], done.records["das"], tuple(done.p.plan), (1.0,), 1)
-    alone = GradeWorker(work)(item, FIRST)
+    alone = list(GradeWorker(work)(item, FIRST).rows)
     assert alone == [row for row in together if row["concept"] == done.concepts[1].name]
     assert len({row["average_precision"] for row in alone}) > 1, "every query gives the same ranking"
 
 
-def test_an_inquirys_mean_is_the_audits_own_query(done):
+def test_the_mean_of_a_benchmarks_queries_is_the_audits_own_query(done):
     for method, row in done.p.config.methods.items():
         for concept in done.concepts:
-            (asked,) = read_table(done.p.audit, f"{method}/queries/{concept.name}.parquet").to_pylist()
+            (queries,) = read_table(done.p.audit, f"{method}/queries/{concept.name}.parquet").to_pylist()
             found = np.array(read_table(done.p.audit, benchmark_query_file(row, concept))["phi"].to_pylist())
-            whole = np.array(asked["phi"])
+            whole = np.array(queries["phi"])
             assert len(found) == concept.samples
             assert np.abs(found.mean(0) - whole).max() < DENSE32 * np.abs(whole).max(), f"{method}, {concept.name}"
             assert np.abs(found[0] - found[1]).max() > 0.01 * np.abs(whole).max(), "the samples are one and the same"
 
 
-def test_nothing_is_asked_twice(done):
+def test_no_query_is_computed_twice(done):
     row, concept = done.p.config.methods["das"], done.concepts[0]
     file = done.path(benchmark_query_file(row, concept))
     before = (file.stat().st_mtime_ns, file.read_bytes())
-    assert BenchmarkQueryWorker(done.p.work)(BenchmarkQueryTask(row, concept), FIRST) == benchmark_query_file(
-        row, concept
+    assert BenchmarkQueryWorker(done.p.work)(BenchmarkQueryTask(row, concept), FIRST) == BenchmarkQueryResult(
+        benchmark_query_file(row, concept)
     )
     assert (file.stat().st_mtime_ns, file.read_bytes()) == before
 
@@ -176,15 +178,15 @@ def test_a_file_is_shared_by_what_asks_alike_and_by_nothing_else():
         ours, replace(red, name="other", truth={"colour": "red"})
     )
     assert benchmark_query_file(whole, red) == benchmark_query_file(whole, triangle), (
-        "a whole image is asked twice for its two factors"
+        "a whole image is computed twice for its two factors"
     )
-    asked = [replace(red, prompt="a red circle"), replace(red, seed=1), replace(red, samples=3), red]
+    queries = [replace(red, prompt="a red circle"), replace(red, seed=1), replace(red, samples=3), red]
     others = [
         benchmark_query_file(replace(ours, unit=False), red),
         benchmark_query_file(published, red),
         benchmark_query_file(replace(ours, query=replace(ours.query, eta=0.5)), red),
         benchmark_query_file(ours, triangle),
-        *(benchmark_query_file(row, concept) for row in (ours, whole) for concept in asked),
+        *(benchmark_query_file(row, concept) for row in (ours, whole) for concept in queries),
     ]
     assert len(set(others)) == len(others), "other numbers under one name"
 
@@ -204,7 +206,7 @@ def test_a_ranking_is_kept_as_far_as_there_are_carriers(done):
         assert found == pytest.approx(rows[concept.name, damping, 0]["recall_at_carriers"]), "another order than graded"
 
 
-def test_an_inquiry_that_is_missing_is_no_zero(done):
+def test_a_query_that_is_missing_is_no_zero(done):
     row = replace(done.p.config.methods["das"], unit=True)
     item = GradeTask("das", "own", row, done.records["das"], tuple(done.p.plan), (1.0,), 1)
     with pytest.raises(FileNotFoundError):
@@ -213,17 +215,17 @@ def test_an_inquiry_that_is_missing_is_no_zero(done):
 
 def test_a_method_without_any_feature_is_told_so(done):
     item = GradeTask("das", "own", done.p.config.methods["das"], (), tuple(done.p.plan), (1.0,), 1)
-    with pytest.raises(ValueError, match="no training sample has a feature of das: all are rejects"):
+    with pytest.raises(UserError, match="no training sample has a feature of das: all are rejects"):
         GradeWorker(done.p.work)(item, FIRST)
 
 
-@pytest.mark.parametrize("rival", GRADIENT_FREE)
-def test_a_rivals_grades_stand_beside_the_methods(done, rival):
-    rows = BaselineWorker(done.p.work)(BaselineTask(rival, tuple(done.p.plan), 2), FIRST)
+@pytest.mark.parametrize("baseline", GRADIENT_FREE)
+def test_a_baselines_grades_are_beside_the_methods(done, baseline):
+    rows = BaselineWorker(done.p.work)(BaselineTask(baseline, tuple(done.p.plan), 2), FIRST).rows
     beside = {r["concept"]: r["base_rate"] for r in done.grade("das", (PLAIN,), 1)}
     assert [(r["concept"], r["query"]) for r in rows] == [(c.name, q) for c in done.concepts for q in (0, 1)]
     for row in rows:
         assert list(row) == list(GRADE_KINDS)
         assert (row["damping"], row["flipped"]) == (PLAIN, 0)
         assert row["base_rate"] == beside[row["concept"]]
-        assert (row["average_precision"] == 1) == (rival == "lookup")
+        assert (row["average_precision"] == 1) == (baseline == "lookup")

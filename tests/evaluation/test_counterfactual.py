@@ -58,36 +58,41 @@ def pictures(red: float, blue: float) -> dict:
 
 def test_an_effect_is_what_it_is_by_hand():
     """Red prompts turn from 0.5 to -0.5, the others move by 0.1: sqrt(48) per unit, for 48 numbers a picture."""
-    found = measure_effect(RED, SHAPES2, Seeing(SHAPES2), pictures(0.5, -0.5), pictures(-0.5, -0.6))
-    assert found.moved == pytest.approx((1.0 - 0.1) * 48**0.5)
-    assert (found.present_control, found.present, found.lost) == (1, 0, 1)
-    assert (found.kept_other_control, found.kept_other) == (1, 1), "the others are asked about red, not what they name"
+    effect = measure_effect(RED, SHAPES2, Seeing(SHAPES2), pictures(0.5, -0.5), pictures(-0.5, -0.6))
+    assert effect.moved == pytest.approx((1.0 - 0.1) * 48**0.5)
+    assert (effect.present_control, effect.present, effect.lost) == (1, 0, 1)
+    assert (effect.kept_other_control, effect.kept_other) == (1, 1), (
+        "the others are asked about red, not what they name"
+    )
 
 
 def test_nothing_left_out_is_no_effect():
-    found = measure_effect(RED, SHAPES2, Seeing(SHAPES2), pictures(0.5, -0.5), pictures(0.5, -0.5))
-    assert (found.moved, found.lost) == (0, 0)
+    effect = measure_effect(RED, SHAPES2, Seeing(SHAPES2), pictures(0.5, -0.5), pictures(0.5, -0.5))
+    assert (effect.moved, effect.lost) == (0, 0)
 
 
 def test_pictures_come_back_as_they_were():
     made = {pair: torch.rand(2, 3, 4, 5) for pair in SHAPES2.all_pairs}
-    found = pictures_from_parquet(pictures_to_parquet(made))
-    assert list(found) == list(made)
-    assert all(torch.equal(found[pair], made[pair]) for pair in made)
+    effect = pictures_from_parquet(pictures_to_parquet(made))
+    assert list(effect) == list(made)
+    assert all(torch.equal(effect[pair], made[pair]) for pair in made)
 
 
 def test_a_file_is_named_by_what_decides_its_pictures():
-    bench, item = RetrainSettings("/s", "b", MADE, 2), RetrainTask(1, ("a", "b"))
-    name = bench.file(item)
-    for alike in (replace(bench, threads=9), replace(bench, made=replace(MADE, refresh=1.0, out="x", seed=0))):
+    settings, item = RetrainSettings("/s", "b", MADE, 2), RetrainTask(1, ("a", "b"))
+    name = settings.file(item)
+    for alike in (
+        replace(settings, threads=9),
+        replace(settings, training=replace(MADE, refresh=1.0, out="x", seed=0)),
+    ):
         assert alike.file(item) == name
     others = [
-        bench.file(RetrainTask(2, ("a", "b"))),
-        bench.file(RetrainTask(1, ("a",))),
-        bench.file(RetrainTask(1)),
-        replace(bench, samples=3).file(item),
-        replace(bench, made=replace(MADE, steps=3)).file(item),
-        replace(bench, made=replace(MADE, seed=1)).file(item),
+        settings.file(RetrainTask(2, ("a", "b"))),
+        settings.file(RetrainTask(1, ("a",))),
+        settings.file(RetrainTask(1)),
+        replace(settings, samples=3).file(item),
+        replace(settings, training=replace(MADE, steps=3)).file(item),
+        replace(settings, training=replace(MADE, seed=1)).file(item),
         name,
     ]
     assert len(set(others)) == len(others), "other pictures under one name"
@@ -104,23 +109,23 @@ def toy(tmp_path_factory) -> CounterfactualConfig:
     judge.save_classifier(Classifier(SHAPES2), root / "model/classifier.safetensors")
     rankings = {"lookup": REDS, "random": sorted(d.id for d in DRAWN)[: len(REDS)]}
     rows = [
-        {"set": "shapes2", "model": f"{root}/model", "method": arm, "asked": "none", "concept": cell, "damping": 1.0,
-         "scored": 24, "rank": rank, "sample_id": i}
-        for arm, ids in rankings.items()
+        {"set": "shapes2", "model": f"{root}/model", "method": ranker, "query_kind": "none", "concept": cell,
+         "damping": 1.0, "scored": 24, "rank": rank, "sample_id": i}
+        for ranker, ids in rankings.items()
         for cell in (RED.name, "triangle_in_red_triangle")
         for rank, i in enumerate(ids, 1)
     ]  # fmt: skip
     Store(f"{root}/store").replace("benchmarks/toy/tops.parquet", to_parquet(from_rows(TOPS, rows[::-1])))
     return CounterfactualConfig(
-        store=f"{root}/store", folder=f"{root}/model", arms=("lookup", "random"), shares=(0.5, 1.0), seeds=(1,),
+        store=f"{root}/store", folder=f"{root}/model", rankers=("lookup", "random"), shares=(0.5, 1.0), seeds=(1,),
         samples=2,
     )  # fmt: skip
 
 
-def test_a_case_leaves_out_the_first_of_its_ranking(toy):
-    cases = removals_of(toy, MADE, ranking_heads(toy, MADE, Store(toy.store)))
-    assert len(cases) == 2 * 2 * 2
-    (half,) = [c for c in cases if (c.arm, c.cell, c.share) == ("lookup", RED, 0.5)]
+def test_a_removal_leaves_out_the_first_of_its_ranking(toy):
+    removals = removals_of(toy, MADE, ranking_heads(toy, MADE, Store(toy.store)))
+    assert len(removals) == 2 * 2 * 2
+    (half,) = [c for c in removals if (c.ranker, c.cell, c.share) == ("lookup", RED, 0.5)]
     assert half.retraining.without == tuple(sorted(REDS[: round(len(REDS) / 2)]))
     assert half.carriers == len(REDS)
 
@@ -131,9 +136,9 @@ def test_a_small_test_from_rankings_to_a_page_and_nothing_twice(toy, capsys):
     folder = Path(toy.store) / "benchmarks/toy"
     kept = {p: p.stat().st_mtime_ns for p in (folder / "retrained").iterdir()}
     assert len(kept) == 3, "both concepts have one ranking here: a control and two retrainings"
-    rows = duckdb.sql(f"select arm, concept, removed, moved, lost from '{folder}/counterfactual.parquet'").fetchall()
-    assert {(arm, concept) for arm, concept, *_ in rows} == {
-        (arm, cell) for arm in small.arms for cell in (RED.name, "triangle_in_red_triangle")
+    rows = duckdb.sql(f"select ranker, concept, removed, moved, lost from '{folder}/counterfactual.parquet'").fetchall()
+    assert {(ranker, concept) for ranker, concept, *_ in rows} == {
+        (ranker, cell) for ranker in small.rankers for cell in (RED.name, "triangle_in_red_triangle")
     }
     assert all(removed == len(REDS) and moved != 0 for _, _, removed, moved, _ in rows)
     page = parse((folder / "counterfactual.html").read_text())
@@ -144,19 +149,19 @@ def test_a_small_test_from_rankings_to_a_page_and_nothing_twice(toy, capsys):
 
 
 def test_a_retraining_is_the_same_wherever_it_is_done(toy, tmp_path):
-    benches = [RetrainSettings(f"{tmp_path}/{i}", "b", MADE, 1) for i in range(2)]
-    one, two = (Store(b.store).read(RetrainWorker(b)(RetrainTask(1, tuple(REDS)), FIRST)) for b in benches)
+    both = [RetrainSettings(f"{tmp_path}/{i}", "b", MADE, 1) for i in range(2)]
+    one, two = (Store(b.store).read(RetrainWorker(b)(RetrainTask(1, tuple(REDS)), FIRST).file) for b in both)
     assert one == two, "something besides the keys decides a retraining"
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"name": "other"}, "other/tops.parquet is not there; run python -m jobs.benchmark name=other first"),
-        ({"folder": "elsewhere"}, "is none of the benchmark toy"),
-        ({"arms": ("trak",)}, "arms: the benchmark has no 'trak'; expected some of: "),
-        ({"pairs": ("a blue circle",)}, "the benchmark asked about no such pair of shapes2"),
-        ({"pairs": ("a green circle",)}, "the benchmark asked about no such pair of shapes2"),
+        ({"name": "other"}, "other/tops.parquet does not exist; run python -m jobs.benchmark name=other first"),
+        ({"folder": "elsewhere"}, "is no model of the benchmark toy"),
+        ({"rankers": ("trak",)}, "rankers: the benchmark has no 'trak'; expected some of: "),
+        ({"pairs": ("a blue circle",)}, "the benchmark has no such pair of shapes2"),
+        ({"pairs": ("a green circle",)}, "the benchmark has no such pair of shapes2"),
     ],
 )
 def test_what_is_not_there_is_said(toy, change, says):

@@ -1,4 +1,4 @@
-"""Numbers from grades to lines: every one in its place, and none counted on the queries that chose the damping."""
+"""Numbers from grades to lines: every one in its index, and none counted on the queries that chose the damping."""
 
 import math
 
@@ -23,33 +23,33 @@ MODELS = ("m0", "m1")
 OURS, TRAK = Ranker("fit_trak", "own"), Ranker("trak", "own")
 
 
-def placed(arm: Ranker, m: int, q: int, c: int, damping: float) -> float:
+def placed(ranker: Ranker, m: int, q: int, c: int, damping: float) -> float:
     """An AP that says where it belongs."""
-    return 0.1 * m + 0.01 * q + 0.001 * c + 0.3 * (damping == 1.0) + 0.5 * (arm == OURS)
+    return 0.1 * m + 0.01 * q + 0.001 * c + 0.3 * (damping == 1.0) + 0.5 * (ranker == OURS)
 
 
-def rows_of(arms=(OURS, TRAK), queries: int = 4, ap=placed) -> list[dict]:
+def rows_of(rankers=(OURS, TRAK), queries: int = 4, ap=placed) -> list[dict]:
     return [
-        row(arm, model, cell, q, damping, ap(arm, m, q, c, damping), base=0.25)
+        row(ranker, model, cell, q, damping, ap(ranker, m, q, c, damping), base=0.25)
         for damping in (100.0, 1.0)
         for q in reversed(range(queries))
         for c, cell in reversed(list(enumerate(CELLS)))
         for m, model in enumerate(MODELS)
-        for arm in arms
+        for ranker in rankers
     ]
 
 
 def test_every_number_is_put_in_its_place():
-    found = collect_measures(rows_of(), MODELS, CELLS)
-    assert set(found) == {OURS, TRAK}
-    for arm, by_damping in found.items():
+    measures = collect_measures(rows_of(), MODELS, CELLS)
+    assert set(measures) == {OURS, TRAK}
+    for ranker, by_damping in measures.items():
         assert set(by_damping) == {1.0, 100.0}
         for damping, measured in by_damping.items():
-            for place in np.ndindex(2, 4, len(CELLS)):
-                ap = placed(arm, *place, damping)
-                assert measured.gain[place] == pytest.approx(ap - 0.25), "AP - base rate of another place"
-                assert measured.precision[place] == round(ap, 1)
-                assert measured.recall[place] == pytest.approx(0.9 * ap)
+            for index in np.ndindex(2, 4, len(CELLS)):
+                ap = placed(ranker, *index, damping)
+                assert measured.gain[index] == pytest.approx(ap - 0.25), "AP - base rate of another index"
+                assert measured.precision[index] == round(ap, 1)
+                assert measured.recall[index] == pytest.approx(0.9 * ap)
 
 
 @pytest.mark.parametrize("missing", [0, 17, -1])
@@ -77,13 +77,13 @@ def test_the_damping_is_chosen_on_even_queries_alone():
 def test_the_numbers_are_those_of_the_odd_queries():
     grades = {OURS: {1.0: measured(0.2, 0.9), 100.0: measured(0.3, 0.1)}, TRAK: {1.0: measured(0.9, 0.05)}}
     first, second = leaderboard_lines(grades, CELLS, OURS)
-    assert (first.arm, first.damping) == (OURS, 100.0)
+    assert (first.ranker, first.damping) == (OURS, 100.0)
     for number in (first.merit, *first.per_model, *first.cells, *first.gain, *first.precision, *first.recall):
         assert number == pytest.approx(0.1), "an even query, on which the damping was chosen, is counted"
     assert second.merit == pytest.approx(0.05)
-    assert second.behind == pytest.approx((0.05, 0.05))
-    assert second.behind_per_model == pytest.approx((0.05, 0.05))
-    assert first.behind == (0.0, 0.0)
+    assert second.gap == pytest.approx((0.05, 0.05))
+    assert second.gap_per_model == pytest.approx((0.05, 0.05))
+    assert first.gap == (0.0, 0.0)
 
 
 def test_a_line_tells_in_from_out_and_names_its_worst_cell():
@@ -105,14 +105,14 @@ def test_a_line_tells_in_from_out_and_names_its_worst_cell():
     for pair, factor in ((line.gain, 1), (line.precision, 2), (line.recall, 4)):
         expected = [(0.5 + np.mean(side) / 10) / factor for side in (inside, out)]
         assert pair == pytest.approx(expected), "in and out of distribution are mixed up"
-    assert other_line.behind == interval_of_difference(values[:, 1::2], other[:, 1::2])
-    assert other_line.behind_per_model == pytest.approx((0.0, 1.0))
+    assert other_line.gap == interval_of_difference(values[:, 1::2], other[:, 1::2])
+    assert other_line.gap_per_model == pytest.approx((0.0, 1.0))
 
 
 def test_without_a_held_out_cell_there_is_no_number_out_of_distribution():
-    asked = [c for c in CELLS if not c.held_out]
-    values = np.full((2, 4, len(asked)), 0.5)
-    (line,) = leaderboard_lines({OURS: {1.0: RankerMeasures(values, values, values)}}, asked, OURS)
+    inside = [c for c in CELLS if not c.held_out]
+    values = np.full((2, 4, len(inside)), 0.5)
+    (line,) = leaderboard_lines({OURS: {1.0: RankerMeasures(values, values, values)}}, inside, OURS)
     assert line.gain[0] == 0.5
     assert math.isnan(line.gain[1])
 
@@ -126,23 +126,23 @@ def test_the_baseline_to_beat_is_unflipped_and_a_baseline():
         Ranker("pixels", "none"): 0.5,
         OURS: 0.4,
     }
-    rows = rows_of(tuple(skill), ap=lambda arm, *_: skill[arm])
-    made = build_leaderboard("set", rows, CELLS, OURS, dict.fromkeys([a.method for a in skill], 1))
-    assert [line.arm for line in made.lines] == list(skill), "not best first"
-    assert best_baseline(made.lines).arm == Ranker("d_trak", "concept")
-    assert made.models == MODELS
-    assert made.queries == 4
-    assert made.base_rates == (0.25,) * len(CELLS)
+    rows = rows_of(tuple(skill), ap=lambda ranker, *_: skill[ranker])
+    board = build_leaderboard("set", rows, CELLS, OURS, dict.fromkeys([a.method for a in skill], 1))
+    assert [line.ranker for line in board.lines] == list(skill), "not best first"
+    assert best_baseline(board.lines).ranker == Ranker("d_trak", "concept")
+    assert board.models == MODELS
+    assert board.queries == 4
+    assert board.base_rates == (0.25,) * len(CELLS)
 
 
 def test_a_curve_is_the_merit_over_all_queries():
-    made = build_leaderboard("set", rows_of(), CELLS, OURS, {"fit_trak": 12, "trak": 27})
+    board = build_leaderboard("set", rows_of(), CELLS, OURS, {"fit_trak": 12, "trak": 27})
     mean = np.mean([[placed(TRAK, m, q, 0, 1.0) for m in (0, 1)] for q in range(4)]) - 0.25
-    assert made.curves[TRAK][1.0] == pytest.approx(mean)
-    assert list(made.curves[TRAK]) == [1.0, 100.0]
+    assert board.curves[TRAK][1.0] == pytest.approx(mean)
+    assert list(board.curves[TRAK]) == [1.0, 100.0]
 
 
-def test_arms_are_told_apart_in_words():
+def test_rankers_are_told_apart_in_words():
     assert [str(a) for a in (TRAK, Ranker("trak", "concept"), Ranker("trak", "own", 1), Ranker("pixels", "none"))] == [
         "trak", "trak, concept query", "trak, sign flipped", "pixels"
     ]  # fmt: skip

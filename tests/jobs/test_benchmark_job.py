@@ -53,16 +53,16 @@ def done(tmp_path_factory) -> Path:
 def ask(done: Path, query: str) -> list[tuple]:
     folder = done / "benchmarks/benchmark"
     connection = duckdb.connect()
-    for name in ("standings", "grades"):
+    for name in ("leaderboard", "grades"):
         connection.execute(f"create view {name} as select * from '{folder}/{name}.parquet'")
     return connection.execute(query).fetchall()
 
 
 def test_the_reference_finds_the_concept(done):
-    merit = dict(ask(done, "select arm, merit from standings"))
+    merit = dict(ask(done, "select ranker, merit from leaderboard"))
     assert merit["fit_trak"] > merit["random"] + MARGIN, f"no better than a random order: {merit}"
     assert merit["fit_trak"] > merit["fit_trak, sign flipped"] + MARGIN, f"the sign is lost: {merit}"
-    ((inside, outside),) = ask(done, "select gain_in, gain_out from standings where arm = 'fit_trak'")
+    ((inside, outside),) = ask(done, "select gain_in, gain_out from leaderboard where ranker = 'fit_trak'")
     assert min(inside, outside) > MARGIN, "found on one side of the distribution only"
 
 
@@ -70,41 +70,43 @@ def test_lookup_is_perfect_where_captions_are_right(done):
     assert ask(done, "select distinct average_precision from grades where method = 'lookup'") == [(1.0,)]
 
 
-def test_the_tables_have_every_arm_and_grade(done):
-    arms = {(m, a, f) for m, a, f in ask(done, "select method, asked, flipped from standings")}
+def test_the_tables_have_every_ranking_and_grade(done):
+    rankers = {(m, a, f) for m, a, f in ask(done, "select method, query_kind, flipped from leaderboard")}
     expected = {("fit_trak", "own"), ("d_trak", "own"), ("d_trak", "concept")}
-    assert arms == {(*arm, sign) for arm in expected for sign in (0, 1)} | {(r, "none", 0) for r in GRADIENT_FREE}
+    signed = {(*ranker, sign) for ranker in expected for sign in (0, 1)}
+    assert rankers == signed | {(name, "none", 0) for name in GRADIENT_FREE}
     cells, queries, dampings, signs = 4, 4, 4, 2
     assert ask(done, "select count(*) from grades") == [
         (cells * queries * (len(expected) * dampings * signs + len(GRADIENT_FREE)),)
     ]
-    best = ask(done, "select arm from standings order by merit desc limit 1")
+    best = ask(done, "select ranker from leaderboard order by merit desc limit 1")
     shown = parse((done / "benchmarks/benchmark/benchmark.html").read_text())
-    first = shown.all("table", "league")[0].all("tbody")[0].all("tr")[0]
+    first = shown.all("table", "leaderboard")[0].all("tbody")[0].all("tr")[0]
     assert first.all("th")[0].text == best[0][0]
     words = (done / "benchmarks/benchmark/benchmark.md").read_text()
-    assert all(f"| {arm} |" in words for arm in ("fit_trak", "d_trak, concept query", "random"))
-    evaluations = dict(ask(done, "select method, evaluations from standings"))
+    assert all(f"| {ranker} |" in words for ranker in ("fit_trak", "d_trak, concept query", "random"))
+    evaluations = dict(ask(done, "select method, evaluations from leaderboard"))
     assert evaluations["fit_trak"] == METHODS["fit_trak"].train.evaluations
     assert evaluations["d_trak"] == 3, "not the cost of the row that ran, which has one state"
     assert evaluations["lookup"] == 0
 
 
-def test_what_taught_a_concept_is_kept_for_every_arm_at_its_own_damping(done):
+def test_what_taught_a_concept_is_kept_for_every_ranking_at_its_own_damping(done):
     """As many as there are carriers, among the samples of the model; a ranking has nobody twice."""
     tops = f"'{done}/benchmarks/benchmark/tops.parquet'"
     counts = ask(
         done,
-        f"""select t.method, t.asked, count(distinct sample_id), count(*), max(rank), round(96 * any_value(base_rate))
+        f"""select t.method, t.query_kind, count(distinct sample_id), count(*), max(rank),
+            round(96 * any_value(base_rate))
         from {tops} t join (select distinct concept, base_rate from grades) g using (concept)
-        join standings s on (s.method, s.asked, s.flipped, s.damping) = (t.method, t.asked, 0, t.damping)
-        group by t.method, t.asked, t.concept""",
+        join leaderboard s on (s.method, s.query_kind, s.flipped, s.damping) = (t.method, t.query_kind, 0, t.damping)
+        group by t.method, t.query_kind, t.concept""",
     )
-    arms = {("fit_trak", "own"), ("d_trak", "own"), ("d_trak", "concept")} | {
-        (rival, "none") for rival in GRADIENT_FREE
+    rankers = {("fit_trak", "own"), ("d_trak", "own"), ("d_trak", "concept")} | {
+        (baseline, "none") for baseline in GRADIENT_FREE
     }
-    assert {(method, asked) for method, asked, *_ in counts} == arms
-    assert len(counts) == 4 * len(arms)
+    assert {(method, query_kind) for method, query_kind, *_ in counts} == rankers
+    assert len(counts) == 4 * len(rankers)
     assert all(len(set(numbers)) == 1 for _, _, *numbers in counts), f"not one for each carrier: {counts}"
 
 
@@ -115,7 +117,7 @@ def test_models_are_told_apart_by_what_they_were_taught(tmp_path):
     assert dataset_title(usual, made) == "shapes3"
     assert dataset_title(usual, replace(made, steps=0)) == "shapes3, untrained"
     assert dataset_title(usual, replace(made, wrong=0.2)) == "shapes3, 20% of captions wrong"
-    assert dataset_title(replace(usual, truth="said"), shuffled) == "shapes3, captions shuffled, found is what is said"
+    assert dataset_title(replace(usual, truth="said"), shuffled) == "shapes3, captions shuffled, relevant is what is said"
     assert dataset_title(replace(usual, unsaid="colour"), made) == "shapes3, colour unsaid"
 
 
@@ -131,7 +133,7 @@ def test_captions_of_the_scored_samples_can_leave_a_factor_out(tmp_path):
 def test_a_second_run_computes_nothing(done, capsys):
     kept = {n: t for n, t in files_under(done).items() if not n.startswith("benchmarks/")}
     assert any(n.startswith("features/") for n in kept)
-    before = {n: (done / f"benchmarks/benchmark/{n}.parquet").read_bytes() for n in ("grades", "standings")}
+    before = {n: (done / f"benchmarks/benchmark/{n}.parquet").read_bytes() for n in ("grades", "leaderboard")}
     assert benchmark(config(done), SERIAL) == 0
     assert {n: t for n, t in files_under(done).items() if not n.startswith("benchmarks/")} == kept
     assert {n: (done / f"benchmarks/benchmark/{n}.parquet").read_bytes() for n in before} == before

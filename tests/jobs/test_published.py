@@ -11,15 +11,18 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from concept_trak.attribution.ranking import recall_at
+from concept_trak.config import AuditConfig
 from concept_trak.data.benchmarks import abc_exemplars, celeba
 from concept_trak.data.benchmarks.abc_exemplars import Custom
 from concept_trak.data.benchmarks.celeba import Faces
 from concept_trak.data.benchmarks.export import within
 from concept_trak.evaluation.published import PublishedConfig
+from jobs.audit import AuditRunConfig
+from jobs.configure import configure_all
 from jobs.published import published
-from tests.configured import configure_both
 from tests.jobs.world import RESOLUTION
 
+SCHEMAS = (PublishedConfig, AuditConfig, AuditRunConfig)
 NAMES = ("Bald", "Smiling", "Young")
 FACES = Faces(("Young", "Smiling"), (True, False), (("red", "blue"), ("square", "circle")))
 TASK = {
@@ -137,7 +140,7 @@ def run(world, tmp_path, *more: str) -> int:
              "methods.caption_trak.query.points=6", "methods.caption_trak.query.every=3", "samples=1",
              "model.parameters=cross_attention")  # fmt: skip
     place = (f"store={tmp_path}/store", f"out={tmp_path}/out", f"model.path={world.root}/pixels")
-    return published(*configure_both(PublishedConfig, "published", [*small, *place, *more]))
+    return published(*configure_all(SCHEMAS, "published", [*small, *place, *more]))
 
 
 def test_one_command_is_a_row_of_the_table_of_faces(world, hq, tmp_path, capsys):

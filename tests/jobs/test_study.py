@@ -77,7 +77,7 @@ def done(tmp_path_factory) -> Path:
 
 
 def test_what_changes_nothing_makes_no_difference(done):
-    lines = duckdb.sql(f"select method, merit, behind_low, behind_high, damping from '{done}/study.parquet'").fetchall()
+    lines = duckdb.sql(f"select method, merit, gap_low, gap_high, damping from '{done}/study.parquet'").fetchall()
     found = {method: rest for method, *rest in lines}
     assert set(found) == {"fit_trak", "same", "late", "fit_trak batch=7", "random", "lookup"}
     for name in ("same", "fit_trak batch=7"):

@@ -1,4 +1,4 @@
-"""Tables as a benchmark would fill them, drawn from a seed, as rows of grades that `standings` itself ranks."""
+"""Tables as a benchmark would fill them, drawn from a seed, as rows of grades that `build_leaderboard` ranks."""
 
 from typing import Any
 
@@ -17,39 +17,39 @@ BASE = 0.34
 REFERENCE = Ranker("fit_trak", "own")
 
 
-def arms() -> list[Ranker]:
-    """Every method with its own query, three with the concept query, all of them flipped too; and the rivals."""
+def rankers() -> list[Ranker]:
+    """Every method with its own query, three with the concept query, all of them flipped too; and the baselines."""
     signs = [Ranker(name, "own", flipped) for name in METHODS for flipped in (0, 1)]
     signs += [Ranker(name, "concept", flipped) for name in ("trak", "d_trak", "das") for flipped in (0, 1)]
     return signs + [Ranker(name, "none") for name in GRADIENT_FREE]
 
 
 def row(
-    arm: Ranker, model: str, cell: Cell, query: int, damping: float, ap: float, base: float = BASE
+    ranker: Ranker, model: str, cell: Cell, query: int, damping: float, ap: float, base: float = BASE
 ) -> dict[str, Any]:
-    """One graded ranking, as `trial.Grade` and `rival.Compete` give them."""
+    """One graded ranking, with its model and method."""
     graded = {"average_precision": ap, "precision_at_10": round(ap, 1), "recall_at_carriers": 0.9 * ap}
     where = {"model": model, "concept": cell.name, "query": query, "damping": damping, "base_rate": base}
-    return {**arm._asdict(), **where, **graded}
+    return {**ranker._asdict(), **where, **graded}
 
 
 def grades(kinds: TwoFactors, seed: int = 0, queries: int = 4, skill: dict[str, float] = SKILL) -> list[dict[str, Any]]:
-    """Rows for every arm; a method is at its best at damping 100, and less good out of distribution."""
+    """Rows for every ranker; a method is at its best at damping 100, and less good out of distribution."""
     rng, rows = np.random.default_rng(seed), []
-    for arm in arms():
-        for damping in DAMPINGS if arm.asked != "none" else DAMPINGS[-1:]:
-            rank = abs(DAMPINGS.index(damping) - 2) if arm.asked != "none" else 0
-            level = skill.get(arm.method, 0.45 + 0.1 * (arm.asked == "concept")) - 0.06 * rank
-            level = 0.5 - 0.5 * level if arm.flipped else level
+    for ranker in rankers():
+        for damping in DAMPINGS if ranker.query_kind != "none" else DAMPINGS[-1:]:
+            rank = abs(DAMPINGS.index(damping) - 2) if ranker.query_kind != "none" else 0
+            level = skill.get(ranker.method, 0.45 + 0.1 * (ranker.query_kind == "concept")) - 0.06 * rank
+            level = 0.5 - 0.5 * level if ranker.flipped else level
             for m, model in enumerate(MODELS):
                 for cell in cells(kinds):
                     mean = level - 0.08 * cell.held_out - 0.02 * m
-                    made = np.clip(rng.normal(mean, 0.04, queries), 0, 1)
-                    rows += [row(arm, model, cell, q, damping, float(ap)) for q, ap in enumerate(made)]
+                    values = np.clip(rng.normal(mean, 0.04, queries), 0, 1)
+                    rows += [row(ranker, model, cell, q, damping, float(ap)) for q, ap in enumerate(values)]
     return rows
 
 
-def league(kinds: TwoFactors = SHAPES3, **changed: Any) -> Leaderboard:
+def leaderboard(kinds: TwoFactors = SHAPES3, **changed: Any) -> Leaderboard:
     """A whole data set; `changed` as in `grades`."""
     evaluations = {name: m.train.evaluations for name, m in METHODS.items()} | dict.fromkeys(GRADIENT_FREE, 0)
     return build_leaderboard(kinds.name, grades(kinds, **changed), cells(kinds), REFERENCE, evaluations)
@@ -57,4 +57,4 @@ def league(kinds: TwoFactors = SHAPES3, **changed: Any) -> Leaderboard:
 
 def two() -> tuple[Leaderboard, Leaderboard]:
     """Two data sets: one where the reference is ahead, one where it is level with the best baseline."""
-    return league(), league(SHAPES2, skill=SKILL | {"fit_trak": 0.55, "caption_trak": 0.5})
+    return leaderboard(), leaderboard(SHAPES2, skill=SKILL | {"fit_trak": 0.55, "caption_trak": 0.5})

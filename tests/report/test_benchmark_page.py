@@ -27,19 +27,19 @@ HOSTILE = """<script>alert(1)</script>" onload='x' style="}&amp;{{ 7 * 7 }}</sty
 
 
 @pytest.fixture(scope="module")
-def league() -> Leaderboard:
-    return leaderboards.league()
+def board() -> Leaderboard:
+    return leaderboards.leaderboard()
 
 
 @pytest.fixture(scope="module")
-def pages(league) -> dict[str, Element]:
+def pages(board) -> dict[str, Element]:
     """Documents of benchmarks that lack or overdo something."""
-    small = leaderboards.league(SHAPES2)
+    small = leaderboards.leaderboard(SHAPES2)
     lone = [row for row in leaderboards.grades(SHAPES2) if row["model"] == leaderboards.MODELS[0]]
     inside = tuple(replace(cell, held_out=False) for cell in small.cells)
     few = [r for r in leaderboards.grades(SHAPES2) if r["damping"] == math.inf]
     evaluations = small.evaluations
-    made = {
+    documents = {
         "two sets": leaderboards.two(),
         "none": (),
         "one model": (leaderboards.build_leaderboard("alone", lone, small.cells, small.reference, evaluations),),
@@ -49,9 +49,9 @@ def pages(league) -> dict[str, Element]:
             ),
         ),
         "only plain": (leaderboards.build_leaderboard("plain", few, small.cells, small.reference, evaluations),),
-        "no flipped": (replace(small, lines=tuple(line for line in small.lines if not line.arm.flipped)),),
+        "no flipped": (replace(small, lines=tuple(line for line in small.lines if not line.ranker.flipped)),),
     }
-    return {name: parse(render_benchmark(tables)) for name, tables in made.items()}
+    return {name: parse(render_benchmark(tables)) for name, tables in documents.items()}
 
 
 NAMES = ("two sets", "none", "one model", "nothing held out", "only plain", "no flipped")
@@ -86,45 +86,49 @@ def test_nothing_is_fetched_and_nothing_runs(pages, name) -> None:
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def test_what_is_written_in_a_name_stays_text(league) -> None:
-    arm = Ranker(HOSTILE, "own")
-    lines = tuple(replace(line, arm=arm) if line.arm == Ranker("concept_a", "own") else line for line in league.lines)
-    curves = {arm if a == Ranker("concept_a", "own") else a: curve for a, curve in league.curves.items()}
-    evaluations = league.evaluations | {HOSTILE: 7}
-    hostile = replace(league, title=HOSTILE, models=(HOSTILE,), lines=lines, curves=curves, evaluations=evaluations)
+def test_what_is_written_in_a_name_stays_text(board) -> None:
+    ranker = Ranker(HOSTILE, "own")
+    lines = tuple(
+        replace(line, ranker=ranker) if line.ranker == Ranker("concept_a", "own") else line for line in board.lines
+    )
+    curves = {ranker if a == Ranker("concept_a", "own") else a: curve for a, curve in board.curves.items()}
+    evaluations = board.evaluations | {HOSTILE: 7}
+    hostile = replace(board, title=HOSTILE, models=(HOSTILE,), lines=lines, curves=curves, evaluations=evaluations)
     document = parse(render_benchmark([hostile]))
     assert not document.all("script")
     assert HOSTILE in document.all("h2")[0].text
     assert HOSTILE in [code.text for code in document.all("code")]
 
 
-def test_the_table_has_every_arm_and_its_numbers(pages, league) -> None:
+def test_the_table_has_every_ranking_and_its_numbers(pages, board) -> None:
     first, second = [t for t in pages["two sets"].all("table", "leaderboard")][:2]
     assert second.inside("details"), "a sign chosen on the answer stands among the methods"
     assert not first.inside("details")
-    shown = [line for line in league.lines if not line.arm.flipped]
-    flipped = [line for line in league.lines if line.arm.flipped]
+    shown = [line for line in board.lines if not line.ranker.flipped]
+    flipped = [line for line in board.lines if line.ranker.flipped]
     for table, lines in ((first, shown), (second, flipped)):
         rows = table.all("tbody")[0].all("tr")
-        assert [row.all("th")[0].text for row in rows] == [str(line.arm) for line in lines], "not every arm, best first"
+        assert [row.all("th")[0].text for row in rows] == [str(line.ranker) for line in lines], (
+            "not every ranking, best first"
+        )
         for row, line in zip(rows, lines, strict=True):
             cells = [cell.text for cell in row.all("td")]
             assert cells[0] == signed_text(line.merit)
             assert cells[3:9] == [
                 *(signed_text(v, 2) for v in line.gain), *(f"{v:.2f}" for v in (*line.precision, *line.recall))
             ]  # fmt: skip
-            own = league.evaluations[line.arm.method]
+            own = board.evaluations[line.ranker.method]
             assert cells[10] == (f"{own:,}" if own else "–")
-            assert cells[11] == (f"{own / league.evaluations['fit_trak']:.3g}" if own else "–")
-            if line.arm != league.reference:
-                assert cells[12] == f"{signed_text(line.behind[0])} to {signed_text(line.behind[1])}"
+            assert cells[11] == (f"{own / board.evaluations['fit_trak']:.3g}" if own else "–")
+            if line.ranker != board.reference:
+                assert cells[12] == f"{signed_text(line.gap[0])} to {signed_text(line.gap[1])}"
 
 
-def test_a_perfect_cell_and_a_lost_one_are_both_seen(league) -> None:
+def test_a_perfect_cell_and_a_lost_one_are_both_seen(board) -> None:
     """The ranking that never changes: perfect in one cell, worthless in the other."""
-    constant = replace(league.lines[0], arm=Ranker("random", "none"), cells=(0.66, -0.3) * 9, merit=-0.3)
-    lines = tuple(constant if line.arm == constant.arm else line for line in league.lines)
-    document = parse(render_benchmark([replace(league, lines=lines)]))
+    constant = replace(board.lines[0], ranker=Ranker("random", "none"), cells=(0.66, -0.3) * 9, merit=-0.3)
+    lines = tuple(constant if line.ranker == constant.ranker else line for line in board.lines)
+    document = parse(render_benchmark([replace(board, lines=lines)]))
     rows = document.all("table", "spreads")[0].all("tbody")[0].all("tr")
     (strip,) = [row.all("svg")[0] for row in rows if row.all("th")[0].text == "random"]
     places = [float(mark.attributes["cx"].rstrip("%")) for mark in strip.all("circle")]
@@ -135,7 +139,7 @@ def test_a_perfect_cell_and_a_lost_one_are_both_seen(league) -> None:
 
 
 @pytest.mark.parametrize(
-    ("behind", "models", "expected", "words"),
+    ("gap", "models", "expected", "words"),
     [
         ((0.1, 0.2), (0.1, 0.2, 0.3), "better", "finds the concept better than the best baseline"),
         ((0.1, 0.2), (0.1, -0.1, 0.4), "mixed", "the models do not agree on the sign"),
@@ -146,14 +150,14 @@ def test_a_perfect_cell_and_a_lost_one_are_both_seen(league) -> None:
         ((-0.3, -0.1), (0.1, -0.2, -0.3), "mixed", "the models do not agree on the sign"),
     ],
 )
-def test_the_headline_claims_no_more_than_was_found(league, behind, models, expected, words) -> None:
-    best = dataset_result(league).best
-    changed = replace(best, behind=behind, behind_per_model=models)
+def test_the_headline_claims_no_more_than_was_found(board, gap, models, expected, words) -> None:
+    best = dataset_result(board).best
+    changed = replace(best, gap=gap, gap_per_model=models)
     assert outcome(changed) == expected
-    lines = tuple(changed if line.arm == best.arm else line for line in league.lines)
-    headline = parse(render_benchmark([replace(league, lines=lines)])).all("p", "outcome")[0].text
+    lines = tuple(changed if line.ranker == best.ranker else line for line in board.lines)
+    headline = parse(render_benchmark([replace(board, lines=lines)])).all("p", "outcome")[0].text
     assert words in headline
-    assert f"{signed_text(behind[0])} to {signed_text(behind[1])}" in headline
+    assert f"{signed_text(gap[0])} to {signed_text(gap[1])}" in headline
     assert ", ".join(signed_text(v, 2) for v in models) in headline
 
 
@@ -163,12 +167,12 @@ def test_who_is_above_the_reference_is_named(pages) -> None:
     assert any("There is one model" in note.text for note in pages["one model"].all("p", "note"))
 
 
-def test_the_drawing_is_true_to_the_curves(league) -> None:
-    shown = dataset_result(league).lines
-    d = merit_chart(league, shown)
-    assert {curve.name for curve in d.curves} == {str(line.arm) for line in shown}, "an arm is not drawn"
+def test_the_drawing_is_true_to_the_curves(board) -> None:
+    shown = dataset_result(board).lines
+    d = merit_chart(board, shown)
+    assert {curve.name for curve in d.curves} == {str(line.ranker) for line in shown}, "a ranking is not drawn"
     heights = [(m, y) for curve, line in zip(d.curves, shown, strict=True) for m, (_, y) in
-               zip(dict(sorted(league.curves[line.arm].items())).values(), curve.points, strict=True)]  # fmt: skip
+               zip(dict(sorted(board.curves[line.ranker].items())).values(), curve.points, strict=True)]  # fmt: skip
     slopes = [(y - d.y_ticks[0][1]) / (m - d.y_ticks[0][0]) for m, y in heights]
     assert max(slopes) == pytest.approx(min(slopes), rel=0.01), "merits are not drawn to one scale"
     assert max(slopes) < 0, "upside down"
@@ -177,7 +181,7 @@ def test_the_drawing_is_true_to_the_curves(league) -> None:
     assert xs[1.0] - xs[0.01] == pytest.approx(xs[100.0] - xs[1.0], abs=0.02), "the axis is not logarithmic"
     assert xs[math.inf] == max(xs.values())
     for curve, line in zip(d.curves, shown, strict=True):
-        assert curve.name == str(line.arm)
+        assert curve.name == str(line.ranker)
         (dot,) = curve.dots
         assert (dot.x, dot.y) in curve.points
         assert dot.x == xs[line.damping], "the dot is not at the damping chosen"
@@ -186,14 +190,14 @@ def test_the_drawing_is_true_to_the_curves(league) -> None:
     assert 0 < labels[0] < labels[-1] < 100
 
 
-def test_few_colours_and_the_first_for_the_reference(league) -> None:
-    d = merit_chart(league, dataset_result(league).lines)
+def test_few_colours_and_the_first_for_the_reference(board) -> None:
+    d = merit_chart(board, dataset_result(board).lines)
     hues = {curve.name: curve.hue for curve in d.curves}
-    assert hues[str(league.reference)] == 0
-    assert [curve.name for curve in d.curves if curve.lead] == [str(league.reference)]
+    assert hues[str(board.reference)] == 0
+    assert [curve.name for curve in d.curves if curve.lead] == [str(board.reference)]
     assert all(hue < HUES for hue in hues.values())
     assert hues["trak"] == hues["trak, concept query"], "one method in two colours"
-    assert {hues[str(line.arm)] for line in league.lines if line.arm.asked == "none"} == {-1}
+    assert {hues[str(line.ranker)] for line in board.lines if line.ranker.query_kind == "none"} == {-1}
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
@@ -221,8 +225,8 @@ def test_numbers_carry_their_sign() -> None:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs the program `chromium` on PATH")
 @pytest.mark.parametrize("width", [420, 1400])
-def test_a_browser_draws_the_curves_without_a_complaint(tmp_path, league, width) -> None:
-    image, console = visit(render_benchmark([league]), tmp_path / "page", width)
+def test_a_browser_draws_the_curves_without_a_complaint(tmp_path, board, width) -> None:
+    image, console = visit(render_benchmark([board]), tmp_path / "page", width)
     assert image.width == width
     colours = {pixel for _, pixel in image.convert("RGB").getcolors(1 << 24) or []}
     assert (0x0B, 0x64, 0x70) in colours, "the reference's curve is not on the page"
