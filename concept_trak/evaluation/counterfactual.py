@@ -102,7 +102,7 @@ class RetrainWorker:
         if self.store.size(name) is None:
             with tempfile.TemporaryDirectory() as out:
                 train_model(replace(training, refresh=float("inf")), Path(out), lambda line: None, task.without)
-                pictures = draw_pictures(load(out, device=training.device), training.kinds, self.settings.samples)
+                pictures = draw_pictures(load_model(out, device=training.device), training.kinds, self.settings.samples)
             self.store.create(name, pictures_to_parquet(pictures))
         return RetrainResult(name)
 
