@@ -10,6 +10,7 @@ from typing import Any
 
 from cluster.executor import Budgets, Executor, Failure, Outcome, Resources, Task
 from cluster.metrics import exported
+from cluster.resources import usable_cpus
 from cluster.serial import Serial
 from concept_trak import UserError
 from concept_trak.audit.mapper import Stopped
@@ -90,6 +91,8 @@ class RunConfig:
 def worker_settings(cluster: ClusterConfig) -> WorkerSettings:
     """What one worker may use of its machine."""
     neighbours = 1 if cluster.kind == "serial" else cluster.workers
+    if cluster.kind == "local" and not neighbours:
+        neighbours = max(1, int(usable_cpus() / cluster.cpus))
     return WorkerSettings(cpus=cluster.cpus, gpu=cluster.gpus > 0, memory=cluster.memory, neighbours=neighbours)
 
 

@@ -33,6 +33,7 @@ class SubmitConfig:
     address: str = "http://127.0.0.1:8265"
     """Of the dashboard of the cluster's head."""
     action: Literal["submit", "follow", "status", "stop", "logs"] = "submit"
+    """submit a job, or follow, stop or print the log of the last attempt, or print the status of every attempt."""
     audit: str = ""
     """The audit that an action other than submit is about; the audit to submit is named behind `--`."""
     env: tuple[str, ...] = ()

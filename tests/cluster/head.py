@@ -50,7 +50,7 @@ def standing(folder: Path, cpus: int = 2, workers: int = 0, **settings: str) -> 
     Each has a folder of its own. In one folder with another cluster's head, Ray tells a submitted job the address of
     the cluster that started last; two nodes of one cluster unpack a job's files under each other's feet.
     """
-    gcs, dashboard, metrics = free_ports(3)
+    gcs, dashboard, metrics, *agent = free_ports(5)  # all at once: a port that was let go is given out again
     places = contextlib.ExitStack()
     session = _apart(places)
     answers = Head(
@@ -60,11 +60,11 @@ def standing(folder: Path, cpus: int = 2, workers: int = 0, **settings: str) -> 
            "--include-dashboard=true")  # fmt: skip
     started: list[subprocess.Popen[bytes]] = []
     try:
-        started.append(_node(folder / "head", metrics, cpus, settings, f"--temp-dir={session}", *own))
+        started.append(_node(folder / "head", [metrics, *agent], cpus, settings, f"--temp-dir={session}", *own))
         # The dashboard is there before the node is.
         _wait_for(lambda: len(nodes(answers.dashboard)) == 1, started[0], folder / "head")
         for i in range(workers):
-            joined = (free_ports(1)[0], cpus, settings, f"--temp-dir={_apart(places)}", f"--address={answers.address}")
+            joined = (free_ports(3), cpus, settings, f"--temp-dir={_apart(places)}", f"--address={answers.address}")
             started.append(_node(folder / f"node-{i}", *joined))
             _wait_for(lambda: len(nodes(answers.dashboard)) == len(started), started[-1], folder / f"node-{i}")
         yield answers
@@ -108,8 +108,8 @@ def _apart(places: contextlib.ExitStack) -> str:
     return places.enter_context(tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp"))
 
 
-def _node(log: Path, metrics: int, cpus: int, settings: dict[str, str], *own: str) -> "subprocess.Popen[bytes]":
-    agent, grpc = free_ports(2)
+def _node(log: Path, ports: list[int], cpus: int, settings: dict[str, str], *own: str) -> "subprocess.Popen[bytes]":
+    metrics, agent, grpc = ports
     command = [
         str(Path(sys.executable).parent / "ray"), "start", *own, "--block", f"--num-cpus={cpus}",
         "--node-ip-address=127.0.0.1", f"--dashboard-agent-listen-port={agent}",

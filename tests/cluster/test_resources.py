@@ -5,6 +5,7 @@ import os
 import pytest
 
 from cluster.resources import usable_cpus
+from jobs.execute import ClusterConfig, worker_settings
 
 OWN = len(os.sched_getaffinity(0))
 
@@ -71,3 +72,13 @@ def test_the_affinity_holds(tmp_path, monkeypatch):
 def test_on_this_machine_it_is_at_most_the_affinity(monkeypatch):
     monkeypatch.undo()
     assert 1 <= usable_cpus({}) <= OWN
+
+
+@pytest.mark.parametrize(("cpus", "workers", "neighbours"), [(1.0, 0, 3), (2.0, 0, 1), (4.0, 0, 1), (1.0, 2, 2)])
+def test_local_workers_share_memory_by_the_cores_that_the_process_may_use(monkeypatch, cpus, workers, neighbours):
+    monkeypatch.setattr("cluster.resources.os.sched_getaffinity", lambda pid: {0, 1, 2})
+    monkeypatch.setattr("cluster.resources._quotas", lambda root: iter([]))
+    for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    cluster = ClusterConfig(kind="local", cpus=cpus, workers=workers)
+    assert worker_settings(cluster).neighbours == neighbours
