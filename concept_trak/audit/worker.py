@@ -101,7 +101,7 @@ class ModelWorker:
     @cached_property
     def _fitting(self) -> int:
         s = self.work.settings
-        neighbours = s.neighbours or max(1, int((os.cpu_count() or 1) / s.cpus))
+        neighbours = s.neighbours or max(1, int(len(os.sched_getaffinity(0)) / s.cpus))
         memory = s.memory if self.denoiser.device.type == "cpu" else 0
         return fitting_batch_size(
             self.denoiser, self.config.projector, len(self.config.methods), memory or None, neighbours

@@ -30,6 +30,7 @@ from concept_trak.evaluation.pictures import Pictures, draw_pictures, pictures_f
 from concept_trak.evaluation.retrieval import Cell, cells
 from concept_trak.evaluation.training.benchmark_models import train_model
 from concept_trak.evaluation.training.settings import TrainConfig
+from concept_trak.models import load_model
 from concept_trak.models.classifier import Classifier
 from concept_trak.store.store import Store
 from concept_trak.store.tables import read_parquet

@@ -117,7 +117,9 @@ def test_models_are_told_apart_by_what_they_were_taught(tmp_path):
     assert dataset_title(usual, made) == "shapes3"
     assert dataset_title(usual, replace(made, steps=0)) == "shapes3, untrained"
     assert dataset_title(usual, replace(made, wrong=0.2)) == "shapes3, 20% of captions wrong"
-    assert dataset_title(replace(usual, truth="said"), shuffled) == "shapes3, captions shuffled, relevant is what is said"
+    assert (
+        dataset_title(replace(usual, truth="said"), shuffled) == "shapes3, captions shuffled, relevant is what is said"
+    )
     assert dataset_title(replace(usual, unsaid="colour"), made) == "shapes3, colour unsaid"
 
 
