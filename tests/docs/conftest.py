@@ -1,13 +1,14 @@
-"""A folder with what the commands of the pages leave, made of a small audit of the shipped model."""
+"""A folder with what the commands of the pages leave, made of two small audits of the shipped model."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.docs.pages import ROOT, verb
+from tests.docs.pages import ROOT, commands, verb, words
 
 # What makes the pages' commands small enough for a test.
 SMALL = (
@@ -20,16 +21,28 @@ CONCEPT = "concepts=[{name: red, prompt: a red triangle, without_prompt: a trian
 
 @pytest.fixture(scope="session")
 def shown(tmp_path_factory) -> Path:
-    """`results/` with the shapes and the audit `demo`, `pictures/` with captions beside images, and the assets."""
+    """`results/` with the shapes and the audits `demo` and `red`, `pictures/` with captions, and the assets."""
     here = tmp_path_factory.mktemp("docs")
     (here / "assets").symlink_to(ROOT / "assets")
-    assert verb("jobs.shapes")([f"out={here}/results/shapes", "rows=64", "files=2"]) == 0
+    assert verb("jobs.shapes")([f"out={here}/results/shapes", "rows=32", "files=2"]) == 0
     (here / "pictures").mkdir()
     for i, row in enumerate(rows(here)[:8]):
         (here / f"pictures/{i}.png").write_bytes(row["image"]["bytes"])
         (here / f"pictures/{i}.txt").write_text(row["caption"])
     assert verb("jobs.audit")([*smaller(here), CONCEPT]) == 0
+    audit_tutorial(here)
     return here
+
+
+def audit_tutorial(here: Path) -> None:
+    """The tutorial's audit of a folder of pictures, with few query samples."""
+    command = next(c for c in commands("docs/index.md") if "data=folder" in c and "preflight" not in c)
+    own = [word for word in words(command)[1] if not word.startswith(("store=", "data.uri=", "method="))]
+    few = [word for word in SMALL[2:] if not word.startswith("data.shard_rows")]
+    audit = verb("jobs.audit")
+    config, run = audit.configure([*own, *few, f"store={here}/results", f"data.uri={here}/pictures"])
+    concepts = tuple(replace(concept, samples=2) for concept in config.concepts)
+    assert audit.run(replace(config, concepts=concepts), run) == 0
 
 
 def rows(here: Path) -> list[dict]:

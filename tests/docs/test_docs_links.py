@@ -140,3 +140,10 @@ def test_the_check_for_addresses_can_fail():
         "https://a/b.js",
         "c.png",
     ]
+
+
+def test_the_api_reference_has_every_public_name():
+    import concept_trak
+
+    shown = set(re.findall(r"^::: concept_trak\.(\w+)$", text("docs/api.md"), re.M))
+    assert shown == set(concept_trak.__all__)
