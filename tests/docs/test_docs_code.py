@@ -19,7 +19,7 @@ from concept_trak.attribution.projector import PROJECTORS
 from concept_trak.config import DataConfig
 from concept_trak.data.files import list_files
 from concept_trak.data.shard import cut
-from concept_trak.evaluation.published import SETS
+from concept_trak.evaluation.published import BENCHMARKS
 from tests.docs.pages import PAGES, ROOT, blocks, commands, text, verb, words
 
 ALL = [(page, command) for page in PAGES for command in commands(page)]
@@ -62,12 +62,12 @@ def test_every_row_of_the_papers_tables_is_accepted():
     rows = [shlex.split(line)[3:] for line in text("assets/paper.md").splitlines() if "-m jobs.published" in line]
     assert len(rows) >= 10
     given = [dict(word.split("=", 1) for word in row) for row in rows]
-    assert {row["set"] for row in given} == set(SETS)
+    assert {row["set"] for row in given} == set(BENCHMARKS)
     assert {row["method"] for row in given} <= set(METHODS)
     whole = {
         tuple(keys): row for keys, row in zip(given, rows, strict=True)
     }  # rows with the same keys differ in values
-    assert all(verb("jobs.published").configure(row)[0].methods for row in whole.values())
+    assert all(verb("jobs.published").configure(row)[1].methods for row in whole.values())
 
 
 def test_make_audit_runs_the_demo():
