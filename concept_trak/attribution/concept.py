@@ -212,13 +212,13 @@ def without_phrase(prompt: str, phrase: str) -> str:
     if not words or not re.search(whole, prompt, re.IGNORECASE):
         raise UserError(f"{phrase!r} is not in {prompt!r}; give a phrase of the prompt, or write without_prompt")
     followed = rf"\b(an?)\s+{whole}[\s,]*(?=(\w))"
-    rest = re.sub(followed, lambda found: _article(*found.groups()) + " ", prompt, flags=re.IGNORECASE)
+    rest = re.sub(followed, lambda match: _article(*match.groups()) + " ", prompt, flags=re.IGNORECASE)
     return _tidy(re.sub(whole, "", rest, flags=re.IGNORECASE))
 
 
-def _article(said: str, letter: str) -> str:
+def _article(word: str, letter: str) -> str:
     """a or an before a word that begins with `letter`, capital if it was."""
-    return said[0] + ("n" if letter in "aeiouAEIOU" else "")
+    return word[0] + ("n" if letter in "aeiouAEIOU" else "")
 
 
 def _tidy(text: str) -> str:

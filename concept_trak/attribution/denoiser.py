@@ -147,9 +147,9 @@ def attributable(network: nn.Module, parameters: str, groups: Mapping[str, str] 
 
 def _groups_of(named: Mapping[str, nn.Parameter], groups: Mapping[str, str]) -> str:
     """The groups with any parameters: `all` (1,234 in 56 tensors), ..."""
-    found = {group: [p.numel() for name, p in named.items() if re.search(pattern, name)]
+    sizes = {group: [p.numel() for name, p in named.items() if re.search(pattern, name)]
              for group, pattern in groups.items()}  # fmt: skip
-    return ", ".join(f"{group} ({sum(n):,} in {len(n)} tensors)" for group, n in found.items() if n)
+    return ", ".join(f"{group} ({sum(n):,} in {len(n)} tensors)" for group, n in sizes.items() if n)
 
 
 def layer_of(name: str) -> str:
@@ -201,8 +201,8 @@ def negatives(denoiser: Denoiser, ids: Sequence[str], texts: Sequence[str], seed
     """
     if denoiser.negative == "empty":
         return denoiser.encode([""] * len(ids))
-    said = denoiser.spelled
-    others = [[c for c in denoiser.combinations if said(c) != said(text)] for text in texts]
+    spelled = denoiser.spelled
+    others = [[c for c in denoiser.combinations if spelled(c) != spelled(text)] for text in texts]
     if not all(others):
         raise UserError("model.negative=other_label needs model.combinations with at least two entries to draw from")
     drawn = [
@@ -211,9 +211,9 @@ def negatives(denoiser: Denoiser, ids: Sequence[str], texts: Sequence[str], seed
     return denoiser.encode(drawn)
 
 
-def negative_count(denoiser: Denoiser, asked: int) -> int:
+def negative_count(denoiser: Denoiser, wanted: int) -> int:
     """How many negatives a sample has where `asked` are: one if it is empty, else no more than there are others."""
-    return 1 if denoiser.negative == "empty" else max(1, min(asked, len(denoiser.combinations) - 1))
+    return 1 if denoiser.negative == "empty" else max(1, min(wanted, len(denoiser.combinations) - 1))
 
 
 def unprompted_texts(denoiser: Denoiser, ids: Sequence[str], seed: int) -> list[str]:

@@ -139,10 +139,10 @@ class BestRows:
     def _reaching(self, values: Float32[Tensor, "n c"]) -> Bool[Tensor, "n c"]:
         """What is not below the m-th best so far; where that is much, nor below the m-th best of these."""
         m, columns = self._values.shape
-        found = values >= self._values[-1]
-        if int(found.count_nonzero()) > 2 * m * columns:
-            found &= values >= values.topk(m, dim=0).values[-1]
-        return found
+        best = values >= self._values[-1]
+        if int(best.count_nonzero()) > 2 * m * columns:
+            best &= values >= values.topk(m, dim=0).values[-1]
+        return best
 
 
 def score_rms(z: Float[Tensor, " k"], matrix: Float[Tensor, "k k"], count: int) -> float:

@@ -76,7 +76,7 @@ class CalibrationWorker(ComponentsWorker):
             with self.ablated(masks, 0.0):
                 frozen, recomputed, _ = self.objective(stands, held)
             predicted = -sum(alphas[n][mask.cpu()].double().sum().item() for n, mask in masks.items())
-            said = {
+            facts = {
                 "concept": item.case.concept.name,
                 "objective": self.inquest.objective,
                 "fraction": item.fraction,
@@ -84,7 +84,7 @@ class CalibrationWorker(ComponentsWorker):
             }
             count = sum(int(mask.sum()) for mask in masks.values())
             moved = {"predicted": predicted, "frozen": frozen - before, "recomputed": recomputed - before}
-            rows.append({**said, "ablated": count, **moved})
+            rows.append({**facts, "ablated": count, **moved})
         return rows
 
     def _stand(self, case: MeasuredConcept) -> tuple[list[StateBatch], BasePredictions]:
@@ -92,8 +92,8 @@ class CalibrationWorker(ComponentsWorker):
         name, probe = case.concept.name, self.inquest.probe
         if name not in self._known:
             of_each = (states_of(self.denoiser, u.objective, probe, u.concept, u.seed) for u in case.units)
-            found = state_batches([state for states in of_each for state in states])
-            self._known[name] = found, self.objective(found)[2]
+            batches = state_batches([state for states in of_each for state in states])
+            self._known[name] = batches, self.objective(batches)[2]
         return self._known[name]
 
     @torch.no_grad()
@@ -106,11 +106,11 @@ class CalibrationWorker(ComponentsWorker):
         """
         sums, own, count = torch.zeros(2, dtype=torch.float64), BasePredictions(), 0
         for i, stand in enumerate(stands):
-            asked, base = self.denoiser(stand.x_t, stand.t, stand.cond).eps.chunk(2)
-            moved = torch.stack([asked - (base if held is None else held[i]), asked - base])
+            with_concept, base = self.denoiser(stand.x_t, stand.t, stand.cond).eps.chunk(2)
+            moved = torch.stack([with_concept - (base if held is None else held[i]), with_concept - base])
             sums += moved.double().square().flatten(2).mean(2).sum(1).cpu()
             own.append(base)
-            count += len(asked)
+            count += len(with_concept)
         frozen, recomputed = (sums / count).tolist()
         return frozen, recomputed, own
 
@@ -154,8 +154,8 @@ def pearson_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     for fraction in [*sorted({row["fraction"] for row in rows}), None]:
         some = [row for row in rows if fraction in (None, row["fraction"])]
         predicted = [row["predicted"] for row in some]
-        found = {what: pearson(predicted, [row[what] for row in some]) for what in ("frozen", "recomputed")}
+        correlations = {what: pearson(predicted, [row[what] for row in some]) for what in ("frozen", "recomputed")}
         share = "all" if fraction is None else f"{fraction:g}"
-        both = ", ".join(f"{what} {value:+.3f}" for what, value in found.items())
+        both = ", ".join(f"{what} {value:+.3f}" for what, value in correlations.items())
         lines.append(f"{rows[0]['concept']:<10} {share:>6} of the parameters, {len(some):>5} ablations: Pearson {both}")
     return lines

@@ -99,8 +99,8 @@ class ComponentsConfig:
                 "calibration.ablations=0"
             )
         require_prompt_pairs(self.concepts)
-        if self.edit.out and (asked := len({concept.name for concept in self.concepts})) != 1:
-            raise UserError(f"edit.out edits for one concept, and {asked} are asked; give one")
+        if self.edit.out and (names := len({concept.name for concept in self.concepts})) != 1:
+            raise UserError(f"edit.out edits for one concept, and {names} are asked; give one")
         if self.edit.out and (self.model.weights or self.model.lora or self.model.embeddings):
             raise UserError(
                 "edit.out writes the directory at model.path, and model.weights, lora and embeddings lie beside it; "
@@ -136,20 +136,20 @@ def measured_concepts(config: ComponentsConfig) -> list[MeasuredConcept]:
         if against == "none"
         else tasks_by_concept(config, config.references, reference_objective(against, config.objective))
     )
-    asked = tasks_by_concept(config, config.concepts, config.objective)
+    tasks = tasks_by_concept(config, config.concepts, config.objective)
     return [
         MeasuredConcept(units, tuple(theirs for other, theirs in held.items() if other != name))
-        for name, units in asked.items()
+        for name, units in tasks.items()
     ]
 
 
 def tasks_by_concept(
     config: ComponentsConfig, concepts: Sequence[Concept], objective: str
 ) -> dict[str, tuple[MeasureTask, ...]]:
-    found = dict[str, tuple[MeasureTask, ...]]()
+    tasks = dict[str, tuple[MeasureTask, ...]]()
     for c in concepts:
         units = (
             MeasureTask(c, objective, seed, read_image(c.image) if c.image else b"") for seed in sorted(config.seeds)
         )
-        found[c.name] = (*found.get(c.name, ()), *units)
-    return found
+        tasks[c.name] = (*tasks.get(c.name, ()), *units)
+    return tasks

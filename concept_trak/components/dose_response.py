@@ -70,11 +70,11 @@ class DoseWorker(ComponentsWorker):
             pictures = draw_pictures(self.denoiser, self.kinds, item.samples, seed=item.seed, path=path)
         name = contact_sheet_file(self.inquest.name, item.case.concept.name, item.arm, item.choice.ratio)
         self.store.replace(name, contact_sheet(pictures))
-        said = {"concept": item.case.concept.name, "objective": self.inquest.objective, "arm": item.arm}
+        facts = {"concept": item.case.concept.name, "objective": self.inquest.objective, "arm": item.arm}
         how = {"ratio": item.choice.ratio, "factor": item.factor, "samples": item.samples}
         how |= {"seed": item.seed, "points": item.points}
         count = sum(int(mask.sum()) for mask in masks.values())
-        return [{**said, **how, "edited": count, **row} for row in presence_rows(self.judge, self.kinds, pictures)]
+        return [{**facts, **how, "edited": count, **row} for row in presence_rows(self.judge, self.kinds, pictures)]
 
 
 def criterion_masks(arm: str, chosen: Masks, theta: dict[str, Tensor]) -> Masks:

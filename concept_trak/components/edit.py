@@ -78,33 +78,33 @@ class Choice:
             raise UserError(f"edit.choice.pattern={self.pattern!r} is not a regular expression: {error}") from None
 
 
-def choose(found: BenefitAndPrice, choice: Choice, heads: Heads) -> Masks:
+def choose(benefit: BenefitAndPrice, choice: Choice, heads: Heads) -> Masks:
     """The candidates with the highest scores, of those only the positive: a mask for every tensor that has any.
 
     Raises:
         UserError: the pattern, the granularity or the ratio leaves nothing to choose.
     """
-    scores = selection_scores(found, choice, heads)
+    scores = selection_scores(benefit, choice, heads)
     chosen = {name: mask for name, mask in _first(scores, choice).items() if mask.any()}
     if not chosen:
         raise UserError(
             f"edit.choice.ratio={choice.ratio} chooses no parameter ({_sizes(scores, choice.by)}); raise it"
         )
-    shapes = {name: found.benefit[name].shape for name in chosen}
+    shapes = {name: benefit.benefit[name].shape for name in chosen}
     return {
         n: mask.reshape(-1, 1).expand(-1, shapes[n].numel() // mask.numel()).reshape(shapes[n])
         for n, mask in chosen.items()
     }
 
 
-def selection_scores(found: BenefitAndPrice, choice: Choice, heads: Heads) -> dict[str, Tensor]:
+def selection_scores(benefit: BenefitAndPrice, choice: Choice, heads: Heads) -> dict[str, Tensor]:
     """Of every candidate: [groups] by tensor, or the tensor's own shape for single parameters.
 
     benefit, or benefit / (price + floor mean price), the mean over all single candidates.
     """
     fit = {
         n: a
-        for n, a in found.benefit.items()
+        for n, a in benefit.benefit.items()
         if re.search(choice.pattern, n)
         and (choice.by != "per_row" or a.dim() == 2)
         and (choice.granularity != "head" or n in heads)
@@ -113,19 +113,19 @@ def selection_scores(found: BenefitAndPrice, choice: Choice, heads: Heads) -> di
         kind = {"per_row": "matrices"}.get(choice.by, "parameters" if choice.granularity != "head" else "heads")
         raise UserError(
             f"edit.choice.pattern={choice.pattern!r} matches none of the {kind}; expected a part of names such as: "
-            f"{', '.join(list(found.benefit)[:: max(1, len(found.benefit) // 4)][:4])}"
+            f"{', '.join(list(benefit.benefit)[:: max(1, len(benefit.benefit) // 4)][:4])}"
         )
 
     def summed(x: Tensor, name: str) -> Tensor:
         return x if choice.granularity == "scalar" else as_groups(x, choice.granularity, heads.get(name)).sum(1)
 
-    if found.price is None:
+    if benefit.price is None:
         return {n: summed(a, n) for n, a in fit.items()}
-    total = sum(found.price[n].double().sum().item() for n in fit)
+    total = sum(benefit.price[n].double().sum().item() for n in fit)
     least = choice.floor * total / sum(a.numel() for a in fit.values())
     if least <= 0:
         raise UserError("none of the candidates moves any reference, so that they are free: choose against=none")
-    return {n: summed(a, n) / (summed(found.price[n], n) + least) for n, a in fit.items()}
+    return {n: summed(a, n) / (summed(benefit.price[n], n) + least) for n, a in fit.items()}
 
 
 def scaled(state: dict[str, Tensor], masks: Masks, factor: float) -> dict[str, Tensor]:

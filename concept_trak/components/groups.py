@@ -24,13 +24,13 @@ Heads = dict[str, int]
 
 
 def heads_of(network: nn.Module) -> Heads:
-    """Of every attention that says its number of `heads`, as diffusers' do."""
-    found = Heads()
+    """The heads of every attention module with a number of `heads`, as diffusers' have."""
+    heads = Heads()
     for path, module in network.named_modules():
-        if isinstance(heads := getattr(module, "heads", None), int):
+        if isinstance(count := getattr(module, "heads", None), int):
             own = (name for name, _ in module.named_parameters() if name.split(".")[0] in ("to_q", "to_k", "to_v"))
-            found.update({f"{path}.{name}": heads for name in own})
-    return found
+            heads.update({f"{path}.{name}": count for name in own})
+    return heads
 
 
 def as_groups(x: Tensor, granularity: str, heads: int | None = None) -> Float[Tensor, "groups size"]:
@@ -41,14 +41,14 @@ def as_groups(x: Tensor, granularity: str, heads: int | None = None) -> Float[Te
     return x.reshape(groups, -1)
 
 
-def group_rows(alphas: dict[str, Tensor], found: Measurement, heads: Heads) -> Iterable[dict[str, Any]]:
+def group_rows(alphas: dict[str, Tensor], measurement: Measurement, heads: Heads) -> Iterable[dict[str, Any]]:
     """A line per tensor, per head, and per row of what has more than one axis: the group's alpha and its errors.
 
     Standard errors are of the mean: over the trajectories' means, and over all states as if they were independent
     (those of one trajectory are not). z = alpha / se_seeds, z_states = alpha / se_states. Null where it is unknown.
     """
     for name, a in alphas.items():
-        states, rows = found.rows[name], as_groups(a.double(), "row")
+        states, rows = measurement.rows[name], as_groups(a.double(), "row")
         kinds = ["tensor", *(["head"] if name in heads else []), *(["row"] if a.dim() > 1 else [])]
         for kind in kinds:
             scalars = as_groups(a.double(), kind, heads.get(name))
@@ -56,19 +56,24 @@ def group_rows(alphas: dict[str, Tensor], found: Measurement, heads: Heads) -> I
             assert kind != "row" or len(scalars) == len(rows)
             for i, own in enumerate(scalars):
                 place = {} if kind == "tensor" else {kind: i}
-                yield {"granularity": kind, "tensor": name, **place, **_line(by_state[:, i], own, found.trajectories)}
+                yield {
+                    "granularity": kind,
+                    "tensor": name,
+                    **place,
+                    **_line(by_state[:, i], own, measurement.trajectories),
+                }
 
 
 def top_scalar_rows(
-    parameters: dict[str, Tensor], alphas: dict[str, Tensor], found: Measurement, top: int
+    parameters: dict[str, Tensor], alphas: dict[str, Tensor], measurement: Measurement, top: int
 ) -> Iterable[dict[str, Any]]:
     """The `top` largest positive and negative alphas of all parameters, and where they stand."""
     for end, sign in (("positive", 1), ("negative", -1)):
         best = [_best(name, sign * a.flatten(), top) for name, a in alphas.items()]
-        ordered = sorted((one for each in best for one in each), key=lambda one: (-one[0], one[1], one[2]))
+        ordered = sorted((row for each in best for row in each), key=lambda row: (-row[0], row[1], row[2]))
         for rank, (_, name, i) in enumerate(ordered[:top], 1):
             width = as_groups(alphas[name], "row").shape[1]
-            values = {"theta": parameters[name].detach(), "gradient": found.gradient[name], "alpha": alphas[name]}
+            values = {"theta": parameters[name].detach(), "gradient": measurement.gradient[name], "alpha": alphas[name]}
             numbers = {key: float(value.flatten()[i]) for key, value in values.items()}
             yield {"end": end, "rank": rank, "tensor": name, "row": i // width, "column": i % width, **numbers}
 
@@ -88,5 +93,5 @@ def _error(values: Float[Tensor, " n"]) -> float | None:
 
 
 def _best(name: str, values: Tensor, top: int) -> list[tuple[float, str, int]]:
-    found = values.topk(min(top, len(values)))
-    return [(v, name, i) for v, i in zip(found.values.tolist(), found.indices.tolist(), strict=True) if v > 0]
+    largest = values.topk(min(top, len(values)))
+    return [(v, name, i) for v, i in zip(largest.values.tolist(), largest.indices.tolist(), strict=True) if v > 0]

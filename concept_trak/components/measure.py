@@ -160,20 +160,23 @@ def mean_measurement(measurements: Iterable[Measurement]) -> Measurement:
     return Measurement({n: g / len(seen) for n, g in total.items()}, rows, strength, count)
 
 
-def alpha(denoiser: Denoiser, found: Measurement) -> dict[str, Tensor]:
+def alpha(denoiser: Denoiser, measurement: Measurement) -> dict[str, Tensor]:
     """theta_i dJ/dtheta_i of every scalar, by parameter name."""
-    return {name: p.detach().to(found.gradient[name]) * found.gradient[name] for name, p in denoiser.parameters.items()}
+    return {
+        name: p.detach().to(measurement.gradient[name]) * measurement.gradient[name]
+        for name, p in denoiser.parameters.items()
+    }
 
 
-def expressed(found: Measurement) -> float:
+def expressed(measurement: Measurement) -> float:
     """How far the concept moves the prediction: |eps_c - eps_c-| / |eps_c|, root of the means over the states."""
-    j, size = found.strength.mean(0).tolist()
+    j, size = measurement.strength.mean(0).tolist()
     return (j / size) ** 0.5 if size > 0 else 0.0
 
 
 def _gradient(j: Tensor, denoiser: Denoiser) -> dict[str, Tensor]:
-    found = torch.autograd.grad(j, list(denoiser.parameters.values()), allow_unused=True)
-    pairs = zip(denoiser.parameters.items(), found, strict=True)
+    gradients = torch.autograd.grad(j, list(denoiser.parameters.values()), allow_unused=True)
+    pairs = zip(denoiser.parameters.items(), gradients, strict=True)
     return {n: torch.zeros_like(p) if g is None else g.to(_wide(g.dtype)) for (n, p), g in pairs}
 
 
@@ -185,10 +188,10 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def measurement_to_bytes(found: Measurement) -> bytes:
+def measurement_to_bytes(measurement: Measurement) -> bytes:
     """As safetensors, with its own sha256."""
-    named = {f"gradient/{n}": g.contiguous() for n, g in found.gradient.items()}
-    named |= {f"rows/{n}": r.contiguous() for n, r in found.rows.items()} | {"strength": found.strength}
+    named = {f"gradient/{n}": g.contiguous() for n, g in measurement.gradient.items()}
+    named |= {f"rows/{n}": r.contiguous() for n, r in measurement.rows.items()} | {"strength": measurement.strength}
     return with_checksum(save(named))
 
 

@@ -33,18 +33,18 @@ def run_doses(
     none = DoseTask(cases[0], "none", e.choice, e.factor, *how)
     items = [none, *(DoseTask(case, arm, replace(e.choice, ratio=ratio), e.factor, *how) for case, ratio, arm in each)]
     rows = list[dict[str, Any]]()
-    for item, found in zip(items, in_order(items, mapper("doses", DoseWorker, inquest, items)), strict=True):
-        print(f"dose       {dose_line(item, found)}")
-        rows += found if item is not none else [{**row, "concept": c.concept.name} for c in cases for row in found]
+    for item, drawn in zip(items, in_order(items, mapper("doses", DoseWorker, inquest, items)), strict=True):
+        print(f"dose       {dose_line(item, drawn)}")
+        rows += drawn if item is not none else [{**row, "concept": c.concept.name} for c in cases for row in drawn]
     name = f"components/{config.name}/components_doses.parquet"
     Store(config.store).replace(name, to_parquet(from_rows(DOSES, rows)))
 
 
-def dose_line(item: DoseTask, found: Sequence[dict[str, Any]]) -> str:
+def dose_line(item: DoseTask, rows: Sequence[dict[str, Any]]) -> str:
     """One dose in a line: by value of each factor, then the pair that is seen least."""
-    seen = ", ".join(f"{row['value']} {row['presence']:.2f}" for row in found if row["of"] != "pair")
-    least = min((row for row in found if row["of"] == "pair"), key=lambda row: row["presence"])
-    ratio = "" if item.arm == "none" else f"{item.case.concept.name}, {item.choice.ratio:g} ({found[0]['edited']}) by "
+    seen = ", ".join(f"{row['value']} {row['presence']:.2f}" for row in rows if row["of"] != "pair")
+    least = min((row for row in rows if row["of"] == "pair"), key=lambda row: row["presence"])
+    ratio = "" if item.arm == "none" else f"{item.case.concept.name}, {item.choice.ratio:g} ({rows[0]['edited']}) by "
     return f"{ratio}{item.arm}: {seen}; least {least['value']} {least['presence']:.2f}"
 
 
@@ -71,14 +71,14 @@ def measure_missing(
     store = Store(config.store)
     missing = [unit for name, unit in units.items() if store.size(name) is None]
     spent = sum(evaluations(unit.objective, config.probe, bool(unit.image)) for unit in missing)
-    said = f", {len(missing)} of them to measure: {spent:,} network evaluations" if missing else ", all measured"
-    print(f"measure    {len(units)} trajectories{said}", flush=True)
+    count = f", {len(missing)} of them to measure: {spent:,} network evaluations" if missing else ", all measured"
+    print(f"measure    {len(units)} trajectories{count}", flush=True)
     for _ in mapper("measure", MeasureWorker, inquest, missing) if missing else ():
         pass
 
 
-def summary_lines(found: SummaryResult, objective: str) -> str:
+def summary_lines(summary: SummaryResult, objective: str) -> str:
     """One concept in a line."""
-    moved = f", moves the prediction by {found.expressed:.3f} of its size" if objective != "amplify" else ""
-    strongest = ", ".join(f"{name} {a:+.2e}" for name, a in found.tensors)
-    return f"{found.concept:<10} J {found.j:.3e}{moved}; strongest: {strongest}"
+    moved = f", moves the prediction by {summary.expressed:.3f} of its size" if objective != "amplify" else ""
+    strongest = ", ".join(f"{name} {a:+.2e}" for name, a in summary.tensors)
+    return f"{summary.concept:<10} J {summary.j:.3e}{moved}; strongest: {strongest}"

@@ -27,10 +27,10 @@ def named_measurements(store: Store) -> frozenset[str]:
     Raises:
         UserError: a casebook cannot be read, so that nobody can tell.
     """
-    found = set[str]()
+    names = set[str]()
     for book in (name for name in store.names("components") if name.endswith(f"/{NAMES_FILE}")):
-        found.update(_units(store, book))
-    return frozenset(found)
+        names.update(_units(store, book))
+    return frozenset(names)
 
 
 def _units(store: Store, book: str) -> list[str]:

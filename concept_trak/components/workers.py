@@ -109,10 +109,16 @@ class ComponentsSettings:
         c, m = item.concept, self.model
         seen = {"identity": self.identity, "parameters": m.parameters, "precision": m.precision, "numerics": NUMERICS}
         without = c.without if item.objective in ("erase", "contrast") else ""
-        asked = {"prompt": c.text, "without": without, "scope": c.scope, "image": item.image.hex(), "seed": item.seed}
+        question = {
+            "prompt": c.text,
+            "without": without,
+            "scope": c.scope,
+            "image": item.image.hex(),
+            "seed": item.seed,
+        }
         unit = self.unit and item.objective != "reach"
         how = {"objective": item.objective, "probe": asdict(self.probe), "unit": unit, "negative": m.negative}
-        return f"{MEASUREMENTS}/{fingerprint({**seen, **asked, **how})}.safetensors"
+        return f"{MEASUREMENTS}/{fingerprint({**seen, **question, **how})}.safetensors"
 
     def table(self, kind: str, concept: Concept) -> str:
         return f"components/{self.name}/{kind}/{concept.name}.parquet"
@@ -150,9 +156,9 @@ class ComponentsWorker:
 
     def worth(self, case: MeasuredConcept, choice: Choice) -> BenefitAndPrice:
         """Of every parameter: highest is what is to go. The last is kept: doses of a concept come one after another."""
-        asked = case, choice.against, choice.wants_more(self.inquest.objective)
-        if self._last is None or self._last[0] != asked:
-            self._last = asked, self._worth(*asked)
+        key = case, choice.against, choice.wants_more(self.inquest.objective)
+        if self._last is None or self._last[0] != key:
+            self._last = key, self._worth(*key)
         return self._last[1]
 
     def _worth(self, case: MeasuredConcept, against: str, more: bool) -> BenefitAndPrice:
@@ -196,16 +202,19 @@ class SummaryWorker(ComponentsWorker):
     """A concept's units, added in the order of the case, as tables in the store."""
 
     def __call__(self, item: MeasuredConcept, attempt: Attempt) -> SummaryResult:
-        q, concept, found = self.inquest, item.concept, mean_measurement(self.read(item.units))
-        alphas, parameters = alpha(self.denoiser, found), {n: p.detach() for n, p in self.denoiser.parameters.items()}
-        said = {"concept": concept.name, "objective": q.objective}
-        groups = [{**said, **row} for row in group_rows(alphas, found, heads_of(self.denoiser.network))]
-        tops = [{**said, **row} for row in top_scalar_rows(parameters, alphas, found, q.top)]
+        q, concept, measurement = self.inquest, item.concept, mean_measurement(self.read(item.units))
+        alphas, parameters = (
+            alpha(self.denoiser, measurement),
+            {n: p.detach() for n, p in self.denoiser.parameters.items()},
+        )
+        facts = {"concept": concept.name, "objective": q.objective}
+        groups = [{**facts, **row} for row in group_rows(alphas, measurement, heads_of(self.denoiser.network))]
+        tops = [{**facts, **row} for row in top_scalar_rows(parameters, alphas, measurement, q.top)]
         for kind, kinds, rows in (("components_groups", GROUPS, groups), ("components_top", TOP, tops)):
             self.store.replace(q.table(kind, concept), to_parquet(from_rows(kinds, rows)))
         tensors = [(row["tensor"], row["alpha"]) for row in groups if row["granularity"] == "tensor"]
-        first = tuple(sorted(tensors, key=lambda one: -abs(one[1]))[:3])
-        return SummaryResult(concept.name, expressed(found), found.strength[:, 0].mean().item(), first)
+        first = tuple(sorted(tensors, key=lambda tensor: -abs(tensor[1]))[:3])
+        return SummaryResult(concept.name, expressed(measurement), measurement.strength[:, 0].mean().item(), first)
 
 
 class EditWorker(ComponentsWorker):
@@ -222,9 +231,9 @@ class EditWorker(ComponentsWorker):
         require_presence(concept, gate, shows)
         masks = self.choose(case, choice)
         record: dict[str, Any] = {"model": q.identity, "objective": q.objective, "concept": asdict(concept)}
-        asked = {"asked": _told(case.units), "references": [_told(units) for units in case.references]}
+        prompts = {"asked": _told(case.units), "references": [_told(units) for units in case.references]}
         how = {"choice": asdict(choice), "unit": q.unit, "probe": asdict(q.probe), "gate": asdict(gate), "shows": shows}
-        write_edited_model(model, out, masks, factor, {**record, **asked, **how})
+        write_edited_model(model, out, masks, factor, {**record, **prompts, **how})
         return sum(int(mask.sum()) for mask in masks.values())
 
 

@@ -77,8 +77,8 @@ def _section(run: AuditRun, results: StageResults, concept: Concept) -> Section:
     rankings = tuple(_ranking(run, results, concept, method, form) for method in methods for form in FORMS)
     pictures = results.queries[next(iter(methods)), concept.name].pictures
     changes = tuple(_change(d) for d in results.differences if (d.concept, d.form) == (concept.name, "damped"))
-    asked = (concept.name, concept.text, concept.without, concept.scope, dict(concept.truth))
-    section = Section(*asked, pictures, rankings, changes, kind=concept.kind, asked=concept.question)
+    question = (concept.name, concept.text, concept.without, concept.scope, dict(concept.truth))
+    section = Section(*question, pictures, rankings, changes, kind=concept.kind, asked=concept.question)
     if concept.minus or concept.phrasings:
         section = replace(section, written=concept.condition_pairs)
     if concept.phrasings:

@@ -178,14 +178,15 @@ _TEMPLATE = _ENVIRONMENT.get_template("components.html")
 
 
 def publish_components(
-    config: ComponentsConfig, inquest: ComponentsSettings, found: Sequence[tuple[MeasuredConcept, SummaryResult]]
+    config: ComponentsConfig, inquest: ComponentsSettings, summaries: Sequence[tuple[MeasuredConcept, SummaryResult]]
 ) -> str:
     """Writes `components/<name>/report.html` about the tables of this run; returns its name in the store."""
     store, base = Store(config.store), f"components/{config.name}"
     doses = _table(store, f"{base}/components_doses.parquet") if config.doses else []
     ablations = _table(store, f"{base}/components_calibration.parquet") if config.calibration.ablations else []
     sections = tuple(
-        _section(store, inquest, case, summary, _of(doses, summary), _of(ablations, summary)) for case, summary in found
+        _section(store, inquest, case, summary, _of(doses, summary), _of(ablations, summary))
+        for case, summary in summaries
     )
     choice, factor = config.edit.choice, config.edit.factor
     goal = "for more of it" if choice.wants_more(config.objective) else "for less of it"

@@ -165,8 +165,11 @@ COSTS = ("evaluations", "seconds", "samples", "computed", "rejected", "features"
 
 
 def _cost(run: AuditRun, results: StageResults, method: str) -> dict[str, Any]:
-    told = facts(run, results, method)
-    return {**{name: getattr(told, name) for name in COSTS}, "bytes": sum(r.bytes for r in results.records[method])}
+    method_facts = facts(run, results, method)
+    return {
+        **{name: getattr(method_facts, name) for name in COSTS},
+        "bytes": sum(r.bytes for r in results.records[method]),
+    }
 
 
 def _files(p: Prepared, results: StageResults) -> list[str]:
@@ -185,15 +188,19 @@ def describe_answer(p: Prepared, line: Callable[[str], None]) -> None:
     """A table per concept from what lies in the store, and where the page is."""
     table = read_table(p.audit, "top.parquet").to_pylist()
     best = [r for r in table if (r["form"], r["end"]) == ("damped", "top") and r["rank"] <= 5]
-    told = json.loads(p.store.read(p.audit.name("metrics.json")))
-    metrics, asked, rejected = told["concepts"], told.get("questions", {}), told["data"]["rejected"]
+    metrics_file = json.loads(p.store.read(p.audit.name("metrics.json")))
+    metrics, questions, rejected = (
+        metrics_file["concepts"],
+        metrics_file.get("questions", {}),
+        metrics_file["data"]["rejected"],
+    )
     if rejected:
         counted = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
         empty = rejected.get("no_caption", 0) / p.samples
         line(f"rejected   {counted} of {p.samples} samples ({empty:.1%} without a caption)")
     for concept in p.config.concepts:
         line(f"\n{concept.name}: {concept.question} ({concept.scope})")
-        agreement = asked.get(concept.name, {}).get("agreement", {})
+        agreement = questions.get(concept.name, {}).get("agreement", {})
         for method in p.config.methods:
             line(f"  {method}{_grade(metrics.get(concept.name, {}).get(method))}{_agreed(agreement.get(method))}")
             for r in best:

@@ -63,10 +63,10 @@ def _context(page: Page) -> dict[str, object]:
 
 def columns(section: Section) -> tuple[Column, ...]:
     """The rankings of `section` by method, in the order they came; the damped one, where there is one, is the main."""
-    found: dict[str, list[Ranking]] = {}
+    rankings: dict[str, list[Ranking]] = {}
     for ranking in section.rankings:
-        found.setdefault(ranking.method, []).append(ranking)
-    ordered = {method: sorted(rankings, key=lambda r: r.form != "damped") for method, rankings in found.items()}
+        rankings.setdefault(ranking.method, []).append(ranking)
+    ordered = {method: sorted(rankings, key=lambda r: r.form != "damped") for method, rankings in rankings.items()}
     return tuple(Column(method, rankings[0], tuple(rankings[1:])) for method, rankings in ordered.items())
 
 
@@ -104,7 +104,7 @@ def number(value: float) -> str:
     if 1000 <= abs(value) < 1e6:
         return _minus(f"{float(f'{value:.3g}'):,.0f}")
     text = f"{value:#.3g}".rstrip(".")
-    return _minus(re.sub(r"e([+-])0*(\d)", lambda found: "e" + found[1].strip("+") + found[2], text))
+    return _minus(re.sub(r"e([+-])0*(\d)", lambda exponent: "e" + exponent[1].strip("+") + exponent[2], text))
 
 
 def ratio(value: float) -> str:
@@ -176,7 +176,7 @@ def _minus(text: str) -> str:
 
 def environment() -> Environment:
     """Where the templates beside this file are found, with the filters they share; everything is escaped."""
-    made = Environment(
+    jinja = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
@@ -184,10 +184,10 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     functions = (columns, bars, is_log, place, number, ratio, gain, percent, duration, rate, reused, inline, is_small)
-    made.filters.update({function.__name__: function for function in functions})
-    made.filters["count"] = "{:,}".format
-    made.filters["yes_or_no"] = lambda value: "yes" if value else "no"
-    return made
+    jinja.filters.update({function.__name__: function for function in functions})
+    jinja.filters["count"] = "{:,}".format
+    jinja.filters["yes_or_no"] = lambda value: "yes" if value else "no"
+    return jinja
 
 
 _TEMPLATE = environment().get_template("audit.html")

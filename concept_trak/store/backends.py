@@ -74,8 +74,8 @@ class LocalBackend:
         return os.path.join(self.root, name)
 
     def _files(self, folder: str) -> list[str]:
-        found = (os.path.join(top, file) for top, _, files in os.walk(self._path(folder)) for file in files)
-        return sorted(os.path.relpath(path, self.root).replace(os.sep, "/") for path in found)
+        files = (os.path.join(top, file) for top, _, files in os.walk(self._path(folder)) for file in files)
+        return sorted(os.path.relpath(path, self.root).replace(os.sep, "/") for path in files)
 
     @contextlib.contextmanager
     def _temporary(self, name: str, data: bytes) -> Iterator[str]:
@@ -163,11 +163,11 @@ class FsspecBackend:
         try:
             with self._storage("list", folder) as files:
                 files.invalidate_cache()
-                found = files.find(self._path(folder))
+                paths = files.find(self._path(folder))
         except FileNotFoundError:
             return []
         prefix = self.root.strip("/") + "/"
-        return sorted(path.lstrip("/").removeprefix(prefix) for path in found)
+        return sorted(path.lstrip("/").removeprefix(prefix) for path in paths)
 
     def leftovers(self, folder: str) -> list[str]:
         return []  # an object appears whole; parts of a broken upload are no objects and are never listed

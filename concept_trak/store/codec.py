@@ -53,17 +53,17 @@ def decode_footer(data: bytes) -> Footer:
     """What the part says of itself; `data` may also be only the file's tail. Raises Damaged."""
     try:
         file = pq.read_metadata(pa.BufferReader(data))
-        said = {key.decode(): value.decode() for key, value in (file.metadata or {}).items()}
+        footer = {key.decode(): value.decode() for key, value in (file.metadata or {}).items()}
         result = Footer(
-            fingerprint=said["concept_trak.fingerprint"],
-            shard=said["concept_trak.shard"],
-            rows=int(said["concept_trak.rows"]),
-            sum_squares=float(said["concept_trak.sum_squares"]),
-            rejects=tuple(Reject(**reject) for reject in json.loads(said["concept_trak.rejects"])),
-            dtype=said["feature.dtype"],
-            k=int(said["feature.k"]),
-            encoding=said["feature.encoding"],
-            byte_order=said["feature.byte_order"],
+            fingerprint=footer["concept_trak.fingerprint"],
+            shard=footer["concept_trak.shard"],
+            rows=int(footer["concept_trak.rows"]),
+            sum_squares=float(footer["concept_trak.sum_squares"]),
+            rejects=tuple(Reject(**reject) for reject in json.loads(footer["concept_trak.rejects"])),
+            dtype=footer["feature.dtype"],
+            k=int(footer["feature.k"]),
+            encoding=footer["feature.encoding"],
+            byte_order=footer["feature.byte_order"],
         )
     except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error:
         raise Damaged(f"no part of this project, or a damaged one: {type(error).__name__}: {error}") from error
@@ -82,15 +82,15 @@ def decode_blocks(data: bytes, checked: bool = False) -> Iterator[Block]:
 
     Every page is verified by its checksum, unless the whole is `checked`: known by its sha256 to be as it was written.
     """
-    said = decode_footer(data)
+    footer = decode_footer(data)
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=not checked)
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
             if table.num_rows:
-                yield _block(table, said)
+                yield _block(table, footer)
     except (OSError, pa.ArrowException) as error:
-        raise Damaged(f"shard {said.shard} is damaged: {error}") from error
+        raise Damaged(f"shard {footer.shard} is damaged: {error}") from error
 
 
 def feature_matrices(column: pa.ChunkedArray, k: int, dtype: str) -> list[Num[np.ndarray, "_ k"]]:
@@ -155,8 +155,8 @@ def _parquet(table: pa.Table, group_rows: int, encoding: str) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _block(table: pa.Table, said: Footer) -> Block:
-    (unit,) = feature_matrices(table["feature"], said.k, said.dtype)  # Arrow reads one row group into one chunk
+def _block(table: pa.Table, footer: Footer) -> Block:
+    (unit,) = feature_matrices(table["feature"], footer.k, footer.dtype)  # Arrow reads one row group into one chunk
     weight, scale = (table[name].to_numpy() for name in ("weight", "scale"))
     return Block(table["sample_id"].to_pylist(), weight, scale, unit)
 

@@ -181,8 +181,8 @@ def _age(audit: Audit) -> float:
 def existing(store: Store, names: Sequence[str]) -> list[tuple[str, int, float]]:
     """(name, bytes, when it was written) of those that are still there."""
     with ThreadPoolExecutor(READERS) as readers:
-        found = zip(names, readers.map(store.size, names), readers.map(store.modified, names), strict=True)
-        return [(name, size, age) for name, size, age in found if size is not None and age is not None]
+        columns = zip(names, readers.map(store.size, names), readers.map(store.modified, names), strict=True)
+        return [(name, size, age) for name, size, age in columns if size is not None and age is not None]
 
 
 def unknown_needs(audit: Audit, why: str) -> ValueError:
@@ -207,18 +207,18 @@ def remove_garbage(store: Store, waste: Sequence[Garbage], newly_needed: Callabl
     A mark stands in an audit from before its manifest goes until all of it is gone. If this is killed, the next finds
     the mark and goes on; if the audit is begun again, its mark is gone, and what is left of it stays.
     """
-    asked = {w.name: w for w in waste}
+    by_name = {w.name: w for w in waste}
     marks = {name: Garbage(AUDIT, name, 0) for name in {_mark(w.name) for w in waste if w.kind == AUDIT}}
-    unmarked = {name: mark for name, mark in marks.items() if name not in asked}
+    unmarked = {name: mark for name, mark in marks.items() if name not in by_name}
     with ThreadPoolExecutor(READERS) as hands:
-        for _, same in groupby(sorted((marks | asked).values(), key=_turn), key=lambda w: _turn(w)[:3]):
+        for _, same in groupby(sorted((marks | by_name).values(), key=_turn), key=lambda w: _turn(w)[:3]):
             files = list(same)
             if unmarked.pop(_mark(files[0].name) if files[0].kind == AUDIT else "", None):
                 store.create(_mark(files[0].name), b"{}")
             for start in range(0, len(files), BATCH):
                 batch = _still_waste(store, files[start : start + BATCH], newly_needed)
                 list(hands.map(lambda w: store.delete(w.name), batch))
-                yield from (w for w in batch if w.name in asked)
+                yield from (w for w in batch if w.name in by_name)
 
 
 def _still_waste(store: Store, batch: list[Garbage], newly_needed: Callable[[], Needed]) -> list[Garbage]:

@@ -33,13 +33,13 @@ def shards_holding(
 
 def read_features(store: Store, features: FeatureSet, places: Mapping[str, str]) -> dict[str, StoredFeature]:
     """The feature of each sample, by the shard that holds it."""
-    found: dict[str, StoredFeature] = {}
+    stored: dict[str, StoredFeature] = {}
     for shard in dict.fromkeys(places.values()):
         for block in decode_blocks(store.read(features.part(shard))):
             for sample, phi in zip(block.ids, block.phi(), strict=True):
                 if places.get(sample) == shard:
-                    found[sample] = (phi.astype(np.float64), block.rounding())
-    return found
+                    stored[sample] = (phi.astype(np.float64), block.rounding())
+    return stored
 
 
 def agree(a: StoredFeature, b: StoredFeature) -> bool:

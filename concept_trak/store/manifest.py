@@ -204,11 +204,11 @@ def _require_same_plan(audit: Audit, plan: pa.Table) -> None:
     if ours == theirs:
         return
     here, there = ({(row["source"], row["version"]) for row in plan} for plan in (ours, theirs))
-    found = [
+    entries = [
         *(f"{source} (version {version}) left" for source, version in sorted(there - here)),
         *(f"{source} (version {version}) is new" for source, version in sorted(here - there)),
     ]
-    what = "; ".join(found[:6]) + (f"; and {len(found) - 6} more" if len(found) > 6 else "")
+    what = "; ".join(entries[:6]) + (f"; and {len(entries) - 6} more" if len(entries) > 6 else "")
     raise UserError(
         f"the data of audit {audit.id} changed since it began: {what or 'the same sources are cut into other shards'}."
         f" Expected the {len(theirs)} shards of {audit.name('plan.parquet')}: start a new audit (audit=…); features"

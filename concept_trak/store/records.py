@@ -63,8 +63,8 @@ def derive_record(
     """
     name = features.part(shard)
     data = store.read(name)
-    found = record_of(data, features, shard, f"{store.uri}/{name}")
-    ours = replace(found, seconds=seconds, attempt=attempt, host=host)
+    record = record_of(data, features, shard, f"{store.uri}/{name}")
+    ours = replace(record, seconds=seconds, attempt=attempt, host=host)
     if store.create(features.record(shard), encode_json(asdict(ours))):
         return ours
     standing = read_record(store, features, shard)
@@ -78,18 +78,18 @@ def record_of(data: bytes, features: FeatureSet, shard: str, where: str) -> Reco
     Raises:
         UserError: they are damaged, or another shard's or feature set's; the message begins with `where`.
     """
-    said = verified_footer(data, features, shard, where)
+    footer = verified_footer(data, features, shard, where)
     return Record(
         shard=shard,
-        rows=said.rows,
-        rejected=len(said.rejects),
+        rows=footer.rows,
+        rejected=len(footer.rejects),
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
-        sum_squares=said.sum_squares,
+        sum_squares=footer.sum_squares,
         seconds=0.0,
         attempt=0,
         host="",
-        rejects_by_reason=dict(sorted(Counter(reject.reason for reject in said.rejects).items())),
+        rejects_by_reason=dict(sorted(Counter(reject.reason for reject in footer.rejects).items())),
         fingerprint=features.fingerprint,
     )
 
@@ -118,9 +118,9 @@ def committed(store: Store, features: FeatureSet, shards: Sequence[str]) -> dict
         )
     orphans = [shard for shard in shards if features.part(shard) in parts and features.record(shard) not in records]
     with ThreadPoolExecutor(READERS) as readers:
-        found = dict(zip(done, readers.map(lambda shard: read_record(store, features, shard), done), strict=True))
-    found |= {shard: derive_record(store, features, shard) for shard in orphans}
-    return {shard: found[shard] for shard in shards if shard in found}
+        records = dict(zip(done, readers.map(lambda shard: read_record(store, features, shard), done), strict=True))
+    records |= {shard: derive_record(store, features, shard) for shard in orphans}
+    return {shard: records[shard] for shard in shards if shard in records}
 
 
 def find_record(store: Store, features: FeatureSet, shard: str) -> Record | None:
@@ -152,10 +152,10 @@ def read_record(store: Store, features: FeatureSet, shard: str) -> Record:
 
 
 def _require_same_bytes(record: Record, data: bytes, where: str) -> None:
-    found = hashlib.sha256(data).hexdigest()
-    if (len(data), found) != (record.bytes, record.sha256):
+    digest = hashlib.sha256(data).hexdigest()
+    if (len(data), digest) != (record.bytes, record.sha256):
         raise Damaged(
-            f"{where} was truncated or altered: {len(data)} bytes with sha256 {found}; its record says {record.bytes}"
+            f"{where} was truncated or altered: {len(data)} bytes with sha256 {digest}; its record says {record.bytes}"
             f" bytes with {record.sha256}. {REPAIR}"
         )
 
@@ -172,12 +172,12 @@ def adopt(store: Store, name: str, ours: Part) -> None:
     """Check that the part another attempt left is the same shard, and log how far its rows are from ours."""
     data = store.read(name)
     where = f"{store.uri}/{name}"
-    said = verified_footer(data, FeatureSet(ours.fingerprint), ours.shard, where)
+    footer = verified_footer(data, FeatureSet(ours.fingerprint), ours.shard, where)
     standing = list(codec.decode_blocks(data))
     theirs = [sample_id for block in standing for sample_id in block.ids]
-    if theirs != list(ours.ids) or said.k != ours.phi.shape[1]:
+    if theirs != list(ours.ids) or footer.k != ours.phi.shape[1]:
         raise UserError(
-            f"{where} holds {len(theirs)} rows of k={said.k} ({_first_difference(theirs, ours.ids)}), but this attempt"
+            f"{where} holds {len(theirs)} rows of k={footer.k} ({_first_difference(theirs, ours.ids)}), but this attempt"
             f" computed {len(ours.ids)} rows of k={ours.phi.shape[1]} ({_first_difference(ours.ids, theirs)}). Expected"
             f" the same samples under one shard name: the data changed under its version, or rejects differ. {REPAIR}"
         )
@@ -206,16 +206,16 @@ def _first_difference(ids: Sequence[str], others: Sequence[str]) -> str:
 def verified_footer(data: bytes, features: FeatureSet, shard: str, where: str) -> Footer:
     """The footer of a part whose pages, rows and Σ‖φ‖² hold, and that is the shard it is named after."""
     try:
-        said = codec.decode_footer(data)
+        footer = codec.decode_footer(data)
         norms = [block.norms() for block in codec.decode_blocks(data)]
         sum_squares = codec.sum_of_squares(np.concatenate([*norms, np.zeros(0)]))
     except Damaged as error:
         raise Damaged(f"{where}: {error}. {REPAIR}") from error
-    if (said.fingerprint, said.shard) != (features.fingerprint, shard):
+    if (footer.fingerprint, footer.shard) != (features.fingerprint, shard):
         raise UserError(
-            f"{where} is shard {said.shard} of features {said.fingerprint}; expected shard {shard} of"
+            f"{where} is shard {footer.shard} of features {footer.fingerprint}; expected shard {shard} of"
             f" {features.fingerprint}. Parts of different settings are never mixed. {REPAIR}"
         )
-    if sum_squares != said.sum_squares:
-        raise Damaged(f"{where}: Σ‖φ‖² is {sum_squares}, its footer says {said.sum_squares}. {REPAIR}")
-    return said
+    if sum_squares != footer.sum_squares:
+        raise Damaged(f"{where}: Σ‖φ‖² is {sum_squares}, its footer says {footer.sum_squares}. {REPAIR}")
+    return footer

@@ -48,7 +48,7 @@ class StoredShard:
     recorded: bool
     record: Record | None
     mark: Checksum | None
-    found: Record | None
+    record: Record | None
 
 
 def verify_audits(audits: Sequence[Audit], only: Collection[str] | None = None) -> Iterator[Finding]:
@@ -59,12 +59,12 @@ def verify_audits(audits: Sequence[Audit], only: Collection[str] | None = None) 
     """
     states: dict[Key, StoredShard] = {}
     sets: set[FeatureSet] = set()
-    told: set[Finding] = set()
+    reported: set[Finding] = set()
     for audit in audits:
-        said = contents_of(audit)
-        for finding in _findings(said, states, sets, only):
-            if finding not in told:
-                told.add(finding)
+        contents = contents_of(audit)
+        for finding in _findings(contents, states, sets, only):
+            if finding not in reported:
+                reported.add(finding)
                 yield finding
 
 
@@ -85,36 +85,36 @@ class Contents:
 
 
 def _findings(
-    said: Contents, states: dict[Key, StoredShard], sets: set[FeatureSet], only: Collection[str] | None
+    contents: Contents, states: dict[Key, StoredShard], sets: set[FeatureSet], only: Collection[str] | None
 ) -> Iterator[Finding]:
-    store = said.audit.store
+    store = contents.audit.store
 
     def asked(*names: str) -> bool:
         return only is None or any(name in only for name in names)
 
-    yield from (Finding(name, MISSING) for name in said.missing)
-    yield from (Finding(name, ALTERED) for name in said.damaged)
+    yield from (Finding(name, MISSING) for name in contents.missing)
+    yield from (Finding(name, ALTERED) for name in contents.damaged)
     with ThreadPoolExecutor(READERS) as readers:
-        files = [name for name in said.files if asked(name)]
-        yield from readers.map(lambda name: _file(store, name, said.files[name]), files)
-        keys = [key for key in _present(said) if asked(*_names(key))]
+        files = [name for name in contents.files if asked(name)]
+        yield from readers.map(lambda name: _file(store, name, contents.files[name]), files)
+        keys = [key for key in _present(contents) if asked(*_names(key))]
         fresh = readers.map(lambda key: _state(store, key), [key for key in keys if key not in states])
         for key in keys:
             states[key] = states[key] if key in states else next(fresh)
-            yield from _judged(key, states[key], said)
-        for features in (features for features in said.features if features not in sets):
+            yield from _judged(key, states[key], contents)
+        for features in (features for features in contents.features if features not in sets):
             sets.add(features)
             yield from filter(lambda finding: asked(finding.name), [_feature_set(store, features)])
             grams = filter(asked, store.names(features.grams))
             yield from filter(None, readers.map(lambda name: _gram(store, name), grams))
 
 
-def _present(said: Contents) -> list[Key]:
+def _present(contents: Contents) -> list[Key]:
     """The parts to look at: all that a manifest lists, else those of which something stands in the store."""
-    if said.finished:
-        return list(said.parts)
-    standing = {name for features in said.features for name in said.audit.store.names(features.folder)}
-    return [key for key in said.parts if not standing.isdisjoint(_names(key))]
+    if contents.finished:
+        return list(contents.parts)
+    standing = {name for features in contents.features for name in contents.audit.store.names(features.folder)}
+    return [key for key in contents.parts if not standing.isdisjoint(_names(key))]
 
 
 def _names(key: Key) -> tuple[str, str]:
@@ -143,29 +143,29 @@ def _state(store: Store, key: Key) -> StoredShard:
     return StoredShard(recorded, record, _mark(data), found)
 
 
-def _judged(key: Key, state: StoredShard, said: Contents) -> Iterator[Finding]:
+def _judged(key: Key, state: StoredShard, contents: Contents) -> Iterator[Finding]:
     """One part against its record, and both against the manifest.
 
     Where part and record disagree, the manifest decides; without one, or when it agrees with neither, the part counts
     as the altered one, because computing it again is always right.
     """
-    (part, record), listed = _names(key), said.parts[key]
+    (part, record), listed = _names(key), contents.parts[key]
     if state.mark is None:
         yield Finding(record, LONE_RECORD) if state.recorded else Finding(part, MISSING)
         return
     written = (state.record.bytes, state.record.sha256) if state.record else None
     known = [mark for mark in (written, listed) if mark is not None]
     facts = replace(state.record, seconds=0.0, attempt=0, host="") if state.record else None
-    broken = state.found is None or (known and state.mark not in known)
+    broken = state.record is None or (known and state.mark not in known)
     if broken:
         yield Finding(part, TRUNCATED if known and state.mark[0] < known[0][0] else ALTERED)
-    elif not state.recorded and said.finished:
+    elif not state.recorded and contents.finished:
         yield Finding(part, LONE_PART)
     elif listed not in (None, state.mark):
-        yield Finding(part, RECOMPUTED, said.audit.id)
+        yield Finding(part, RECOMPUTED, contents.audit.id)
     else:
         yield Finding(part, SOUND)
-    if state.recorded and (facts is None or (not broken and facts != state.found)):
+    if state.recorded and (facts is None or (not broken and facts != state.record)):
         yield Finding(record, ALTERED)
 
 
