@@ -25,7 +25,7 @@ from concept_trak.audit.worker import Work
 from concept_trak.config import AuditConfig, WorkerSettings
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import Shard
-from concept_trak.models.encode import batches_of_one_shape
+from concept_trak.models.encode import batches_of_one_shape, reject_unknown_class
 from concept_trak.store.records import Record
 from concept_trak.store.store import Store
 
@@ -79,9 +79,8 @@ class DryRunFeaturizeWorker:
         start, worker = time.monotonic(), self.featurizer
         rows = [worker.config.methods[m] for m in task.methods]
         records = worker(task, attempt).records
-        checked = (
-            worker.accepted(s, task.shard) for s in samples(task.shard, worker.config.data, worker.denoiser.resolution)
-        )
+        read = samples(task.shard, worker.config.data, worker.denoiser.resolution)
+        checked = (reject_unknown_class(worker.denoiser, s, task.shard.source) for s in read)
         usable = [s for s in checked if isinstance(s, Sample)]
         seconds, together = 0.0, min(worker.batch_size(attempt), worker.config.data.shard_rows)
         if usable:

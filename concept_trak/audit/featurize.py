@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from concept_trak import UserError
 from concept_trak.attribution.features import Features, reject_reasons, train_features, training_batch
 from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.method import Method
@@ -21,7 +20,7 @@ from concept_trak.audit.plan import feature_settings
 from concept_trak.audit.worker import ModelWorker, Work
 from concept_trak.data.sample import Sample, batches, samples
 from concept_trak.data.shard import Shard
-from concept_trak.models.encode import batches_of_one_shape, encode_samples
+from concept_trak.models.encode import batches_of_one_shape, encode_samples, reject_unknown_class
 from concept_trak.store.part import Part, Reject
 from concept_trak.store.prefetch import prefetch
 from concept_trak.store.records import Record, commit_part, find_record
@@ -72,7 +71,7 @@ class FeaturizeWorker(ModelWorker):
         start, ready, features, rejects = time.monotonic(), [], [], []
         read = samples(shard, self.config.data, self.denoiser.resolution)
         for batch in prefetch(batches(read, self.batch_size(attempt))):
-            known = [self.accepted(s, shard) for s in batch]
+            known = [reject_unknown_class(self.denoiser, s, shard.source) for s in batch]
             rejects += [one for one in known if isinstance(one, Reject)]
             for usable in batches_of_one_shape(one for one in known if isinstance(one, Sample)):
                 features.append(self.features([self.config.methods[m] for m in methods], usable))
@@ -84,16 +83,6 @@ class FeaturizeWorker(ModelWorker):
                 self.store, part, kind.dtype, kind.encoding, seconds, attempt.number, socket.gethostname()
             )
         return records
-
-    def accepted(self, sample: Sample | Reject, shard: Shard) -> Sample | Reject:
-        """The sample, or a reject if its caption is no condition of the model."""
-        if isinstance(sample, Reject):
-            return sample
-        try:
-            self.denoiser.spelled(sample.caption)
-        except UserError as error:
-            return Reject(sample.id, shard.source, sample.row, "no_class", str(error)[:300])
-        return sample
 
     def _part(
         self,

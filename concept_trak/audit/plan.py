@@ -7,37 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from concept_trak import NUMERICS, UserError
-from concept_trak.attribution.denoiser import Conditioning, Denoiser
+from concept_trak import NUMERICS
+from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.attribution.method import Method, method_settings
 from concept_trak.config import AuditConfig, DataConfig
-from concept_trak.data.columns import caption_columns, require_unique_ids
-from concept_trak.data.format import check_columns, survey_data
-from concept_trak.data.inventory import Survey
+from concept_trak.data.columns import caption_columns
 from concept_trak.data.shard import Shard, Source, cut
 
 PREPROCESSING = ("crop", "enlarge", "transparency", "most_pixels", "buckets")
 """Settings of `data` that change pixels, or which images become samples."""
-
-
-def survey(data: DataConfig, conditioning: Conditioning = "text") -> Survey:
-    """The data set's files, once their columns and ids are known to be usable by a model of this conditioning.
-
-    Raises:
-        UserError: nothing there, a column missing or of another type, ids that occur twice.
-    """
-    if not data.caption_column and conditioning != "none":
-        raise UserError(
-            f"data.caption_column is empty, and the model's conditioning is {conditioning}; name the column that has it"
-        )
-    if (data.captions == "class") != (conditioning == "class") and conditioning != "none":
-        remedy = "class" if conditioning == "class" else "first"
-        raise UserError(
-            f"data.captions={data.captions}, and the model's conditioning is {conditioning}; set data.captions={remedy}"
-        )
-    surveyed = check_columns(survey_data(data), data)
-    require_unique_ids(surveyed.sources, data)
-    return surveyed
 
 
 def shards(sources: Sequence[Source], shard_rows: int) -> list[Shard]:

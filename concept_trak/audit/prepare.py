@@ -22,10 +22,11 @@ from concept_trak.attribution.query import (
 )
 from concept_trak.audit.checks import require_batch_consistency, require_fit, warn_of_prediction_type
 from concept_trak.audit.diff import require_comparable
-from concept_trak.audit.plan import Demand, demand, feature_settings, shards, survey
+from concept_trak.audit.plan import Demand, demand, feature_settings, shards
 from concept_trak.audit.query_features import QueryTask
 from concept_trak.audit.worker import Work, open_model
 from concept_trak.config import AuditConfig, ModelConfig, WorkerSettings, absolute, plain_values
+from concept_trak.data.columns import survey
 from concept_trak.data.files import canonical_uri
 from concept_trak.data.inventory import LeftOut, Survey
 from concept_trak.data.shard import Shard, cut

@@ -74,7 +74,15 @@ def open_model(m: ModelConfig, settings: WorkerSettings) -> Denoiser:
     available = "cuda" if settings.gpu and torch.cuda.is_available() else "cpu"
     device = available if m.device == "auto" else m.device
     return load_model(
-        m.path, m.parameters, m.negative, m.combinations, device, m.precision, m.weights, m.lora, m.embeddings
+        m.path,
+        parameters=m.parameters,
+        negative=m.negative,
+        combinations=m.combinations,
+        device=device,
+        precision=m.precision,
+        weights=m.weights,
+        lora=m.lora,
+        embeddings=m.embeddings,
     )
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from concept_trak import UserError
+from concept_trak.attribution.denoiser import Conditioning
 from concept_trak.attribution.numerics import choice
 from concept_trak.config import DataConfig
-from concept_trak.data.format import SourceRow, labels_of_row, read_rows, sample_id
+from concept_trak.data.format import SourceRow, check_columns, labels_of_row, read_rows, sample_id, survey_data
+from concept_trak.data.inventory import Survey
 from concept_trak.data.shard import Shard, Source, whole
 
 WORD = re.compile(r"\w+")
@@ -87,6 +89,26 @@ def _texts(column: str, value: Any, data: DataConfig) -> Iterator[str]:
             yield from _texts(column, inner, data)
     elif value is not None:
         raise UserError(f"{column} is {repr(value)[:80]}, a {type(value).__name__}; expected text, or a list of texts")
+
+
+def survey(data: DataConfig, conditioning: Conditioning = "text") -> Survey:
+    """The data set's files, once their columns and ids are known to be usable by a model of this conditioning.
+
+    Raises:
+        UserError: nothing there, a column missing or of another type, ids that occur twice.
+    """
+    if not data.caption_column and conditioning != "none":
+        raise UserError(
+            f"data.caption_column is empty, and the model's conditioning is {conditioning}; name the column that has it"
+        )
+    if (data.captions == "class") != (conditioning == "class") and conditioning != "none":
+        remedy = "class" if conditioning == "class" else "first"
+        raise UserError(
+            f"data.captions={data.captions}, and the model's conditioning is {conditioning}; set data.captions={remedy}"
+        )
+    surveyed = check_columns(survey_data(data), data)
+    require_unique_ids(surveyed.sources, data)
+    return surveyed
 
 
 def require_unique_ids(sources: Sequence[Source], data: DataConfig) -> None:

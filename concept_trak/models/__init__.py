@@ -35,6 +35,7 @@ def families() -> dict[str, type]:
 
 def load_model(
     path: str,
+    *,
     parameters: str = "all",
     negative: str = "empty",
     combinations: Sequence[str] = (),

@@ -16,6 +16,7 @@ from concept_trak.data.decode import decode_image
 from concept_trak.data.image import center_crop, read_examples, read_file, read_image, to_tensor
 from concept_trak.data.sample import Sample
 from concept_trak.models.classifier import open_classifier
+from concept_trak.store.part import Reject
 
 
 def batches_of_one_shape(samples: Iterable[Sample]) -> list[list[Sample]]:
@@ -24,6 +25,17 @@ def batches_of_one_shape(samples: Iterable[Sample]) -> list[list[Sample]]:
     for sample in samples:
         batches.setdefault(sample.shape, []).append(sample)
     return list(batches.values())
+
+
+def reject_unknown_class(denoiser: Denoiser, sample: Sample | Reject, source: str) -> Sample | Reject:
+    """The sample, or a reject (`no_class`) if its caption is no condition of the model."""
+    if isinstance(sample, Reject):
+        return sample
+    try:
+        denoiser.spelled(sample.caption)
+    except UserError as error:
+        return Reject(sample.id, source, sample.row, "no_class", str(error)[:300])
+    return sample
 
 
 def encode_samples(denoiser: Denoiser, samples: Sequence[Sample]) -> tuple[Float[Tensor, "b c h w"], Condition]:

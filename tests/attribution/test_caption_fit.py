@@ -104,7 +104,10 @@ def test_initial_weights_tell_no_picture_from_another(tmp_path, seed):
     """The control that every row of the table must fall to chance in: at the benchmark's own size, random weights see
     captions apart and pictures not, so all that `fit_trak` could rank by is words, and it ranks by nothing."""
     small.patch_pipeline(seed).save_pretrained(tmp_path)
-    model, said = load_model(str(tmp_path), r"^proj_out\."), ["a red circle", "a blue circle", "a red square"]
+    model, said = (
+        load_model(str(tmp_path), parameters=r"^proj_out\."),
+        ["a red circle", "a blue circle", "a red square"],
+    )
     images, _ = arrays(seed, 0, 3)
     others = [model.encode([*said[i:], *said[:i]]) for i in (1, 2)]
     b = Batch(tuple("abc"), model.encode(said), others[0], unit_range(torch.from_numpy(images)), others=(others[1],))

@@ -37,7 +37,7 @@ def latents(tmp_path_factory) -> Denoiser:
     """A UNet of random weights that predicts the noise of latents of 2 x 2."""
     folder = tmp_path_factory.mktemp("latents")
     small.latent_pipeline(0, resolution=8).save_pretrained(folder)
-    return load_model(str(folder), UNET, precision="float64")
+    return load_model(str(folder), parameters=UNET, precision="float64")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def patches(tmp_path_factory) -> Denoiser:
     """A transformer of random weights that predicts v on 8 x 8 pixels, attributed to what no layer rule covers."""
     folder = tmp_path_factory.mktemp("patches")
     small.patch_pipeline(0, resolution=8).save_pretrained(folder)
-    return load_model(str(folder), TRANSFORMER, precision="float64")
+    return load_model(str(folder), parameters=TRANSFORMER, precision="float64")
 
 
 def trained_on(denoiser: Denoiser) -> Batch:

@@ -119,12 +119,17 @@ def draw(model: Model, task: str, precision: str = "float32") -> Work:
 
 
 def opened(model: Model, parameters: str, precision: str) -> Denoiser:
-    captions = [pair_caption(*pair) for pair in SETS[model.kinds].pairs]
+    options: dict[str, Any] = {
+        "parameters": parameters,
+        "negative": model.negative,
+        "combinations": [pair_caption(*pair) for pair in SETS[model.kinds].pairs],
+        "precision": precision,
+    }
     if model.path:
-        return load_model(str(ROOT / model.path), parameters, model.negative, captions, "cpu", precision)
+        return load_model(str(ROOT / model.path), **options)
     with TemporaryDirectory() as folder:
         tiny().save_pretrained(folder)
-        return load_model(folder, parameters, model.negative, captions, "cpu", precision)
+        return load_model(folder, **options)
 
 
 def batched(denoiser: Denoiser, model: Model, task: Task, first: int, count: int) -> Batch:

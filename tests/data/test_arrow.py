@@ -11,9 +11,10 @@ import pytest
 from fsspec import AbstractFileSystem
 
 from concept_trak import UserError
-from concept_trak.audit.plan import shards, survey
+from concept_trak.audit.plan import shards
 from concept_trak.config import DataConfig
 from concept_trak.data import parquet
+from concept_trak.data.columns import survey
 from concept_trak.data.format import label_values
 from concept_trak.data.sample import Sample, samples
 from concept_trak.store.part import Reject

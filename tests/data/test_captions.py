@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 
 from concept_trak import UserError
-from concept_trak.audit.plan import shards, survey
+from concept_trak.audit.plan import shards
 from concept_trak.config import DataConfig
-from concept_trak.data.columns import annotations
+from concept_trak.data.columns import annotations, survey
 from concept_trak.data.format import label_values
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.text import MOST_DEPTH, decode_text, json_depth, one_line, parse_json, text_problem

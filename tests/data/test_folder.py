@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from concept_trak.audit.plan import survey
 from concept_trak.config import DataConfig
 from concept_trak.data import format
+from concept_trak.data.columns import survey
 from concept_trak.data.folder import ImageEntry
 from concept_trak.data.format import label_values
 from concept_trak.data.sample import Sample, samples

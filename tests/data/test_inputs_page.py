@@ -11,8 +11,9 @@ import pytest
 from fsspec import AbstractFileSystem
 
 from concept_trak import UserError
-from concept_trak.audit.plan import shards, survey
+from concept_trak.audit.plan import shards
 from concept_trak.config import DataConfig
+from concept_trak.data.columns import survey
 from concept_trak.data.sample import Sample, samples
 from tests.data.inputs import CASES
 

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from concept_trak import UserError
-from concept_trak.audit.plan import shards, survey
+from concept_trak.audit.plan import shards
 from concept_trak.audit.prepare import resolve
 from concept_trak.config import AuditConfig, DataConfig, ModelConfig
+from concept_trak.data.columns import survey
 from concept_trak.data.files import canonical_uri, list_files, version
 from concept_trak.data.format import find_sources
 from concept_trak.data.inventory import LeftOut, LeftOutCounts, describe_left_out, hive_columns, matches, split_of

@@ -5,9 +5,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from concept_trak.audit.plan import survey
 from concept_trak.config import DataConfig
 from concept_trak.data import latents
+from concept_trak.data.columns import survey
 from concept_trak.data.sample import Sample, samples
 from tests.data.files import plan
 

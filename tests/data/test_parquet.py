@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from cluster.executor import Failure
 from cluster.worker import classify
 from concept_trak import UserError
-from concept_trak.audit.plan import survey
 from concept_trak.config import DataConfig
 from concept_trak.data import format
+from concept_trak.data.columns import survey
 from concept_trak.data.format import label_values
 from concept_trak.data.sample import Sample, samples, samples_by_id
 from concept_trak.data.shard import cut

@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from concept_trak.audit.plan import survey
 from concept_trak.config import DataConfig
+from concept_trak.data.columns import survey
 from concept_trak.data.image import nearest_bucket, resize_crop
 from concept_trak.data.sample import Sample, samples
 from concept_trak.store.part import Reject

@@ -5,8 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from concept_trak.audit.plan import shards, survey
+from concept_trak.audit.plan import shards
 from concept_trak.config import DataConfig
+from concept_trak.data.columns import survey
 from concept_trak.data.sample import samples
 from concept_trak.data.shard import Source
 from tests.data import files

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from concept_trak.audit.plan import survey
 from concept_trak.config import DataConfig
 from concept_trak.data import format, tar
+from concept_trak.data.columns import survey
 from concept_trak.data.format import label_values
 from concept_trak.data.sample import Sample, samples
 from concept_trak.store.part import Reject

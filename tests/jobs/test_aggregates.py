@@ -12,11 +12,11 @@ import pytest
 from cluster.executor import Attempt
 from concept_trak.audit import score
 from concept_trak.audit.aggregate import LEAST, SHOWN, AggregateTask, AggregateWorker, Sums, groups_of, sums_table
-from concept_trak.audit.plan import shards, survey
+from concept_trak.audit.plan import shards
 from concept_trak.audit.score import ScoreWorker, score_tasks
 from concept_trak.audit.worker import Work
 from concept_trak.config import DataConfig
-from concept_trak.data.columns import Annotation, annotations, caption_words
+from concept_trak.data.columns import Annotation, annotations, caption_words, survey
 from concept_trak.data.format import read_rows, sample_id
 from concept_trak.data.shard import Shard
 from concept_trak.store.identity import FeatureSet

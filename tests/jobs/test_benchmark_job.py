@@ -233,7 +233,7 @@ def test_a_shipped_model_is_what_its_folder_says(folder):
     """It loads with the benchmark's parameters, repeats its command, and is small enough to ship."""
     made, usual = load_train_config(str(folder)), BenchmarkConfig()
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 6_000_000
-    model = load_model(str(folder), usual.parameters)
+    model = load_model(str(folder), parameters=usual.parameters)
     assert sum(p.numel() for p in model.parameters.values()) > 1_200_000
     assert model.resolution == made.side
     said = json.loads((folder / "training.json").read_text())

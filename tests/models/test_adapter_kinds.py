@@ -137,7 +137,9 @@ def test_a_kind_is_its_formula_and_its_gradients_are_those_of_autograd(bases, tm
     }
     alphas = {f"{kohya_name(layer)}.alpha": torch.tensor(ALPHA) for layer in layers}
     save_file({**state, **alphas}, tmp_path / "adapter.safetensors")
-    ours = load_model(str(bases["sd"]), "lora", precision="float64", lora=str(tmp_path / "adapter.safetensors"))
+    ours = load_model(
+        str(bases["sd"]), parameters="lora", precision="float64", lora=str(tmp_path / "adapter.safetensors")
+    )
     base = load_model(str(bases["sd"]), precision="float64")
 
     factors = {key: value.double().requires_grad_() for key, value in state.items()}
@@ -170,7 +172,7 @@ def test_layers_of_sdxl_are_read_by_their_names_in_the_original_code(bases, tmp_
     state = {f"{original}.{suffix}": value for original, layer in names.items()
              for suffix, value in loha(weight_of(bases["sdxl"], layer)).items()}  # fmt: skip
     save_file(state, tmp_path / "sgm.safetensors")
-    ours = load_model(str(bases["sdxl"]), "lora", lora=str(tmp_path / "sgm.safetensors"))
+    ours = load_model(str(bases["sdxl"]), parameters="lora", lora=str(tmp_path / "sgm.safetensors"))
     assert {name.partition(".hada")[0] for name in ours.parameters} == set(names.values())
 
 
@@ -242,7 +244,7 @@ def test_pefts_own_folders_of_other_kinds_are_its_own_network(bases, tmp_path, p
         torch.manual_seed(0)
         theirs = get_peft_model(pipe.unet, config)
     theirs.save_pretrained(tmp_path)
-    ours = load_model(str(bases["sd"]), "lora", precision="float64", lora=str(tmp_path))
+    ours = load_model(str(bases["sd"]), parameters="lora", precision="float64", lora=str(tmp_path))
     x_t, cond = normal(ours.shape, 0, 0, "x")[None].double(), ours.encode(["red"])
     with torch.no_grad():
         expected = theirs(x_t, 400, encoder_hidden_states=cond["text"]).sample

@@ -98,7 +98,7 @@ def test_a_lora_is_its_product_added_and_its_gradients_are_the_chain_rules(made,
     """dL/dB = s G A^T and dL/dA = s B^T G, with G the gradient in the sum, from the model whose weights hold it."""
     file = made / written / "adapter_model.safetensors"
     whole = load_model(str(merged(made / base, part, file, tmp_path / "model")), precision="float64")
-    ours = load_model(str(made / base), "lora", precision="float64", lora=str(made / lora))
+    ours = load_model(str(made / base), parameters="lora", precision="float64", lora=str(made / lora))
     texts = ("0", "1") if base == "dit" else WORDS
     batch = Batch(("a", "b"), ours.encode(texts), ours.encode(["", ""]), states(ours))
     probe = Probe("forward_noise", "reconstruction_reward", (400,))

@@ -40,8 +40,8 @@ class Opened:
         d, texts = self.denoiser, list(self.tiny.texts)
         return Batch(tuple(f"s{i}" for i in range(b)), d.encode(texts[:b]), d.encode(texts[-1:] * b), self.states(b))
 
-    def load(self, *args: Any, **ways: Any) -> Denoiser:
-        return load_model(str(self.path), *args, **self.tiny.ways, **ways)
+    def load(self, **ways: Any) -> Denoiser:
+        return load_model(str(self.path), **self.tiny.ways, **ways)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -131,7 +131,7 @@ def test_attributable_parameters_are_those_asked_for(family):
     d, network = family.denoiser, dict(family.denoiser.network.named_parameters())
     assert list(d.parameters) == list(network), "`all` is every parameter of the denoising network"
     for parameters in (family.tiny.group, "attention", r"\.bias$"):
-        few = family.load(parameters)
+        few = family.load(parameters=parameters)
         assert 0 < len(few.parameters) < len(network)
         assert {n for n, p in few.network.named_parameters() if p.requires_grad} == set(few.parameters)
 

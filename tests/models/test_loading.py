@@ -185,4 +185,4 @@ def test_a_pattern_without_parameters_is_refused_with_what_there_is(saved):
     with pytest.raises(
         ValueError, match=r"matches none of the \d+ tensors .* A LoRA is loaded by model\.lora=.* " + has
     ):
-        load_model(str(saved("latents")), "lora")
+        load_model(str(saved("latents")), parameters="lora")

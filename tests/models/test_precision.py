@@ -38,7 +38,9 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def opened(path: Path, dtype: torch.dtype, device: str = "cpu") -> Denoiser:
-    return load_model(str(path), r"\.(weight|bias)$", device=device, precision=str(dtype).removeprefix("torch."))
+    return load_model(
+        str(path), parameters=r"\.(weight|bias)$", device=device, precision=str(dtype).removeprefix("torch.")
+    )
 
 
 def batch(denoiser: Denoiser) -> Batch:

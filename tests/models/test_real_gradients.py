@@ -41,7 +41,7 @@ def test_every_parameter_is_pulled_back_by_its_layer(saved, kind, parameters, al
     """`alone`: how many have no layer. Of a transformer it is the last table of shifts, which the network itself holds;
     those of the blocks are replayed.
     """
-    denoiser = load_model(str(saved(kind)), parameters, precision="float64")
+    denoiser = load_model(str(saved(kind)), parameters=parameters, precision="float64")
     (state,) = forward_noise(denoiser, batch(denoiser).rows(slice(0, 3)), Probe("forward_noise", direction, (400,)), 0)
 
     def pointer(s, seen):

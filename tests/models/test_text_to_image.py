@@ -160,7 +160,7 @@ def test_the_resolution_is_that_of_the_images(tmp_path, builder, side):
 
 
 def test_groups_of_parameters_are_what_their_names_say(path):
-    denoiser = load_model(str(path), "cross_attention")
+    denoiser = load_model(str(path), parameters="cross_attention")
     network = denoiser.network
     names = {name for name, _ in network.named_parameters()}
     attended = [name for name, _ in network.named_modules() if name.endswith(".attn2")]
@@ -174,9 +174,9 @@ def test_groups_of_parameters_are_what_their_names_say(path):
     assert not any(p.requires_grad for module in frozen for p in module.parameters())
     everything = load_model(str(path)).parameters
     assert set(everything) == names
-    both = load_model(str(path), "attention").parameters
+    both = load_model(str(path), parameters="attention").parameters
     assert set(both) == {name for name in names if ".attn1." in name or ".attn2." in name}
-    out = load_model(str(path), "self_attention_out").parameters
+    out = load_model(str(path), parameters="self_attention_out").parameters
     assert set(out) == {f"{name[:-1]}1.to_out.0.{own}" for name in attended for own in ("weight", "bias")}
 
 

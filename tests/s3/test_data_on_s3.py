@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from concept_trak.audit.plan import survey
 from concept_trak.config import DataConfig
 from concept_trak.data import latents
+from concept_trak.data.columns import survey
 from concept_trak.data.sample import Sample, samples
 from concept_trak.store.part import Reject
 from tests.data.files import encoded, plan, rows, write

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from s3fs import S3FileSystem
 
-from concept_trak.audit.plan import group_name, groups, shards, survey
+from concept_trak.audit.plan import group_name, groups, shards
 from concept_trak.config import DataConfig
 from concept_trak.data.benchmarks import synthetic
+from concept_trak.data.columns import survey
 from concept_trak.data.shard import Shard
 from concept_trak.models import small
 from concept_trak.store.manifest import Audit, read_manifest
