@@ -177,7 +177,7 @@ def adopt(store: Store, name: str, ours: Part) -> None:
     theirs = [sample_id for block in standing for sample_id in block.ids]
     if theirs != list(ours.ids) or footer.k != ours.phi.shape[1]:
         raise UserError(
-            f"{where} holds {len(theirs)} rows of k={footer.k} ({_first_difference(theirs, ours.ids)}), but this attempt"
+            f"{where} holds {len(theirs)} rows of k={footer.k} ({_first_difference(theirs, ours.ids)}), but this try"
             f" computed {len(ours.ids)} rows of k={ours.phi.shape[1]} ({_first_difference(ours.ids, theirs)}). Expected"
             f" the same samples under one shard name: the data changed under its version, or rejects differ. {REPAIR}"
         )

@@ -43,12 +43,12 @@ Checksum = tuple[int, str]  # bytes of a file: how many, and their sha256
 
 @dataclass(frozen=True)
 class StoredShard:
-    """A shard as it lies on storage. `found` is the record that its part would get; None: no part, or a damaged one."""
+    """A shard as it lies on storage. `derived` is the record that its part would get; None: no part, or a damaged one."""
 
     recorded: bool
     record: Record | None
     mark: Checksum | None
-    record: Record | None
+    derived: Record | None
 
 
 def verify_audits(audits: Sequence[Audit], only: Collection[str] | None = None) -> Iterator[Finding]:
@@ -137,10 +137,10 @@ def _state(store: Store, key: Key) -> StoredShard:
     except FileNotFoundError:
         return StoredShard(recorded, record, None, None)
     try:
-        found = record_of(data, *key, part)
+        derived = record_of(data, *key, part)
     except ValueError:
-        found = None
-    return StoredShard(recorded, record, _mark(data), found)
+        derived = None
+    return StoredShard(recorded, record, _mark(data), derived)
 
 
 def _judged(key: Key, state: StoredShard, contents: Contents) -> Iterator[Finding]:
@@ -156,7 +156,7 @@ def _judged(key: Key, state: StoredShard, contents: Contents) -> Iterator[Findin
     written = (state.record.bytes, state.record.sha256) if state.record else None
     known = [mark for mark in (written, listed) if mark is not None]
     facts = replace(state.record, seconds=0.0, attempt=0, host="") if state.record else None
-    broken = state.record is None or (known and state.mark not in known)
+    broken = state.derived is None or (known and state.mark not in known)
     if broken:
         yield Finding(part, TRUNCATED if known and state.mark[0] < known[0][0] else ALTERED)
     elif not state.recorded and contents.finished:
@@ -165,7 +165,7 @@ def _judged(key: Key, state: StoredShard, contents: Contents) -> Iterator[Findin
         yield Finding(part, RECOMPUTED, contents.audit.id)
     else:
         yield Finding(part, SOUND)
-    if state.recorded and (facts is None or (not broken and facts != state.record)):
+    if state.recorded and (facts is None or (not broken and facts != state.derived)):
         yield Finding(record, ALTERED)
 
 
