@@ -279,6 +279,7 @@ def test_everything_is_a_sample_a_reject_or_left_out(kind):
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", FORMATS)
 def test_everything_is_accounted_for_over_many_trees(kind):
     run(kind, 3000)

@@ -205,6 +205,7 @@ def test_memory_for_rows_is_bounded_by_bytes_and_not_by_their_number(one_group, 
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(900)
 def test_more_than_two_gigabytes_of_a_column_in_one_row_group(tmp_path):
     """Three pictures of 800 MiB, which are none: three rejects, and the row after them is read."""
     large = pa.array([{"bytes": b"\xff\xd8" + bytes(800 << 20), "path": "x"}], IMAGE)
