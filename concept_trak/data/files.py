@@ -84,9 +84,10 @@ def list_files(uri: str) -> Listing:
             " and the credentials in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)"
         ) from error
     if listing is None:
+        chain = "; `::` in a path chains file systems: rename the folder" if "::" in uri else ""
         pattern = "; for a pattern, set data.uri to the folder and data.files to the pattern" if "*" in uri else ""
         raise UserError(
-            f"data.uri={uri!r} does not exist; expected a file of training samples, or a folder of them{pattern}"
+            f"data.uri={uri!r} does not exist; expected a file of training samples, or a folder of them{pattern}{chain}"
         )
     return listing
 

@@ -137,4 +137,12 @@ def _read(fs: Any, path: str, planned: str, most: int | None = None) -> bytes:
     return fs.cat_file(path, end=most)
 
 
-FORMAT = Format(tuple(f".{e}" for e in ENDINGS), _sources, _check, _rows, (".txt", *METADATA), split_in_name=False)
+FORMAT = Format(
+    tuple(f".{ending}" for ending in ENDINGS),
+    _sources,
+    _check,
+    _rows,
+    companions=(".txt", *METADATA),
+    columns_may_lack=True,
+    split_in_name=False,
+)

@@ -5,6 +5,7 @@ Nothing else needs to know of it: the plan, the workers and the results call the
 
 import difflib
 import pkgutil
+import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -50,6 +51,8 @@ class Format(NamedTuple):
     """Endings of files that accompany the samples: captions, metadata."""
     hidden: tuple[str, ...] = ()
     """What the names of files and folders that are no data begin with, beside a dot."""
+    columns_may_lack: bool = False
+    """Whether a source may lack a column that another one has; its rows are then without it."""
     split_in_name: bool = True
     """Whether a file's own name may name its split; a picture called test.png is no test set."""
 
@@ -93,9 +96,17 @@ def check_columns(survey: Survey, data: DataConfig) -> Survey:
     Raises:
         UserError: a column is missing, or of a type that cannot be used.
     """
-    unread, tally = dict[str, None](), LeftOutCounts()
+    unread, tally, lacking = dict[str, None](), LeftOutCounts(), list[UserError]()
     for source in survey.sources:
-        unread |= dict.fromkeys(format_of(source, data).check(source, data))
+        kind = format_of(source, data)
+        try:
+            unread |= dict.fromkeys(kind.check(source, data))
+        except UserError as error:
+            if not kind.columns_may_lack:
+                raise
+            lacking.append(error)
+    if len(lacking) == len(survey.sources):
+        raise lacking[0]
     tally.extend(survey.left_out)
     for column in unread:
         tally.add("column", "that no setting names", column)
@@ -154,9 +165,9 @@ def _is_data(name: str, kind: Format, other: Format | None = None) -> bool:
 
 def _nothing(files: Files, wanted: dict[str, Format], data: DataConfig) -> str:
     tally = LeftOutCounts()
-    inventory.count_endings(files, Listing(None, "", {}), tally)
+    inventory.count_endings(map(posixpath.basename, files), Listing(None, "", {}), tally)
     there = inventory.describe_left_out(tally.left_out()).replace("left out", "there")
-    endings = [ending for kind in wanted.values() for ending in kind.endings]
+    endings = [", ".join(kind.endings[:5]) + ", ..." * (len(kind.endings) > 5) for kind in wanted.values()]
     return (
         f"data.uri={data.uri!r} holds no {', '.join(endings)} files; expected a file of training samples, or a "
         f"folder of them{f' ({there})' if there else ''}"

@@ -31,7 +31,10 @@ SPLITS = {
 """The words that name a split in the names of files and folders, as Hugging Face `datasets` reads them."""
 _SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
 _SPLIT_FOLDER = re.compile(rf"({'|'.join(_SPLIT_OF)})[-_ ]?(?:\d+|images?|imgs?|data|set)?")
-COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar")
+REMEDIES = {
+    **dict.fromkeys((".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar"), ", compressed: unpack them"),
+    ".arrow": ", of save_to_disk: write them with to_parquet",
+}
 
 
 @dataclass(frozen=True)
@@ -201,9 +204,7 @@ def count_endings(files: Iterable[str], listing: Listing, tally: LeftOutCounts) 
         base = posixpath.basename(name).lower()
         ending = base[base.rindex(".") :] if "." in base.lstrip(".") else ""
         reason = f"ending {ending[:20]}" if ending else "without an ending"
-        if ending in COMPRESSED:
-            reason += ", compressed: unpack them"
-        tally.add("file", reason, listing.relative(name))
+        tally.add("file", reason + REMEDIES.get(ending, ""), listing.relative(name))
 
 
 def hive_columns(relative: str) -> dict[str, str | None]:

@@ -7,7 +7,9 @@
 Only the bytes of a shard's rows are read, and no picture or text is encoded again.
 """
 
+import io
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +29,10 @@ from concept_trak.data.text import one_line
 
 AT_ONCE = 16  # rows read together
 MOST_HEADER_BYTES = 100_000_000  # as the safetensors library has it
+ITEM_BYTES = {
+    **dict.fromkeys(("F64", "I64", "U64"), 8), **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2), **dict.fromkeys(("I8", "U8", "BOOL"), 1),
+}  # fmt: skip
 CONDITION = "condition."
 
 
@@ -93,7 +99,10 @@ def _header(file: Any, name: str) -> _Header:
         tensors = json.loads(file.read(size))
         columns = json.loads(tensors.pop("__metadata__", {}).get("columns", "{}"))
         header = _Header(tensors, columns, 8 + size)
-        lengths = {n: t["shape"][0] for n, t in tensors.items() if _is_read(n)}
+        lengths = {n: _length(t) for n, t in tensors.items() if _is_read(n)}
+        end = 8 + size + max((t["data_offsets"][1] for n, t in tensors.items() if _is_read(n)), default=0)
+        if end > file.seek(0, io.SEEK_END):
+            raise UserError("it is cut off")
         lengths |= {n: len(values) for n, values in columns.items()}
         wrong = [n for n, length in lengths.items() if length != header.rows]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
@@ -107,6 +116,19 @@ def _header(file: Any, name: str) -> _Header:
         )
         raise UserError(f"{name}: {what}; expected latents [n, c, h, w] and condition.<name> [n, ...]")
     return header
+
+
+def _length(tensor: dict[str, Any]) -> int:
+    """The n of a tensor [n, ...] whose bytes are as many as its shape and type say.
+
+    Raises:
+        ValueError: they are not.
+        KeyError: an unknown type.
+    """
+    begin, end = tensor["data_offsets"]
+    if begin < 0 or min(tensor["shape"]) < 0 or end - begin != math.prod(tensor["shape"]) * ITEM_BYTES[tensor["dtype"]]:
+        raise ValueError(f"{tensor['shape']} of {tensor['dtype']} do not take {end - begin} bytes")
+    return tensor["shape"][0]
 
 
 def _check(source: Source, data: DataConfig) -> Iterable[str]:

@@ -30,6 +30,9 @@ def tar_members(file: Any, name: str) -> Iterator[tuple[tarfile.TarFile, tarfile
                 end = tar.offset
         except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
             where = f" behind the end mark, at byte {start}" if start else ""
+            file.seek(start)
+            if file.read(2) == b"\x1f\x8b":
+                raise UserError(f"{name} is compressed, so no shard could begin inside; unpack it (gunzip)") from None
             raise UserError(
                 f"{name} is not a readable tar file{where} ({one_line(error)}); write it again, or remove it"
             ) from None

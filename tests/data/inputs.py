@@ -1,5 +1,6 @@
 """What people bring, one function for each row of docs/inputs.md: it makes the input and returns how it is read."""
 
+import gzip
 import io
 import json
 import os
@@ -178,6 +179,18 @@ def _(root: Path) -> DataConfig:
 @case("compressed tars alone")
 def _(root: Path) -> DataConfig:
     put(root, b__tar__gz=b"\x1f\x8b")
+    return DataConfig(str(root))
+
+
+@case("a gzip file called `.tar`")
+def _(root: Path) -> DataConfig:
+    put_file(root / "a.tar", gzip.compress(packed(*pair("a"))))
+    return DataConfig(str(root), caption_column="txt")
+
+
+@case("Arrow files of `save_to_disk`")
+def _(root: Path) -> DataConfig:
+    put(root, data__arrow=b"ARROW1", state__json="{}")
     return DataConfig(str(root))
 
 
@@ -363,6 +376,18 @@ def _(root: Path) -> DataConfig:
 def _(root: Path) -> DataConfig:
     put(root, a__png=PNG, a__txt=" \r\n", b__png=PNG)
     return DataConfig(str(root), caption_column="txt")
+
+
+@case("a folder of pictures with texts, and one without")
+def _(root: Path) -> DataConfig:
+    put(root, b___b__png=PNG)
+    return captioned(root, "a/a.png")
+
+
+@case("a caption column that no picture has")
+def _(root: Path) -> DataConfig:
+    put(root, a__png=PNG, b___a__png=PNG)
+    return DataConfig(str(root), caption_column="text")
 
 
 @case("a text of 20,000 characters, and one of 2 MB")
