@@ -24,16 +24,22 @@ from concept_trak.attribution.method import METHODS, RECOMMENDED, Method
 from concept_trak.attribution.projector import Projector
 from concept_trak.attribution.query import phrasing_features, query_features, require_conditioning, require_conditions
 from concept_trak.attribution.ranking import scores
-from concept_trak.config import DataConfig
+from concept_trak.config import DataConfig, build
+from concept_trak.data.columns import survey
 from concept_trak.data.decode import rgb_image
-from concept_trak.data.format import check_columns, survey_data
 from concept_trak.data.image import center_crop, to_tensor
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import cut
-from concept_trak.models.encode import batches_of_one_shape, encode_samples, open_query, read_concept_files
+from concept_trak.models.encode import (
+    batches_of_one_shape,
+    encode_samples,
+    open_query,
+    read_concept_files,
+    reject_unknown_class,
+)
 from concept_trak.store.part import Reject
 
-Images = Sequence[Image.Image] | Float[Tensor, "n 3 h w"]
+Images = Sequence[Any] | Tensor  # what they hold is checked with a message of its own
 Ranked = list[tuple[str, float]]
 
 
@@ -52,7 +58,7 @@ def dataset(uri: str, **settings: Any) -> DataConfig:
         >>> ct.dataset("s3://bucket/train", caption_column="text").caption_column
         'text'
     """
-    return DataConfig(uri=uri, **settings)
+    return build(DataConfig, {"uri": uri, **settings})
 
 
 @dataclass(frozen=True)
@@ -208,7 +214,10 @@ class Attributor:
             self.model, self.projector, self.method, concept, batch, self.batch_size, self._workspace
         )
         phi_q = phrasing_features(self.model, concept, features).mean(0, keepdim=True).cpu().double()
-        solution, _ = solve_damped(gram(self._phi), damping, phi_q, lambda: self._phi)
+        k = gram(self._phi)
+        if k.trace == 0:
+            raise UserError("all features are zero: the prediction depends on no caption (is the model trained?)")
+        solution, _ = solve_damped(k, damping, phi_q, lambda: self._phi)
         damped, plain = scores(self._phi, self._weight, torch.cat([solution.z, phi_q]).float()).T.numpy()
         return Attribution(self._ids, damped, plain, self._rejects)
 
@@ -224,8 +233,7 @@ class Attributor:
             yield Sample(name, text, own, i, {})
 
     def _dataset(self, data: DataConfig) -> Iterator[Sample | Reject]:
-        survey = check_columns(survey_data(data), data)
-        for source in survey.sources:
+        for source in survey(data, self.model.conditioning).sources:
             for shard in cut(source, data.shard_rows):
                 yield from samples(shard, data, self.model.resolution)
 
@@ -233,15 +241,11 @@ class Attributor:
         """Usable samples in batches of one shape; the others go to `rejects`."""
         waiting = list[Sample]()
         for row in rows:
-            if isinstance(row, Reject):
-                rejects.append(row)
+            sample = reject_unknown_class(self.model, row, "")
+            if isinstance(sample, Reject):
+                rejects.append(sample)
                 continue
-            try:
-                self.model.spelled(row.caption)
-            except UserError as error:
-                rejects.append(Reject(row.id, "", row.row, "no_class", str(error)))
-                continue
-            waiting.append(row)
+            waiting.append(sample)
             if len(waiting) == self.batch_size:
                 yield from batches_of_one_shape(waiting)
                 waiting = []
@@ -278,7 +282,7 @@ def _checked_pixels(pixels: Tensor, resolution: int) -> Tensor:
         )
     if not -1.001 <= float(pixels.min()) <= float(pixels.max()) <= 1.001:
         raise UserError(
-            f"images range over {float(pixels.min()):.3g} ... {float(pixels.max()):.3g}; expected [-1, 1]: x / 127.5 - 1"
+            f"images range over {float(pixels.min()):.3g} ... {float(pixels.max()):.3g}; expected x / 127.5 - 1"
         )
     return pixels.cpu().float()
 

@@ -67,7 +67,8 @@ def test_a_finished_audit_opens(site, tmp_path):
     shapes(ShapesConfig(str(tmp_path / "shapes"), rows=8, files=1))
     arguments = ["--config-name", "demo", f"store={tmp_path}/store", f"data.uri={tmp_path}/shapes", "cluster=serial",
                  "method=trak", "top=3", "shown=1", "concepts=[{name: red, prompt: a red circle, without_prompt: a "
-                 "circle, samples: 1}]", "methods.trak.train.times=[500]", "methods.trak.query.times=[500]"]  # fmt: skip
+                 "circle, samples: 1}]", "methods.trak.train.times=[500]",
+                 "methods.trak.query.times=[500]"]  # fmt: skip
     assert audit(*configure_all((AuditConfig, AuditRunConfig), "config", arguments)) == 0
     printed = run(site, tmp_path, f"""
         import concept_trak as ct

@@ -97,7 +97,7 @@ class Section:
     """One concept: what was asked, the query's own images (PNG), every ranking, and what changed.
 
     `files` are the query's images as files, where the page has its pictures beside it; `small` as of a `Thumb`.
-    `kind`: text, examples, classifier or image, and `asked` the question in one line. `written`: the prompt and its
+    `kind`: text, examples, classifier or image, and `question` the question in one line. `written`: the prompt and its
     other phrasings, each with what the tool wrote without the concept, where it did. `agreement`: by method, the cosine
     of each phrasing's feature with the mean of the others'.
     """
@@ -113,7 +113,7 @@ class Section:
     files: tuple[str, ...] = ()
     small: bool = False
     kind: str = "text"
-    asked: str = ""
+    question: str = ""
     written: tuple[tuple[str, str], ...] = ()
     agreement: dict[str, tuple[float, ...]] = field(default_factory=dict)
 

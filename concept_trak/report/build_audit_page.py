@@ -78,7 +78,7 @@ def _section(run: AuditRun, results: StageResults, concept: Concept) -> Section:
     pictures = results.queries[next(iter(methods)), concept.name].pictures
     changes = tuple(_change(d) for d in results.differences if (d.concept, d.form) == (concept.name, "damped"))
     question = (concept.name, concept.text, concept.without, concept.scope, dict(concept.truth))
-    section = Section(*question, pictures, rankings, changes, kind=concept.kind, asked=concept.question)
+    section = Section(*question, pictures, rankings, changes, kind=concept.kind, question=concept.question)
     if concept.minus or concept.phrasings:
         section = replace(section, written=concept.condition_pairs)
     if concept.phrasings:

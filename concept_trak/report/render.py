@@ -87,7 +87,7 @@ def is_log(histogram: Sequence[int]) -> bool:
     return bool(filled) and max(filled) > LEGIBLE * min(filled)
 
 
-def place(score: float, ranking: Ranking) -> float:
+def tick_position(score: float, ranking: Ranking) -> float:
     """Where `score` lies on the axis of `ranking`'s histogram, in bins; what lies outside is at the edge."""
     bins = len(ranking.histogram)
     if not ranking.span > 0 or not math.isfinite(score):
@@ -183,7 +183,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    functions = (columns, bars, is_log, place, number, ratio, gain, percent, duration, rate, reused, inline, is_small)
+    functions = (columns, bars, is_log, tick_position, number, ratio, gain, percent, duration, rate, reused, inline, is_small)
     jinja.filters.update({function.__name__: function for function in functions})
     jinja.filters["count"] = "{:,}".format
     jinja.filters["yes_or_no"] = lambda value: "yes" if value else "no"

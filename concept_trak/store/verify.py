@@ -43,7 +43,7 @@ Checksum = tuple[int, str]  # bytes of a file: how many, and their sha256
 
 @dataclass(frozen=True)
 class StoredShard:
-    """A shard as it lies on storage. `derived` is the record that its part would get; None: no part, or a damaged one."""
+    """A shard as it is on storage. `derived` is the record that its part would get; None: no part, or a damaged one."""
 
     recorded: bool
     record: Record | None

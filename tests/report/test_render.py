@@ -38,7 +38,7 @@ def empty_pages() -> dict[str, Page]:
     whole = pages.page(pages.CONCEPTS[:1])
     section, ranking = whole.sections[0], whole.sections[0].rankings[0]
     unlabelled = tuple(replace(thumb, relevant=None, labels={}, caption="") for thumb in ranking.top)
-    asked = replace(section, text="", without="", asked="what the pictures in red/ share")
+    asked = replace(section, text="", without="", question="what the pictures in red/ share")
     ways = (("a red triangle", "a triangle"), ("crimson", ""))
     concepts = tuple(replace(section, name=f"concept-{i}", rankings=(), pictures=()) for i in range(40))
     return {
