@@ -13,22 +13,21 @@ from jobs.configure import configure_all
 from jobs.execute import RunConfig
 from jobs.verify import VerifyConfig
 
-RUNS: dict[type, type] = {
-    AuditConfig: AuditRunConfig,
-    BenchmarkConfig: BenchmarkRunConfig,
-    ComponentsConfig: RunConfig,
-    CounterfactualConfig: RunConfig,
-    VerifyConfig: RunConfig,
+RUNS: dict[type, tuple[type, ...]] = {
+    AuditConfig: (AuditRunConfig,),
+    BenchmarkConfig: (BenchmarkRunConfig,),
+    ComponentsConfig: (RunConfig,),
+    CounterfactualConfig: (RunConfig,),
+    VerifyConfig: (RunConfig,),
 }
 
 
 def configure_both(schema: type, default: str, arguments: Sequence[str]) -> tuple[Any, Any]:
     """What the verb does, and how its work is done."""
-    config, run = configure_all((schema, RUNS[schema]), default, arguments)
+    config, *_, run = configure_all((schema, *RUNS[schema]), default, arguments)
     return config, run
 
 
 def configure(schema: type, default: str, arguments: Sequence[str]) -> Any:
     """What the verb does."""
-    schemas = (schema, RUNS[schema]) if schema in RUNS else (schema,)
-    return configure_all(schemas, default, arguments)[0]
+    return configure_all((schema, *RUNS.get(schema, ())), default, arguments)[0]

@@ -19,7 +19,7 @@ from concept_trak.attribution.numerics import at_least_float32, normal
 from concept_trak.config import DataConfig
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import Shard
-from concept_trak.models.encode import encode_samples
+from concept_trak.models.encode import encode_samples, reject_unknown_class
 
 # Relative difference of a prediction in two batches that rounding explains: kernels are chosen by size and block
 # differently. Measured on CPU, small pipelines in a batch of 8: 1e-15, 1e-6, 0 and 2e-3; a batch norm that takes its
@@ -156,7 +156,8 @@ def warn_of_prediction_type(denoiser: Denoiser, shard: Shard, data: DataConfig) 
     configured = getattr(denoiser, "prediction_type", "")
     if configured not in ("epsilon", "v_prediction"):
         return ""
-    readable = [s for s in samples(shard, data, denoiser.resolution) if isinstance(s, Sample)]
+    checked = (reject_unknown_class(denoiser, s, "") for s in samples(shard, data, denoiser.resolution))
+    readable = [s for s in checked if isinstance(s, Sample)]
     if not readable:
         return ""
     x_0, cond = encode_samples(denoiser, readable[:1] if _shapes(readable) > 1 else readable[:2])

@@ -183,7 +183,21 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    functions = (columns, bars, is_log, tick_position, number, ratio, gain, percent, duration, rate, reused, inline, is_small)
+    functions = (
+        columns,
+        bars,
+        is_log,
+        tick_position,
+        number,
+        ratio,
+        gain,
+        percent,
+        duration,
+        rate,
+        reused,
+        inline,
+        is_small,
+    )
     jinja.filters.update({function.__name__: function for function in functions})
     jinja.filters["count"] = "{:,}".format
     jinja.filters["yes_or_no"] = lambda value: "yes" if value else "no"

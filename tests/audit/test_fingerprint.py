@@ -82,8 +82,6 @@ def test_where_made_ids_begin_matters_only_while_ids_are_made():
         {"top": 5},
         {"scores": "all"},
         {"shown": 3},
-        {"interval": 1.0},
-        {"preflight": True},
         {"keep_states": True},
         {"aggregates": False},
         {"since": "latest"},
@@ -100,7 +98,7 @@ def test_every_setting_was_put_to_one_of_the_two():
     """A new field of the configuration must be placed above."""
     assert set(asdict(CONFIG)) == {
         "store", "audit", "model", "data", "methods", "projector", "concepts", "damping", "seed", "top", "scores",
-        "shown", "interval", "feature", "cluster", "budget", "preflight", "keep_states", "aggregates", "since",
+        "shown", "feature", "keep_states", "aggregates", "since",
         "report",
     }  # fmt: skip
     assert set(asdict(ModelConfig())) == {

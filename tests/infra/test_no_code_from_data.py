@@ -35,6 +35,7 @@ KNOWN = {
     ("cluster/worker.py", "import pickle"): "the same, opened once the sources were compared",
     ("cluster/executor.py", "import_module()"): "the class of a Task, which the code names and no configuration",
     ("infra/advisories.py", "import subprocess"): "pip-audit, over the locks of this project",
+    ("concept_trak/__init__.py", "import_module()"): "the homes of the public names, a table in the same file",
     ("concept_trak/models/__init__.py", "import_module()"): "the files of its own folder",
     ("concept_trak/data/format.py", "import_module()"): "the files of its own folder",
 }

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from observed import Gated
+from observed import Gated, Item
 
 from cluster.executor import Resources, Task
 from cluster.metrics import exported
@@ -33,7 +33,7 @@ def run(folder: str, address: str) -> None:
     progress = Progress(Audit(Store(folder), "week-1"), 0.2, meter)
     outcomes = OnRay(address, workers=2, env_vars={"PYTHONPATH": os.environ["PYTHONPATH"]}).map(
         Task(Recording, folder),
-        ["plain", "troubled", "hopeless"],
+        [Item("plain"), Item("troubled"), Item("hopeless")],
         Resources(),
         progress.watch,
     )

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from concept_trak.audit.repair import gram_names
+from concept_trak.report import maintenance
 from concept_trak.store.gc import Retention
 from concept_trak.store.manifest import feature_sets, read_manifest, read_plan
 from concept_trak.store.store import Store
-from jobs import gc as job
 from jobs.gc import GcConfig, gc
 from jobs.status import StatusConfig, status
 from jobs.verify import VerifyConfig, verify
@@ -225,7 +225,7 @@ def test_an_audit_that_begins_meanwhile_keeps_its_features(audited: Audited, mon
     aside = audited.root / "live/aside"
     shutil.move(audited.store / "audits/demo", aside)
     (aside / "manifest.json").unlink()
-    plain, calls = job.audits_of, 0
+    plain, calls = maintenance.audits_of, 0
 
     def listed(store: Store) -> list[str]:
         nonlocal calls
@@ -234,7 +234,7 @@ def test_an_audit_that_begins_meanwhile_keeps_its_features(audited: Audited, mon
             shutil.move(aside, audited.store / "audits/demo")
         return plain(store)
 
-    monkeypatch.setattr(job, "audits_of", listed)
+    monkeypatch.setattr(maintenance, "audits_of", listed)
     before = set(audited.written())
     assert gc(GcConfig(store=str(audited.store), delete=True)) == 0
     gone = before - set(audited.written())

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from observed import Asking, Gated
+from observed import Asking, Gated, Item
 
 from cluster.executor import Load, Task
 from cluster.serial import Serial
@@ -23,7 +23,7 @@ HERE = str(Path(__file__).parent)
 
 def tracked(store: Path, interval: float, executor, task: Task, count: int) -> list:
     progress = Progress(Audit(Store(str(store)), "first"), interval)
-    outcomes = executor.map(task, range(count), watch=progress.watch)
+    outcomes = executor.map(task, [Item(i) for i in range(count)], watch=progress.watch)
     return list(progress.track("featurize", outcomes, count))
 
 
@@ -70,7 +70,7 @@ def test_in_one_process_the_item_that_runs_is_told_when_it_begins(tmp_path, caps
 
 
 def test_a_driver_that_says_nothing_any_more_is_told(tmp_path, capsys):
-    outcomes = Serial().map(Task(Asking, str(tmp_path)), range(2), watch=(lambda load: None))
+    outcomes = Serial().map(Task(Asking, str(tmp_path)), [Item(0), Item(1)], watch=(lambda load: None))
     progress = Progress(Audit(Store(str(tmp_path)), "first"), 20.0)
     tracking = progress.track("featurize", outcomes, 2)
     next(tracking)
