@@ -1,5 +1,6 @@
 """One ahead, no more, in order; errors come where they belong, and no thread stays."""
 
+import gc
 import threading
 import traceback
 
@@ -94,3 +95,24 @@ def test_an_item_that_was_used_is_let_go():
     for _ in prefetch(Part() for _ in range(20)):
         most = max(most, Part.alive)
     assert most <= 3, "parts pile up; three for the moment in which one takes the other's place"
+
+
+def test_what_is_given_up_is_closed_when_it_is_collected_as_garbage():
+    """The collector ends the executor's thread before it finalizes the generator, which must not wait for it then."""
+    closed = threading.Event()
+
+    def source():
+        try:
+            yield from range(9)
+        finally:
+            closed.set()
+
+    cycle: list = [prefetch(source())]
+    next(cycle[0])
+    cycle.append(cycle)
+    del cycle
+    collector = threading.Thread(target=gc.collect, daemon=True)
+    collector.start()
+    collector.join(30)
+    assert not collector.is_alive(), "the finalizer waits for a thread that has ended"
+    assert closed.is_set()
