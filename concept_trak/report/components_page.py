@@ -18,7 +18,7 @@ from concept_trak.evaluation.judge import judged_set
 from concept_trak.report.chart import HUES, Chart, Curve, Dot, spread_apart
 from concept_trak.report.render import environment
 from concept_trak.store.store import Store
-from concept_trak.store.tables import read_parquet
+from concept_trak.store.tables import read_rows_of
 
 STRONGEST = 16
 """Tensors that are drawn."""
@@ -182,8 +182,8 @@ def publish_components(
 ) -> str:
     """Writes `components/<name>/report.html` about the tables of this run; returns its name in the store."""
     store, base = Store(config.store), f"components/{config.name}"
-    doses = _table(store, f"{base}/components_doses.parquet") if config.doses else []
-    ablations = _table(store, f"{base}/components_calibration.parquet") if config.calibration.ablations else []
+    doses = read_rows_of(store, f"{base}/components_doses.parquet") if config.doses else []
+    ablations = read_rows_of(store, f"{base}/components_calibration.parquet") if config.calibration.ablations else []
     sections = tuple(
         _section(store, inquest, case, summary, _of(doses, summary), _of(ablations, summary))
         for case, summary in summaries
@@ -210,7 +210,7 @@ def _section(
     doses: Rows,
     ablations: Rows,
 ) -> ConceptSection:
-    groups = _table(store, inquest.table("components_groups", case.concept))
+    groups = read_rows_of(store, inquest.table("components_groups", case.concept))
     tensors = [row for row in groups if row["granularity"] == "tensor"]
     strongest = sorted(tensors, key=lambda row: -abs(row["alpha"]))[:STRONGEST]
     target = frozenset(case.concept.truth.values())
@@ -294,10 +294,6 @@ def correlations(ablations: Sequence[RandomAblation]) -> dict[str, dict[str, flo
                for name, group in groups.items()}
         for kind in ("frozen", "recomputed")
     }  # fmt: skip
-
-
-def _table(store: Store, name: str) -> Rows:
-    return read_parquet(store.read(name)).to_pylist()
 
 
 def _of(rows: Iterable[Mapping[str, Any]], summary: SummaryResult) -> Rows:

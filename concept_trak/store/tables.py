@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from concept_trak.store.store import Store
+
 TAIL_BYTES = 64 << 10
 """Holds nearly every footer of Parquet, so that one request reads it."""
 KINDS: dict[str, pa.DataType] = {
@@ -65,3 +67,8 @@ def parquet_tail(file: SeekableFile) -> bytes:
         file.seek(size - length)
         tail = file.read()
     return tail
+
+
+def read_rows_of(store: Store, name: str) -> list[dict[str, Any]]:
+    """The rows of a table in the store."""
+    return read_parquet(store.read(name)).to_pylist()
