@@ -1,12 +1,8 @@
 """What nothing needs any more: `python -m jobs.gc [store=results] [delete=false] [grace_hours=48] [keep=0] [days=0]`.
 
-Lists parts, records, Grams and feature sets that no audit names, kept states on whose paths no audit stands, units that
-no inquiry into components names, and what killed writes left; `delete=true` removes them. `keep` and `days` say which
-finished audits go, and with them the features and states that no other needs; the newest stays. An audit without a
-manifest counts as alive until `unfinished_days` have passed without a word from it, but for one that a gc was removing
-when it was killed: the next finishes it, unless it was resumed since. Nothing younger than the grace is touched.
-Uploads to S3 that were broken off are no objects: a lifecycle rule of the bucket (AbortIncompleteMultipartUpload)
-removes them.
+Lists features, kept states and component measurements that nothing needs, and what killed writes left; `delete=true`
+removes them. `keep` and `days` choose finished audits to remove with what only they need; the newest stays. An
+unfinished audit is alive until `unfinished_days` pass without a write. Nothing younger than the grace is touched.
 """
 
 import time

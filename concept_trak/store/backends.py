@@ -1,4 +1,4 @@
-"""Where bytes lie: what a store asks of a place, and a folder of this machine. Objects are in `objects.py`.
+"""Where bytes are: what a store needs of a backend, a folder of this machine, and objects behind fsspec.
 
 Objects behind fsspec: S3, and whatever else it knows that refuses a second exclusive write of one name.
 """

@@ -1,4 +1,4 @@
-"""What nothing needs any more, by who names it and by age; `removal.py` removes it.
+"""What nothing needs any more, by who names it and by age; how it is removed is below.
 
 Candidates are listed before audits: what an audit names that began meanwhile is not among them.
 
