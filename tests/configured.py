@@ -6,6 +6,7 @@ from typing import Any
 from concept_trak.components.config import ComponentsConfig
 from concept_trak.config import AuditConfig
 from concept_trak.evaluation.counterfactual import CounterfactualConfig
+from concept_trak.evaluation.published import PublishedConfig
 from concept_trak.evaluation.suite import BenchmarkConfig
 from jobs.audit import AuditRunConfig
 from jobs.benchmark import BenchmarkRunConfig
@@ -15,6 +16,7 @@ from jobs.verify import VerifyConfig
 
 RUNS: dict[type, tuple[type, ...]] = {
     AuditConfig: (AuditRunConfig,),
+    PublishedConfig: (AuditConfig, AuditRunConfig),
     BenchmarkConfig: (BenchmarkRunConfig,),
     ComponentsConfig: (RunConfig,),
     CounterfactualConfig: (RunConfig,),

@@ -10,8 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from cluster.serial import Serial
-from concept_trak import UserError
-from concept_trak.audit.mapper import in_order
+from concept_trak.audit.mapper import Stopped, in_order
 from jobs.components import ComponentsConfig, components
 from jobs.execute import ExecutorMapper, RunConfig
 from tests.configured import configure_both
@@ -112,8 +111,9 @@ def test_a_file_cut_short_is_named(world, plain, tmp_path):
     store = shutil.copytree(plain, tmp_path / "store")
     unit = next((store / "components/units").iterdir())
     unit.write_bytes(unit.read_bytes()[:100])
-    with pytest.raises(UserError, match=f"{unit.name} is not as it was written"):
+    with pytest.raises(Stopped, match=f"{unit.name} is not as it was written") as stopped:
         run(world, store)
+    assert stopped.value.exit_code == 2
 
 
 def test_an_edit_is_a_model_with_its_record(world, plain, tmp_path):
