@@ -11,14 +11,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.denoiser import Denoiser
-from concept_trak.attribution.features import reject_reasons, train_features, training_batch
-from concept_trak.attribution.fisher import gram, solve_damped
+from concept_trak.attribution.features import Features, reject_reasons, train_features, training_batch
+from concept_trak.attribution.fisher import Gram, gram, solve_damped
 from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.method import METHODS, RECOMMENDED, Method
 from concept_trak.attribution.projector import Projector
@@ -26,10 +25,10 @@ from concept_trak.attribution.query import phrasing_features, query_features, re
 from concept_trak.attribution.ranking import scores
 from concept_trak.config import DataConfig, build
 from concept_trak.data.columns import survey
-from concept_trak.data.decode import rgb_image
-from concept_trak.data.image import center_crop, to_tensor
+from concept_trak.data.in_memory import Images, memory_samples
+from concept_trak.data.inventory import LeftOut
 from concept_trak.data.sample import Sample, samples
-from concept_trak.data.shard import cut
+from concept_trak.data.shard import Source, cut
 from concept_trak.models.encode import (
     batches_of_one_shape,
     encode_samples,
@@ -39,7 +38,6 @@ from concept_trak.models.encode import (
 )
 from concept_trak.store.part import Reject
 
-Images = Sequence[Any] | Tensor  # what they hold is checked with a message of its own
 Ranked = list[tuple[str, float]]
 
 
@@ -70,12 +68,14 @@ class Attribution:
         scores: the damped scores [n], float32. Positive: training on the sample made the model better at the concept.
         plain: the plain inner products [n], float32, beside the damped ones.
         rejects: the samples without a feature, each with its reason; they have no score.
+        left_out: what a data set holds that no sample is made of, counted by kind and reason.
     """
 
     ids: tuple[str, ...]
     scores: Float[np.ndarray, " n"]
     plain: Float[np.ndarray, " n"]
     rejects: tuple[Reject, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     def top(self, n: int = 10) -> Ranked:
         """The n largest scores as (id, score), the largest first; ties in the order of ids."""
@@ -103,6 +103,18 @@ class Attribution:
             return self.to_arrow().to_pandas()
         except ImportError:
             raise UserError("pandas is not installed: pip install pandas, or use to_arrow()") from None
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """The features of the usable training samples, and their Gram."""
+
+    ids: tuple[str, ...]
+    phi: Float[Tensor, "n k"]
+    weight: Float[Tensor, " n"]
+    gram: Gram
+    rejects: tuple[Reject, ...]
+    left_out: tuple[LeftOut, ...]
 
 
 class Attributor:
@@ -146,9 +158,7 @@ class Attributor:
         self.projector, self.batch_size, self.seed = projector, batch_size, seed
         projector.width(sum(p.numel() for p in model.parameters.values()))
         self._workspace = Workspace()
-        self._ids: tuple[str, ...] = ()
-        self._rejects: tuple[Reject, ...] = ()
-        self._phi, self._weight = torch.zeros(0, 0), torch.zeros(0)
+        self._fitted: _Fitted | None = None
 
     def fit(
         self, images: Images | DataConfig, captions: Sequence[str] | None = None, ids: Sequence[str] | None = None
@@ -168,30 +178,42 @@ class Attributor:
             UserError: lengths differ, ids repeat, a caption is empty, a tensor is out of range, the data set cannot be
                 read, or no sample has a feature.
         """
-        rows = self._dataset(images) if isinstance(images, DataConfig) else self._images(images, captions, ids)
-        kept, rejects, phi, weight = list[str](), list[Reject](), list[Tensor](), list[Tensor]()
+        if isinstance(images, DataConfig):
+            data_survey = survey(images, self.model.conditioning)
+            rows, left_out = self._dataset(images, data_survey.sources), tuple(data_survey.left_out)
+        else:
+            rows = memory_samples(images, captions, ids, self.model.resolution, self.model.conditioning != "none")
+            left_out = ()
+        rejects, kept, phi, weight = list[Reject](), list[str](), list[Tensor](), list[Tensor]()
         for batch in self._batches(rows, rejects):
-            x_0, cond = encode_samples(self.model, batch)
-            names, texts = [s.id for s in batch], [s.caption for s in batch]
-            training = training_batch(self.model, self.method, names, texts, x_0, cond, self.seed)
-            (features,) = train_features(
-                self.model, self.projector, [self.method], training, self.seed, self._workspace
-            )
+            features = self._features(batch)
             reasons = reject_reasons(features)
-            rejects += [Reject(s.id, "", s.row, *r) for s, r in zip(batch, reasons, strict=True) if r is not None]
+            rejects += [
+                Reject(s.id, _source(s), s.row, *r) for s, r in zip(batch, reasons, strict=True) if r is not None
+            ]
             usable = [i for i, reason in enumerate(reasons) if reason is None]
-            kept += [names[i] for i in usable]
+            kept += [batch[i].id for i in usable]
             phi.append(features.phi[usable].float())
             weight.append(features.weight[usable].float())
         if not kept:
             raise UserError(f"no sample has a feature; the first is rejected for {_first(rejects)}")
-        self._ids, self._rejects, self._phi, self._weight = (
-            tuple(kept),
-            tuple(rejects),
-            torch.cat(phi),
-            torch.cat(weight),
+        whole = torch.cat(phi)
+        self._fitted = _Fitted(
+            ids=tuple(kept),
+            phi=whole,
+            weight=torch.cat(weight),
+            gram=gram(whole),
+            rejects=tuple(rejects),
+            left_out=left_out,
         )
         return self
+
+    def _features(self, batch: Sequence[Sample]) -> Features:
+        x_0, cond = encode_samples(self.model, batch)
+        ids, captions = [s.id for s in batch], [s.caption for s in batch]
+        training = training_batch(self.model, self.method, ids, captions, x_0, cond, self.seed)
+        (features,) = train_features(self.model, self.projector, [self.method], training, self.seed, self._workspace)
+        return features
 
     def score(self, concept: Concept, damping: float = 100.0) -> Attribution:
         """The score of every sample: w_i phi_q^T (K + lambda I)^-1 phi_i, lambda = damping tr(K) / k.
@@ -203,7 +225,8 @@ class Attributor:
         Raises:
             UserError: `fit` was not called, the model cannot answer, or the concept has no direction.
         """
-        if not self._ids:
+        fitted = self._fitted
+        if fitted is None:
             raise UserError("nothing to score: call fit(images, captions) first")
         if damping <= 0:
             raise UserError(f"damping={damping}; expected a positive number")
@@ -214,26 +237,14 @@ class Attributor:
             self.model, self.projector, self.method, concept, batch, self.batch_size, self._workspace
         )
         phi_q = phrasing_features(self.model, concept, features).mean(0, keepdim=True).cpu().double()
-        k = gram(self._phi)
-        if k.trace == 0:
+        if fitted.gram.trace == 0:
             raise UserError("all features are zero: the prediction depends on no caption (is the model trained?)")
-        solution, _ = solve_damped(k, damping, phi_q, lambda: self._phi)
-        damped, plain = scores(self._phi, self._weight, torch.cat([solution.z, phi_q]).float()).T.numpy()
-        return Attribution(self._ids, damped, plain, self._rejects)
+        solution, _ = solve_damped(fitted.gram, damping, phi_q, lambda: fitted.phi)
+        damped, plain = scores(fitted.phi, fitted.weight, torch.cat([solution.z, phi_q]).float()).T.numpy()
+        return Attribution(ids=fitted.ids, scores=damped, plain=plain, rejects=fitted.rejects, left_out=fitted.left_out)
 
-    def _images(
-        self, images: Images, captions: Sequence[str] | None, ids: Sequence[str] | None
-    ) -> Iterator[Sample | Reject]:
-        names = [f"{i:06d}" for i in range(len(images))] if ids is None else [str(i) for i in ids]
-        texts = [""] * len(images) if captions is None else list(captions)
-        _require_alike(len(images), texts, names, needed=self.model.conditioning != "none")
-        pixels = _checked_pixels(images, self.model.resolution) if isinstance(images, Tensor) else None
-        for i, (name, text) in enumerate(zip(names, texts, strict=True)):
-            own = _pixels(images[i], self.model.resolution) if pixels is None else pixels[i]
-            yield Sample(name, text, own, i, {})
-
-    def _dataset(self, data: DataConfig) -> Iterator[Sample | Reject]:
-        for source in survey(data, self.model.conditioning).sources:
+    def _dataset(self, data: DataConfig, sources: Sequence[Source]) -> Iterator[Sample | Reject]:
+        for source in sources:
             for shard in cut(source, data.shard_rows):
                 yield from samples(shard, data, self.model.resolution)
 
@@ -241,7 +252,7 @@ class Attributor:
         """Usable samples in batches of one shape; the others go to `rejects`."""
         waiting = list[Sample]()
         for row in rows:
-            sample = reject_unknown_class(self.model, row, "")
+            sample = reject_unknown_class(self.model, row, _source(row))
             if isinstance(sample, Reject):
                 rejects.append(sample)
                 continue
@@ -252,6 +263,11 @@ class Attributor:
         yield from batches_of_one_shape(waiting)
 
 
+def _source(row: Sample | Reject) -> str:
+    """Where a sample of a data set comes from; empty for an image in memory."""
+    return row.source if isinstance(row, Reject) else row.origin.partition("\n")[0]
+
+
 def _method(method: str | Method) -> Method:
     if isinstance(method, Method):
         return method
@@ -259,38 +275,6 @@ def _method(method: str | Method) -> Method:
     if name not in METHODS:
         raise UserError(f"method={method!r} is not known; expected recommended or one of: {', '.join(METHODS)}")
     return METHODS[name]
-
-
-def _require_alike(count: int, captions: Sequence[str], ids: Sequence[str], needed: bool) -> None:
-    if not count:
-        raise UserError("images is empty; expected at least one image")
-    if not count == len(captions) == len(ids):
-        raise UserError(f"{count} images, {len(captions)} captions and {len(ids)} ids; expected one of each an image")
-    if len(set(ids)) < count:
-        raise UserError(f"ids: {next(i for i in ids if list(ids).count(i) > 1)!r} occurs twice; give each its own")
-    if needed and (empty := [i for i, text in zip(ids, captions, strict=True) if not text]):
-        raise UserError(f"the caption of {empty[0]!r} is empty; the model is conditioned on one: leave the image out")
-
-
-def _checked_pixels(pixels: Tensor, resolution: int) -> Tensor:
-    if pixels.dim() != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
-        raise UserError(f"images have shape {list(pixels.shape)} and {pixels.dtype}; expected floats [n, 3, h, w]")
-    if pixels.shape[2:] != (resolution, resolution):
-        raise UserError(
-            f"images are {pixels.shape[2]} x {pixels.shape[3]} and the model's are {resolution} x {resolution}; resize "
-            "them, or give PIL images, which are resized and cropped"
-        )
-    if not -1.001 <= float(pixels.min()) <= float(pixels.max()) <= 1.001:
-        raise UserError(
-            f"images range over {float(pixels.min()):.3g} ... {float(pixels.max()):.3g}; expected x / 127.5 - 1"
-        )
-    return pixels.cpu().float()
-
-
-def _pixels(image: Any, resolution: int) -> Tensor:
-    if not isinstance(image, Image.Image):
-        raise UserError(f"an image is {type(image).__name__}; expected PIL images or one float tensor [n, 3, h, w]")
-    return to_tensor(center_crop(rgb_image(image), resolution))
 
 
 def _first(rejects: Sequence[Reject]) -> str:

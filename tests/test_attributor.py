@@ -57,6 +57,21 @@ def test_it_agrees_with_a_serial_audit(world, model, tmp_path):
     assert [i for i, _ in result.top(3)] == sorted(ours, key=lambda i: (-ours[i], i))[:3]
 
 
+def test_what_a_data_set_holds_beside_samples_is_counted_and_named(attributor, tmp_path):
+    for colour, image in zip(COLOURS, images(), strict=True):
+        image.save(tmp_path / f"{colour}.png")
+        (tmp_path / f"{colour}.txt").write_text(f"a {colour} circle")
+    (tmp_path / "notes.xyz").write_text("no image")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    (tmp_path / "broken.txt").write_text("a red circle")
+    red = ct.Concept("red", prompt="a red circle", without_prompt="a circle", samples=1)
+    result = attributor.fit(ct.dataset(str(tmp_path), caption_column="txt")).score(red)
+    assert len(result.ids) == 3
+    assert [(r.reason, r.source.rstrip("/").endswith(tmp_path.name)) for r in result.rejects] == [("decode", True)]
+    assert sum(entry.count for entry in result.left_out) == 1
+    assert result.left_out[0].names == ("notes.xyz",)
+
+
 def test_pictures_and_their_pixels_give_one_answer(attributor):
     red = ct.Concept("red", prompt="a red circle", without_prompt="a circle", samples=1)
     from_pictures = attributor.fit(images(), CAPTIONS).score(red)

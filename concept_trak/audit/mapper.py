@@ -43,19 +43,12 @@ class Task(Protocol):
 
 
 @runtime_checkable
-class Worker(Protocol):
-    """What every XWorker does; it is built as `XWorker(settings)`."""
-
-    def __call__(self, task: Any, attempt: Attempt, /) -> Any: ...
-
-
-@runtime_checkable
 class Mapper(Protocol):
     """Runs the tasks of one stage.
 
     Args of a call:
         stage: the stage's name, for progress and logs.
-        worker: the XWorker class, importable by name on another machine.
+        worker: the XWorker class, importable by name on another machine; a worker is called with (task, attempt).
         settings: what an XWorker is built with.
         tasks: XTasks, each with a `label` and a number of `samples`.
 

@@ -1,6 +1,6 @@
-"""What an inquiry into components named: `components/<name>/units.json`, written before anything is measured.
+"""The measurement files that components runs use: `components/<name>/units.json`, written before any is measured.
 
-So a unit that no inquiry names is waste, and one that is named can be looked for, and looked into.
+A file that no run lists is garbage; a listed one can be verified.
 """
 
 import json
@@ -17,15 +17,15 @@ NAMES_FILE = "units.json"
 
 
 def write_measurement_names(store: Store, name: str, units: Sequence[str]) -> None:
-    """Note the units of the inquiry `name`, in place of an earlier one's."""
+    """Write the list of the run `name`, in place of an earlier one."""
     store.replace(f"components/{name}/{NAMES_FILE}", json.dumps(sorted(units), indent=0).encode())
 
 
 def named_measurements(store: Store) -> frozenset[str]:
-    """Every unit that an inquiry names.
+    """Every measurement file that a run lists.
 
     Raises:
-        UserError: a casebook cannot be read, so that nobody can tell.
+        UserError: a list cannot be read, so that what is needed is unknown.
     """
     names = set[str]()
     for book in (name for name in store.names("components") if name.endswith(f"/{NAMES_FILE}")):
@@ -44,18 +44,19 @@ def _units(store: Store, book: str) -> list[str]:
 
 
 def unneeded_measurements(store: Store, before: float) -> list[Garbage]:
-    """Units that no inquiry names, older than `before` (unix time). Listed first, so that what is begun now is safe."""
-    units, needed = store.names(MEASUREMENTS), named_measurements(store)
+    """Measurement files that no run lists, older than `before` (unix time)."""
+    units = store.names(MEASUREMENTS)  # before the lists: what a run that begins now measures is not among them
+    needed = named_measurements(store)
     free = existing(store, [unit for unit in units if unit not in needed])
     return [Garbage(UNIT, unit, size) for unit, size, age in free if age < before]
 
 
 def verify_measurements(store: Store) -> Iterator[Finding]:
-    """Every unit that is named or stands: sound, altered, or missing though an inquiry has come to its tables."""
-    standing = store.names("components")
-    done = {name.split("/")[1] for name in standing if "/components_groups/" in name}
-    concluded = {unit for book in done for unit in _units(store, f"components/{book}/{NAMES_FILE}")}
-    for unit in sorted(concluded | {name for name in standing if name.startswith(f"{MEASUREMENTS}/")}):
+    """Every measurement file that is listed or exists: sound, altered, or missing though its run has written tables."""
+    names = store.names("components")
+    done = {name.split("/")[1] for name in names if "/components_groups/" in name}
+    listed = {unit for run in done for unit in _units(store, f"components/{run}/{NAMES_FILE}")}
+    for unit in sorted(listed | {name for name in names if name.startswith(f"{MEASUREMENTS}/")}):
         try:
             measurement_from_bytes(store.read(unit), unit)
         except FileNotFoundError:
