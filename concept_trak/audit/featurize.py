@@ -61,7 +61,7 @@ class FeaturizeWorker(ModelWorker):
 
     def __call__(self, task: FeaturizeTask, attempt: Attempt) -> FeaturizeResult:
         # Since this run was planned, a worker that died, or another audit of the same data, may have done it.
-        existing = {m: find_record(self.store, self.work.features[m], task.shard.name) for m in task.methods}
+        existing = {m: find_record(self.store, self.work.features[m], task.shard.planned) for m in task.methods}
         records = {m: record for m, record in existing.items() if record is not None}
         if missing := [m for m in task.methods if m not in records]:
             records |= self._computed(missing, task.shard, attempt)
@@ -94,6 +94,7 @@ class FeaturizeWorker(ModelWorker):
     ) -> Part:
         good, bad = _sorted_out(ready, parts, shard)
         ids, everything = tuple(ready[i][0] for i in good), tuple(sorted((*rejects, *bad), key=lambda r: r.row))
+        assert len(ids) + len(everything) == shard.rows, f"{shard.name}: every planned row has a feature or a reject"
         phi, weight = _stacked(parts, good, self._width())
         return Part(self.work.features[method].fingerprint, shard.name, ids, weight, phi, everything)
 

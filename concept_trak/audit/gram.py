@@ -4,6 +4,7 @@ Workers read parts from the store and return small records. The plan fixes the o
 twice has the same bytes.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from concept_trak.attribution.fisher import Gram, stored_gram
 from concept_trak.audit.mapper import Attempt
 from concept_trak.audit.query_features import QueryResult
 from concept_trak.audit.worker import StoreWorker
+from concept_trak.store.consistency import ExpectedGram
 from concept_trak.store.grams import encode_gram, read_gram, write_gram
 from concept_trak.store.manifest import gram_file, write_bytes
 from concept_trak.store.prefetch import prefetch
@@ -31,6 +33,12 @@ class GramTask:
     method: str
     name: str
     records: tuple[Record, ...]
+
+    @property
+    def expected(self) -> ExpectedGram:
+        """What the sum over the group has, by the records of its shards."""
+        squares = math.fsum(record.sum_squares for record in self.records)
+        return ExpectedGram(self.name, sum(record.rows for record in self.records), squares)
 
     @property
     def label(self) -> str:
@@ -68,7 +76,7 @@ class SolveTask:
     """
 
     method: str
-    groups: tuple[str, ...]
+    groups: tuple[ExpectedGram, ...]
     phi: Float[np.ndarray, "m k"]
     records: tuple[Record, ...]
 
@@ -132,7 +140,7 @@ class SolveWorker(StoreWorker):
 
     def _sum(self, task: SolveTask) -> Gram:
         features = self.work.features[task.method]
-        grams = prefetch(read_gram(self.store, features, name) for name in task.groups)
+        grams = prefetch(read_gram(self.store, features, group.node, group) for group in task.groups)
         return fisher.sum_grams(Gram(torch.from_numpy(matrix), count) for matrix, count in grams)
 
 

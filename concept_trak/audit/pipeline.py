@@ -21,6 +21,7 @@ from concept_trak.audit.query_features import QueryResult, QueryWorker
 from concept_trak.audit.results import Tally, rejects_by_reason, retrieval_metrics
 from concept_trak.audit.score import FORMS, ScoreWorker, column, score_tasks
 from concept_trak.audit.shown_samples import ShownSample, ShowTask, ShowWorker
+from concept_trak.store.consistency import ExpectedGram
 from concept_trak.store.identity import FeatureSet
 from concept_trak.store.queries import write_query
 from concept_trak.store.records import Record, committed
@@ -56,9 +57,9 @@ class AuditRun:
     def featurize(self) -> dict[str, list[Record]]:
         """The records of every shard for every method; the missing shards are computed now."""
         p = self.prepared
-        names = [shard.name for shard in p.plan]
+        names, planned = [shard.name for shard in p.plan], [shard.planned for shard in p.plan]
         # Methods that differ in their queries alone share one feature set, which the first of them computes.
-        sets = {features: committed(p.store, features, names) for features in dict.fromkeys(p.work.features.values())}
+        sets = {f: committed(p.store, f, planned) for f in dict.fromkeys(p.work.features.values())}
         records = {m: sets[features] for m, features in p.work.features.items()}
         missing = self._missing(records)
         self.computed = {m: sum(task.shard.rows for task in missing if m in task.methods) for m in records}
@@ -83,17 +84,18 @@ class AuditRun:
         ]
         return [FeaturizeTask(methods, shard) for methods, shard in together if methods]
 
-    def sum_grams(self, records: dict[str, list[Record]]) -> dict[str, tuple[str, ...]]:
-        """By method the names of the groups whose Grams are in the store; the missing ones are summed now."""
+    def sum_grams(self, records: dict[str, list[Record]]) -> dict[str, tuple[ExpectedGram, ...]]:
+        """By method the groups whose Grams are in the store; the missing ones are summed now."""
         p = self.prepared
         existing = {name for features in p.work.features.values() for name in p.store.names(features.grams)}
-        tasks = {method: self._gram_tasks(method, parts) for method, parts in records.items()}
+        tasks = {method: self.gram_tasks(method, parts) for method, parts in records.items()}
         by_file = {p.work.features[t.method].gram(t.name): t for each in tasks.values() for t in each}
         for _ in self.map("gram", GramWorker, [task for name, task in by_file.items() if name not in existing]):
             pass
-        return {method: tuple(task.name for task in each) for method, each in tasks.items()}
+        return {method: tuple(task.expected for task in each) for method, each in tasks.items()}
 
-    def _gram_tasks(self, method: str, parts: Sequence[Record]) -> list[GramTask]:
+    def gram_tasks(self, method: str, parts: Sequence[Record]) -> list[GramTask]:
+        """The groups of the plan, in its order, with the records of their shards."""
         by_shard = {record.shard: record for record in parts if record.rows}
         tasks = []
         for group in groups(self.prepared.plan):
@@ -112,7 +114,7 @@ class AuditRun:
         self,
         queries: dict[tuple[str, str], QueryResult],
         records: dict[str, list[Record]],
-        groups: dict[str, tuple[str, ...]],
+        groups: dict[str, tuple[ExpectedGram, ...]],
     ) -> dict[str, SolveResult]:
         """z of every concept by method, written to `queries/`."""
         p, concepts = self.prepared, self.prepared.config.concepts

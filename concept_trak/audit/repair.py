@@ -15,11 +15,15 @@ from concept_trak.audit.prepare import Prepared
 from concept_trak.audit.worker import open_model
 from concept_trak.config import AuditConfig, WorkerSettings, build
 from concept_trak.data.shard import Shard
+from concept_trak.store.contents import contents_of
+from concept_trak.store.grams import read_gram
 from concept_trak.store.identity import GRAM, feature_file
-from concept_trak.store.manifest import Audit, read_plan, read_settings, read_table
+from concept_trak.store.manifest import Audit, read_manifest, read_plan, read_settings, read_table
+from concept_trak.store.part import Damaged
+from concept_trak.store.queries import query_of_file
 from concept_trak.store.records import committed
 from concept_trak.store.store import Store
-from concept_trak.store.verify import ALTERED, TRUNCATED, contents_of
+from concept_trak.store.verify import ALTERED, TRUNCATED
 
 
 def resumed_config(audit: Audit) -> AuditConfig:
@@ -55,12 +59,30 @@ def mend(p: Prepared, damaged: Mapping[str, str], mapper: Mapper) -> None:
             )
             # Rejects of the first run are expected again.
             AuditRun(replace(p, work=work, plan=plan), mapper, most_rejects=1.0).featurize()
-    if grams := [name for name in damaged if (file := feature_file(name)) and file.kind == GRAM]:
-        for name in grams:
-            p.store.delete(name)
-        done = {m: list(committed(p.store, each, names).values()) for m, each in p.work.features.items()}
-        if all(len(records) == len(names) for records in done.values()):  # else the audit sums them when it goes on
-            AuditRun(p, mapper).sum_grams(done)
+    grams = [name for name in damaged if (file := feature_file(name)) and file.kind == GRAM]
+    for name in grams:
+        p.store.delete(name)
+    _mend_grams(p, mapper, bool(grams))
+
+
+def _mend_grams(p: Prepared, mapper: Mapper, removed: bool) -> None:
+    """Sum Grams again that were `removed`, and those that no longer agree with the records of their shards."""
+    planned, run = [shard.planned for shard in p.plan], AuditRun(p, mapper)
+    records = {m: list(committed(p.store, features, planned).values()) for m, features in p.work.features.items()}
+    if any(len(each) < len(planned) or not sum(r.rows for r in each) for each in records.values()):
+        return  # the audit sums them when it goes on
+    for method, each in records.items():
+        features = p.work.features[method]
+        for task in run.gram_tasks(method, each):
+            try:
+                read_gram(p.store, features, task.name, task.expected)
+            except FileNotFoundError:
+                continue
+            except Damaged:
+                p.store.delete(features.gram(task.name))
+                removed = True
+    if removed:
+        run.sum_grams(records)
 
 
 def _remove(store: Store, record: str, part: str, damaged: Mapping[str, str]) -> None:
@@ -80,10 +102,20 @@ def damaged_features(audit: Audit, left: Mapping[str, str]) -> dict[str, str]:
     return {name: what for name, what in left.items() if name in parts or name.startswith(sets)}
 
 
-def gram_names(plan: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the Grams of a plan are called."""
+def removed_results(audit: Audit, left: Mapping[str, str]) -> dict[str, str]:
+    """Remove what is damaged of an unfinished audit's queries: its own command writes them again."""
+    if read_manifest(audit) is not None:
+        return {}
+    removed = {name: what for name, what in left.items() if query_of_file(audit, name)}
+    for name in removed:
+        audit.store.delete(name)
+    return removed
+
+
+def gram_nodes(plan: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The Grams of a plan: by the name of each, the shards that it sums."""
     shards = [Shard(row["source"], row["version"], row["first_row"], row["rows"]) for row in plan]
-    return [group_name(group) for group in groups(shards)]
+    return {group_name(group): [shard.name for shard in group] for group in groups(shards)}
 
 
 STRONGEST = 5  # layers that are printed

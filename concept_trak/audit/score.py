@@ -3,7 +3,7 @@
 Parts stream through a worker; only the ends return to the driver.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from concept_trak import UserError
 from concept_trak.attribution import ranking
 from concept_trak.attribution.ranking import Entry, ScoreSummary
 from concept_trak.audit.aggregate import Sums, groups_of, sums_table
@@ -20,9 +21,11 @@ from concept_trak.audit.mapper import Attempt
 from concept_trak.audit.worker import StoreWorker, Work
 from concept_trak.data.columns import annotations
 from concept_trak.data.shard import Shard
+from concept_trak.store.consistency import REPAIR
+from concept_trak.store.identity import FeatureSet
 from concept_trak.store.manifest import Audit, plain_column, scores_file, sums_file, write_table
-from concept_trak.store.part import Block
-from concept_trak.store.queries import read_query
+from concept_trak.store.part import Block, Damaged
+from concept_trak.store.queries import StoredQuery, read_query, require_alike
 from concept_trak.store.records import Record
 from concept_trak.store.tables import from_columns
 
@@ -102,6 +105,7 @@ class ScoreWorker(StoreWorker):
                 ids, values = self._shard(task.method, record, coming, queries, kept)
                 if shard is not None:
                     texts = annotations(shard, self.work.config.data)
+                    require_known(ids, texts, record)
                     sums.add_scores(values.numpy(), [groups_of(texts[i], shard) for i in ids])
         if task.shards:
             write_table(self.audit, sums_file(task.method, task.records[0].shard), sums_table(sums))
@@ -118,9 +122,13 @@ class ScoreWorker(StoreWorker):
         values = torch.empty(record.rows, len(queries.columns))
         while len(ids) < record.rows:
             block = next(coming)
+            require_width(block, queries.z.shape[1], record)
             scores = values[len(ids) : len(ids) + len(block.ids)]
-            unit, factor = torch.from_dlpack(block.unit), torch.from_dlpack(block.weight * block.scale)
+            with np.errstate(over="ignore"):
+                factor = torch.from_dlpack(block.weight * block.scale)
+            unit = torch.from_dlpack(block.unit)
             ranking.stored_scores(unit, factor, queries.z, scores)
+            require_finite_scores(scores, method, record)
             kept.add(scores, block.ids, record.shard)
             ids += block.ids
         if self.work.config.scores == "all":
@@ -131,11 +139,41 @@ class ScoreWorker(StoreWorker):
         return ids, values
 
 
+def require_known(ids: Sequence[str], known: Collection[str], record: Record) -> None:
+    """That a part has samples of its source only. Raises Damaged."""
+    if strangers := set(ids).difference(known):
+        part = FeatureSet(record.fingerprint).part(record.shard)
+        raise Damaged(f"{part} has a sample {min(strangers)!r} that is not in its source. {REPAIR}")
+
+
+def require_width(block: Block, width: int, record: Record) -> None:
+    """That features have as many numbers as the queries. Raises Damaged."""
+    if block.unit.shape[1] != width:
+        part = FeatureSet(record.fingerprint).part(record.shard)
+        raise Damaged(f"{part} has features of {block.unit.shape[1]} numbers, and the queries have {width}. {REPAIR}")
+
+
+def require_finite_scores(values: Float[Tensor, "n c"], method: str, record: Record) -> None:
+    """That finite features and queries have finite products.
+
+    Raises:
+        UserError: a product is larger than float32 holds.
+    """
+    if not torch.isfinite(values).all():
+        raise UserError(
+            f"a score of {method} is larger than float32 holds: the weights in "
+            f"{FeatureSet(record.fingerprint).part(record.shard)} or the queries have numbers of that size; expected "
+            "scores within 3e38. Choose another method, or a larger damping"
+        )
+
+
 def read_queries(audit: Audit, work: Work, method: str) -> Queries:
     """The queries of an audit for one method, in the order of its concepts."""
-    columns, rows, scale = [], [], []
+    columns, rows, scale, queries = [], [], [], list[StoredQuery]()
     for concept in work.config.concepts:
         query = read_query(audit, method, concept.name)
+        require_alike(query, queries)
+        queries.append(query)
         columns += [concept.name, plain_column(concept.name)]
         rows += [query.solved, query.phi]
         scale += [query.spread_solved, query.spread_phi]

@@ -11,7 +11,9 @@ from concept_trak.data.decode import image_format
 from concept_trak.data.image import to_png, to_thumbnail
 from concept_trak.data.sample import Sample, originals, samples_by_id
 from concept_trak.data.shard import Shard
+from concept_trak.store.consistency import REPAIR
 from concept_trak.store.manifest import Audit, beside_report, write_bytes
+from concept_trak.store.part import Damaged
 from concept_trak.store.store import Store
 
 SIDE = 192  # pixels of a thumbnail: twice what the page gives it, for screens of high density
@@ -72,6 +74,11 @@ class ShowWorker:
     def __call__(self, task: ShowTask, attempt: Attempt) -> ShowResult:
         files = originals(task.shard, self.data, task.pictured) if task.files and task.pictured else {}
         samples = samples_by_id(task.shard, self.data, task.resolution, task.ids)
+        if strangers := set(task.ids).difference(sample.id for sample in samples):
+            raise Damaged(
+                f"shard {task.shard.name} has a feature of {min(strangers)!r}, and {task.shard.source} has no such "
+                f"sample among its rows. {REPAIR}"
+            )
         return ShowResult(tuple(self._shown(task, sample, files.get(sample.id)) for sample in samples))
 
     def _shown(self, task: ShowTask, s: Sample, original: bytes | None) -> ShownSample:

@@ -1,7 +1,8 @@
 """What workers share: what they are built with, the model they open, and features read ahead of their use."""
 
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,12 +16,11 @@ from concept_trak.audit.mapper import Attempt
 from concept_trak.audit.plan import feature_settings
 from concept_trak.config import AuditConfig, ModelConfig, WorkerSettings
 from concept_trak.models import load_model
-from concept_trak.store.codec import decode_blocks
 from concept_trak.store.identity import FeatureSet
 from concept_trak.store.manifest import Audit
 from concept_trak.store.part import Block
 from concept_trak.store.prefetch import prefetch
-from concept_trak.store.records import Record, read_part
+from concept_trak.store.records import Record, part_blocks, read_part
 from concept_trak.store.store import Store
 
 
@@ -55,18 +55,18 @@ class StoreWorker:
         While one row group is used, a thread decodes the next, and another reads the next part. So two parts
         and two row groups are in memory, however many there are.
         """
-        return prefetch(_decoded(prefetch(read_part(self.store, record) for record in records)))
+        return prefetch(self._blocks(records))
+
+    def _blocks(self, records: Sequence[Record]) -> Iterator[Block]:
+        with closing(prefetch((record, read_part(self.store, record)) for record in records)) as parts:
+            for record, data in parts:
+                yield from part_blocks(self.store, record, data)
 
     def features(self, *records: Record) -> Iterator[tuple[list[str], Tensor, Tensor]]:
         """(ids, weight [n], phi [n, k]) of each row group of the parts, in order, in float32."""
         for block in self.blocks(*records):
             unit, weight, scale = map(torch.from_dlpack, (block.unit, block.weight, block.scale))
             yield block.ids, weight.clone(), unit.float() * scale[:, None]
-
-
-def _decoded(parts: Iterable[bytes]) -> Iterator[Block]:
-    for data in parts:
-        yield from decode_blocks(data, checked=True)
 
 
 def open_model(m: ModelConfig, settings: WorkerSettings) -> Denoiser:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from concept_trak.store.consistency import PlannedShard
+
 
 @dataclass(frozen=True)
 class Source:
@@ -36,6 +38,11 @@ class Shard:
         """A readable stem, the first row, and a hash over source, version and range."""
         stem = self.source.rstrip("/").rpartition("/")[2].split(".")[0][:40]
         return f"{stem}-{self.first_row:09d}-{self.hash[:12]}"
+
+    @property
+    def planned(self) -> PlannedShard:
+        """What the files of the shard are held against."""
+        return PlannedShard(self.name, self.source, self.first_row, self.rows)
 
     @cached_property
     def hash(self) -> str:

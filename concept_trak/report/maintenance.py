@@ -11,7 +11,7 @@ from concept_trak.audit import inversion_cache
 from concept_trak.audit.inversion_cache import STATES
 from concept_trak.audit.mapper import Mapper, serial
 from concept_trak.audit.prepare import prepare
-from concept_trak.audit.repair import damaged_features, gram_names, mend, resumed_config
+from concept_trak.audit.repair import damaged_features, gram_nodes, mend, removed_results, resumed_config
 from concept_trak.audit.status import audits_of
 from concept_trak.components import units
 from concept_trak.config import WorkerSettings
@@ -87,10 +87,11 @@ def _verify_remade(store: Store, repair: bool, line: Callable[[str], None]) -> i
 def _report(audits: Sequence[Audit], line: Callable[[str], None], only: Sequence[Finding] = ()) -> list[Finding]:
     """Every finding but the sound ones as a line, and the counts; returns what is damaged."""
     counts, damage = Counter[str](), list[Finding]()
-    for finding in verify_audits(audits, {f.name for f in only} or None):
+    for finding in verify_audits(audits, gram_nodes, {f.name for f in only} or None):
         counts[finding.what] += 1
         if finding.what != SOUND:
-            line(f"{finding.what:<20} {finding.name}" + (f" (audit {finding.audit})" if finding.audit else ""))
+            detail = f" (audit {finding.audit})" if finding.audit else f": {finding.why}" if finding.why else ""
+            line(f"{finding.what:<20} {finding.name}{detail}")
         if finding.damage:
             damage.append(finding)
     line(f"{counts.total()} files: " + ", ".join(f"{count} {what}" for what, count in sorted(counts.items())))
@@ -102,6 +103,8 @@ def _mend(audits: Sequence[Audit], damage: Sequence[Finding], mapper: Mapper, wo
     left = {finding.name: finding.what for finding in damage}
     refusals = list[tuple[Mapping[str, str], str]]()
     for audit in audits:
+        removed = removed_results(audit, left)
+        left = {name: what for name, what in left.items() if name not in removed}
         if results := {name: what for name, what in left.items() if name.startswith(audit.name(""))}:
             why = f"results cannot be mended; start a new audit, it reuses the features of {audit.id}"
             refusals.append((results, f"{', '.join(results)}: {why}"))
@@ -152,7 +155,7 @@ def collect_garbage(store: Store, rules: Retention, delete: bool = False) -> Ite
 
 
 def _needs(audit: Audit, states: Sequence[str]) -> Needed:
-    return needed_by(audit, gram_names) + (inversion_cache.needed_states(audit) if states else Needed())
+    return needed_by(audit, gram_nodes) + (inversion_cache.needed_states(audit) if states else Needed())
 
 
 def count_garbage(garbage: Iterable[Garbage]) -> tuple[list[str], int, int]:

@@ -51,7 +51,7 @@ class Needed:
 
 
 def needed_by(audit: Audit, gram_names: GramNames) -> Needed:
-    """What one audit names. `gram_names` tells how the Grams of a plan are called.
+    """What one audit names. `gram_names` returns the nodes of a plan's Grams.
 
     An audit that was begun and has no plan yet may be about to name anything of its feature sets.
 

@@ -7,6 +7,7 @@ from safetensors.numpy import load, save
 
 from concept_trak import UserError
 from concept_trak.store.checked_safetensors import checked_metadata, with_checksum
+from concept_trak.store.consistency import ExpectedGram
 from concept_trak.store.identity import FeatureSet
 from concept_trak.store.part import Damaged
 from concept_trak.store.store import Store
@@ -29,13 +30,25 @@ def write_gram(store: Store, features: FeatureSet, node: str, k_matrix: Float32[
         )
 
 
-def read_gram(store: Store, features: FeatureSet, node: str) -> tuple[Float32[np.ndarray, "k k"], int]:
-    """K over a group of shards, and the count of its rows. Raises Damaged; absent: FileNotFoundError."""
+def read_gram(
+    store: Store, features: FeatureSet, node: str, expected: ExpectedGram | None = None
+) -> tuple[Float32[np.ndarray, "k k"], int]:
+    """K over a group of shards, and the count of its rows.
+
+    Raises:
+        FileNotFoundError: nobody has summed it.
+        Damaged: the file is damaged, or is not the sum that is `expected`; the message names it.
+    """
     name = features.gram(node)
+    data = store.read(name)
     try:
-        return decode_gram(store.read(name))
+        k_matrix, count = decode_gram(data)
+        if expected is not None:
+            expected.require(k_matrix, count)
     except Damaged as error:
-        raise Damaged(f"{store.uri}/{name}: {error}. Remove the file: it is computed again.") from error
+        remedy = "Run `python -m jobs.verify repair=true`, or remove the file: it is computed again."
+        raise Damaged(f"{store.uri}/{name}: {error}. {remedy}") from error
+    return k_matrix, count
 
 
 def encode_gram(k_matrix: Float32[np.ndarray, "k k"], count: int) -> bytes:
@@ -50,6 +63,11 @@ def decode_gram(data: bytes) -> tuple[Float32[np.ndarray, "k k"], int]:
     """K and the count of its rows. Raises Damaged."""
     metadata = checked_metadata(data)
     try:
-        return load(data)["K"], int(metadata["count"])
+        k_matrix, count = load(data)["K"], int(metadata["count"])
     except (SafetensorError, ValueError, KeyError) as error:
         raise Damaged(f"no Gram of this project: {type(error).__name__}: {error}") from error
+    if k_matrix.dtype != np.float32 or k_matrix.shape != (k_matrix.shape[:1] * 2):
+        raise Damaged(f"no Gram of this project: K is {k_matrix.dtype} of shape {k_matrix.shape}")
+    if not np.isfinite(k_matrix).all():
+        raise Damaged("K has a number that is not finite")
+    return k_matrix, count

@@ -1,5 +1,7 @@
 """A concept's query on storage: its mean feature, and that feature solved against K. k projected dimensions."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +13,8 @@ from concept_trak.store.manifest import Audit, query_file, write_table
 from concept_trak.store.part import Damaged
 from concept_trak.store.tables import from_rows, read_parquet
 
+SAME_LAMBDA = 5e-3
+"""Relative: lambda is a multiple of tr(K), which a part that was computed again may have changed by its rounding."""
 COLUMNS = {"concept": "string", "method": "string", "phi": "vector", "solved": "vector", "residual": "float64",
            "lambda": "float64", "spread_solved": "float64", "spread_phi": "float64"}  # fmt: skip
 
@@ -72,6 +76,25 @@ def read_query(audit: Audit, method: str, concept: str) -> StoredQuery:
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise Damaged(f"{audit.store.uri}/{name} is damaged: {type(error).__name__}: {error}") from error
     return query
+
+
+def require_alike(query: StoredQuery, others: Sequence[StoredQuery]) -> None:
+    """That a query was solved with the same system as the other queries of its method. Raises Damaged."""
+    for other in others:
+        if query.phi.shape != other.phi.shape or not math.isclose(query.lam, other.lam, rel_tol=SAME_LAMBDA):
+            raise Damaged(
+                f"the queries {query_file(query.method, query.concept)} and {query_file(other.method, other.concept)} "
+                f"have {len(query.phi)} and {len(other.phi)} numbers, and were solved with lambda {query.lam:.6g} and "
+                f"{other.lam:.6g}; expected one system. Run `python -m jobs.verify repair=true`, then the audit again."
+            )
+
+
+def query_of_file(audit: Audit, name: str) -> tuple[str, str] | None:
+    """The method and the concept of a query's file, by its name in the store; None for any other file."""
+    match name.removeprefix(audit.name("")).split("/"):
+        case [method, "queries", file] if file.endswith(".parquet"):
+            return method, file.removesuffix(".parquet")
+    return None
 
 
 def _require_sound(query: StoredQuery, method: str, concept: str) -> None:

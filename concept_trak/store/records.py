@@ -7,17 +7,25 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from concept_trak import UserError
-from concept_trak.store import codec
-from concept_trak.store.codec import Damaged, Footer, Part
+from concept_trak.store.codec import decode_footer, encode_part
+from concept_trak.store.consistency import (
+    REPAIR,
+    PlannedShard,
+    checked_blocks,
+    checked_footer,
+    require_planned_rows,
+)
 from concept_trak.store.identity import FeatureSet, encode_json
+from concept_trak.store.part import Block, Damaged, Part
 from concept_trak.store.store import Store
 
 READERS = 16  # requests in flight while records are read: storage answers in tens of milliseconds each
@@ -49,38 +57,48 @@ def commit_part(store: Store, part: Part, dtype: str, encoding: str, seconds: fl
         OSError: storage failed; nothing half-written is left.
     """
     name = FeatureSet(part.fingerprint).part(part.shard)
-    if not store.create(name, codec.encode_part(part, dtype, encoding)):
+    if not store.create(name, encode_part(part, dtype, encoding)):
         adopt(store, name, part)
     return derive_record(store, FeatureSet(part.fingerprint), part.shard, seconds, attempt, host)
 
 
 def derive_record(
-    store: Store, features: FeatureSet, shard: str, seconds: float = 0.0, attempt: int = 0, host: str = ""
+    store: Store,
+    features: FeatureSet,
+    shard: PlannedShard | str,
+    seconds: float = 0.0,
+    attempt: int = 0,
+    host: str = "",
 ) -> Record:
-    """The record of a committed part, from reading it: every page checked, rows and Σ‖φ‖² counted again.
+    """The record of a committed part, after all of the part was checked.
 
-    Returns the record that stands: another process may have derived it at the same time.
+    Returns the record that is there afterwards: another process may have derived it at the same time.
+
+    Args:
+        store, features: where the part is.
+        shard: the shard as planned; by its name alone, the part is not held against a plan.
+        seconds, attempt, host: who computed the part, and in how long.
     """
-    name = features.part(shard)
-    data = store.read(name)
-    record = record_of(data, features, shard, f"{store.uri}/{name}")
-    ours = replace(record, seconds=seconds, attempt=attempt, host=host)
-    if store.create(features.record(shard), encode_json(asdict(ours))):
+    name = _name(shard)
+    data = store.read(features.part(name))
+    facts = record_of(data, features, shard, f"{store.uri}/{features.part(name)}")
+    ours = replace(facts, seconds=seconds, attempt=attempt, host=host)
+    if store.create(features.record(name), encode_json(asdict(ours))):
         return ours
-    standing = read_record(store, features, shard)
-    _require_same_bytes(standing, data, f"{store.uri}/{name}")
-    return standing
+    theirs = read_record(store, features, shard)
+    _require_same_bytes(theirs, data, f"{store.uri}/{features.part(name)}")
+    return theirs
 
 
-def record_of(data: bytes, features: FeatureSet, shard: str, where: str) -> Record:
-    """What the bytes of a part say of themselves, every page checked; nobody knows who computed them, or how long.
+def record_of(data: bytes, features: FeatureSet, shard: PlannedShard | str, where: str) -> Record:
+    """The record of a part, from its bytes, all of them checked; without who computed it, and in how long.
 
     Raises:
-        UserError: they are damaged, or another shard's or feature set's; the message begins with `where`.
+        Damaged: as `checked_blocks` does; the message begins with `where`.
     """
-    footer = verified_footer(data, features, shard, where)
+    footer = checked_footer(data, features, shard, where)
     return Record(
-        shard=shard,
+        shard=_name(shard),
         rows=footer.rows,
         rejected=len(footer.rejects),
         bytes=len(data),
@@ -95,68 +113,106 @@ def record_of(data: bytes, features: FeatureSet, shard: str, where: str) -> Reco
 
 
 def read_part(store: Store, record: Record) -> bytes:
-    """The bytes of a committed part, checked against its record before use. Raises Damaged, naming the part."""
+    """The bytes of a committed part, compared with its record before use. Raises Damaged, naming the part."""
     name = FeatureSet(record.fingerprint).part(record.shard)
     data = store.read(name)
     _require_same_bytes(record, data, f"{store.uri}/{name}")
     return data
 
 
-def committed(store: Store, features: FeatureSet, shards: Sequence[str]) -> dict[str, Record]:
-    """The records of those shards that are done, in the order asked. A part without a record gets one now.
+def part_blocks(store: Store, record: Record, data: bytes) -> Iterator[Block]:
+    """The rows of a part that `read_part` returned, one row group at a time, each checked before it is used.
 
     Raises:
-        UserError: a record whose part is gone, a damaged file, or a record of another fingerprint.
+        Damaged: as `checked_blocks` does, or the record has other counts than the part; the message names the part.
+    """
+    features = FeatureSet(record.fingerprint)
+    where = f"{store.uri}/{features.part(record.shard)}"
+    footer = decode_footer(data)
+    if (footer.rows, len(footer.rejects), footer.sum_squares) != (record.rows, record.rejected, record.sum_squares):
+        raise Damaged(f"{where} has {footer.rows} rows; its record has {record.rows}, or another sum. {REPAIR}")
+    yield from checked_blocks(data, features, record.shard, where, intact=True)
+
+
+def committed(store: Store, features: FeatureSet, shards: Sequence[PlannedShard]) -> dict[str, Record]:
+    """The records of those shards that are done, by name, in the order given. A part without a record gets one now.
+
+    Raises:
+        UserError: a record whose part is gone, a record of other features or with other rows than the plan, or a
+            damaged file.
     """
     records = set(store.names(features.records))  # before the parts: a shard may be committed in between
     parts = set(store.names(features.parts))
-    done = [shard for shard in shards if features.record(shard) in records]
-    if lost := [shard for shard in done if features.part(shard) not in parts]:
+    done = [shard for shard in shards if features.record(shard.name) in records]
+    if lost := [shard for shard in done if features.part(shard.name) not in parts]:
         raise UserError(
             f"{len(lost)} of {len(shards)} shards have a record but no part, first {store.uri}/"
-            f"{features.part(lost[0])}. Expected the part beside its record; it was removed from outside. {REPAIR}"
+            f"{features.part(lost[0].name)}. Expected the part beside its record; it was removed from outside. {REPAIR}"
         )
-    orphans = [shard for shard in shards if features.part(shard) in parts and features.record(shard) not in records]
+    orphans = [s for s in shards if features.part(s.name) in parts and features.record(s.name) not in records]
     with ThreadPoolExecutor(READERS) as readers:
-        records = dict(zip(done, readers.map(lambda shard: read_record(store, features, shard), done), strict=True))
-    records |= {shard: derive_record(store, features, shard) for shard in orphans}
-    return {shard: records[shard] for shard in shards if shard in records}
+        found = [*readers.map(lambda shard: read_record(store, features, shard), done)]
+    by_name = {record.shard: record for record in (*found, *(derive_record(store, features, s) for s in orphans))}
+    return {shard.name: by_name[shard.name] for shard in shards if shard.name in by_name}
 
 
-def find_record(store: Store, features: FeatureSet, shard: str) -> Record | None:
+def find_record(store: Store, features: FeatureSet, shard: PlannedShard) -> Record | None:
     """The record of one shard, derived if only its part is there; None if it is not done. It asks for names, not lists.
 
     Raises:
-        UserError: what stands there is damaged, or another shard's.
+        UserError: what is there is damaged, another shard's, or has other rows than the plan.
     """
-    if store.size(features.part(shard)) is None:
+    if store.size(features.part(shard.name)) is None:
         return None
     with contextlib.suppress(FileNotFoundError):
         return read_record(store, features, shard)
     return derive_record(store, features, shard)
 
 
-def read_record(store: Store, features: FeatureSet, shard: str) -> Record:
-    """The record that stands for a shard. Absent: FileNotFoundError; ValueError: damaged, or another shard's."""
-    name = features.record(shard)
+def read_record(store: Store, features: FeatureSet, shard: PlannedShard | str) -> Record:
+    """The record of a shard, held against the plan where the shard is given as planned.
+
+    Raises:
+        FileNotFoundError: the shard has no record.
+        Damaged: the record is damaged, another shard's, or has other rows than the plan; the message names it.
+    """
+    where = f"{store.uri}/{features.record(_name(shard))}"
+    data = store.read(features.record(_name(shard)))
     try:
-        record = Record(**json.loads(store.read(name)))
-    except (ValueError, TypeError) as error:
-        raise Damaged(f"{store.uri}/{name} is damaged: {error}. {REPAIR}") from error
-    if (record.fingerprint, record.shard) != (features.fingerprint, shard):
-        raise UserError(
-            f"{store.uri}/{name} records shard {record.shard} of {record.fingerprint}; expected {shard} of"
+        record = Record(**json.loads(data))
+        _require_possible(record)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise Damaged(f"{where} is damaged: {error}. {REPAIR}") from error
+    if (record.fingerprint, record.shard) != (features.fingerprint, _name(shard)):
+        raise Damaged(
+            f"{where} records shard {record.shard} of {record.fingerprint}; expected {_name(shard)} of"
             f" {features.fingerprint}. {REPAIR}"
         )
+    if not isinstance(shard, str):
+        require_planned_rows(record.rows, record.rejected, shard, where)
     return record
+
+
+def _require_possible(record: Record) -> None:
+    counts = (record.rows, record.rejected, record.bytes, *record.rejects_by_reason.values())
+    if any(type(count) is not int or count < 0 for count in counts):
+        raise ValueError("a count is no whole number from 0")
+    if sum(record.rejects_by_reason.values()) != record.rejected:
+        raise ValueError(f"{record.rejected} rejects, and reasons for another number")
+    if not 0 <= record.sum_squares < math.inf:
+        raise ValueError(f"sum_squares is {record.sum_squares}")
+
+
+def _name(shard: PlannedShard | str) -> str:
+    return shard if isinstance(shard, str) else shard.name
 
 
 def _require_same_bytes(record: Record, data: bytes, where: str) -> None:
     digest = hashlib.sha256(data).hexdigest()
     if (len(data), digest) != (record.bytes, record.sha256):
         raise Damaged(
-            f"{where} was truncated or altered: {len(data)} bytes with sha256 {digest}; its record says {record.bytes}"
-            f" bytes with {record.sha256}. {REPAIR}"
+            f"{where} was truncated or altered: {len(data)} bytes with sha256 {digest}; its record states"
+            f" {record.bytes} bytes with {record.sha256}. {REPAIR}"
         )
 
 
@@ -164,22 +220,26 @@ def _require_same_bytes(record: Record, data: bytes, where: str) -> None:
 # that leaves room for sums reordered by another batch size or device; what is above is another computation. int8
 # explains more, row by row: `Block.rounding`.
 ADOPT_TOLERANCE = 5e-3
-REPAIR = "Run `python -m jobs.verify repair=true`: it removes the record, then the part, and the shard is done again."
 logger = logging.getLogger(__name__)
 
 
 def adopt(store: Store, name: str, ours: Part) -> None:
-    """Check that the part another attempt left is the same shard, and log how far its rows are from ours."""
+    """Check that the part of another attempt is the same shard, and log how far its rows are from ours.
+
+    Raises:
+        UserError: it holds other samples (both sides are named), or is damaged.
+    """
     data = store.read(name)
     where = f"{store.uri}/{name}"
-    footer = verified_footer(data, FeatureSet(ours.fingerprint), ours.shard, where)
-    standing = list(codec.decode_blocks(data))
-    theirs = [sample_id for block in standing for sample_id in block.ids]
-    if theirs != list(ours.ids) or footer.k != ours.phi.shape[1]:
+    standing = list(checked_blocks(data, FeatureSet(ours.fingerprint), ours.shard, where))
+    footer, theirs = decode_footer(data), [sample_id for block in standing for sample_id in block.ids]
+    rejects = [{(r.sample_id, r.source, r.row) for r in part.rejects} for part in (ours, footer)]
+    if theirs != list(ours.ids) or footer.k != ours.phi.shape[1] or rejects[0] != rejects[1]:
         raise UserError(
-            f"{where} holds {len(theirs)} rows of k={footer.k} ({_first_difference(theirs, ours.ids)}), but this try"
-            f" computed {len(ours.ids)} rows of k={ours.phi.shape[1]} ({_first_difference(ours.ids, theirs)}). Expected"
-            f" the same samples under one shard name: the data changed under its version, or rejects differ. {REPAIR}"
+            f"{where} holds {len(theirs)} rows of k={footer.k} ({_first_difference(theirs, ours.ids)}) and"
+            f" {len(footer.rejects)} rejects, but this attempt computed {len(ours.ids)} rows of k={ours.phi.shape[1]}"
+            f" ({_first_difference(ours.ids, theirs)}) and {len(ours.rejects)} rejects. Expected the same samples under"
+            f" one shard name: the data changed under its version, or rejects differ. {REPAIR}"
         )
     cuts = np.cumsum([len(block.ids) for block in standing])[:-1]
     mine = np.split(ours.phi, cuts) if standing else []
@@ -201,21 +261,3 @@ def _first_difference(ids: Sequence[str], others: Sequence[str]) -> str:
     """The first sample that the others do not have at its place."""
     differing = (sample_id for row, sample_id in enumerate(ids) if row >= len(others) or sample_id != others[row])
     return f"first difference {next(differing, 'none')}"
-
-
-def verified_footer(data: bytes, features: FeatureSet, shard: str, where: str) -> Footer:
-    """The footer of a part whose pages, rows and Σ‖φ‖² hold, and that is the shard it is named after."""
-    try:
-        footer = codec.decode_footer(data)
-        norms = [block.norms() for block in codec.decode_blocks(data)]
-        sum_squares = codec.sum_of_squares(np.concatenate([*norms, np.zeros(0)]))
-    except Damaged as error:
-        raise Damaged(f"{where}: {error}. {REPAIR}") from error
-    if (footer.fingerprint, footer.shard) != (features.fingerprint, shard):
-        raise UserError(
-            f"{where} is shard {footer.shard} of features {footer.fingerprint}; expected shard {shard} of"
-            f" {features.fingerprint}. Parts of different settings are never mixed. {REPAIR}"
-        )
-    if sum_squares != footer.sum_squares:
-        raise Damaged(f"{where}: Σ‖φ‖² is {sum_squares}, its footer says {footer.sum_squares}. {REPAIR}")
-    return footer

@@ -1,21 +1,24 @@
 """What is wrong with audits and the features they name: every file against what was written down about it.
 
-A part is held against its record, the files and parts of a finished audit against its manifest, a Gram against its own
-checksum, a feature set against its name. Of a record, who computed it and in how long cannot be checked.
-
-What an audit says there is: its files, and the features it names.
+A part is held against its plan and its record, the files and parts of a finished audit against its manifest, a Gram
+against its checksum and the records of its shards, a feature set against its name, and queries against each other. Of
+a record, who computed it and in how long cannot be checked.
 """
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from concept_trak.store.consistency import REPAIR, ExpectedGram, PlannedShard, planned_shard
+from concept_trak.store.contents import Checksum, Contents, Key, contents_of
 from concept_trak.store.grams import read_gram
-from concept_trak.store.identity import PART, FeatureSet, feature_file, read_feature_settings
-from concept_trak.store.manifest import Audit, feature_sets, read_manifest, read_plan
+from concept_trak.store.identity import FeatureSet, feature_file, read_feature_settings
+from concept_trak.store.manifest import Audit
 from concept_trak.store.part import Damaged
+from concept_trak.store.queries import StoredQuery, query_of_file, read_query, require_alike
 from concept_trak.store.records import Record, read_record, record_of
 from concept_trak.store.store import Store
 
@@ -23,14 +26,25 @@ SOUND, MISSING, ALTERED, TRUNCATED = "sound", "missing", "altered", "truncated"
 LONE_RECORD, LONE_PART, RECOMPUTED = "record without part", "part without record", "recomputed since"
 READERS = 4  # parts in memory at a time, up to 90 MB each, and as much again while their pages are checked
 
+GramNodes = Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Sequence[str]]]
+"""The Grams of a plan: by node the shards that it sums."""
+
 
 @dataclass(frozen=True)
 class Finding:
-    """What is the matter with one file. `audit` is the one whose manifest still lists what stood there before."""
+    """The state of one file.
+
+    Attributes:
+        name: the file, relative to the store.
+        what: one of the words above.
+        audit: the audit whose manifest still lists what was there before.
+        why: what cannot be right; empty where `what` says all.
+    """
 
     name: str
     what: str
     audit: str = ""
+    why: str = ""
 
     @property
     def damage(self) -> bool:
@@ -38,83 +52,113 @@ class Finding:
         return self.what not in (SOUND, RECOMPUTED)
 
 
-Checksum = tuple[int, str]  # bytes of a file: how many, and their sha256
-
-
 @dataclass(frozen=True)
 class StoredShard:
-    """A shard as it is on storage. `derived` is the record that its part would get; None: no part, or a damaged one."""
+    """A shard as it is on storage.
+
+    Attributes:
+        recorded: whether there is a file under the record's name.
+        record: the record; None where there is none, or none that can be read.
+        checksum: of the part; None where there is none.
+        derived: the record that the part would get; None where there is no part, or one that cannot be right.
+        why: why the part cannot be right.
+    """
 
     recorded: bool
     record: Record | None
-    mark: Checksum | None
+    checksum: Checksum | None
     derived: Record | None
+    why: str = ""
 
 
-def verify_audits(audits: Sequence[Audit], only: Collection[str] | None = None) -> Iterator[Finding]:
+def verify_audits(
+    audits: Sequence[Audit], gram_nodes: GramNodes, only: Collection[str] | None = None
+) -> Iterator[Finding]:
     """A finding for every file of the audits and of the features they name, `sound` ones too; each file is read once.
 
     In an unfinished audit a shard that is not done is no finding, nor is a part whose record is still to be derived.
-    `only` restricts it to these names.
+
+    Args:
+        audits: the audits.
+        gram_nodes: the Grams of a plan.
+        only: restricts it to these names.
     """
-    states: dict[Key, StoredShard] = {}
-    sets: set[FeatureSet] = set()
-    reported: set[Finding] = set()
+    verifier, reported = _Verifier(gram_nodes, only), set[Finding]()
     for audit in audits:
-        contents = contents_of(audit)
-        for finding in _findings(contents, states, sets, only):
+        for finding in verifier.findings(contents_of(audit)):
             if finding not in reported:
                 reported.add(finding)
                 yield finding
 
 
-Key = tuple[FeatureSet, str]  # a part: its features and its shard
+class _Verifier:
+    """Keeps what was read of features, which several audits may name."""
 
+    def __init__(self, gram_nodes: GramNodes, only: Collection[str] | None) -> None:
+        self._gram_nodes, self._only = gram_nodes, only
+        self._shards: dict[Key, StoredShard] = {}
+        self._settings: set[FeatureSet] = set()
+        self._grams: set[str] = set()
 
-@dataclass(frozen=True)
-class Contents:
-    """Files and parts by name, with their marks once the audit is finished; and what of its own files is unreadable."""
+    def findings(self, contents: Contents) -> Iterator[Finding]:
+        store = contents.audit.store
+        yield from (Finding(name, MISSING) for name in contents.missing)
+        yield from (Finding(name, ALTERED) for name in contents.damaged)
+        with ThreadPoolExecutor(READERS) as readers:
+            files = [name for name in contents.files if self._wanted(name)]
+            yield from readers.map(lambda name: _file(store, name, contents.files[name]), files)
+            if not contents.finished:
+                yield from (finding for finding in _queries(contents.audit) if self._wanted(finding.name))
+            keys = [key for key in _present(contents) if self._wanted(*_names(key))]
+            unread = [key for key in keys if key not in self._shards]
+            planned = {row["shard"]: planned_shard(row) for row in contents.plan}
+            states = readers.map(lambda key: _stored_shard(store, key, planned.get(key[1])), unread)
+            for key in keys:
+                if key not in self._shards:
+                    self._shards[key] = next(states)
+                yield from _judged(key, self._shards[key], contents)
+            for features in contents.features:
+                yield from self._of_set(contents, features, readers)
 
-    audit: Audit
-    features: tuple[FeatureSet, ...] = ()
-    files: Mapping[str, Checksum] = field(default_factory=dict)
-    parts: Mapping[Key, Checksum | None] = field(default_factory=dict)
-    finished: bool = False
-    missing: tuple[str, ...] = ()
-    damaged: tuple[str, ...] = ()
+    def _wanted(self, *names: str) -> bool:
+        return self._only is None or any(name in self._only for name in names)
 
+    def _of_set(self, contents: Contents, features: FeatureSet, readers: ThreadPoolExecutor) -> Iterator[Finding]:
+        """Its settings, the Grams of this plan against the records of their shards, all others by their checksum."""
+        store = contents.audit.store
+        if features not in self._settings and self._wanted(features.settings_file):
+            yield _feature_set(store, features)
+        self._settings.add(features)
+        nodes = self._gram_nodes(contents.plan)
+        expected = {features.gram(node): self._expected(store, features, node, s) for node, s in nodes.items()}
+        names = [n for n in store.names(features.grams) if self._wanted(n) and (n in expected or n not in self._grams)]
+        self._grams.update(names)
+        yield from filter(None, readers.map(lambda name: _gram(store, name, expected.get(name)), names))
 
-def _findings(
-    contents: Contents, states: dict[Key, StoredShard], sets: set[FeatureSet], only: Collection[str] | None
-) -> Iterator[Finding]:
-    store = contents.audit.store
+    def _expected(self, store: Store, features: FeatureSet, node: str, shards: Sequence[str]) -> ExpectedGram | None:
+        """What the sum over a node's shards has; None unless all of its parts are sound."""
+        records = []
+        for shard in shards:
+            if (record := self._record(store, features, shard)) is None:
+                return None
+            records.append(record)
+        return ExpectedGram(node, sum(r.rows for r in records), math.fsum(r.sum_squares for r in records))
 
-    def asked(*names: str) -> bool:
-        return only is None or any(name in only for name in names)
-
-    yield from (Finding(name, MISSING) for name in contents.missing)
-    yield from (Finding(name, ALTERED) for name in contents.damaged)
-    with ThreadPoolExecutor(READERS) as readers:
-        files = [name for name in contents.files if asked(name)]
-        yield from readers.map(lambda name: _file(store, name, contents.files[name]), files)
-        keys = [key for key in _present(contents) if asked(*_names(key))]
-        fresh = readers.map(lambda key: _state(store, key), [key for key in keys if key not in states])
-        for key in keys:
-            states[key] = states[key] if key in states else next(fresh)
-            yield from _judged(key, states[key], contents)
-        for features in (features for features in contents.features if features not in sets):
-            sets.add(features)
-            yield from filter(lambda finding: asked(finding.name), [_feature_set(store, features)])
-            grams = filter(asked, store.names(features.grams))
-            yield from filter(None, readers.map(lambda name: _gram(store, name), grams))
+    def _record(self, store: Store, features: FeatureSet, shard: str) -> Record | None:
+        if (features, shard) in self._shards:
+            return self._shards[features, shard].derived
+        try:
+            return read_record(store, features, shard)
+        except (FileNotFoundError, Damaged):
+            return None
 
 
 def _present(contents: Contents) -> list[Key]:
-    """The parts to look at: all that a manifest lists, else those of which something stands in the store."""
+    """The parts to look at: all that a manifest lists, else those of which something is in the store."""
     if contents.finished:
         return list(contents.parts)
-    standing = {name for features in contents.features for name in contents.audit.store.names(features.folder)}
-    return [key for key in contents.parts if not standing.isdisjoint(_names(key))]
+    existing = {name for features in contents.features for name in contents.audit.store.names(features.folder)}
+    return [key for key in contents.parts if not existing.isdisjoint(_names(key))]
 
 
 def _names(key: Key) -> tuple[str, str]:
@@ -123,60 +167,83 @@ def _names(key: Key) -> tuple[str, str]:
     return features.part(shard), features.record(shard)
 
 
-def _state(store: Store, key: Key) -> StoredShard:
-    """The record is read first: a part may be committed in between, and its record never stands alone."""
-    (part, _), record, recorded = _names(key), None, True
+def _stored_shard(store: Store, key: Key, planned: PlannedShard | None) -> StoredShard:
+    """The record is read first: a part may be committed in between, and its record is never alone."""
+    (features, shard), (part, _), record, recorded = key, _names(key), None, True
     try:
-        record = read_record(store, *key)
+        record = read_record(store, features, shard)
     except FileNotFoundError:
         recorded = False
-    except ValueError:
+    except Damaged:
         pass
     try:
         data = store.read(part)
     except FileNotFoundError:
         return StoredShard(recorded, record, None, None)
     try:
-        derived = record_of(data, *key, part)
-    except ValueError:
-        derived = None
-    return StoredShard(recorded, record, _mark(data), derived)
+        return StoredShard(recorded, record, _checksum(data), record_of(data, features, planned or shard, part))
+    except Damaged as error:
+        why = str(error).removeprefix(f"{part}: ").removesuffix(f". {REPAIR}")
+        return StoredShard(recorded, record, _checksum(data), None, why)
 
 
-def _judged(key: Key, state: StoredShard, contents: Contents) -> Iterator[Finding]:
+def _judged(key: Key, shard: StoredShard, contents: Contents) -> Iterator[Finding]:
     """One part against its record, and both against the manifest.
 
     Where part and record disagree, the manifest decides; without one, or when it agrees with neither, the part counts
     as the altered one, because computing it again is always right.
     """
     (part, record), listed = _names(key), contents.parts[key]
-    if state.mark is None:
-        yield Finding(record, LONE_RECORD) if state.recorded else Finding(part, MISSING)
+    if shard.checksum is None:
+        yield Finding(record, LONE_RECORD) if shard.recorded else Finding(part, MISSING)
         return
-    written = (state.record.bytes, state.record.sha256) if state.record else None
-    known = [mark for mark in (written, listed) if mark is not None]
-    facts = replace(state.record, seconds=0.0, attempt=0, host="") if state.record else None
-    broken = state.derived is None or (known and state.mark not in known)
-    if broken:
-        yield Finding(part, TRUNCATED if known and state.mark[0] < known[0][0] else ALTERED)
-    elif not state.recorded and contents.finished:
+    written = (shard.record.bytes, shard.record.sha256) if shard.record else None
+    known = [checksum for checksum in (written, listed) if checksum is not None]
+    facts = replace(shard.record, seconds=0.0, attempt=0, host="") if shard.record else None
+    broken = shard.derived is None or (known and shard.checksum not in known)
+    if broken and known and shard.checksum[0] < known[0][0]:
+        yield Finding(part, TRUNCATED)
+    elif broken:
+        yield Finding(part, ALTERED, why=shard.why if shard.checksum in known else "")
+    elif not shard.recorded and contents.finished:
         yield Finding(part, LONE_PART)
-    elif listed not in (None, state.mark):
+    elif listed not in (None, shard.checksum):
         yield Finding(part, RECOMPUTED, contents.audit.id)
     else:
         yield Finding(part, SOUND)
-    if state.recorded and (facts is None or (not broken and facts != state.derived)):
+    if shard.recorded and (facts is None or (not broken and facts != shard.derived)):
         yield Finding(record, ALTERED)
 
 
 def _file(store: Store, name: str, listed: Checksum) -> Finding:
     try:
-        mark = _mark(store.read(name))
+        checksum = _checksum(store.read(name))
     except FileNotFoundError:
         return Finding(name, MISSING)
-    if mark == listed:
+    if checksum == listed:
         return Finding(name, SOUND)
-    return Finding(name, TRUNCATED if mark[0] < listed[0] else ALTERED)
+    return Finding(name, TRUNCATED if checksum[0] < listed[0] else ALTERED)
+
+
+def _queries(audit: Audit) -> Iterator[Finding]:
+    """The queries of an unfinished audit, of which no manifest has a checksum. One system solves those of a method."""
+    by_method: dict[str, dict[str, StoredQuery]] = {}
+    for name in audit.store.names(f"audits/{audit.id}"):
+        if file := query_of_file(audit, name):
+            try:
+                by_method.setdefault(file[0], {})[name] = read_query(audit, *file)
+            except FileNotFoundError:
+                continue
+            except Damaged as error:
+                yield Finding(name, ALTERED, why=str(error).rpartition(" is damaged: ")[2])
+    for queries in by_method.values():
+        try:
+            for query in queries.values():
+                require_alike(query, list(queries.values()))
+        except Damaged as error:
+            yield from (Finding(name, ALTERED, why=str(error)) for name in queries)
+        else:
+            yield from (Finding(name, SOUND) for name in queries)
 
 
 def _feature_set(store: Store, features: FeatureSet) -> Finding:
@@ -189,59 +256,24 @@ def _feature_set(store: Store, features: FeatureSet) -> Finding:
     return Finding(features.settings_file, SOUND if same else ALTERED)
 
 
-def _gram(store: Store, name: str) -> Finding | None:
+def _gram(store: Store, name: str, expected: ExpectedGram | None) -> Finding | None:
     """None for one that is gone since it was listed: a missing Gram is no damage, it is summed when it is needed."""
     file = feature_file(name)
     if file is None:
-        return None  # somebody else's
+        return None  # this project did not write it
     try:
-        read_gram(store, file.features, file.stem)
+        k_matrix, count = read_gram(store, file.features, file.stem)
     except Damaged:
         return Finding(name, ALTERED)
     except FileNotFoundError:
         return None
+    try:
+        if expected is not None:
+            expected.require(k_matrix, count)
+    except Damaged as error:
+        return Finding(name, ALTERED, why=str(error))
     return Finding(name, SOUND)
 
 
-def _mark(data: bytes) -> Checksum:
+def _checksum(data: bytes) -> Checksum:
     return len(data), hashlib.sha256(data).hexdigest()
-
-
-def contents_of(audit: Audit) -> Contents:
-    """From the manifest; as long as there is none that can be read, from the configuration and the plan."""
-    missing, damaged = [], []
-    try:
-        if (listed := read_manifest(audit)) is not None:
-            return _finished(audit, listed)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        damaged.append(audit.name("manifest.json"))
-    sets: tuple[FeatureSet, ...] = ()
-    rows: list[dict[str, Any]] = []
-    try:
-        sets = tuple(sorted(set(feature_sets(audit).values())))
-    except FileNotFoundError:
-        missing.append(audit.name("audit.yaml"))
-    except Damaged:
-        damaged.append(audit.name("audit.yaml"))
-    try:
-        rows = read_plan(audit)
-    except FileNotFoundError:
-        pass  # the driver was killed before it wrote the plan
-    except Damaged:
-        damaged.append(audit.name("plan.parquet"))
-    parts = {(features, row["shard"]): None for features in sets for row in rows}
-    return Contents(audit, sets, {}, parts, False, tuple(missing), tuple(damaged))
-
-
-def _finished(audit: Audit, listed: Mapping[str, Any]) -> Contents:
-    files = {audit.name(name): (mark["size"], mark["sha256"]) for name, mark in listed["files"].items()}
-    parts = dict(_listed_part(part) for part in listed["parts"])
-    sets = tuple(sorted(map(FeatureSet, set(listed["settings"]["fingerprints"].values()))))
-    return Contents(audit, sets, files, parts, True)
-
-
-def _listed_part(part: Mapping[str, Any]) -> tuple[Key, Checksum]:
-    file = feature_file(part["name"])
-    if file is None or (file.kind, file.stem) != (PART, part["shard"]):
-        raise ValueError(f"{part['name']} is no part of shard {part['shard']}")
-    return (file.features, file.stem), (part["size"], part["sha256"])

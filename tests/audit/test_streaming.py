@@ -112,10 +112,11 @@ def test_a_gram_is_summed_with_one_part_read_ahead_and_the_next_one_decoded(reco
 def test_the_dual_form_reads_every_part_once_and_in_order(tmp_path, records, work, read):
     """Four rows are fewer than six features, so K has no inverse of its own."""
     few = records[:2]
-    GramWorker(work)(GramTask("m", "few", tuple(few)), FIRST)
+    group = GramTask("m", "few", tuple(few))
+    GramWorker(work)(group, FIRST)
     assert read.number == 2
     query = np.arange(1.0, K + 1)
-    solution = SolveWorker(work)(SolveTask("m", ("few",), np.array([query]), tuple(few)), FIRST)
+    solution = SolveWorker(work)(SolveTask("m", (group.expected,), np.array([query]), tuple(few)), FIRST)
     assert (solution.count, read.number) == (4, 4)
     phi = every_phi(Store(work.config.store), few)
     matrix = phi.T @ phi

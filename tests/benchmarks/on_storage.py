@@ -23,7 +23,7 @@ from concept_trak.store.identity import FeatureSet
 from concept_trak.store.manifest import Audit
 from concept_trak.store.part import Part
 from concept_trak.store.queries import StoredQuery, write_query
-from concept_trak.store.records import Record, commit_part, committed
+from concept_trak.store.records import Record, commit_part, read_record
 from concept_trak.store.store import Store
 
 PART_ROWS = 4096  # 17 MB of float16 at k = 2048
@@ -90,9 +90,10 @@ def found(folder: Path, queries: int, dtype: str) -> Bench:
         AuditConfig(str(folder), "bench", methods={"m": METHODS["trak"]}, concepts=concepts), {"m": FeatureSet(dtype)}
     )
     store = Store(str(folder))
-    shards = [Path(name).stem for name in store.names(FeatureSet(dtype).parts)]
+    features = FeatureSet(dtype)
+    records = [read_record(store, features, Path(name).stem) for name in store.names(features.parts)]
     scorer = ScoreWorker(work)
-    return Bench(work, tuple(committed(store, FeatureSet(dtype), shards).values()), scorer.queries["m"].z, scorer)
+    return Bench(work, tuple(records), scorer.queries["m"].z, scorer)
 
 
 def _part(first: int, n: int, k: int, fp: str) -> Part:

@@ -75,8 +75,8 @@ def done(world, tmp_path_factory) -> Done:
     chosen = (f"concepts=[{concepts},{RED}]", "methods.fit_trak.train.doubt=1e9")
     assert world.audit(store, *chosen, method="[fit_trak,das]").code == 0
     p = prepare(world.config(store, *chosen, method="[fit_trak,das]"))
-    names = [shard.name for shard in p.plan]
-    found = {m: committed(p.store, fp, names) for m, fp in p.work.features.items()}
+    planned = [shard.planned for shard in p.plan]
+    found = {m: committed(p.store, fp, planned) for m, fp in p.work.features.items()}
     worker = BenchmarkQueryWorker(p.work)
     for row in p.config.methods.values():
         for concept in p.config.concepts:

@@ -44,7 +44,7 @@ late = partial(commit_part, dtype="float16", encoding="binary", seconds=1.0, att
 def test_a_zombie_that_did_the_same_work_returns_the_record_that_stands(world, finished: Store):
     prepared = prepare(world.config(finished.uri, model="pixels"))
     shard = prepared.plan[2]
-    (before,) = committed(finished, prepared.work.features["caption_trak"], [shard.name]).values()
+    (before,) = committed(finished, prepared.work.features["caption_trak"], [shard.planned]).values()
     files = files_under(Path(finished.uri))
     (record,) = FeaturizeWorker(prepared.work)(
         FeaturizeTask(("caption_trak",), shard), Attempt(number=1, halvings=0)

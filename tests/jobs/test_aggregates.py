@@ -92,7 +92,7 @@ def test_the_same_sums_however_the_parts_are_cut(world: World, baseline: Found, 
     config = world.config(baseline.store, "audit=first")
     fp = baseline.manifest["settings"]["fingerprints"]["caption_trak"]
     plan = shards(survey(config.data).sources, 8)
-    records = list(committed(Store(str(baseline.store)), FeatureSet(fp), [s.name for s in plan]).values())
+    records = list(committed(Store(str(baseline.store)), FeatureSet(fp), [s.planned for s in plan]).values())
     queries = baseline.folder / "caption_trak/queries"
     (tmp_path / "audits/first/caption_trak").mkdir(parents=True)
     (tmp_path / "audits/first/caption_trak/queries").symlink_to(queries)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from concept_trak.audit.repair import gram_names
+from concept_trak.audit.repair import gram_nodes
 from concept_trak.report import maintenance
 from concept_trak.store.gc import Retention
 from concept_trak.store.manifest import feature_sets, read_manifest, read_plan
@@ -300,8 +300,8 @@ def test_an_audit_that_a_killed_gc_was_removing_can_be_resumed_and_then_stays(
     assert verify(VerifyConfig(store=str(audited.store))) == 0
 
 
-def test_gram_names_are_those_that_an_audit_writes(audited: Audited):
-    assert set(gram_names(read_plan(audited.audit("demo")))) == {gram.stem for gram in audited.grams()}
+def test_gram_nodes_are_those_that_an_audit_writes(audited: Audited):
+    assert set(gram_nodes(read_plan(audited.audit("demo")))) == {gram.stem for gram in audited.grams()}
 
 
 def test_what_was_given_up_and_what_is_too_old_goes_by_days(audited: Audited, collected):

@@ -52,7 +52,7 @@ def test_damage_is_found(store: Store):
     data = grams.encode_gram(a_gram(), 30)
     for other in (data[:-1] + bytes([data[-1] ^ 1]), data[:-1], data[:4], b""):
         store.replace(name, other)
-        with pytest.raises(Damaged, match=r"group-0.safetensors: .*Remove the file: it is computed again"):
+        with pytest.raises(Damaged, match=r"group-0.safetensors: .*remove the file: it is computed again"):
             grams.read_gram(store, FeatureSet("f00d"), "group-0")
     with pytest.raises(FileNotFoundError):
         grams.read_gram(store, FeatureSet("f00d"), "group-1")

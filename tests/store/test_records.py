@@ -12,7 +12,7 @@ from concept_trak.store.codec import Damaged, Part
 from concept_trak.store.identity import FeatureSet
 from concept_trak.store.records import Record, commit_part, committed, derive_record
 from concept_trak.store.store import Store
-from tests.store.parts import a_part
+from tests.store.parts import a_part, planned
 
 PART, RECORD = FeatureSet("f00d").part("train-0-20"), FeatureSet("f00d").record("train-0-20")
 
@@ -110,12 +110,12 @@ def test_committed_derives_what_is_missing_and_keeps_the_order(store: Store):
     shards = ["c", "a", "b"]
     done = {shard: commit(store, a_part(shard=shard)) for shard in shards}
     store.delete(FeatureSet("f00d").record("a"))
-    found = committed(store, FeatureSet("f00d"), ["b", "not done", "a", "c"])
+    found = committed(store, FeatureSet("f00d"), planned("b", "not done", "a", "c"))
     assert list(found) == ["b", "a", "c"]
     assert found["b"] == done["b"]
     assert found["a"] == dataclasses.replace(done["a"], seconds=0.0, attempt=0, host="")
-    assert committed(store, FeatureSet("f00d"), shards)["a"] == found["a"], "the derived record must stand"
-    assert committed(store, FeatureSet("0000"), shards) == {}
+    assert committed(store, FeatureSet("f00d"), planned(*shards))["a"] == found["a"], "the derived record must stand"
+    assert committed(store, FeatureSet("0000"), planned(*shards)) == {}
 
 
 def test_a_shard_committed_between_two_listings_is_done(tmp_path):
@@ -127,7 +127,7 @@ def test_a_shard_committed_between_two_listings_is_done(tmp_path):
             commit(Store(self.uri), a_part())
             return found
 
-    done = committed(Between(str(tmp_path)), FeatureSet("f00d"), ["train-0-20"])
+    done = committed(Between(str(tmp_path)), FeatureSet("f00d"), planned("train-0-20"))
     assert done["train-0-20"].host == "host-1", (
         "records must be listed before parts, or a record seems to lack its part"
     )
@@ -139,7 +139,7 @@ def test_a_record_without_its_part_is_named(store: Store):
     with pytest.raises(
         ValueError, match=r"1 of 1 shards have a record but no part, first .*train-0-20.parquet.*repair"
     ):
-        committed(store, FeatureSet("f00d"), ["train-0-20"])
+        committed(store, FeatureSet("f00d"), planned("train-0-20"))
 
 
 def test_every_flipped_byte_and_every_truncation_is_found_before_use(store: Store):
@@ -159,7 +159,7 @@ def test_damage_is_found_while_a_record_is_derived(store: Store):
         derive_record(store, FeatureSet("f00d"), "train-0-20")
     said = repr(codec.decode_footer(data).sum_squares).encode()
     store.replace(PART, data.replace(said, said[:-1] + (b"1" if said[-1:] != b"1" else b"2")))
-    with pytest.raises(Damaged, match="its footer says"):
+    with pytest.raises(Damaged, match="its footer states"):
         derive_record(store, FeatureSet("f00d"), "train-0-20")
 
 
@@ -168,7 +168,7 @@ def test_a_record_that_is_no_record_is_named(store: Store):
     for other in (b"{", b"[]", b'{"shard": "train-0-20"}'):
         store.replace(RECORD, other)
         with pytest.raises(Damaged, match=r"commits/train-0-20.json is damaged"):
-            committed(store, FeatureSet("f00d"), ["train-0-20"])
+            committed(store, FeatureSet("f00d"), planned("train-0-20"))
 
 
 def test_a_part_that_changed_under_its_record_is_refused(store: Store):

@@ -17,7 +17,7 @@ from concept_trak.store import records
 from concept_trak.store.codec import decode_blocks, read_footer
 from concept_trak.store.identity import FeatureSet
 from concept_trak.store.store import Store
-from tests.store.parts import a_part
+from tests.store.parts import a_part, planned
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,9 @@ def test_a_shard_is_committed_and_adopted(store: Store):
     part = a_part(n=200, k=64)
     record = records.commit_part(store, part, "float16", "binary", 1.5, 1, "host-a")
     assert records.commit_part(store, part, "float16", "binary", 2.5, 2, "host-b") == record
-    assert records.committed(store, FeatureSet("f00d"), [part.shard, "train-20-40"]) == {part.shard: record}
+    assert records.committed(store, FeatureSet("f00d"), planned(part.shard, "train-20-40", rows=202)) == {
+        part.shard: record
+    }
     assert read_footer(store, FeatureSet("f00d").part(part.shard)).sum_squares == record.sum_squares
     assert [sample_id for block in decode_blocks(records.read_part(store, record)) for sample_id in block.ids] == list(
         part.ids
