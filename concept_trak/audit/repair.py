@@ -18,7 +18,7 @@ from concept_trak.data.shard import Shard
 from concept_trak.store.contents import contents_of
 from concept_trak.store.grams import read_gram
 from concept_trak.store.identity import GRAM, feature_file
-from concept_trak.store.manifest import Audit, read_manifest, read_plan, read_settings, read_table
+from concept_trak.store.manifest import Audit, read_plan, read_settings, read_table
 from concept_trak.store.part import Damaged
 from concept_trak.store.queries import query_of_file
 from concept_trak.store.records import committed
@@ -104,7 +104,7 @@ def damaged_features(audit: Audit, left: Mapping[str, str]) -> dict[str, str]:
 
 def removed_results(audit: Audit, left: Mapping[str, str]) -> dict[str, str]:
     """Remove what is damaged of an unfinished audit's queries: its own command writes them again."""
-    if read_manifest(audit) is not None:
+    if audit.store.size(audit.name("manifest.json")) is not None:
         return {}
     removed = {name: what for name, what in left.items() if query_of_file(audit, name)}
     for name in removed:
