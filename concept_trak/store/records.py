@@ -151,8 +151,8 @@ def committed(store: Store, features: FeatureSet, shards: Sequence[PlannedShard]
         )
     orphans = [s for s in shards if features.part(s.name) in parts and features.record(s.name) not in records]
     with ThreadPoolExecutor(READERS) as readers:
-        found = [*readers.map(lambda shard: read_record(store, features, shard), done)]
-    by_name = {record.shard: record for record in (*found, *(derive_record(store, features, s) for s in orphans))}
+        read = [*readers.map(lambda shard: read_record(store, features, shard), done)]
+    by_name = {record.shard: record for record in (*read, *(derive_record(store, features, s) for s in orphans))}
     return {shard.name: by_name[shard.name] for shard in shards if shard.name in by_name}
 
 
