@@ -12,6 +12,7 @@ survive less.
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float, Int64
@@ -39,6 +40,11 @@ def choice(count: int, *parts: str | int | float) -> int:
 def at_least_float32(x: Tensor) -> Tensor:
     """`x` itself in float32 or float64; lower precisions are cast to float32."""
     return x if x.dtype in (torch.float32, torch.float64) else x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def norm_of_all(tensors: Iterable[Tensor]) -> float:
+    """The Euclidean norm over all numbers of these tensors, summed in float64 one tensor at a time."""
+    return torch.stack([x.double().square().sum() for x in tensors]).sum().sqrt().item()
 
 
 def signs(

@@ -5,7 +5,7 @@ One forward and one backward of the batch give the inputs of every layer and the
 accounts for cost one more pass per sample. `pull_back_naive` does everything that way: it is the oracle of the tests.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -83,11 +83,25 @@ def pull_back_naive(
         with torch.enable_grad():
             predictions.append(denoiser(sample.x_t, sample.t, sample.batch.cond))
             points.append(direction(sample, predictions[-1]))
-            rows.append(_backward(predictions[-1].eps, points[-1].v, denoiser.parameters))
+            rows.append(backward(predictions[-1].eps, denoiser.parameters, points[-1].v))
     gradients = {name: torch.stack([row[name] for row in rows]) for name in denoiser.parameters}
     x_0, eps = (torch.cat(parts).detach() for parts in zip(*predictions, strict=True))
     v, fit = (torch.cat(parts).detach() for parts in zip(*points, strict=True))
     return gradients, Prediction(x_0, eps), Direction(v, fit)
+
+
+def backward(
+    output: Float[Tensor, "..."], parameters: Mapping[str, Tensor], v: Float[Tensor, "..."] | None = None
+) -> dict[str, Tensor]:
+    """J^T v of a whole batch by plain autograd, by parameter name; zeros where `output` does not depend on one.
+
+    Args:
+        output: with its graph, which is freed.
+        v: of the shape of `output`; None where `output` is one number, for its gradient.
+    """
+    slopes = torch.autograd.grad(output, list(parameters.values()), v, allow_unused=True)
+    pairs = zip(parameters.items(), slopes, strict=True)
+    return {name: torch.zeros_like(p) if slope is None else slope for (name, p), slope in pairs}
 
 
 def times_each(value: Float[Tensor, "b ..."], factor: Float[Tensor, " b"]) -> Float[Tensor, "b ..."]:
@@ -158,11 +172,5 @@ def _one_by_one(denoiser: Denoiser, state: State, v: Tensor, names: list[str]) -
         sample = state.rows(slice(i, i + 1))
         with torch.enable_grad():
             eps = denoiser(sample.x_t, sample.t, sample.batch.cond).eps
-            rows.append(_backward(eps, v[i : i + 1], chosen))
+            rows.append(backward(eps, chosen, v[i : i + 1]))
     return {name: torch.stack([row[name] for row in rows]) for name in names}
-
-
-def _backward(eps: Tensor, v: Tensor, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    slopes = torch.autograd.grad(eps, list(parameters.values()), v, allow_unused=True)
-    pairs = zip(parameters.items(), slopes, strict=True)
-    return {name: torch.zeros_like(p) if slope is None else slope for (name, p), slope in pairs}
