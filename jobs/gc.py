@@ -5,14 +5,13 @@ removes them. `keep` and `days` choose finished audits to remove with what only 
 unfinished audit is alive until `unfinished_days` pass without a write. Nothing younger than the grace is touched.
 """
 
-import time
 from dataclasses import dataclass
 from math import inf
 
 from concept_trak import UserError
 from concept_trak.config import absolute
 from concept_trak.report.maintenance import collect_garbage, count_garbage
-from concept_trak.store.gc import Retention
+from concept_trak.store.gc import Retention, safe_clock
 from concept_trak.store.store import Store
 from jobs.configure import main
 
@@ -39,13 +38,13 @@ class GcConfig:
     def rules(self, now: float) -> Retention:
         """The same in unix seconds."""
         finished, unfinished = (now - d * 86400 if d else -inf for d in (self.days, self.unfinished_days))
-        return Retention(now - self.grace_hours * 3600, self.keep, finished, unfinished)
+        return Retention(now - self.grace_hours * 3600, self.keep, finished, unfinished, now)
 
 
 def gc(config: GcConfig) -> int:
     """List, or delete, what nothing needs."""
-    removed = []
-    for item in collect_garbage(Store(absolute(config.store)), config.rules(time.time()), config.delete):
+    removed, store = [], Store(absolute(config.store))
+    for item in collect_garbage(store, config.rules(safe_clock(store, config.delete)), config.delete):
         print(f"{item.kind:<15} {item.name}")
         removed.append(item)
     lines, files, size = count_garbage(removed)

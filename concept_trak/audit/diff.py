@@ -26,6 +26,7 @@ from concept_trak.store.manifest import (
     read_plan,
     read_settings,
     read_table,
+    recency,
     write_table,
 )
 from concept_trak.store.queries import read_query
@@ -261,7 +262,7 @@ def earlier(audit: Audit, since: str) -> Audit | None:
         audit.id
     }
     done = [
-        (manifest["finished"], name)
+        (recency(manifest["finished"]), name)
         for name in others
         if since and (manifest := read_manifest(Audit(audit.store, name)))
     ]

@@ -23,12 +23,14 @@ from concept_trak.store.gc import (
     Retention,
     audit_files,
     expired_audits,
+    linked,
     needed_by,
     remove_garbage,
+    require_audits,
     temporary_files,
     unneeded_features,
 )
-from concept_trak.store.manifest import Audit, given_up
+from concept_trak.store.manifest import GIVEN_UP, Audit, given_up
 from concept_trak.store.store import Store
 from concept_trak.store.verify import MISSING, SOUND, Finding, verify_audits
 
@@ -129,16 +131,19 @@ def collect_garbage(store: Store, rules: Retention, delete: bool = False) -> Ite
         delete: False only lists.
 
     Raises:
-        UserError: an audit's settings or plan cannot be read, so that what it needs is unknown.
+        UserError: an audit's settings or plan cannot be read, so that what it needs is unknown; or the store is empty.
     """
+    if not any(map(store.names, ("audits", "features", STATES, "components"))):
+        raise UserError(f"{store.uri} holds nothing; expected a store that `python -m jobs.audit` has written to")
+    require_audits(store)
     # Listed before the audits: what an audit that begins now computes is not among them.
     names, states = store.names("features"), store.names(STATES)
     audits = [Audit(store, name) for name in audits_of(store)]
-    leaving = expired_audits(audits, rules)
+    leaving = expired_audits([audit for audit in audits if not store.is_linked(audit.name(GIVEN_UP))], rules)
     living = {audit.id: _needs(audit, states) for audit in audits if audit not in leaving}
-    needed = reduce(add, living.values(), Needed())
+    needed = reduce(add, living.values(), linked(store, (*names, *states)))
     garbage = [g for audit in leaving for g in audit_files(audit)] + temporary_files(store, rules.before)
-    garbage += units.unneeded_measurements(store, rules.before)
+    garbage += [unit for unit in units.unneeded_measurements(store, rules.before) if not store.is_linked(unit.name)]
     garbage += unneeded_features(store, names, needed, rules.before)
     garbage += inversion_cache.unneeded_states(store, states, needed, rules.before)
 

@@ -4,6 +4,7 @@ Objects behind fsspec: S3, and whatever else it knows that refuses a second excl
 """
 
 import contextlib
+import errno
 import os
 import re
 import threading
@@ -26,6 +27,7 @@ class Backend(Protocol):
     def modified(self, name: str) -> float | None: ...
     def names(self, folder: str) -> list[str]: ...
     def leftovers(self, folder: str) -> list[str]: ...
+    def is_linked(self, name: str) -> bool: ...
     def put_new(self, name: str, data: bytes) -> None: ...
     def put(self, name: str, data: bytes) -> None: ...
     def delete(self, name: str) -> None: ...
@@ -57,6 +59,11 @@ class LocalBackend:
     def leftovers(self, folder: str) -> list[str]:
         return [name for name in self._files(folder) if OWN_TEMPORARY.fullmatch(os.path.basename(name))]
 
+    def is_linked(self, name: str) -> bool:
+        folder = os.path.dirname(name)
+        real = os.path.realpath(self._path(folder))
+        return os.path.normpath(os.path.join(os.path.realpath(self.root), folder)) != real
+
     def put_new(self, name: str, data: bytes) -> None:
         with _naming(self._path(name)), self._temporary(name, data) as temporary:
             os.link(temporary, self._path(name))  # unlike a rename, a link never replaces what stands there
@@ -74,8 +81,10 @@ class LocalBackend:
         return os.path.join(self.root, name)
 
     def _files(self, folder: str) -> list[str]:
-        files = (os.path.join(top, file) for top, _, files in os.walk(self._path(folder)) for file in files)
-        return sorted(os.path.relpath(path, self.root).replace(os.sep, "/") for path in files)
+        top = self._path(folder)
+        if not os.path.lexists(top):
+            return []
+        return sorted(os.path.relpath(path, self.root).replace(os.sep, "/") for path in _files_below(top, ()))
 
     @contextlib.contextmanager
     def _temporary(self, name: str, data: bytes) -> Iterator[str]:
@@ -93,6 +102,39 @@ class LocalBackend:
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+
+def _files_below(folder: str, above: tuple[str, ...]) -> Iterator[str]:
+    """Every file, behind links too, and links to nothing. A folder that cannot be listed raises: it may hold anything.
+
+    Args:
+        folder: where to look.
+        above: the real paths of the folders around it; a link to one of them is not followed again.
+    """
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        with os.scandir(folder) as listing:
+            entries = list(listing)
+    except FileNotFoundError:
+        if os.path.islink(folder):
+            raise OSError(f"{folder} is a link to nothing: mount its disk, or remove the link") from None
+        return  # it was removed since it was listed
+    for entry in entries:
+        if _is_folder(entry):
+            yield from _files_below(entry.path, (*above, real))
+        else:
+            yield entry.path
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:  # links in a circle lead to nothing
+            raise
+        return False
 
 
 def _is_temporary(path: str) -> bool:
@@ -168,6 +210,9 @@ class FsspecBackend:
             return []
         prefix = self.root.strip("/") + "/"
         return sorted(path.lstrip("/").removeprefix(prefix) for path in paths)
+
+    def is_linked(self, name: str) -> bool:
+        return False  # objects have no links
 
     def leftovers(self, folder: str) -> list[str]:
         return []  # an object appears whole; parts of a broken upload are no objects and are never listed

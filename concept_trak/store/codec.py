@@ -86,7 +86,7 @@ def decode_blocks(data: bytes, checked: bool = False) -> Iterator[Block]:
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=not checked)
         for group in range(file.num_row_groups):
-            table = file.read_row_group(group)
+            table = file.read_row_group(group, use_threads=False)  # as `tables.read_parquet`
             if table.num_rows:
                 yield _block(table, footer)
     except (OSError, pa.ArrowException) as error:

@@ -8,15 +8,18 @@ Audits are listed again before every batch of deletions, and a record goes befor
 meanwhile finds a part whole and derives its record, or finds neither.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import groupby
 from math import inf
 from typing import Any
 
+from concept_trak import UserError
 from concept_trak.store.identity import FEATURE_SET, PART, RECORD, FeatureSet, feature_file
-from concept_trak.store.manifest import GIVEN_UP, Audit, feature_sets, given_up, read_manifest, read_plan
+from concept_trak.store.manifest import GIVEN_UP, Audit, feature_sets, given_up, read_manifest, read_plan, recency
 from concept_trak.store.part import Damaged
 from concept_trak.store.records import READERS
 from concept_trak.store.store import Store
@@ -56,7 +59,7 @@ def needed_by(audit: Audit, gram_names: GramNames) -> Needed:
     An audit that was begun and has no plan yet may be about to name anything of its feature sets.
 
     Raises:
-        ValueError: its configuration or its plan cannot be read, so nobody can tell what it needs.
+        UserError: its configuration or its plan cannot be read, so that what it needs is unknown.
     """
     try:
         sets = frozenset(feature_sets(audit).values())
@@ -76,6 +79,30 @@ def needed_by(audit: Audit, gram_names: GramNames) -> Needed:
     return Needed(frozenset(name for features in sets for name in _files_of(features, shards, nodes)))
 
 
+def safe_clock(store: Store, write: bool) -> float:
+    """Unix time; with `write`, the earlier of this machine's and the storage's: a clock ahead makes young files old."""
+    return min(time.time(), store.clock()) if write and store.names("audits") else time.time()
+
+
+def require_audits(store: Store) -> None:
+    """Check that no audit is behind a link to nothing, so that what it needs is unknown.
+
+    Raises:
+        UserError: naming the link.
+    """
+    for name in store.names("audits"):
+        if name.count("/") == 1 and store.size(name) is None:
+            raise UserError(
+                f"{store.uri}/{name} is a link to nothing, so which features that audit needs is unknown. Nothing is "
+                "deleted. Mount its disk, or remove the link if the audit is given up."
+            )
+
+
+def linked(store: Store, names: Iterable[str]) -> Needed:
+    """Those of `names` that are behind links inside the store: other stores may need them, so they stay."""
+    return Needed(frozenset(name for name in names if store.is_linked(name)))
+
+
 def _files_of(features: FeatureSet, shards: Iterable[str], nodes: Iterable[str]) -> Iterator[str]:
     yield features.settings_file
     for shard in shards:
@@ -88,20 +115,22 @@ class Retention:
     """Which audits go, in unix seconds of the storage's own clock; what is younger than `before` never does.
 
     Finished ones beyond the newest `keep` (0 keeps all), and those finished before `finished`, but for the newest of
-    all; unfinished ones of which nothing was written since `unfinished`. -inf for either keeps all of its kind.
+    all; unfinished ones of which nothing was written since `unfinished`. -inf for either keeps all of its kind. What
+    a wrong clock dated after `now` stays, and does not count among the newest.
     """
 
     before: float
     keep: int = 0
     finished: float = -inf
     unfinished: float = -inf
+    now: float = inf
 
 
 def expired_audits(audits: Sequence[Audit], rules: Retention) -> list[Audit]:
     """Audits to be removed by the rules, and those that were being removed, unless one was resumed since."""
     marked = [audit for audit in audits if given_up(audit)]
     others = [audit for audit in audits if audit not in marked]
-    when = {audit: _finished(audit) for audit in others}
+    when = {audit: _finished(audit, rules.now) for audit in others}
     finished = sorted((audit for audit in others if when[audit]), key=lambda a: (when[a], a.id), reverse=True)
     beyond = finished[rules.keep :] if rules.keep else []
     aged = [audit for audit in finished[1:] if audit not in beyond and _age(audit) < rules.finished]
@@ -164,12 +193,14 @@ def _old(audit: Audit, before: float) -> bool:
     return all(age < before for _, _, age in existing(audit.store, names))
 
 
-def _finished(audit: Audit) -> str:
-    """When the audit was finished; "" while it has no manifest that can be read."""
+def _finished(audit: Audit, now: float) -> str:
+    """When the audit was finished; "" while it has no manifest that can be read, or one from the future."""
     try:
-        return str((read_manifest(audit) or {}).get("finished", ""))
+        finished = str((read_manifest(audit) or {}).get("finished", ""))
     except (ValueError, AttributeError):
         return ""
+    past, _ = recency(finished, None if now == inf else datetime.fromtimestamp(now, UTC))
+    return finished if past else ""
 
 
 def _age(audit: Audit) -> float:
@@ -185,10 +216,10 @@ def existing(store: Store, names: Sequence[str]) -> list[tuple[str, int, float]]
         return [(name, size, age) for name, size, age in columns if size is not None and age is not None]
 
 
-def unknown_needs(audit: Audit, why: str) -> ValueError:
-    """The error of an audit whose needs nobody can tell."""
-    return ValueError(
-        f"nobody can tell which features audit {audit.id} needs: {why}. Nothing more is deleted. Restore the file, or"
+def unknown_needs(audit: Audit, why: str) -> UserError:
+    """The error of an audit whose needs are unknown."""
+    return UserError(
+        f"which features audit {audit.id} needs is unknown: {why}. Nothing more is deleted. Restore the file, or"
         f" remove {audit.store.uri}/{audit.name('')} if the audit is given up."
     )
 

@@ -1,9 +1,7 @@
 """The files of one audit: its configuration and plan first, its manifest last. Only the driver writes here.
 
 Everything but the hints (progress.json, latest.json) is put-if-absent, so two drivers on one audit leave one set of
-files, and a reader who starts from the manifest sees only finished ones.
-
-What the files and columns of an audit are called, below `audits/<audit>/`; one folder per method.
+files, and a reader who starts from the manifest sees only finished ones. Names are below `audits/<audit>/`.
 """
 
 import hashlib
@@ -11,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -150,7 +148,7 @@ def finish_audit(
     write_json(audit, "manifest.json", ours)
     standing = read_manifest(audit)
     assert standing is not None, "a manifest that was created can be read"
-    if standing["finished"] >= _latest(store):  # another driver may end an audit that was finished long ago
+    if recency(standing["finished"]) >= recency(_latest(store)):  # another driver may end one finished long ago
         store.replace(LATEST, encode_json({"audit": audit.id, "finished": standing["finished"]}))
     return standing
 
@@ -161,6 +159,12 @@ def _latest(store: Store) -> str:
         return str(json.loads(store.read(LATEST))["finished"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return ""
+
+
+def recency(finished: str, now: datetime | None = None) -> tuple[bool, str]:
+    """What audits are ordered by, from old to new. A time a day in the future is a wrong clock's, and the oldest."""
+    limit = (now or datetime.now(UTC)) + timedelta(days=1)
+    return finished <= limit.isoformat(timespec="seconds"), finished
 
 
 def read_manifest(audit: Audit) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ or meets its own bytes.
 
 import contextlib
 import io
+import time
 import uuid
 
 import fsspec
@@ -68,6 +69,10 @@ class Store:
         """Temporary files under the folder that a write which was killed may have left; `names` never shows them."""
         return self._place.leftovers(folder.strip("/"))
 
+    def is_linked(self, name: str) -> bool:
+        """Whether a link inside the store leads to the file's folder, so that other stores may use it too."""
+        return self._place.is_linked(_checked(name))
+
     def create(self, name: str, data: bytes) -> bool:
         """Put-if-absent. True: these very bytes stand under the name now. False: other bytes stand there.
 
@@ -87,6 +92,16 @@ class Store:
     def delete(self, name: str) -> None:
         """Remove a file; one that is not there is removed already."""
         self._place.delete(_checked(name))
+
+    def clock(self) -> float:
+        """The storage's own time in unix seconds, as `modified` gives it: that of a file written now."""
+        name = f"probe-{uuid.uuid4().hex}"
+        try:
+            self.create(name, b"")
+            written = self.modified(name)
+        finally:
+            self.delete(name)
+        return time.time() if written is None else written
 
     def probe(self) -> None:
         """Prove that the store can be written and refuses a second create of one name; leaves nothing behind.

@@ -132,7 +132,7 @@ def test_an_audit_without_a_plan_keeps_all_of_its_feature_sets(store: Store):
 def test_an_audit_of_which_nobody_can_tell_what_it_needs_is_an_error(store: Store):
     audit = begun(store, "demo", "aaaa", "s1")
     store.replace(audit.name("plan.parquet"), b"PAR1")
-    with pytest.raises(ValueError, match=r"audit demo needs: .*plan.parquet is damaged.*remove .*audits/demo/ if"):
+    with pytest.raises(ValueError, match=r"demo needs is unknown: .*plan.parquet is damaged.*remove .*audits/demo/ if"):
         needed_by(audit, one_gram)
     store.replace(audit.name("plan.parquet"), b"PAR1")
     store.delete(audit.name("audit.yaml"))
