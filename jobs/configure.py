@@ -25,6 +25,7 @@ from concept_trak.config import build
 from concept_trak.store.secrets import redacted
 from jobs.exit_codes import ended
 from jobs.help import help_text
+from jobs.terminal import escape_output
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 LEFT_AT_HOME = ("/outputs", "/results", "/assets/benchmark", ".git", ".venv")
@@ -41,6 +42,7 @@ def main(verb: Callable[..., int], default: str, *schemas: type[Any]) -> None:
         default: the configuration's name in `conf/`.
         schemas: the dataclasses that the keys of the command line are divided among.
     """
+    escape_output()
     arguments = sys.argv[1:]
     if {"--help", "-h"} & set(arguments):
         print(help_text(verb, schemas, default))

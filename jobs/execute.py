@@ -15,6 +15,7 @@ from cluster.serial import Serial
 from concept_trak import UserError
 from concept_trak.audit.mapper import Stopped
 from concept_trak.config import AuditConfig, WorkerSettings
+from concept_trak.data.text import escaped
 from concept_trak.models.location import is_hub_id
 from concept_trak.store.manifest import Audit, write_bytes
 from concept_trak.store.secrets import redacted
@@ -155,10 +156,9 @@ class ExecutorMapper:
         if self.audit is None or outcome.error is None:
             return
         number = len(self.audit.store.names(self.audit.name(f"failures/{stage}")))
+        log = escaped(redacted(outcome.error), "\n\t").encode()
         try:
-            write_bytes(
-                self.audit, f"failures/{stage}/{number:04d}-{outcome.item.label}.log", redacted(outcome.error).encode()
-            )
+            write_bytes(self.audit, f"failures/{stage}/{number:04d}-{outcome.item.label}.log", log)
         except OSError as error:  # the task's own failure is reported at the end, and matters more
             LOG.warning("the traceback of a failed task is not written: %s", error)
 

@@ -25,9 +25,11 @@ from collections.abc import Callable
 from cluster.executor import Failure, InfrastructureExhausted, WorkerFailed
 from cluster.worker import classify
 from concept_trak.audit.mapper import Stopped
+from concept_trak.data.text import escaped
 from concept_trak.store.secrets import redacted, without_secrets
 
 MENDABLE, BUG, DAMAGED = 2, 5, 6
+NEWLINES = "\n\t"  # pass in messages
 INTERRUPTED, OUTPUT_CLOSED = 130, 141  # as a shell reports SIGINT and SIGPIPE
 
 
@@ -53,7 +55,7 @@ def ended(verb: Callable[[], int]) -> int:
                 return _error(
                     f"{text}; what is done stays done. Run the same command again.", InfrastructureExhausted.exit_code
                 )
-        print(redacted(traceback.format_exc()), end="", file=sys.stderr)
+        print(escaped(redacted(traceback.format_exc()), NEWLINES), end="", file=sys.stderr)
         return BUG
 
 
@@ -61,7 +63,7 @@ def _error(message: str, code: int) -> int:
     if code == OUTPUT_CLOSED:
         _discard_output()
     with contextlib.suppress(BrokenPipeError):  # of `2>&1 | head`
-        print(f"error: {redacted(message)}", file=sys.stderr)
+        print(f"error: {escaped(redacted(message), NEWLINES)}", file=sys.stderr)
     return code
 
 

@@ -10,6 +10,7 @@ from math import inf
 
 from concept_trak import UserError
 from concept_trak.config import absolute
+from concept_trak.data.text import escaped
 from concept_trak.report.maintenance import collect_garbage, count_garbage
 from concept_trak.store.gc import Retention, safe_clock
 from concept_trak.store.store import Store
@@ -45,7 +46,7 @@ def gc(config: GcConfig) -> int:
     """List, or delete, what nothing needs."""
     removed, store = [], Store(absolute(config.store))
     for item in collect_garbage(store, config.rules(safe_clock(store, config.delete)), config.delete):
-        print(f"{item.kind:<15} {item.name}")
+        print(f"{item.kind:<15} {escaped(item.name)}")
         removed.append(item)
     lines, files, size = count_garbage(removed)
     what = "deleted" if config.delete else "nothing was deleted; delete=true deletes these"

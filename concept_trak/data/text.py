@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import re
 from typing import Any
 
 from concept_trak import UserError
@@ -18,6 +19,12 @@ _MARKS = (
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_JOINED = "[\u0590-\ud7ff\uf900-\ufffd\U00010000-\U000dffff]"
+_HIDDEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164"
+    "\ud800-\udfff\ufeff\uffa0\ufff0-\ufffb\U000e0000-\U000e0fff]"
+    f"|(?<!{_JOINED})[\u200c\u200d]|[\u200c\u200d](?!{_JOINED})"
 )
 
 
@@ -85,9 +92,21 @@ def encodable(text: str) -> bool:
 
 def one_line(text: object, most: int = 300) -> str:
     """An error's or a value's text for a message: one line, control characters escaped, not too long."""
-    line = " ".join(printable(str(text)).split())
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    line = escaped(" ".join(str(text).split()))
     return line if len(line) <= most else f"{line[:most]}..."
+
+
+def escaped(text: str, keep: str = "") -> str:
+    """A text for a terminal, a page or a log: what cannot be seen, or moves what can, is written as an escape.
+
+    These are control characters (C0 and C1), marks that turn the direction of text, characters of no width, other ends
+    of lines, and halves of surrogate pairs. A joiner stays in emoji and between letters of scripts that join.
+
+    Args:
+        text: from a data set, a file system, or an error.
+        keep: control characters that stay, such as the newlines of a text of several lines.
+    """
+    return _HIDDEN.sub(lambda match: match[0] if match[0] in keep else ascii(match[0])[1:-1], text)
 
 
 def printable(name: str) -> str:

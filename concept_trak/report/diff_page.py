@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from concept_trak.audit.diff import CHANGED, NEW, Difference, Move
+from concept_trak.data.text import escaped, one_line
 from concept_trak.report.render import number, percent, ratio
 from concept_trak.report.table_page import TablePage, TextTable, render_tables
 from concept_trak.store.manifest import Audit, write_bytes
@@ -71,4 +72,5 @@ def _text_line(move: Move) -> str:
     ranks, scores = (move.rank_before, move.rank_after), (move.score_before, move.score_after)
     rank = " -> ".join("-" if r is None else str(r) for r in ranks)
     score = " -> ".join("-" if s is None else f"{s:.3g}" for s in scores)
-    return f"  {move.change:<8} {rank:<12} {score:<24} {move.sample_id:<20} {move.data:<8} {move.caption}"
+    sample = f"{escaped(move.sample_id):<20} {move.data:<8} {one_line(move.caption, 100)}"
+    return f"  {move.change:<8} {rank:<12} {score:<24} {sample}"

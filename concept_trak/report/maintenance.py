@@ -15,6 +15,7 @@ from concept_trak.audit.repair import damaged_features, gram_nodes, mend, remove
 from concept_trak.audit.status import audits_of
 from concept_trak.components import units
 from concept_trak.config import WorkerSettings
+from concept_trak.data.text import escaped
 from concept_trak.report.index_page import write_index
 from concept_trak.store.gc import (
     AUDIT,
@@ -93,7 +94,7 @@ def _report(audits: Sequence[Audit], line: Callable[[str], None], only: Sequence
         counts[finding.what] += 1
         if finding.what != SOUND:
             detail = f" (audit {finding.audit})" if finding.audit else f": {finding.why}" if finding.why else ""
-            line(f"{finding.what:<20} {finding.name}{detail}")
+            line(escaped(f"{finding.what:<20} {finding.name}{detail}"))
         if finding.damage:
             damage.append(finding)
     line(f"{counts.total()} files: " + ", ".join(f"{count} {what}" for what, count in sorted(counts.items())))

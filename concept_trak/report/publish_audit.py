@@ -20,6 +20,7 @@ from concept_trak.audit.results import REJECT_KINDS, reject_rows, rejects_by_rea
 from concept_trak.audit.score import score_tasks
 from concept_trak.config import AuditConfig, WorkerSettings
 from concept_trak.data.inventory import describe_left_out
+from concept_trak.data.text import escaped, one_line
 from concept_trak.report.build_audit_page import facts, page, picture
 from concept_trak.report.diff_page import page_file, write_page
 from concept_trak.report.index_page import write_index
@@ -86,14 +87,15 @@ def announcement(p: Prepared) -> Iterator[str]:
     yield f"audit      {p.audit.id} on {p.store.uri}"
     yield f"data       {p.samples} samples in {p.sources} sources, {len(p.plan)} shards"
     if left_out := describe_left_out(p.left_out):
-        yield f"           {left_out}"
-    yield f"model      {m.path}: {d.parameters:,} attributable parameters in {d.tensors} tensors ({m.parameters})"
+        yield f"           {escaped(left_out)}"
+    attributable = f"{d.parameters:,} attributable parameters in {d.tensors} tensors ({m.parameters})"
+    yield f"model      {escaped(m.path)}: {attributable}"
     yield (
         f"size       features {readable(d.feature)} a sample and method, {readable(d.feature * p.samples * sets)} "
         f"in all; gradients at most {readable(d.gradient * m.batch)} a worker at model.batch={m.batch}"
     )
     for concept in p.config.concepts:
-        yield f"concept    {concept.name}: {concept.question}"
+        yield f"concept    {concept.name}: {one_line(concept.question)}"
 
 
 def publish_audit(run: AuditRun, results: StageResults) -> None:
@@ -199,14 +201,15 @@ def describe_answer(p: Prepared, line: Callable[[str], None]) -> None:
         empty = rejected.get("no_caption", 0) / p.samples
         line(f"rejected   {counted} of {p.samples} samples ({empty:.1%} without a caption)")
     for concept in p.config.concepts:
-        line(f"\n{concept.name}: {concept.question} ({concept.scope})")
+        line(f"\n{concept.name}: {one_line(concept.question)} ({concept.scope})")
         agreement = questions.get(concept.name, {}).get("agreement", {})
         for method in p.config.methods:
             line(f"  {method}{_grade(metrics.get(concept.name, {}).get(method))}{_agreed(agreement.get(method))}")
             for r in best:
                 if (r["concept"], r["method"]) == (concept.name, method):
-                    same = f"  (the same image as {r['duplicate_of']})" if r["duplicate_of"] else ""
-                    line(f"    {r['rank']:>3}  {r['score']:>10.3g}  {r['sample_id']:<20} {r['caption']}{same}")
+                    same = f"  (the same image as {escaped(r['duplicate_of'])})" if r["duplicate_of"] else ""
+                    sample = f"{escaped(r['sample_id']):<20} {one_line(r['caption'], 100)}{same}"
+                    line(f"    {r['rank']:>3}  {r['score']:>10.3g}  {sample}")
     where = p.store.uri.removeprefix("file://")
     line(f"\nreport     {where}/{p.audit.name('report.html')}")
 

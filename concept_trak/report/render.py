@@ -2,7 +2,7 @@
 
 `page.html` holds structure and words, `style.html` the style. Here is what they need computed: numbers as text, the
 geometry of the drawings, and which ranking is a method's main answer. Captions are untrusted: everything is escaped,
-and the page's content security policy forbids scripts and every request.
+control characters too, and the page's content security policy forbids scripts and every request.
 """
 
 import base64
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from concept_trak.data.text import escaped
 from concept_trak.report.audit_page import Facts, Page, Ranking, Section
 
 PIXELATED_BELOW = 64  # pixels: smaller images are enlarged with sharp edges, or shapes of 32 pixels turn into fog
@@ -179,6 +180,7 @@ def environment() -> Environment:
     jinja = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        finalize=lambda value: escaped(value, "\n\t") if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

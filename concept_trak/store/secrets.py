@@ -10,7 +10,8 @@ from concept_trak import UserError
 SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 SHORTEST_SECRET = 7  # characters
 CREDENTIAL = re.compile(
-    r"(^|[_.-])(passwords?|passwd|secrets?|token|credentials?|(access|api|private)_?key)($|[_.-])", re.I
+    r"(^|[_.-])(passwords?|passwd|secrets?|token|credentials?|(access|api|private|account|storage|signing|encryption)_?key)($|[_.-])",
+    re.I,
 )
 # The parameters that sign a URL: X-Amz-Signature, X-Amz-Security-Token, X-Goog-Credential, AWSAccessKeyId, sig, ...
 SIGNATURE = re.compile(
@@ -71,7 +72,8 @@ def without_secrets(error: BaseException) -> str:
 
 def redacted(text: str) -> str:
     """The text with `***` for credentials and signatures in URLs, and for the values of credential variables."""
-    for value in (os.environ.get(name, "") for name in SECRET_VARIABLES):
-        # A shorter one, as of a test server, is a part of many words.
-        text = text.replace(value, "***") if len(value) >= SHORTEST_SECRET else text
+    for name, value in os.environ.items():
+        # A shorter one, as of a test server, is a part of many words; a path, as of a file with a token, is no secret.
+        hidden = name in SECRET_VARIABLES or (CREDENTIAL.search(name) and not value.startswith(("/", "~", ".")))
+        text = text.replace(value, "***") if hidden and len(value) >= SHORTEST_SECRET else text
     return SIGNATURE.sub(r"\1***", re.sub(r"//\S*@", "//***@", text))

@@ -46,3 +46,11 @@ def test_credentials_and_the_values_of_variables_are_redacted(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
     assert redacted("s3://key:pass/word@bucket: hunter2 is wrong") == "s3://***@bucket: *** is wrong"
     assert redacted("a line\nwith no secret? none") == "a line\nwith no secret? none"
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "RAY_AUTH_TOKEN", "STORAGE_ACCOUNT_KEY", "WANDB_API_KEY", "PASSWORD"])
+def test_the_value_of_any_variable_that_names_a_secret_is_redacted(monkeypatch, name):
+    monkeypatch.setenv(name, "hunter2-and-more")
+    assert redacted("401 for hunter2-and-more") == "401 for ***"
+    monkeypatch.setenv(f"{name}_PATH", "/run/secrets/x")
+    assert redacted("/run/secrets/x is not there") == "/run/secrets/x is not there"
