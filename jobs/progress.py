@@ -86,8 +86,9 @@ class Progress:
         print(text, flush=True)
 
     def track(self, name: str, outcomes: Iterator[Outcome], of: int) -> Iterator[Outcome]:
-        """Pass outcomes on, counting them."""
-        stage = self.stages[name] = Stage(of)
+        """Pass outcomes on and count them. A stage that comes again goes on counting: Grams are summed by level."""
+        stage = self.stages.setdefault(name, Stage(0))
+        stage.of += of
         self.now = name
         self.meter.begin(name)
         self._note()
@@ -97,7 +98,7 @@ class Progress:
                 self.meter.ended(outcome)
                 bar.set_postfix_str(f"{stage.rate:.1f} samples/s" if stage.samples else "", refresh=False)
                 bar.update()
-                if stage.done == of or self._due:
+                if stage.done == stage.of or self._due:
                     self._note()
                     if bar.disable:
                         self.line(f"{name:<10} {stage}")

@@ -216,9 +216,9 @@ def _timed_stages(
     for method, parts in records.items():
         if not sum(part.rows for part in parts):
             raise UserError(f"not one of the first samples has a feature for {method}: {rejects_by_reason(parts)}")
-    groups = run.sum_grams(records)
+    grams = run.sum_grams(records)
     queries = {q.method: r for q, r in run.map("query", DryRunQueryWorker, list(p.queries))}
-    run.solve({(m, r.result.concept): r.result for m, r in queries.items()}, records, groups)
+    run.solve({(m, r.result.concept): r.result for m, r in queries.items()}, records, grams)
     _require_finite(run.score(records).entries())
     return results, queries, starting
 

@@ -1,11 +1,13 @@
-"""From features to what scores them: Grams summed by group of shards, and one linear solve for each method.
+"""From features to what scores them: Grams summed along a tree over the shards, and one linear solve for each method.
 
-Workers read parts from the store and return small records. The plan fixes the order of every sum, so that a sum done
-twice has the same bytes.
+Workers read parts and Grams from the store and return small records. The plan fixes the order of every sum, so that a
+sum done twice has the same bytes.
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -15,30 +17,35 @@ from torch import Tensor
 from concept_trak import UserError
 from concept_trak.attribution import fisher, ranking
 from concept_trak.attribution.fisher import Gram, stored_gram
+from concept_trak.audit.gram_tree import GramNode
 from concept_trak.audit.mapper import Attempt
 from concept_trak.audit.query_features import QueryResult
 from concept_trak.audit.worker import StoreWorker
 from concept_trak.store.consistency import ExpectedGram
 from concept_trak.store.grams import encode_gram, read_gram, write_gram
+from concept_trak.store.identity import FeatureSet
 from concept_trak.store.manifest import gram_file, write_bytes
 from concept_trak.store.prefetch import prefetch
 from concept_trak.store.queries import StoredQuery
 from concept_trak.store.records import Record
+from concept_trak.store.store import Store
 
 
 @dataclass(frozen=True)
 class GramTask:
-    """Shards whose Gram is one file, of one method."""
+    """One node of a method's tree: a leaf, with the records of its shards, or a sum of its `children`."""
 
     method: str
     name: str
-    records: tuple[Record, ...]
+    records: tuple[Record, ...] = ()
+    children: tuple[ExpectedGram, ...] = ()
 
     @property
     def expected(self) -> ExpectedGram:
-        """What the sum over the group has, by the records of its shards."""
-        squares = math.fsum(record.sum_squares for record in self.records)
-        return ExpectedGram(self.name, sum(record.rows for record in self.records), squares)
+        """What the sum has, by the records of the shards or by the children."""
+        count = sum(r.rows for r in self.records) + sum(gram.count for gram in self.children)
+        squares = (r.sum_squares for r in self.records), (gram.sum_squares for gram in self.children)
+        return ExpectedGram(self.name, count, math.fsum(chain(*squares)))
 
     @property
     def label(self) -> str:
@@ -51,34 +58,62 @@ class GramTask:
 
 @dataclass(frozen=True)
 class GramResult:
-    """The name of the group that was summed; empty where it has no rows."""
+    """The name of the node that was summed; empty where it has no rows."""
 
     name: str
 
 
 class GramWorker(StoreWorker):
-    """One group: the sum of phi phi^T over its shards, in order, to `grams/<group>.safetensors`."""
+    """One node to `grams/<node>.safetensors`: the sum of phi phi^T over its shards, or of its children, in order."""
 
     def __call__(self, task: GramTask, attempt: Attempt) -> GramResult:
-        blocks = self.blocks(*task.records)
-        gram = stored_gram((torch.from_dlpack(block.unit), torch.from_dlpack(block.scale)) for block in blocks)
+        features = self.work.features[task.method]
+        gram = add_grams(self.store, features, task.children) if task.children else self._leaf(task.records)
         if gram is None:
             return GramResult("")
-        write_gram(self.store, self.work.features[task.method], task.name, gram.matrix.numpy(), gram.count)
+        write_gram(self.store, features, task.name, gram.matrix.numpy(), gram.count)
         return GramResult(task.name)
+
+    def _leaf(self, records: Sequence[Record]) -> Gram | None:
+        blocks = self.blocks(*records)
+        return stored_gram((torch.from_dlpack(block.unit), torch.from_dlpack(block.scale)) for block in blocks)
+
+
+def add_grams(store: Store, features: FeatureSet, nodes: Iterable[ExpectedGram]) -> Gram:
+    """The sum of Grams that are in the store, in the order given; each is checked, and two of them are in memory."""
+    grams = prefetch(read_gram(store, features, node.node, node) for node in nodes)
+    return fisher.sum_grams(Gram(torch.from_numpy(matrix), count) for matrix, count in grams)
+
+
+def expected_gram(node: GramNode, records: Sequence[Record]) -> ExpectedGram:
+    """What the sum of a node has, by the records of all shards of the plan, in its order."""
+    below = records[node.first : node.stop]
+    return ExpectedGram(node.name, sum(r.rows for r in below), math.fsum(r.sum_squares for r in below))
+
+
+def expected_grams(nodes: Iterable[GramNode], records: Sequence[Record]) -> tuple[ExpectedGram, ...]:
+    """The same of several nodes, without those that have no rows: they have no file."""
+    return tuple(gram for node in nodes if (gram := expected_gram(node, records)).count)
+
+
+def gram_task(method: str, node: GramNode, records: Sequence[Record]) -> GramTask:
+    """The work of one node. `records` are those of all shards of the plan, in its order."""
+    if node.children:
+        return GramTask(method, node.name, children=expected_grams(node.children, records))
+    return GramTask(method, node.name, tuple(r for r in records[node.first : node.stop] if r.rows))
 
 
 @dataclass(frozen=True)
 class SolveTask:
-    """One method's linear system: its groups, in plan order, and phi_q of each concept.
+    """One method's linear system: the top of its tree of Grams, in plan order, and phi_q of each concept.
 
-    `records` are the parts, which the dual form reads.
+    `records` are the parts, which only the dual form reads: none where there are at least as many samples as features.
     """
 
     method: str
-    groups: tuple[ExpectedGram, ...]
+    grams: tuple[ExpectedGram, ...]
     phi: Float[np.ndarray, "m k"]
-    records: tuple[Record, ...]
+    records: tuple[Record, ...] = ()
 
     @property
     def label(self) -> str:
@@ -106,13 +141,14 @@ class SolveResult:
 
 
 class SolveWorker(StoreWorker):
-    """K from its groups' sums, to `gram.safetensors`; then z = (K + lambda I)^-1 phi_q of every concept.
+    """K from the top of its tree, to `gram.safetensors`; then z = (K + lambda I)^-1 phi_q of every concept.
 
     In the dual form when there are fewer samples than features.
     """
 
     def __call__(self, task: SolveTask, attempt: Attempt) -> SolveResult:
-        gram, queries = self._sum(task), torch.from_numpy(task.phi).to(torch.float64)
+        gram = add_grams(self.store, self.work.features[task.method], task.grams)
+        queries = torch.from_numpy(task.phi).to(torch.float64)
         write_bytes(self.audit, gram_file(task.method), encode_gram(gram.matrix.numpy(), gram.count))
         if gram.trace == 0:
             raise UserError(
@@ -138,10 +174,13 @@ class SolveWorker(StoreWorker):
             spread=spread,
         )
 
-    def _sum(self, task: SolveTask) -> Gram:
-        features = self.work.features[task.method]
-        grams = prefetch(read_gram(self.store, features, group.node, group) for group in task.groups)
-        return fisher.sum_grams(Gram(torch.from_numpy(matrix), count) for matrix, count in grams)
+
+def solve_task(
+    method: str, grams: Sequence[ExpectedGram], phi: Float[np.ndarray, "m k"], records: Sequence[Record]
+) -> SolveTask:
+    """The linear system of a method, with its parts where there are fewer samples than features."""
+    dual = sum(gram.count for gram in grams) < phi.shape[1]
+    return SolveTask(method, tuple(grams), phi, tuple(records) if dual else ())
 
 
 def stored_query(s: SolveResult, i: int, query: QueryResult) -> StoredQuery:

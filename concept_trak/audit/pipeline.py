@@ -12,10 +12,18 @@ from concept_trak.attribution.state import Probe
 from concept_trak.audit.aggregate import AggregateResult, AggregateTask, AggregateWorker
 from concept_trak.audit.diff import Difference
 from concept_trak.audit.featurize import FeaturizeTask, FeaturizeWorker
-from concept_trak.audit.gram import GramTask, GramWorker, SolveResult, SolveTask, SolveWorker, stored_query
+from concept_trak.audit.gram import (
+    GramWorker,
+    SolveResult,
+    SolveWorker,
+    expected_grams,
+    gram_task,
+    solve_task,
+    stored_query,
+)
+from concept_trak.audit.gram_tree import GramTree, gram_tree
 from concept_trak.audit.layer_scores import LayerScores, SplitKey, SplitTask, SplitWorker
 from concept_trak.audit.mapper import Mapper, Stopped, serial
-from concept_trak.audit.plan import group_name, groups
 from concept_trak.audit.prepare import Prepared
 from concept_trak.audit.query_features import QueryResult, QueryWorker
 from concept_trak.audit.results import Tally, rejects_by_reason, retrieval_metrics
@@ -85,25 +93,24 @@ class AuditRun:
         return [FeaturizeTask(methods, shard) for methods, shard in together if methods]
 
     def sum_grams(self, records: dict[str, list[Record]]) -> dict[str, tuple[ExpectedGram, ...]]:
-        """By method the groups whose Grams are in the store; the missing ones are summed now."""
-        p = self.prepared
-        existing = {name for features in p.work.features.values() for name in p.store.names(features.grams)}
-        tasks = {method: self.gram_tasks(method, parts) for method, parts in records.items()}
-        by_file = {p.work.features[t.method].gram(t.name): t for each in tasks.values() for t in each}
-        for _ in self.map("gram", GramWorker, [task for name, task in by_file.items() if name not in existing]):
-            pass
-        return {method: tuple(task.expected for task in each) for method, each in tasks.items()}
+        """By method the Grams that a solve adds; those that are missing, and what they need, are summed now."""
+        p, tree = self.prepared, gram_tree(self.prepared.plan)
+        methods = {features: method for method, features in reversed(p.work.features.items())}
+        missing = {m: tree.missing(self._existing_grams(features)) for features, m in methods.items()}
+        for level in range(len(tree.levels)):
+            tasks = [gram_task(m, node, records[m]) for m, levels in missing.items() for node in levels[level]]
+            for _ in self.map("gram", GramWorker, [task for task in tasks if task.records or task.children]):
+                pass
+        return {method: self._top(tree, method, parts) for method, parts in records.items()}
 
-    def gram_tasks(self, method: str, parts: Sequence[Record]) -> list[GramTask]:
-        """The groups of the plan, in its order, with the records of their shards."""
-        by_shard = {record.shard: record for record in parts if record.rows}
-        tasks = []
-        for group in groups(self.prepared.plan):
-            if kept := tuple(by_shard[shard.name] for shard in group if shard.name in by_shard):
-                tasks.append(GramTask(method, group_name(group), kept))
-        if not tasks:
-            raise Stopped(f"no sample has a feature for {method}: all were rejected ({_counted(parts)})", 3)
-        return tasks
+    def _existing_grams(self, features: FeatureSet) -> Callable[[str], bool]:
+        names = set(self.prepared.store.names(features.grams))
+        return lambda node: features.gram(node) in names
+
+    def _top(self, tree: GramTree, method: str, parts: Sequence[Record]) -> tuple[ExpectedGram, ...]:
+        if top := expected_grams(tree.top, parts):
+            return top
+        raise Stopped(f"no sample has a feature for {method}: all were rejected ({_counted(parts)})", 3)
 
     def query(self) -> dict[tuple[str, str], QueryResult]:
         """phi_q and the pictures of every concept for every method."""
@@ -114,13 +121,13 @@ class AuditRun:
         self,
         queries: dict[tuple[str, str], QueryResult],
         records: dict[str, list[Record]],
-        groups: dict[str, tuple[ExpectedGram, ...]],
+        grams: dict[str, tuple[ExpectedGram, ...]],
     ) -> dict[str, SolveResult]:
         """z of every concept by method, written to `queries/`."""
         p, concepts = self.prepared, self.prepared.config.concepts
         tasks = [
-            SolveTask(m, names, np.stack([queries[m, c.name].phi for c in concepts]), tuple(records[m]))
-            for m, names in groups.items()
+            solve_task(m, top, np.stack([queries[m, c.name].phi for c in concepts]), records[m])
+            for m, top in grams.items()
         ]
         solutions = {result.method: result for _, result in self.map("solve", SolveWorker, tasks)}
         for method, solution in solutions.items():
@@ -243,9 +250,9 @@ class StageResults:
 def run_stages(run: AuditRun) -> StageResults:
     """Every stage in order."""
     records = run.featurize()
-    groups_of = run.sum_grams(records)
+    grams = run.sum_grams(records)
     queries = run.query()
-    solutions = run.solve(queries, records, groups_of)
+    solutions = run.solve(queries, records, grams)
     tally = run.score(records)
     p, aggregates = run.prepared, run.aggregate(records)
     return StageResults(

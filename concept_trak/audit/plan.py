@@ -1,4 +1,4 @@
-"""From a data set and a configuration to the work: shards, groups of shards, and what names their features."""
+"""From a data set and a configuration to the work: shards, and what names their features."""
 
 import hashlib
 from collections.abc import Sequence
@@ -21,25 +21,6 @@ PREPROCESSING = ("crop", "enlarge", "transparency", "most_pixels", "buckets")
 def shards(sources: Sequence[Source], shard_rows: int) -> list[Shard]:
     """All shards, in plan order: sources by name, rows rising."""
     return [shard for source in sources for shard in cut(source, shard_rows)]
-
-
-def groups(plan: Sequence[Shard]) -> list[list[Shard]]:
-    """Consecutive shards whose Gram is summed in one file, cut by content.
-
-    A group ends after a shard whose hash is 0 mod 16: a data set that grows or loses a source changes the groups it
-    touches and no other.
-    """
-    result: list[list[Shard]] = [[]]
-    for shard in plan:
-        result[-1].append(shard)
-        if int(shard.hash, 16) % 16 == 0:
-            result.append([])
-    return [group for group in result if group]
-
-
-def group_name(group: Sequence[Shard]) -> str:
-    """Names a group by the shards in it, so that another cut is another file."""
-    return hashlib.sha256("\n".join(shard.hash for shard in group).encode()).hexdigest()[:16]
 
 
 def feature_settings(

@@ -7,10 +7,11 @@ from typing import Any
 
 from concept_trak import UserError
 from concept_trak.attribution.by_layer import layer_columns
+from concept_trak.audit.gram import expected_grams
+from concept_trak.audit.gram_tree import gram_tree
 from concept_trak.audit.layer_scores import joint_rows, split, write_joint
 from concept_trak.audit.mapper import Mapper
 from concept_trak.audit.pipeline import AuditRun
-from concept_trak.audit.plan import group_name, groups
 from concept_trak.audit.prepare import Prepared
 from concept_trak.audit.worker import open_model
 from concept_trak.config import AuditConfig, WorkerSettings, build
@@ -73,13 +74,13 @@ def _mend_grams(p: Prepared, mapper: Mapper, removed: bool) -> None:
         return  # the audit sums them when it goes on
     for method, each in records.items():
         features = p.work.features[method]
-        for task in run.gram_tasks(method, each):
+        for gram in expected_grams(gram_tree(p.plan).nodes, each):
             try:
-                read_gram(p.store, features, task.name, task.expected)
+                read_gram(p.store, features, gram.node, gram)
             except FileNotFoundError:
                 continue
             except Damaged:
-                p.store.delete(features.gram(task.name))
+                p.store.delete(features.gram(gram.node))
                 removed = True
     if removed:
         run.sum_grams(records)
@@ -113,9 +114,10 @@ def removed_results(audit: Audit, left: Mapping[str, str]) -> dict[str, str]:
 
 
 def gram_nodes(plan: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The Grams of a plan: by the name of each, the shards that it sums."""
+    """The Grams of a plan, of every level of its tree: by the name of each, the shards that it sums."""
     shards = [Shard(row["source"], row["version"], row["first_row"], row["rows"]) for row in plan]
-    return {group_name(group): [shard.name for shard in group] for group in groups(shards)}
+    names = [shard.name for shard in shards]
+    return {node.name: names[node.first : node.stop] for node in gram_tree(shards).nodes}
 
 
 STRONGEST = 5  # layers that are printed

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from s3fs import S3FileSystem
 
-from concept_trak.audit.plan import group_name, groups, shards
+from concept_trak.audit.gram_tree import gram_tree
+from concept_trak.audit.plan import shards
 from concept_trak.config import DataConfig
 from concept_trak.data.benchmarks import synthetic
 from concept_trak.data.columns import survey
@@ -83,7 +84,7 @@ def upload_as_two_groups(path: Path) -> str:
     """Put a file under a name for which its shards make two groups; where groups end is decided by hashes of names."""
     for i in range(200):
         put(path, f"{i:03d}")
-        if len(groups(planned())) == 2 and len(groups(planned())[0]) < len(planned()):
+        if len(gram_tree(planned()).top) == 2:
             return f"{i:03d}"
         with closing(boto3.Session().client("s3")) as client:
             client.delete_object(Bucket=BUCKET, Key=f"growing/{i:03d}.parquet")
@@ -124,7 +125,7 @@ def test_only_new_shards_and_the_groups_they_touch_are_computed(weeks):
     assert (len(known), len(new)) == (10, 2)
     assert after.of("parts") - before.of("parts") == new
     assert "features   caption_trak: 10 of 12 shards are done, 2 to compute" in after.said
-    wanted = [{group_name(group) for group in groups(week.plan)} for week in weeks]
+    wanted = [{node.name for node in gram_tree(week.plan).nodes} for week in weeks]
     assert after.of("grams") - before.of("grams") == wanted[1] - wanted[0]
     assert len(wanted[1] - wanted[0]) == 1, "the groups that the new shards do not touch were summed again"
     assert wanted[0] & wanted[1], "no group is left as it was: this proves nothing"
