@@ -273,7 +273,7 @@ def gradient(model: Denoiser, loss: Tensor) -> Tensor:
 
 
 def scaled(model: Denoiser, g: Tensor, row: Method) -> Tensor:
-    """A gradient as the row says: as it is, over its norm, or each layer's part over that part's norm."""
+    """A gradient as the row says: as it is, over its norm, or each layer's part over that part's norm, tempered."""
     if not row.unit:
         return g
     if row.over == "all":
@@ -281,7 +281,11 @@ def scaled(model: Denoiser, g: Tensor, row: Method) -> Tensor:
     parts = dict(zip(model.parameters, g.split([p.numel() for p in model.parameters.values()]), strict=True))
     layers = {name: name[: max(0, name.rfind("."))] for name in parts}
     size = {layer: torch.cat([p for n, p in parts.items() if layers[n] == layer]).norm() for layer in layers.values()}
-    return torch.cat([p / size[layers[n]] if size[layers[n]] > 1e-5 * g.norm() else 0 * p for n, p in parts.items()])
+    for layer, own in size.items():
+        size[layer] = (
+            own.pow(row.exponent) * g.norm().pow(1 - row.exponent) if own > 1e-5 * g.norm() else own * torch.inf
+        )
+    return torch.cat([p / size[layers[n]] for n, p in parts.items()])
 
 
 def feature(model: Denoiser, one: One, probe: Probe, row: Method, seed: int) -> tuple[Tensor, list[Stand]]:

@@ -168,7 +168,7 @@ class _Total:
         factor = pulled.direction.fit.to(pulled.scale.dtype)
         # A norm divides the scale out again.
         factor = factor * pulled.scale if self.spec.norm == "none" else factor
-        self._gradients.add(pulled.gradients, factor, self.spec.norm)
+        self._gradients.add(pulled.gradients, factor, self.spec.norm, self.spec.exponent)
 
     def features(self) -> Features:
         weight = self._weight if self.spec.weight != "one" else torch.ones_like(self._weight)
@@ -187,14 +187,14 @@ def features_naive(
         total = {name: torch.zeros_like(p)[None] for name, p in denoiser.parameters.items()}
         for state in TRAJECTORIES[spec.probe.trajectory](denoiser, batch.rows(slice(i, i + 1)), spec.probe, seed):
             gradients, _, at = pull_back_naive(denoiser, state, direction)
-            unit = _unit_naive(gradients, spec.norm)
+            unit = _unit_naive(gradients, spec.norm, spec.exponent)
             total = {name: total[name] + times_each(unit[name], at.fit) for name in total}
         rows.append(projector(total))
     return torch.cat(rows)
 
 
-def _unit_naive(gradients: Gradients, norm: str) -> Gradients:
-    """Each gradient divided by the norm of its group; groups that are rounding beside the whole become 0."""
+def _unit_naive(gradients: Gradients, norm: str, exponent: float) -> Gradients:
+    """Each gradient divided by the norm of its group, tempered; groups that are rounding beside the whole become 0."""
     if norm == "none":
         return gradients
     whole = torch.cat([g.flatten(1) for g in gradients.values()], 1).norm()
@@ -203,5 +203,6 @@ def _unit_naive(gradients: Gradients, norm: str) -> Gradients:
         groups.setdefault(norm_group(name, norm), []).append(g.flatten(1))
     norms = {group: torch.cat(members, 1).norm() for group, members in groups.items()}
     zero = {group: n <= NEGLIGIBLE * whole for group, n in norms.items()}
-    rates = {group: torch.zeros_like(n) if zero[group] else 1 / n for group, n in norms.items()}
+    divisors = {group: n**exponent * whole ** (1 - exponent) for group, n in norms.items()}
+    rates = {group: torch.zeros_like(n) if zero[group] else 1 / n for group, n in divisors.items()}
     return {name: rates[norm_group(name, norm)] * g for name, g in gradients.items()}

@@ -21,12 +21,14 @@ class FeatureSpec(NamedTuple):
         unit: whether the gradient of each state is divided by its norm.
         weight: a row of `direction.WEIGHTS`.
         over: what the norm runs over: `all` parameters, or each `layer`'s by itself.
+        exponent: with `layer`, the exponent of the layer's own norm (`Method`).
     """
 
     probe: Probe
     unit: bool = False
     weight: str = "one"
     over: str = "all"
+    exponent: float = 1.0
 
     @property
     def norm(self) -> str:
@@ -44,6 +46,9 @@ class Method:
         unit: whether the gradient of each state is divided by its Euclidean norm, on both sides.
         over: what the norm runs over: `all` attributable parameters, or each `layer`'s by itself, so that no few
             layers decide.
+        exponent: with `over="layer"`, p in (0, 1]: the gradient g_l of a layer is divided by |g_l|^p |g|^(1-p), g being
+            the whole. 1 divides by the layer's own norm; towards 0 it becomes the norm over all. In between, layers
+            with large gradients count more, as their square root for p = 1/2.
         weight: a row of `direction.WEIGHTS`: `one` or `squared_error`.
 
     Raises:
@@ -62,6 +67,7 @@ class Method:
     unit: bool = False
     over: str = "all"
     weight: str = "one"
+    exponent: float = 1.0
 
     def __post_init__(self) -> None:
         for probe in (self.train, self.query):
@@ -74,6 +80,10 @@ class Method:
                 )
         _require_one_of("weight", self.weight, WEIGHTS)
         _require_one_of("over", self.over, ("all", "layer"))
+        if not 0 < self.exponent <= 1:
+            raise UserError(f"exponent={self.exponent}: expected a number in (0, 1]; with over=all there is one norm")
+        if self.exponent != 1 and not (self.unit and self.over == "layer"):
+            raise UserError(f"exponent={self.exponent} is of the layers' norms: set unit=true and over=layer")
         if self.train.trajectory == "sampling" or self.train.direction in CONCEPT_DIRECTIONS:
             raise UserError(
                 "the train side starts from the sample's own image and caption: choose forward_noise or "
@@ -82,12 +92,12 @@ class Method:
 
     @property
     def train_spec(self) -> FeatureSpec:
-        return FeatureSpec(self.train, self.unit, self.weight, self.over)
+        return FeatureSpec(self.train, self.unit, self.weight, self.over, self.exponent)
 
     @property
     def query_spec(self) -> FeatureSpec:
         """Queries are not weighted."""
-        return FeatureSpec(self.query, self.unit, over=self.over)
+        return FeatureSpec(self.query, self.unit, over=self.over, exponent=self.exponent)
 
 
 def _require_one_of(name: str, value: str, known: Collection[str]) -> None:
@@ -98,6 +108,11 @@ def _require_one_of(name: str, value: str, known: Collection[str]) -> None:
 def method_settings(method: Method) -> dict[str, Any]:
     """The row as plain values, for configurations and fingerprints."""
     return asdict(method)
+
+
+def norm_settings(method: Method) -> dict[str, Any]:
+    """Of these the norm's; the exponent only where it is not 1, as in fingerprints from before there was one."""
+    return {"unit": method.unit, "over": method.over} | ({} if method.exponent == 1 else {"exponent": method.exponent})
 
 
 def _whole_image(probe: Probe, weight: str = "one") -> Method:

@@ -9,7 +9,7 @@ import numpy as np
 
 from concept_trak import NUMERICS
 from concept_trak.attribution.denoiser import Denoiser
-from concept_trak.attribution.method import Method, method_settings
+from concept_trak.attribution.method import Method, method_settings, norm_settings
 from concept_trak.config import AuditConfig, DataConfig
 from concept_trak.data.columns import caption_columns
 from concept_trak.data.shard import Shard, Source, cut
@@ -38,8 +38,7 @@ def feature_settings(
         "parameters": hashlib.sha256(repr(sizes).encode()).hexdigest(),
         "negative": [denoiser.negative, *(denoiser.combinations if denoiser.negative == "other_label" else ())],
         "train": row["train"],
-        "unit": row["unit"],
-        "over": row["over"],
+        **norm_settings(method),
         "weight": row["weight"],
         "seed": config.seed,
         "projector": {

@@ -15,7 +15,7 @@ from concept_trak import UserError
 from concept_trak.attribution import fisher
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.gradients.workspace import Workspace
-from concept_trak.attribution.method import Method, method_settings
+from concept_trak.attribution.method import Method, method_settings, norm_settings
 from concept_trak.attribution.query import query_batch, query_features
 from concept_trak.audit.mapper import Attempt
 from concept_trak.audit.results import shows
@@ -63,7 +63,7 @@ def benchmark_query_file(method: Method, concept: Concept) -> str:
     So methods with one query side share a file, and so do concepts with one prompt, such as the two factors of a pair,
     unless the direction depends on the prompt without the concept.
     """
-    side = {"query": method_settings(method)["query"], "unit": method.unit, "over": method.over}
+    side = {"query": method_settings(method)["query"], **norm_settings(method)}
     key = {"text": concept.text, "seed": concept.seed, "samples": concept.samples, "image": concept.image}
     without = {"without": concept.without} if method.query.direction == "concept_reward" else {}
     settings = json.dumps(side | key | without, sort_keys=True)

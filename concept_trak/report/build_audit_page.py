@@ -48,7 +48,7 @@ def facts(run: AuditRun, results: StageResults, method: str) -> Facts:
         method=method,
         train=f"{row.train.trajectory} · {row.train.direction}",
         query=f"{row.query.trajectory} · {row.query.direction}",
-        unit={"all": "over all parameters", "layer": "layer by layer"}[row.over] if row.unit else "no",
+        unit=_norm_in_words(row),
         fingerprint=run.prepared.work.fingerprints[method],
         evaluations=row.train.evaluations,
         seconds=float(sum(r.seconds for r in parts)),
@@ -60,6 +60,13 @@ def facts(run: AuditRun, results: StageResults, method: str) -> Facts:
         lam=solved.lam,
         standing=standing(method, row),
     )
+
+
+def _norm_in_words(row: Method) -> str:
+    if not row.unit:
+        return "no"
+    tempered = "" if row.exponent == 1 else f", exponent {row.exponent:g}"
+    return {"all": "over all parameters", "layer": "layer by layer"}[row.over] + tempered
 
 
 def standing(name: str, row: Method) -> str:

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from concept_trak import UserError
 from concept_trak.attribution import direction as direction_module
 from concept_trak.attribution.features import compute_features, features_naive
 from concept_trak.attribution.fisher import gram, solve
@@ -204,13 +205,20 @@ def test_rows_that_cannot_be_are_refused():
         Probe("forward_noise", "prediction", times=(0,))
     with pytest.raises(ValueError, match="points >= 3"):
         Probe("ddim_inversion", "prediction", every=60)
+    with pytest.raises(UserError, match=r"exponent=0.0: expected a number in \(0, 1\]"):
+        replace(METHODS["fit_trak"], exponent=0.0)
+    with pytest.raises(UserError, match="set unit=true and over=layer"):
+        replace(METHODS["concept_trak"], exponent=0.5)
+
+
+ROWS = METHODS | {"tempered": replace(METHODS["fit_trak"], exponent=0.5)}
 
 
 @pytest.mark.parametrize("kind", ["identity", "mask", "rademacher", "sketch", "kronecker"])
-@pytest.mark.parametrize("name", ["das", "concept_trak", "fit_trak"])
+@pytest.mark.parametrize("name", ["das", "concept_trak", "fit_trak", "tempered"])
 def test_the_loop_equals_the_formula_written_out(name, kind):
-    """`compute_features` against `features_naive`, in float64: norms over nothing, over everything and by layer."""
-    denoiser, row, projector = Toy(), METHODS[name], Projector(kind, 64)
+    """`compute_features` against `features_naive`, in float64: norms over nothing, all, each layer, and tempered."""
+    denoiser, row, projector = Toy(), ROWS[name], Projector(kind, 64)
     spec = row.train_spec._replace(probe=replace(row.train, times=(300, 700), points=7, every=2, doubt=1e9))
     b = batch(denoiser, 3)
     fast, naive = compute_features(denoiser, projector, spec, b, 0).phi, features_naive(denoiser, projector, spec, b, 0)

@@ -92,6 +92,11 @@ def shares_of(model: Denoiser, probe: Probe) -> list[float]:
     ]
 
 
+@pytest.mark.parametrize("exponent", [0.25, 0.5])
+def test_so_it_is_for_a_tempered_norm(latents, exponent):
+    require_agreement(latents, f"fit_trak, exponent {exponent}", replace(METHODS["fit_trak"], exponent=exponent))
+
+
 @pytest.mark.parametrize("name", ["concept_trak", "fit_trak"])
 def test_so_it_is_for_a_transformer_that_predicts_v(patches, name):
     require_agreement(patches, name, METHODS[name])

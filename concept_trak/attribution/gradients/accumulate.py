@@ -29,19 +29,26 @@ Reduce = Callable[[str, ParameterGradient], ParameterGradient]
 class FeatureSum(ABC):
     """P of a running sum over b samples' gradients, 0 at first. `add` and `phi` may be called in any order."""
 
-    def add(self, gradients: Mapping[str, ParameterGradient], factor: Float[Tensor, " b"], norm: str = "none") -> None:
+    def add(
+        self,
+        gradients: Mapping[str, ParameterGradient],
+        factor: Float[Tensor, " b"],
+        norm: str = "none",
+        exponent: float = 1.0,
+    ) -> None:
         """Add each sample's gradients times its factor.
 
         Args:
             gradients: by parameter name.
             norm: `all` divides each sample's gradients by their norm over all parameters, `layer` each layer's by its
                 own, `none` by nothing.
+            exponent: with `layer`, of the layer's own norm beside the whole one's (`gradient_norms`).
         """
         if norm == "none":
             for name, gradient in gradients.items():
                 self._add(name, self._reduced(name, gradient), factor)
             return
-        norms, reduced = gradient_norms(gradients, norm, self._reduced)
+        norms, reduced = gradient_norms(gradients, norm, self._reduced, exponent)
         rates = {group: factor * torch.where(n > 0, 1 / n, 0) for group, n in norms.items()}
         for name, gradient in reduced.items():
             self._add(name, gradient, rates[norm_group(name, norm)])
@@ -167,13 +174,17 @@ def norm_group(name: str, norm: str) -> str:
 
 
 def gradient_norms(
-    gradients: Mapping[str, ParameterGradient], norm: str, reduce: Reduce = lambda name, gradient: gradient
+    gradients: Mapping[str, ParameterGradient],
+    norm: str,
+    reduce: Reduce = lambda name, gradient: gradient,
+    exponent: float = 1.0,
 ) -> tuple[dict[str, Float[Tensor, " b"]], dict[str, ParameterGradient]]:
     """Each sample's Euclidean norms, and what `reduce` takes of each gradient while its dense form may be at hand.
 
     Args:
         norm: `all` for one norm over all parameters, `layer` for one over each layer's.
         reduce: called with every parameter's name and gradient, dense where the norm needed it dense.
+        exponent: with `layer`, p in (0, 1]: |g_l|^p |g|^(1-p) takes the place of the norm |g_l| of a layer.
 
     Returns:
         (norms by group, reduced gradients by parameter name). A layer's norm that is rounding beside the whole one is
@@ -194,7 +205,10 @@ def gradient_norms(
     if norm == "all":
         return {norm: whole}, reduced
     norms = {group: _root_of_sum(own) for group, own in by_group.items()}
-    return {group: torch.where(n > NEGLIGIBLE * whole, n, 0) for group, n in norms.items()}, reduced
+    norms = {group: torch.where(n > NEGLIGIBLE * whole, n, 0) for group, n in norms.items()}
+    if exponent != 1:
+        norms = {group: n**exponent * whole ** (1 - exponent) for group, n in norms.items()}
+    return norms, reduced
 
 
 def _root_of_sum(squares: Sequence[Float[Tensor, " b"]]) -> Float[Tensor, " b"]:

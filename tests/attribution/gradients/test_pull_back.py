@@ -97,6 +97,15 @@ def test_a_layer_that_is_rounding_counts_nothing():
     assert {layer: found.tolist() for layer, found in length.items()} == {"a": [5, 1], "b": [0, 1]}
 
 
+def test_a_tempered_norm_lies_between_the_layers_own_and_the_whole():
+    """|g_l|^p |g|^(1-p) of layers of norms 3 and 4 in a gradient of norm 5, and nothing of a layer that is rounding."""
+    parts = {"a.weight": (3.0,), "b.weight": (4.0,), "c.weight": (4e-5,)}
+    pieces = {name: DenseGradient(torch.tensor(values, dtype=torch.float64)[:, None]) for name, values in parts.items()}
+    length, _ = gradient_norms(pieces, "layer", exponent=0.5)
+    expected = {"a": 15**0.5, "b": 20**0.5, "c": 0}
+    assert {layer: norm.item() for layer, norm in length.items()} == pytest.approx(expected, rel=EXACT64)
+
+
 @pytest.mark.parametrize("places", [2, 40])
 def test_a_product_answers_as_its_matrix_does(places):
     """Norm, scaled sum and single entries, with the matrix cheaper than the factors (40 places) and dearer (2)."""
