@@ -12,7 +12,7 @@ from jobs.configure import main
 class ShapesConfig:
     out: str = "results/shapes"
     set: str = "shapes3"
-    """shapes3, shapes2, shapes2_paper or digits."""
+    """shapes3, shapes2, shapes2_paper, digits, emoji or emoji_roles."""
     rows: int = 320
     """Images; index 0 ... rows - 1 of the set named by `seed`, the first ones its model was trained on."""
     first: int = 0

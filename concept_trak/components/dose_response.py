@@ -91,7 +91,7 @@ def criterion_masks(arm: str, chosen: Masks, theta: dict[str, Tensor]) -> Masks:
 
 def presence_rows(judge: Classifier, kinds: TwoFactors, pictures: Pictures) -> Iterator[dict[str, Any]]:
     """By value of each factor, and by pair, the mean probability that the judge sees what the prompt names of it."""
-    for place, (of, values) in enumerate((("thing", kinds.things), ("colour", kinds.colours))):
+    for place, (of, values) in enumerate((("thing", kinds.things), ("colour", kinds.looks))):
         for value in values:
             seen = [presence(judge, x, **{of: value}) for pair, x in pictures.items() if pair[place] == value]
             yield {"value": value, "of": of, "presence": float(torch.cat(seen).mean())}

@@ -47,7 +47,7 @@ def presence(
         heads = [logits.softmax(1) for logits in classifier(pixels)]
     present = torch.ones(len(pixels), device=pixels.device)
     kinds = classifier.kinds
-    for names, name, head in zip((kinds.things, kinds.colours), (thing, colour), heads, strict=True):
+    for names, name, head in zip((kinds.things, kinds.looks), (thing, colour), heads, strict=True):
         if name is not None:
             present = present * head[:, _index(name, names)]
     return present
@@ -108,7 +108,7 @@ def labelled_drawings(
 ) -> tuple[Float[Tensor, "b 3 h w"], Int[Tensor, "b 2"]]:
     """Drawings of all combinations in [-1, 1], and the numbers of their things and colours."""
     images, records = arrays(seed, first, count, kinds.whole(), resolution)
-    numbers = [(kinds.things.index(r.shown[0]), kinds.colours.index(r.shown[1])) for r in records]
+    numbers = [(kinds.things.index(r.shown[0]), kinds.looks.index(r.shown[1])) for r in records]
     return unit_range(torch.from_numpy(images)), torch.tensor(numbers)
 
 
@@ -151,7 +151,7 @@ def concept_presence(denoiser: Denoiser, model: str, concept: Concept, samples: 
     if not (Path(model) / JUDGE_FILE).is_file():
         return None
     kinds = judged_set(model)
-    factors = {"thing": concept.truth.get(kinds.factor), "colour": concept.truth.get("colour")}
+    factors = {"thing": concept.truth.get(kinds.factor), "colour": concept.truth.get(kinds.look)}
     if not any(factors.values()):
         return None
     query = query_batch(denoiser, replace(concept, samples=samples, scope="global", image=""))

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from concept_trak.attribution.concept import Concept
-from concept_trak.data.benchmarks.two_factors import Pair, TwoFactors, pair_caption
+from concept_trak.data.benchmarks.two_factors import LOOKS, Pair, TwoFactors, pair_caption
 
 Values = Float[np.ndarray, "models queries cells"]
 TRUTHS = {"shown": ("",), "said": ("said_",), "both": ("", "said_")}
@@ -32,7 +32,7 @@ class Cell:
     @property
     def value(self) -> str:
         """The factor's value: "red"."""
-        return self.pair[1] if self.factor == "colour" else self.pair[0]
+        return self.pair[1] if self.factor in LOOKS else self.pair[0]
 
     @property
     def name(self) -> str:
@@ -55,13 +55,13 @@ def cell_concept(cell: Cell, kinds: TwoFactors, empty: bool, samples: int, truth
         samples: Query trajectories.
         truth: A row of `TRUTHS`.
     """
-    thing, colour = cell.pair
-    if cell.factor == "colour":
-        other = None if empty else _next(colour, kinds.colours)
+    thing, look = cell.pair
+    if cell.factor in LOOKS:
+        other = None if empty else _next(look, kinds.looks)
         without = pair_caption(thing, other)
     else:
         other = None if empty else _next(thing, kinds.things)
-        without = pair_caption(other, colour)
+        without = pair_caption(other, look)
     shows = {f"{prefix}{cell.factor}": cell.value for prefix in TRUTHS[truth]}
     return Concept(cell.name, pair_caption(*cell.pair), without, samples=samples, truth=shows)
 

@@ -49,7 +49,7 @@ class Classifier(nn.Module):
             layers += [nn.Conv2d(before, after, 3, stride, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
         self.trunk = nn.Sequential(*layers)
         self.thing = nn.Linear(widths[-1], len(kinds.things))
-        self.colour = nn.Linear(widths[-1], len(kinds.colours))
+        self.colour = nn.Linear(widths[-1], len(kinds.looks))
 
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b things"], Float[Tensor, "b colours"]]:
         """Logits of the things and of the colours, for pixels in [-1, 1]."""
@@ -153,8 +153,8 @@ def _read(data: bytes, path: str) -> tuple[Weights, Sequence[Head]]:
     if {"thing.weight", "colour.weight"} <= set(weights):
         sizes = (len(weights["thing.weight"]), len(weights["colour.weight"]))
         for kinds in SETS.values():
-            if sizes == (len(kinds.things), len(kinds.colours)):
-                return weights, (Head("thing", kinds.things), Head("colour", kinds.colours))
+            if sizes == (len(kinds.things), len(kinds.looks)):
+                return weights, (Head("thing", kinds.things), Head("colour", kinds.looks))
     return weights, (_head(metadata, path),)
 
 

@@ -35,10 +35,10 @@ def test_presences_of_all_combinations_sum_to_one():
     torch.testing.assert_close(total, torch.ones(8))
 
 
-@pytest.mark.parametrize("kinds", SETS.values(), ids=SETS)
+@pytest.mark.parametrize("kinds", [kinds for kinds in SETS.values() if kinds.look == "colour"], ids=lambda k: k.name)
 def test_a_judge_has_a_head_for_each_factor_of_its_set(kinds):
     pixels, numbers = judge.labelled_drawings(seed=2, first=40, count=8, kinds=kinds, resolution=16)
-    assert [(kinds.things[t], kinds.colours[c]) for t, c in numbers.tolist()] == [
+    assert [(kinds.things[t], kinds.looks[c]) for t, c in numbers.tolist()] == [
         draw_labelled(2, index, kinds.whole(), 16).shown for index in range(40, 48)
     ]
     untrained = judge.Classifier(kinds)

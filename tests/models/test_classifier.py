@@ -78,7 +78,7 @@ def test_a_classifier_of_jobs_train_is_read_by_its_sizes(kinds, tmp_path):
     judge.save_classifier(made, tmp_path / "c.safetensors")
     data, x = (tmp_path / "c.safetensors").read_bytes(), drawn(2, 3, 16, 16).tanh()
     made.double()
-    for names, heads in ((kinds.things, made(x)[0]), (kinds.colours, made(x)[1])):
+    for names, heads in ((kinds.things, made(x)[0]), (kinds.looks, made(x)[1])):
         for i, name in enumerate(names):
             found = open_classifier(data, "c", name, pixels(16))(x)
             torch.testing.assert_close(found, heads.softmax(1)[:, i].log())

@@ -1,8 +1,8 @@
-"""The data sets of the benchmark: images of one thing in one colour, some pairs of the two held out of training.
+"""The data sets of the benchmark: images of one thing in one look, some pairs of the two held out of training.
 
-A concept is one factor ("triangle", or "red"); the training images that taught it are those that show it. A held-out
-pair (a red triangle) asks for both factors of an image that was never trained on. After the synthetic experiment of
-Concept-TRAK (Park et al. 2025, arXiv 2507.06547).
+A look is a colour or a style. A concept is one factor ("triangle", or "red"); the training images that taught it are
+those that show it. A held-out pair (a red triangle) asks for both factors of an image that was never trained on. After
+the synthetic experiment of Concept-TRAK (Park et al. 2025, arXiv 2507.06547).
 """
 
 from collections.abc import Callable
@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image
 
 from concept_trak import UserError
-from concept_trak.data.benchmarks import drawing
+from concept_trak.data.benchmarks import drawing, emoji
 
-Pair = tuple[str, str]  # (thing, colour)
+Pair = tuple[str, str]  # (thing, look)
+LOOKS = ("colour", "style")
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,14 @@ class TwoFactors:
     factor: str
     """The label column of the things: "shape"."""
     things: tuple[str, ...]
-    colours: tuple[str, ...]
+    looks: tuple[str, ...]
+    """How a thing can look: its colours, or the styles that it is drawn in."""
     held_out: tuple[Pair, ...]
     resolution: int
     """Side of an image in pixels."""
     render: Callable[[str, str, np.random.Generator, int], Image.Image]
+    look: str = "colour"
+    """The label column of the looks, one of `LOOKS`."""
 
     def __post_init__(self) -> None:
         if wrong := set(self.held_out) - set(self.all_pairs):
@@ -41,8 +45,8 @@ class TwoFactors:
 
     @property
     def all_pairs(self) -> tuple[Pair, ...]:
-        """Every (thing, colour), in a fixed order."""
-        return tuple((thing, colour) for thing in self.things for colour in self.colours)
+        """Every (thing, look), in a fixed order."""
+        return tuple((thing, look) for thing in self.things for look in self.looks)
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
@@ -52,18 +56,18 @@ class TwoFactors:
     @property
     def columns(self) -> tuple[str, str]:
         """The label columns of an image."""
-        return (self.factor, "colour")
+        return (self.factor, self.look)
 
     def whole(self) -> "TwoFactors":
         """The same with nothing held out."""
         return replace(self, held_out=())
 
 
-def pair_caption(thing: str | None, colour: str | None) -> str:
+def pair_caption(thing: str | None, look: str | None) -> str:
     """The text of a pair; None leaves a factor unsaid: "a red triangle", "a triangle", "red", ""."""
     if thing is None:
-        return colour or ""
-    return f"a {colour} {thing}" if colour else f"a {thing}"
+        return look or ""
+    return f"a {look} {thing}" if look else f"a {thing}"
 
 
 # The demo's: captions name both factors, one or none, so that "" is a condition the model knows.
@@ -86,4 +90,25 @@ DIGITS = TwoFactors(
     16,
     drawing.draw_digit,
 )
-SETS = {kinds.name: kinds for kinds in (SHAPES3, SHAPES2, SHAPES2_PAPER, DIGITS)}
+# Pictures that people made; the looks are the hands that drew them.
+EMOJI = TwoFactors(
+    "emoji",
+    "kind",
+    tuple(emoji.KINDS),
+    emoji.STYLES,
+    (("fruit", "fluent"), ("bird", "noto")),
+    32,
+    emoji.draw_kind,
+    look="style",
+)
+EMOJI_ROLES = TwoFactors(
+    "emoji_roles",
+    "role",
+    tuple(emoji.ROLES),
+    emoji.STYLES,
+    (("astronaut", "fluent"), ("cook", "noto")),
+    32,
+    emoji.draw_role,
+    look="style",
+)
+SETS = {kinds.name: kinds for kinds in (SHAPES3, SHAPES2, SHAPES2_PAPER, DIGITS, EMOJI, EMOJI_ROLES)}

@@ -34,7 +34,7 @@ def initial_pipeline(config: TrainConfig) -> DiffusionPipeline:
     """The pipeline that training starts from; the same for the same seed."""
     if config.network == "unet":
         return small.pixel_pipeline(config.seed, config.side)
-    words = ("a", *config.kinds.colours, *config.kinds.things)
+    words = ("a", *config.kinds.looks, *config.kinds.things)
     return small.patch_pipeline(config.seed, words, config.side, config.size, config.predicts)
 
 

@@ -1,0 +1,147 @@
+"""The emoji of three hands, from small archives shaped like the pinned ones. npm is a script that copies them."""
+
+import base64
+import hashlib
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from concept_trak import UserError
+from concept_trak.data.benchmarks import emoji
+from concept_trak.data.benchmarks.synthetic import draw_labelled
+from concept_trak.data.benchmarks.two_factors import EMOJI, EMOJI_ROLES
+
+PAINT = {"noto": (250, 0, 0, 255), "twemoji": (0, 250, 0, 255), "fluent": (0, 0, 250, 255)}
+SELECTOR = {"noto": "-fe0f", "twemoji": "", "fluent": "-fe0f"}  # written by some styles only
+EVERYWHERE, NOT_FLUENT = "1f34e", "1f34f"
+CACHED = (emoji.archive, emoji.kind_codes, emoji.drawings, emoji._names)
+NPM = """#!/bin/sh
+test "$1" = pack && test "$5" = --pack-destination || exit 2
+echo "$2" >> {log}
+cp "{archives}/$(echo "$2" | tr -d @/).tgz" "$6/package.tgz"
+"""
+
+
+def codes():
+    """Two fruits, one of every other kind, and everyone of every role."""
+    others = [f"1f5{number:02x}" for number, kind in enumerate(emoji.KINDS) if kind != "fruit"]
+    return [EVERYWHERE, NOT_FLUENT, *others], [code for role in emoji.ROLES for code in emoji.role_codes(role)]
+
+
+def picture(style, ending):
+    stream = io.BytesIO()
+    image = Image.new("RGBA", (256, 256) if style == "fluent" else (64, 64), (0, 0, 0, 0))
+    image.paste(PAINT[style], (image.width // 4, image.width // 4, 3 * image.width // 4, 3 * image.width // 4))
+    image.save(stream, ending, lossless=True)
+    return stream.getvalue()
+
+
+def packed(style):
+    kinds, people = codes()
+    groups = [emoji.KINDS[kind] for kind in emoji.KINDS if kind != "fruit"]
+    listed = [{"unified": code.upper(), "subcategory": "food-fruit"} for code in kinds[:2]]
+    listed += [{"unified": c.upper(), "subcategory": s} for c, own in zip(kinds[2:], groups, strict=True) for s in own]
+    ending = "webp" if style == "fluent" else "png"
+    files = {f"{emoji.FOLDERS[style]}{c}{SELECTOR[style]}.{ending}": picture(style, ending) for c in kinds + people
+             if not (c == NOT_FLUENT and style == "fluent")}  # fmt: skip
+    files["package/emoji.json"] = json.dumps(listed).encode()
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("archives")
+    for style, (package, _) in emoji.PACKAGES.items():
+        (folder / f"{package.replace('@', '').replace('/', '')}.tgz").write_bytes(packed(style))
+    return folder
+
+
+@pytest.fixture
+def npm(archives, tmp_path, monkeypatch):
+    """An npm that has the small archives, whose content is the pinned one; returns the file with what was fetched."""
+    monkeypatch.setenv("CONCEPT_TRAK_CACHE", str(tmp_path / "cache"))
+    program, log = tmp_path / "bin" / "npm", tmp_path / "fetched"
+    program.parent.mkdir()
+    program.write_text(NPM.format(log=log, archives=archives))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    pinned = {style: (package, digest((archives / f"{package.replace('@', '').replace('/', '')}.tgz").read_bytes()))
+              for style, (package, _) in emoji.PACKAGES.items()}  # fmt: skip
+    monkeypatch.setattr(emoji, "PACKAGES", pinned)
+    forget()
+    yield log
+    forget()
+
+
+def forget():
+    for function in CACHED:
+        function.cache_clear()
+
+
+def digest(content):
+    return base64.b64encode(hashlib.sha512(content).digest()).decode()
+
+
+def test_each_package_is_fetched_once_and_then_kept(npm):
+    for _ in range(2):
+        emoji.drawings("fluent")
+        forget()
+    assert sorted(npm.read_text().split()) == sorted(package for package, _ in emoji.PACKAGES.values())
+
+
+def test_only_drawings_of_all_three_hands_count(npm):
+    assert emoji.kind_codes()["fruit"] == (EVERYWHERE,)
+    assert all(len(emoji.kind_codes()[kind]) == 1 for kind in emoji.KINDS)
+
+
+@pytest.mark.parametrize("kinds", [EMOJI, EMOJI_ROLES], ids=["emoji", "emoji_roles"])
+def test_an_image_shows_the_hand_of_its_caption_and_no_held_out_pair(npm, kinds):
+    drawn = [draw_labelled(3, index, kinds) for index in range(150)]
+    for labelled in drawn:
+        middle = np.asarray(labelled.image)[12:20, 12:20].reshape(-1, 3).mean(0)
+        assert labelled.image.size == (32, 32)
+        assert labelled.caption == f"a {labelled.shown[1]} {labelled.shown[0]}"
+        assert kinds.looks[int(middle.argmax())] == labelled.shown[1], "another hand drew this"
+    assert {labelled.shown for labelled in drawn} <= set(kinds.pairs)
+    assert len({labelled.shown for labelled in drawn}) > len(kinds.things)
+
+
+def test_a_role_has_twelve_drawings(npm):
+    assert len(set(emoji.role_codes("cook"))) == 12
+    assert emoji.role_codes("cook")[1] == "1f468-1f3fb-200d-1f373"
+    assert set(emoji.role_codes("judge")) <= set(emoji.drawings("noto"))
+
+
+def test_what_is_transparent_leaves_no_rim(npm):
+    small = np.asarray(emoji._resized(emoji.drawings("noto")[EVERYWHERE], 24)).astype(int)
+    seen = small[small[..., 3] > 0]
+    assert (seen[:, 0] >= 245).all(), "the black behind transparency is in the colour"
+
+
+def test_another_content_than_the_pinned_one_is_refused(npm, archives, monkeypatch):
+    other = {style: (package, digest(b"another")) for style, (package, _) in emoji.PACKAGES.items()}
+    monkeypatch.setattr(emoji, "PACKAGES", other)
+    with pytest.raises(UserError, match="remove the file, and it is fetched again"):
+        emoji.archive("noto")
+
+
+def test_without_npm_the_message_says_what_to_do(npm, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="npm, which is not installed; expected npm to fetch emoji-datasource-google"):
+        emoji.archive("noto")
+
+
+def test_a_failure_of_npm_is_shown(npm, tmp_path):
+    (tmp_path / "bin" / "npm").write_text("#!/bin/sh\necho 'no such package' >&2; exit 1\n")
+    with pytest.raises(UserError, match=r"could not fetch emoji-datasource-twitter@16\.0\.0 \(no such package\)"):
+        emoji.archive("twemoji")
