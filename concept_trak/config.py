@@ -8,6 +8,7 @@ Which training set, and how its rows become samples: the group `data` of a confi
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,7 +196,7 @@ class AuditConfig:
         _at_least("top", self.top, 1)
         if self.damping <= 0:
             raise UserError(f"damping={self.damping}; expected a positive number, relative to the mean eigenvalue of K")
-        names = [c.name for c in self.concepts]
+        names = [c.name.lower() for c in self.concepts]  # files and columns of some systems know no case
         if twice := {n for n in names if names.count(n) > 1}:
             raise UserError(f"concepts: {', '.join(sorted(twice))} is named twice; give each its own name")
         for concept in self.concepts:
@@ -279,5 +280,16 @@ def _plain(value: Any) -> Any:
 
 
 def absolute(path: str) -> str:
-    """URLs as they are, relative paths from here."""
-    return path if "://" in path else str(Path(path).absolute())
+    """URLs as they are, relative paths from here, and `~` as the home folder.
+
+    Raises:
+        UserError: it is empty, as after an empty variable, or the home of a user who is not known.
+    """
+    if "://" in path:
+        return path
+    if not path.strip():
+        raise UserError("the path is empty, as after an empty variable of the shell; give a folder, such as results")
+    home = os.path.expanduser(path)
+    if home.startswith("~"):
+        raise UserError(f"{path!r} begins with ~, and no such home folder is known; write ./{path} for a folder here")
+    return str(Path(home).absolute())

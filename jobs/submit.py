@@ -18,6 +18,7 @@ from typing import Literal
 from concept_trak import UserError
 from concept_trak.audit.mapper import Stopped
 from concept_trak.audit.prepare import tick
+from concept_trak.audit.status import require_portable_name
 from concept_trak.config import AuditConfig, absolute, plain_values
 from concept_trak.store.manifest import Audit
 from concept_trak.store.secrets import redacted, refuse_secrets
@@ -91,6 +92,7 @@ def checked(arguments: Sequence[str]) -> tuple[str, list[str]]:
     refuse_secrets(plain_values(config))
     require_reachable(config.complete(), run.cluster)
     Audit(Store(absolute(config.store)), audit)  # refuses a bad name
+    require_portable_name(audit)
     return audit, [*(argument for argument in arguments if not argument.startswith("audit=")), f"audit={audit}"]
 
 

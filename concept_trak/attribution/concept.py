@@ -66,7 +66,7 @@ class Concept:
         object.__setattr__(self, "phrasings", tuple(self.phrasings))
         object.__setattr__(self, "examples", tuple(self.examples))
         if why := contradiction(self):
-            raise UserError(f"concept {self.name!r}: {why}")
+            raise UserError(f"concept {self.name[:100]!r}: {why}")
         for text, without in self.condition_pairs:
             if text == without:
                 raise UserError(
@@ -135,8 +135,8 @@ def _given(c: Any) -> list[tuple[bool, str]]:
     given = [key for key, value in ways.items() if value]
     return [
         (
-            not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", c.name),
-            "name must be letters, digits, '.', '_' or '-', because it names files and columns",
+            not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", c.name),
+            "name must be at most 100 letters, digits, '.', '_' or '-', because it names files and columns",
         ),
         (
             {"prompt", "labels"} <= set(given) or not (given or c.image),

@@ -24,6 +24,7 @@ from concept_trak.audit.checks import require_batch_consistency, require_fit, wa
 from concept_trak.audit.diff import require_comparable
 from concept_trak.audit.plan import Demand, demand, feature_settings, shards
 from concept_trak.audit.query_features import QueryTask
+from concept_trak.audit.status import require_new_name
 from concept_trak.audit.worker import Work, open_model
 from concept_trak.config import AuditConfig, ModelConfig, WorkerSettings, absolute, plain_values
 from concept_trak.data.columns import survey
@@ -155,6 +156,7 @@ def open_inputs(config: AuditConfig, worker: WorkerSettings) -> Inputs:
     """
     store = Store(config.store)
     store.probe()
+    require_new_name(Audit(store, config.audit))
     denoiser = open_model(config.model, worker)
     return Inputs(store, denoiser, survey(config.data, denoiser.conditioning))
 

@@ -1,16 +1,75 @@
 import json
 import time
+import unicodedata
 from typing import Any
 
 from concept_trak import UserError
 from concept_trak.store.manifest import Audit, given_up, read_manifest
 from concept_trak.store.store import Store
 
+LONGEST_NAME = 100
+"""Bytes of an audit's name. Names of files are at most 255, and a page of differences is named after an audit."""
+RESERVED = frozenset(
+    ["latest", "index", "con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))]
+)
+"""Not for an audit, in any case and with any ending: what `since` means, pages of the store, devices of Windows."""
+
 
 def audits_of(store: Store) -> list[str]:
-    """The audits of a store, by name."""
-    parts = (name.split("/") for name in store.names("audits"))
-    return sorted({part[1] for part in parts if len(part) > 2})
+    """The audits of a store, by name; other folders beside them are passed over.
+
+    Raises:
+        UserError: an audit is in a folder whose name no audit can have, as a copy by hand may be.
+    """
+    parts = [name.split("/") for name in store.names("audits")]
+    begun = {part[1] for part in parts if len(part) == 3 and part[2] in ("audit.yaml", "plan.parquet", "manifest.json")}
+    problems = {name: _problem(store, name) for name in sorted({part[1] for part in parts if len(part) > 2})}
+    if wrong := next((name for name in begun if problems[name]), ""):
+        raise UserError(f"{store.uri}/audits/{wrong} holds an audit: {problems[wrong]} Rename the folder, or move it.")
+    return [name for name, problem in problems.items() if not problem]
+
+
+def _problem(store: Store, name: str) -> str:
+    """Why no audit can be called so; empty where one can."""
+    try:
+        Audit(store, name)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def require_portable_name(name: str) -> None:
+    """Check the name of a new audit, which becomes a folder of any file system and a part of addresses.
+
+    Raises:
+        UserError: it is too long, reserved, or ends with a dot.
+    """
+    if (size := len(name.encode())) > LONGEST_NAME:
+        raise UserError(f"audit={name[:40]}...: the name has {size} bytes; expected at most {LONGEST_NAME}")
+    if name.partition(".")[0].casefold() in RESERVED or name.endswith("."):
+        raise UserError(f"audit={name!r}: the name is reserved on some systems, or here; choose another, e.g. week-1")
+
+
+def require_new_name(audit: Audit) -> None:
+    """Check the name of an audit that is not in the store yet.
+
+    Raises:
+        UserError: as `require_portable_name`; or an audit of the same name but for case is there, which some file
+            systems cannot keep apart.
+    """
+    names = audits_of(audit.store)
+    if audit.id in names:
+        return
+    require_portable_name(audit.id)
+    if twin := next((name for name in names if _folded(name) == _folded(audit.id)), ""):
+        raise UserError(
+            f"audit={audit.id!r}: there is an audit {twin!r}, and some file systems cannot keep the two apart; resume "
+            "that one, or choose another name"
+        )
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).casefold()
 
 
 def describe_status(audit: Audit) -> list[str]:

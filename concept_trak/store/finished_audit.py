@@ -42,7 +42,7 @@ def open_audit(store: str, audit: str) -> "FinishedAudit":
         UserError: the store has no such audit, it is not finished, or its manifest is damaged.
         OSError: storage failed.
     """
-    address = store if "://" in store else str(Path(store).absolute())
+    address = store if "://" in store else str(Path(store).expanduser().absolute())
     return FinishedAudit(Audit(Store(address), audit))
 
 

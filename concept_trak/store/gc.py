@@ -85,12 +85,17 @@ def safe_clock(store: Store, write: bool) -> float:
 
 
 def require_audits(store: Store) -> None:
-    """Check that no audit is behind a link to nothing, so that what it needs is unknown.
+    """Check that no audit is behind a link to nothing, or deeper than audits are, so that what it needs is unknown.
 
     Raises:
-        UserError: naming the link.
+        UserError: naming the link, or the audit's settings.
     """
     for name in store.names("audits"):
+        if name.count("/") > 2 and name.endswith(("/audit.yaml", "/manifest.json")):
+            raise UserError(
+                f"{store.uri}/{name} is of an audit in a folder of its own, which no command reads. Nothing is deleted."
+                " Move it to audits/, or out of the store if it is given up."
+            )
         if name.count("/") == 1 and store.size(name) is None:
             raise UserError(
                 f"{store.uri}/{name} is a link to nothing, so which features that audit needs is unknown. Nothing is "

@@ -9,6 +9,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.numpy import load_file, save_file
 
 from concept_trak.audit import checks
+from concept_trak.audit.prepare import prepare
 from tests.jobs.world import altered, files_under
 from tests.store import faults
 
@@ -32,6 +33,14 @@ from tests.store import faults
         (["projector.dim=100000000"], "choose projector.dim <="),
         (["model.parameters=no_such_layer"], "no_such_layer"),
         (["audit=../up"], "audit='../up': expected letters, digits"),
+        (["audit=index.html"], "audit='index.html': expected letters"),
+        (["audit=latest"], "audit='latest': the name is reserved"),
+        (["audit=Con.1"], "audit='Con.1': the name is reserved"),
+        (["audit=week-1."], "audit='week-1.': the name is reserved"),
+        ([f"audit={'n' * 101}"], "the name has 101 bytes; expected at most 100"),
+        ([f"audit='{'ä' * 60}'"], "the name has 120 bytes"),
+        ([f"concepts=[{{name: {'n' * 101}, prompt: a red square, without_prompt: red}}]"], "name must be at most 100"),
+        (["concepts=[{name: a, prompt: x, without_prompt: y}, {name: A, prompt: x, without_prompt: y}]"], "a is named"),
         (["cluster=ray", "store=results"], "store='results' is another folder on each node; give an absolute path"),
         (["cluster=ray"], "if every node sees the same one, say cluster.shared_store=true"),
         (["cluster=local", "store=memory://here"], "'memory://here' lives in one process; use it with cluster=serial"),
@@ -44,6 +53,42 @@ from tests.store import faults
 )  # fmt: skip
 def test_settings_that_cannot_be(refused, more, says):
     assert says in refused(*more)
+
+
+def test_an_audit_that_differs_from_another_in_case_alone(refused, world, tmp_path):
+    store = tmp_path / "store"
+    for name in ("Week-1", "weiß"):
+        (store / "audits" / name).mkdir(parents=True)
+        (store / "audits" / name / "audit.yaml").write_text("{}")
+    assert "audit='week-1': there is an audit 'Week-1'" in refused("audit=week-1")
+    assert "audit='WEISS': there is an audit 'weiß'" in refused("audit=WEISS")
+    (store / "audits/somebody's notes").mkdir()
+    (store / "audits/somebody's notes/a.txt").write_text("no audit")
+    assert "begun with other settings" in refused("audit=Week-1"), "one that is there is resumed, and notes do no harm"
+    shutil.move(store / "audits/Week-1", store / "audits/Week 1 (copy)")
+    assert "audits/Week 1 (copy) holds an audit: " in refused("audit=other")
+
+
+@pytest.mark.parametrize("store", ["", "  ", "~nobody-here/results"])
+def test_a_store_that_names_no_folder(refused, tmp_path, monkeypatch, store):
+    monkeypatch.chdir(tmp_path)
+    said = refused(f"store='{store}'")
+    assert "the path is empty" in said or "no such home folder is known" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, world):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    shutil.copytree(world.root / "latents", tmp_path / "home/model")
+    shutil.copytree(world.root / "few", tmp_path / "home/few")
+    monkeypatch.chdir(tmp_path)
+    config, _ = world.configs("~/store", "model.path='~/model'", "data.uri='~/few'", "store='~/store'")
+    p = prepare(config)
+    assert (p.config.store, p.config.model.path, p.config.data.uri) == tuple(
+        str(tmp_path / "home" / name) for name in ("store", "model", "few")
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
 def test_a_store_that_lets_a_second_create_overwrite_the_first(refused):

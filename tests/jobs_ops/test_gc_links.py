@@ -87,6 +87,15 @@ def test_a_folder_that_cannot_be_listed_stops_gc(audited: Audited, monkeypatch):
     assert set(audited.written()) == before
 
 
+def test_an_audit_that_was_moved_into_a_folder_stops_gc(audited: Audited):
+    (audited.store / "audits/archive").mkdir()
+    shutil.move(audited.store / "audits/demo", audited.store / "audits/archive")
+    before = set(audited.written())
+    with pytest.raises(UserError, match=r"archive/demo/audit.yaml is of an audit in a folder of its own"):
+        collect(audited)
+    assert set(audited.written()) == before
+
+
 def test_links_in_a_circle_end(audited: Audited):
     (audited.store / "features/again").symlink_to(audited.store)
     (audited.store / "audits/demo/itself").symlink_to(audited.store / "audits/demo/itself")
