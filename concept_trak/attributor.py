@@ -51,7 +51,7 @@ def dataset(uri: str, **settings: Any) -> DataConfig:
     Raises:
         UserError: a setting has a value that it cannot have.
 
-    Example:
+    Examples:
         >>> import concept_trak as ct
         >>> ct.dataset("s3://bucket/train", caption_column="text").caption_column
         'text'
@@ -130,7 +130,7 @@ class Attributor:
     Raises:
         UserError: the method is not known, or needs a conditioning that the model lacks.
 
-    Example:
+    Examples:
         >>> import concept_trak as ct
         >>> from PIL import Image
         >>> model = ct.load_model("assets/demo", device="cpu")

@@ -54,7 +54,7 @@ class Method:
     Raises:
         UserError: a trajectory, direction, weight or norm is not known, or the two do not go together.
 
-    Example:
+    Examples:
         >>> from dataclasses import replace
         >>> import concept_trak as ct
         >>> without_norm = replace(ct.METHODS["concept_trak"], unit=False)

@@ -50,7 +50,7 @@ class Projector:
     Raises:
         UserError: `kind` is not known, or `dim` is not positive.
 
-    Example:
+    Examples:
         >>> import concept_trak as ct
         >>> ct.Projector("sketch", dim=512)
         Projector(kind='sketch', dim=512, seed=0)
