@@ -1,6 +1,6 @@
 """The stages of an audit over a mapper. Each skips what is done, and nothing large passes through the driver."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -26,16 +26,19 @@ from concept_trak.audit.layer_scores import LayerScores, SplitKey, SplitTask, Sp
 from concept_trak.audit.mapper import Mapper, Stopped, serial
 from concept_trak.audit.prepare import Prepared
 from concept_trak.audit.query_features import QueryResult, QueryWorker
-from concept_trak.audit.results import Tally, rejects_by_reason, retrieval_metrics
+from concept_trak.audit.results import REJECT_KINDS, Tally, reject_rows, rejects_by_reason, retrieval_metrics
 from concept_trak.audit.score import FORMS, ScoreWorker, column, score_tasks
 from concept_trak.audit.shown_samples import ShownSample, ShowTask, ShowWorker
 from concept_trak.store.consistency import ExpectedGram
 from concept_trak.store.identity import FeatureSet
 from concept_trak.store.queries import write_query
 from concept_trak.store.records import Record, committed
+from concept_trak.store.tables import from_rows, to_parquet
 
 INLINE_AT_MOST = 200  # pictures in a page of one file: beyond, it takes seconds to load
 MOST_REJECTS = 0.05
+REJECTED = "failures/rejects.parquet"
+"""The rejects of a run that stopped because they were too many."""
 
 
 @dataclass
@@ -201,10 +204,14 @@ class AuditRun:
         for method, by_shard in records.items():
             rejected = sum(record.rejected for record in by_shard.values())
             if rejected > self.most_rejects * self.prepared.samples:
+                rows = list(reject_rows(self.prepared.store, {method: list(by_shard.values())}))
+                name = self.prepared.audit.name(REJECTED)
+                self.prepared.store.replace(name, to_parquet(from_rows(REJECT_KINDS, rows)))
                 raise Stopped(
                     f"{rejected} of {self.prepared.samples} samples were rejected for {method} "
-                    f"({_counted(by_shard.values())}), over budget.rejects={self.most_rejects:g}. Mend the data and "
-                    "start a new audit, or raise the budget; the finished shards are kept.",
+                    f"({_counted(by_shard.values())}), over budget.rejects={self.most_rejects:g}. {_examples(rows)} "
+                    f"All are in {name}. Mend the data and start a new audit, or raise the budget; the finished shards "
+                    "are kept.",
                     3,
                 )
 
@@ -221,6 +228,14 @@ class AuditRun:
 
 def _counted(records: Iterable[Record]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in rejects_by_reason(records).items())
+
+
+def _examples(rejects: Iterable[Mapping[str, Any]]) -> str:
+    """The first reject of each reason, in words."""
+    first = dict[str, Mapping[str, Any]]()
+    for reject in rejects:
+        first.setdefault(reject["reason"], reject)
+    return " ".join(f"{reason}: {r['sample_id']} ({r['message'].rstrip('.')})." for reason, r in sorted(first.items()))
 
 
 @dataclass(frozen=True)

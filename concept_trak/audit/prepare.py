@@ -26,7 +26,7 @@ from concept_trak.audit.plan import Demand, demand, feature_settings, shards
 from concept_trak.audit.query_features import QueryTask
 from concept_trak.audit.status import require_new_name
 from concept_trak.audit.worker import Work, open_model
-from concept_trak.config import AuditConfig, ModelConfig, WorkerSettings, absolute, plain_values
+from concept_trak.config import AuditConfig, DataConfig, ModelConfig, WorkerSettings, absolute, plain_values
 from concept_trak.data.columns import survey
 from concept_trak.data.files import canonical_uri
 from concept_trak.data.inventory import LeftOut, Survey
@@ -169,7 +169,7 @@ def check_inputs(config: AuditConfig, inputs: Inputs) -> list[QueryTask]:
     """
     denoiser = inputs.denoiser
     require_conditions(denoiser, config.methods, config.concepts)
-    queries = [_query(denoiser, concept) for concept in config.concepts]
+    queries = [_query(denoiser, concept, config.data) for concept in config.concepts]
     if config.model.batch != 1:
         prompts = [text for concept in config.concepts for pair in concept.condition_pairs for text in pair]
         texts = list(dict.fromkeys(prompts)) or unprompted_texts(denoiser, ("0", "1"), 0)
@@ -248,13 +248,13 @@ def _planned(shard: Shard) -> dict[str, Any]:
             "first_row": shard.first_row, "rows": shard.rows}  # fmt: skip
 
 
-def _query(denoiser: Denoiser, concept: Concept) -> QueryTask:
+def _query(denoiser: Denoiser, concept: Concept, data: DataConfig) -> QueryTask:
     """The concept with the files it names, for no method yet."""
     require_conditioning(denoiser, concept)
     require_untruncated(denoiser, concept)
     for text, without in concept.condition_pairs:
         _require_direction(denoiser, concept, text, without)
-    files = read_concept_files(denoiser, concept)
+    files = read_concept_files(denoiser, concept, data)
     return QueryTask("", concept, image=files.image, examples=files.examples, classifier=files.classifier)
 
 

@@ -15,21 +15,25 @@ from PIL import Image
 from torch import Tensor
 
 from concept_trak import UserError
-from concept_trak.data.decode import ENDINGS, decode_image
+from concept_trak.data.decode import ENDINGS, MOST_PIXELS, decode_image
 
 MOST_EXAMPLES = 256
 """Examples a concept may have: they travel to the workers with the question."""
 
 
-def read_image(path: str) -> bytes:
+def read_image(path: str, transparency: str = "white", most_pixels: int = MOST_PIXELS) -> bytes:
     """The bytes of one image file, local or a URL, once they are known to be an image.
 
+    Args:
+        path: the file.
+        transparency, most_pixels: as of `decode_image`.
+
     Raises:
-        UserError: it is missing, or no picture.
+        UserError: it is missing, no picture, or too large.
     """
     try:
         data = _read(path)
-        decode_image(data)
+        decode_image(data, transparency, most_pixels)
     except (OSError, ValueError) as error:
         raise UserError(f"the image {path!r} cannot be read ({error}); expected a picture file") from None
     return data
@@ -101,12 +105,25 @@ def png(image: Image.Image) -> bytes:
     return out.getvalue()
 
 
-def read_examples(paths: Sequence[str], resolution: int) -> tuple[bytes, ...]:
+def read_fitted_image(path: str, resolution: int, transparency: str = "white", most_pixels: int = MOST_PIXELS) -> bytes:
+    """One image file as a PNG of the model's size, with the pixels that a training image of these bytes has.
+
+    Raises:
+        UserError: as `read_image`.
+    """
+    data = read_image(path, transparency, most_pixels)
+    return png(center_crop(decode_image(data, transparency, most_pixels), resolution))
+
+
+def read_examples(
+    paths: Sequence[str], resolution: int, transparency: str = "white", most_pixels: int = MOST_PIXELS
+) -> tuple[bytes, ...]:
     """Every picture of `paths`, cut and sized as training images are.
 
     Args:
         paths: files or folders of them, local or URLs.
         resolution: side of the model's images, in pixels.
+        transparency, most_pixels: as of `decode_image`.
 
     Returns:
         PNG files of `resolution` x `resolution`.
@@ -119,7 +136,7 @@ def read_examples(paths: Sequence[str], resolution: int) -> tuple[bytes, ...]:
         raise UserError(
             f"examples={list(paths)} are {len(files)} pictures; expected 1 to {MOST_EXAMPLES}, as {', '.join(ENDINGS)}"
         )
-    return tuple(_example(file, resolution) for file in files)
+    return tuple(_example(file, resolution, transparency, most_pixels) for file in files)
 
 
 def _files(path: str) -> Iterator[str]:
@@ -134,8 +151,8 @@ def _files(path: str) -> Iterator[str]:
             yield fs.unstrip_protocol(name)
 
 
-def _example(path: str, resolution: int) -> bytes:
-    image = decode_image(read_image(path))
+def _example(path: str, resolution: int, transparency: str, most_pixels: int) -> bytes:
+    image = decode_image(read_image(path, transparency, most_pixels), transparency, most_pixels)
     if min(image.size) < resolution:
         raise UserError(
             f"the example {path} has {image.width} x {image.height} pixels and the model draws {resolution} x "

@@ -12,8 +12,9 @@ from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.denoiser import Condition, Denoiser
 from concept_trak.attribution.query import mean_latent, query_batch
 from concept_trak.attribution.state import Batch
+from concept_trak.config import DataConfig
 from concept_trak.data.decode import decode_image
-from concept_trak.data.image import center_crop, read_examples, read_file, read_image, to_tensor
+from concept_trak.data.image import center_crop, read_examples, read_file, read_fitted_image, to_tensor
 from concept_trak.data.sample import Sample
 from concept_trak.models.classifier import open_classifier
 from concept_trak.store.part import Reject
@@ -77,7 +78,7 @@ def _on_model(tensor: Tensor, denoiser: Denoiser) -> Tensor:
 class ConceptFiles:
     """The contents of the files that a concept names, empty where it names none.
 
-    Examples are PNG files of the model's size.
+    Image and examples are PNG files of the model's size.
     """
 
     image: bytes = b""
@@ -85,16 +86,17 @@ class ConceptFiles:
     classifier: bytes = b""
 
 
-def read_concept_files(denoiser: Denoiser, concept: Concept) -> ConceptFiles:
-    """The contents of the files that a concept names.
+def read_concept_files(denoiser: Denoiser, concept: Concept, data: DataConfig = DataConfig()) -> ConceptFiles:
+    """The contents of the files that a concept names, with transparency and the limit of pixels as of training images.
 
     Raises:
         UserError: one cannot be read, or does not fit the model; the message names the concept.
     """
+    how = (denoiser.resolution, data.transparency, data.most_pixels)
     try:
         files = ConceptFiles(
-            image=read_image(concept.image) if concept.image else b"",
-            examples=read_examples(concept.examples, denoiser.resolution) if concept.examples else (),
+            image=read_fitted_image(concept.image, *how) if concept.image else b"",
+            examples=read_examples(concept.examples, *how) if concept.examples else (),
             classifier=read_file(concept.classifier) if concept.classifier else b"",
         )
         if files.classifier:

@@ -156,7 +156,8 @@ class Other:
 @dataclass(frozen=True)
 class Page:
     """One audit. `settings` are dotted keys and their values as text; `rejects` counts samples by reason. `since` names
-    the audit that changes are counted from. With `files` every concept is a page of its own and pictures are files."""
+    the audit that changes are counted from. With `files` every concept is a page of its own and pictures are files.
+    `left_out` has what no sample is made of: how many of what, and a few names."""
 
     audit: str
     finished: str
@@ -172,3 +173,4 @@ class Page:
     since: str = ""
     files: bool = False
     others: tuple[Other, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()

@@ -38,6 +38,7 @@ def page(run: AuditRun, results: StageResults) -> Page:
         since=results.since,
         files=run.in_files(results.tally),
         others=others(config.methods),
+        left_out=tuple((str(entry), ", ".join(entry.names)) for entry in p.left_out),
     )
 
 

@@ -106,10 +106,12 @@ def publish_audit(run: AuditRun, results: StageResults) -> None:
     write_table(p.audit, "top.parquet", from_rows(top_kinds(config), top))
     if results.layers.parts is not None:
         write_joint(p.audit, list(joint_rows(top, results.layers.names, results.layers.parts)))
-    write_table(p.audit, "rejects.parquet", from_rows(REJECT_KINDS, list(reject_rows(p.store, results.records))))
+    data = _data(p, results)
+    rejects = from_rows(REJECT_KINDS, list(reject_rows(p.store, results.records)))
+    write_table(p.audit, "rejects.parquet", rejects.replace_schema_metadata({"data": json.dumps(data)}))
     costs = {method: _cost(run, results, method) for method in config.methods}
     questions = {concept.name: question_facts(concept, results.queries, config.methods) for concept in config.concepts}
-    metrics = {"data": _data(p, results), "questions": questions, "concepts": results.measures, "methods": costs,
+    metrics = {"data": data, "questions": questions, "concepts": results.measures, "methods": costs,
                "stages": run.counters()}  # fmt: skip
     write_json(p.audit, "metrics.json", metrics)
     results, compared = _compared(p, results)

@@ -15,8 +15,9 @@ from PIL import Image
 from concept_trak import UserError
 from concept_trak.config import DataConfig
 from concept_trak.data.decode import decode_image
-from concept_trak.data.image import center_crop, read_image, to_png, to_tensor
+from concept_trak.data.image import center_crop, read_examples, read_fitted_image, read_image, to_png, to_tensor
 from concept_trak.data.sample import Sample, samples
+from concept_trak.models.encode import decode_pixels
 from tests.data.files import encoded, noise, plan, rows, write
 from tests.tolerances import LEVELS
 
@@ -201,3 +202,23 @@ def test_an_image_to_ask_about_is_read_or_refused_by_name(tmp_path):
             read_image(str(bad))
     with pytest.raises(ValueError, match=r"missing\.png' cannot be read"):
         read_image(str(tmp_path / "missing.png"))
+
+
+@pytest.mark.parametrize(("transparency", "corner"), [("white", 255), ("black", 0), ("drop", 7)])
+def test_a_concepts_own_pictures_are_decoded_as_training_images_are(tmp_path, transparency, corner):
+    path, pixels = tmp_path / "a.png", np.full((12, 20, 4), 7, np.uint8)
+    pixels[..., 3] = 0
+    Image.fromarray(pixels).save(path)
+    (example,) = read_examples([str(path)], 8, transparency)
+    image = read_fitted_image(str(path), 8, transparency)
+    for data in (example, image):
+        assert np.asarray(Image.open(io.BytesIO(data))).tolist() == np.full((8, 8, 3), corner).tolist()
+    for read in (read_examples, read_fitted_image):
+        with pytest.raises(UserError, match=r"20 x 12 pixels, more than data.most_pixels=239"):
+            read([str(path)] if read is read_examples else str(path), 8, transparency, 239)
+
+
+def test_a_fitted_image_gives_the_model_the_very_numbers_of_the_file(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 61, 3), dtype=np.uint8)).save(path)
+    assert torch.equal(decode_pixels([read_fitted_image(str(path), 16)], 16), decode_pixels([path.read_bytes()], 16))

@@ -1,5 +1,7 @@
 """Samples that cannot be used: named, counted, and no reason to stop, until they are too many."""
 
+import json
+
 import pyarrow.parquet as pq
 import pytest
 
@@ -21,6 +23,7 @@ def flawed(world, tmp_path) -> str:
 
 
 def test_rejects_are_told_apart_and_counts_add_up(world, flawed, tmp_path):
+    (tmp_path / "flawed/notes.md").write_text("about these pictures")
     found = world.audit(tmp_path / "store", f"data.uri={flawed}", "budget.rejects=0.5")
     assert found.code == 0
     rows = pq.read_table(found.folder / "rejects.parquet").to_pylist()
@@ -37,7 +40,12 @@ def test_rejects_are_told_apart_and_counts_add_up(world, flawed, tmp_path):
     assert kept == set(found.scores())
     assert kept | {r["sample_id"] for r in rows} == {f"shapes-{i:06d}" for i in range(16)}
     assert not kept & {r["sample_id"] for r in rows}
+    sums = json.loads(pq.read_schema(found.folder / "rejects.parquet").metadata[b"data"])
+    assert sums == json.loads((found.folder / "metrics.json").read_text())["data"]
+    assert sums["samples"] == 16 == len(kept) + sum(sums["rejected"].values())
+    assert [(entry["count"], entry["kind"]) for entry in sums["left_out"]] == [(1, "file")]
     page = (found.folder / "report.html").read_text()
+    assert all(entry in page for entry in ("1 file ending .md", "notes.md"))
     assert all(reason in page for reason in ("decode", "no_caption", "no_direction"))
 
 
@@ -48,6 +56,10 @@ def test_too_many_rejects_stop_the_run_and_lose_nothing(world, flawed, tmp_path,
     assert "samples were rejected for caption_trak" in said
     assert "over budget.rejects=0.05" in said
     assert "raise the budget; the finished shards are kept" in said
+    assert "decode: shapes-000001 (" in said
+    assert "no_caption: shapes-000005 (" in said
+    rejects = pq.read_table(store / "audits/first/failures/rejects.parquet").to_pylist()
+    assert [row["row"] for row in rejects] == [1, 2, 5]
     assert not (store / "audits/first/manifest.json").exists()
     kept = {n: t for n, t in files_under(store).items() if "/parts/" in n}
     assert len(kept) == 1, "the first shard alone is over the budget"
