@@ -1,9 +1,9 @@
-"""This image taught it, through these layers: a data score split over the layers that its features come from.
+"""A score split over the layers of the model: this image taught the concept through these layers.
 
     s_i = w_i phi_i . z = sum_j s_ij,        s_ij = w_i sum over the columns c of layer j of phi_ic z_c
 
-Exact, with the whole curvature in z, wherever a column of phi belongs to one parameter: for `identity` and for `mask`,
-whose columns are coordinates. The other projectors mix layers in a column and cannot be split.
+The split is exact, with the whole curvature in z, if each column of phi belongs to one parameter. This holds for
+`identity` and `mask`, whose columns are coordinates. The other projectors mix layers in a column.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,7 +22,7 @@ SPLIT = ("identity", "mask")
 
 @dataclass(frozen=True)
 class LayerColumns:
-    """The layers of a model, and of each column of phi the number of its layer."""
+    """The layers of a model, and for each column of phi the number of its layer."""
 
     names: tuple[str, ...]
     of_column: Int64[Tensor, " k"]
@@ -36,7 +36,11 @@ class LayerColumns:
 
 
 def layer_columns(projector: Projector, sizes: Mapping[str, int]) -> LayerColumns:
-    """Of parameters, by name and number of scalars in the model's order.
+    """The layer of each column of phi.
+
+    Args:
+        projector: the projector of the features.
+        sizes: number of scalars of each attributable parameter, by name in the model's order.
 
     Raises:
         UserError: the projector mixes layers.
@@ -58,12 +62,12 @@ def layer_columns(projector: Projector, sizes: Mapping[str, int]) -> LayerColumn
 
 
 def layer_names(sizes: Iterable[str]) -> tuple[str, ...]:
-    """The layers of parameters, by name, in the model's order."""
+    """The names of the parameters' layers, each once, in the model's order."""
     return tuple(dict.fromkeys(map(layer_of, sizes)))
 
 
 def block_of(layer: str) -> str:
-    """The part of the network that a layer or parameter lies in: `up_blocks.1`, `mid_block`, `conv_in`."""
+    """The part of the network that has a layer or parameter: `up_blocks.1`, `mid_block`, `conv_in`."""
     first, _, rest = layer.partition(".")
     second = rest.partition(".")[0]
     return f"{first}.{second}" if second.isdigit() else first

@@ -1,10 +1,7 @@
-"""What is asked: a condition and the same condition without the concept; or images, or a class, that no prompt names.
+"""A concept: a condition and the same condition without the concept, or example images, or a class of a classifier.
 
-`scope` chooses the states of the query: `global` asks over fresh samples of the condition, `local` about one image.
-
-What does not go together in a concept: one sentence each, with what to do.
-
-Other words for one concept, and a prompt without a phrase of it, written out.
+`scope` selects the states of the query: `global` uses fresh samples of the condition, `local` one image. The module
+also checks that a concept's fields go together, and removes a phrase from a prompt (`minus`).
 """
 
 import re
@@ -16,51 +13,54 @@ from concept_trak import UserError
 
 @dataclass(frozen=True)
 class Phrasing:
-    """The same concept asked in other words."""
+    """The same concept in other words."""
 
     prompt: str
+    """The condition with the concept."""
     without_prompt: str = ""
-    """Empty: as the concept itself has it, written out from its `minus` or its own `without_prompt`."""
+    """The condition without it; if empty, it is made by the concept's `minus`, or is the concept's `without_prompt`."""
 
 
 @dataclass(frozen=True)
 class Concept:
-    """One question, given by a `prompt` (or `labels`), by `examples` or by a `classifier`: one of them.
+    """One concept. Give exactly one of `prompt`, `labels`, `examples` and `classifier`.
+
+    A model without conditions takes none of them but `image` alone, or `examples` or a `classifier`.
 
     Raises:
-        UserError: something is missing or contradicts itself; the message names the concept.
+        UserError: a field is missing, or two fields contradict each other; the message names the concept.
     """
 
     name: str
-    """Letters, digits, `.`, `_`, `-`: it names files and columns."""
+    """Letters, digits, `.`, `_`, `-`; part of file and column names."""
     prompt: str = ""
-    """The condition with the concept: "a red triangle". A model without conditions is asked about an image alone."""
+    """The condition with the concept: "a red triangle"."""
     without_prompt: str = ""
-    """The same without it ("red" asks for the triangle); empty is the model's empty condition."""
+    """The same condition without the concept: "a triangle" for red; empty is the model's empty condition."""
     labels: str = ""
-    """For label-conditioned models, instead of `prompt`."""
+    """Instead of `prompt`, for class-conditional models: the number or name of a class."""
     without_labels: str = ""
-    """For label-conditioned models, instead of `without_prompt`."""
+    """Instead of `without_prompt`, for class-conditional models."""
     scope: str = "global"
-    """`global`: over `samples` fresh samples of the prompt; `local`: about `image`."""
+    """`global`: the query averages over `samples` fresh samples of the prompt; `local`: it is about `image`."""
     samples: int = 16
-    """global: how many trajectories are averaged."""
+    """global: number of samples that the query averages over."""
     seed: int = 0
-    """global: names the trajectories."""
+    """global: seed of the samples' noise."""
     image: str = ""
-    """local: the image asked about."""
+    """local: path of the image."""
     truth: dict[str, str] = field(default_factory=dict)
-    """Label columns and the values that show the concept, for precision and AP; never used in a score."""
+    """Label columns and the values that show the concept, for precision and AP. No score uses them."""
     minus: str = ""
-    """Instead of `without_prompt`: a phrase of the prompt, which is then written out without it, and shown."""
+    """Instead of `without_prompt`: a phrase that is removed from the prompt; the page shows the result."""
     phrasings: tuple[Phrasing, ...] = ()
-    """The concept in other words: the samples take turns through the prompt and these, and count alike."""
+    """Other prompts for the concept. The samples are divided among all prompts, which have the same weight."""
     examples: tuple[str, ...] = ()
-    """Pictures that show the concept, or folders of them (at most 256): what pulls x_0hat to their mean."""
+    """Pictures that show the concept, or folders of them, at most 256: the query pulls x_0hat to their mean."""
     classifier: str = ""
-    """A .safetensors file of an architecture in `models/classifier.py`: what pulls x_0hat to its class `shows`."""
+    """A .safetensors file of an architecture in `models/classifier.py`: the query pulls x_0hat to its class `shows`."""
     shows: str = ""
-    """classifier: the class that is the concept."""
+    """The class of the classifier that is the concept."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "phrasings", tuple(self.phrasings))
@@ -76,7 +76,7 @@ class Concept:
 
     @property
     def kind(self) -> str:
-        """text, examples or classifier, or image: what an image itself says, to a model without conditions."""
+        """`text`, `examples` or `classifier`; or `image`, for a model without conditions."""
         kinds = {"examples": self.examples, "classifier": self.classifier, "text": self.text}
         return next((kind for kind, given in kinds.items() if given), "image")
 
@@ -90,7 +90,7 @@ class Concept:
 
     @property
     def condition_pairs(self) -> tuple[tuple[str, str], ...]:
-        """Every (condition, the same without the concept): the prompt's, then its phrasings'; none without texts."""
+        """(condition, the same without the concept) of the prompt and then of each phrasing; empty without texts."""
         if self.kind != "text":
             return ()
         others = ((p.prompt, self._without(p.prompt, p.without_prompt or self.without_prompt)) for p in self.phrasings)
@@ -98,7 +98,7 @@ class Concept:
 
     @property
     def _written(self) -> str:
-        """That the tool wrote the second conditions, where it did."""
+        """A note that `minus` made the second conditions; empty if they were given."""
         return f" (minus {self.minus!r}, written out)" if self.minus else ""
 
     def _without(self, text: str, written: str) -> str:
@@ -109,12 +109,12 @@ class Concept:
 
     @property
     def count(self) -> int:
-        """How many samples are asked: one an asking about an image, else `samples`."""
+        """The number of samples of the query: `samples`, or one for each phrasing with scope=local."""
         return max(1, len(self.condition_pairs)) if self.scope == "local" else self.samples
 
     @property
     def question(self) -> str:
-        """What is asked, in one line."""
+        """The question in one line."""
         if self.kind == "examples":
             return f"what the pictures in {', '.join(self.examples)} share"
         if self.kind == "classifier":
@@ -130,7 +130,7 @@ def contradiction(concept: Any) -> str:
 
 
 def _given(c: Any) -> list[tuple[bool, str]]:
-    """A name, and one way of saying what the concept is."""
+    """Mistakes in the name, and in the choice of prompt, labels, examples or classifier."""
     ways = {"prompt": c.prompt, "labels": c.labels, "examples": c.examples, "classifier": c.classifier}
     given = [key for key, value in ways.items() if value]
     return [
@@ -155,7 +155,7 @@ def _given(c: Any) -> list[tuple[bool, str]]:
 
 
 def _words(c: Any) -> list[tuple[bool, str]]:
-    """The second condition, and other words."""
+    """Mistakes in the second condition and in phrasings."""
     wordless = not (c.prompt or c.labels)
     pairless = bool(c.without_prompt or c.without_labels or c.minus or c.phrasings)
     return [
@@ -194,15 +194,15 @@ def _scope(c: Any) -> list[tuple[bool, str]]:
     ]
 
 
-# Left over at the end of a prompt, these name nothing: "a photo of a" is "a photo".
+# Words that name nothing at the end of a prompt: "a photo of a" becomes "a photo".
 DANGLING = ("a", "an", "and", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with")
 
 
 def without_phrase(prompt: str, phrase: str) -> str:
-    """`prompt` minus every `phrase` in it, whole words and in any case, as a person would write it.
+    """`prompt` without every occurrence of `phrase`, as whole words and in any case.
 
-    What is left is read as text again: "a" and "an" follow the next word, punctuation that joins nothing and little
-    words at the end go. "a red triangle" minus "red" is "a triangle"; minus "red triangle" nothing is left.
+    The rest becomes proper text: "a" and "an" fit the next word, and punctuation that joins nothing and small words at
+    the end are removed. "a red triangle" minus "red" is "a triangle"; minus "red triangle" it is empty.
 
     Raises:
         UserError: the phrase is not in the prompt.
@@ -222,7 +222,7 @@ def _article(word: str, letter: str) -> str:
 
 
 def _tidy(text: str) -> str:
-    """One space between words, punctuation only between them or as the last stop, no dangling word at the end."""
+    """One space between words, punctuation only between words or as the full stop, no dangling word at the end."""
     text = re.sub(r"\s+([,;:.])", r"\1", re.sub(r"\s+", " ", text))
     text = re.sub(r"([,;:])[,;:. ]*(?=[,;:.])", "", text).strip(" ,;:")
     stop = "." if text.endswith(".") else ""

@@ -1,10 +1,11 @@
-"""The one interface to a diffusion model: at a state it returns the clean image and the noise it sees.
+"""The interface to a diffusion model: at a state it predicts the clean image and the noise.
 
-    x_t = alpha_t x_0 + sigma_t eps,        eps_theta(x_t, t, c): the prediction everything else is written in
+    x_t = alpha_t x_0 + sigma_t eps,        eps_theta(x_t, t, c): the prediction that every loss is written in
 
-Shapes: b samples, c h w the space the model denoises in (pixels, or latents of a VAE). Times are integers 0 ... 999.
+Shapes: b samples, c h w the space that the model denoises in (pixels, or latents of a VAE). Times are integers
+0 ... 999.
 
-The conditions a model knows by itself: what a sample is told from, and what is drawn where nothing is asked.
+Every model has a negative, which rewards compare a condition with, and conditions that it draws without a prompt.
 """
 
 import re
@@ -22,8 +23,9 @@ from concept_trak.attribution.numerics import choice
 # What the model is conditioned on: named tensors with the samples first. Text models have {"text": [b, tokens, width]}.
 Condition = dict[str, Tensor]
 Conditioning = Literal["text", "class", "none"]
-# Parameters as people think of them; anything else is a pattern searched in the parameter names. Attention is called
-# attn1 (to itself) and attn2 (to the text) in a block of a transformer, and stands bare in the UNets without texts.
+# Groups of parameters by name; any other value of `model.parameters` is a pattern that is searched in the names of
+# parameters. A transformer block calls attention attn1 (to itself) and attn2 (to the text); UNets without texts have no
+# such number.
 GROUPS = {
     "all": "",
     "attention": r"\battn\d*\.|\battentions\.\d+\.to_",
@@ -33,11 +35,11 @@ GROUPS = {
 }
 
 ROOT = "(network)"
-"""The layer of parameters that belong to no module inside the network."""
+"""The layer of the parameters that the network itself owns."""
 
 
 class Prediction(NamedTuple):
-    """What the network sees at a state, both affine in its raw output."""
+    """The prediction at a state: x_0 and eps, both affine in the network's raw output."""
 
     x_0: Float[Tensor, "b c h w"]
     eps: Float[Tensor, "b c h w"]
@@ -47,13 +49,14 @@ class Denoiser(ABC):
     """A diffusion model: its prediction, its noise process and its encoders. One subclass per family, in `models/`.
 
     Attributes:
-        network: the module that holds the attributable parameters; everything else is frozen.
-        middle: a module of it halfway through, whose output [b, ...] is what the model itself makes of an image.
+        network: the module with the attributable parameters; everything else is frozen.
+        middle: the module halfway through the network, whose output [b, ...] represents an image.
         alpha, sigma: float64 [1000], the noise process, so that x_t = alpha[t] x_0 + sigma[t] eps.
         shape: (c, h, w) of x_t.
-        groups: the names that its attributable parameters go by, each with its pattern.
+        parameters: the attributable parameters by name.
+        groups: the pattern of each group of parameters, by the group's name.
         negative: `empty` or `other_label`, the model's own c-minus (see `negatives`).
-        combinations: the conditions `other_label` draws from, as texts.
+        combinations: the conditions that `other_label` draws from, as texts.
     """
 
     groups: ClassVar[Mapping[str, str]] = GROUPS
@@ -69,25 +72,25 @@ class Denoiser(ABC):
 
     @abstractmethod
     def __call__(self, x_t: Float[Tensor, "b c h w"], t: int, cond: Condition) -> Prediction:
-        """The prediction at (x_t, t, cond), in the precision of x_t whatever the network runs in. Never clips x_0."""
+        """The prediction at (x_t, t, cond), in the precision of x_t whatever the network runs in, never clipped."""
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> Condition:
         """The condition of each text."""
 
     def spelled(self, text: str) -> str:
-        """One spelling of all texts that are one condition: the number of a class.
+        """The same spelling for all texts that are one condition, such as the number of a class.
 
         Raises:
-            UserError: it is no condition of this model, such as a class that it does not have.
+            UserError: the text is not a condition of this model, such as a class that it does not have.
         """
         return text
 
     def require_whole(self, text: str) -> None:  # noqa: B027
-        """Nothing where the model reads all of a text; `encode` cuts what is longer, as training on captions does.
+        """Refuse a text that `encode` would cut to the model's length. Captions may be cut, as in training.
 
         Raises:
-            UserError: the model would not see the end of the text.
+            UserError: the model would not read the end of the text.
         """
 
     @abstractmethod
@@ -100,16 +103,16 @@ class Denoiser(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, str]:
-        """What makes this model another model, as digests: its part of a feature's fingerprint."""
+        """Digests of everything that distinguishes this model from others: its part of a feature's fingerprint."""
 
     @property
     def conditioning(self) -> Conditioning:
-        """What the model is conditioned on: a text, a class (by number or name), or nothing (`none`)."""
+        """The model's conditions: `text`, `class` (by number or name), or `none`."""
         return "text"
 
     @property
     def resolution(self) -> int:
-        """Side of the images the model was made for, in pixels."""
+        """Side of the images that the model was trained on, in pixels."""
         return self.shape[-1]
 
     @property
@@ -122,10 +125,15 @@ class Denoiser(ABC):
 
 
 def attributable(network: nn.Module, parameters: str, groups: Mapping[str, str] = GROUPS) -> dict[str, nn.Parameter]:
-    """The parameters that a group or a pattern names; only they require gradients afterwards.
+    """The parameters that a group or a pattern selects. Afterwards only they require gradients.
+
+    Args:
+        network: the denoising network.
+        parameters: the name of a group, or a regular expression that is searched in the names of parameters.
+        groups: the pattern of each group.
 
     Raises:
-        UserError: the pattern is not a regular expression, or names no parameter.
+        UserError: the pattern is not a regular expression, or matches no parameter.
     """
     named = dict(network.named_parameters())
     try:
@@ -146,14 +154,14 @@ def attributable(network: nn.Module, parameters: str, groups: Mapping[str, str] 
 
 
 def _groups_of(named: Mapping[str, nn.Parameter], groups: Mapping[str, str]) -> str:
-    """The groups with any parameters: `all` (1,234 in 56 tensors), ..."""
+    """The groups that have parameters, in words: `all (1,234 in 56 tensors), ...`."""
     sizes = {group: [p.numel() for name, p in named.items() if re.search(pattern, name)]
              for group, pattern in groups.items()}  # fmt: skip
     return ", ".join(f"{group} ({sum(n):,} in {len(n)} tensors)" for group, n in sizes.items() if n)
 
 
 def layer_of(name: str) -> str:
-    """The module that owns a parameter: its weight and its bias are one layer, the network's own are `ROOT`."""
+    """The module that owns a parameter, so that its weight and bias are one layer; `ROOT` for the network's own."""
     return name.rpartition(".")[0] or ROOT
 
 
@@ -181,8 +189,14 @@ def guided(
 ) -> Prediction:
     """Classifier-free guidance, eps_neg + g (eps_c - eps_neg) (Ho and Salimans 2022), the two conditions in one batch.
 
-    g = 1 is the plain conditional prediction and needs no second one. x_0 is affine in eps, so it mixes alike. `seen`
-    is the conditional prediction here, where someone has made it.
+    x_0 is affine in eps, so it is mixed in the same way. g = 1 is the plain conditional prediction, which needs no
+    prediction under the negative.
+
+    Args:
+        x_t: [b, c, h, w] at the time t.
+        cond, negative: the two conditions of each sample.
+        guidance: g.
+        seen: the conditional prediction at this state, if it is already known.
     """
     if guidance == 1:
         return seen or denoiser(x_t, t, cond)
@@ -195,9 +209,14 @@ def guided(
 
 
 def negatives(denoiser: Denoiser, ids: Sequence[str], texts: Sequence[str], seed: int, turn: int = 0) -> Condition:
-    """The model's own negative for each sample: the empty condition, or another combination keyed by (seed, id).
+    """The model's own negative for each sample: the empty condition, or another combination drawn by (seed, id).
 
-    `turn` counts on from there through the other combinations.
+    Args:
+        ids, texts: of each sample, its id and its own caption.
+        turn: how many combinations further than the drawn one, so that turns 0, 1, ... give different negatives.
+
+    Raises:
+        UserError: the model has no other combination to draw.
     """
     if denoiser.negative == "empty":
         return denoiser.encode([""] * len(ids))
@@ -212,15 +231,19 @@ def negatives(denoiser: Denoiser, ids: Sequence[str], texts: Sequence[str], seed
 
 
 def negative_count(denoiser: Denoiser, wanted: int) -> int:
-    """How many negatives a sample has where `asked` are: one if it is empty, else no more than there are others."""
+    """The number of negatives of a sample: 1 if it is empty, else `wanted`, at most all other combinations."""
     return 1 if denoiser.negative == "empty" else max(1, min(wanted, len(denoiser.combinations) - 1))
 
 
 def unprompted_texts(denoiser: Denoiser, ids: Sequence[str], seed: int) -> list[str]:
-    """Conditions under which a model draws what it draws: nothing, where it knows that, else one by (seed, id)."""
+    """The condition of each sample that is drawn without a prompt: the empty one, or a combination by (seed, id).
+
+    Raises:
+        UserError: the model has no empty condition and no combinations.
+    """
     if denoiser.negative == "empty":
         return [""] * len(ids)
     known = denoiser.combinations
     if not known:
-        raise UserError("model.negative=other_label needs model.combinations: what the model draws by itself")
+        raise UserError("model.negative=other_label needs model.combinations: list captions that the model can draw")
     return [known[choice(len(known), seed, sample, "condition")] for sample in ids]

@@ -1,9 +1,9 @@
-"""Which way to point: v(s) = dL/d(eps_theta) for every loss of the family, constants included.
+"""Directions: v(s) = dL/d(eps_theta) for every loss of the family, constants included.
 
-Every loss touches theta only through eps_theta (its targets are stop-gradients), so its gradient is J(s)^T v(s). A
-direction gets the state, whose x_t requires gradients, and the prediction made there with its graph; it returns v,
-detached, and how much the state counts with each sample: 1, but for `caption_fit`. D is the number of elements of x_t.
-Signs follow from v being the derivative of the loss and are never flipped by hand.
+Every loss depends on theta only through eps_theta (its targets are stop-gradients), so its gradient is J(s)^T v(s). A
+direction takes the state, whose x_t requires gradients, and the prediction there with its graph. It returns v,
+detached, and the weight of the state for each sample, which is 1 except for `caption_fit`. D is the number of elements
+of x_t. v is the derivative of the loss, so no sign is flipped by hand.
 
 | direction               | loss, mean over the D elements                              |
 |-------------------------|-------------------------------------------------------------|
@@ -17,14 +17,14 @@ Signs follow from v being the derivative of the loss and are never flipped by ha
 | example_reward          | (x_0hat - m)^2, m the mean of a concept's example images       (ours) |
 | classifier_reward       | -log p(y | x_0hat) of a classifier's class y, not a mean       (ours) |
 
-What the finished score of a training sample is multiplied by.
+Weights multiply the finished score of a training sample.
 
 | weight        | w_i                                                                                          |
 |---------------|----------------------------------------------------------------------------------------------|
 | one           | 1                                                                                            |
 | squared_error | sum over states of mean (eps - eps_theta)^2, DAS's own (Lin et al. 2024)                     |
 
-Each is a function (state, prediction) -> [b], whose values are added up over the states.
+A weight is a function (state, prediction) -> [b], whose values are summed over the states.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,7 +38,7 @@ from concept_trak.attribution.denoiser import Condition, Denoiser, Prediction, c
 from concept_trak.attribution.state import Direction, Probe, State, required
 
 DirectionFunction = Callable[[Denoiser, State, Prediction, Probe], Direction]
-# Below this, eps_c - eps_c- is rounding of one evaluation in two batch positions, not a direction (relative to eps_c).
+# If eps_c - eps_c- is below this share of eps_c, it is rounding of one evaluation at two batch positions.
 ROUNDING = 1e-5
 
 
@@ -65,13 +65,13 @@ def reconstruction_reward(denoiser: Denoiser, state: State, seen: Prediction, pr
     """v = -2 grad_{x_t} r / D with r = mean (x_0hat - x_0)^2, through the network (DPS; Concept-TRAK's train side)."""
     x_0 = required(state.batch.x_0, "x_0", "reconstruction_reward")
     elements = x_0[0].numel()
-    # Of the sum: what the mean sends into a float16 network is next to nothing there.
+    # The gradient of the sum, because that of the mean is below float16's smallest number inside the network.
     (slope,) = torch.autograd.grad((seen.x_0 - x_0).square().sum(), state.x_t, retain_graph=True)
     return _whole(-2 * slope / elements**2)
 
 
 def concept_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Direction:
-    """v = -2 w (eps_c - eps_c-) / D, c- the concept's own `without` (Concept-TRAK's query side)."""
+    """v = -2 w (eps_c - eps_c-) / D with c- the concept's second condition (Concept-TRAK's query side)."""
     without = required(state.batch.without, "without", "concept_reward")
     (difference,), _ = _differences(denoiser, state, seen, [without])
     return _whole(-2 * probe.strength * difference / difference[0].numel())
@@ -86,15 +86,15 @@ def caption_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Pr
 def caption_fit(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Direction:
     """v = -2 w / (m D) sum_j a_j d_j with d_j = eps_c - eps_j, and fit = sum_j a_j |d_j| / sum_j |d_j|.
 
-    a_j = argmin_a |eps - eps_j - a d_j|^2, clipped to [0, 1], is how far the picture goes from the negative c_j to its
-    own caption c: 1 in expectation where it shows c, since then E[eps | x_t, c] = eps_c, and 0 where it shows c_j. So
-    what a picture does not share with its caption is left out, word by word, and a state counts as far as any is left.
-    Where none is, v is that of `caption_reward` and counts 0: who points and fits nothing is not without direction.
+    a_j = argmin_a |eps - eps_j - a d_j|^2, clipped to [0, 1], measures how far the picture is on the way from the
+    negative c_j to its own caption c. Its expectation is 1 if the picture shows c, since then E[eps | x_t, c] = eps_c,
+    and 0 if it shows c_j. So the parts of a caption that the picture does not show have no weight, and the weight of
+    the state is the share that is left. If nothing is left, v is that of `caption_reward` with weight 0, so that the
+    sample is not rejected for having no direction.
 
-    As a least-squares coefficient, a_j has the standard error s / |d_j| with s^2 = mean (eps - eps_c)^2, what the
-    caption leaves unexplained. Above `probe.doubt` the model cannot tell by this picture which of the two captions it
-    shows, as with initial weights, and a_j is 0: without that, such a model would still tell the captions themselves
-    apart, and rank by their words alone.
+    The standard error of the least-squares coefficient a_j is s / |d_j| with s^2 = mean (eps - eps_c)^2. Above
+    `probe.doubt` the model cannot tell which of the two captions the picture shows, as with initial weights, and a_j is
+    set to 0. Without this limit such a model would rank by the words of the captions alone.
     """
     noise = required(state.noise, "noise", "caption_fit")
     d, others = _differences(denoiser, state, seen, [state.batch.negative, *state.batch.others])
@@ -112,11 +112,11 @@ def caption_fit(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe
 def example_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Direction:
     """v = -(sigma / alpha) 2 (x_0hat - m) / D, m the examples' mean: L = mean (x_0hat(eps_theta) - m)^2.
 
-    The reward -L is, up to constants, log N(m; x_0hat, s^2 I): how likely the mean is for who sees x_0hat.
+    The reward -L is, up to constants, log N(m; x_0hat, s^2 I), the log-likelihood of the mean given x_0hat.
 
     In every family alpha x_0hat + sigma eps_theta = x_t, so x_0hat = (x_t - sigma eps_theta) / alpha, and by the chain
-    rule dL/deps = (dx_0hat/deps)^T dL/dx_0hat = -(sigma / alpha) dL/dx_0hat. With x_0 in place of m and eps in place of
-    what sees it, it is v of `denoising_error` times (sigma / alpha)^2: as if one trained on the examples' mean.
+    rule dL/deps = (dx_0hat/deps)^T dL/dx_0hat = -(sigma / alpha) dL/dx_0hat. With x_0 in place of m this is v of
+    `denoising_error` times (sigma / alpha)^2, so the query resembles training on the mean of the examples.
     """
     m = required(state.batch.target, "target", "example_reward")
     return _whole(_through_x_0(denoiser, state, 2 * (seen.x_0.detach() - m) / m.numel()))
@@ -125,8 +125,8 @@ def example_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Pr
 def classifier_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Direction:
     """v = (sigma / alpha) grad_{x_0hat} log p(y | x_0hat), y the concept's class: L = -log p(y | x_0hat(eps_theta)).
 
-    The chain rule is that of `example_reward`. The classifier sees x_0hat and not x_t, so it need not know noise; at
-    high t it sees a blur.
+    The chain rule is that of `example_reward`. The classifier takes x_0hat and not x_t, so it need not be trained on
+    noise; at high t, x_0hat is blurred.
     """
     classifier = required(state.batch.classifier, "classifier", "classifier_reward")
     x_0 = seen.x_0.detach().requires_grad_()
@@ -141,7 +141,7 @@ def _through_x_0(denoiser: Denoiser, state: State, slope: Tensor) -> Tensor:
 
 
 def _whole(v: Tensor) -> Direction:
-    """A direction for which every state counts."""
+    """A direction with the weight 1 for every sample."""
     return Direction(v, torch.ones(len(v), dtype=v.dtype, device=v.device))
 
 
@@ -149,8 +149,8 @@ def _whole(v: Tensor) -> Direction:
 def _differences(
     denoiser: Denoiser, state: State, seen: Prediction, against: Sequence[Condition]
 ) -> tuple[Float[Tensor, "m b c h w"], Float[Tensor, "m b c h w"]]:
-    """(eps_c - eps_j, eps_j) for every condition j, from one batch; a difference is 0 where the two are equal or it is
-    rounding."""
+    """(eps_c - eps_j, eps_j) for every condition j, from one batch. A difference is 0 if it is rounding or if the two
+    conditions are equal."""
     m, b = len(against), len(state.x_t)
     others = denoiser(state.x_t.repeat(m, 1, 1, 1), state.t, reduce(concat_conditions, against)).eps.unflatten(
         0, (m, b)

@@ -1,7 +1,7 @@
-"""The loop that composes a method: phi(z) = P sum_{s in trajectory(z)} a(s) u(J(s)^T v(s)).
+"""The loop over states that computes features: phi(z) = P sum_{s in trajectory(z)} a(s) u(J(s)^T v(s)).
 
-v is the direction, J(s)^T v pulls it back to the parameters, u divides by a norm where the method asks for it, a(s) in
-[0, 1] is how much the state counts (1 for every direction but `caption_fit`), and P is the projector.
+v is the direction, and J(s)^T v pulls it back to the parameters. u divides by a norm if the method has one. a(s) in
+[0, 1] is the weight of the state (1 for every direction except `caption_fit`). P is the projector.
 
 Letters: b samples, k features.
 """
@@ -178,9 +178,10 @@ class _Total:
 def features_naive(
     denoiser: Denoiser, projector: Projector, spec: FeatureSpec, batch: Batch, seed: int
 ) -> Float[Tensor, "b k"]:
-    """phi as the formula is written, one sample, one state and one plain backward at a time.
+    """phi by the formula: one sample, one state and one plain backward pass at a time.
 
-    The naive twin of `compute_features`: slow, without layer rules, sums of factors or tables. Tests compare the two.
+    It is the naive twin of `compute_features`: slow, without layer rules, sums of factors or tables. Tests compare the
+    two.
     """
     rows, direction = [], partial(_direction, denoiser, spec.probe)
     for i in range(len(batch.ids)):
@@ -194,7 +195,7 @@ def features_naive(
 
 
 def _unit_naive(gradients: Gradients, norm: str, exponent: float) -> Gradients:
-    """Each gradient divided by the norm of its group, tempered; groups that are rounding beside the whole become 0."""
+    """Each gradient divided by the tempered norm of its group; a group that is rounding of the whole becomes 0."""
     if norm == "none":
         return gradients
     whole = torch.cat([g.flatten(1) for g in gradients.values()], 1).norm()

@@ -40,17 +40,17 @@ def gram(phi: Float[Tensor, "n k"]) -> Gram:
     return Gram(phi.T @ phi, len(phi))
 
 
-ROWS = 1024  # a product of fewer would spend its time on reading and writing K
-PIECE = 256  # rows scaled at a time, which at k = 2048 is 2 MB: what is written is still in the cache when it is read
+ROWS = 1024  # rows of a product; with fewer, reading and writing K takes most of the time
+PIECE = 256  # rows scaled at a time: 2 MB at k = 2048, which are still in the cache when they are read
 PANEL = 256  # columns of K computed at a time, from the diagonal down
 
 
 def stored_gram(blocks: Iterable[tuple[Num[Tensor, "n k"], Float32[Tensor, " n"]]]) -> Gram | None:
-    """K of stored rows phi_i = scale_i unit_i that come in blocks (unit, scale) of any size; None without blocks.
+    """K of stored rows phi_i = scale_i unit_i, in blocks (unit, scale) of any size; None without blocks.
 
-    Products are of `ROWS` rows wherever the blocks are cut, so the sum depends on the rows and their order alone.
-    K is symmetric, so only the part on and below the diagonal is computed: half the work of a plain product.
-    Memory does not grow with the rows. `gram` is its naive twin.
+    Every product has `ROWS` rows, whatever the sizes of the blocks, so the sum depends only on the rows and their
+    order. K is symmetric, so only the part on and below the diagonal is computed: half the work of a plain product.
+    Memory does not grow with the rows. `gram` is the naive twin.
     """
     total: _GramSum | None = None
     for unit, scale in blocks:
@@ -77,7 +77,7 @@ class _GramSum:
                 self._multiply()
 
     def gram(self) -> Gram:
-        """K with its upper half filled in place: K may be gigabytes, so it is not copied."""
+        """K with its upper half filled in place, because a copy of K may take gigabytes."""
         self._multiply()
         for panel in _panels(len(self._matrix)):
             corner = self._matrix[panel, panel]
@@ -97,7 +97,7 @@ def _panels(k: int) -> Iterator[slice]:
 
 
 def sum_grams(grams: Iterable[Gram]) -> Gram:
-    """The sum in the order given, one at a time in memory; a fixed order makes it the same bytes every time."""
+    """The sum in the given order, one Gram at a time in memory. The same order gives the same bytes."""
     return reduce(Gram.__add__, grams)
 
 
@@ -136,11 +136,16 @@ def solve_dual(phi: Float[Tensor, "n k"], lam: float, queries: Float[Tensor, "m 
 def solve_damped(
     gram: Gram, damping: float, queries: Float[Tensor, "m k"], phi: Callable[[], Float[Tensor, "n k"]]
 ) -> tuple[Solution, float]:
-    """z = (K + lambda I)^-1 q of every query, and lambda = damping tr(K) / k; in the dual form where n < k.
+    """z = (K + lambda I)^-1 q of every query, and lambda = damping tr(K) / k; in the dual form if n < k.
 
     Args:
         gram: K, with the number n of its samples.
-        phi: returns all features, which only the dual form reads: they are fewer rows than K has.
+        damping: relative to the mean eigenvalue of K.
+        queries: phi_q of each query.
+        phi: returns all n features; only the dual form calls it.
+
+    Raises:
+        UserError: K + lambda I is not positive definite; raise the damping.
     """
     lam = gram.damped(damping)
     if gram.count < len(gram.matrix):
@@ -151,10 +156,10 @@ def solve_damped(
 def sweep(
     phi: Float[Tensor, "n k"], queries: Float[Tensor, "m k"], dampings: Sequence[float]
 ) -> Iterator[Float[Tensor, "n m"]]:
-    """Phi (K + lambda I)^-1 q for each damping, float64, from one eigendecomposition of Phi Phi^T: n in the thousands.
+    """Phi (K + lambda I)^-1 q for each damping, float64, from one eigendecomposition of Phi Phi^T (n in the thousands).
 
-    Phi (Phi^T Phi + lambda I)^-1 = (Phi Phi^T + lambda I)^-1 Phi; the eigenvalues of K are those of Phi Phi^T. Features
-    that are all zero, and so K and lambda, score zero.
+    Phi (Phi^T Phi + lambda I)^-1 = (Phi Phi^T + lambda I)^-1 Phi, and K has the nonzero eigenvalues of Phi Phi^T. If
+    all features are zero, every score is zero.
     """
     rows = phi.double()
     value, vector = torch.linalg.eigh(rows @ rows.T)

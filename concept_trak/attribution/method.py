@@ -1,4 +1,4 @@
-"""A method is a row of a table: states and direction of each side, unit norm, weight. A new method is a new row."""
+"""Methods as rows of a table: states and direction of each side, unit norm, weight. A new method is a new row."""
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +14,7 @@ CONCEPT_DIRECTIONS = ("concept_reward", "example_reward", "classifier_reward")
 
 
 class FeatureSpec(NamedTuple):
-    """What the features of one side of a method are made from.
+    """The settings of the features of one side of a method.
 
     Attributes:
         probe: the states, and the direction at each.
@@ -123,14 +123,14 @@ def _whole_image(probe: Probe, weight: str = "one") -> Method:
 _trak = _whole_image(Probe("forward_noise", "denoising_error"))
 _d_trak = _whole_image(Probe("forward_noise", "prediction"))
 _das = _whole_image(Probe("forward_noise", "prediction_sign"), weight="squared_error")
-# Concept-TRAK as the ablation of its paper builds it: each row changes one thing in the row before.
+# The ablation of Concept-TRAK's paper: each row changes one thing in the row before it.
 _concept_a = replace(_trak, query=Probe("sampling", "concept_reward"))
 _concept_b = replace(_concept_a, train=Probe("forward_noise", "reconstruction_reward"))
 _concept_c = replace(_concept_b, train=Probe("ddim_inversion", "reconstruction_reward", guidance=7.5))
 _concept_trak = replace(_concept_c, unit=True)
 _caption_trak = replace(_concept_trak, train=Probe("forward_noise", "caption_reward"))
-# Less than a tenth of the evaluations of concept_trak. An image counts only as far as it shows what its caption says,
-# and every layer counts alike. Its two times and its norm were chosen on two small models (assets/results.md).
+# It needs less than a tenth of the evaluations of concept_trak. An image is weighted by how far it shows its caption,
+# and every layer has the same weight. Its two times and its norm were chosen on two small models (assets/results.md).
 _fit_trak = replace(
     _caption_trak, train=Probe("forward_noise", "caption_fit", times=(300, 700), negatives=3), over="layer"
 )
@@ -147,7 +147,7 @@ METHODS: dict[str, Method] = {
 }
 """The rows by name; docs/methods.md compares them."""
 PUBLISHED = "concept_trak"
-"""The default row, as its paper has it."""
+"""The default row, with the settings of its paper."""
 RECOMMENDED = "fit_trak"
 """The row that `method=recommended` selects: in the worst cell ahead of every baseline on `shapes2` and `shapes3`, in
 each of three models, and on average of caption lookup where a fifth of the captions is wrong (assets/results.md)."""

@@ -1,8 +1,7 @@
-"""Scores w_i phi_i . z_q, and what is kept of them: the best and worst m per query, and a histogram, both streamed.
+"""Scores w_i phi_i . z_q, their streamed summary (the best and worst m, and a histogram), and measures of a ranking.
 
-n samples of one block, m queries, k features, c columns of scores. A score is never held for all samples at once.
-
-How well a ranking finds the samples that show a concept; precision is told beside its base rate.
+n samples of one block, m queries, k features, c columns of scores. The scores of all samples are never in memory at
+once. The measures grade how well a ranking finds the samples that show a concept.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64, Num
 from torch import Tensor
 
-Entry = tuple[float, str, str]  # score, sample id, where it lies
-WIDE_BYTES = 2 << 20  # of float32 rows: still in the cache when they are multiplied
+Entry = tuple[float, str, str]  # score, sample id, shard
+WIDE_BYTES = 2 << 20  # bytes of float32 rows that are still in the cache when they are multiplied
 
 
 def scores(phi: Float[Tensor, "n k"], weight: Float[Tensor, " n"], z: Float[Tensor, "m k"]) -> Float[Tensor, "n m"]:
@@ -26,10 +25,10 @@ def scores(phi: Float[Tensor, "n k"], weight: Float[Tensor, " n"], z: Float[Tens
 def stored_scores(
     unit: Num[Tensor, "n k"], factor: Float32[Tensor, " n"], z: Float32[Tensor, "m k"], out: Float32[Tensor, "n m"]
 ) -> None:
-    """`scores` of stored rows, phi_i = scale_i unit_i with factor_i = w_i scale_i, into `out`: the same number twice.
+    """`scores` of stored rows phi_i = scale_i unit_i, written into `out`, with factor_i = w_i scale_i.
 
-    Rows are widened to float32 a few at a time, into one buffer: a copy of all of them would be written to memory and
-    read again. The factor multiplies m numbers of a row and not its k.
+    A few rows at a time are widened to float32 in one buffer, because a copy of all rows would be written to memory and
+    read again. The factor multiplies the m scores of a row, not its k features.
     """
     rows, across = max(64, WIDE_BYTES // (4 * unit.shape[1])), z.T.contiguous()  # a sixth faster than the view
     buffer = torch.empty(min(rows, len(unit)), unit.shape[1])
@@ -42,9 +41,9 @@ def stored_scores(
 
 @dataclass
 class TopK:
-    """The best and the worst m entries of everything added so far; ties are ordered by sample id. `+` merges two.
+    """The best and the worst m of all entries added so far; ties are ordered by sample id. `+` merges two.
 
-    `top` runs from the best down, `bottom` from the worst up. The result does not depend on how the samples were split.
+    `top` has the best first, `bottom` the worst first. The result does not depend on how the samples were split.
     """
 
     m: int
@@ -70,7 +69,7 @@ BINNED = 1024  # rows counted at a time, so that their indices stay in the cache
 
 
 def histograms(values: Float[Tensor, "n c"], scale: Float[Tensor, " c"]) -> Int64[Tensor, "c bins"]:
-    """Of every column, counts in BINS equal bins over [-SPAN, SPAN] * scale; the outermost bins include all beyond."""
+    """Counts of every column in BINS equal bins over [-SPAN, SPAN] * scale; the outermost bins include all beyond."""
     step, columns = BINS / (2 * SPAN) / torch.where(scale > 0, scale, 1.0), values.shape[1]
     total, offset = torch.zeros(columns * BINS, dtype=torch.int64), torch.arange(columns) * BINS
     middle = torch.tensor(BINS / 2, dtype=values.dtype)
@@ -81,9 +80,13 @@ def histograms(values: Float[Tensor, "n c"], scale: Float[Tensor, " c"]) -> Int6
 
 
 class ScoreSummary:
-    """What is kept of c columns of scores: the ends and the histogram of each, block after block.
+    """The ends and the histogram of c columns of scores, which come in blocks.
 
-    `scale` is each column's root mean square. Only a score that is among the ends in the end becomes an object.
+    Only the scores that are among the ends at last become Python objects.
+
+    Args:
+        m: entries kept at each end.
+        scale: the root mean square of each column.
     """
 
     def __init__(self, m: int, scale: Sequence[float]) -> None:
@@ -99,7 +102,7 @@ class ScoreSummary:
         self._samples += [(sample, where) for sample in ids]
 
     def ends(self) -> list[TopK]:
-        """Of each column."""
+        """The best and the worst entries of each column."""
         result = []
         for best, worst in zip(self._best.found(), self._worst.found(), strict=True):
             result.append(TopK(self._m))
@@ -109,7 +112,7 @@ class ScoreSummary:
 
 
 class BestRows:
-    """Which rows of c columns can be among the m best, ties with the m-th included, while blocks of them come in."""
+    """The rows of c columns that can be among the m best, with ties of the m-th; rows come in blocks."""
 
     def __init__(self, m: int, columns: int) -> None:
         self._values = torch.full((m, columns), -torch.inf)  # the m best so far, in order
@@ -117,7 +120,7 @@ class BestRows:
         self._found = [(nothing, nothing, torch.zeros(0))]  # column, row, value
 
     def add(self, values: Float32[Tensor, "n c"], first: int) -> None:
-        """The next rows, the first of which is row `first` of all."""
+        """Add the next rows. `first` is the number of the first of them among all rows."""
         reaching = self._reaching(values)
         columns, rows = reaching.T.nonzero(as_tuple=True)
         some = values[rows, columns]
@@ -137,7 +140,7 @@ class BestRows:
         return (pairs[start:end] for start, end in pairwise([0, *ends]))
 
     def _reaching(self, values: Float32[Tensor, "n c"]) -> Bool[Tensor, "n c"]:
-        """What is not below the m-th best so far; where that is much, nor below the m-th best of these."""
+        """Whether a value is at least the m-th best so far, and if many are, at least the m-th best of this block."""
         m, columns = self._values.shape
         best = values >= self._values[-1]
         if int(best.count_nonzero()) > 2 * m * columns:
@@ -146,13 +149,13 @@ class BestRows:
 
 
 def score_rms(z: Float[Tensor, " k"], matrix: Float[Tensor, "k k"], count: int) -> float:
-    """Root mean square of the unweighted scores, sqrt(z^T K z / n): known before a single sample is scored."""
+    """Root mean square of the unweighted scores, sqrt(z^T K z / n), which needs no pass over the samples."""
     z, matrix = z.double(), matrix.double()
     return (z @ matrix @ z / max(1, count)).clamp_min(0).sqrt().item()
 
 
 def precision_at(relevant: Sequence[bool], k: int) -> float:
-    """Share of the first k that show the concept; of all when there are fewer."""
+    """Share of the first k samples that show the concept; of all samples if there are fewer."""
     head = relevant[:k]
     return sum(head) / max(1, len(head))
 
@@ -168,15 +171,15 @@ def average_precision(relevant: Sequence[bool]) -> float:
 
 
 def base_rate(relevant: Sequence[bool]) -> float:
-    """Share of all samples that show the concept: what any ranking gets that knows nothing."""
+    """Share of all samples that show the concept, which is the expected precision of a random order."""
     return sum(relevant) / max(1, len(relevant))
 
 
 def recall_at_carriers(relevant: Sequence[bool]) -> float:
-    """Share of the carriers found when as many samples are taken as there are carriers."""
+    """Recall among the first n samples, where n is the number of samples that show the concept (carriers)."""
     return precision_at(relevant, sum(relevant))
 
 
 def recall_at(relevant: Sequence[bool], carriers: int, k: int) -> float:
-    """Those among the first k that show the concept, of as many as could stand there: min(k, carriers)."""
+    """Share of the first k that show the concept, relative to the most that are possible, min(k, carriers)."""
     return sum(relevant[:k]) / max(1, min(k, carriers))

@@ -1,7 +1,4 @@
-"""Who is asked (a batch of samples) and where they stand (a state on a trajectory).
-
-One side of a method, as numbers: which trajectory, which direction, and what both are run with.
-"""
+"""A batch of samples, a state on a trajectory, and the settings of one side of a method (`Probe`)."""
 
 import math
 from collections.abc import Callable
@@ -17,9 +14,18 @@ from concept_trak.attribution.denoiser import Condition, take_rows
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples with everything a trajectory or a direction may need.
+    """Samples with everything that a trajectory or a direction may need. Rows are samples.
 
-    `x_0` is absent for a query that starts from noise; `without` (the concept's second condition) for training samples.
+    Attributes:
+        ids: they key all randomness of a sample.
+        cond: the condition of each sample.
+        negative: the model's negative for each sample.
+        x_0: the clean images; None for a query that starts from noise.
+        without: the concept's second condition; None for training samples.
+        others: more negatives of each sample, if the model has more than one.
+        path: x_t at every state of the inversion, if it is already known.
+        target: the mean x_0 of a concept's examples.
+        classifier: returns log p(concept | x_0) of each sample, differentiable.
     """
 
     ids: tuple[str, ...]
@@ -28,13 +34,9 @@ class Batch:
     x_0: Float[Tensor, "b c h w"] | None = None
     without: Condition | None = None
     others: tuple[Condition, ...] = ()
-    """More negatives of each sample, where the model has more than one."""
     path: Float[Tensor, "b states c h w"] | None = None
-    """x_t at every state of the inversion, where it is known: it is not made again."""
     target: Float[Tensor, "c h w"] | None = None
-    """What a concept's examples have in common: their mean x_0."""
     classifier: Callable[[Float[Tensor, "b c h w"]], Float[Tensor, " b"]] | None = None
-    """log p(concept | x_0) of each sample, differentiable."""
 
     def rows(self, rows: slice) -> "Batch":
         return Batch(
@@ -52,7 +54,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class State:
-    """`s = (x_t, t, c)` of a batch; `noise` is the eps that makes x_t from x_0 where x_0 is known."""
+    """The state `s = (x_t, t, c)` of a batch. `noise` is (x_t - alpha_t x_0) / sigma_t, or None without an x_0."""
 
     batch: Batch
     x_t: Float[Tensor, "b c h w"]
@@ -68,14 +70,23 @@ class State:
 
 
 class Direction(NamedTuple):
-    """A direction at a state: v = dL / d eps_theta, and how much the state counts with each sample, in [0, 1]."""
+    """A direction at a state: v = dL / d eps_theta, and the weight a(s) of the state for each sample, in [0, 1]."""
 
     v: Float[Tensor, "b c h w"]
     fit: Float[Tensor, " b"]
 
 
 def required(value: Any, what: str, needed_by: str) -> Any:
-    """`value`, or the error that says which probe cannot be answered here and what to choose instead."""
+    """`value`, if it is known.
+
+    Args:
+        value: the value, or None.
+        what: its name, a key of `_REMEDY`.
+        needed_by: the trajectory or direction that needs it.
+
+    Raises:
+        UserError: it is None; the message names a probe that does not need it.
+    """
     if value is None:
         raise UserError(f"{needed_by} needs {what}, which this trajectory or batch does not know; {_REMEDY[what]}")
     return value
@@ -97,7 +108,11 @@ def time_grid(points: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Probe:
-    """One side of a method: where to stand and which way to point, with the numbers of both."""
+    """One side of a method: a trajectory and a direction, with their settings.
+
+    Raises:
+        UserError: a setting is out of its range.
+    """
 
     trajectory: str
     """`forward_noise`, `ddim_inversion` or `sampling`."""
@@ -112,16 +127,16 @@ class Probe:
     points: int = 51
     """ddim_inversion, sampling: points of the DDIM grid from 0 to 999."""
     every: int = 5
-    """ddim_inversion, sampling: a state is kept after every so many updates."""
+    """ddim_inversion, sampling: number of updates from one state to the next."""
     eta: float = 0.0
-    """sampling: DDIM's own stochasticity, 0 is deterministic."""
+    """sampling: the eta of DDIM; 0 is deterministic."""
     strength: float = 1.0
-    """concept_reward, caption_reward: w, the guidance that the reward pulls by."""
+    """concept_reward, caption_reward, caption_fit: w, the factor of the difference between the two predictions."""
     negatives: int = 1
-    """caption_fit with the negative `other_label`: m, how many other captions (at most as many as there are)."""
+    """caption_fit with the negative `other_label`: m, the number of other captions (at most all of them)."""
     doubt: float = 0.25
-    """caption_fit: largest standard error of a fit that counts; a fit is 0 where the picture shows the other caption, 1
-    where it shows its own. Initial weights know it to 0.4 or worse, trained ones to 0.2 or better (results.md)."""
+    """caption_fit: the largest standard error of a fit that is used. A fit is 0 if the picture shows the other caption
+    and 1 if it shows its own. Initial weights give 0.4 or more, trained ones 0.2 or less (assets/results.md)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "times", tuple(self.times))
@@ -136,18 +151,18 @@ class Probe:
         if self.negatives < 1:
             raise UserError(f"negatives={self.negatives}: expected at least 1")
         if not 0 < self.doubt < math.inf:
-            raise UserError(f"doubt={self.doubt}: expected a positive standard error; 1000 believes every fit")
+            raise UserError(f"doubt={self.doubt}: expected a positive standard error; 1000 uses every fit")
         if self.eta < 0 or self.strength <= 0:
             raise UserError(f"eta={self.eta}, strength={self.strength}: expected eta >= 0 and strength > 0")
 
     @property
     def path(self) -> "Probe":
-        """What decides the states: probes with one path can share them."""
+        """This probe without the settings that do not change its states. Probes with equal paths share their states."""
         return replace(self, direction="", strength=1.0, doubt=1.0)
 
     @property
     def last(self) -> int:
-        """Index on the grid of the last state kept: the largest multiple of `every` short of pure noise (45 of 50)."""
+        """Grid index of the last state: the largest multiple of `every` below the last point (45 of 50)."""
         return (self.points - 2) // self.every * self.every
 
     @property
@@ -159,7 +174,7 @@ class Probe:
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations a sample costs: a forward of one condition is one, a backward counts two."""
+        """Network evaluations of a sample: a forward pass under one condition counts as one, a backward pass as two."""
         updates = {"forward_noise": 0, "ddim_inversion": self.last, "sampling": self.points - 1 - self.every}
         path = updates[self.trajectory] * (1 if self.guidance == 1 else 2)
         if path:

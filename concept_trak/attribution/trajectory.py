@@ -1,9 +1,9 @@
-"""Where to stand: from a batch of samples to the states at which gradients are taken.
+"""Trajectories: from a batch of samples to the states at which gradients are taken.
 
-Each trajectory is a generator `(denoiser, batch, probe, seed) -> states`, and each says what t it visits. The paths
-run without gradients; guidance bends the path only, directions see the sample's own condition. Whoever evaluates the
-network at a state may send the prediction back, and the path goes on from it instead of making it again. States are at
-least float32 whatever the network runs in.
+A trajectory is a generator `(denoiser, batch, probe, seed) -> states`. Paths are computed without gradients. Guidance
+changes the path only; a direction uses the sample's own condition. A caller that has evaluated the network at a state
+may send the prediction back to the generator, which then does not compute it again. States are at least float32,
+whatever the network runs in.
 """
 
 import math
@@ -25,10 +25,19 @@ Trajectory = Callable[[Denoiser, Batch, Probe, int], States]
 def ddim_step(
     denoiser: Denoiser, prediction: Prediction, t: int, s: int, eta: float = 0.0, noise: Tensor | None = None
 ) -> Float[Tensor, "b c h w"]:
-    """One DDIM update from t to s: x_s = alpha_s x_0 + sqrt(sigma_s^2 - v^2) eps + v z.
+    """One DDIM update from t to s (Song et al. 2021, eq. 12 and 16).
 
-    (Song et al. 2021, eq. 12 and 16.)
-    v = eta sqrt(sigma_s^2 / sigma_t^2) sqrt(1 - alpha_t^2 / alpha_s^2), for alpha^2 + sigma^2 = 1 only.
+        x_s = alpha_s x_0 + sqrt(sigma_s^2 - v^2) eps + v z
+        v   = eta sqrt(sigma_s^2 / sigma_t^2) sqrt(1 - alpha_t^2 / alpha_s^2)
+
+    Args:
+        prediction: x_0 and eps at t.
+        t, s: times in 0 ... 999; s > t inverts.
+        eta: 0 is deterministic; positive only if alpha^2 + sigma^2 = 1.
+        noise: z [b, c, h, w], standard normal; None leaves out its term.
+
+    Raises:
+        UserError: eta is positive, and the model does not preserve variance.
     """
     alpha, sigma = denoiser.alpha.tolist(), denoiser.sigma.tolist()
     spread = 0.0
@@ -53,10 +62,10 @@ def forward_noise(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> 
 
 
 def ddim_inversion(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> States:
-    """Deterministic inversion of x_0: each update uses eps at the time it leaves, starting with x_0 placed at t = 0.
+    """Deterministic inversion of x_0, placed at t = 0. Each update uses eps at the time that it starts from.
 
-    Updates run up the grid to the last kept time; states after every `probe.every`-th. "The noise" of an inverted
-    state is (x_t - alpha_t x_0) / sigma_t.
+    The updates go up the grid to the last state; every `probe.every`-th one gives a state, whose noise is
+    (x_t - alpha_t x_0) / sigma_t.
     """
     x_0 = x_t = at_least_float32(required(batch.x_0, "x_0", "ddim_inversion"))
     times, seen = time_grid(probe.points), None
@@ -77,7 +86,7 @@ def _noise(denoiser: Denoiser, x_t: Tensor, x_0: Tensor, t: int) -> Tensor:
 
 
 def sampling(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> States:
-    """DDIM down the grid from x_T ~ N(0, I), keyed by (seed, sample id); states at the times that inversion keeps."""
+    """DDIM down the grid from x_T ~ N(0, I), keyed by (seed, sample id); its states are at the times of inversion."""
     times, x_t = time_grid(probe.points), _start(denoiser, batch, probe, seed)
     for i in range(len(times) - 1, probe.every, -1):
         seen = (yield State(batch, x_t, times[i])) if i % probe.every == 0 and i <= probe.last else None
@@ -86,7 +95,7 @@ def sampling(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> State
 
 
 def generate(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> Float[Tensor, "b c h w"]:
-    """The images that the path of `sampling` ends in: the x_0 seen at the last point of the grid."""
+    """The images at the end of the path of `sampling`: x_0 predicted at the last point of the grid."""
     x_t = _start(denoiser, batch, probe, seed)
     for i in range(probe.points - 1, 0, -1):
         x_t = _down(denoiser, batch, probe, seed, x_t, i)
@@ -101,7 +110,7 @@ def _start(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> Tensor:
 def _down(
     denoiser: Denoiser, batch: Batch, probe: Probe, seed: int, x_t: Tensor, i: int, seen: Prediction | None = None
 ) -> Tensor:
-    """One update of the path of `sampling`, from point i of the grid to i - 1."""
+    """One update of the path of `sampling`, from point i of the grid to i - 1. `seen`: the prediction, if known."""
     times = time_grid(probe.points)
     prediction = _guided(denoiser, x_t, times[i], batch, probe, seen)
     noise = _keyed(denoiser.shape, batch, seed, times[i], "eta").to(x_t) if probe.eta > 0 else None
@@ -120,7 +129,7 @@ def _keyed(shape: tuple[int, ...], batch: Batch, seed: int, t: int, purpose: str
 
 
 def walk(path: States, visit: Callable[[State], Prediction]) -> None:
-    """Call `visit` at every state of a path. The prediction that it returns serves the path's next update as well."""
+    """Call `visit` at every state of a path. The path's next update reuses the prediction that it returns."""
     prediction = None
     while True:
         try:

@@ -1,4 +1,4 @@
-"""What the page of an audit shows, as plain values: everything `render` needs and nothing it has to look up."""
+"""The values that the page of an audit shows: everything that `render` needs."""
 
 from dataclasses import dataclass, field
 
@@ -7,11 +7,17 @@ from concept_trak.audit.layer_scores import Through
 
 @dataclass(frozen=True)
 class Thumb:
-    """One training image of a ranking. `percentile`: share of all samples scored no higher, in percent.
+    """One training image of a ranking.
 
-    `relevant` says whether its labels show the concept, None where labels are not known. `file` and `original`, where
-    the page has its pictures beside it, are relative to the folder of the concept pages; `png` is then empty, and
-    `small` says whether the picture is to be enlarged with sharp edges. `origin`: the source and row it lies in.
+    Attributes:
+        percentile: share of all samples that score no higher, in percent.
+        png: the thumbnail; empty if it is a file.
+        relevant: whether its labels show the concept; None without labels.
+        file, original: the thumbnail and the original as files, relative to the folder of the concept pages; empty on a
+            page that is one file.
+        small: whether the picture is enlarged with sharp edges.
+        origin: the source and the row, in words.
+        through: the parts of the network in which the score is largest, if the features keep layers apart.
     """
 
     sample_id: str
@@ -27,13 +33,16 @@ class Thumb:
     small: bool = False
     origin: str = ""
     through: tuple[Through, ...] = ()
-    """The parts of the network in which the score is largest, where the features keep layers apart."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Samples of one source, label or word. `share`: of the sum of all positive scores; `errors`: how many standard
-    errors their mean lies above that of all samples."""
+    """Samples of one source, label or word.
+
+    Attributes:
+        share: their share of the sum of all positive scores.
+        errors: how many standard errors their mean is above the mean of all samples.
+    """
 
     name: str
     samples: int
@@ -44,12 +53,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Ranking:
-    """One method's answer about one concept: the ends, and how all scores are spread.
+    """One method's ranking for one concept: both ends, and the distribution of all scores.
 
-    `form` is `damped` (with the inverse of K) or `plain` (the inner product). `histogram` has equal bins over
-    [-span, span], in units of the score; what lies outside is in the outermost bins. `metrics` (average_precision,
-    base_rate, precision_at_10, recall_at_carriers) is empty where labels are not known. `groups` has, by what they have
-    in common (source, label, word), those that stand out most.
+    Attributes:
+        form: `damped` (with the inverse of K) or `plain` (the inner product).
+        histogram: counts in equal bins over [-span, span], in units of the score; scores outside are in the outermost
+            bins.
+        metrics: average_precision, base_rate, precision_at_10 and recall_at_carriers; empty without labels.
+        groups: by kind (source, label, word), the groups whose mean differs most from that of all samples.
+        through: the scores of `top` together, split over the parts of the network, if the features keep layers apart.
     """
 
     method: str
@@ -61,14 +73,13 @@ class Ranking:
     metrics: dict[str, float] = field(default_factory=dict)
     groups: dict[str, tuple[Group, ...]] = field(default_factory=dict)
     through: tuple[Through, ...] = ()
-    """Of the scores of `top` together, by every part of the network, where the features keep layers apart."""
 
 
 @dataclass(frozen=True)
 class Moved:
-    """One sample whose rank is another than in the earlier audit; None where it did not stand in the top.
+    """One sample whose rank differs from the earlier audit's; a rank is None if the sample is not in that top.
 
-    `data` says whether the sample itself is the same, changed, new or removed.
+    `data` is `same`, `changed`, `new` or `removed`: what happened to the sample itself.
     """
 
     sample_id: str
@@ -80,7 +91,7 @@ class Moved:
 
 @dataclass(frozen=True)
 class Change:
-    """What became of the top of one method since the earlier audit. Shares are of the top as it is now."""
+    """How the top of one method changed since the earlier audit. Shares are of the later top, in [0, 1]."""
 
     method: str
     entered: int
@@ -94,12 +105,17 @@ class Change:
 
 @dataclass(frozen=True)
 class Section:
-    """One concept: what was asked, the query's own images (PNG), every ranking, and what changed.
+    """One concept: its conditions, the query's own images, every ranking, and the changes.
 
-    `files` are the query's images as files, where the page has its pictures beside it; `small` as of a `Thumb`.
-    `kind`: text, examples, classifier or image, and `question` the question in one line. `written`: the prompt and its
-    other phrasings, each with what the tool wrote without the concept, where it did. `agreement`: by method, the cosine
-    of each phrasing's feature with the mean of the others'.
+    Attributes:
+        pictures: the query's images as PNG; empty if they are files.
+        files: the query's images as files; empty on a page that is one file.
+        small: as in `Thumb`.
+        kind: `text`, `examples`, `classifier` or `image`.
+        question: the question in one line.
+        written: the prompt and its other phrasings, each with its prompt without the concept; empty if both prompts
+            were given and there is no other phrasing.
+        agreement: by method, the cosine between each phrasing's feature and the mean of the others.
     """
 
     name: str
@@ -120,17 +136,21 @@ class Section:
 
 @dataclass(frozen=True)
 class Facts:
-    """One method of the audit: its row in words, and what it cost.
+    """One method of the audit: its row in words, and its cost.
 
-    `evaluations`: network evaluations a training sample costs (a backward counts two). `seconds`: worker time spent on
-    features in all, whoever computed them; `computed` of `samples` were computed by this audit, the others were reused.
+    Attributes:
+        unit: what the gradient of a state is scaled to norm 1 over, or `no`.
+        evaluations: network evaluations of a training sample; a backward pass counts as two.
+        seconds: worker time of all features, including those that earlier audits computed.
+        computed: how many of the `samples` this audit computed; it reused the others.
+        trace, lam: tr(K) and lambda.
+        status: `published`, `recommended` or empty.
     """
 
     method: str
     train: str
     query: str
     unit: str
-    """What a state's gradient is scaled to norm 1 over, or that it is not."""
     fingerprint: str
     evaluations: int
     seconds: float
@@ -140,24 +160,29 @@ class Facts:
     features: int
     trace: float
     lam: float
-    standing: str = ""
-    """`published` or `recommended`, where it is that row as it stands in the table."""
+    status: str = ""
 
 
 @dataclass(frozen=True)
 class Other:
-    """The published or the recommended row where the audit did not use it, and what a training sample would cost."""
+    """The published or the recommended row, if the audit did not use it, and its cost for a training sample."""
 
     method: str
-    standing: str
+    status: str
     evaluations: int
 
 
 @dataclass(frozen=True)
 class Page:
-    """One audit. `settings` are dotted keys and their values as text; `rejects` counts samples by reason. `since` names
-    the audit that changes are counted from. With `files` every concept is a page of its own and pictures are files.
-    `left_out` has what no sample is made of: how many of what, and a few names."""
+    """One audit.
+
+    Attributes:
+        rejects: number of samples by reason.
+        settings: dotted keys and their values as text.
+        since: the audit that changes are counted from; empty without one.
+        files: whether every concept has a page of its own, with pictures as files.
+        left_out: everything that no sample uses: counts by reason, and a few names.
+    """
 
     audit: str
     finished: str

@@ -1,7 +1,7 @@
-"""A benchmark's results as people read them: Parquet, Markdown, and one self-contained HTML page.
+"""A benchmark's results as Parquet, Markdown, and one self-contained HTML page.
 
-`benchmark.html` holds structure and words. This module computes what the page says: how the reference compares with the
-best baseline, and the geometry of its chart.
+`benchmark.html` has the structure and the words. This module computes how the reference compares with the best
+baseline, and the geometry of the chart.
 """
 
 import itertools
@@ -19,13 +19,13 @@ from concept_trak.store.store import Store
 from concept_trak.store.tables import from_rows, to_parquet
 
 LABEL_HEIGHT = 17
-"""Pixels that the name of a curve takes."""
+"""Height of the name of a curve, in pixels."""
 PLAIN_GAP = 1.0
-"""Decades between the strongest finite damping and the plain inner product, which has none."""
+"""Distance on the axis between the strongest finite damping and the plain inner product, in decades."""
 
 
 def merit_chart(board: Leaderboard, lines: Sequence[LeaderboardLine]) -> Chart:
-    """Merit of `lines` against damping: the logarithm of the damping to the right, the plain inner product last."""
+    """Merit of `lines` against damping. The x axis is logarithmic; the plain inner product is at its right end."""
     merits = [board.curves[line.ranker] for line in lines]
     x = _damping_positions({damping for by_damping in merits for damping in by_damping})
     low, high, step = _merit_axis([merit for by_damping in merits for merit in by_damping.values()])
@@ -70,7 +70,7 @@ def outcome(best: LeaderboardLine) -> str:
 
 @dataclass(frozen=True)
 class DatasetResult:
-    """One data set as the page shows it. `above`: the lines with a better merit than the reference's."""
+    """One data set on the page. `above`: the lines with a higher merit than the reference."""
 
     board: Leaderboard
     reference: LeaderboardLine
@@ -83,7 +83,7 @@ class DatasetResult:
 
 
 def dataset_result(board: Leaderboard) -> DatasetResult:
-    """What the page says about one data set."""
+    """The values of the page for one data set."""
     reference = next(line for line in board.lines if line.ranker == board.reference)
     best = best_baseline(board.lines)
     lines = tuple(line for line in board.lines if not line.ranker.flipped)
@@ -171,7 +171,7 @@ _TEMPLATE = _ENVIRONMENT.get_template("benchmark.html")
 def publish_benchmark(
     store: Store, name: str, grades: Mapping[str, Sequence[Mapping[str, Any]]], boards: Sequence[Leaderboard]
 ) -> None:
-    """Writes the grades, the leaderboard and the page below benchmarks/<name>/, in place of earlier ones."""
+    """Write the grades, the leaderboard and the page below benchmarks/<name>/, in place of earlier ones."""
     rows = [{"set": title, **row} for title, graded in grades.items() for row in graded]
     lines = [leaderboard_row(line, board) for board in boards for line in board.lines]
     files = {
@@ -191,11 +191,14 @@ TOPS = {"set": "string", "model": "string", "method": "string", "query_kind": "s
 def publish_tops(
     store: Store, name: str, audits: Mapping[str, Mapping[str, str]], boards: Sequence[Leaderboard], scored: int
 ) -> None:
-    """Writes tops.parquet: the head of every ranking at its chosen damping, best first.
+    """Write tops.parquet: the head of every ranking at its chosen damping, best first.
 
     Args:
-        audits: By data set and model, the id of the audit that holds the rankings.
-        scored: Samples ranked per model; a ranking's head is as long as there are samples that show the concept.
+        store: where benchmarks/<name>/ is.
+        name: the benchmark's name.
+        audits: by data set and model, the id of the audit that has the rankings.
+        boards: the leaderboards, which have each ranking's damping.
+        scored: samples ranked in each model; a head has as many rows as there are samples that show the concept.
     """
     rows = [
         {

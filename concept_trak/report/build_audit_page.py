@@ -1,4 +1,4 @@
-"""From what an audit found to what its page shows."""
+"""From the results of an audit to the values that its page shows."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from concept_trak.config import plain_values
 from concept_trak.report.audit_page import Change, Facts, Group, Moved, Other, Page, Ranking, Section, Thumb
 from concept_trak.report.render import PIXELATED_BELOW
 
-STANDING = {PUBLISHED: "published", RECOMMENDED: "recommended"}
+STATUS = {PUBLISHED: "published", RECOMMENDED: "recommended"}
 
 
 def page(run: AuditRun, results: StageResults) -> Page:
@@ -43,7 +43,7 @@ def page(run: AuditRun, results: StageResults) -> Page:
 
 
 def facts(run: AuditRun, results: StageResults, method: str) -> Facts:
-    """One method: its row in words, and what it cost."""
+    """A method's row in words, and its cost."""
     row, parts, solved = run.prepared.config.methods[method], results.records[method], results.solutions[method]
     return Facts(
         method=method,
@@ -59,7 +59,7 @@ def facts(run: AuditRun, results: StageResults, method: str) -> Facts:
         features=run.prepared.settings[method]["projector"]["dim"],
         trace=solved.trace,
         lam=solved.lam,
-        standing=standing(method, row),
+        status=row_status(method, row),
     )
 
 
@@ -70,14 +70,14 @@ def _norm_in_words(row: Method) -> str:
     return {"all": "over all parameters", "layer": "layer by layer"}[row.over] + tempered
 
 
-def standing(name: str, row: Method) -> str:
-    """What a row is in the table, if it is as it stands there."""
-    return STANDING.get(name, "") if row == METHODS.get(name) else ""
+def row_status(name: str, row: Method) -> str:
+    """`published` or `recommended` if the row is that one, with the settings of the table; else empty."""
+    return STATUS.get(name, "") if row == METHODS.get(name) else ""
 
 
 def others(methods: Mapping[str, Method]) -> tuple[Other, ...]:
-    """Of the rows that stand out those that an audit did not use."""
-    return tuple(Other(m, what, METHODS[m].train.evaluations) for m, what in STANDING.items() if m not in methods)
+    """The published and the recommended row, without those that the audit uses."""
+    return tuple(Other(m, what, METHODS[m].train.evaluations) for m, what in STATUS.items() if m not in methods)
 
 
 def _section(run: AuditRun, results: StageResults, concept: Concept) -> Section:
@@ -98,12 +98,12 @@ def _section(run: AuditRun, results: StageResults, concept: Concept) -> Section:
 
 
 def _small(run: AuditRun) -> bool:
-    """Whether pictures, which are as large as the model's, are enlarged with sharp edges."""
+    """Whether pictures, which have the model's size, are enlarged with sharp edges."""
     return run.prepared.resolution < PIXELATED_BELOW
 
 
 def picture(concept: str, number: int) -> str:
-    """One of a query's own pictures as a file beside the report."""
+    """The file of one of a query's own pictures, relative to the folder of the report."""
     return f"queries/{concept}-{number}.png"
 
 

@@ -1,13 +1,13 @@
-"""Line charts of the pages (`chart.html`): the geometry, in percent of the plot from its top left corner.
+"""Geometry of the pages' line charts (`chart.html`), in percent of the plot from its top left corner.
 
-In percent a chart fits any screen, and its words keep their size.
+A chart in percent fits any screen, and its text keeps its size.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 HUES = 9
-"""Colours that a reader can tell apart. Hue 0 is the accent of the page; -1 is grey."""
+"""Number of colours, all distinguishable. Hue 0 is the accent of the page; -1 is grey."""
 Point = tuple[float, float]
 """x and y in percent."""
 
@@ -50,7 +50,7 @@ class Chart:
 
 
 def spread_apart(positions: Sequence[float], gap: float, low: float = 0.0, high: float = 100.0) -> tuple[float, ...]:
-    """Moves positions as little as needed to lie at least `gap` apart within [low, high]; their order stays.
+    """Move positions as little as needed to be at least `gap` apart within [low, high]; their order stays.
 
     Args:
         positions: In percent; equal ones keep the order given.

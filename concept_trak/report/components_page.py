@@ -1,7 +1,7 @@
-"""The page of a components run: which layers hold a concept, and what the model draws once they are changed.
+"""The page of a components run: the layers that hold a concept, and what the model draws when they are changed.
 
-`components.html` holds structure and words. This module collects the values from the store and computes the geometry of
-the drawings, in percent of their box from its top left corner.
+`components.html` has the structure and the words. This module reads the values from the store and computes the geometry
+of the drawings, in percent of their box from its top left corner.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,7 +52,7 @@ class PresenceCurve:
 
 @dataclass(frozen=True)
 class DoseResponse:
-    """One way to choose the parameters that are changed. The first dose is none; `edited` counts parameters at each."""
+    """One way to choose the parameters of an edit. The first dose is no edit; `edited` counts parameters at each."""
 
     name: str
     ratios: tuple[float, ...]
@@ -62,7 +62,7 @@ class DoseResponse:
 
 @dataclass(frozen=True)
 class PictureRow:
-    """One prompt with a strip of pictures (PNG) per column, the first without an edit.
+    """One prompt with a strip of pictures (PNG) for each column, the first without an edit.
 
     `target`: the prompt names the concept.
     """
@@ -74,7 +74,7 @@ class PictureRow:
 
 @dataclass(frozen=True)
 class RandomAblation:
-    """The change of J by one random ablation: predicted by alpha, and actual with the reference held or recomputed."""
+    """The change of J by one random ablation: predicted by alpha, and actual with a fixed or a recomputed reference."""
 
     fraction: float
     predicted: float
@@ -84,8 +84,8 @@ class RandomAblation:
 
 @dataclass(frozen=True)
 class ConceptSection:
-    """One concept. `prompts`: each with the same prompt without the concept. `pearson`: by what was held, then by
-    fraction, "all" last."""
+    """One concept. `prompts`: each with the same prompt without the concept. `pearson`: by kind (`frozen`,
+    `recomputed`), then by fraction, "all" last."""
 
     name: str
     prompts: tuple[tuple[str, str], ...]
@@ -235,7 +235,7 @@ def _section(
 
 
 def blocks_of(tensors: Rows) -> tuple[Layer, ...]:
-    """The tensors added up by the part of the network they belong to, in the model's order."""
+    """The sums of the tensors over each part of the network, in the model's order."""
     total: dict[str, Layer] = {}
     for row in tensors:
         name = block_of(row["tensor"])
@@ -245,7 +245,7 @@ def blocks_of(tensors: Rows) -> tuple[Layer, ...]:
 
 
 def responses_of(doses: Rows, target: frozenset[str]) -> tuple[DoseResponse, ...]:
-    """The doses of every way to choose, in rising order, after the one without an edit."""
+    """The response for every way to choose parameters, doses in rising order after the one without an edit."""
     factors = {row["of"] for row in doses if row["value"] in target}
     return tuple(
         _response(name, doses, target, factors) for name in CRITERIA if any(row["arm"] == name for row in doses)

@@ -24,21 +24,21 @@ READING = (
     ("removed", "how many training images were left out: the first of the ranking, as a share of the images that "
      "show the concept"),
     ("moved", "Euclidean distance between pictures of the retrained model and of its control from the same noise: the "
-     "mean over the prompts that name the concept less the mean over the others"),
-    ("lost", "presence of the concept in the control's pictures of the prompts that name it, less its presence in the "
-     "retrained model's, as the data set's classifier sees it"),
-    ("others kept", "how often the other prompts still show the other value that they name"),
+     "mean over the prompts that name the concept minus the mean over the others"),
+    ("lost", "presence of the concept in the control's pictures of the prompts that name it, minus its presence in the "
+     "retrained model's, by the data set's classifier"),
+    ("others kept", "how often pictures of the other prompts still show the value that those prompts name"),
     ("control", "trained on everything from the same seed: the same first weights, and the same batches except where "
      "images were left out"),
     ("random", "as many images left out at random: the effect of any removal of that size"),
-    ("less random's", "means of the differences to the random removal of the same concept, size and seed, and the "
-     "least and the greatest of them"),
+    ("less random's", "mean difference to the random removal of the same concept, size and seed; then the least and "
+     "the greatest difference"),
 )  # fmt: skip
 Line = tuple[Removal, Effect]
 
 
 def publish_counterfactual(store: Store, name: str, training: TrainConfig, lines: Sequence[Line]) -> str:
-    """Writes counterfactual.parquet, .md and .html below benchmarks/<name>/; returns the Markdown."""
+    """Write counterfactual.parquet, .md and .html below benchmarks/<name>/; returns the Markdown."""
     page = counterfactual_page(training, lines)
     files = {
         "counterfactual.parquet": to_parquet(from_rows(KINDS, [_row(training, *line) for line in lines])),
@@ -59,7 +59,7 @@ def _row(training: TrainConfig, removal: Removal, effect: Effect) -> dict[str, A
 def counterfactual_page(training: TrainConfig, lines: Sequence[Line]) -> TablePage:
     """The means of every ranking and share, then every retraining."""
     return TablePage(
-        title="What is lost with the images",
+        title="What a model loses without the images",
         lead=f"Models of {training.set} trained from scratch without the images that a ranking puts first.",
         tables=(_means(lines), _all(lines)),
         reading=READING,

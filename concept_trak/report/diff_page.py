@@ -24,10 +24,10 @@ def page_file(before: Audit) -> str:
 
 
 def write_page(before: Audit, after: Audit, differences: Sequence[Difference]) -> str:
-    """Writes the page if it is absent; returns its name in the store."""
+    """Write the page if it is absent; returns its name in the store."""
     page = TablePage(
         title=f"{after.id} since {before.id}",
-        lead=f"What changed in the answers of audit {after.id} since audit {before.id}.",
+        lead=f"How the rankings of audit {after.id} differ from those of audit {before.id}.",
         tables=tuple(_table(d) for d in differences if d.form == "damped"),
         reading=READING,
     )
@@ -57,7 +57,7 @@ LINES = 10  # of a comparison on a terminal
 
 
 def describe_difference(d: Difference) -> Iterator[str]:
-    """A line of counts, then the first of those that entered, left, or changed their rank."""
+    """A line of counts, then the first samples that entered, left, or changed their rank."""
     drift = "not comparable (another model or other features)" if d.cosine is None else f"cosine {d.cosine:.6f}"
     counts = ", ".join(f"{d.count(change)} {change}" for change in ("entered", "left", "stayed"))
     data = f"of the top {d.share(NEW):.0%} is new data, {d.share(CHANGED):.0%} changed"

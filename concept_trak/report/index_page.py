@@ -1,6 +1,6 @@
-"""The page over all audits of a store (`index.html`): what each asked, and where its own page and comparisons are.
+"""The page over all audits of a store, `audits/index.html`: their questions, with links to their pages and comparisons.
 
-The page over all audits of a store, `audits/index.html`: a hint, written anew whenever an audit ends or goes.
+It is written anew whenever an audit ends or is removed, and may lag behind the manifests.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,10 +17,10 @@ from concept_trak.store.store import Store
 
 @dataclass(frozen=True)
 class Entry:
-    """One finished audit. `compared` names the earlier audits that a page of differences stands for.
+    """One finished audit. `compared` has the names of the earlier audits that it was compared with.
 
     Raises:
-        ValueError: `finished` is no ISO 8601 time, as in a manifest that was altered.
+        ValueError: `finished` is not an ISO 8601 time, as in an altered manifest.
     """
 
     audit: str
@@ -35,12 +35,12 @@ class Entry:
 
 
 def render_index(entries: Sequence[Entry]) -> str:
-    """The page as a complete HTML document, the audit finished last on top. Equal entries, equal text."""
+    """The page as a complete HTML document, the latest audit first. Equal entries give equal text."""
     return _TEMPLATE.render(entries=sorted(entries, key=lambda e: (e.finished, e.audit), reverse=True))
 
 
 def moment(finished: str) -> str:
-    """The time as the page of an audit writes it: 2026-03-14 09:26 UTC."""
+    """The time in the format of an audit's page: 2026-03-14 09:26 UTC."""
     return datetime.fromisoformat(finished).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
@@ -51,7 +51,7 @@ INDEX = "audits/index.html"
 
 
 def write_index(store: Store) -> None:
-    """From the manifests of the audits that are there, and the pages of differences beside them."""
+    """Write the page from the manifests of all audits and the names of their comparisons."""
     names: dict[str, list[str]] = {}
     for parts in (name.split("/") for name in store.names("audits")):
         if len(parts) > 2:
@@ -64,7 +64,7 @@ def write_index(store: Store) -> None:
 
 
 def _entry(audit: Audit, files: Iterable[str]) -> Entry | None:
-    """None for one that is not finished, is being removed, or holds no report: a benchmark's, or a damaged one."""
+    """The entry of an audit; None if it is unfinished, being removed, damaged, or has no report, as a benchmark's."""
     try:
         done = read_manifest(audit)
         if done is None or given_up(audit) or "report.html" not in done["files"]:
@@ -78,7 +78,7 @@ def _entry(audit: Audit, files: Iterable[str]) -> Entry | None:
         compared = sorted(f.removeprefix("diff-").removesuffix(".html") for f in files if _is_page(f))
         return Entry(audit.id, done["finished"], samples, concepts, methods, tuple(compared))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None  # `jobs.verify` says what is wrong with it
+        return None  # `jobs.verify` reports what is wrong with it
 
 
 def _is_page(file: str) -> bool:

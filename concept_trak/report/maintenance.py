@@ -1,4 +1,4 @@
-"""Maintenance of a whole store: audits, kept states and components verified, repaired, and cleared of garbage."""
+"""Maintenance of a whole store: verify and repair audits, kept states and components, and remove garbage."""
 
 import sys
 from collections import Counter
@@ -44,7 +44,7 @@ def verify_store(
     worker: WorkerSettings = WorkerSettings(gpu=True),
     line: Callable[[str], None] = print,
 ) -> bool:
-    """Check every file against its record, repair what can be repaired if asked, and return whether all is well.
+    """Check every file against its record, and with `repair` compute damaged features again.
 
     Args:
         store: where the audits are.
@@ -52,7 +52,10 @@ def verify_store(
         repair: whether damaged features are computed again, with the audit's own settings.
         mapper: where they are computed.
         worker: what one worker may use of its machine.
-        line: takes each line of text about what was found.
+        line: takes each line of text about the findings.
+
+    Returns:
+        Whether no damage is left.
 
     Raises:
         UserError: there is no such audit.
@@ -73,7 +76,8 @@ def verify_store(
 
 
 def _verify_remade(store: Store, repair: bool, line: Callable[[str], None]) -> int:
-    """How many kept states and component measurements are damaged and stay so; what is removed is made again."""
+    """The number of kept states and component measurements that stay damaged. Repair removes a damaged one, because the
+    next run that needs it computes it again."""
     remade = ((units.verify_measurements(store), "the same jobs.components command measures it again"),
               (inversion_cache.verify_states(store), "it is made again when it is needed"))  # fmt: skip
     left = 0
@@ -88,7 +92,7 @@ def _verify_remade(store: Store, repair: bool, line: Callable[[str], None]) -> i
 
 
 def _report(audits: Sequence[Audit], line: Callable[[str], None], only: Sequence[Finding] = ()) -> list[Finding]:
-    """Every finding but the sound ones as a line, and the counts; returns what is damaged."""
+    """Print a line for every finding that is not sound, and the counts; returns the damage."""
     counts, damage = Counter[str](), list[Finding]()
     for finding in verify_audits(audits, gram_nodes, {f.name for f in only} or None):
         counts[finding.what] += 1
@@ -102,7 +106,7 @@ def _report(audits: Sequence[Audit], line: Callable[[str], None], only: Sequence
 
 
 def _mend(audits: Sequence[Audit], damage: Sequence[Finding], mapper: Mapper, worker: WorkerSettings) -> None:
-    """Each damaged feature by the first audit that can; what no audit can mend, and why, goes to stderr."""
+    """Compute each damaged feature by the first audit that can. What no audit can repair goes to stderr, with why."""
     left = {finding.name: finding.what for finding in damage}
     refusals = list[tuple[Mapping[str, str], str]]()
     for audit in audits:
@@ -124,12 +128,12 @@ def _mend(audits: Sequence[Audit], damage: Sequence[Finding], mapper: Mapper, wo
 
 
 def collect_garbage(store: Store, rules: Retention, delete: bool = False) -> Iterator[Garbage]:
-    """What nothing needs any more, listed or deleted.
+    """List, or delete, the files that no audit needs.
 
     Args:
         store: where the audits are.
-        rules: what counts as old, in unix seconds.
-        delete: False only lists.
+        rules: the age limits, in unix seconds.
+        delete: whether to delete the files; False only lists them.
 
     Raises:
         UserError: an audit's settings or plan cannot be read, so that what it needs is unknown; or the store is empty.

@@ -1,4 +1,4 @@
-"""The end of an audit: tables, metrics, the page, last the manifest; and what a person sees on the terminal."""
+"""The end of an audit: tables, metrics, the page and last the manifest; and its lines on the terminal."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -52,22 +52,22 @@ def run_audit(
     line: Callable[[str], None] = print,
     counters: Callable[[], dict[str, Any]] = dict,
 ) -> Audit:
-    """Run a whole audit: featurize, solve, score, publish. What is done is skipped, so a killed run goes on.
+    """Run a whole audit: featurize, solve, score, publish. It skips finished work, so it resumes a killed run.
 
     Args:
-        config: what the audit is.
+        config: the audit's settings.
         mapper: where the work is done; `serial` is this process.
         worker: what one worker may use of its machine.
         most_rejects: share of the samples, 0 ... 1, that may be rejected before the run stops.
         line: takes each line of text about the run.
-        counters: returns what the stages counted, for metrics.json.
+        counters: returns the counts of the stages, for metrics.json.
 
     Returns:
         The finished audit.
 
     Raises:
-        UserError: something that the user can mend, before any work starts.
-        Stopped: too many samples were rejected, or some work failed; what is done stays done.
+        UserError: a setting, the model, the data or the store is wrong; raised before any work starts.
+        Stopped: too many samples were rejected, or some work failed; finished work is kept.
     """
     p = prepare(config, worker)
     for text in announcement(p):
@@ -82,7 +82,7 @@ def run_audit(
 
 
 def announcement(p: Prepared) -> Iterator[str]:
-    """What an audit is about to do, a line each."""
+    """The settings and sizes of an audit that is about to run, in lines of text."""
     d, m, sets = p.demand, p.config.model, len(set(p.work.fingerprints.values()))
     yield f"audit      {p.audit.id} on {p.store.uri}"
     yield f"data       {p.samples} samples in {p.sources} sources, {len(p.plan)} shards"
@@ -99,7 +99,7 @@ def announcement(p: Prepared) -> Iterator[str]:
 
 
 def publish_audit(run: AuditRun, results: StageResults) -> None:
-    """Write the results and then the manifest, which makes them the audit's."""
+    """Write the results, and then the manifest, which lists them."""
     p, config = run.prepared, run.prepared.config
     counts = {method: solution.count for method, solution in results.solutions.items()}
     top = list(top_rows(config, results.tally, results.samples, counts))
@@ -121,7 +121,7 @@ def publish_audit(run: AuditRun, results: StageResults) -> None:
 
 
 def _compared(p: Prepared, results: StageResults) -> tuple[StageResults, list[str]]:
-    """With the differences since the audit that `since` names, and the files about them."""
+    """The results with the differences since the audit that `since` names, and the names of their files."""
     before = earlier(p.audit, p.config.since)
     if before is None:
         return results, []
@@ -132,7 +132,7 @@ def _compared(p: Prepared, results: StageResults) -> tuple[StageResults, list[st
 
 
 def _report(run: AuditRun, results: StageResults) -> list[str]:
-    """Write the page, and what stands beside it; all their names."""
+    """Write the page and its files; returns their names."""
     shown, audit = page(run, results), run.prepared.audit
     files = {"report.html": render(shown).encode()}
     if shown.files:
@@ -147,7 +147,7 @@ def _report(run: AuditRun, results: StageResults) -> list[str]:
 
 
 def _data(p: Prepared, results: StageResults) -> dict[str, Any]:
-    """What the data are: samples planned, how many were rejected for each reason, and what was left out before."""
+    """Samples and sources planned, rejects by reason, and everything that no sample uses."""
     first = next(iter(results.records.values()))
     left_out = [asdict(entry) for entry in p.left_out]
     return {"samples": p.samples, "sources": p.sources, "rejected": rejects_by_reason(first), "left_out": left_out}
@@ -156,7 +156,7 @@ def _data(p: Prepared, results: StageResults) -> dict[str, Any]:
 def question_facts(
     concept: Concept, queries: Mapping[tuple[str, str], QueryResult], methods: Iterable[str]
 ) -> dict[str, Any]:
-    """The conditions of a question as they were written out, and how far several phrasings agree, by method."""
+    """A question with its conditions, and by method the agreement of its phrasings."""
     agreement = {method: list(queries[method, concept.name].agreement) for method in methods}
     return {
         "question": concept.question,
@@ -189,7 +189,7 @@ def _files(p: Prepared, results: StageResults) -> list[str]:
 
 
 def describe_answer(p: Prepared, line: Callable[[str], None]) -> None:
-    """A table per concept from what lies in the store, and where the page is."""
+    """Print a table for each concept from the store's files, and the path of the page."""
     table = read_table(p.audit, "top.parquet").to_pylist()
     best = [r for r in table if (r["form"], r["end"]) == ("damped", "top") and r["rank"] <= 5]
     metrics_file = json.loads(p.store.read(p.audit.name("metrics.json")))
@@ -217,7 +217,7 @@ def describe_answer(p: Prepared, line: Callable[[str], None]) -> None:
 
 
 def _grade(measures: dict[str, float] | None) -> str:
-    """AP beside its base rate, where labels are known."""
+    """AP and its base rate; empty without labels."""
     if measures is None:
         return ""
     ap, base, hits = (measures[name] for name in ("average_precision", "base_rate", "precision_at_10"))
@@ -225,5 +225,5 @@ def _grade(measures: dict[str, float] | None) -> str:
 
 
 def _agreed(cosines: list[float] | None) -> str:
-    """How far each phrasing agrees with the others, in their order."""
+    """The agreement of each phrasing with the others, in their order."""
     return f"  phrasings agree to {', '.join(f'{c:.2f}' for c in cosines)}" if cosines else ""

@@ -32,7 +32,7 @@ from concept_trak.store.store import Store
 
 
 def run_benchmark(config: BenchmarkConfig, spread: Spread = Spread()) -> Iterator[str]:
-    """Grades every model, publishes the tables and the page, and yields each leaderboard as Markdown."""
+    """Grade every model, publish the tables and the page, and yield each leaderboard as Markdown."""
     results, reference = evaluate_models(config, spread), Ranker(config.reference, "own")
     evaluations = evaluations_by_method(config)
     boards = [build_leaderboard(r.title, r.grades, r.cells, reference, evaluations) for r in results]
@@ -43,7 +43,7 @@ def run_benchmark(config: BenchmarkConfig, spread: Spread = Spread()) -> Iterato
 
 
 def run_study(config: BenchmarkConfig, spread: Spread = Spread(), runs: Sequence[Mapping[str, Any]] = RUNS) -> str:
-    """Grades every row, variant and run on every model, publishes the page, and returns it as Markdown."""
+    """Grade every row, variant and run on every model, publish the page, and return it as Markdown."""
     rows, grades = varied_rows(config, runs), dict[str, list[dict[str, Any]]]()
     results = evaluate_models(config, spread)
     for result in results:
@@ -66,7 +66,7 @@ def run_study(config: BenchmarkConfig, spread: Spread = Spread(), runs: Sequence
 
 
 def run_counterfactual(config: CounterfactualConfig, mapper: Mapper = serial, threads: int = 1) -> str:
-    """Trains the models that are missing, publishes the page, and returns it as Markdown."""
+    """Train the models that are missing, publish the page, and return it as Markdown."""
     training, store = load_train_config(config.folder), Store(config.store)
     removals = removals_of(config, training, ranking_heads(config, training, store))
     settings = RetrainSettings(

@@ -1,8 +1,8 @@
-"""The page of an audit as one self-contained HTML file: images and histograms inline, no script, nothing fetched.
+"""The page of an audit as HTML: images and histograms inline, no script, no request.
 
-`page.html` holds structure and words, `style.html` the style. Here is what they need computed: numbers as text, the
-geometry of the drawings, and which ranking is a method's main answer. Captions are untrusted: everything is escaped,
-control characters too, and the page's content security policy forbids scripts and every request.
+`audit.html` has the structure and the words, `style.html` the style. This module has the computed parts: numbers as
+text, the geometry of the drawings, and the choice of a method's main ranking. Captions are untrusted, so everything is
+escaped, and the page's content security policy forbids scripts and requests.
 """
 
 import base64
@@ -18,13 +18,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from concept_trak.data.text import escaped
 from concept_trak.report.audit_page import Facts, Page, Ranking, Section
 
-PIXELATED_BELOW = 64  # pixels: smaller images are enlarged with sharp edges, or shapes of 32 pixels turn into fog
-LEGIBLE = 100  # a linear histogram whose tallest bar is more than this many times its shortest hides the tails
+# Smaller images, in pixels, are enlarged with sharp edges, because smoothing blurs them.
+PIXELATED_BELOW = 64
+LEGIBLE = 100  # above this ratio of the tallest bar to the shortest, a linear histogram hides its tails
 
 
 @dataclass(frozen=True)
 class Column:
-    """One method's answers about a concept: the main one and, folded away beneath it, the others."""
+    """One method's rankings for a concept: the main one, and the others in closed sections below it."""
 
     method: str
     main: Ranking
@@ -43,7 +44,8 @@ class Bar:
     side: str
 
 
-# Where pictures may come from: the page itself, or files of its own folder, which browsers name by either word.
+# The sources of pictures that the content security policy allows: the page itself, or files of its folder, which some
+# browsers match by 'self' and others by file:.
 INLINE, BESIDE = "data:", "data: 'self' file:"
 
 
@@ -63,7 +65,7 @@ def _context(page: Page) -> dict[str, object]:
 
 
 def columns(section: Section) -> tuple[Column, ...]:
-    """The rankings of `section` by method, in the order they came; the damped one, where there is one, is the main."""
+    """The rankings of `section` by method, in their order; the damped one, if there is one, is the main one."""
     rankings: dict[str, list[Ranking]] = {}
     for ranking in section.rankings:
         rankings.setdefault(ranking.method, []).append(ranking)
@@ -72,7 +74,7 @@ def columns(section: Section) -> tuple[Column, ...]:
 
 
 def bars(histogram: Sequence[int]) -> tuple[Bar, ...]:
-    """The bins that are not empty. Heights are proportional to the counts, or to log(1 + count) if `is_log` says so."""
+    """The bins that are not empty. Heights are proportional to the counts, or to log(1 + count) if `is_log`."""
     heights = [math.log1p(count) if is_log(histogram) else float(count) for count in histogram]
     tallest = max(heights, default=0.0)
     return tuple(
@@ -89,7 +91,7 @@ def is_log(histogram: Sequence[int]) -> bool:
 
 
 def tick_position(score: float, ranking: Ranking) -> float:
-    """Where `score` lies on the axis of `ranking`'s histogram, in bins; what lies outside is at the edge."""
+    """The position of `score` on the axis of `ranking`'s histogram, in bins; scores outside are at the edge."""
     bins = len(ranking.histogram)
     if not ranking.span > 0 or not math.isfinite(score):
         return bins / 2
@@ -97,7 +99,7 @@ def tick_position(score: float, ranking: Ranking) -> float:
 
 
 def number(value: float) -> str:
-    """Three significant digits: 0.500, 12.3, −4.56e−7. What is not finite must not look like a score."""
+    """Three significant digits: 0.500, 12.3, −4.56e−7; `not finite` for infinity and NaN."""
     if not math.isfinite(value):
         return "not finite"
     if value == 0:
@@ -114,20 +116,20 @@ def ratio(value: float) -> str:
 
 
 def gain(metrics: dict[str, float]) -> str:
-    """Average precision minus base rate, with its sign: what the ranking knows beyond a random order."""
+    """Average precision minus base rate, with its sign; a random order has 0."""
     above = metrics["average_precision"] - metrics["base_rate"]
     return ("+" if round(above, 3) >= 0 else "") + ratio(abs(above) if round(above, 3) == 0 else above)
 
 
 def percent(value: float) -> str:
-    """A percentile, with digits enough that only the highest of all reads 100."""
+    """A percentile, with so many digits that only the highest of all reads 100."""
     edge = min(value, 100 - value)
     digits = max(1, -math.floor(math.log10(edge))) if edge > 0 else 1
     return f"{value:.{digits}f}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that reads well: 4.2 s, 12 min 5 s, 3 h 12 min."""
+    """Seconds in words: 4.2 s, 12 min 5 s, 3 h 12 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -135,12 +137,12 @@ def duration(seconds: float) -> str:
 
 
 def rate(facts: Facts) -> str:
-    """Samples per second of worker time; a dash where no time was measured."""
+    """Samples per second of worker time; a dash if no time was measured."""
     return number(facts.samples / facts.seconds) if facts.seconds > 0 else "–"
 
 
 def reused(facts: Facts) -> str:
-    """How many samples' features an earlier audit had computed."""
+    """The number of samples whose features an earlier audit computed."""
     return f"{facts.samples - facts.computed:,}"
 
 
@@ -155,8 +157,8 @@ def is_small(png: bytes) -> bool:
 
 
 def _size(png: bytes) -> tuple[int, int]:
-    # PNG (ISO/IEC 15948, 5.2 and 11.2.2): eight bytes of signature, then the header chunk opens with width and height.
-    assert png[:8] == b"\x89PNG\r\n\x1a\n", f"a picture of the page is no PNG: it starts with {png[:8]!r}"
+    # PNG (ISO/IEC 15948, 5.2 and 11.2.2): eight bytes of signature, then the header chunk begins with width and height.
+    assert png[:8] == b"\x89PNG\r\n\x1a\n", f"a picture of the page is not a PNG: it begins with {png[:8]!r}"
     width, height = struct.unpack(">II", png[16:24])
     return width, height
 
@@ -176,7 +178,7 @@ def _minus(text: str) -> str:
 
 
 def environment() -> Environment:
-    """Where the templates beside this file are found, with the filters they share; everything is escaped."""
+    """The environment of the templates in this folder, with the filters that they share; everything is escaped."""
     jinja = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""The results of a study: every row of the table beside its variants, as Parquet, Markdown and a page."""
+"""The results of a study as Parquet, Markdown and a page: every row of the table and its variants."""
 
 from collections.abc import Sequence
 
@@ -16,9 +16,9 @@ READING = (
     ("merit", "the worst cell's mean of average precision less the base rate; 0 is a random order"),
     ("over its row", "95 % interval of this merit less that of the row it comes from, by hierarchical bootstrap over "
      "models and queries; all other settings, samples and queries are the same"),
-    ("damping", "chosen on the even queries for each line; all numbers but those of the last table are over the odd "
+    ("damping", "chosen on the even queries for each line; all numbers except those of the last table are of the odd "
      "queries"),
-    ("evaluations", "network evaluations of one training sample; a backward pass counts two"),
+    ("evaluations", "network evaluations of one training sample; a backward pass counts as two"),
 )  # fmt: skip
 
 
@@ -27,8 +27,8 @@ def study_page(boards: Sequence[Leaderboard], rows: Sequence[VariedRow]) -> Tabl
     pairs = zip(boards, rows, strict=True)
     return TablePage(
         title="What makes a row work",
-        lead="Rows with one thing changed, each beside the row it comes from. All have the same models, samples and "
-        "queries.",
+        lead="Every row of the table, and variants of it that differ in one setting. All have the same models, samples "
+        "and queries.",
         tables=tuple(make(board, row) for board, row in pairs for make in (_comparison, _curves)),
         reading=READING,
     )
@@ -80,7 +80,7 @@ def _curves(board: Leaderboard, row: VariedRow) -> TextTable:
 
 
 def publish_study(store: Store, name: str, boards: Sequence[Leaderboard], page: TablePage) -> None:
-    """Writes study.parquet, .md and .html below benchmarks/<name>/."""
+    """Write study.parquet, .md and .html below benchmarks/<name>/."""
     lines = [leaderboard_row(line, board) for board in boards for line in board.lines]
     files = {
         "study.parquet": to_parquet(from_rows(LEADERBOARD_COLUMNS, lines)),

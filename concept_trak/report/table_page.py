@@ -1,4 +1,4 @@
-"""Pages of tables with words around them, as one self-contained HTML file (`table.html`) and as Markdown."""
+"""Pages of tables with explanations, as one self-contained HTML file (`table.html`) and as Markdown."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from concept_trak.report.render import environment
 
 @dataclass(frozen=True)
 class TextTable:
-    """One table of finished text. The first column names the row, the others hold numbers.
+    """One table of finished text. The first column is the name of the row, the others are numbers.
 
-    `highlighted`: names of the rows that stand out.
+    `highlighted`: names of the rows to highlight.
     """
 
     title: str

@@ -120,7 +120,7 @@ def test_initial_weights_tell_no_picture_from_another(tmp_path, seed):
 
 
 def test_doubt_is_a_positive_number():
-    with pytest.raises(ValueError, match=r"doubt=0\.0: expected a positive standard error; 1000 believes every fit"):
+    with pytest.raises(ValueError, match=r"doubt=0\.0: expected a positive standard error; 1000 uses every fit"):
         replace(PROBE, doubt=0.0)
 
 

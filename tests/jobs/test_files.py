@@ -15,7 +15,7 @@ import yaml
 from concept_trak.attribution.method import METHODS, PUBLISHED, RECOMMENDED
 from concept_trak.audit.prepare import outcome_settings
 from concept_trak.config import AuditConfig, build, plain_values
-from concept_trak.report.build_audit_page import others, standing
+from concept_trak.report.build_audit_page import others, row_status
 from jobs.configure import CONF
 from tests.report.outline import parse
 
@@ -99,11 +99,11 @@ def test_the_page_says_which_row_it_is_and_what_the_published_and_the_recommende
     text = parse((baseline.folder / "report.html").read_text()).text
     for row, what in ((PUBLISHED, "published"), (RECOMMENDED, "recommended")):
         cost = f"it takes {METHODS[row].train.evaluations} network evaluations per sample."
-        assert f"The {what} row is {row}, which this audit did not use: {cost}" in text
+        assert f"The {what} method is {row}. This audit did not use it; {cost}" in text
     assert [one.method for one in others({PUBLISHED: METHODS[PUBLISHED]})] == [RECOMMENDED]
     changed = replace(METHODS[RECOMMENDED], unit=False)
-    assert standing(RECOMMENDED, METHODS[RECOMMENDED]) == "recommended"
-    assert standing(RECOMMENDED, changed) == standing("trak", METHODS["trak"]) == "", "it is another row then"
+    assert row_status(RECOMMENDED, METHODS[RECOMMENDED]) == "recommended"
+    assert row_status(RECOMMENDED, changed) == row_status("trak", METHODS["trak"]) == "", "it is another row then"
 
 
 def test_a_latent_model_is_audited_by_the_documented_command(world, tmp_path):

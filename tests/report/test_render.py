@@ -168,7 +168,7 @@ def test_groups_and_changes_stand_on_the_page_as_text(page: Page) -> None:
         text, hostile = document.text, " ".join(HOSTILE.split())
         assert "Since last-week" in text
         assert "concept_trak: 1 entered the top, 1 left it, 23 stayed. 12.5 % of the top is new data" in text
-        assert "the queries cannot be compared" in text
+        assert "The queries cannot be compared" in text
         assert f"Which source taught it: {hostile}" in text
         rows = [[cell.text for cell in row.all() if cell.tag in ("td", "th")] for row in document.all("tr")]
         assert [hostile, "1,234", "0.500", "25.0 %", "−3.00"] in rows
