@@ -8,10 +8,11 @@ import diffusers
 import torch
 import transformers
 from diffusers.models.modeling_utils import ModelMixin
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from concept_trak import UserError
+from concept_trak.data.text import one_line
 from concept_trak.models.pipeline_folder import part_files, read_json
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def from_folder(part_class: Any, folder: Path, **options: Any) -> Any:
         raise UserError(f"{folder} cannot be loaded as a {part_class.__name__}: {error}") from error
     except (OSError, RuntimeError, TypeError, ValueError, KeyError, AttributeError, SafetensorError) as error:
         raise UserError(
-            f"{folder} cannot be loaded as a {part_class.__name__} ({error}); save the pipeline again"
+            f"{folder} cannot be loaded as a {part_class.__name__} ({one_line(error)}); save the pipeline again"
         ) from error
 
 
@@ -66,6 +67,9 @@ def load_part(part_class: Any, path: Path, part: str, dtype: torch.dtype, device
     folder, files = path / part, part_files(path, part)
     if read_json(folder / "config.json").get("quantization_config"):
         raise UserError(f"{folder} is quantized, which has no gradients; save the pipeline without quantization")
+    for name in files.weights:
+        if name.endswith(".safetensors"):
+            require_floats(folder / name)
     # Weights are read straight into memory: the low-memory way of diffusers needs one more package, and warns without.
     options: dict[str, Any] = {"low_cpu_mem_usage": False} if issubclass(part_class, ModelMixin) else {}
     model, report = from_folder(
@@ -84,6 +88,26 @@ def load_part(part_class: Any, path: Path, part: str, dtype: torch.dtype, device
     model = nn.Module.to(model, device, dtype).eval()
     require_finite(model, str(folder))
     return model
+
+
+def require_floats(file: Path) -> None:
+    """Refuse weights that are whole numbers: a library would take them for those of the network, without their scales.
+
+    Raises:
+        UserError: naming the first such tensor; or the file cannot be read.
+    """
+    try:
+        with safe_open(file, "pt") as tensors:
+            kinds = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file} is no whole safetensors file ({one_line(error)}); save the pipeline again") from error
+    if wrong := [
+        name for name, kind in kinds.items() if kind in ("I8", "U8", "I4", "U4") and not name.endswith(IGNORED)
+    ]:
+        raise UserError(
+            f"{file}: {wrong[0]} is {kinds[wrong[0]]}, so the weights are quantized, and have no gradients; save the "
+            "pipeline without quantization"
+        )
 
 
 def require_finite(model: nn.Module, name: str) -> None:

@@ -123,10 +123,12 @@ class Pipeline(Denoiser):
         """
         config: Any = self.network.config
         size, channels = config["sample_size"], config["in_channels"]
-        if size is None:
+        sides = size if isinstance(size, (list, tuple)) and len(size) == 2 else (size, size)
+        if not all(type(side) is int and side > 0 for side in sides):
+            shown = "null" if size is None else repr(size)
             raise UserError(
-                f"{self.path / self.part}/config.json has sample_size null; set it to the side of the latents that the "
-                "model was trained on (of 512 pixels behind a VAE of factor 8: 64), or of its images without a VAE"
+                f"{self.path / self.part}/config.json has sample_size {shown}; set it to the side of the latents that "
+                "the model was trained on (of 512 pixels behind a VAE of factor 8: 64), or of its images without a VAE"
             )
         latent = channels if self.vae is None else self.vae.module.config.get("latent_channels", channels)
         if latent != channels:
@@ -134,8 +136,7 @@ class Pipeline(Denoiser):
                 f"{self.path / self.part} takes {channels} channels and the VAE has {latent}; expected as many. An "
                 "inpainting model takes a mask as well, which no training image has: use the model it was made from"
             )
-        height, width = (size, size) if isinstance(size, int) else size
-        return channels, height, width
+        return channels, sides[0], sides[1]
 
     @property
     def prediction_type(self) -> str:

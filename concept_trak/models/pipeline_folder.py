@@ -68,7 +68,7 @@ def part_classes(path: Path, needed: tuple[str, ...]) -> dict[str, str]:
         needed: parts that must be there; `unet|transformer` needs one of the two.
 
     Raises:
-        UserError: a needed part is missing.
+        UserError: a needed part is missing, or a part is of a class that is not in `CLASSES`.
     """
     settings = pipeline_settings(path, needed)
     parts = {part: str(entry[1]) for part, entry in settings.items() if isinstance(entry, list) and entry[1:] and
@@ -76,6 +76,9 @@ def part_classes(path: Path, needed: tuple[str, ...]) -> dict[str, str]:
     missing = [n for n in needed if not any(p in parts and any((path / p).glob("*")) for p in n.split("|"))]
     if missing:
         raise UserError(f"model.path={str(path)!r} lacks {', '.join(missing)}; it needs {', '.join(needed)}")
+    for part in parts:
+        if role(part) in CLASSES and (path / part).is_dir():
+            _require_known_class(parts, part)
     return parts
 
 
@@ -90,12 +93,7 @@ def class_of_part(library: Any, index: Mapping[str, str], part: str) -> Any:
     Raises:
         UserError: the class is not in `CLASSES`, or the installed library does not have it.
     """
-    if index[part] not in CLASSES[role(part)]:
-        raise UserError(
-            f"model_index.json names {index[part]} as the class of {part}; expected one of "
-            f"{', '.join(sorted(CLASSES[role(part)]))}. Save the pipeline with one of these: other classes are never "
-            "loaded"
-        )
+    _require_known_class(index, part)
     if not hasattr(library, index[part]):
         raise UserError(
             f"model_index.json names {index[part]} as the class of {part}, which {library.__name__} "
@@ -103,6 +101,15 @@ def class_of_part(library: Any, index: Mapping[str, str], part: str) -> Any:
             "again"
         )
     return getattr(library, index[part])
+
+
+def _require_known_class(index: Mapping[str, str], part: str) -> None:
+    if index[part] not in CLASSES[role(part)]:
+        raise UserError(
+            f"model_index.json names {index[part]} as the class of {part}; expected one of "
+            f"{', '.join(sorted(CLASSES[role(part)]))}. Save the pipeline with one of these: other classes are never "
+            "loaded"
+        )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import transformers
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from concept_trak import UserError
 from concept_trak.models.loading import load_part, load_settings
 from concept_trak.models.pipeline_folder import class_of_part
 
@@ -74,6 +75,20 @@ class TextEncoder:
         return text
 
 
+def require_known_words(tokenizer: Any, model: Any, folder: Path) -> None:
+    """Check that the encoder has an embedding for every token of its tokenizer.
+
+    Raises:
+        UserError: the tokenizer is that of another model.
+    """
+    count, largest = model.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= count:
+        raise UserError(
+            f"{folder} has a token number {largest}, and the text encoder has {count} embeddings; expected the "
+            "tokenizer that the encoder was trained with"
+        )
+
+
 def is_word(token: str) -> bool:
     """Whether a token could be part of a longer word, in which it must not be found."""
     return re.fullmatch(r"[\w-]+", token) is not None
@@ -101,5 +116,6 @@ def open_text_encoder(
     words = tokenizer_of(encoder)
     tokenizer = load_settings(class_of_part(transformers, classes, words), path, words)
     model = load_part(class_of_part(transformers, classes, encoder), path, encoder, dtype, device)
+    require_known_words(tokenizer, model, path / words)
     limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", T5_LIMIT))
     return TextEncoder(tokenizer, model.requires_grad_(False), limit)

@@ -8,12 +8,15 @@ latent. In float16 some VAEs overflow: rows that are not finite are computed aga
 
 import copy
 import logging
+import math
 from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from concept_trak import UserError
 
 log = logging.getLogger(__name__)
 SIDE = 64
@@ -26,12 +29,15 @@ class Autoencoder:
     Args:
         module: the VAE, in the precision that it runs in.
         dtype: the precision of the model, and so of x_0.
+
+    Raises:
+        UserError: its scale or its shift is no number.
     """
 
     def __init__(self, module: Any, dtype: torch.dtype) -> None:
         self.module, self.dtype = module.requires_grad_(False), dtype
-        self.scale = module.config.get("scaling_factor") or 1.0
-        self.shift = module.config.get("shift_factor") or 0.0
+        self.scale = _factor(module, "scaling_factor", 1.0)
+        self.shift = _factor(module, "shift_factor", 0.0)
         self._retried = False
 
     @property
@@ -78,6 +84,24 @@ class Autoencoder:
     @cached_property
     def _wide(self) -> Any:
         return copy.deepcopy(self.module).float()
+
+
+def _factor(module: Any, name: str, default: float) -> float:
+    """A number of the VAE's configuration.
+
+    Raises:
+        UserError: it is no finite number, or a scale of 0, which makes all images alike.
+    """
+    value = module.config.get(name)
+    value = default if value is None else value
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not math.isfinite(value)
+        or (default and not value)
+    ):
+        raise UserError(f"vae/config.json has {name} {value!r}; expected a finite number, such as 0.18215 or 1")
+    return value
 
 
 def _latents(module: Any, pixels: Tensor) -> Tensor:

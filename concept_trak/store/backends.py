@@ -82,7 +82,7 @@ class LocalBackend:
 
     def _files(self, folder: str) -> list[str]:
         top = self._path(folder)
-        if not os.path.lexists(top):
+        if not os.path.lexists(top) or os.path.isfile(top):
             return []
         return sorted(os.path.relpath(path, self.root).replace(os.sep, "/") for path in _files_below(top, ()))
 

@@ -76,6 +76,8 @@ def read_settings(audit: Audit) -> dict[str, Any]:
     name = audit.name("audit.yaml")
     data = audit.store.read(name)
     try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(data)):  # they may grow without end
+            raise yaml.YAMLError("it has aliases")
         settings = yaml.safe_load(data)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise Damaged(f"{audit.store.uri}/{name} is damaged: {type(error).__name__}: {error}") from error
@@ -260,7 +262,6 @@ def sums_file(method: str, shard: str) -> str:
 
 
 def groups_file(method: str, kind: str) -> str:
-    """`kind` is source, label or word."""
     return f"{method}/by_{kind}.parquet"
 
 

@@ -5,6 +5,7 @@ or meets its own bytes.
 """
 
 import contextlib
+import errno
 import io
 import time
 import uuid
@@ -14,6 +15,8 @@ import fsspec
 from concept_trak import UserError
 from concept_trak.store.backends import Backend, FsspecBackend, LocalBackend
 from concept_trak.store.secrets import refuse_credentials, without_secrets
+
+FOLDERS = ("audits", "features", "states", "components")
 
 
 class Store:
@@ -111,6 +114,9 @@ class Store:
                 that lets a second create overwrite the first. One message, without secrets.
         """
         _require_known(self.scheme, self.uri)
+        for folder in FOLDERS:
+            if self.scheme == "file" and self.size(folder) is not None:
+                raise UserError(f"{self.uri}/{folder} is a file, where the store needs a folder; use another store")
         name = f"probe-{uuid.uuid4().hex}"
         try:
             kept = self._create_twice(name)
@@ -197,6 +203,10 @@ def _require_known(scheme: str, uri: str) -> None:
 def _explain(error: OSError) -> str:
     """What happened, what was expected, and the remedy, by the kind of failure."""
     text = without_secrets(error)
+    if isinstance(error, (FileExistsError, NotADirectoryError)) or error.errno == errno.ELOOP:
+        return f"{text}. Expected a folder, or nothing: a file, a pipe or a link is in its way. Use another store."
+    if error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+        return f"{text}. Expected storage that can be written: mount it so, make room, or use another store."
     if isinstance(error, FileNotFoundError):
         return f"{text}. Expected a bucket that exists: create it, or correct the address."
     if isinstance(error, PermissionError):

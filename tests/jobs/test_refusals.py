@@ -1,5 +1,6 @@
 """A mistake costs one message and exit code 2, before a worker starts or a result is written."""
 
+import os
 import shutil
 
 import numpy as np
@@ -53,6 +54,17 @@ from tests.store import faults
 )  # fmt: skip
 def test_settings_that_cannot_be(refused, more, says):
     assert says in refused(*more)
+
+
+def test_a_store_with_something_in_the_way_of_its_folders(refused, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for name in ("pipe", "file", "circle"):
+        assert "a file, a pipe or a link is in its way" in refused(store=tmp_path / name)
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/audits").write_text("mine")
+    assert "store/audits is a file, where the store needs a folder" in refused(store=tmp_path / "store")
 
 
 def test_an_audit_that_differs_from_another_in_case_alone(refused, world, tmp_path):

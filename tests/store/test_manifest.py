@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from concept_trak.store import manifest
-from concept_trak.store.manifest import Audit
+from concept_trak.store.manifest import Audit, read_settings, write_bytes
+from concept_trak.store.part import Damaged
 from concept_trak.store.records import commit_part
 from concept_trak.store.store import Store
 from tests.store.parts import a_part
@@ -147,3 +148,13 @@ def test_a_manifest_needs_its_files(audit: Audit):
 def test_audit_names_that_are_refused(audit: Audit, name: str):
     with pytest.raises(ValueError, match=r"expected letters, digits"):
         Audit(audit.store, name)
+
+
+def test_settings_that_grow_without_end_are_damaged(tmp_path):
+    """Nine lines of aliases are 9^9 values as soon as they are compared."""
+    audit = Audit(Store(str(tmp_path)), "demo")
+    lines = ["a: &a [x,x,x,x,x,x,x,x,x]"]
+    lines += [f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)]
+    write_bytes(audit, "audit.yaml", "\n".join(lines).encode())
+    with pytest.raises(Damaged, match=r"audits/demo/audit.yaml is damaged: YAMLError: it has aliases"):
+        read_settings(audit)
