@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from concept_trak.audit.mapper import Attempt
+from concept_trak.audit.mapper import Attempt, Task
 from concept_trak.audit.worker import StoreWorker
 from concept_trak.config import AuditConfig
 from concept_trak.data.columns import Annotation, caption_words
@@ -77,7 +77,7 @@ def sums_table(sums: Sums) -> Any:
 
 
 @dataclass(frozen=True)
-class AggregateTask:
+class AggregateTask(Task):
     """One method, and the first shard of each of its tables of sums, in plan order."""
 
     method: str
@@ -86,10 +86,6 @@ class AggregateTask:
     @property
     def label(self) -> str:
         return self.method
-
-    @property
-    def samples(self) -> int:
-        return 0
 
 
 @dataclass(frozen=True)

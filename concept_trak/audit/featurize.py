@@ -15,7 +15,7 @@ from concept_trak.attribution.features import Features, reject_reasons, train_fe
 from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.method import Method
 from concept_trak.audit.inversion_cache import Inversions
-from concept_trak.audit.mapper import Attempt
+from concept_trak.audit.mapper import Attempt, Task
 from concept_trak.audit.plan import feature_settings
 from concept_trak.audit.worker import ModelWorker, Work
 from concept_trak.data.sample import Sample, batches, samples
@@ -27,7 +27,7 @@ from concept_trak.store.records import Record, commit_part, find_record
 
 
 @dataclass(frozen=True)
-class FeaturizeTask:
+class FeaturizeTask(Task):
     """One shard for methods whose training sides have the same states, so that they share each state's forward."""
 
     methods: tuple[str, ...]

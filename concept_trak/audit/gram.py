@@ -18,7 +18,7 @@ from concept_trak import UserError
 from concept_trak.attribution import fisher, ranking
 from concept_trak.attribution.fisher import Gram, stored_gram
 from concept_trak.audit.gram_tree import GramNode
-from concept_trak.audit.mapper import Attempt
+from concept_trak.audit.mapper import Attempt, Task
 from concept_trak.audit.query_features import QueryResult
 from concept_trak.audit.worker import StoreWorker
 from concept_trak.store.consistency import ExpectedGram
@@ -32,7 +32,7 @@ from concept_trak.store.store import Store
 
 
 @dataclass(frozen=True)
-class GramTask:
+class GramTask(Task):
     """One node of a method's tree: a leaf, with the records of its shards, or a sum of its `children`."""
 
     method: str
@@ -50,10 +50,6 @@ class GramTask:
     @property
     def label(self) -> str:
         return f"{self.method}-{self.name}"
-
-    @property
-    def samples(self) -> int:
-        return 0
 
 
 @dataclass(frozen=True)
@@ -104,7 +100,7 @@ def gram_task(method: str, node: GramNode, records: Sequence[Record]) -> GramTas
 
 
 @dataclass(frozen=True)
-class SolveTask:
+class SolveTask(Task):
     """One method's linear system: the top of its tree of Grams, in plan order, and phi_q of each concept.
 
     `records` are the parts, which only the dual form reads: none where there are at least as many samples as features.
@@ -118,10 +114,6 @@ class SolveTask:
     @property
     def label(self) -> str:
         return self.method
-
-    @property
-    def samples(self) -> int:
-        return 0
 
 
 @dataclass(frozen=True)

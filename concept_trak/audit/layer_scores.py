@@ -14,7 +14,7 @@ from torch import Tensor
 
 from concept_trak import UserError
 from concept_trak.attribution.by_layer import LayerColumns, block_of, layer_columns
-from concept_trak.audit.mapper import Attempt
+from concept_trak.audit.mapper import Attempt, Task
 from concept_trak.audit.worker import Work
 from concept_trak.store.codec import decode_blocks
 from concept_trak.store.identity import FeatureSet
@@ -41,7 +41,7 @@ Parts = dict[tuple[str, str, str, str], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
-class SplitTask:
+class SplitTask(Task):
     """Scores of one shard that are split; `sizes` are the model's parameters, by name and number of scalars."""
 
     method: str
@@ -52,10 +52,6 @@ class SplitTask:
     @property
     def label(self) -> str:
         return f"{self.method}-{self.shard}"
-
-    @property
-    def samples(self) -> int:
-        return 0
 
 
 @dataclass(frozen=True)

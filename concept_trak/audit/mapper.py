@@ -4,6 +4,7 @@ Every stage follows one grammar: `XTask -> XWorker -> XResult`, a frozen record 
 frozen record out. The library has `serial`; the jobs wrap an executor on Ray in the same signature.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -27,19 +28,18 @@ class FirstAttempt:
     halvings: int = 0
 
 
-@runtime_checkable
-class Task(Protocol):
-    """What every XTask has in addition to its own fields."""
+class Task(ABC):
+    """One unit of a stage's work: every XTask is a frozen dataclass with this base."""
 
     @property
+    @abstractmethod
     def label(self) -> str:
         """What the task is called in the name of a log."""
-        ...
 
     @property
     def samples(self) -> int:
-        """How many samples it stands for; 0 where a stage does not work on samples."""
-        ...
+        """How many training samples the task computes, for the rate in the progress; 0 where a stage has none."""
+        return 0
 
 
 @runtime_checkable
@@ -50,7 +50,7 @@ class Mapper(Protocol):
         stage: the stage's name, for progress and logs.
         worker: the XWorker class, importable by name on another machine; a worker is called with (task, attempt).
         settings: what an XWorker is built with.
-        tasks: XTasks, each with a `label` and a number of `samples`.
+        tasks: XTasks (`Task`).
 
     A call yields (task, result) as tasks finish, in any order. It raises after the last task where some failed, so
     that the others are safe.

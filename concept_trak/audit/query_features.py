@@ -12,14 +12,14 @@ from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.query import UNGUIDED, phrasing_features, query_features
 from concept_trak.attribution.state import Batch
 from concept_trak.attribution.trajectory import generate
-from concept_trak.audit.mapper import Attempt
+from concept_trak.audit.mapper import Attempt, Task
 from concept_trak.audit.worker import ModelWorker, Work
 from concept_trak.data.image import to_png
 from concept_trak.models.encode import ConceptFiles, decode_pixels, open_query
 
 
 @dataclass(frozen=True)
-class QueryTask:
+class QueryTask(Task):
     """A concept for one method, and how many of its samples to show.
 
     With the bytes of its image if it is about one, of its examples (pictures of the model's size), of its classifier.
@@ -35,10 +35,6 @@ class QueryTask:
     @property
     def label(self) -> str:
         return f"{self.method}-{self.concept.name}"
-
-    @property
-    def samples(self) -> int:
-        return 0
 
 
 @dataclass(frozen=True)

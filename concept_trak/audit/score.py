@@ -17,7 +17,7 @@ from concept_trak import UserError
 from concept_trak.attribution import ranking
 from concept_trak.attribution.ranking import Entry, ScoreSummary
 from concept_trak.audit.aggregate import Sums, groups_of, sums_table
-from concept_trak.audit.mapper import Attempt
+from concept_trak.audit.mapper import Attempt, Task
 from concept_trak.audit.worker import StoreWorker, Work
 from concept_trak.data.columns import annotations
 from concept_trak.data.shard import Shard
@@ -40,7 +40,7 @@ class ColumnEnds:
 
 
 @dataclass(frozen=True)
-class ScoreTask:
+class ScoreTask(Task):
     """Consecutive parts to score for one method; with their shards, the scores are also summed by caption and label."""
 
     method: str

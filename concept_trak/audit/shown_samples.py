@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from concept_trak.audit.mapper import Attempt
+from concept_trak.audit.mapper import Attempt, Task
 from concept_trak.audit.worker import Work
 from concept_trak.data.decode import image_format
 from concept_trak.data.image import to_png, to_thumbnail
@@ -20,7 +20,7 @@ SIDE = 192  # pixels of a thumbnail: twice what the page gives it, for screens o
 
 
 @dataclass(frozen=True)
-class ShowTask:
+class ShowTask(Task):
     """Samples of one shard; those also in `pictured` are drawn, at `resolution`, as the model sees them.
 
     With `files` their thumbnails and originals are written beside the report, and only their names come back.
@@ -35,10 +35,6 @@ class ShowTask:
     @property
     def label(self) -> str:
         return self.shard.name
-
-    @property
-    def samples(self) -> int:
-        return 0
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch import Tensor
 from concept_trak.attribution.denoiser import Condition, concat_conditions
 from concept_trak.attribution.numerics import key
 from concept_trak.attribution.state import State, required
-from concept_trak.audit.mapper import Attempt
+from concept_trak.audit.mapper import Attempt, Task
 from concept_trak.components.edit import Masks
 from concept_trak.components.measure import alpha, mean_measurement, states_of
 from concept_trak.components.workers import ComponentsSettings, ComponentsWorker, MeasuredConcept
@@ -31,7 +31,7 @@ CALIBRATION = {"concept": "string", "objective": "string", "fraction": "float64"
 
 
 @dataclass(frozen=True)
-class CalibrationTask:
+class CalibrationTask(Task):
     """Random ablations of one fraction of all parameters, by their numbers."""
 
     case: MeasuredConcept
@@ -41,10 +41,6 @@ class CalibrationTask:
     @property
     def label(self) -> str:
         return self.case.concept.name
-
-    @property
-    def samples(self) -> int:
-        return 0
 
 
 @dataclass(frozen=True)

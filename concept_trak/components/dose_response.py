@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from concept_trak.attribution.query import UNGUIDED
-from concept_trak.audit.mapper import Attempt
+from concept_trak.audit.mapper import Attempt, Task
 from concept_trak.components.edit import Choice, Masks
 from concept_trak.components.workers import ComponentsSettings, ComponentsWorker, MeasuredConcept
 from concept_trak.data.benchmarks.two_factors import TwoFactors, pair_caption
@@ -33,14 +33,15 @@ DOSES = {"concept": "string", "objective": "string", "arm": "string", "ratio": "
 
 
 @dataclass(frozen=True)
-class DoseTask:
+class DoseTask(Task):
     """One edit for one concept, not written but looked at: an arm of `ARMS`, or `none`."""
 
     case: MeasuredConcept
     arm: str
     choice: Choice
     factor: float
-    samples: int
+    pictures: int
+    """For each prompt."""
     seed: int
     """Of the noises that the pictures start from."""
     points: int = UNGUIDED.points
@@ -67,11 +68,11 @@ class DoseWorker(ComponentsWorker):
         masks = {} if item.arm == "none" else criterion_masks(item.arm, self.choose(item.case, item.choice), theta)
         with self.ablated(masks, item.factor):
             path = replace(UNGUIDED, points=item.points, every=1)
-            pictures = draw_pictures(self.denoiser, self.kinds, item.samples, seed=item.seed, path=path)
+            pictures = draw_pictures(self.denoiser, self.kinds, item.pictures, seed=item.seed, path=path)
         name = contact_sheet_file(self.inquest.name, item.case.concept.name, item.arm, item.choice.ratio)
         self.store.replace(name, contact_sheet(pictures))
         facts = {"concept": item.case.concept.name, "objective": self.inquest.objective, "arm": item.arm}
-        how = {"ratio": item.choice.ratio, "factor": item.factor, "samples": item.samples}
+        how = {"ratio": item.choice.ratio, "factor": item.factor, "samples": item.pictures}
         how |= {"seed": item.seed, "points": item.points}
         count = sum(int(mask.sum()) for mask in masks.values())
         return [{**facts, **how, "edited": count, **row} for row in presence_rows(self.judge, self.kinds, pictures)]

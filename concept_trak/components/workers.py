@@ -14,7 +14,7 @@ import torch
 from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.state import Probe
-from concept_trak.audit.mapper import Attempt
+from concept_trak.audit.mapper import Attempt, Task
 from concept_trak.audit.worker import open_model
 from concept_trak.components.edit import (
     Choice,
@@ -50,7 +50,7 @@ NUMERICS = 2  # rises when the numbers of a measurement change
 
 
 @dataclass(frozen=True)
-class MeasureTask:
+class MeasureTask(Task):
     """One trajectory: a concept with one of its prompts, what is measured, and the seed of its noise.
 
     `image` are the bytes of a local concept's.
@@ -65,13 +65,9 @@ class MeasureTask:
     def label(self) -> str:
         return f"{self.concept.name}-{self.seed}"
 
-    @property
-    def samples(self) -> int:
-        return 0
-
 
 @dataclass(frozen=True)
-class MeasuredConcept:
+class MeasuredConcept(Task):
     """What is concluded about one concept: its units, and those of each reference (all prompts of one name)."""
 
     units: tuple[MeasureTask, ...]
@@ -84,10 +80,6 @@ class MeasuredConcept:
     @property
     def label(self) -> str:
         return self.concept.name
-
-    @property
-    def samples(self) -> int:
-        return 0
 
 
 @dataclass(frozen=True)

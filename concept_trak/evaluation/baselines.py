@@ -27,7 +27,7 @@ from concept_trak.attribution.numerics import key
 from concept_trak.attribution.query import UNGUIDED, query_batch
 from concept_trak.attribution.state import Batch, Probe
 from concept_trak.attribution.trajectory import forward_noise, generate
-from concept_trak.audit.mapper import Attempt
+from concept_trak.audit.mapper import Attempt, Task
 from concept_trak.audit.results import shows
 from concept_trak.audit.worker import ModelWorker
 from concept_trak.data.sample import Sample, samples
@@ -141,7 +141,7 @@ GRADIENT_FREE: dict[str, Callable[[BaselineInputs, Concept, int], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class BaselineTask:
+class BaselineTask(Task):
     """One baseline against m queries of every concept, over the shards of a plan."""
 
     baseline: str
@@ -151,10 +151,6 @@ class BaselineTask:
     @property
     def label(self) -> str:
         return self.baseline
-
-    @property
-    def samples(self) -> int:
-        return 0
 
 
 @dataclass(frozen=True)

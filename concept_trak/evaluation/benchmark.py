@@ -17,7 +17,7 @@ from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.method import Method, method_settings, norm_settings
 from concept_trak.attribution.query import query_batch, query_features
-from concept_trak.audit.mapper import Attempt
+from concept_trak.audit.mapper import Attempt, Task
 from concept_trak.audit.results import shows
 from concept_trak.audit.worker import ModelWorker, StoreWorker, Work
 from concept_trak.data.format import label_values
@@ -35,7 +35,7 @@ PLAIN = float("inf")
 
 
 @dataclass(frozen=True)
-class BenchmarkQueryTask:
+class BenchmarkQueryTask(Task):
     """The queries of a concept for the query side of a method; each of its samples is one query."""
 
     method: Method
@@ -44,10 +44,6 @@ class BenchmarkQueryTask:
     @property
     def label(self) -> str:
         return self.concept.name
-
-    @property
-    def samples(self) -> int:
-        return 0
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ class BenchmarkQueryWorker(ModelWorker):
 
 
 @dataclass(frozen=True)
-class GradeTask:
+class GradeTask(Task):
     """The features of one method against one kind of query, for every concept and damping.
 
     `query_kind`: `own` or `concept`. `query`: the method with that query. `plan`: the shards, for their labels.
@@ -115,10 +111,6 @@ class GradeTask:
     @property
     def label(self) -> str:
         return f"{self.method}-{self.query_kind}"
-
-    @property
-    def samples(self) -> int:
-        return 0
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from concept_trak import UserError
-from concept_trak.audit.mapper import Attempt, Mapper
+from concept_trak.audit.mapper import Attempt, Mapper, Task
 from concept_trak.data.benchmarks.two_factors import Pair, TwoFactors, pair_caption
 from concept_trak.evaluation.judge import load_judge, presence
 from concept_trak.evaluation.pictures import Pictures, draw_pictures, pictures_from_parquet, pictures_to_parquet
@@ -37,7 +37,7 @@ from concept_trak.store.tables import read_parquet
 
 
 @dataclass(frozen=True)
-class RetrainTask:
+class RetrainTask(Task):
     """A model trained from `seed` without some images of its training set; a control leaves out none.
 
     `without`: ids, sorted, so that removals of the same images share the retraining.
@@ -49,10 +49,6 @@ class RetrainTask:
     @property
     def label(self) -> str:
         return f"seed-{self.seed}"
-
-    @property
-    def samples(self) -> int:
-        return 0
 
 
 @dataclass(frozen=True)
