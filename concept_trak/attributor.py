@@ -189,7 +189,9 @@ class Attributor:
             features = self._features(batch)
             reasons = reject_reasons(features)
             rejects += [
-                Reject(s.id, _source(s), s.row, *r) for s, r in zip(batch, reasons, strict=True) if r is not None
+                Reject(sample_id=s.id, source=_source(s), row=s.row, reason=reason[0], message=reason[1])
+                for s, reason in zip(batch, reasons, strict=True)
+                if reason is not None
             ]
             usable = [i for i, reason in enumerate(reasons) if reason is None]
             kept += [batch[i].id for i in usable]

@@ -99,15 +99,22 @@ def worker_settings(cluster: ClusterConfig) -> WorkerSettings:
 
 def executor(cluster: ClusterConfig, budget: BudgetConfig) -> Executor:
     """Where the work is done, by `cluster.kind`. Ray is imported only if it is used."""
-    budgets = Budgets(budget.infrastructure, budget.memory, budget.application, lease=budget.lease or math.inf)
+    budgets = Budgets(
+        infrastructure=budget.infrastructure,
+        memory=budget.memory,
+        application=budget.application,
+        lease=budget.lease or math.inf,
+    )
     if cluster.kind == "serial":
         return Serial(budgets)
     from cluster.on_ray import OnRay
 
     root = str(CONF.parent)
     if cluster.kind == "local":
-        return OnRay(None, cluster.workers, {"PYTHONPATH": root}, budgets=budgets)
-    return OnRay(cluster.address, cluster.workers, working_dir=root, excludes=LEFT_AT_HOME, budgets=budgets)
+        return OnRay(workers=cluster.workers, env_vars={"PYTHONPATH": root}, budgets=budgets)
+    return OnRay(
+        address=cluster.address, workers=cluster.workers, working_dir=root, excludes=LEFT_AT_HOME, budgets=budgets
+    )
 
 
 @dataclass
@@ -129,7 +136,7 @@ class ExecutorMapper:
 
     @cached_property
     def progress(self) -> Progress:
-        return Progress(self.audit, self.run.interval, meter(self.run.cluster, self.audit))
+        return Progress(self.audit, self.run.interval, meter=meter(self.run.cluster, self.audit))
 
     def __call__(self, stage: str, worker: type[Any], settings: Any, tasks: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
         c, failures = self.run.cluster, list[Outcome]()

@@ -39,7 +39,9 @@ class GcConfig:
     def rules(self, now: float) -> Retention:
         """The same in unix seconds."""
         finished, unfinished = (now - d * 86400 if d else -inf for d in (self.days, self.unfinished_days))
-        return Retention(now - self.grace_hours * 3600, self.keep, finished, unfinished, now)
+        return Retention(
+            before=now - self.grace_hours * 3600, keep=self.keep, finished=finished, unfinished=unfinished, now=now
+        )
 
 
 def gc(config: GcConfig) -> int:

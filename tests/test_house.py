@@ -108,7 +108,32 @@ def test_one_name_means_one_thing():
     assert not twice, f"rename all but one: {twice}"
 
 
+def wide_dataclasses(files: dict[str, str], fields: int = 5) -> set[str]:
+    """The dataclasses with so many fields, whose positions nobody remembers."""
+    classes = [c for text in files.values() for c in ast.walk(ast.parse(text)) if isinstance(c, ast.ClassDef)]
+    data = [c for c in classes if any("dataclass" in ast.unparse(d) for d in c.decorator_list)]
+    return {c.name for c in data if sum(isinstance(s, ast.AnnAssign) for s in c.body) >= fields}
+
+
+def positional_builds(source: str, classes: set[str]) -> Iterator[tuple[int, str]]:
+    """(line, class) of every build with more than two positional arguments, or with an unpacked sequence."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and (name := ast.unparse(node.func).split(".")[-1]) in classes:
+            unpacked = any(isinstance(argument, ast.Starred) for argument in node.args)
+            yield from [(node.lineno, name)] if unpacked or len(node.args) > 2 else []
+
+
+def test_wide_dataclasses_are_built_with_keywords():
+    files = sources(*PACKAGES)
+    wide = wide_dataclasses(files)
+    wrong = [f"{name}:{line} {c}" for name, text in files.items() for line, c in positional_builds(text, wide)]
+    assert not wrong, f"a swapped field is a silent bug; name the fields: {wrong}"
+
+
 def test_the_checks_can_fail():
+    wide = wide_dataclasses({"": "@dataclass\nclass A:\n    a: int\n    b: int\n@dataclass\nclass B:\n    a: int"}, 2)
+    assert wide == {"A"}
+    assert [line for line, _ in positional_builds("A(1, 2, 3)\nA(1, 2)\nm.A(*x)\nB(1, 2, 3)", wide)] == [1, 3]
     assert list(bound_names("def f(one):\n    found = [made for made in one]")) == [(1, "one"), (2, "found")]
     assert list(public_definitions("class A: ...\ndef _b(): ...\ndef c(): ...")) == ["A", "c"]
     assert words("ActorPool") == words("actor_pool") == ["actor", "pool"]

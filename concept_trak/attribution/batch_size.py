@@ -54,7 +54,7 @@ def peak_tensor_bytes(
     dtype = torch.promote_types(denoiser.dtype, torch.float32)
     x_0 = torch.stack([normal(denoiser.shape, sample) for sample in ids]).to(denoiser.device, dtype)
     texts = denoiser.combinations or ("",)
-    batch = Batch(ids, denoiser.encode([texts[0]] * b), denoiser.encode([texts[-1]] * b), x_0)
+    batch = Batch(ids=ids, cond=denoiser.encode([texts[0]] * b), negative=denoiser.encode([texts[-1]] * b), x_0=x_0)
     with _LivingBytes() as living:
         compute_features_together(denoiser, projector, [LARGEST_STATE] * methods, batch, 0, Workspace(tables))
     return living.most

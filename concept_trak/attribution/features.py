@@ -59,7 +59,7 @@ def training_batch(
     """
     turns = range(negative_count(denoiser, method.train.negatives))
     first, *others = [negatives(denoiser, ids, captions, seed, turn) for turn in turns]
-    return Batch(tuple(ids), cond, first, x_0, others=tuple(others))
+    return Batch(ids=tuple(ids), cond=cond, negative=first, x_0=x_0, others=tuple(others))
 
 
 def train_features(

@@ -32,6 +32,11 @@ def normal(shape: tuple[int, ...], *parts: str | int | float) -> Float[Tensor, "
     return torch.randn(shape, generator=generator)
 
 
+def uniform(shape: tuple[int, ...], seed: int) -> Float[Tensor, "..."]:
+    """Uniform numbers in [0, 1) from a seed such as `key` makes: float32, drawn on the CPU."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
 def choice(count: int, *parts: str | int | float) -> int:
     """An integer in 0 ... count - 1 keyed by `parts`, uniform to within 2^-63 * count."""
     return math.floor(key(*parts) / 2**63 * count) if count > 0 else 0

@@ -40,15 +40,15 @@ class Batch:
 
     def rows(self, rows: slice) -> "Batch":
         return Batch(
-            self.ids[rows],
-            take_rows(self.cond, rows),
-            take_rows(self.negative, rows),
-            None if self.x_0 is None else self.x_0[rows],
-            None if self.without is None else take_rows(self.without, rows),
-            tuple(take_rows(other, rows) for other in self.others),
-            None if self.path is None else self.path[rows],
-            self.target,
-            self.classifier,
+            ids=self.ids[rows],
+            cond=take_rows(self.cond, rows),
+            negative=take_rows(self.negative, rows),
+            x_0=None if self.x_0 is None else self.x_0[rows],
+            without=None if self.without is None else take_rows(self.without, rows),
+            others=tuple(take_rows(other, rows) for other in self.others),
+            path=None if self.path is None else self.path[rows],
+            target=self.target,
+            classifier=self.classifier,
         )
 
 

@@ -90,8 +90,16 @@ class AggregateTask(Task):
 
 @dataclass(frozen=True)
 class GroupStatistics:
-    """One group about one question: how many samples, their mean, their share of all that is positive, and how many
-    standard errors between its mean and that of all, (mean - mean of all) sqrt(samples) / deviation of all."""
+    """The scores of one group of samples, which have a source, a label or a caption word in common.
+
+    Attributes:
+        name: the source, `label = value`, or the word.
+        samples: how many.
+        mean: of their scores.
+        share: of the sum of all positive scores, in [0, 1].
+        errors: (mean - mean of all) sqrt(samples) / deviation of all: how many standard errors the group's mean is
+            above that of all samples.
+    """
 
     name: str
     samples: int
@@ -169,4 +177,10 @@ def _kinds(named: Sequence[str]) -> dict[str, str]:
 
 def _statistics(row: Mapping[str, Any], named: Sequence[str]) -> GroupStatistics:
     name = " = ".join(row[part] for part in named)
-    return GroupStatistics(name, row["samples"], float(row["mean"]), float(row["share"]), float(row["errors"]))
+    return GroupStatistics(
+        name=name,
+        samples=row["samples"],
+        mean=float(row["mean"]),
+        share=float(row["share"]),
+        errors=float(row["errors"]),
+    )

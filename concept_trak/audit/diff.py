@@ -67,12 +67,28 @@ def moves(before: Sequence[Row], after: Sequence[Row], data: Mapping[str, str]) 
     old, new = ({row["sample_id"]: row for row in top} for top in (before, after))
     for sample, row in new.items():
         was = old.get(sample, {})
-        change = "stayed" if was else "entered"
-        ranks, scores = (was.get("rank"), row["rank"]), (was.get("score"), row["score"])
-        yield Move(sample, change, *ranks, *scores, data[sample], row["caption"])
+        yield Move(
+            sample_id=sample,
+            change="stayed" if was else "entered",
+            rank_before=was.get("rank"),
+            rank_after=row["rank"],
+            score_before=was.get("score"),
+            score_after=row["score"],
+            data=data[sample],
+            caption=row["caption"],
+        )
     for sample, row in old.items():
         if sample not in new:
-            yield Move(sample, "left", row["rank"], None, row["score"], None, data[sample], row["caption"])
+            yield Move(
+                sample_id=sample,
+                change="left",
+                rank_before=row["rank"],
+                rank_after=None,
+                score_before=row["score"],
+                score_after=None,
+                data=data[sample],
+                caption=row["caption"],
+            )
 
 
 @dataclass(frozen=True)
@@ -121,7 +137,7 @@ def compare(before: Audit, after: Audit) -> list[Difference]:
         for concept, form in product([c for c, m in common_questions if m == method], FORMS):
             moved = tuple(moves(*(_top(top, concept, method, form) for top in tops), data=data))
             drift = _drift(before, after, method, concept) if old.features == new.features else None
-            differences.append(Difference(concept, method, form, moved, drift))
+            differences.append(Difference(concept=concept, method=method, form=form, moves=moved, cosine=drift))
     order = {pair: i for i, pair in enumerate(common_questions)}
     return sorted(differences, key=lambda d: order[d.concept, d.method])
 

@@ -96,7 +96,14 @@ class FeaturizeWorker(ModelWorker):
         ids, everything = tuple(ready[i][0] for i in good), tuple(sorted((*rejects, *bad), key=lambda r: r.row))
         assert len(ids) + len(everything) == shard.rows, f"{shard.name}: every planned row has a feature or a reject"
         phi, weight = _stacked(parts, good, self._width())
-        return Part(self.work.features[method].fingerprint, shard.name, ids, weight, phi, everything)
+        return Part(
+            fingerprint=self.work.features[method].fingerprint,
+            shard=shard.name,
+            ids=ids,
+            weight=weight,
+            phi=phi,
+            rejects=everything,
+        )
 
     def features(self, methods: Sequence[Method], batch: Sequence[Sample]) -> list[Features]:
         """The features of samples of one shape, for methods that share their states."""
@@ -131,6 +138,10 @@ def _sorted_out(
         parts: their features, batch by batch.
     """
     reasons = [reason for part in parts for reason in reject_reasons(part)]
-    rejects = [Reject(id_, shard.source, row, *why) for (id_, row), why in zip(ready, reasons, strict=True) if why]
+    rejects = [
+        Reject(sample_id=name, source=shard.source, row=row, reason=why[0], message=why[1])
+        for (name, row), why in zip(ready, reasons, strict=True)
+        if why
+    ]
     good = [i for i, why in enumerate(reasons) if why is None]
     return sorted(good, key=lambda i: ready[i][1]), rejects

@@ -165,7 +165,13 @@ class AuditRun:
             ids_of.setdefault(shard, set()).add(sample)
         pictured, files = self._pictured(tally), self.in_files(tally)
         tasks = [
-            ShowTask(plan[name], tuple(sorted(ids)), frozenset(ids & pictured), self.prepared.resolution, files)
+            ShowTask(
+                shard=plan[name],
+                ids=tuple(sorted(ids)),
+                pictured=frozenset(ids & pictured),
+                resolution=self.prepared.resolution,
+                files=files,
+            )
             for name, ids in ids_of.items()
         ]
         results = self.map("look", ShowWorker, tasks)

@@ -115,7 +115,10 @@ def removed_results(audit: Audit, left: Mapping[str, str]) -> dict[str, str]:
 
 def gram_nodes(plan: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """The Grams of a plan, of every level of its tree: by the name of each, the shards that it sums."""
-    shards = [Shard(row["source"], row["version"], row["first_row"], row["rows"]) for row in plan]
+    shards = [
+        Shard(source=row["source"], version=row["version"], first_row=row["first_row"], rows=row["rows"])
+        for row in plan
+    ]
     names = [shard.name for shard in shards]
     return {node.name: names[node.first : node.stop] for node in gram_tree(shards).nodes}
 

@@ -1,28 +1,29 @@
-"""How far alphas predict: J after random ablations, against what first order says of them.
+"""How well alphas predict: the change of J by random ablations, against its first-order prediction.
 
     predicted   - sum of alpha_i over the ablated i                     = dJ to first order
-    frozen      J(theta ablated) - J(theta), eps_c- held at the whole model's: erase's alpha is its derivative
-    recomputed  the same with eps_c- of the ablated model: what an edited model has; contrast's alpha is its derivative
+    frozen      J(theta ablated) - J(theta), with the whole model's eps_c-: the alpha of erase is its derivative
+    recomputed  the same with eps_c- of the ablated model, as in an edit: the alpha of contrast is its derivative
 
-All at the states of the whole model's own trajectories. The paper reports a Pearson of .506 over 1,000 random ablations
-(Nguyen et al. 2024, figure 2); which reference it means is not said.
+All are at the states of the whole model's own trajectories. The paper reports a Pearson correlation of .506 over 1,000
+random ablations (Nguyen et al. 2024, figure 2) and does not specify the reference.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from concept_trak.attribution.denoiser import Condition, concat_conditions
-from concept_trak.attribution.numerics import key
+from concept_trak.attribution.numerics import key, uniform
 from concept_trak.attribution.state import State, required
 from concept_trak.audit.mapper import Attempt, Task
-from concept_trak.components.edit import Masks
+from concept_trak.components.choice import Masks
 from concept_trak.components.measure import alpha, mean_measurement, states_of
 from concept_trak.components.workers import ComponentsSettings, ComponentsWorker, MeasuredConcept
 
@@ -32,15 +33,30 @@ CALIBRATION = {"concept": "string", "objective": "string", "fraction": "float64"
 
 @dataclass(frozen=True)
 class CalibrationTask(Task):
-    """Random ablations of one fraction of all parameters, by their numbers."""
+    """Random ablations of one concept's model, each of one fraction of all parameters.
 
-    case: MeasuredConcept
+    Attributes:
+        fraction: the probability that a parameter is ablated, in (0, 1).
+        numbers: each names one ablation.
+    """
+
+    measured: MeasuredConcept
     fraction: float
-    numbers: tuple[int, ...]
+    numbers: range
 
     @property
     def label(self) -> str:
-        return self.case.concept.name
+        return self.measured.concept.name
+
+
+@dataclass(frozen=True)
+class CalibrationResult:
+    """For each ablation of a task: how many parameters it zeroes, and the predicted and actual changes of J."""
+
+    ablated: Int64[np.ndarray, " n"]
+    predicted: Float[np.ndarray, " n"]
+    frozen: Float[np.ndarray, " n"]
+    recomputed: Float[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
@@ -53,56 +69,55 @@ class StateBatch:
 
 
 BasePredictions = list[Float[Tensor, "n c h w"]]
-"""eps_c- at every stand."""
+"""eps_c- of every `StateBatch`."""
 
 
 class CalibrationWorker(ComponentsWorker):
-    """Ablates, asks J at the same states again, and restores; a row for every ablation."""
+    """Computes J at the states of the whole model's trajectories, with and without each ablation."""
 
-    def __init__(self, inquest: ComponentsSettings) -> None:
-        super().__init__(inquest)
+    def __init__(self, settings: ComponentsSettings) -> None:
+        super().__init__(settings)
         self._known: dict[str, tuple[list[StateBatch], BasePredictions]] = {}
 
-    def __call__(self, item: CalibrationTask, attempt: Attempt) -> list[dict[str, Any]]:
-        stands, held = self._stand(item.case)
-        before, _, _ = self.objective(stands, held)
-        alphas, rows = alpha(self.denoiser, mean_measurement(self.read(item.case.units))), list[dict[str, Any]]()
-        for number in item.numbers:
-            masks = ablation_masks(self.denoiser.parameters, item.fraction, number)
+    def __call__(self, task: CalibrationTask, attempt: Attempt) -> CalibrationResult:
+        batches, held = self._states(task.measured)
+        before, _, _ = self.objective(batches, held)
+        alphas = alpha(self.denoiser, mean_measurement(self.read(task.measured.units)))
+        counts, changes = list[int](), list[tuple[float, float, float]]()
+        for number in task.numbers:
+            masks = ablation_masks(self.denoiser.parameters, task.fraction, number)
             with self.ablated(masks, 0.0):
-                frozen, recomputed, _ = self.objective(stands, held)
+                frozen, recomputed, _ = self.objective(batches, held)
             predicted = -sum(alphas[n][mask.cpu()].double().sum().item() for n, mask in masks.items())
-            facts = {
-                "concept": item.case.concept.name,
-                "objective": self.inquest.objective,
-                "fraction": item.fraction,
-                "number": number,
-            }
-            count = sum(int(mask.sum()) for mask in masks.values())
-            moved = {"predicted": predicted, "frozen": frozen - before, "recomputed": recomputed - before}
-            rows.append({**facts, "ablated": count, **moved})
-        return rows
+            counts.append(sum(int(mask.sum()) for mask in masks.values()))
+            changes.append((predicted, frozen - before, recomputed - before))
+        predicted, frozen, recomputed = np.array(changes).T
+        return CalibrationResult(np.array(counts), predicted, frozen, recomputed)
 
-    def _stand(self, case: MeasuredConcept) -> tuple[list[StateBatch], BasePredictions]:
-        """The states of the whole model, and its base predictions there; made once per concept."""
-        name, probe = case.concept.name, self.inquest.probe
+    def _states(self, measured: MeasuredConcept) -> tuple[list[StateBatch], BasePredictions]:
+        """The states of the whole model, and its base predictions there; computed once per concept."""
+        name, probe = measured.concept.name, self.settings.probe
         if name not in self._known:
-            of_each = (states_of(self.denoiser, u.objective, probe, u.concept, u.seed) for u in case.units)
-            batches = state_batches([state for states in of_each for state in states])
+            paths = (states_of(self.denoiser, u.objective, probe, u.concept, u.seed) for u in measured.units)
+            batches = state_batches([state for path in paths for state in path])
             self._known[name] = batches, self.objective(batches)[2]
         return self._known[name]
 
     @torch.no_grad()
     def objective(
-        self, stands: Sequence[StateBatch], held: BasePredictions | None = None
+        self, batches: Sequence[StateBatch], held: BasePredictions | None = None
     ) -> tuple[float, float, BasePredictions]:
-        """The mean of J over all states with the reference `held` (None: not), with the model's own, and the latter.
+        """The mean of J over all states, with both references from one evaluation of the network.
 
-        One evaluation of the network answers both.
+        Args:
+            held: eps_c- of every batch to hold; None for the model's own.
+
+        Returns:
+            (J with the reference held, J with the model's own reference, the model's own reference).
         """
         sums, own, count = torch.zeros(2, dtype=torch.float64), BasePredictions(), 0
-        for i, stand in enumerate(stands):
-            with_concept, base = self.denoiser(stand.x_t, stand.t, stand.cond).eps.chunk(2)
+        for i, batch in enumerate(batches):
+            with_concept, base = self.denoiser(batch.x_t, batch.t, batch.cond).eps.chunk(2)
             moved = torch.stack([with_concept - (base if held is None else held[i]), with_concept - base])
             sums += moved.double().square().flatten(2).mean(2).sum(1).cpu()
             own.append(base)
@@ -112,7 +127,7 @@ class CalibrationWorker(ComponentsWorker):
 
 
 def state_batches(states: Sequence[State]) -> list[StateBatch]:
-    """States by time, in the order in which times first come."""
+    """States grouped by time, in the order in which the times first occur."""
     at: dict[int, list[State]] = {}
     for state in states:
         at.setdefault(state.t, []).append(state)
@@ -127,25 +142,31 @@ def _together(t: int, states: Sequence[State]) -> StateBatch:
     )
 
 
-def ablation_masks(parameters: dict[str, Any], fraction: float, number: int) -> Masks:
-    """Each scalar with the probability `fraction`, by the ablation's number and the parameter's name alone."""
-    masks = {}
-    for name, p in parameters.items():
-        generator = torch.Generator().manual_seed(key(number, fraction, name, "ablation"))
-        masks[name] = (torch.rand(p.shape, generator=generator) < fraction).to(p.device)
-    return masks
+def ablation_masks(parameters: Mapping[str, Tensor], fraction: float, number: int) -> Masks:
+    """Each scalar with the probability `fraction`, keyed by the ablation's number and the parameter's name alone."""
+    seeds = {name: key(number, fraction, name, "ablation") for name in parameters}
+    return {name: (uniform(tuple(p.shape), seeds[name]) < fraction).to(p.device) for name, p in parameters.items()}
+
+
+def calibration_rows(task: CalibrationTask, result: CalibrationResult) -> list[dict[str, Any]]:
+    """The rows of a task in components_calibration.parquet."""
+    columns = {name: getattr(result, name).tolist() for name in ("ablated", "predicted", "frozen", "recomputed")}
+    unit = task.measured.units[0]
+    common = {"concept": unit.concept.name, "objective": unit.objective, "fraction": task.fraction}
+    return [
+        {**common, "number": number, **dict(zip(columns, values, strict=True))}
+        for number, *values in zip(task.numbers, *columns.values(), strict=True)
+    ]
 
 
 def pearson(x: Sequence[float], y: Sequence[float]) -> float:
     """Correlation, in [-1, 1]; nan where one of them does not vary."""
-    a, b = (torch.tensor(v, dtype=torch.float64) for v in (x, y))
-    a, b = a - a.mean(), b - b.mean()
-    size = (a.norm() * b.norm()).item()
-    return (a @ b).item() / size if size > 0 else math.nan
+    varies = len(x) > 1 and np.ptp(x) > 0 and np.ptp(y) > 0
+    return float(np.corrcoef(x, y)[0, 1]) if varies else math.nan
 
 
 def pearson_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Pearson of both, for each fraction and for all."""
+    """A line for each fraction and one for all: the correlation of predicted and actual change."""
     lines = []
     for fraction in [*sorted({row["fraction"] for row in rows}), None]:
         some = [row for row in rows if fraction in (None, row["fraction"])]

@@ -1,4 +1,4 @@
-"""What `python -m jobs.components` is asked, what its workers are told, and how its work is spread over them."""
+"""The configuration of a components run, and the settings and tasks of its workers that follow from it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,8 +8,9 @@ from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.query import require_conditioning, require_prompt_pairs
 from concept_trak.attribution.state import Probe
 from concept_trak.audit.worker import open_model
+from concept_trak.components.choice import Choice
 from concept_trak.components.dose_response import CRITERIA
-from concept_trak.components.edit import Choice, PresenceThreshold
+from concept_trak.components.edit import PresenceThreshold
 from concept_trak.components.measure import OBJECTIVES
 from concept_trak.components.specificity import reference_objective
 from concept_trak.components.workers import ComponentsSettings, MeasuredConcept, MeasureTask
@@ -25,8 +26,8 @@ class EditConfig:
     choice: Choice = field(default_factory=Choice)
     factor: float = 0.0
     """What the chosen parameters are multiplied by, in 0 ... 1: 0 zeroes them."""
-    gate: PresenceThreshold = field(default_factory=PresenceThreshold)
-    """erase: what the model must show of the concept to begin with."""
+    presence: PresenceThreshold = field(default_factory=PresenceThreshold)
+    """How much of the concept the model must show before an edit for less of it."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.factor < 1:
@@ -38,7 +39,7 @@ class CalibrationConfig:
     fractions: tuple[float, ...] = (0.001, 0.01, 0.1)
     """Shares of all parameters that are ablated at random."""
     ablations: int = 0
-    """How many at each fraction; 0 skips the calibration. CAD's own has 1,000."""
+    """How many at each fraction; 0 skips the calibration. CAD's has 1,000."""
 
     def __post_init__(self) -> None:
         if not self.fractions or not all(0 < f < 1 for f in self.fractions) or self.ablations < 0:
@@ -49,36 +50,37 @@ class CalibrationConfig:
 class ComponentsConfig:
     store: str = "results"
     name: str = "demo"
-    """The tables lie in components/<name>/."""
+    """The tables are written to components/<name>/."""
     model: ModelConfig = field(default_factory=ModelConfig)
     concepts: tuple[Concept, ...] = ()
-    """As in an audit; `samples` is not used, and `truth` only tells the gate's judge what to look for. Those of one
-    name are one concept with several prompts."""
+    """As in an audit. Concepts of one name are one concept with several prompts. `samples` is not used; `truth` names
+    what the judge of edit.presence looks for."""
     references: tuple[Concept, ...] = ()
-    """What an edit is to leave as it is (edit.choice.against); those with a concept's own name are none of its."""
+    """Concepts that an edit should preserve (edit.choice.against). A concept is not a reference of its own name."""
     objective: str = "erase"
-    """erase: what the concept's prediction differs by, that without it held (CAD's); contrast: the same, with both
-    moving, as both do in an edited model; amplify: how well images of the concept are denoised."""
+    """erase: how far the concept moves the prediction, with the prediction without it held fixed (as CAD does);
+    contrast: the same where both predictions change, as in an edited model; amplify: how well images of the concept
+    are denoised."""
     seeds: tuple[int, ...] = (0, 1, 2, 3)
-    """Each is one trajectory of every concept."""
+    """Each gives one trajectory of every prompt."""
     probe: Probe = field(default_factory=lambda: Probe("sampling", "concept_reward"))
     """erase: points, every, guidance and eta of the sampling; amplify: times of the noise."""
     unit: bool = False
-    """Whether each state's gradient is divided by its norm."""
+    """Whether the gradient of each state is divided by its norm."""
     top: int = 100
-    """Largest positive and negative single parameters that are listed."""
+    """How many of the largest positive and negative single parameters are listed."""
     edit: EditConfig = field(default_factory=EditConfig)
     doses: tuple[float, ...] = ()
-    """Ratios at which edit.choice is tried, unwritten, for what the model then draws (shapes of jobs.train only)."""
-    arms: tuple[str, ...] = CRITERIA
-    """alpha: what edit.choice takes; random, size: as many of every tensor, drawn or by |theta|. To choose a dose, the
-    first alone will do."""
+    """Ratios at which edit.choice is tried in memory, with pictures of the result (models of jobs.train only)."""
+    criteria: tuple[str, ...] = CRITERIA
+    """alpha: the parameters that edit.choice takes; random, size: as many of every tensor, at random or by |theta|. To
+    find a dose, alpha is enough."""
     samples: int = 8
-    """Pictures per prompt and dose."""
+    """Pictures for each prompt and dose."""
     pictures_seed: int = 0
-    """Names the noises they start from: choose a dose on some, and report it on others."""
+    """Of the noise that pictures start from: find a dose with one seed, and report it with another."""
     pictures_points: int = 51
-    """Points of the DDIM grid that they are drawn on; its cost."""
+    """Points of the DDIM grid that pictures are generated on; their cost is proportional to it."""
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
 
     def __post_init__(self) -> None:
@@ -91,8 +93,8 @@ class ComponentsConfig:
                 f"top={self.top}, samples={self.samples}, pictures_points={self.pictures_points}; expected at least 1, "
                 "1 and 3"
             )
-        if not self.arms or not set(self.arms) <= set(CRITERIA):
-            raise UserError(f"arms={list(self.arms)}; expected some of: {', '.join(CRITERIA)}")
+        if not self.criteria or not set(self.criteria) <= set(CRITERIA):
+            raise UserError(f"criteria={list(self.criteria)}; expected some of: {', '.join(CRITERIA)}")
         if self.calibration.ablations and (self.unit or self.objective == "amplify"):
             raise UserError(
                 "calibration predicts J itself; set unit=false and objective=erase or contrast, or "
@@ -100,16 +102,16 @@ class ComponentsConfig:
             )
         require_prompt_pairs(self.concepts)
         if self.edit.out and (names := len({concept.name for concept in self.concepts})) != 1:
-            raise UserError(f"edit.out edits for one concept, and {names} are asked; give one")
+            raise UserError(f"edit.out edits for one concept, and there are {names}; give one")
         if self.edit.out and (self.model.weights or self.model.lora or self.model.embeddings):
             raise UserError(
-                "edit.out writes the directory at model.path, and model.weights, lora and embeddings lie beside it; "
+                "edit.out copies the directory at model.path, without model.weights, lora and embeddings; "
                 "save the model as one pipeline first, with fuse_lora() for a LoRA"
             )
 
 
 def components_settings(config: ComponentsConfig, worker: WorkerSettings) -> ComponentsSettings:
-    """What workers are told; mistakes in the store and the model are found here, before they run."""
+    """The settings of the workers, after checks of the store, the model and the concepts."""
     Store(config.store).probe()
     denoiser = open_model(config.model, worker)
     for concept in config.concepts:
@@ -129,27 +131,23 @@ def components_settings(config: ComponentsConfig, worker: WorkerSettings) -> Com
 
 
 def measured_concepts(config: ComponentsConfig) -> list[MeasuredConcept]:
-    """By concept, its units in the order of prompts and seeds: the order in which they are added."""
-    against = config.edit.choice.against
-    held = (
-        {}
-        if against == "none"
-        else tasks_by_concept(config, config.references, reference_objective(against, config.objective))
-    )
-    tasks = tasks_by_concept(config, config.concepts, config.objective)
+    """Every concept with its references. Trajectories are in the order in which they are added: prompts, then seeds."""
+    against, references = config.edit.choice.against, dict[str, tuple[MeasureTask, ...]]()
+    if against != "none":
+        references = tasks_by_concept(config, config.references, reference_objective(against, config.objective))
     return [
-        MeasuredConcept(units, tuple(theirs for other, theirs in held.items() if other != name))
-        for name, units in tasks.items()
+        MeasuredConcept(tasks, tuple(others for other, others in references.items() if other != name))
+        for name, tasks in tasks_by_concept(config, config.concepts, config.objective).items()
     ]
 
 
 def tasks_by_concept(
     config: ComponentsConfig, concepts: Sequence[Concept], objective: str
 ) -> dict[str, tuple[MeasureTask, ...]]:
+    """The trajectories of concepts, by name."""
     tasks = dict[str, tuple[MeasureTask, ...]]()
-    for c in concepts:
-        units = (
-            MeasureTask(c, objective, seed, read_image(c.image) if c.image else b"") for seed in sorted(config.seeds)
-        )
-        tasks[c.name] = (*tasks.get(c.name, ()), *units)
+    for concept in concepts:
+        image = read_image(concept.image) if concept.image else b""
+        own = (MeasureTask(concept, objective, seed, image) for seed in sorted(config.seeds))
+        tasks[concept.name] = (*tasks.get(concept.name, ()), *own)
     return tasks

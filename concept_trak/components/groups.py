@@ -1,4 +1,4 @@
-"""Parameters as people speak of them: the neurons, heads and tensors that single ones belong to, and tables of those.
+"""Groups of parameters (rows, attention heads, tensors), and the tables of their alphas.
 
 The alpha of a group is the sum of its scalars' (exact, since alphas are first order).
 """
@@ -34,7 +34,7 @@ def heads_of(network: nn.Module) -> Heads:
 
 
 def as_groups(x: Tensor, granularity: str, heads: int | None = None) -> Float[Tensor, "groups size"]:
-    """A parameter's scalars by group; a vector's rows are its scalars. None of a tensor that has no heads."""
+    """A parameter's scalars by group. The rows of a vector are its scalars; a tensor without heads has no groups."""
     if granularity == "head":
         return x.reshape(heads, -1) if heads else x.new_zeros(0, x.numel())
     groups = {"scalar": x.numel(), "row": len(x) if x.dim() else 1, "tensor": 1}[granularity]
@@ -42,10 +42,10 @@ def as_groups(x: Tensor, granularity: str, heads: int | None = None) -> Float[Te
 
 
 def group_rows(alphas: dict[str, Tensor], measurement: Measurement, heads: Heads) -> Iterable[dict[str, Any]]:
-    """A line per tensor, per head, and per row of what has more than one axis: the group's alpha and its errors.
+    """A row for every tensor, head, and row of a tensor with more than one axis: the group's alpha and its errors.
 
     Standard errors are of the mean: over the trajectories' means, and over all states as if they were independent
-    (those of one trajectory are not). z = alpha / se_seeds, z_states = alpha / se_states. Null where it is unknown.
+    (states of one trajectory are not). z = alpha / se_seeds, z_states = alpha / se_states. Unknown values are null.
     """
     for name, a in alphas.items():
         states, rows = measurement.rows[name], as_groups(a.double(), "row")
@@ -55,11 +55,11 @@ def group_rows(alphas: dict[str, Tensor], measurement: Measurement, heads: Heads
             by_state = states.reshape(len(states), len(scalars), -1).sum(2) if kind != "row" else states
             assert kind != "row" or len(scalars) == len(rows)
             for i, own in enumerate(scalars):
-                place = {} if kind == "tensor" else {kind: i}
+                index = {} if kind == "tensor" else {kind: i}
                 yield {
                     "granularity": kind,
                     "tensor": name,
-                    **place,
+                    **index,
                     **_line(by_state[:, i], own, measurement.trajectories),
                 }
 
@@ -67,7 +67,7 @@ def group_rows(alphas: dict[str, Tensor], measurement: Measurement, heads: Heads
 def top_scalar_rows(
     parameters: dict[str, Tensor], alphas: dict[str, Tensor], measurement: Measurement, top: int
 ) -> Iterable[dict[str, Any]]:
-    """The `top` largest positive and negative alphas of all parameters, and where they stand."""
+    """The `top` largest positive and negative alphas of all parameters, with their positions."""
     for end, sign in (("positive", 1), ("negative", -1)):
         best = [_best(name, sign * a.flatten(), top) for name, a in alphas.items()]
         ordered = sorted((row for each in best for row in each), key=lambda row: (-row[0], row[1], row[2]))

@@ -1,12 +1,12 @@
-"""What a parameter is to one concept against what it is to others: benefit, and the price that references pay.
+"""Benefit and price: what an edit of a parameter does to a concept, and what it does to reference concepts.
 
-With g the gradient of the concept's J (of its negative, where J is to rise) and g_r, F_r those of the references:
+g is the gradient of the concept's J (of -J for an edit that raises J); g_r, F_r are those of the references:
 
-    none                 benefit  theta_i g_i                                        CAD: blind to what else it does
-    margin               benefit  theta_i g_i - max_r theta_i g_r,i                  less what the most hurt one loses
+    none                 benefit  theta_i g_i                                        CAD: ignores the references
+    margin               benefit  theta_i g_i - max_r theta_i g_r,i                  minus the worst-hit reference's
     surgery              benefit  theta_i (g - G (G^T G)^+ G^T g)_i                  g without its part along the g_r
     surgery_by_tensor    the same within every tensor
-    reach                benefit  theta_i g_i,    price  theta_i^2 mean_r F_r,i      bought by benefit per price
+    reach                benefit  theta_i g_i,    price  theta_i^2 mean_r F_r,i      chosen by benefit per price
 
 The price of `reach` is, to first order and without cross terms, the mean square by which the references' predictions
 move. `margin` has the difference of COAR's edits (Shah et al. 2024), `surgery` the projection of Yu et al. (2020,
@@ -28,7 +28,7 @@ ByParameter = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class BenefitAndPrice:
-    """By parameter name and scalar: what zeroing it is predicted to gain, and what it costs (None: not asked)."""
+    """Of every scalar, by parameter name: the predicted gain of zeroing it, and its price (None: the row has none)."""
 
     benefit: ByParameter
     price: ByParameter | None = None
@@ -37,17 +37,22 @@ class BenefitAndPrice:
 def benefit_and_price(
     against: str, theta: ByParameter, target: ByParameter, references: Sequence[Measurement]
 ) -> BenefitAndPrice:
-    """`target`: the gradient whose alphas are to go; `references` as `measured_for` says, their harm positive.
+    """Benefit and price by a row of `AGAINST`.
+
+    Args:
+        theta: the parameters.
+        target: the gradient g.
+        references: measured with the objective `reference_objective`.
 
     Raises:
-        UserError: there are no references to hold it against.
+        UserError: the row needs references and there are none.
     """
     if against == "none":
         return BenefitAndPrice(_times(theta, target))
     if not references:
         raise UserError(
-            f"edit.choice.against={against} holds a concept against others, and references are empty; name what is to "
-            "stay: references=[{name: green, prompt: a green square, without_prompt: a square}, ...]"
+            f"edit.choice.against={against} compares a concept with others, and references are empty; name what an "
+            "edit should preserve: references=[{name: green, prompt: a green square, without_prompt: a square}, ...]"
         )
     if against == "reach":
         mean = {n: torch.stack([r.gradient[n] for r in references]).mean(0) for n in target}
@@ -61,12 +66,12 @@ def benefit_and_price(
 
 
 def reference_objective(against: str, objective: str) -> str:
-    """What references are asked for."""
+    """The objective that references are measured with."""
     return "reach" if against == "reach" else objective
 
 
 def off_span(gradient: ByParameter, others: Sequence[ByParameter]) -> ByParameter:
-    """g without its orthogonal projection on the span of others, over all of g's tensors at once."""
+    """g minus its orthogonal projection on the span of `others`, over all of g's tensors at once."""
     columns = {n: torch.stack([o[n].flatten().double() for o in others], 1) for n in gradient}
     gram = torch.stack([c.T @ c for c in columns.values()]).sum(0)
     along = torch.stack([columns[n].T @ g.flatten().double() for n, g in gradient.items()]).sum(0)

@@ -1,6 +1,6 @@
-"""The measurement files that components runs use: `components/<name>/units.json`, written before any is measured.
+"""The lists of the measurement files that components runs need: `components/<name>/units.json`.
 
-A file that no run lists is garbage; a listed one can be verified.
+A run writes its list before it measures. A measurement file that no list has is garbage; a listed one can be verified.
 """
 
 import json
@@ -25,21 +25,21 @@ def named_measurements(store: Store) -> frozenset[str]:
     """Every measurement file that a run lists.
 
     Raises:
-        UserError: a list cannot be read, so that what is needed is unknown.
+        UserError: a list cannot be read.
     """
     names = set[str]()
-    for book in (name for name in store.names("components") if name.endswith(f"/{NAMES_FILE}")):
-        names.update(_units(store, book))
+    for file in (name for name in store.names("components") if name.endswith(f"/{NAMES_FILE}")):
+        names.update(_units(store, file))
     return frozenset(names)
 
 
-def _units(store: Store, book: str) -> list[str]:
+def _units(store: Store, file: str) -> list[str]:
     try:
-        return [str(unit) for unit in json.loads(store.read(book))]
+        return [str(unit) for unit in json.loads(store.read(file))]
     except ValueError:
         raise UserError(
-            f"{store.uri}/{book} is damaged, so nobody can tell which units it needs; run its command again, or "
-            "delete its folder if it is given up"
+            f"{store.uri}/{file} is damaged, so what its run needs is unknown; run its command again, "
+            "or delete its folder"
         ) from None
 
 

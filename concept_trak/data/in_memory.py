@@ -36,7 +36,7 @@ def memory_samples(
     pixels = _checked_pixels(images, resolution) if isinstance(images, Tensor) else None
     for i, (name, text) in enumerate(zip(names, texts, strict=True)):
         own = _pixels(images[i], resolution) if pixels is None else pixels[i]
-        yield Sample(name, text, own, i, {})
+        yield Sample(id=name, caption=text, pixels=own, row=i, labels={})
 
 
 def _require_alike(count: int, captions: Sequence[str], ids: Sequence[str], captioned: bool) -> None:

@@ -75,7 +75,9 @@ def samples(
         try:
             yield _sample(row, name, data, resolution, f"{shard.source}\n{shard.version}\n{row.number}")
         except Unusable as error:
-            yield Reject(name, shard.source, row.number, error.reason, str(error)[:300])
+            yield Reject(
+                sample_id=name, source=shard.source, row=row.number, reason=error.reason, message=str(error)[:300]
+            )
 
 
 def batches(rows: Iterable[Sample | Reject], size: int) -> Iterator[list[Sample | Reject]]:
@@ -99,13 +101,22 @@ def _sample(row: SourceRow, name: str, data: DataConfig, resolution: int, origin
     if precomputed is not None:
         if not is_finite(precomputed):
             raise Unusable("decode", "its latent or embedding has an infinite or undefined number; encode it again")
-        return Sample(name, text, None, row.number, labels, origin, precomputed)
+        return Sample(
+            id=name, caption=text, pixels=None, row=row.number, labels=labels, origin=origin, precomputed=precomputed
+        )
     assert image is None or isinstance(image, dict), "an image is bytes in a mapping, as datasets writes it"
     try:
         picture = decode_image((image or {}).get("bytes") or b"", data.transparency, data.most_pixels)
     except UserError as error:
         raise Unusable("decode", str(error)) from None
-    return Sample(name, text, to_tensor(_fitted(picture, name, data, resolution)), row.number, labels, origin)
+    return Sample(
+        id=name,
+        caption=text,
+        pixels=to_tensor(_fitted(picture, name, data, resolution)),
+        row=row.number,
+        labels=labels,
+        origin=origin,
+    )
 
 
 def _caption(row: SourceRow, name: str, data: DataConfig, needed: bool) -> str:

@@ -63,4 +63,4 @@ def whole(source: Source) -> Shard:
 def _range(source: Source, first: int, rows: int) -> Shard:
     places = tuple(source.places[first : first + rows])
     version = source.version or hashlib.sha256(repr(places).encode()).hexdigest()[:32]
-    return Shard(source.uri, version, first, rows, places)
+    return Shard(source=source.uri, version=version, first_row=first, rows=rows, places=places)

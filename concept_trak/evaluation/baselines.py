@@ -54,7 +54,7 @@ class BaselineInputs:
         """The training samples as one batch."""
         d, captions, ids = self.denoiser, [s.caption for s in self.train], tuple(s.id for s in self.train)
         x_0, cond = encode_samples(d, self.train)
-        return Batch(ids, cond, negatives(d, ids, captions, self.seed), x_0)
+        return Batch(ids=ids, cond=cond, negative=negatives(d, ids, captions, self.seed), x_0=x_0)
 
     @cached_property
     def activations(self) -> Float[Tensor, "n width"]:

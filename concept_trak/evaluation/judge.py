@@ -72,7 +72,7 @@ def prompt_accuracy(
     """
     texts = [pair_caption(*pair) for pair in pairs for _ in range(samples)]
     ids = tuple(str(number) for _ in pairs for number in range(samples))
-    batch = Batch(ids, denoiser.encode(texts), denoiser.encode([""] * len(texts)))
+    batch = Batch(ids=ids, cond=denoiser.encode(texts), negative=denoiser.encode([""] * len(texts)))
     probe = Probe("sampling", "concept_reward", guidance=guidance)
     pixels = denoiser.to_pixels(generate(denoiser, batch, probe, seed)).float().cpu().clamp(-1, 1)
     shares = {}

@@ -30,7 +30,7 @@ def draw_pictures(
     """
     ids = tuple(f"picture-{i}" for _ in kinds.all_pairs for i in range(samples))
     cond = denoiser.encode([pair_caption(*pair) for pair in kinds.all_pairs for _ in range(samples)])
-    batch, parts = Batch(ids, cond, cond), list[Tensor]()
+    batch, parts = Batch(ids=ids, cond=cond, negative=cond), list[Tensor]()
     for i in range(0, len(ids), at_once):
         x_0 = generate(denoiser, batch.rows(slice(i, i + at_once)), path, seed)
         parts.append(denoiser.to_pixels(x_0).float().cpu().clamp(-1, 1))

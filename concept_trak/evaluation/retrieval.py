@@ -63,7 +63,9 @@ def cell_concept(cell: Cell, kinds: TwoFactors, empty: bool, samples: int, truth
         other = None if empty else _next(thing, kinds.things)
         without = pair_caption(other, look)
     shows = {f"{prefix}{cell.factor}": cell.value for prefix in TRUTHS[truth]}
-    return Concept(cell.name, pair_caption(*cell.pair), without, samples=samples, truth=shows)
+    return Concept(
+        name=cell.name, prompt=pair_caption(*cell.pair), without_prompt=without, samples=samples, truth=shows
+    )
 
 
 def _next(value: str, values: Sequence[str]) -> str:

@@ -35,7 +35,7 @@ def reject_unknown_class(denoiser: Denoiser, sample: Sample | Reject, source: st
     try:
         denoiser.spelled(sample.caption)
     except UserError as error:
-        return Reject(sample.id, source, sample.row, "no_class", str(error)[:300])
+        return Reject(sample_id=sample.id, source=source, row=sample.row, reason="no_class", message=str(error)[:300])
     return sample
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from concept_trak.audit.aggregate import GroupStatistics
 from concept_trak.audit.layer_scores import Through
 
 
@@ -36,22 +37,6 @@ class Thumb:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Samples of one source, label or word.
-
-    Attributes:
-        share: their share of the sum of all positive scores.
-        errors: how many standard errors their mean is above the mean of all samples.
-    """
-
-    name: str
-    samples: int
-    mean: float
-    share: float
-    errors: float
-
-
-@dataclass(frozen=True)
 class Ranking:
     """One method's ranking for one concept: both ends, and the distribution of all scores.
 
@@ -71,7 +56,7 @@ class Ranking:
     histogram: tuple[int, ...]
     span: float
     metrics: dict[str, float] = field(default_factory=dict)
-    groups: dict[str, tuple[Group, ...]] = field(default_factory=dict)
+    groups: dict[str, tuple[GroupStatistics, ...]] = field(default_factory=dict)
     through: tuple[Through, ...] = ()
 
 

@@ -2,19 +2,20 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.method import METHODS, PUBLISHED, RECOMMENDED, Method
 from concept_trak.attribution.ranking import SPAN, Entry
+from concept_trak.audit.aggregate import GroupStatistics
 from concept_trak.audit.diff import CHANGED, NEW, Difference
 from concept_trak.audit.pipeline import AuditRun, StageResults
 from concept_trak.audit.results import percentile, rejects_by_reason, shows
 from concept_trak.audit.score import FORMS, column
 from concept_trak.config import plain_values
-from concept_trak.report.audit_page import Change, Facts, Group, Moved, Other, Page, Ranking, Section, Thumb
+from concept_trak.report.audit_page import Change, Facts, Moved, Other, Page, Ranking, Section, Thumb
 from concept_trak.report.render import PIXELATED_BELOW
 
 STATUS = {PUBLISHED: "published", RECOMMENDED: "recommended"}
@@ -85,8 +86,18 @@ def _section(run: AuditRun, results: StageResults, concept: Concept) -> Section:
     rankings = tuple(_ranking(run, results, concept, method, form) for method in methods for form in FORMS)
     pictures = results.queries[next(iter(methods)), concept.name].pictures
     changes = tuple(_change(d) for d in results.differences if (d.concept, d.form) == (concept.name, "damped"))
-    question = (concept.name, concept.text, concept.without, concept.scope, dict(concept.truth))
-    section = Section(*question, pictures, rankings, changes, kind=concept.kind, question=concept.question)
+    section = Section(
+        name=concept.name,
+        text=concept.text,
+        without=concept.without,
+        scope=concept.scope,
+        truth=dict(concept.truth),
+        pictures=pictures,
+        rankings=rankings,
+        changes=changes,
+        kind=concept.kind,
+        question=concept.question,
+    )
     if concept.minus or concept.phrasings:
         section = replace(section, written=concept.condition_pairs)
     if concept.phrasings:
@@ -109,12 +120,20 @@ def picture(concept: str, number: int) -> str:
 
 def _change(d: Difference) -> Change:
     moved = tuple(
-        Moved(m.sample_id, m.caption, m.rank_before, m.rank_after, m.data)
+        Moved(sample_id=m.sample_id, caption=m.caption, before=m.rank_before, after=m.rank_after, data=m.data)
         for m in d.moves
         if m.rank_before != m.rank_after
     )
-    counts = (d.count("entered"), d.count("left"), d.count("stayed"))
-    return Change(d.method, *counts, d.share(NEW), d.share(CHANGED), d.cosine, moved)
+    return Change(
+        method=d.method,
+        entered=d.count("entered"),
+        left=d.count("left"),
+        stayed=d.count("stayed"),
+        new=d.share(NEW),
+        changed=d.share(CHANGED),
+        cosine=d.cosine,
+        moved=moved,
+    )
 
 
 def _ranking(run: AuditRun, results: StageResults, concept: Concept, method: str, form: str) -> Ranking:
@@ -128,29 +147,43 @@ def _ranking(run: AuditRun, results: StageResults, concept: Concept, method: str
     histogram = tuple(int(count) for count in results.tally.histogram[key])
     metrics = results.measures.get(concept.name, {}).get(column(method, form), {})
     through = results.layers.through(method, concept.name, form, [thumb.sample_id for thumb in top])
-    return Ranking(method, form, top, bottom, histogram, SPAN * spread, metrics, _groups(results, *key), through)
+    return Ranking(
+        method=method,
+        form=form,
+        top=top,
+        bottom=bottom,
+        histogram=histogram,
+        span=SPAN * spread,
+        metrics=metrics,
+        groups=_groups(results, *key),
+        through=through,
+    )
 
 
-def _groups(results: StageResults, method: str, name: str) -> dict[str, tuple[Group, ...]]:
+def _groups(results: StageResults, method: str, name: str) -> dict[str, tuple[GroupStatistics, ...]]:
     shown = results.aggregates[method].shown.get(name, {}) if method in results.aggregates else {}
-    return {kind: tuple(Group(**asdict(one)) for one in rows) for kind, rows in shown.items() if rows}
+    return {kind: groups for kind, groups in shown.items() if groups}
 
 
 def _thumb(
     run: AuditRun, results: StageResults, of: tuple[Concept, str, str], entry: Entry, rank: int, end: str
 ) -> Thumb:
     (score, sample, _), (concept, method, form) = entry, of
-    seen = results.samples[sample]
-    relevant = shows(concept, seen.labels) if concept.truth else None
-    share = percentile(rank, end, results.solutions[method].count)
-    answer = (sample, seen.caption, score, share, rank, seen.png, seen.labels, relevant)
+    shown = results.samples[sample]
     return Thumb(
-        *answer,
-        seen.thumbnail,
-        seen.original,
-        run.prepared.resolution < PIXELATED_BELOW,
-        f"{seen.source}, row {seen.row}",
-        results.layers.strongest(method, concept.name, form, sample),
+        sample_id=sample,
+        caption=shown.caption,
+        score=score,
+        percentile=percentile(rank, end, results.solutions[method].count),
+        rank=rank,
+        png=shown.png,
+        labels=shown.labels,
+        relevant=shows(concept, shown.labels) if concept.truth else None,
+        file=shown.thumbnail,
+        original=shown.original,
+        small=_small(run),
+        origin=f"{shown.source}, row {shown.row}",
+        through=results.layers.strongest(method, concept.name, form, sample),
     )
 
 

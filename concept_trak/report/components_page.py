@@ -178,15 +178,15 @@ _TEMPLATE = _ENVIRONMENT.get_template("components.html")
 
 
 def publish_components(
-    config: ComponentsConfig, inquest: ComponentsSettings, summaries: Sequence[tuple[MeasuredConcept, SummaryResult]]
+    config: ComponentsConfig, settings: ComponentsSettings, summaries: Sequence[tuple[MeasuredConcept, SummaryResult]]
 ) -> str:
     """Writes `components/<name>/report.html` about the tables of this run; returns its name in the store."""
     store, base = Store(config.store), f"components/{config.name}"
     doses = read_rows_of(store, f"{base}/components_doses.parquet") if config.doses else []
     ablations = read_rows_of(store, f"{base}/components_calibration.parquet") if config.calibration.ablations else []
     sections = tuple(
-        _section(store, inquest, case, summary, _of(doses, summary), _of(ablations, summary))
-        for case, summary in summaries
+        _section(store, settings, measured, summary, _of(doses, summary), _of(ablations, summary))
+        for measured, summary in summaries
     )
     choice, factor = config.edit.choice, config.edit.factor
     goal = "for more of it" if choice.wants_more(config.objective) else "for less of it"
@@ -204,22 +204,22 @@ def publish_components(
 
 def _section(
     store: Store,
-    inquest: ComponentsSettings,
-    case: MeasuredConcept,
+    settings: ComponentsSettings,
+    measured: MeasuredConcept,
     summary: SummaryResult,
     doses: Rows,
     ablations: Rows,
 ) -> ConceptSection:
-    groups = read_rows_of(store, inquest.table("components_groups", case.concept))
+    groups = read_rows_of(store, settings.table("components_groups", measured.concept))
     tensors = [row for row in groups if row["granularity"] == "tensor"]
     strongest = sorted(tensors, key=lambda row: -abs(row["alpha"]))[:STRONGEST]
-    target = frozenset(case.concept.truth.values())
-    columns, rows = pictures_of(store, inquest, doses, target)
+    target = frozenset(measured.concept.truth.values())
+    columns, rows = pictures_of(store, settings, doses, target)
     fields = ("fraction", "predicted", "frozen", "recomputed")
     drawn = tuple(RandomAblation(**{key: row[key] for key in fields}) for row in ablations)
     return ConceptSection(
         name=summary.concept,
-        prompts=tuple(dict.fromkeys((unit.concept.text, unit.concept.without) for unit in case.units)),
+        prompts=tuple(dict.fromkeys((unit.concept.text, unit.concept.without) for unit in measured.units)),
         j=summary.j,
         moves=summary.expressed,
         trajectories=tensors[0]["seeds"],
@@ -248,12 +248,12 @@ def responses_of(doses: Rows, target: frozenset[str]) -> tuple[DoseResponse, ...
     """The response for every way to choose parameters, doses in rising order after the one without an edit."""
     factors = {row["of"] for row in doses if row["value"] in target}
     return tuple(
-        _response(name, doses, target, factors) for name in CRITERIA if any(row["arm"] == name for row in doses)
+        _response(name, doses, target, factors) for name in CRITERIA if any(row["criterion"] == name for row in doses)
     )
 
 
 def _response(name: str, doses: Rows, target: frozenset[str], factors: set[str]) -> DoseResponse:
-    unedited, own = ([row for row in doses if row["arm"] == arm] for arm in ("none", name))
+    unedited, own = ([row for row in doses if row["criterion"] == criterion] for criterion in ("none", name))
     ratios = sorted({row["ratio"] for row in own})
     columns = [unedited, *([row for row in own if row["ratio"] == ratio] for ratio in ratios)]
     by_value = [{row["value"]: row["presence"] for row in column} for column in columns]
@@ -270,15 +270,15 @@ def _response(name: str, doses: Rows, target: frozenset[str], factors: set[str])
 
 
 def pictures_of(
-    store: Store, inquest: ComponentsSettings, doses: Rows, target: frozenset[str]
+    store: Store, settings: ComponentsSettings, doses: Rows, target: frozenset[str]
 ) -> tuple[tuple[str, ...], tuple[PictureRow, ...]]:
     """Pictures without an edit and at every dose of alpha: the names of the columns, and a row for each pair."""
     if not doses:
         return (), ()
-    pairs, concept = judged_set(inquest.model.path).all_pairs, doses[0]["concept"]
-    edited = {row["ratio"]: row["edited"] for row in doses if row["arm"] == "alpha"}
+    pairs, concept = judged_set(settings.model.path).all_pairs, doses[0]["concept"]
+    edited = {row["ratio"]: row["edited"] for row in doses if row["criterion"] == "alpha"}
     files = [("none", 0.0), *(("alpha", ratio) for ratio in sorted(edited))]
-    sheets = [sheet_rows(store.read(contact_sheet_file(inquest.name, concept, *file)), len(pairs)) for file in files]
+    sheets = [sheet_rows(store.read(contact_sheet_file(settings.name, concept, *file)), len(pairs)) for file in files]
     columns = ("unchanged", *(f"{edited[ratio]:,} changed" for ratio in sorted(edited)))
     rows = zip(pairs, *sheets, strict=True)
     return columns, tuple(PictureRow(pair_caption(*pair), bool(target & set(pair)), tuple(row)) for pair, *row in rows)

@@ -71,7 +71,7 @@ def _means(lines: Sequence[Line]) -> TextTable:
     for removal, effect in lines:
         groups.setdefault((removal.ranker, removal.share), []).append((removal, effect))
     rows = tuple(_mean_row(ranker, share, group, lines) for (ranker, share), group in groups.items())
-    return TextTable("Means", "Over concepts and seeds.", MEANS, rows)
+    return TextTable(title="Means", note="Over concepts and seeds.", head=MEANS, rows=rows)
 
 
 def _mean_row(ranker: str, share: float, group: Sequence[Line], lines: Sequence[Line]) -> tuple[str, ...]:
@@ -96,7 +96,9 @@ def _pairing(removal: Removal) -> tuple[str, float, int]:
 
 def _all(lines: Sequence[Line]) -> TextTable:
     rows = tuple(_line(*line) for line in lines)
-    return TextTable("Every retraining", "One line for each ranking, concept, share and seed.", ALL, rows)
+    return TextTable(
+        title="Every retraining", note="One line for each ranking, concept, share and seed.", head=ALL, rows=rows
+    )
 
 
 def _line(removal: Removal, e: Effect) -> tuple[str, ...]:

@@ -76,7 +76,14 @@ def _entry(audit: Audit, files: Iterable[str]) -> Entry | None:
         samples = sum(count for name, count in rows.items() if name.startswith(f"{features.parts}/"))
         concepts = tuple(concept["name"] for concept in settings["concepts"])
         compared = sorted(f.removeprefix("diff-").removesuffix(".html") for f in files if _is_page(f))
-        return Entry(audit.id, done["finished"], samples, concepts, methods, tuple(compared))
+        return Entry(
+            audit=audit.id,
+            finished=done["finished"],
+            samples=samples,
+            concepts=concepts,
+            methods=methods,
+            compared=tuple(compared),
+        )
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None  # `jobs.verify` reports what is wrong with it
 

@@ -73,7 +73,7 @@ def run_audit(
     for text in announcement(p):
         line(text)
     if read_manifest(p.audit) is None:
-        run = AuditRun(p, mapper, line, most_rejects, counters)
+        run = AuditRun(prepared=p, mapper=mapper, line=line, most_rejects=most_rejects, counters=counters)
         publish_audit(run, run_stages(run))
     else:
         line(f"audit {p.audit.id} is finished: nothing to compute, no gradient work done")

@@ -56,14 +56,23 @@ def contents_of(audit: Audit) -> Contents:
     except Damaged:
         damaged.append(audit.name("audit.yaml"))
     parts = {(features, row["shard"]): None for features in sets for row in plan}
-    return Contents(audit, sets, {}, parts, plan, False, tuple(missing), tuple(damaged))
+    return Contents(
+        audit=audit,
+        features=sets,
+        files={},
+        parts=parts,
+        plan=plan,
+        finished=False,
+        missing=tuple(missing),
+        damaged=tuple(damaged),
+    )
 
 
 def _finished(audit: Audit, manifest: Mapping[str, Any], plan: Sequence[Mapping[str, Any]]) -> Contents:
     files = {audit.name(name): (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
     parts = dict(_listed_part(part) for part in manifest["parts"])
     sets = tuple(sorted({features for features, _ in parts}))
-    return Contents(audit, sets, files, parts, plan, True)
+    return Contents(audit=audit, features=sets, files=files, parts=parts, plan=plan, finished=True)
 
 
 def _listed_part(part: Mapping[str, Any]) -> tuple[Key, Checksum]:

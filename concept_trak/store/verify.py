@@ -179,12 +179,17 @@ def _stored_shard(store: Store, key: Key, planned: PlannedShard | None) -> Store
     try:
         data = store.read(part)
     except FileNotFoundError:
-        return StoredShard(recorded, record, None, None)
+        return StoredShard(recorded=recorded, record=record, checksum=None, derived=None)
     try:
-        return StoredShard(recorded, record, _checksum(data), record_of(data, features, planned or shard, part))
+        return StoredShard(
+            recorded=recorded,
+            record=record,
+            checksum=_checksum(data),
+            derived=record_of(data, features, planned or shard, part),
+        )
     except Damaged as error:
         why = str(error).removeprefix(f"{part}: ").removesuffix(f". {REPAIR}")
-        return StoredShard(recorded, record, _checksum(data), None, why)
+        return StoredShard(recorded=recorded, record=record, checksum=_checksum(data), derived=None, why=why)
 
 
 def _judged(key: Key, shard: StoredShard, contents: Contents) -> Iterator[Finding]:

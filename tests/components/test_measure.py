@@ -12,7 +12,7 @@ from concept_trak.attribution.direction import concept_reward
 from concept_trak.attribution.gradients.pull_back import pull_back_naive
 from concept_trak.attribution.state import Probe, State, required
 from concept_trak.attribution.trajectory import States
-from concept_trak.components.edit import Choice, choose, scaled
+from concept_trak.components.choice import Choice, choose
 from concept_trak.components.groups import group_rows, top_scalar_rows
 from concept_trak.components.measure import (
     Measurement,
@@ -25,6 +25,7 @@ from concept_trak.components.measure import (
     states_of,
 )
 from concept_trak.components.specificity import BenefitAndPrice
+from concept_trak.components.workers import scaled
 from tests.toys import Toy
 
 CONCEPT = Concept("one", labels="1", without_labels="2")
@@ -173,7 +174,7 @@ def chosen(choice: Choice) -> Iterator[tuple[str, list[int]]]:
 def test_per_row_takes_the_whole_part_of_each_row_then_only_what_is_positive():
     assert dict(chosen(Choice("per_row", 0.5, "ff"))) == {"ff.weight": [0, 2]}, "a row without positive ones loses none"
     assert dict(chosen(Choice("per_row", 0.49, "ff"))) == {"ff.weight": [0]}
-    with pytest.raises(ValueError, match=r"ratio=0.2 chooses no parameter \(rows of 4 to 4.*raise it"):
+    with pytest.raises(ValueError, match=r"ratio=0.2 chooses no parameter \(rows of 4 to 4.*rounded down.*raise it"):
         choose(BenefitAndPrice(SCORES), Choice("per_row", 0.2, "ff"), {})
 
 
@@ -228,5 +229,5 @@ def test_a_price_is_weighed_against_the_benefit():
     price = {"a": torch.tensor([10.0, 0.1, 0])}
     first = choose(BenefitAndPrice(benefit, price), Choice("global", 1 / 3), {})
     assert first["a"].tolist() == [False, True, False]
-    with pytest.raises(ValueError, match="they are free"):
+    with pytest.raises(ValueError, match="all are free"):
         choose(BenefitAndPrice(benefit, {"a": torch.zeros(3)}), Choice(), {})

@@ -94,7 +94,7 @@ def test_each_way_is_what_it_says():
     assert reach.price is not None
     torch.testing.assert_close(reach.price["a"], torch.tensor([[2 / 3, 4 / 3], [0, 0]]))
     for against in AGAINST[1:]:
-        with pytest.raises(ValueError, match=f"against={against} holds a concept against others.*references="):
+        with pytest.raises(ValueError, match=f"against={against} compares a concept with others.*references="):
             benefit_and_price(against, theta, G, [])
     assert reference_objective("reach", "amplify") == "reach"
     assert reference_objective("surgery", "amplify") == "amplify"

@@ -62,7 +62,7 @@ def test_a_killed_driver_goes_on_where_it_stopped(world, whole, tmp_path):
     assert results(store) == whole
 
 
-def test_gc_takes_units_that_no_inquiry_names_and_verify_finds_what_is_altered(world, whole, tmp_path, capsys):
+def test_gc_takes_units_that_no_run_lists_and_verify_finds_what_is_altered(world, whole, tmp_path, capsys):
     store = tmp_path / "store"
     for name, data in whole.items():
         (store / name).parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def test_gc_takes_units_that_no_inquiry_names_and_verify_finds_what_is_altered(w
     stray.write_bytes(unit.read_bytes())
     assert gc(GcConfig(store=str(store), delete=True, grace_hours=0)) == 0
     assert "unit " in capsys.readouterr().out
-    assert results(store) == whole, "gc took what an inquiry names, or left what none does"
+    assert results(store) == whole, "gc took what a run lists, or left what none does"
     assert verify(VerifyConfig(store=str(store))) == 0
     data = bytearray(unit.read_bytes())
     data[-1] ^= 1

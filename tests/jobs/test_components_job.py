@@ -64,7 +64,7 @@ def test_all_stages_run_on_one_executor(monkeypatch):
     executors = []
     monkeypatch.setattr("jobs.execute.executor", lambda cluster, budget: executors.append(Serial()) or executors[-1])
     mapper, tasks = ExecutorMapper(RunConfig()), [Doubled(1), Doubled(2)]
-    assert [in_order(tasks, mapper(stage, Doubling, None, tasks)) for stage in ("measure", "conclude")] == [[2, 4]] * 2
+    assert [in_order(tasks, mapper(stage, Doubling, None, tasks)) for stage in ("measure", "summarize")] == [[2, 4]] * 2
     assert len(executors) == 1, "the processes of one stage cannot go on in the next"
 
 
@@ -157,7 +157,7 @@ def test_amplify_takes_the_parameters_that_hinder(world, tmp_path):
 
 
 def test_more_and_less_of_a_concept_are_disjoint(world, plain, tmp_path):
-    """What hinders is not what holds: the other sign of one measurement; no gate asks that a weak one shows."""
+    """What hinders is not what holds: the other sign of one measurement. More of a concept needs no presence."""
     file, changed = "unet/diffusion_pytorch_model.safetensors", dict[str, list]()
     before = load_file(world.root / "pixels" / file)
     for towards in ("less", "more"):
@@ -176,12 +176,12 @@ def test_a_model_that_does_not_draw_the_concept_is_not_edited(world, tmp_path):
         shutil.copy(f"assets/demo/{name}", model)
     concept = f"concepts=[{RED[:-1]}, truth: {{shape: triangle, colour: red}}}}]"
     with pytest.raises(ValueError, match=r"the judge sees it in pictures of 'a red triangle' with 0\.\d+, under"):
-        run(world, tmp_path, f"model.path={model}", concept, f"edit.out={tmp_path}/never", "edit.gate.samples=2")
+        run(world, tmp_path, f"model.path={model}", concept, f"edit.out={tmp_path}/never", "edit.presence.samples=2")
     assert not (tmp_path / "never").exists()
 
 
 def test_doses_are_looked_at_and_leave_nothing_behind(world, tmp_path):
-    """Every arm at every dose changes as many parameters; what is drawn without an edit is drawn once."""
+    """Every criterion at every dose changes as many parameters; what is drawn without an edit is drawn once."""
     model = tmp_path / "model"
     shutil.copytree(world.root / "pixels", model)
     for name in ("classifier.safetensors", "training.json"):
@@ -189,13 +189,13 @@ def test_doses_are_looked_at_and_leave_nothing_behind(world, tmp_path):
     assert run(world, tmp_path, f"model.path={model}", "doses=[0.01]", "samples=1", "seeds=[0]", "pictures_points=5",
                f"concepts=[{RED},{BLUE}]") == 0  # fmt: skip
     where = f"'{tmp_path}/components/demo/components_doses.parquet'"
-    rows = asked(f"SELECT arm, concept, any_value(edited), count(*) FROM {where} GROUP BY 1, 2 ORDER BY 1, 2")
-    each = [(arm, concept) for arm in ("alpha", "none", "random", "size") for concept in ("blue", "red")]
+    rows = asked(f"SELECT criterion, concept, any_value(edited), count(*) FROM {where} GROUP BY 1, 2 ORDER BY 1, 2")
+    each = [(criterion, concept) for criterion in ("alpha", "none", "random", "size") for concept in ("blue", "red")]
     assert [row[:2] for row in rows] == each
     assert {row[3] for row in rows} == {6 + 9}, "three of each factor, and their pairs"
     edited = [row[2] for row in rows[::2]]
     assert edited[0] == edited[2] == edited[3] > edited[1] == 0
-    means = f"SELECT avg(presence) FROM {where} WHERE arm = 'none' AND of"
+    means = f"SELECT avg(presence) FROM {where} WHERE criterion = 'none' AND of"
     red, seen = (asked(f"{means} = '{of}' AND value LIKE '%red%'")[0][0] for of in ("colour", "pair"))
     assert 0 <= seen <= red <= 1, "both factors are never seen more than one of them"
     drawn = parse((tmp_path / "components/demo/report.html").read_text()).all("table", "drawn")
@@ -207,11 +207,14 @@ def test_doses_are_looked_at_and_leave_nothing_behind(world, tmp_path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["edit.out=/tmp/never", "edit.choice.against=reach"], "references are empty; name what is to stay"),
+        (
+            ["edit.out=/tmp/never", "edit.choice.against=reach"],
+            "references are empty; name what an edit should preserve",
+        ),
         (["objective=earse"], "expected one of: erase, contrast, amplify"),
         (["seeds=[1,1]"], "none twice"),
         (["edit.factor=1"], "less than 1"),
-        (["arms=[alpa]"], "expected some of: alpha, random, size"),
+        (["criteria=[alpa]"], "expected some of: alpha, random, size"),
         (["pictures_points=2"], "expected at least 1, 1 and 3"),
         (["edit.out=x", f"concepts=[{RED},{BLUE}]"], "give one"),
         (["concepts=[]"], "concepts is not set"),

@@ -9,8 +9,9 @@ from itertools import pairwise
 import pytest
 from numpy import float32
 
+from concept_trak.audit.aggregate import GroupStatistics
 from concept_trak.audit.layer_scores import Through
-from concept_trak.report.audit_page import Change, Group, Moved, Page, Ranking, Thumb
+from concept_trak.report.audit_page import Change, Moved, Page, Ranking, Thumb
 from concept_trak.report.render import LEGIBLE, duration, gain, inline, number, percent, render, render_concept
 from tests.report import pages
 from tests.report.outline import Element, parse
@@ -125,7 +126,7 @@ def light(page: Page) -> Page:
         return replace(thumb, png=b"", file=f"thumbnails/{name}", original=f"originals/{name}", small=True)
 
     def ends(ranking: Ranking) -> Ranking:
-        groups = {kind: (Group(HOSTILE, 1234, 0.5, 0.25, -3.0),) for kind in ("source", "label", "word")}
+        groups = {kind: (GroupStatistics(HOSTILE, 1234, 0.5, 0.25, -3.0),) for kind in ("source", "label", "word")}
         top, bottom = (tuple(map(as_file, some)) for some in (ranking.top, ranking.bottom))
         return replace(ranking, top=top, bottom=bottom, groups=groups)
 

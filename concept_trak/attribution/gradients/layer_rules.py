@@ -51,7 +51,7 @@ def record_call(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> LayerC
     if type(layer) is nn.GroupNorm and node is not None and node.name() == "NativeGroupNormBackward0":
         mean, rate = getattr(node, "_saved_result1", None), getattr(node, "_saved_result2", None)
         moments = None if mean is None or rate is None else (mean, rate)
-    return LayerCall(args, kwargs, output, version, moments)
+    return LayerCall(args=args, kwargs=kwargs, output=output, version=version, moments=moments)
 
 
 def has_rule(layer: nn.Module) -> bool:

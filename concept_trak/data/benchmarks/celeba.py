@@ -113,9 +113,9 @@ def celeba_concepts(faces: Faces, samples: int) -> dict[str, list[Concept]]:
         for i, name in enumerate(faces.attributes):
             other = [not value if j == i else value for j, value in enumerate(values)]
             concept = Concept(
-                f"{name}_in_{''.join('y' if value else 'n' for value in values)}",
-                faces.caption(values),
-                faces.caption(other),
+                name=f"{name}_in_{''.join('y' if value else 'n' for value in values)}",
+                prompt=faces.caption(values),
+                without_prompt=faces.caption(other),
                 samples=samples,
                 truth={name: _label(values[i])},
             )

@@ -72,43 +72,55 @@ def pair_caption(thing: str | None, look: str | None) -> str:
 
 # The demo's: captions name both factors, one or none, so that "" is a condition the model knows.
 SHAPES3 = TwoFactors(
-    "shapes3", "shape", drawing.SHAPES, drawing.COLOURS, (("triangle", "red"),), 32, drawing.draw_shape
+    name="shapes3",
+    factor="shape",
+    things=drawing.SHAPES,
+    looks=drawing.COLOURS,
+    held_out=(("triangle", "red"),),
+    resolution=32,
+    render=drawing.draw_shape,
 )
 # As in the paper: two by two, every caption whole, so that a sample's negative is another caption.
 SHAPES2 = TwoFactors(
-    "shapes2", "shape", ("triangle", "circle"), ("red", "blue"), (("triangle", "red"),), 32, drawing.draw_shape
+    name="shapes2",
+    factor="shape",
+    things=("triangle", "circle"),
+    looks=("red", "blue"),
+    held_out=(("triangle", "red"),),
+    resolution=32,
+    render=drawing.draw_shape,
 )
 # The same at the published size and in the published manner; for a GPU (conf/train_paper.yaml).
 SHAPES2_PAPER = replace(SHAPES2, name="shapes2_paper", resolution=64, render=drawing.draw_shape_as_published)
 # Real handwriting; several pairs held out, so that no single one decides.
 DIGITS = TwoFactors(
-    "digits",
-    "digit",
-    drawing.DIGITS,
-    drawing.COLOURS,
-    (("three", "red"), ("seven", "blue"), ("eight", "green")),
-    16,
-    drawing.draw_digit,
+    name="digits",
+    factor="digit",
+    things=drawing.DIGITS,
+    looks=drawing.COLOURS,
+    held_out=(("three", "red"), ("seven", "blue"), ("eight", "green")),
+    resolution=16,
+    render=drawing.draw_digit,
 )
 # Pictures that people made; the looks are the hands that drew them.
 EMOJI = TwoFactors(
-    "emoji",
-    "kind",
-    tuple(emoji.KINDS),
-    emoji.STYLES,
-    (("fruit", "fluent"), ("bird", "noto")),
-    32,
-    emoji.draw_kind,
+    name="emoji",
+    factor="kind",
+    things=tuple(emoji.KINDS),
+    looks=emoji.STYLES,
+    held_out=(("fruit", "fluent"), ("bird", "noto")),
+    resolution=32,
+    render=emoji.draw_kind,
     look="style",
 )
 EMOJI_ROLES = TwoFactors(
-    "emoji_roles",
-    "role",
-    tuple(emoji.ROLES),
-    emoji.STYLES,
-    (("astronaut", "fluent"), ("cook", "noto")),
-    32,
-    emoji.draw_role,
+    name="emoji_roles",
+    factor="role",
+    things=tuple(emoji.ROLES),
+    looks=emoji.STYLES,
+    held_out=(("astronaut", "fluent"), ("cook", "noto")),
+    resolution=32,
+    render=emoji.draw_role,
     look="style",
 )
 SETS = {kinds.name: kinds for kinds in (SHAPES3, SHAPES2, SHAPES2_PAPER, DIGITS, EMOJI, EMOJI_ROLES)}
