@@ -30,7 +30,7 @@ class Sums:
 
     def __init__(self, columns: Sequence[str]) -> None:
         self.columns = list(columns)
-        self.by_group: dict[Group, Float[np.ndarray, "c_and_more"]] = {}
+        self.by_group: dict[Group, Float[np.ndarray, " c_and_more"]] = {}
 
     def add(self, group: Group, sums: Float[np.ndarray, " _"]) -> None:
         """`sums`: samples, then sums, squares and positives of every column."""

@@ -81,7 +81,7 @@ def done(world, tmp_path_factory) -> Done:
     for row in p.config.methods.values():
         for concept in p.config.concepts:
             worker(BenchmarkQueryTask(row, concept), FIRST)
-    return Done(p, {m: tuple(records[name] for name in names) for m, records in found.items()})
+    return Done(p, {m: tuple(records[shard.name] for shard in planned) for m, records in found.items()})
 
 
 @pytest.mark.parametrize("method", ["fit_trak", "das"])
