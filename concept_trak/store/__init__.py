@@ -1,6 +1,7 @@
-"""What lies on storage, and the only writer of it.
+"""The files on storage, and the only code that writes them.
 
-`place` where bytes lie · `commit` put-if-absent · `part` and `codec` the features of a shard as Parquet · `identity`
-which features are the same · `records` the proof that a shard is done · `manifest` an audit's files and their hashes ·
-`claim` what an audit names · `check` what is wrong with it · `retention` what nothing needs any more.
+`backends` local folders and object storage · `store` put-if-absent · `part` and `codec` the features of a shard as
+Parquet · `identity` the fingerprint of features · `records` the record of a finished shard · `grams` and `queries` the
+other files of features and audits · `manifest` an audit's files and their hashes · `contents` the files that an audit
+names · `verify` and `consistency` damage · `gc` files that no audit needs · `finished_audit` results for readers.
 """

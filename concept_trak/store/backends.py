@@ -1,6 +1,6 @@
-"""Where bytes are: what a store needs of a backend, a folder of this machine, and objects behind fsspec.
+"""The backends of a store: a folder of this machine, and object storage through fsspec.
 
-Objects behind fsspec: S3, and whatever else it knows that refuses a second exclusive write of one name.
+Object storage is S3, or any other that fsspec supports and that refuses a second exclusive write of one name.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ OWN_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 
 class Backend(Protocol):
-    """What a store needs of storage. Every failure is an `OSError`; an absent name is `FileNotFoundError`."""
+    """The operations that a store needs. Every failure is an `OSError`; a missing file is `FileNotFoundError`."""
 
     def read(self, name: str, start: int | None, end: int | None) -> bytes: ...
     def size(self, name: str) -> int | None: ...
@@ -34,7 +34,7 @@ class Backend(Protocol):
 
 
 class LocalBackend:
-    """A folder of this machine. A name appears with all of its bytes or not at all."""
+    """A folder of this machine. A file appears with all of its bytes or not at all."""
 
     def __init__(self, root: str):
         self.root = root
@@ -66,7 +66,7 @@ class LocalBackend:
 
     def put_new(self, name: str, data: bytes) -> None:
         with _naming(self._path(name)), self._temporary(name, data) as temporary:
-            os.link(temporary, self._path(name))  # unlike a rename, a link never replaces what stands there
+            os.link(temporary, self._path(name))  # unlike a rename, a link never replaces a file
             os.unlink(temporary)
 
     def put(self, name: str, data: bytes) -> None:
@@ -88,7 +88,8 @@ class LocalBackend:
 
     @contextlib.contextmanager
     def _temporary(self, name: str, data: bytes) -> Iterator[str]:
-        """The bytes, safely on disk beside their final name; whatever the body does reaches the disk with it."""
+        """A temporary file with the bytes in the folder of the final name. Both it and the body's changes are synced to
+        disk."""
         folder = os.path.dirname(self._path(name))
         os.makedirs(folder, exist_ok=True)
         temporary = os.path.join(folder, f".{uuid.uuid4().hex}.tmp")
@@ -105,7 +106,7 @@ class LocalBackend:
 
 
 def _files_below(folder: str, above: tuple[str, ...]) -> Iterator[str]:
-    """Every file, behind links too, and links to nothing. A folder that cannot be listed raises: it may hold anything.
+    """Every file, also behind links, and links to nothing. A folder that cannot be listed raises an error.
 
     Args:
         folder: where to look.
@@ -144,7 +145,7 @@ def _is_temporary(path: str) -> bool:
 
 @contextlib.contextmanager
 def _naming(path: str) -> Iterator[None]:
-    """The operating system names the temporary file, or none at all when a disk is full or broken: name `path`."""
+    """Raise errors of the operating system with the name `path`: they name the temporary file, or no file at all."""
     try:
         yield
     except OSError as error:
@@ -215,7 +216,7 @@ class FsspecBackend:
         return False  # objects have no links
 
     def leftovers(self, folder: str) -> list[str]:
-        return []  # an object appears whole; parts of a broken upload are no objects and are never listed
+        return []  # an object appears whole; parts of an interrupted upload are not objects and are never listed
 
     def put_new(self, name: str, data: bytes) -> None:
         # chunksize keeps it one PUT, which carries If-None-Match; some servers ignore the header on multipart uploads
@@ -236,7 +237,7 @@ class FsspecBackend:
 
     @contextlib.contextmanager
     def _storage(self, verb: str, name: str) -> Iterator[Any]:
-        """The file system of this process; whatever a client library raises comes out as an OSError without secrets."""
+        """The file system of this process. Every error of a client library becomes an OSError without secrets."""
         with self._lock:
             try:
                 yield self._files()
@@ -244,7 +245,7 @@ class FsspecBackend:
                 raise FileNotFoundError(f"{self.scheme}://{self.root}/{name} does not exist") from error
             except PermissionError as error:
                 raise PermissionError(self._failed(verb, name, error)) from error
-            except Exception as error:  # botocore's and google's own errors are no OSErrors
+            except Exception as error:  # botocore's and google's own errors are not OSErrors
                 # NoCredentialsError, PartialCredentialsError and the like: nobody is refused, for nobody asked
                 kind = PermissionError if "Credentials" in type(error).__name__ else OSError
                 raise kind(self._failed(verb, name, error)) from error

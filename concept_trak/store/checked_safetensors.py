@@ -31,7 +31,7 @@ def checked_metadata(data: bytes) -> dict[str, str]:
     """The metadata of a safetensors file, after its checksum was compared.
 
     Raises:
-        Damaged: the file is no safetensors file, has no checksum, or was altered.
+        Damaged: the file is not a safetensors file, has no checksum, or was altered.
     """
     head, tensors = _cut(data)
     try:
@@ -67,7 +67,7 @@ def _cut(data: bytes) -> tuple[dict[str, Any], memoryview]:
 
 
 def _digests(head: dict[str, Any], tensors: memoryview) -> Iterator[str]:
-    """The digest of today's files, then those of files written before there was one format."""
+    """The digest of the present format, then those of the three older formats."""
     metadata = {key: value for key, value in head.get("__metadata__", {}).items() if key != "sha256"}
     yield _digest(_json({**head, "__metadata__": metadata}), tensors)
     yield _digest(b"", tensors)  # Grams: the matrix alone
@@ -81,7 +81,7 @@ def _digests(head: dict[str, Any], tensors: memoryview) -> Iterator[str]:
 
 
 def _digest_tensor(head: dict[str, Any], tensors: memoryview) -> str:
-    """The digest that kept inversions once held as a tensor."""
+    """The digest of the older format of kept inversions, which had it as a tensor."""
     first, last = head["sha256"]["data_offsets"]
     return bytes(tensors[first:last]).hex()
 

@@ -1,8 +1,8 @@
-"""A part: the features of one shard as one Parquet file, and back without copying.
+"""A part as a Parquet file with the features of one shard, and back without copying.
 
-Letters: n rows of the part, k projected dimensions. The column `feature` holds phi/scale, in as few bits as `rows`
-says; phi = unit * scale in float32. All other columns are plain, so DuckDB, Polars, pandas and Spark read the file
-without this module.
+Letters: n rows of the part, k projected dimensions. The column `feature` is unit = phi / scale in the dtype of the
+features (see `part.py`); phi = unit * scale in float32. All other columns are plain, so DuckDB, Polars, pandas and
+Spark read the file without this module.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ def encode_part(part: Part, dtype: str = "float16", encoding: str = "binary", gr
 
 
 def decode_footer(data: bytes) -> Footer:
-    """What the part says of itself; `data` may also be only the file's tail. Raises Damaged."""
+    """The footer of a part. `data` is the file, or only its tail. Raises Damaged."""
     try:
         file = pq.read_metadata(pa.BufferReader(data))
         footer = {key.decode(): value.decode() for key, value in (file.metadata or {}).items()}
@@ -73,14 +73,14 @@ def decode_footer(data: bytes) -> Footer:
 
 
 def read_footer(store: Store, name: str) -> Footer:
-    """The footer of a part on storage, read alone. Absent: FileNotFoundError. Raises Damaged."""
+    """The footer of a part on storage, read without the rows. Raises FileNotFoundError and Damaged."""
     return decode_footer(parquet_tail(store.open(name)))
 
 
 def decode_blocks(data: bytes, checked: bool = False) -> Iterator[Block]:
     """The rows of a part, one row group at a time. Raises Damaged.
 
-    Every page is verified by its checksum, unless the whole is `checked`: known by its sha256 to be as it was written.
+    Every page is verified by its checksum, unless `checked`: the caller has verified the sha256 of the whole file.
     """
     footer = decode_footer(data)
     try:
@@ -96,14 +96,14 @@ def decode_blocks(data: bytes, checked: bool = False) -> Iterator[Block]:
 def feature_matrices(column: pa.ChunkedArray, k: int, dtype: str) -> list[Num[np.ndarray, "_ k"]]:
     """The column `feature` of any Arrow table as matrices, one per chunk, sharing Arrow's memory (no copy).
 
-    `k` and `dtype` stand in the schema's metadata as `feature.k` and `feature.dtype`. Multiply row i by scale[i], in
+    The schema's metadata have k and the dtype as `feature.k` and `feature.dtype`. Multiply row i by scale[i], in
     float32, to get phi.
     """
     return [_matrix(chunk, k, little_endian(dtype)) for chunk in column.chunks]
 
 
 def _table(part: Part, rows: Block, encoding: str) -> pa.Table:
-    """The four columns, none nullable, and what the footer says."""
+    """The four columns, none nullable, and the footer as metadata."""
     unit, (n, k) = rows.unit, rows.unit.shape
     if encoding == "list":
         item = pa.field("element", pa.float32(), nullable=False)
@@ -134,7 +134,7 @@ def _table(part: Part, rows: Block, encoding: str) -> pa.Table:
 
 
 def sum_of_squares(norm: Float[np.ndarray, " n"]) -> float:
-    """Σ‖φ‖² in float64, correctly rounded, hence the same however the rows are cut."""
+    """Σ‖φ‖² in float64, correctly rounded, so it does not depend on how the rows are cut."""
     return math.fsum(np.square(norm, dtype=np.float64).tolist())
 
 

@@ -1,7 +1,7 @@
-"""Whether parts and Grams can be right: against their plan, and against each other.
+"""Checks that parts and Grams fit their plan and each other.
 
-Adoption, the passes over all parts and `jobs.verify` use the same functions. A checksum shows that bytes are those that
-were written; what is checked here is that they can have been written by this project for this plan.
+Adoption, the passes over all parts and `jobs.verify` use the same functions. A checksum shows that bytes are as they
+were written. These checks show that this project can have written them for this plan.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from concept_trak.store.part import Block, Damaged, Footer, Reject
 
 REPAIR = "Run `python -m jobs.verify repair=true`: it removes the record, then the part, and the shard is done again."
 TRACE_TOLERANCE = 5e-3
-"""Of tr(K) against the sum of squares, relative. Entries of float16 are rounded by 2^-11, hence squares by 1e-3."""
+"""Relative tolerance of tr(K) against the sum of squares: float16 rounds entries by 2^-11, hence squares by 1e-3."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def checked_blocks(
 
     Args:
         data: the bytes of the part.
-        features, shard: what the part must be. A shard known by name only has no plan to be held against.
+        features, shard: what the part must be. A shard that is only a name is not compared with a plan.
         where: the part's address, for messages.
         intact: whether the bytes are known by their sha256 to be those written; else page checksums are verified.
 
@@ -58,7 +58,7 @@ def checked_blocks(
             _require_finite(block)
             ids += block.ids
             norms = np.concatenate([norms, block.norms()])
-            if len(norms) == footer.rows:  # before the last rows are used: who has them may never ask for more
+            if len(norms) == footer.rows:  # before the last rows are yielded, because a caller that has them may stop
                 _require_whole(footer, ids, norms)
             yield block
         if not footer.rows:
@@ -75,7 +75,7 @@ def checked_footer(data: bytes, features: FeatureSet, shard: PlannedShard | str,
 
 
 def require_planned_rows(rows: int, rejected: int, shard: PlannedShard, where: str) -> None:
-    """That every row of a shard has a feature or a reject. Raises Damaged."""
+    """Check that every row of a shard has a feature or a reject. Raises Damaged."""
     if rows + rejected != shard.rows:
         raise Damaged(
             f"{where} has {rows} rows and {rejected} rejects; the plan has {shard.rows} rows for shard"
@@ -101,7 +101,7 @@ def _require_same_shard(footer: Footer, features: FeatureSet, shard: PlannedShar
 
 
 def _require_whole(footer: Footer, ids: Sequence[str], norms: Float[np.ndarray, " n"]) -> None:
-    """That the ids of rows and rejects are unique, and the rows are those of the footer's sum."""
+    """Check that the ids of rows and rejects are unique, and that the rows have the footer's sum of squares."""
     if repeated := len(ids) - len(set(ids)):
         raise Damaged(f"{repeated} sample ids are there twice")
     if (total := sum_of_squares(norms)) != footer.sum_squares:
@@ -122,7 +122,7 @@ def _require_finite(block: Block) -> None:
 
 
 def _finite(unit: np.ndarray) -> bool:
-    """Whether all numbers are finite: as integers, infinity and NaN are the largest of either sign. In one pass each.
+    """Whether all numbers are finite. Read as integers, infinity and NaN are the largest numbers of either sign.
 
     `np.isfinite` takes ten times as long for float16.
     """
@@ -136,14 +136,14 @@ def _finite(unit: np.ndarray) -> bool:
 
 @dataclass(frozen=True)
 class ExpectedGram:
-    """A node of the tree of Grams, and what the records of its shards say that the sum over them has."""
+    """A node of the tree of Grams, with the number of rows and the sum of squares in the records of its shards."""
 
     node: str
     count: int
     sum_squares: float
 
     def require(self, k_matrix: Float32[np.ndarray, "k k"], count: int) -> None:
-        """That a matrix sums as many rows, and that tr(K) = Σ‖φ‖². Raises Damaged."""
+        """Check that a matrix sums the expected number of rows, and that tr(K) = Σ‖φ‖². Raises Damaged."""
         trace = float(np.trace(k_matrix, dtype=np.float64))
         if count != self.count:
             raise Damaged(f"it sums {count} rows, and its shards have {self.count}")

@@ -1,4 +1,4 @@
-"""What an audit says that it consists of: its own files, and the features that it names."""
+"""The files of an audit: its own, and the features that it names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,19 +8,19 @@ from concept_trak.store.identity import PART, FeatureSet, feature_file
 from concept_trak.store.manifest import Audit, feature_sets, read_manifest, read_plan
 from concept_trak.store.part import Damaged
 
-Checksum = tuple[int, str]  # bytes of a file: how many, and their sha256
+Checksum = tuple[int, str]  # the number of bytes of a file, and their sha256
 Key = tuple[FeatureSet, str]  # a part: its features and its shard
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What an audit says that it consists of.
+    """The files that an audit names.
 
     Attributes:
-        files: the audit's own files once it is finished, with their checksums.
-        parts: the parts; with their checksums once the audit is finished.
-        plan: the rows of its plan; none where the plan cannot be read.
-        missing, damaged: of the files that say so, those that are gone or cannot be read.
+        files: the audit's own files, with their checksums; empty until it is finished.
+        parts: the parts, with their checksums once the audit is finished.
+        plan: the rows of its plan; empty if the plan cannot be read.
+        missing, damaged: the files that should list the others, but are gone or cannot be read.
     """
 
     audit: Audit
@@ -34,7 +34,7 @@ class Contents:
 
 
 def contents_of(audit: Audit) -> Contents:
-    """From the manifest; as long as there is none that can be read, from the settings and the plan."""
+    """The files by the manifest, or by the settings and the plan if there is no readable manifest."""
     missing, damaged = [], []
     plan: list[dict[str, Any]] = []
     sets: tuple[FeatureSet, ...] = ()

@@ -1,11 +1,8 @@
-"""What nothing needs any more, by who names it and by age; how it is removed is below.
+"""Garbage collection: the files that no audit names and that are old enough, and their removal.
 
-Candidates are listed before audits: what an audit names that began meanwhile is not among them.
-
-How what nothing needs is removed: being killed at any moment, or an audit that begins meanwhile, does no harm.
-
-Audits are listed again before every batch of deletions, and a record goes before its part: an audit that begins
-meanwhile finds a part whole and derives its record, or finds neither.
+Candidates are listed before the audits, so the files of an audit that begins meanwhile are not among them. Removal may
+be killed at any moment, and an audit may begin during it. Audits are listed again before every batch of deletions, and
+a record is deleted before its part: such an audit finds a whole part and derives its record, or finds neither.
 """
 
 import time
@@ -31,7 +28,7 @@ GramNames = Callable[[Sequence[Mapping[str, Any]]], Iterable[str]]
 
 @dataclass(frozen=True)
 class Garbage:
-    """A file that nothing needs, and of what kind it is."""
+    """A file that no audit needs, and its kind."""
 
     kind: str
     name: str
@@ -40,7 +37,8 @@ class Garbage:
 
 @dataclass(frozen=True)
 class Needed:
-    """What living audits need: files by name, and folders (`features/<fingerprint>`, `states/<path>`) as a whole."""
+    """The files that living audits need, and the folders (`features/<fingerprint>`, `states/<path>`) that they need
+    as a whole."""
 
     names: frozenset[str] = frozenset()
     folders: frozenset[str] = frozenset()
@@ -54,12 +52,12 @@ class Needed:
 
 
 def needed_by(audit: Audit, gram_names: GramNames) -> Needed:
-    """What one audit names. `gram_names` returns the nodes of a plan's Grams.
+    """The files and folders that one audit needs. `gram_names` returns the nodes of a plan's Grams.
 
-    An audit that was begun and has no plan yet may be about to name anything of its feature sets.
+    An audit without a plan has just begun, and may need anything in its feature sets.
 
     Raises:
-        UserError: its configuration or its plan cannot be read, so that what it needs is unknown.
+        UserError: its configuration or its plan cannot be read, so that its needs are unknown.
     """
     try:
         sets = frozenset(feature_sets(audit).values())
@@ -80,12 +78,13 @@ def needed_by(audit: Audit, gram_names: GramNames) -> Needed:
 
 
 def safe_clock(store: Store, write: bool) -> float:
-    """Unix time; with `write`, the earlier of this machine's and the storage's: a clock ahead makes young files old."""
+    """Unix time. With `write` it is the earlier of this machine's and the storage's, since a clock that is ahead would
+    make young files look old."""
     return min(time.time(), store.clock()) if write and store.names("audits") else time.time()
 
 
 def require_audits(store: Store) -> None:
-    """Check that no audit is behind a link to nothing, or deeper than audits are, so that what it needs is unknown.
+    """Check that no audit is behind a link to nothing, or deeper than audits are: its needs would be unknown.
 
     Raises:
         UserError: naming the link, or the audit's settings.
@@ -104,7 +103,7 @@ def require_audits(store: Store) -> None:
 
 
 def linked(store: Store, names: Iterable[str]) -> Needed:
-    """Those of `names` that are behind links inside the store: other stores may need them, so they stay."""
+    """The files among `names` that are behind links inside the store. They stay, because other stores may need them."""
     return Needed(frozenset(name for name in names if store.is_linked(name)))
 
 
@@ -117,11 +116,14 @@ def _files_of(features: FeatureSet, shards: Iterable[str], nodes: Iterable[str])
 
 @dataclass(frozen=True)
 class Retention:
-    """Which audits go, in unix seconds of the storage's own clock; what is younger than `before` never does.
+    """The rules by which audits are removed. Times are unix seconds of the storage's own clock.
 
-    Finished ones beyond the newest `keep` (0 keeps all), and those finished before `finished`, but for the newest of
-    all; unfinished ones of which nothing was written since `unfinished`. -inf for either keeps all of its kind. What
-    a wrong clock dated after `now` stays, and does not count among the newest.
+    Attributes:
+        before: audits that are younger stay.
+        keep: number of the newest finished audits that stay; 0 keeps all.
+        finished: finished audits that are older go, except the newest of all; -inf keeps all.
+        unfinished: unfinished audits whose newest file is older go; -inf keeps all.
+        now: an audit that a wrong clock dated later stays, and does not count among the newest.
     """
 
     before: float
@@ -132,7 +134,7 @@ class Retention:
 
 
 def expired_audits(audits: Sequence[Audit], rules: Retention) -> list[Audit]:
-    """Audits to be removed by the rules, and those that were being removed, unless one was resumed since."""
+    """The audits that the rules remove, and those whose removal was interrupted, unless they were resumed since."""
     marked = [audit for audit in audits if given_up(audit)]
     others = [audit for audit in audits if audit not in marked]
     when = {audit: _finished(audit, rules.now) for audit in others}
@@ -150,9 +152,9 @@ def audit_files(audit: Audit) -> list[Garbage]:
 
 
 def unneeded_features(store: Store, names: Iterable[str], living: Needed, before: float) -> list[Garbage]:
-    """Those of `names` (all that lies under features/) that no audit needs, older than `before` (unix time).
+    """The files among `names` (all under features/) that no audit needs and that are older than `before` (unix time).
 
-    A shard's part and record are of one age, the younger's; a feature set is as young as its youngest file.
+    The age of a shard is that of the younger of its part and record; a feature set is as young as its youngest file.
     """
     names = list(names)
     free = [name for name in names if _kind(name) and not living.keep(name)]
@@ -164,19 +166,19 @@ def unneeded_features(store: Store, names: Iterable[str], living: Needed, before
 
 
 def temporary_files(store: Store, before: float) -> list[Garbage]:
-    """What writes that were killed left, older than `before` (unix time)."""
+    """Temporary files of killed writes that are older than `before` (unix time)."""
     left = [name for folder in ("features", "audits", "components", "states") for name in store.leftovers(folder)]
     return [Garbage(TEMPORARY, name, size) for name, size, age in existing(store, left) if age < before]
 
 
 def _kind(name: str) -> str:
-    """What a name under features/ is; "" for what this project did not put there."""
+    """The kind of a file under features/; "" if this project did not write it."""
     file = feature_file(name)
     return file.kind if file else ""
 
 
 def _unit(name: str) -> tuple[str, str]:
-    """Part and record of a shard are one."""
+    """One key for the part and the record of a shard."""
     file = feature_file(name)
     return (file.features.folder, file.stem) if file and file.kind in (RECORD, PART) else (name, "")
 
@@ -191,7 +193,7 @@ def _names(audit: Audit) -> list[str]:
 
 
 def _old(audit: Audit, before: float) -> bool:
-    """Whether no file but the mark of being removed is younger."""
+    """Whether every file of the audit, except the mark of its removal, is older."""
     if before == -inf:
         return False
     names = [name for name in _names(audit) if name != audit.name(GIVEN_UP)]
@@ -199,7 +201,7 @@ def _old(audit: Audit, before: float) -> bool:
 
 
 def _finished(audit: Audit, now: float) -> str:
-    """When the audit was finished; "" while it has no manifest that can be read, or one from the future."""
+    """When the audit was finished; "" if it has no readable manifest, or one dated in the future."""
     try:
         finished = str((read_manifest(audit) or {}).get("finished", ""))
     except (ValueError, AttributeError):
@@ -209,20 +211,20 @@ def _finished(audit: Audit, now: float) -> str:
 
 
 def _age(audit: Audit) -> float:
-    """When its manifest was written, by the storage's clock; one that is gone by now is young."""
+    """When its manifest was written, by the storage's clock; a manifest that has just vanished counts as young."""
     written = audit.store.modified(audit.name("manifest.json"))
     return inf if written is None else written
 
 
 def existing(store: Store, names: Sequence[str]) -> list[tuple[str, int, float]]:
-    """(name, bytes, when it was written) of those that are still there."""
+    """(name, bytes, time of writing) of the files that still exist."""
     with ThreadPoolExecutor(READERS) as readers:
         columns = zip(names, readers.map(store.size, names), readers.map(store.modified, names), strict=True)
         return [(name, size, age) for name, size, age in columns if size is not None and age is not None]
 
 
 def unknown_needs(audit: Audit, why: str) -> UserError:
-    """The error of an audit whose needs are unknown."""
+    """The error for an audit whose needs are unknown."""
     return UserError(
         f"which features audit {audit.id} needs is unknown: {why}. Nothing more is deleted. Restore the file, or"
         f" remove {audit.store.uri}/{audit.name('')} if the audit is given up."
@@ -234,14 +236,18 @@ STEPS = {"manifest.json": 0, "plan.parquet": 2, "audit.yaml": 3, GIVEN_UP: 4}  #
 
 
 def remove_garbage(store: Store, waste: Sequence[Garbage], newly_needed: Callable[[], Needed]) -> Iterator[Garbage]:
-    """Delete; what was deleted, as it goes.
+    """Delete garbage, and yield each file after its deletion.
 
-    Audit by audit, the manifest first, so that what is left is never taken for a finished one, and plan and settings
-    last, so that it can still be resumed; then records, then parts and Grams, at the end feature sets. `newly_needed`
-    is asked before every batch of these what audits that began meanwhile need; that stays.
+    The order is audit by audit, then records, then parts and Grams, then feature sets. The manifest of an audit goes
+    first, so that the rest does not look like a finished audit; plan and settings go last, so that it can be resumed.
 
-    A mark stands in an audit from before its manifest goes until all of it is gone. If this is killed, the next finds
-    the mark and goes on; if the audit is begun again, its mark is gone, and what is left of it stays.
+    An audit has a mark from before its manifest is deleted until all of it is gone. If this process is killed, the next
+    run finds the mark and continues. If the audit is begun again, its mark is removed, and its remaining files stay.
+
+    Args:
+        store: where the files are.
+        garbage: the files.
+        newly_needed: returns the needs of audits that began meanwhile; called before every batch of deletions.
     """
     by_name = {w.name: w for w in waste}
     marks = {name: Garbage(AUDIT, name, 0) for name in {_mark(w.name) for w in waste if w.kind == AUDIT}}
@@ -258,7 +264,7 @@ def remove_garbage(store: Store, waste: Sequence[Garbage], newly_needed: Callabl
 
 
 def _still_waste(store: Store, batch: list[Garbage], newly_needed: Callable[[], Needed]) -> list[Garbage]:
-    """Without what came to be wanted since it was listed. All are of one audit, or of none."""
+    """The garbage that is still not needed. All of it belongs to one audit, or to none."""
     if batch[0].kind == AUDIT:
         return batch if store.size(_mark(batch[0].name)) is not None else []
     needed = newly_needed()
@@ -266,13 +272,13 @@ def _still_waste(store: Store, batch: list[Garbage], newly_needed: Callable[[], 
 
 
 def _mark(name: str) -> str:
-    """The mark of being removed in the audit that a file belongs to."""
+    """The file that marks the audit of a file as being removed."""
     _, audit, _ = name.split("/", 2)
     return f"audits/{audit}/{GIVEN_UP}"
 
 
 def _turn(waste: Garbage) -> tuple[int, str, int, str]:
-    """What is deleted before what; equal but for the last entry: in any order."""
+    """The order of deletion. Files whose keys differ only in the last entry may go in any order."""
     if waste.kind == AUDIT:
         _, audit, relative = waste.name.split("/", 2)
         return 0, audit, STEPS.get(relative, 1), waste.name

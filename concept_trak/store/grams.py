@@ -14,10 +14,10 @@ from concept_trak.store.store import Store
 
 
 def write_gram(store: Store, features: FeatureSet, node: str, k_matrix: Float32[np.ndarray, "k k"], count: int) -> None:
-    """Put the partial sum over a group of shards, if it is absent; one that stands there stays.
+    """Put the partial sum over a group of shards, if it is absent. An existing one is kept.
 
     Raises:
-        UserError: the standing one is of another width or another count of rows, or is damaged.
+        UserError: the existing one has another width or another number of rows, or is damaged.
     """
     name = features.gram(node)
     if store.create(name, encode_gram(k_matrix, count)):
@@ -33,10 +33,10 @@ def write_gram(store: Store, features: FeatureSet, node: str, k_matrix: Float32[
 def read_gram(
     store: Store, features: FeatureSet, node: str, expected: ExpectedGram | None = None
 ) -> tuple[Float32[np.ndarray, "k k"], int]:
-    """K over a group of shards, and the count of its rows.
+    """K over a group of shards, and its number of rows.
 
     Raises:
-        FileNotFoundError: nobody has summed it.
+        FileNotFoundError: it was not summed yet.
         Damaged: the file is damaged, or is not the sum that is `expected`; the message names it.
     """
     name = features.gram(node)
@@ -52,7 +52,7 @@ def read_gram(
 
 
 def encode_gram(k_matrix: Float32[np.ndarray, "k k"], count: int) -> bytes:
-    """The bytes of K: same K, same bytes. The metadata hold the count of rows and the trace (float64)."""
+    """The bytes of K; equal K give equal bytes. The metadata have the number of rows and the trace (float64)."""
     assert np.isfinite(k_matrix).all(), "a non-finite Gram: a non-finite feature slipped past the rejects"
     k_matrix = np.ascontiguousarray(k_matrix)
     metadata = {"count": str(count), "trace": repr(float(np.trace(k_matrix, dtype=np.float64)))}
@@ -60,7 +60,7 @@ def encode_gram(k_matrix: Float32[np.ndarray, "k k"], count: int) -> bytes:
 
 
 def decode_gram(data: bytes) -> tuple[Float32[np.ndarray, "k k"], int]:
-    """K and the count of its rows. Raises Damaged."""
+    """K and its number of rows. Raises Damaged."""
     metadata = checked_metadata(data)
     try:
         k_matrix, count = load(data)["K"], int(metadata["count"])

@@ -1,4 +1,4 @@
-"""Which features are the same: the fingerprint of every setting that changes a feature's numbers."""
+"""The identity of features: the fingerprint of every setting that changes a feature's numbers."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ FOLDERS = {"parts": (PART, ".parquet"), "commits": (RECORD, ".json"), "grams": (
 class FeatureSet:
     """The features of one fingerprint, and where their files are.
 
-    Nothing else builds a name below `features/`, and nothing but `feature_file` takes one apart.
+    No other code builds a name below `features/`, and only `feature_file` parses one.
     """
 
     fingerprint: str
@@ -69,7 +69,7 @@ class FeatureSet:
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """A name below `features/`, taken apart. `stem` is the shard of a part or record, and the node of a Gram."""
+    """The parts of a name below `features/`. `stem` is the shard of a part or record, or the node of a Gram."""
 
     features: FeatureSet
     kind: str
@@ -77,7 +77,7 @@ class FeatureFile:
 
 
 def feature_file(name: str) -> FeatureFile | None:
-    """What a name below `features/` is; None for what this project did not put there."""
+    """The parts of a name below `features/`; None if this project did not write the file."""
     match name.split("/"):
         case ["features", fp, "feature_set.json"]:
             return FeatureFile(FeatureSet(fp), FEATURE_SET, "")
@@ -94,7 +94,7 @@ def _file_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class FeatureSettings:
-    """What `feature_set.json` holds: the settings, and the number of rows that its shards were cut to."""
+    """The content of `feature_set.json`: the settings, and the number of rows of its shards."""
 
     settings: dict[str, Any]
     shard_rows: int

@@ -1,4 +1,4 @@
-"""Chosen rows of parts: which part holds a sample, and its feature. Of other parts only the column of ids is read."""
+"""Lookup of samples in parts: the shard of a sample, and its feature. Of other parts only the ids are read."""
 
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,17 +14,17 @@ from concept_trak.store.part import Damaged
 from concept_trak.store.records import ADOPT_TOLERANCE, READERS
 from concept_trak.store.store import Store
 
-StoredFeature = tuple[np.ndarray, float]  # phi in float64, and the relative error that the way it is stored explains
+StoredFeature = tuple[np.ndarray, float]  # phi in float64, and the largest relative error of its storage format
 
 
 def shards_holding(
     store: Store, features: FeatureSet, shards: Sequence[str], wanted: Collection[str]
 ) -> dict[str, str]:
-    """The shard of each wanted sample that is in one of these.
+    """The shard of each wanted sample that is in one of these shards.
 
     Raises:
         FileNotFoundError: a part is gone.
-        Damaged: a part is no Parquet file.
+        Damaged: a part is not a Parquet file.
     """
     with ThreadPoolExecutor(READERS) as readers:
         listed = readers.map(lambda shard: _ids(store, features.part(shard)), shards)
@@ -43,7 +43,7 @@ def read_features(store: Store, features: FeatureSet, places: Mapping[str, str])
 
 
 def agree(a: StoredFeature, b: StoredFeature) -> bool:
-    """Whether two features differ by no more than rounding and sums in another order explain."""
+    """Whether two features differ by at most rounding and the order of sums."""
     size = max(np.linalg.norm(a[0]), np.linalg.norm(b[0]))
     return bool(np.linalg.norm(a[0] - b[0]) <= (ADOPT_TOLERANCE + a[1] + b[1]) * size)
 

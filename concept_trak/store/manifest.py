@@ -1,7 +1,7 @@
 """The files of one audit: its configuration and plan first, its manifest last. Only the driver writes here.
 
-Everything but the hints (progress.json, latest.json) is put-if-absent, so two drivers on one audit leave one set of
-files, and a reader who starts from the manifest sees only finished ones. Names are below `audits/<audit>/`.
+Every file except the hints (progress.json, latest.json) is put-if-absent, so two drivers on one audit leave one set of
+files. A reader that starts from the manifest reads only finished files. Names are below `audits/<audit>/`.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ PLAN = pa.schema(
     {"shard": pa.string(), "source": pa.string(), "version": pa.string(), "first_row": pa.int64(), "rows": pa.int64()}
 )
 LATEST = "audits/latest.json"
-GIVEN_UP = "given_up.json"  # stands in an audit while gc removes it
+GIVEN_UP = "given_up.json"  # exists in an audit while gc removes it
 
 
 class Audit:
@@ -44,9 +44,9 @@ class Audit:
 
 
 def begin_audit(audit: Audit, config: Mapping[str, Any], plan: pa.Table | Sequence[Mapping[str, Any]]) -> None:
-    """Create audit.yaml (the whole resolved configuration), then plan.parquet; or check that they stand as given.
+    """Create audit.yaml (the whole resolved configuration), then plan.parquet; existing ones must be equal.
 
-    A plan has the columns of `PLAN`, one row per shard, in the order the shards are computed.
+    A plan has the columns of `PLAN` and one row per shard, in the order in which the shards are computed.
 
     Raises:
         UserError: the audit was begun with other settings or another plan, or the configuration carries credentials.
@@ -58,11 +58,11 @@ def begin_audit(audit: Audit, config: Mapping[str, Any], plan: pa.Table | Sequen
     ours = plan if isinstance(plan, pa.Table) else pa.Table.from_pylist([dict(row) for row in plan], PLAN)
     if not write_table(audit, "plan.parquet", ours):
         _require_same_plan(audit, ours)
-    audit.store.delete(audit.name(GIVEN_UP))  # whoever begins it again wants it
+    audit.store.delete(audit.name(GIVEN_UP))  # an audit that is begun again is not removed
 
 
 def given_up(audit: Audit) -> bool:
-    """Whether gc is removing it, or was when it was killed."""
+    """Whether gc is removing the audit, or was killed while it did."""
     return audit.store.size(audit.name(GIVEN_UP)) is not None
 
 
@@ -102,17 +102,17 @@ def read_plan(audit: Audit) -> list[dict[str, Any]]:
 
 
 def write_table(audit: Audit, relative: str, table: pa.Table) -> bool:
-    """Put a table as Parquet if absent; False if other bytes stand there, which then hold."""
+    """Put a table as Parquet if absent; False if a file with other bytes exists, which is kept."""
     return write_bytes(audit, relative, to_parquet(table))
 
 
 def write_json(audit: Audit, relative: str, obj: Any) -> bool:
-    """Put JSON if absent; False if other bytes stand there, which then hold."""
+    """Put JSON if absent; False if a file with other bytes exists, which is kept."""
     return write_bytes(audit, relative, encode_json(obj))
 
 
 def write_bytes(audit: Audit, relative: str, data: bytes) -> bool:
-    """Put a file if absent; False if other bytes stand there (another driver's), which then hold."""
+    """Put a file if absent; False if a file with other bytes exists (another driver's), which is kept."""
     return audit.store.create(audit.name(relative), data)
 
 
@@ -122,17 +122,17 @@ def read_table(audit: Audit, relative: str) -> pa.Table:
 
 
 def write_progress(audit: Audit, obj: Any) -> None:
-    """Replace progress.json, a hint for people who watch."""
+    """Replace progress.json, a hint for observers of the run."""
     audit.store.replace(audit.name("progress.json"), encode_json(obj))
 
 
 def finish_audit(
     audit: Audit, files: Sequence[str], parts: Sequence[Record], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write manifest.json last, then the hint audits/latest.json; returns the manifest that stands.
+    """Write manifest.json, then the hint audits/latest.json; returns the manifest on storage.
 
-    `files` are names relative to the audit; size and sha256 are taken from what stands on storage, not from memory.
-    `settings` are what a reader needs to name the features: at least the fingerprint.
+    `files` are names relative to the audit; size and sha256 are those of the files on storage, not of memory.
+    `settings` has at least the fingerprints, by which a reader finds the features.
 
     Raises:
         UserError: a listed file does not exist.
@@ -150,13 +150,13 @@ def finish_audit(
     write_json(audit, "manifest.json", ours)
     standing = read_manifest(audit)
     assert standing is not None, "a manifest that was created can be read"
-    if recency(standing["finished"]) >= recency(_latest(store)):  # another driver may end one finished long ago
+    if recency(standing["finished"]) >= recency(_latest(store)):  # another driver may have finished it long ago
         store.replace(LATEST, encode_json({"audit": audit.id, "finished": standing["finished"]}))
     return standing
 
 
 def _latest(store: Store) -> str:
-    """When the audit that the hint names was finished; "" if there is none that can be read."""
+    """When the audit in latest.json was finished; "" if the hint is missing or unreadable."""
     try:
         return str(json.loads(store.read(LATEST))["finished"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -164,13 +164,13 @@ def _latest(store: Store) -> str:
 
 
 def recency(finished: str, now: datetime | None = None) -> tuple[bool, str]:
-    """What audits are ordered by, from old to new. A time a day in the future is a wrong clock's, and the oldest."""
+    """The key that orders audits from old to new. A time a day in the future is a wrong clock's and counts as oldest."""
     limit = (now or datetime.now(UTC)) + timedelta(days=1)
     return finished <= limit.isoformat(timespec="seconds"), finished
 
 
 def read_manifest(audit: Audit) -> dict[str, Any] | None:
-    """What a finished audit consists of; None while it is unfinished. Raises Damaged, naming the file."""
+    """The manifest of an audit; None while it is unfinished. Raises Damaged, naming the file."""
     name = audit.name("manifest.json")
     try:
         data = audit.store.read(name)
@@ -185,7 +185,7 @@ def read_manifest(audit: Audit) -> dict[str, Any] | None:
 
 
 def _require_entries(manifest: dict[str, Any]) -> None:
-    """Raises TypeError, or KeyError, for a manifest that `finish_audit` cannot have written."""
+    """Raise TypeError or KeyError for a manifest that `finish_audit` cannot have written."""
     parts = manifest["parts"]
     texts = [manifest["finished"], *manifest["files"], *(part[key] for part in parts for key in ("name", "shard"))]
     entries = [*manifest["files"].values(), *parts]
@@ -205,7 +205,7 @@ def _require_same_settings(audit: Audit, settings: Mapping[str, Any]) -> None:
 
 
 def _require_same_plan(audit: Audit, plan: pa.Table) -> None:
-    """A plan is fixed for the life of its audit: what was scored must be what is listed."""
+    """Check that an audit has the given plan. A plan never changes, because scores belong to its shards."""
     ours, theirs = plan.to_pylist(), read_plan(audit)
     if ours == theirs:
         return
@@ -257,7 +257,7 @@ def scores_file(method: str, shard: str) -> str:
 
 
 def sums_file(method: str, shard: str) -> str:
-    """Sums over consecutive shards, named by the first."""
+    """The file of the sums over consecutive shards, named after the first."""
     return f"{method}/sums/{shard}.parquet"
 
 
@@ -266,7 +266,7 @@ def groups_file(method: str, kind: str) -> str:
 
 
 def beside_report(name: str) -> str:
-    """Concept pages, thumbnails, originals and the query's pictures, where the report is not one file."""
+    """A file of the folder `report/`: a concept's page, a thumbnail, an original or a query's picture."""
     return f"report/{name}"
 
 
@@ -293,7 +293,7 @@ def finished_manifest(audit: Audit) -> dict[str, Any]:
 
 
 def feature_sets(audit: Audit) -> dict[str, FeatureSet]:
-    """By method, the features that an audit was begun with. Raises as `read_settings` does."""
+    """The feature set of each method of an audit. Raises as `read_settings` does."""
     settings = read_settings(audit)
     if not isinstance(settings.get("fingerprints"), dict):
         raise Damaged(f"{audit.store.uri}/{audit.name('audit.yaml')} is damaged: it names no fingerprints")

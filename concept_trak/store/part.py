@@ -1,11 +1,10 @@
-"""What a part holds: the features of one shard, in memory. Letters: n rows, k projected dimensions.
+"""A part in memory: the features of one shard. Letters: n rows, k projected dimensions.
 
-Rows of features as they are stored: few bits an entry, and one float32 a row that brings it back, φ ≈ scale unit.
+A stored row has few bits for each entry (`unit`) and one float32 (`scale`), with φ ≈ scale unit.
 
 float16 and float32: unit = u = φ/‖φ‖ and scale = ‖φ‖, so float16 keeps its relative precision whatever the size of a
-gradient. int8: unit = round(127 u / max|u|) and scale = ‖φ‖ max|u| / 127 = max|φ| / 127: steps of the row's own largest
-entry, so an entry is off by at most half a step and a row by at most √k scale / 2.
-Letters: n rows, k projected dimensions.
+gradient. int8: unit = round(127 u / max|u|) and scale = ‖φ‖ max|u| / 127 = max|φ| / 127. The step is the row's largest
+entry / 127, so the error of an entry is at most half a step, and that of a row at most √k scale / 2.
 """
 
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from concept_trak import UserError
 
 
 class Damaged(UserError):
-    """Bytes that are no part: truncated, altered, or not ours. `jobs.verify repair=true` mends it."""
+    """A file is truncated, altered, or was not written by this project. `jobs.verify repair=true` repairs it."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Reject:
 
 @dataclass(frozen=True)
 class Part:
-    """The features of one shard. `ids` name the rows of `weight` (w_i) and `phi`; rejected samples have no row."""
+    """The features of one shard. `ids` has the ids of the rows of `weight` (w_i) and `phi`; rejects have no row."""
 
     fingerprint: str
     shard: str
@@ -45,7 +44,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Footer:
-    """What a part says of itself, without its rows. `sum_squares` is Σ‖φ‖² over the rows."""
+    """The metadata of a part. `sum_squares` is Σ‖φ‖² over the rows."""
 
     fingerprint: str
     shard: str
@@ -60,7 +59,7 @@ class Footer:
 
 @dataclass(frozen=True)
 class Block:
-    """One row group. `unit` is a view of what Arrow decoded, float16, float32 or int8; φ = unit * scale.
+    """One row group. `unit` is a view of Arrow's memory, float16, float32 or int8; φ = unit * scale.
 
     `torch.from_dlpack(unit)` shares its memory as well.
     """
@@ -75,14 +74,14 @@ class Block:
         return self.unit.astype(np.float32) * self.scale[:, None]
 
     def norms(self) -> Float64[np.ndarray, " n"]:
-        """‖φ‖₂ per row: the scale itself, but of an int8 row ‖unit‖ scale, from a sum of whole numbers."""
+        """‖φ‖₂ per row: the scale, or for int8 ‖unit‖ scale, from a sum of integers."""
         scale = self.scale.astype(np.float64)
         if self.unit.dtype != np.int8:
             return scale
         return scale * np.sqrt(np.einsum("nk,nk->n", self.unit, self.unit, dtype=np.int64))
 
     def rounding(self) -> float:
-        """The largest relative error of a row that int8 explains, max √k scale / 2‖φ‖; 0 of a float row."""
+        """The largest relative error of a row by int8 rounding, max √k scale / 2‖φ‖; 0 for float rows."""
         if self.unit.dtype != np.int8:
             return 0.0
         half = np.sqrt(self.unit.shape[1]) * self.scale / 2
@@ -109,7 +108,7 @@ def little_endian(dtype: str) -> np.dtype:
 
 
 def _quantised(phi: Float[np.ndarray, "n k"]) -> tuple[Scale, Int8[np.ndarray, "n k"]]:
-    """Halves go to the even neighbour: the same numbers on every machine."""
+    """Round to the nearest integer, halves to the even one, so every machine gives the same numbers."""
     peak = np.maximum(phi.max(axis=1, initial=0), -phi.min(axis=1, initial=0))
     scale = peak / np.float32(LEVELS)
     step = np.where(scale > 0, scale, np.float32(1))[:, None]

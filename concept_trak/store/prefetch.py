@@ -1,4 +1,4 @@
-"""Reading one item ahead: what storage is asked for next arrives while what came before is used."""
+"""Read one item ahead, so that storage and computation overlap."""
 
 from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -9,11 +9,11 @@ END: Any = object()
 
 
 def prefetch(source: Iterable[T]) -> Generator[T, None, None]:
-    """The items of `source`, in order. While the consumer uses one, one thread takes the next from it, and no more.
+    """The items of `source`, in order. While the consumer uses one item, a thread takes the next one.
 
-    So two items are in memory at a time, whatever their number. The source's error comes where its item would have
-    come, with the source's own traceback. If the consumer stops early, the item on its way is waited for; then the
-    thread ends, and a source that is a generator is closed.
+    So at most two items are in memory. An error of the source is raised in place of its item, with the source's own
+    traceback. If the consumer stops early, this waits for the pending item; then the thread ends, and a source that is
+    a generator is closed.
     """
     items = iter(source)
     with ThreadPoolExecutor(1, thread_name_prefix="ahead") as reader:
@@ -23,7 +23,7 @@ def prefetch(source: Iterable[T]) -> Generator[T, None, None]:
                 coming = reader.submit(next, items, END)
                 yield item
         finally:
-            # Closed here and not by the reader: where this generator is collected as garbage, its thread has ended.
+            # Closed by this thread: the reader may be gone when this generator is collected as garbage.
             wait([coming])
             if isinstance(items, Generator):
                 items.close()

@@ -1,4 +1,4 @@
-"""A concept's query on storage: its mean feature, and that feature solved against K. k projected dimensions."""
+"""A concept's query on storage: its mean feature phi, and (K + lambda I)^-1 phi. k projected dimensions."""
 
 import math
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from concept_trak.store.part import Damaged
 from concept_trak.store.tables import from_rows, read_parquet
 
 SAME_LAMBDA = 5e-3
-"""Relative: lambda is a multiple of tr(K), which a part that was computed again may have changed by its rounding."""
+"""Relative tolerance of lambda, a multiple of tr(K), which rounding changes if a part is computed again."""
 COLUMNS = {"concept": "string", "method": "string", "phi": "vector", "solved": "vector", "residual": "float64",
            "lambda": "float64", "spread_solved": "float64", "spread_phi": "float64"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class StoredQuery:
-    """What `<method>/queries/<concept>.parquet` holds.
+    """The content of `<method>/queries/<concept>.parquet`.
 
     Attributes:
         phi: the mean feature of the concept's own samples; plain scores are products with it.
@@ -46,7 +46,7 @@ class StoredQuery:
 
 
 def write_query(audit: Audit, query: StoredQuery) -> bool:
-    """Put the query if absent; False if another driver's is there, which then holds."""
+    """Put the query if absent; False if another driver's exists, which is kept."""
     row = {name: getattr(query, "lam" if name == "lambda" else name) for name in COLUMNS}
     return write_table(audit, query_file(query.method, query.concept), from_rows(COLUMNS, [row]))
 
@@ -55,8 +55,8 @@ def read_query(audit: Audit, method: str, concept: str) -> StoredQuery:
     """The query of one concept for one method.
 
     Raises:
-        FileNotFoundError: the audit has not solved it.
-        Damaged: the file cannot be read, is another query's, or holds numbers that are not finite.
+        FileNotFoundError: the audit has not solved it yet.
+        Damaged: the file cannot be read, is another query's, or has numbers that are not finite.
     """
     name = audit.name(query_file(method, concept))
     data = audit.store.read(name)
@@ -79,7 +79,7 @@ def read_query(audit: Audit, method: str, concept: str) -> StoredQuery:
 
 
 def require_alike(query: StoredQuery, others: Sequence[StoredQuery]) -> None:
-    """That a query was solved with the same system as the other queries of its method. Raises Damaged."""
+    """Check that a query was solved with the same system as the other queries of its method. Raises Damaged."""
     for other in others:
         if query.phi.shape != other.phi.shape or not math.isclose(query.lam, other.lam, rel_tol=SAME_LAMBDA):
             raise Damaged(

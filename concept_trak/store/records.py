@@ -1,6 +1,6 @@
-"""The proof that a shard is done: a part, created once, and a record derived by reading that part back.
+"""Commit a shard: create its part once, then derive its record by reading the part back.
 
-A part that another attempt left: whether it is whole, and whether it is the same shard as ours.
+If another attempt has created the part, it is checked for damage and adopted if it is the same shard.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ READERS = 16  # requests in flight while records are read: storage answers in te
 
 @dataclass(frozen=True)
 class Record:
-    """What stands under a part's name: counts, size in bytes, sha256, Σ‖φ‖²; and who computed it, in how long (s)."""
+    """A part's counts, size in bytes, sha256 and Σ‖φ‖²; and the host, attempt and seconds of its computation."""
 
     shard: str
     rows: int
@@ -49,12 +49,11 @@ class Record:
 
 
 def commit_part(store: Store, part: Part, dtype: str, encoding: str, seconds: float, attempt: int, host: str) -> Record:
-    """Create the part, or adopt the one that stands there; then derive and create its record.
+    """Create the part, or adopt an existing one; then derive and create its record.
 
     Raises:
-        UserError: what stands there belongs to other settings or holds other samples (both sides named), or is
-            damaged.
-        OSError: storage failed; nothing half-written is left.
+        UserError: the existing part has other settings or other samples (the message names both), or is damaged.
+        OSError: storage failed; no half-written file is left.
     """
     name = FeatureSet(part.fingerprint).part(part.shard)
     if not store.create(name, encode_part(part, dtype, encoding)):
@@ -76,8 +75,8 @@ def derive_record(
 
     Args:
         store, features: where the part is.
-        shard: the shard as planned; by its name alone, the part is not held against a plan.
-        seconds, attempt, host: who computed the part, and in how long.
+        shard: the shard as planned; if it is only a name, the part is not compared with a plan.
+        seconds, attempt, host: of the computation of the part.
     """
     name = _name(shard)
     data = store.read(features.part(name))
@@ -91,7 +90,7 @@ def derive_record(
 
 
 def record_of(data: bytes, features: FeatureSet, shard: PlannedShard | str, where: str) -> Record:
-    """The record of a part, from its bytes, all of them checked; without who computed it, and in how long.
+    """The record of a part from its bytes, all of which are checked; host, attempt and seconds are not in it.
 
     Raises:
         Damaged: as `checked_blocks` does; the message begins with `where`.
@@ -135,11 +134,11 @@ def part_blocks(store: Store, record: Record, data: bytes) -> Iterator[Block]:
 
 
 def committed(store: Store, features: FeatureSet, shards: Sequence[PlannedShard]) -> dict[str, Record]:
-    """The records of those shards that are done, by name, in the order given. A part without a record gets one now.
+    """The records of the finished shards, by name, in the given order. A part without a record gets one.
 
     Raises:
-        UserError: a record whose part is gone, a record of other features or with other rows than the plan, or a
-            damaged file.
+        UserError: a record has no part, belongs to other features, or has other rows than the plan; or a file is
+            damaged.
     """
     records = set(store.names(features.records))  # before the parts: a shard may be committed in between
     parts = set(store.names(features.parts))
@@ -157,10 +156,10 @@ def committed(store: Store, features: FeatureSet, shards: Sequence[PlannedShard]
 
 
 def find_record(store: Store, features: FeatureSet, shard: PlannedShard) -> Record | None:
-    """The record of one shard, derived if only its part is there; None if it is not done. It asks for names, not lists.
+    """The record of one shard, derived if only its part exists; None if the shard is not done. It lists no folder.
 
     Raises:
-        UserError: what is there is damaged, another shard's, or has other rows than the plan.
+        UserError: a file is damaged, belongs to another shard, or has other rows than the plan.
     """
     if store.size(features.part(shard.name)) is None:
         return None
@@ -170,7 +169,7 @@ def find_record(store: Store, features: FeatureSet, shard: PlannedShard) -> Reco
 
 
 def read_record(store: Store, features: FeatureSet, shard: PlannedShard | str) -> Record:
-    """The record of a shard, held against the plan where the shard is given as planned.
+    """The record of a shard, compared with the plan unless the shard is only a name.
 
     Raises:
         FileNotFoundError: the shard has no record.
@@ -217,8 +216,8 @@ def _require_same_bytes(record: Record, data: bytes, where: str) -> None:
 
 
 # Two roundings of one number to float16 differ by at most 2^-10, hence two stored rows by at most 1e-3. Five times
-# that leaves room for sums reordered by another batch size or device; what is above is another computation. int8
-# explains more, row by row: `Block.rounding`.
+# that leaves room for the order of sums at another batch size or device; a larger difference is another computation.
+# The tolerance of int8 is larger, row by row: `Block.rounding`.
 ADOPT_TOLERANCE = 5e-3
 logger = logging.getLogger(__name__)
 
@@ -251,13 +250,13 @@ def adopt(store: Store, name: str, ours: Part) -> None:
 
 
 def _row_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """max over rows of ‖a − b‖ / max(‖a‖, ‖b‖), in float64; 0 where both are zero."""
+    """max over rows of ‖a − b‖ / max(‖a‖, ‖b‖), in float64; 0 if both are zero."""
     a, b = ours.astype(np.float64), theirs.astype(np.float64)
     size = np.maximum(np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1))
     return float(np.max(np.linalg.norm(a - b, axis=1) / np.where(size > 0, size, 1.0)))
 
 
 def _first_difference(ids: Sequence[str], others: Sequence[str]) -> str:
-    """The first sample that the others do not have at its place."""
+    """The first sample that differs from the other list's sample at the same position."""
     differing = (sample_id for row, sample_id in enumerate(ids) if row >= len(others) or sample_id != others[row])
     return f"first difference {next(differing, 'none')}"

@@ -1,4 +1,4 @@
-"""What must not be written down: credentials in a configuration, in an address, in a text that is shown."""
+"""Credentials, which must not be written down: in a configuration, in an address, in a text for people."""
 
 import os
 import re
@@ -49,7 +49,7 @@ def refuse_credentials(key: str, value: str) -> None:
     """Check an address.
 
     Raises:
-        UserError: it carries `user:password@` or is signed. The message has the key and not the value.
+        UserError: it has `user:password@` or is signed. The message has the key and not the value.
     """
     if re.search(r"://[^/\s:@]+:(?!\d+/)\S*@", value):  # a number there is a port; secret keys may contain "/"
         raise UserError(

@@ -1,7 +1,7 @@
-"""The one way bytes get a name: put-if-absent, and after any error read back and decide.
+"""The store: files are created by put-if-absent, and after any error the file is read back to decide.
 
-Nothing is renamed and nothing of another attempt is deleted, so a zombie worker is harmless: its create is refused,
-or meets its own bytes.
+Nothing is renamed, and nothing of another attempt is deleted. So a zombie worker is harmless: its create is refused, or
+finds its own bytes.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ FOLDERS = ("audits", "features", "states", "components")
 
 
 class Store:
-    """One place on storage: `/abs`, `file:///abs`, `s3://bucket/prefix`, `memory://name`, or another fsspec scheme.
+    """A folder on storage: `/abs`, `file:///abs`, `s3://bucket/prefix`, `memory://name`, or another fsspec scheme.
 
-    Holds only the address, so it travels between processes; the file system is made inside the process that uses it,
-    without a listing cache. Names are relative to the store and use "/".
+    The object has only the address, so it can be sent to other processes. The file system is made inside the process
+    that uses it, without a listing cache. Names are relative to the store and use "/".
 
     Raises:
-        UserError: a relative path, an address without a bucket, or one that carries credentials.
-        OSError: from every method, when storage fails; the message holds no secrets.
+        UserError: a relative path, an address without a bucket, or one with credentials.
+        OSError: from every method, if storage fails; the message has no secrets.
     """
 
     def __init__(self, uri: str):
@@ -42,7 +42,7 @@ class Store:
         return f"Store({self.uri!r})"
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
-        """The bytes `start` (from 0) up to `end` (exclusive) of a file, all by default; absent: FileNotFoundError."""
+        """The bytes `start` (from 0) up to `end` (exclusive) of a file, all by default. Raises FileNotFoundError."""
         return self._place.read(_checked(name), start, end)
 
     def open(self, name: str) -> "RangedFile":
@@ -57,11 +57,11 @@ class Store:
         return RangedFile(self, name, size)
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None if there is none of this name."""
+        """Size of a file in bytes; None if there is no such file."""
         return self._place.size(_checked(name))
 
     def modified(self, name: str) -> float | None:
-        """When a file was last written, in unix seconds by the storage's own clock; None if there is none."""
+        """When a file was last written, in unix seconds by the storage's own clock; None if there is no such file."""
         return self._place.modified(_checked(name))
 
     def names(self, folder: str) -> list[str]:
@@ -69,7 +69,7 @@ class Store:
         return self._place.names(folder.strip("/"))
 
     def leftovers(self, folder: str) -> list[str]:
-        """Temporary files under the folder that a write which was killed may have left; `names` never shows them."""
+        """Temporary files that killed writes may have left under the folder; `names` leaves them out."""
         return self._place.leftovers(folder.strip("/"))
 
     def is_linked(self, name: str) -> bool:
@@ -77,10 +77,11 @@ class Store:
         return self._place.is_linked(_checked(name))
 
     def create(self, name: str, data: bytes) -> bool:
-        """Put-if-absent. True: these very bytes stand under the name now. False: other bytes stand there.
+        """Put-if-absent: True if the file has these bytes afterwards, False if it has other bytes.
 
-        A refusal need not mean somebody else: when the answer to a PUT is lost, the client's retry meets its own
-        write. So *any* error is decided by reading back; if nothing can be read there, it is raised.
+        A refusal does not prove that another process wrote the file: if the reply to a PUT is lost, the client's retry
+        is refused by its own write. So after *any* error the file is read back; the error is raised only if it cannot
+        be read.
         """
         try:
             self._place.put_new(_checked(name), data)
@@ -89,11 +90,11 @@ class Store:
         return True
 
     def replace(self, name: str, data: bytes) -> None:
-        """Overwrite a hint (progress, latest). What stands for results is created, never replaced."""
+        """Overwrite a hint (progress, latest). Results are created and never replaced."""
         self._place.put(_checked(name), data)
 
     def delete(self, name: str) -> None:
-        """Remove a file; one that is not there is removed already."""
+        """Remove a file, if it exists."""
         self._place.delete(_checked(name))
 
     def clock(self) -> float:
@@ -107,7 +108,7 @@ class Store:
         return time.time() if written is None else written
 
     def probe(self) -> None:
-        """Prove that the store can be written and refuses a second create of one name; leaves nothing behind.
+        """Check that the store can be written and refuses a second create of one name. It leaves no file.
 
         Raises:
             UserError: an unknown scheme, a missing bucket, refused credentials, an unreachable server, or a store
@@ -130,14 +131,16 @@ class Store:
             )
 
     def _decide(self, name: str, data: bytes, error: OSError) -> bool:
-        """Whether these bytes stand under the name of a create that failed; its error if nothing can be read there."""
-        with contextlib.suppress(OSError):  # what keeps us from looking kept us from writing, and said so first
+        """Whether the file of a failed create has these bytes. Raises the create's error if it cannot be read."""
+        with contextlib.suppress(OSError):  # the same problem prevented the write, whose error came first
             return self.read(name) == data
         raise error
 
     def _create_twice(self, name: str) -> bool:
-        """Whether the first of two creates of one name stands, and the second was refused."""
-        first = self.create(name, b"first")  # if this raises, nothing is there to be deleted: one error, not two
+        """Whether the second of two creates of one name was refused, and the file has the bytes of the first."""
+        first = self.create(
+            name, b"first"
+        )  # if this raises, there is no file to delete, so there is one error and not two
         try:
             return first and not self.create(name, b"second")
         finally:
@@ -145,7 +148,7 @@ class Store:
 
 
 class RangedFile(io.RawIOBase):
-    """A file of a store that reads only the ranges that are asked for. Storage that fails raises the store's errors."""
+    """A file of a store that reads only the requested ranges. It raises the errors of the store."""
 
     def __init__(self, store: Store, name: str, size: int) -> None:
         self._store, self._name, self._size, self._position = store, name, size, 0
@@ -201,7 +204,7 @@ def _require_known(scheme: str, uri: str) -> None:
 
 
 def _explain(error: OSError) -> str:
-    """What happened, what was expected, and the remedy, by the kind of failure."""
+    """The message for a kind of failure: what happened, what was expected, and what to do."""
     text = without_secrets(error)
     if isinstance(error, (FileExistsError, NotADirectoryError)) or error.errno == errno.ELOOP:
         return f"{text}. Expected a folder, or nothing: a file, a pipe or a link is in its way. Use another store."

@@ -1,4 +1,4 @@
-"""Plain tables for people: rows in, Parquet columns out, with types said in words so that nobody else needs Arrow."""
+"""Tables of rows as Parquet. Column types are words (`KINDS`), so that other modules need no Arrow."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from concept_trak.store.store import Store
 
 TAIL_BYTES = 64 << 10
-"""Holds nearly every footer of Parquet, so that one request reads it."""
+"""Bytes at the end of a Parquet file that contain nearly every footer, so that one request reads it."""
 KINDS: dict[str, pa.DataType] = {
     "string": pa.string(),
     "bool": pa.bool_(),
@@ -25,14 +25,14 @@ KINDS: dict[str, pa.DataType] = {
 
 @runtime_checkable
 class SeekableFile(Protocol):
-    """A file opened for reading, here or on storage."""
+    """A file opened for reading, on this machine or on storage."""
 
     def seek(self, offset: int, whence: int = ..., /) -> int: ...
     def read(self, size: int = ..., /) -> bytes: ...
 
 
 def from_rows(kinds: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """A table with the columns of `kinds` (name to a word of `KINDS`), also when there are no rows."""
+    """A table with the columns of `kinds` (name to a word of `KINDS`), also without rows."""
     return pa.Table.from_pylist(list(rows), pa.schema([(name, KINDS[kind]) for name, kind in kinds.items()]))
 
 
@@ -57,8 +57,8 @@ def read_parquet(data: bytes) -> pa.Table:
 def parquet_tail(file: SeekableFile) -> bytes:
     """The end of a Parquet file with its whole footer, which `pq.read_metadata` reads like the file itself.
 
-    Arrow raises OSError for a damaged footer too. Reading the bytes first keeps apart storage that failed, which raises
-    here, and a file that is damaged, which raises when the bytes are parsed.
+    Arrow raises OSError for a damaged footer too. This function reads only the bytes, so an error here means that
+    storage failed, and an error when they are parsed means that the file is damaged.
     """
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - TAIL_BYTES))

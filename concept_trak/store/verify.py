@@ -1,8 +1,8 @@
-"""What is wrong with audits and the features they name: every file against what was written down about it.
+"""Verify audits and the features that they name: compare every file with what was recorded about it.
 
-A part is held against its plan and its record, the files and parts of a finished audit against its manifest, a Gram
-against its checksum and the records of its shards, a feature set against its name, and queries against each other. Of
-a record, who computed it and in how long cannot be checked.
+A part is compared with its plan and its record, the files and parts of a finished audit with its manifest, a Gram with
+its checksum and the records of its shards, a feature set with its name, and queries with each other. The host, attempt
+and seconds of a record cannot be checked.
 """
 
 import hashlib
@@ -37,8 +37,8 @@ class Finding:
     Attributes:
         name: the file, relative to the store.
         what: one of the words above.
-        audit: the audit whose manifest still lists what was there before.
-        why: what cannot be right; empty where `what` says all.
+        audit: the audit whose manifest still lists the earlier content.
+        why: what is wrong; empty if `what` is enough.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Finding:
 
     @property
     def damage(self) -> bool:
-        """A part that was recomputed agrees with its record; only the older manifest knows another one."""
+        """A part that was recomputed: it agrees with its record, but the older manifest lists another one."""
         return self.what not in (SOUND, RECOMPUTED)
 
 
@@ -58,10 +58,10 @@ class StoredShard:
 
     Attributes:
         recorded: whether there is a file under the record's name.
-        record: the record; None where there is none, or none that can be read.
-        checksum: of the part; None where there is none.
-        derived: the record that the part would get; None where there is no part, or one that cannot be right.
-        why: why the part cannot be right.
+        record: the record; None if it is missing or unreadable.
+        checksum: of the part; None if it is missing.
+        derived: the record that the part would get; None if the part is missing or wrong.
+        why: what is wrong with the part.
     """
 
     recorded: bool
@@ -74,9 +74,9 @@ class StoredShard:
 def verify_audits(
     audits: Sequence[Audit], gram_nodes: GramNodes, only: Collection[str] | None = None
 ) -> Iterator[Finding]:
-    """A finding for every file of the audits and of the features they name, `sound` ones too; each file is read once.
+    """A finding for every file of the audits and of their features, also for `sound` ones. Each file is read once.
 
-    In an unfinished audit a shard that is not done is no finding, nor is a part whose record is still to be derived.
+    In an unfinished audit there is no finding for a shard that is not done, or for a part without a record.
 
     Args:
         audits: the audits.
@@ -92,7 +92,7 @@ def verify_audits(
 
 
 class _Verifier:
-    """Keeps what was read of features, which several audits may name."""
+    """Verifies features, and keeps the results because several audits may name them."""
 
     def __init__(self, gram_nodes: GramNodes, only: Collection[str] | None) -> None:
         self._gram_nodes, self._only = gram_nodes, only
@@ -154,7 +154,7 @@ class _Verifier:
 
 
 def _present(contents: Contents) -> list[Key]:
-    """The parts to look at: all that a manifest lists, else those of which something is in the store."""
+    """The parts to verify: all that a manifest lists, or without one those with a file in the store."""
     if contents.finished:
         return list(contents.parts)
     existing = {name for features in contents.features for name in contents.audit.store.names(features.folder)}
@@ -168,7 +168,7 @@ def _names(key: Key) -> tuple[str, str]:
 
 
 def _stored_shard(store: Store, key: Key, planned: PlannedShard | None) -> StoredShard:
-    """The record is read first: a part may be committed in between, and its record is never alone."""
+    """Read the record before the part, because a part may be committed in between, and a record never lacks its part."""
     (features, shard), (part, _), record, recorded = key, _names(key), None, True
     try:
         record = read_record(store, features, shard)
@@ -195,8 +195,8 @@ def _stored_shard(store: Store, key: Key, planned: PlannedShard | None) -> Store
 def _judged(key: Key, shard: StoredShard, contents: Contents) -> Iterator[Finding]:
     """One part against its record, and both against the manifest.
 
-    Where part and record disagree, the manifest decides; without one, or when it agrees with neither, the part counts
-    as the altered one, because computing it again is always right.
+    If part and record disagree, the manifest decides. Without a manifest, or if it agrees with neither, the part counts
+    as altered, because it can always be computed again.
     """
     (part, record), listed = _names(key), contents.parts[key]
     if shard.checksum is None:
@@ -262,7 +262,7 @@ def _feature_set(store: Store, features: FeatureSet) -> Finding:
 
 
 def _gram(store: Store, name: str, expected: ExpectedGram | None) -> Finding | None:
-    """None for one that is gone since it was listed: a missing Gram is no damage, it is summed when it is needed."""
+    """The finding for a Gram; None if it has vanished, which is no damage, because it is summed when it is needed."""
     file = feature_file(name)
     if file is None:
         return None  # this project did not write it
