@@ -202,7 +202,7 @@ class ActorPool:
 
 
 def _reply(reference: Any, actor: PooledActor) -> Reply:
-    """The reply of a call that has ended; if the process could not send one, one is made up here."""
+    """The reply of a call that has ended; if the process could not send one, this makes one."""
     try:
         return ray.get(reference)
     except RayTaskError as error:

@@ -15,15 +15,15 @@ from typing import Any, Protocol
 
 
 class UserError(ValueError):
-    """What the user can mend: shown as one message without a traceback (exit code 2).
+    """A mistake of the user, shown as one message without a traceback (exit code 2).
 
-    Any other exception is a bug, also a `ValueError` of a library. It is known by its name, so that a class of the
-    same name in a package that this one does not import counts too.
+    Any other exception is a bug, also a `ValueError` of a library. The class is recognized by its name, so that
+    `concept_trak.UserError`, which this package does not import, counts too.
     """
 
 
 class Failure(Enum):
-    """What helps: waiting, a smaller batch, perhaps another attempt, or only the user."""
+    """The class of a failure, by its remedy: waiting, a smaller batch, perhaps another attempt, or only the user."""
 
     INFRASTRUCTURE = "infrastructure"
     MEMORY = "memory"
@@ -71,7 +71,7 @@ Worker = Callable[[Any, Attempt], Any]
 
 @dataclass(frozen=True)
 class Task:
-    """What workers do.
+    """The class of the workers and their configuration.
 
     Attributes:
         worker: a class or function of a module. `worker(config)` is called once per process, and what it returns is
@@ -155,7 +155,7 @@ class Budgets:
 
 @dataclass(frozen=True)
 class Load:
-    """What a map does at one moment.
+    """The load of a map at one moment.
 
     Attributes:
         running: how many items workers have now.
@@ -174,11 +174,11 @@ Watch = Callable[[Load], None]
 
 
 def unwatched(load: Load) -> None:
-    """The watch of a caller who needs none."""
+    """A watch that does nothing."""
 
 
 class Executor(Protocol):
-    """Where the work is done. The caller's code is the same for all of them."""
+    """A place to run work. The caller's code is the same for every executor."""
 
     def map(
         self, task: Task, items: Sequence[Any], resources: Resources = ONE_CPU, watch: Watch = unwatched

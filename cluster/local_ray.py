@@ -36,10 +36,10 @@ def connection() -> str:
 
 
 def require_alive() -> None:
-    """Check the Ray that `start` started; one that was started by others is not checked.
+    """Check that the Ray which `start` started is alive; any other Ray is not checked.
 
     Raises:
-        InfrastructureExhausted: it is dead. No node will ever join it, so nothing is gained by waiting.
+        InfrastructureExhausted: it is dead. Waiting does not help, because no node will join it.
     """
     processes = _processes.get(connection(), [])
     ended = [process for process in processes if not _runs(process)]

@@ -29,7 +29,7 @@ class Metric:
 
 
 def unrecorded(name: str, value: float, **tags: str) -> None:
-    """The record of a run that nobody scrapes, because it is not on a standing cluster."""
+    """A record that drops every value, for runs that are not on an existing cluster."""
 
 
 def exported(metrics: Mapping[str, Metric], everywhere: Mapping[str, str]) -> Record:

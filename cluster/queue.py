@@ -36,7 +36,7 @@ class Lease:
 
 
 def overdue(seconds: float, host: str) -> Reply:
-    """The reply that stands for a worker which sent none in its time and is killed for that."""
+    """The reply for a worker that is killed because it sent none in time."""
     message = (
         f"no answer from a worker on {host} in {seconds:.0f} s, so it hangs and was killed. If an attempt may take "
         "that long, raise budget.lease (seconds; 0 waits for ever)"

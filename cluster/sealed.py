@@ -1,8 +1,8 @@
-"""Variables of a job on their way through Ray's Jobs API, encrypted.
+"""Encryption of a job's variables on their way through Ray's Jobs API.
 
 Ray writes the environment of a job into its logs, shows it on its dashboard and returns it from its API. The submitter,
-the driver and the workers all have the cluster's token, so the key is derived from it: what Ray writes down is of no
-use without the token. A job starts with `python -m cluster.sealed COMMAND`; workers open the variables by themselves.
+the driver and the workers all have the cluster's token, so the key is derived from the token, and Ray's copies are
+useless without it. A job starts with `python -m cluster.sealed COMMAND`; workers decrypt the variables themselves.
 """
 
 import base64
@@ -18,7 +18,7 @@ VARIABLE = "CONCEPT_TRAK_SEALED"
 
 
 def seal(variables: Mapping[str, str], environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables as one that holds them all, encrypted.
+    """One variable that has all the others, encrypted.
 
     Raises:
         UserError: there is no token in the environment.
@@ -34,7 +34,7 @@ def seal(variables: Mapping[str, str], environment: Mapping[str, str] = os.envir
 
 
 def open_sealed(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set the variables that were sealed for this job, if there are any.
+    """Decrypt and set the variables that were sealed for this job, if there are any.
 
     Raises:
         UserError: they were sealed with another token.
@@ -54,7 +54,7 @@ def open_sealed(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def _token(environment: Mapping[str, str]) -> str:
-    """The cluster's token, from where Ray reads it too; "" if there is none."""
+    """The cluster's token, read from the same variables and file as Ray does; "" if there is none."""
     if token := environment.get("RAY_AUTH_TOKEN"):
         return token.strip()
     path = Path(environment.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray/auth_token")

@@ -1,4 +1,4 @@
-"""Which source a worker runs: what is shipped, and a comparison with the driver's before anything of it is imported."""
+"""The source code that workers run: the shipped files, and a comparison with the driver's before any import."""
 
 import hashlib
 import socket
@@ -12,7 +12,7 @@ NEVER_SHIPPED = ("*.env", ".env.*", "*.pem", "*.key")
 
 
 class StaleCode(UserError):
-    """A worker would run other source code than the driver."""
+    """A worker would run source code that differs from the driver's."""
 
 
 def source_roots(package: str) -> list[Path]:
@@ -61,5 +61,5 @@ def require_same_source(package: str, location: str, digest: str) -> None:
 
 
 def source_location(package: str) -> str:
-    """Where `package` is imported from, as text for a message."""
+    """The files or folders that `package` is imported from, as text for a message."""
     return ", ".join(str(root) for root in source_roots(package))

@@ -32,7 +32,7 @@ for _name in LOGGERS:
 
 
 class ConnectionLost(InfrastructureExhausted):
-    """The cluster does not answer any more while a job is followed; the job itself may go on."""
+    """The connection to the cluster was lost while following a job; the job itself may go on."""
 
 
 def client(address: str) -> JobSubmissionClient:
@@ -140,7 +140,7 @@ async def _log(jobs: JobSubmissionClient, name: str) -> AsyncIterator[str]:
 def _lost(name: str, error: Exception) -> ConnectionLost:
     why = (str(error) or type(error).__name__).partition("\n")[0]
     return ConnectionLost(
-        f"the connection to the cluster was lost while {name} was followed ({why}); the job may well go on"
+        f"the connection to the cluster was lost while following {name} ({why}); the job may still be running"
     )
 
 

@@ -1,1 +1,1 @@
-"""The verbs: thin mains that know both the library and the machines. `python -m jobs.<verb> [key=value ...]`."""
+"""The verbs, `python -m jobs.<verb> [key=value ...]`: they connect the library (`concept_trak`) and the `cluster`."""

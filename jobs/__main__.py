@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def verbs() -> dict[str, str]:
-    """Every verb and what it does in one line: the modules here that end in a call of `main`."""
+    """The verbs, which are the modules of this folder that can be run, each with its line of description."""
     modules = sorted(path for path in Path(__file__).parent.glob("*.py") if path.name != "__main__.py")
     sources = {path.stem: path.read_text() for path in modules}
     runnable = {name: text for name, text in sources.items() if 'if __name__ == "__main__":' in text}

@@ -19,7 +19,7 @@ class BenchmarkRunConfig(RunConfig):
     """How the work of a benchmark is done."""
 
     interval: float = 30.0
-    """Seconds between two lines about progress where there is no terminal, and between two writes of progress.json."""
+    """Seconds between two lines of progress without a terminal, and between two writes of progress.json."""
 
 
 def spread(run: RunConfig) -> Spread:
@@ -28,7 +28,7 @@ def spread(run: RunConfig) -> Spread:
 
 
 def benchmark(config: BenchmarkConfig, run: BenchmarkRunConfig = BenchmarkRunConfig()) -> int:
-    """Every model, then one table per data set."""
+    """Grade every model, then print one table for each data set."""
     config = replace(config, store=absolute(config.store))
     for text in run_benchmark(config, spread(run)):
         print(text)

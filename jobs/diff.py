@@ -1,8 +1,8 @@
 """What changed between two finished audits: `python -m jobs.diff store=results before=week-1 after=week-2`.
 
-Prints it and writes it beside the later audit's results: `diff-<before>.parquet`, a row for each sample in either top,
-`diff-<before>.summary.parquet`, a row for each concept, method and form, and `diff-<before>.html`. An audit with
-`since=latest` does the same when it ends.
+Prints the differences and writes them to the later audit's folder: `diff-<before>.parquet` has a row for each sample in
+either top, `diff-<before>.summary.parquet` one for each concept, method and form, and `diff-<before>.html` is a page.
+An audit with `since=latest` does the same when it ends.
 """
 
 from dataclasses import dataclass

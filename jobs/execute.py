@@ -34,16 +34,17 @@ class ClusterConfig:
     address: str = "auto"
     """ray: the cluster's address."""
     workers: int = 0
-    """0: as many as fit."""
+    """Number of workers; 0 starts as many as fit now."""
     cpus: float = 1.0
-    """Cores, and torch threads, a worker owns."""
+    """Cores, and torch threads, of a worker."""
     gpus: float = 0.0
+    """GPUs of a worker; fractions are allowed."""
     memory: int = 0
-    """Bytes a worker asks the scheduler for; 0 asks for nothing."""
+    """Bytes that Ray reserves for a worker; 0 reserves none."""
     price: float = 0.0
-    """Of one worker for an hour, in any currency: what `preflight` reckons the cost with."""
+    """Price of one worker for an hour, in any currency; `preflight` computes the cost with it."""
     shared_store: bool = False
-    """ray: says that a `file` store is one shared folder on every node."""
+    """ray: whether a `file` store is one folder that every node sees."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("serial", "local", "ray"):
@@ -58,16 +59,15 @@ class BudgetConfig:
     rejects: float = 0.05
     """Share of the planned samples that may be rejected before the run stops (exit 3)."""
     infrastructure: int = 10
-    """Times one shard may lose its worker, node or storage before the run stops (exit 4)."""
+    """How often one shard may lose its worker, node or storage before the run stops (exit 4)."""
     memory: int = 3
-    """Times one shard may run out of memory, at half the batch each time."""
+    """How often one shard may run out of memory; every time its batch is halved."""
     application: int = 2
-    """Times one shard is tried again when its own work fails."""
+    """How often one shard is tried again after an error of its own work."""
     lease: float = 3600.0
-    """Seconds one attempt, or the building of a worker, may take. Who takes longer hangs: it is killed, and the shard
-    done elsewhere, which counts as infrastructure. An hour is six times what a shard should take, so what hangs costs
-    an hour and not the night. Raise it where shards honestly take longer, as on CPUs; 0 waits for ever. Not with
-    cluster=serial."""
+    """Seconds that one attempt, or the start of a worker, may take. A worker that takes longer is killed, and its shard
+    runs elsewhere; this counts as infrastructure. An hour is six times what a shard should take. Raise it if shards
+    take longer, as on CPUs; 0 waits for ever. It has no effect with cluster=serial."""
 
     def __post_init__(self) -> None:
         _at_least("budget.rejects", self.rejects, 0)
@@ -81,12 +81,12 @@ def _at_least(key: str, value: float, least: float) -> None:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How the work of a verb is done; nothing here changes a result."""
+    """How the work of a verb is done. No result depends on these settings."""
 
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     interval: float = 10.0
-    """Seconds between two lines about progress where there is no terminal, and between two writes of progress.json."""
+    """Seconds between two lines of progress without a terminal, and between two writes of progress.json."""
 
 
 def worker_settings(cluster: ClusterConfig) -> WorkerSettings:
@@ -119,7 +119,7 @@ def executor(cluster: ClusterConfig, budget: BudgetConfig) -> Executor:
 
 @dataclass
 class ExecutorMapper:
-    """The library's `Mapper` over an executor, with progress, and with the logs of failed tasks beside the audit.
+    """The library's `Mapper` over an executor, with progress, and with logs of failed tasks in the audit's folder.
 
     Args:
         run: how the work is done.
@@ -171,7 +171,7 @@ class ExecutorMapper:
 
 
 def stopped(stage: str, failures: Sequence[Outcome], total: int) -> Stopped:
-    """How a stage with failed tasks ends: what the user can mend in one message, else the first traceback."""
+    """The end of a stage with failed tasks: one message for a mistake of the user, else the first traceback."""
     for outcome in failures:
         if outcome.failure is Failure.INPUT:
             return Stopped(outcome.message, 2)
@@ -183,12 +183,12 @@ def stopped(stage: str, failures: Sequence[Outcome], total: int) -> Stopped:
 
 
 def meter(cluster: ClusterConfig, audit: Audit | None) -> Meter:
-    """Where the numbers of a run go: to the metrics of a standing cluster, else nowhere."""
+    """The record of a run's metrics: an existing cluster's; otherwise one that drops them."""
     return Meter(exported(METRICS, {"audit": audit.id})) if cluster.kind == "ray" and audit is not None else Meter()
 
 
 def require_reachable(config: AuditConfig, cluster: ClusterConfig) -> None:
-    """That every machine sees the same store, data and model.
+    """Check that every machine sees the same store, data and model.
 
     Raises:
         UserError: a relative path or an undeclared local store on a cluster of several machines; `memory` with
@@ -204,7 +204,7 @@ def require_reachable(config: AuditConfig, cluster: ClusterConfig) -> None:
                 raise UserError(f"{key}={value!r} is another folder on each node; give an absolute path or a URL")
         if Store(config.store).scheme == "file" and not cluster.shared_store:
             raise UserError(
-                f"store={config.store!r} is a folder: if every node sees the same one, say cluster.shared_store=true; "
+                f"store={config.store!r} is a folder: if every node sees the same one, set cluster.shared_store=true; "
                 "else use an object store such as s3://bucket/prefix"
             )
     if config.store.startswith("memory://") and cluster.kind != "serial":

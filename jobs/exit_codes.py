@@ -1,7 +1,7 @@
-"""How a verb ends.
+"""The exit codes of the verbs.
 
 0    done
-2    a mistake that the user can mend, in one message
+2    a mistake of the user, described in one message
 3    more samples were rejected than budget.rejects allows
 4    machines or storage failed more often than the budget allows, Ray on this machine died, or the connection to a
      submitted job was lost
@@ -10,8 +10,7 @@
 130  interrupted (Ctrl-C)
 141  the reader of the output closed it, as `head` does
 
-After 2 to 5, 130 and 141 the same command goes on where it stopped. A submitted job goes on without the command that
-follows it.
+After 2 to 5, 130 and 141 the same command resumes. A submitted job continues without the command that follows it.
 """
 
 import contextlib
@@ -50,7 +49,7 @@ def ended(verb: Callable[[], int]) -> int:
             case Failure.INPUT:
                 return _error(str(error), MENDABLE)
             case Failure.INFRASTRUCTURE:
-                # Its client has tried for long, and only this process waits: the user decides when to go on.
+                # The storage client has retried for long already, so the user decides when to try again.
                 text = without_secrets(error) or type(error).__name__
                 return _error(
                     f"{text}; what is done stays done. Run the same command again.", InfrastructureExhausted.exit_code
@@ -78,5 +77,5 @@ def _output_is_closed() -> bool:
 
 
 def _discard_output() -> None:
-    """What is still in the buffer of stdout has no reader; Python would fail to write it at exit."""
+    """Send the rest of stdout's buffer to nowhere: it has no reader, and Python would fail to write it at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,8 +1,9 @@
-"""What nothing needs any more: `python -m jobs.gc [store=results] [delete=false] [grace_hours=48] [keep=0] [days=0]`.
+"""Files that no audit needs: `python -m jobs.gc [store=results] [delete=false] [grace_hours=48] [keep=0] [days=0]`.
 
-Lists features, kept states and component measurements that nothing needs, and what killed writes left; `delete=true`
-removes them. `keep` and `days` choose finished audits to remove with what only they need; the newest stays. An
-unfinished audit is alive until `unfinished_days` pass without a write. Nothing younger than the grace is touched.
+Lists features, kept states and component measurements that no audit needs, and temporary files of killed writes;
+`delete=true` removes them. `keep` and `days` select finished audits to remove, with everything that only they need; the
+newest audit stays. An unfinished audit stays until `unfinished_days` pass without a write. No file younger than the
+grace is touched.
 """
 
 from dataclasses import dataclass
@@ -21,15 +22,15 @@ from jobs.configure import main
 class GcConfig:
     store: str = "results"
     delete: bool = False
-    """False only lists."""
+    """Whether to delete the files; false only lists them."""
     grace_hours: float = 48.0
-    """Hours; what is younger is never touched."""
+    """Hours; younger files are never touched."""
     keep: int = 0
-    """Finished audits to keep, the newest; 0 keeps all."""
+    """Number of the newest finished audits to keep; 0 keeps all."""
     days: float = 0.0
-    """Finished audits that are older go, but for the newest; 0 keeps all."""
+    """Finished audits that are older than this many days are removed, except the newest; 0 keeps all."""
     unfinished_days: float = 0.0
-    """Unfinished audits that wrote nothing for so long are given up; 0 keeps all."""
+    """Unfinished audits without a write for this many days are removed; 0 keeps all."""
 
     def __post_init__(self) -> None:
         for key in ("grace_hours", "keep", "days", "unfinished_days"):
@@ -45,7 +46,7 @@ class GcConfig:
 
 
 def gc(config: GcConfig) -> int:
-    """List, or delete, what nothing needs."""
+    """List, or delete, the files that no audit needs."""
     removed, store = [], Store(absolute(config.store))
     for item in collect_garbage(store, config.rules(safe_clock(store, config.delete)), config.delete):
         print(f"{item.kind:<15} {escaped(item.name)}")

@@ -1,6 +1,7 @@
-"""What an audit on a cluster tells Prometheus, stage by stage. The table is all there is; the dashboard reads it too.
+"""The Prometheus metrics of an audit on a cluster, stage by stage; the dashboard uses the same table.
 
-Recorded by the driver, which alone knows all of it. Never tagged by shard or sample: an audit is a few dozen series.
+The driver records them, because only the driver has all of the numbers. No metric has a tag of shards or samples, so an
+audit has a few dozen series.
 """
 
 from collections import Counter
@@ -14,13 +15,13 @@ from concept_trak.audit.results import rejects_by_reason
 METRICS = {
     "concept_trak_items": Metric(
         "gauge",
-        "Items of a stage by state: running, done or failed. Of featurize and score an item is a shard.",
+        "Items of a stage by state: running, done or failed. For featurize and score an item is a shard.",
         ("stage", "state"),
     ),
     "concept_trak_queue_depth": Metric(
-        "gauge", "Items of a stage that wait to be given out, or out again.", ("stage",)
+        "gauge", "Items of a stage that wait for their first or next attempt.", ("stage",)
     ),
-    "concept_trak_workers": Metric("gauge", "Workers: waiting (for room), building, idle or working.", ("state",)),
+    "concept_trak_workers": Metric("gauge", "Workers: waiting (for a node), building, idle or working.", ("state",)),
     "concept_trak_samples": Metric("counter", "Samples of the items that a stage has done.", ("stage",)),
     "concept_trak_rejects": Metric("counter", "Samples without a feature, by reason.", ("reason",)),
     "concept_trak_retries": Metric("counter", "Items put back after a failure, by its class.", ("stage", "failure")),
@@ -32,18 +33,18 @@ WORKERS = ("waiting", "building", "idle", "working")
 
 @dataclass
 class Meter:
-    """Turns what the driver sees of its stages into metrics; by default nobody records them."""
+    """Turns the driver's progress into metrics. The default record drops them."""
 
     record: Record = unrecorded
     _stage: str = ""
     _retries: Counter[str] = field(default_factory=Counter)
 
     def begin(self, stage: str) -> None:
-        """What follows is of this stage."""
+        """Begin a stage: the calls that follow are about it."""
         self._stage, self._retries = stage, Counter()
 
     def at(self, done: int, failed: int, load: Load) -> None:
-        """The stage has so many items done and failed, and the executor is at `load`."""
+        """Record the numbers of finished and failed items of the stage, and the executor's load."""
         for state, count in (("done", done), ("failed", failed), ("running", load.running)):
             self.record("concept_trak_items", count, stage=self._stage, state=state)
         self.record("concept_trak_queue_depth", load.queued, stage=self._stage)
@@ -54,7 +55,7 @@ class Meter:
         self._retries = Counter(load.retries)
 
     def ended(self, outcome: Outcome) -> None:
-        """One item has ended."""
+        """Count one item that has ended."""
         self._add("concept_trak_seconds", outcome.seconds)
         if outcome.error is not None:
             return
@@ -65,6 +66,6 @@ class Meter:
             self.record("concept_trak_rejects", count, reason=reason)
 
     def _add(self, name: str, amount: float, **tags: str) -> None:
-        """To a counter of this stage; Ray refuses to add nothing."""
+        """Add to a counter of this stage, unless the amount is 0, which Ray refuses."""
         if amount:
             self.record(name, amount, stage=self._stage, **tags)

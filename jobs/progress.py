@@ -1,4 +1,4 @@
-"""Where a run is: a bar on a terminal, a line an interval otherwise, and `progress.json` for everybody else."""
+"""The progress of a run: a bar on a terminal, otherwise a line for each interval, and always `progress.json`."""
 
 import logging
 import sys
@@ -18,9 +18,9 @@ LOG = logging.getLogger(__name__)
 
 @dataclass
 class Stage:
-    """Counters of one stage of this run: items done (and failed), samples they stand for, tries beyond the first.
+    """Counters of one stage of this run: items done and failed, their samples, attempts beyond the first.
 
-    `running` is how many items workers were at when the executor last said so.
+    `running` is the number of items that workers had in the executor's last report.
     """
 
     of: int
@@ -70,9 +70,10 @@ class Stage:
 
 @dataclass
 class Progress:
-    """Progress of one audit, stage by stage; `interval` is the least number of seconds between two words about it.
+    """Progress of one audit, stage by stage. `interval` is the least number of seconds between two reports.
 
-    It is about the most, too, while workers on a cluster are waited for: so a reader can tell that the driver is dead.
+    While the driver waits for workers of a cluster, it reports about once an interval, so that a reader notices a dead
+    driver.
     """
 
     audit: Audit | None
@@ -86,7 +87,7 @@ class Progress:
         print(text, flush=True)
 
     def track(self, name: str, outcomes: Iterator[Outcome], of: int) -> Iterator[Outcome]:
-        """Pass outcomes on and count them. A stage that comes again goes on counting: Grams are summed by level."""
+        """Pass outcomes on and count them. A stage may come again, as Grams are summed by level, and adds up."""
         stage = self.stages.setdefault(name, Stage(0))
         stage.of += of
         self.now = name
@@ -106,12 +107,12 @@ class Progress:
         self.meter.at(stage.done - stage.failed, stage.failed, Load(running=0))
 
     def watch(self, load: Load) -> None:
-        """What an executor says while the outcomes of the present stage are tracked."""
+        """Take the executor's load in the present stage."""
         stage = self.stages[self.now]
         first = stage.running == stage.done == 0 < load.running
         stage.running = load.running
         self.meter.at(stage.done - stage.failed, stage.failed, load)
-        if first or self._due:  # the first at once: an executor may have nothing more to say until that item has ended
+        if first or self._due:  # the first at once, because the executor may not report again until that item has ended
             self._note()
 
     @property
@@ -119,7 +120,7 @@ class Progress:
         return time.monotonic() - self.noted >= self.interval
 
     def counters(self) -> dict[str, dict[str, float]]:
-        """What each stage of this run counted, by its name."""
+        """The counts of each stage of this run, by its name."""
         return {name: stage.counters() for name, stage in self.stages.items()}
 
     def _note(self) -> None:

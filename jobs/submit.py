@@ -1,11 +1,10 @@
 """Run an audit as a job of a Ray cluster: `python -m jobs.submit address=http://head:8265 -- audit=week-1 [key=value]`.
 
-The arguments behind `--` are those of `jobs.audit`; `cluster=ray` is added. They are checked here as far as this
-machine can, so that a mistake costs no upload. The submission id is `{audit}-{attempt}`. The job's log is followed, and
-its exit code is the exit code of this command. `audit=@weekly` names the audit after this week, so that a schedule can
-give the same command again and again. `action=follow|stop|logs|status audit=week-1` are about a job that was submitted:
-the last attempt, or with `status` all of them. A cluster with a token needs RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or
-RAY_AUTH_TOKEN_PATH.
+The arguments after `--` are those of `jobs.audit`; `cluster=ray` is added. They are checked here as far as this machine
+can, so that a mistake costs no upload. The submission id is `{audit}-{attempt}`. This command prints the job's log and
+ends with the job's exit code. `audit=@weekly` names the audit after this week, so that a schedule can run the same
+command every time. `action=follow|stop|logs|status audit=week-1` are about a submitted job: the last attempt, or with
+`status` all of them. A cluster with a token needs RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH.
 """
 
 import os
@@ -32,17 +31,17 @@ from jobs.exit_codes import INTERRUPTED, OUTPUT_CLOSED
 @dataclass(frozen=True)
 class SubmitConfig:
     address: str = "http://127.0.0.1:8265"
-    """Of the dashboard of the cluster's head."""
+    """Address of the dashboard of the cluster's head."""
     action: Literal["submit", "follow", "status", "stop", "logs"] = "submit"
-    """submit a job, or follow, stop or print the log of the last attempt, or print the status of every attempt."""
+    """submit a job; follow, stop or print the log of the last attempt; or print the status of every attempt."""
     audit: str = ""
-    """The audit that an action other than submit is about; the audit to submit is named behind `--`."""
+    """The audit of an action other than submit. The arguments after `--` name the audit to submit."""
     env: tuple[str, ...] = ()
-    """Names of variables that the job gets from this environment. Their values travel encrypted with the token."""
+    """Names of variables that the job gets from this environment. Their values travel encrypted by the token."""
     follow: bool = True
     """Whether to print the log of the submitted job until it ends."""
     python: str = "python"
-    """The interpreter on the cluster."""
+    """The Python interpreter on the cluster."""
 
 
 def submit(config: SubmitConfig, arguments: Sequence[str] = ()) -> int:
@@ -81,7 +80,7 @@ def checked(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """The audit's name, and its arguments as they are given to the cluster.
 
     Raises:
-        UserError: what the cluster would refuse, and what Ray must not write into its logs.
+        UserError: the cluster would refuse the arguments, or they have a secret, which Ray would write into its logs.
     """
     chosen = any(argument.startswith(("cluster=", "cluster.kind=")) for argument in arguments)
     arguments = [*arguments, *([] if chosen else ["cluster=ray"])]
@@ -104,7 +103,7 @@ def _follow(config: SubmitConfig, audit: str, name: str) -> int:
         return submission.follow(submission.client(config.address), name, _print)
     except submission.ConnectionLost as error:
         raise Stopped(
-            f"{error}. `{command} action=status` tells whether it does, `action=follow` follows it again", 4
+            f"{error}. `{command} action=status` shows whether it does, `action=follow` follows it again", 4
         ) from None
     except (KeyboardInterrupt, BrokenPipeError) as error:
         reason, code = ("interrupted", INTERRUPTED)

@@ -24,7 +24,7 @@ class VerifyConfig:
 
 
 def verify(config: VerifyConfig, run: RunConfig = RunConfig()) -> int:
-    """Print what is wrong, mend what can be if asked, and return 0 or 6."""
+    """Print what is wrong, repair it with `repair=true`, and return 0 or 6."""
     store = Store(absolute(config.store))
     sound = verify_store(store, config.audit, config.repair, ExecutorMapper(run), worker_settings(run.cluster))
     return 0 if sound else DAMAGED

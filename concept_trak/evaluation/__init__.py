@@ -1,1 +1,1 @@
-"""Which method to believe: benchmark, baselines, leaderboard, causal test, study."""
+"""Evaluation of methods: benchmark, baselines, leaderboard, causal test, study."""

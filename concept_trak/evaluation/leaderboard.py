@@ -192,5 +192,5 @@ def build_leaderboard(
 
 
 def best_baseline(lines: Sequence[LeaderboardLine]) -> LeaderboardLine:
-    """The best of `BASELINES`, without flipped signs: a method cannot choose its sign by looking at the answer."""
+    """The best of `BASELINES`, without flipped signs, because a method has to fix its sign before it is graded."""
     return next(line for line in lines if line.ranker.method in BASELINES and not line.ranker.flipped)

@@ -22,7 +22,7 @@ from concept_trak.store.store import Store
 
 @dataclass(frozen=True)
 class PublishedConfig:
-    """The data set of a published table, beside the settings of its audit."""
+    """The data set of a published table, in addition to the settings of its audit."""
 
     set: str = ""
     """celeba (CelebA-HQ, or CelebA) or abc."""

@@ -18,7 +18,7 @@ from concept_trak.data.benchmarks.two_factors import LOOKS, Pair, TwoFactors, pa
 Values = Float[np.ndarray, "models queries cells"]
 TRUTHS = {"shown": ("",), "said": ("said_",), "both": ("", "said_")}
 """The labels that decide whether a sample is relevant, by the prefixes of their names: those of what the image shows,
-those of what its caption says, or both."""
+those of what its caption names, or both."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A study: rows of the table beside their variants, and the same rows under other settings of the benchmark."""
+"""A study: rows of the table compared with their variants, and with themselves under other benchmark settings."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ RUNS: tuple[dict[str, Any], ...] = (
 )
 """Settings that belong to no row: each changes one setting of the study."""
 BESIDE = ("random", "lookup")
-"""Baselines that are listed beside every row."""
+"""Baselines that are listed with every row."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,6 @@ def renamed_grade(grade: Mapping[str, Any], change: Mapping[str, Any]) -> dict[s
 
 
 def varied_grades(row: VariedRow, grades: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The grades of a row, its changes and the baselines beside it, without flipped signs."""
+    """The grades of a row, its variants and the baselines, without flipped signs."""
     methods = {row.row, *row.changes, *BESIDE}
     return (grade for grade in grades if grade["method"] in methods and not grade["flipped"])

@@ -55,7 +55,7 @@ class BenchmarkConfig:
     pairs: tuple[str, ...] = ()
     """Captions of the pairs whose factors are the concepts; empty is all."""
     truth: str = "both"
-    """A sample is relevant if its image shows the factor (shown), its caption says it (said), or both (both)."""
+    """A sample is relevant if its image shows the factor (shown), its caption names it (said), or both (both)."""
     unsaid: str = ""
     """A factor that the captions of the scored samples leave out; for models trained with such captions."""
     dampings: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0, float("inf"))

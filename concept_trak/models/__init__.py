@@ -19,7 +19,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """False for the note that image processors, which no model here uses, work without torchvision."""
+    """False for the log line about image processors without torchvision, which no model here uses."""
     return "requires torchvision (not installed); falling back" not in record.getMessage()
 
 
@@ -28,7 +28,7 @@ logging.getLogger("transformers.utils.import_utils").addFilter(_is_news)
 
 def families() -> dict[str, type]:
     """The `Denoiser` of every pipeline class that a file here opens."""
-    # Imported when a model is opened: diffusers takes seconds to import, and only who loads a model pays.
+    # Imported only when a model is opened, because importing diffusers takes seconds.
     files = [import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_modules(__path__)]
     return {name: family for file in files for name, family in getattr(file, "PIPELINES", {}).items()}
 

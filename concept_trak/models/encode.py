@@ -1,4 +1,4 @@
-"""From data to what the network reads: training samples, and the files of a concept, encoded by the model."""
+"""Encoding by the model: training samples, and the files of a concept, to latents and conditions."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ def batches_of_one_shape(samples: Iterable[Sample]) -> list[list[Sample]]:
 
 
 def reject_unknown_class(denoiser: Denoiser, sample: Sample | Reject, source: str) -> Sample | Reject:
-    """The sample, or a reject (`no_class`) if its caption is no condition of the model."""
+    """The sample, or a reject (`no_class`) if its caption is not a condition of the model."""
     if isinstance(sample, Reject):
         return sample
     try:
@@ -76,7 +76,7 @@ def _on_model(tensor: Tensor, denoiser: Denoiser) -> Tensor:
 
 @dataclass(frozen=True)
 class ConceptFiles:
-    """The contents of the files that a concept names, empty where it names none.
+    """The contents of the files that a concept names; empty if it names none.
 
     Image and examples are PNG files of the model's size.
     """
@@ -122,5 +122,5 @@ def open_query(denoiser: Denoiser, concept: Concept, files: ConceptFiles, size: 
 
 
 def decode_pixels(images: Sequence[bytes], resolution: int) -> Float[Tensor, "n 3 h w"]:
-    """Image files as the model's own samples are: square, of its resolution, in [-1, 1]."""
+    """Image files as pixels in [-1, 1], square and of the model's resolution."""
     return torch.stack([to_tensor(center_crop(decode_image(image), resolution)) for image in images])

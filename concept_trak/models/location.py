@@ -1,7 +1,7 @@
-"""Where a model lies: a local path, a Hub id, or an address of object storage. All become a local path, once per node.
+"""The address of a model: a local path, a Hub id, or a URL of object storage. Each becomes a local path, once per node.
 
-A copy from object storage is kept in the cache under a digest of its files' names and versions. So a model that changes
-is fetched again, and one that does not is fetched once, by one process, while the others wait for it.
+A copy from object storage is kept in the cache under a digest of its files' names and versions. So a changed model is
+fetched again, and an unchanged one is fetched once per node, by one process, while the others wait for it.
 """
 
 import hashlib
@@ -29,14 +29,14 @@ HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?")
 
 
 def local_path(address: str, key: str) -> Path:
-    """The local path of a file or a folder, fetched where it is remote.
+    """The local path of a file or a folder, which is fetched if it is remote.
 
     Args:
         address: a local path, a Hub id (`org/name`, `org/name@revision`) or an address such as `s3://bucket/model`.
         key: the setting that has it, for messages.
 
     Raises:
-        UserError: it cannot be reached, or is not there.
+        UserError: it cannot be reached, or does not exist.
     """
     if "://" in address and not address.startswith("file://"):
         return _fetched(address, key)
@@ -49,7 +49,7 @@ def local_path(address: str, key: str) -> Path:
 
 
 def is_hub_id(address: str) -> bool:
-    """Whether an address has the form of a Hub id and is no local path."""
+    """Whether an address has the form of a Hub id and is not a local path."""
     return HUB_ID.fullmatch(address) is not None and not Path(address).exists()
 
 
@@ -142,7 +142,7 @@ def _fetched(address: str, key: str) -> Path:
         fs, root = fsspec.core.url_to_fs(address, use_listings_cache=False)
         single = fs.isfile(root)
         listing = {root: fs.info(root)} if single else fs.find(root, detail=True)
-    except Exception as error:  # botocore's and google's own errors are no OSErrors
+    except Exception as error:  # botocore's and google's own errors are not OSErrors
         raise UserError(
             f"{key}={address!r} cannot be read ({type(error).__name__}: {without_secrets(error)}); check the address "
             "and the credentials in the environment"

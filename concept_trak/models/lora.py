@@ -1,4 +1,4 @@
-"""A LoRA and its relatives: small matrices beside each weight, kept apart so that their own gradients can be asked for.
+"""A LoRA and its relatives: small matrices added to each weight, kept separate so that they have their own gradients.
 
     LoRA   W + s B A                             s = alpha / r, with rsLoRA alpha / sqrt(r)     (Hu et al. 2022)
     DoRA   m (W + s B A) / |W + s B A|           | | of each output, a constant in the gradient (Liu et al. 2024)
@@ -40,7 +40,7 @@ def add_lora(
     pipeline: str,
     dtype: torch.dtype,
 ) -> None:
-    """Add an adapter's matrices beside the weights of the network, and of the text encoders where it has some.
+    """Add an adapter's matrices to the layers of the network, and of the text encoders if it has some for them.
 
     Args:
         modules: the denoising network and the text encoders, by their part of the directory.
@@ -50,7 +50,7 @@ def add_lora(
         dtype: the precision of the matrices.
 
     Raises:
-        UserError: it is of an unknown kind, not all of its tensors have a place in this model, or it has no effect.
+        UserError: its kind is unknown, some of its tensors fit no layer of this model, or it has no effect.
     """
     name, is_peft = f"model.lora={str(lora)!r}", (lora / "adapter_config.json").is_file()
     require_known_layers(state, name)
@@ -78,7 +78,7 @@ def add_lora(
 
 
 def lora_files(lora: Path) -> list[Path]:
-    """The weights of an adapter, and peft's configuration where there is one.
+    """The weights of an adapter, and peft's configuration if there is one.
 
     Raises:
         UserError: a folder has no such file, or several.
@@ -147,7 +147,7 @@ def _changes(layer: Any) -> bool:
 
 @contextmanager
 def _fitting(name: str, what: str) -> Iterator[None]:
-    """Turn whatever is raised while an adapter is loaded into one refusal that names the file and the model."""
+    """Turn any error while an adapter is loaded into one UserError that names the file and the model."""
     try:
         yield
     except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:

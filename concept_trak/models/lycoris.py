@@ -38,7 +38,7 @@ UNREAD = {
     "bias_indices": "LyCORIS with a sparse bias",
     "set_weight": "LyCORIS set_weight",
 }
-"""Tensors of kinds that are not read, with the name of the kind."""
+"""Tensors of unsupported kinds, with the name of the kind."""
 INNER_NAMES = (
     ("in_layers_2", "conv1"),
     ("out_layers_3", "conv2"),
@@ -146,7 +146,7 @@ def _inject(module: nn.Module, layers: Mapping[str, Layer], name: str) -> None:
 
 
 def _kind(path: str, layer: Layer) -> str:
-    """lora, loha or lokr, once it is certain that every tensor of the layer is used."""
+    """`lora`, `loha` or `lokr`, after a check that every tensor of the layer is used."""
     kind = next((kind for kind, suffixes in KINDS.items() if suffixes & layer.keys()), "")
     allowed = KINDS.get(kind, set()) | {"alpha"} | ({"dora_scale"} if kind == "lora" else set())
     if not kind or not layer.keys() <= allowed:
@@ -182,7 +182,7 @@ def _fill_lora(place: Any, path: str, layer: Layer, name: str) -> None:
 
 
 def _fill_lycoris(place: Any, layer: Layer, suffixes: set[str], name: str) -> None:
-    """The file's own matrices in place of those that peft made: their shapes say how the weight is factored."""
+    """Put the file's matrices in place of peft's. Their shapes determine how the weight is factored."""
     weight = place.get_base_layer().weight
     for suffix in suffixes:
         own = getattr(place, suffix)

@@ -46,7 +46,7 @@ def variance_preserving(scheduler: Any, name: str) -> NoiseSchedule:
 
     Args:
         scheduler: of diffusers.
-        name: where it lies, for messages.
+        name: its file, for messages.
 
     Raises:
         UserError: it has no alphas_cumprod or too few steps, predicts something else than eps or v, or predicts eps
@@ -65,7 +65,7 @@ def variance_preserving(scheduler: Any, name: str) -> NoiseSchedule:
         raise UserError(
             f"{described} and {len(kept)} steps; expected at least {FEWEST_STEPS}, the points of the DDIM grid"
         )
-    # With zero-terminal SNR, diffusers' Euler schedulers end at 2^-24, which may lie above the step before.
+    # With zero-terminal SNR, diffusers' Euler schedulers end at 2^-24, which may be above the step before.
     if not bool((kept.isfinite() & (kept >= 0) & (kept <= 1)).all() and (kept.diff() <= 1e-6).all()):
         raise UserError(
             f"{described}, and its alphas_cumprod are no noise process; expected them to fall from 1 to 0. Check the "
@@ -79,7 +79,7 @@ def variance_preserving(scheduler: Any, name: str) -> NoiseSchedule:
 
 
 def _with_usable_alpha(kept: Tensor, described: str, zero_snr: bool) -> Tensor:
-    """alphas_cumprod without the last steps, where dividing by alpha would amplify every error of eps."""
+    """alphas_cumprod without the last steps, at which a division by alpha would amplify every error of eps."""
     if zero_snr or kept[-1] == 0:
         raise UserError(
             f"{described} and zero-terminal SNR: at the last step alpha is 0, so eps does not determine x_0. Such a "

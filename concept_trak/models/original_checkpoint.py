@@ -38,14 +38,14 @@ def conversion_command(checkpoint: str, base: str) -> str:
 
 
 def pipeline_of_checkpoint(checkpoint: Path, classes: Iterable[str]) -> Path:
-    """The pipeline directory that an original checkpoint holds, converted now unless it was before.
+    """The pipeline directory of an original checkpoint, which is converted unless the cache has it.
 
     Args:
         checkpoint: the .safetensors file.
         classes: the pipeline classes that can be opened.
 
     Raises:
-        UserError: it is no such checkpoint, its configuration is not at hand, or no family opens its pipeline.
+        UserError: it is not such a checkpoint, its configuration cannot be found, or no family opens its pipeline.
     """
     base = _configuration(checkpoint)
     name = pipeline_class(base)

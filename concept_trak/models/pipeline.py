@@ -1,4 +1,4 @@
-"""What every diffusers pipeline directory has: a denoising network, a noise process, perhaps a VAE.
+"""A diffusers pipeline directory as a denoiser: a denoising network, a noise process, perhaps a VAE.
 
 The directory is the model: `unet/` or `transformer/`, `scheduler/` and, for latent models, `vae/`. Only safetensors are
 read. alpha and sigma come from the scheduler.
@@ -49,9 +49,9 @@ class Pipeline(Denoiser):
     """A pipeline directory as a denoiser. A subclass adds the conditioning of its family.
 
     Class attributes:
-        networks: the denoising networks it knows, by their part of the directory.
-        conditioners: the other parts that must be there.
-        float32_vae: whether a VAE with `force_upcast` runs in float32 where the model runs in float16.
+        networks: the denoising networks that it supports, by their part of the directory.
+        conditioners: the other parts that the directory must have.
+        float32_vae: whether a VAE with `force_upcast` runs in float32 if the model runs in float16.
 
     Args:
         path: the directory.
@@ -101,7 +101,7 @@ class Pipeline(Denoiser):
         self.parameters = attributable(self.network, parameters, self.groups)
 
     def _read_conditioners(self, classes: Mapping[str, str], dtype: torch.dtype, device: str) -> None:
-        """Open what turns texts or classes into conditions."""
+        """Open the parts that turn texts or classes into conditions."""
 
     def _read_vae(self, classes: Mapping[str, str], dtype: torch.dtype, device: str) -> Autoencoder | None:
         if "vae" not in classes:

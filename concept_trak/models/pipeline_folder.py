@@ -35,7 +35,7 @@ WEIGHTS = {"unet": "diffusion_pytorch_model", "transformer": "diffusion_pytorch_
            "vae": "diffusion_pytorch_model", "text_encoder": "model"}  # fmt: skip
 """How the weight files of a part begin; the other parts have none."""
 SETTINGS = (".json", ".txt", ".model")
-"""Endings of the files that are no weights: configurations and vocabularies."""
+"""Endings of the files that are not weights: configurations and vocabularies."""
 
 
 def pipeline_settings(path: Path, needed: tuple[str, ...] = ("a denoising network", "a scheduler")) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def choose_files(part: str, names: Iterable[str], folder: str = "") -> PartFiles
         n for n in visible if n.startswith(f"{stem}.") and ".index." in n and (f".{variant}." in n) == bool(variant)
     ]
     shards = {name for name in weights if "-of-" in name}
-    # Where a whole file lies beside shards, transformers reads the whole file and diffusers the shards.
+    # If there are a whole file and shards, transformers reads the whole file and diffusers the shards.
     sharded = bool(shards and index) and (role(part) != "text_encoder" or shards == weights)
     weights = shards | set(index) if sharded else weights - shards
     return PartFiles(("config.json",) if "config.json" in visible else (), tuple(sorted(weights)), variant or None)

@@ -41,7 +41,7 @@ class TextEncoder:
         return self.tokenizer(self._written_out(texts), max_length=self.limit, **options).to(self.model.device)
 
     def last(self, texts: Sequence[str]) -> Float[Tensor, "b limit width"]:
-        """The last layer, with a mask only where the encoder's configuration asks for one."""
+        """The last layer, with a mask only if the encoder's configuration has `use_attention_mask`."""
         tokens = self.tokens(texts)
         masked = getattr(self.model.config, "use_attention_mask", False)
         return self.model(tokens.input_ids, attention_mask=tokens.attention_mask if masked else None)[0]

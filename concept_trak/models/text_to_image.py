@@ -43,7 +43,7 @@ class TextToImage(Pipeline):
     def encode(self, texts: Sequence[str]) -> Condition:
         """Text encodings, padded to the model's own length.
 
-        There is an attention mask only where the text encoder's configuration asks for one.
+        There is an attention mask only if the text encoder's configuration has `use_attention_mask`.
         """
         return {"text": self.text_encoders["text_encoder"].last(texts)}
 

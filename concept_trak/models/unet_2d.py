@@ -23,8 +23,8 @@ def predict_unet_2d(network: Any, x_t: Tensor, times: Tensor, cond: Condition) -
 
 
 class UNet2D(ClassConditional):
-    """The directory does not say which class is the empty one. So the negative is another class: any of them, unless
-    `combinations` names some. For a model trained with an empty class, set `combinations` to that class.
+    """A UNet, whose directory does not name an empty class. So the negative is another class: any one, or one of
+    `combinations` if that is set. For a model trained with an empty class, set `combinations` to that class.
     """
 
     networks: ClassVar[dict[str, DenoisingNetwork]] = {

@@ -13,7 +13,7 @@ from concept_trak.store.part import Damaged
 from concept_trak.store.store import Store
 
 PART, RECORD, GRAM, FEATURE_SET = "part", "record", "Gram", "feature set"
-"""What a file below `features/<fingerprint>/` is."""
+"""The kinds of files below `features/<fingerprint>/`."""
 FOLDERS = {"parts": (PART, ".parquet"), "commits": (RECORD, ".json"), "grams": (GRAM, ".safetensors")}
 
 

@@ -164,7 +164,7 @@ def _latest(store: Store) -> str:
 
 
 def recency(finished: str, now: datetime | None = None) -> tuple[bool, str]:
-    """The key that orders audits from old to new. A time a day in the future is a wrong clock's and counts as oldest."""
+    """The key that orders audits from old to new. A time a day ahead is a wrong clock's and counts as the oldest."""
     limit = (now or datetime.now(UTC)) + timedelta(days=1)
     return finished <= limit.isoformat(timespec="seconds"), finished
 

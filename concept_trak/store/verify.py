@@ -168,7 +168,7 @@ def _names(key: Key) -> tuple[str, str]:
 
 
 def _stored_shard(store: Store, key: Key, planned: PlannedShard | None) -> StoredShard:
-    """Read the record before the part, because a part may be committed in between, and a record never lacks its part."""
+    """Read the record before the part: a part may be committed in between, and no record lacks its part."""
     (features, shard), (part, _), record, recorded = key, _names(key), None, True
     try:
         record = read_record(store, features, shard)

@@ -209,7 +209,7 @@ def test_a_lost_connection_is_one_message_and_the_job_can_be_followed_again_and_
     wire = Wire(int(head.rpartition(":")[2]))
     code, line = followed(wire.address, lambda process: wire.cut())
     assert code == 4, line
-    assert line.startswith("error: the connection to the cluster was lost while week-2-1 was followed")
+    assert line.startswith("error: the connection to the cluster was lost while following week-2-1")
     assert f"`python -m jobs.submit address={wire.address} audit=week-2 action=status`" in line
     code, line = followed(head, lambda process: process.send_signal(signal.SIGINT))
     assert code == 130, line

@@ -94,7 +94,7 @@ def test_its_install_steps_run_in_a_clean_environment(tmp_path):
         cwd=tmp_path, env=variables | {"PYTHONPATH": str(app)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert checked.returncode == 2, checked.stdout + checked.stderr
-    assert "say cluster.shared_store=true" in checked.stderr, "the verb runs as far as its first check of the world"
+    assert "set cluster.shared_store=true" in checked.stderr, "the verb runs as far as its first check of the world"
     imports = (
         "import ray, diffusers, transformers, s3fs, cluster.on_ray, cluster.submission, concept_trak.audit.featurize"
     )

@@ -43,7 +43,7 @@ from tests.store import faults
         ([f"concepts=[{{name: {'n' * 101}, prompt: a red square, without_prompt: red}}]"], "name must be at most 100"),
         (["concepts=[{name: a, prompt: x, without_prompt: y}, {name: A, prompt: x, without_prompt: y}]"], "a is named"),
         (["cluster=ray", "store=results"], "store='results' is another folder on each node; give an absolute path"),
-        (["cluster=ray"], "if every node sees the same one, say cluster.shared_store=true"),
+        (["cluster=ray"], "if every node sees the same one, set cluster.shared_store=true"),
         (["cluster=local", "store=memory://here"], "'memory://here' lives in one process; use it with cluster=serial"),
         (["store=nowhere://x"], "Expected file, s3, memory or another scheme"),
         (["store=/proc/here"], "store /proc/here cannot be used"),

@@ -20,7 +20,7 @@ class TrainConfig:
     set: str = "shapes3"
     """shapes3, shapes2, shapes2_paper, digits, emoji or emoji_roles."""
     network: str = "unet"
-    """unet (1.0 M parameters) or transformer (1.2 M, unless `size` says otherwise)."""
+    """unet (1.0 M parameters) or transformer (1.2 M, unless `size` is set)."""
     size: TransformerSize = field(default_factory=TransformerSize)
     """transformer: its layers, heads, and the width of a head."""
     predicts: PredictionType = "v_prediction"
@@ -44,7 +44,7 @@ class TrainConfig:
     """Probability that a caption loses a factor, for each factor and for both at once; 0 keeps every caption whole."""
     wrong: float = 0.0
     """Probability that a training image has the caption of another combination. With 1 - 1/n of the n combinations in
-    training (2/3 of shapes2) captions are shuffled: they say nothing about their image."""
+    training (2/3 of shapes2) captions are shuffled, and independent of their image."""
     optimizer: str = "adamw"
     """adamw, or muon for the matrices inside the network."""
     decay: float = 0.998
@@ -92,7 +92,7 @@ class TrainConfig:
 
     @property
     def shuffled(self) -> bool:
-        """Whether captions say nothing about their image (to three digits)."""
+        """Whether captions are independent of their image (to three digits)."""
         return abs(self.wrong - (1 - 1 / len(self.kinds.pairs))) < 1e-3
 
     @property
