@@ -40,17 +40,15 @@ class GcConfig:
     def rules(self, now: float) -> Retention:
         """The same in unix seconds."""
         finished, unfinished = (now - d * 86400 if d else -inf for d in (self.days, self.unfinished_days))
-        return Retention(
-            before=now - self.grace_hours * 3600, keep=self.keep, finished=finished, unfinished=unfinished, now=now
-        )
+        return Retention(now - 3600 * self.grace_hours, self.keep, finished=finished, unfinished=unfinished, now=now)
 
 
 def gc(config: GcConfig) -> int:
     """List, or delete, the files that no audit needs."""
     removed, store = [], Store(absolute(config.store))
     for item in collect_garbage(store, config.rules(safe_clock(store, config.delete)), config.delete):
-        print(f"{item.kind:<15} {escaped(item.name)}")
         removed.append(item)
+        print(f"{item.kind:<15} {escaped(item.name)}")
     lines, files, size = count_garbage(removed)
     what = "deleted" if config.delete else "nothing was deleted; delete=true deletes these"
     if not files:

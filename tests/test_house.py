@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("concept_trak", "cluster", "jobs")
 LONGEST, SHORT, SHORT_FILES = 300, 40, 10
+LONGEST_VERB, LONGEST_JOBS = 60, 1500
 PARTICIPLES = frozenset({"found", "said", "told", "asked", "made", "one"})
 METAPHORS = frozenset(
     [
@@ -74,6 +75,14 @@ def test_few_files_are_stubs_of_an_idea():
     lengths = {name: len(text.splitlines()) for name, text in sources("concept_trak").items() if "__init__" not in name}
     short = {name: n for name, n in lengths.items() if n < SHORT}
     assert len(short) <= SHORT_FILES, f"merge some of these with what they belong to: {short}"
+
+
+def test_verbs_parse_call_and_print():
+    lengths = {name: len(text.splitlines()) for name, text in sources("jobs").items()}
+    verbs = {name: lengths[name] for name, text in sources("jobs").items() if '__name__ == "__main__"' in text}
+    assert len(verbs) > 10, "where are the verbs?"
+    assert not (long := {name: n for name, n in verbs.items() if n > LONGEST_VERB}), f"move to the library: {long}"
+    assert sum(lengths.values()) <= LONGEST_JOBS, f"move to the library: {lengths}"
 
 
 @pytest.mark.parametrize(

@@ -38,11 +38,9 @@ def presence(
         pixels: Images in [-1, 1].
 
     Raises:
-        UserError: Neither factor is given.
-        UserError: The judge does not know one of them.
+        UserError: the judge does not know one of the factors.
     """
-    if thing is None and colour is None:
-        raise UserError("presence needs a thing, a colour, or both")
+    assert thing is not None or colour is not None, "presence needs a thing, a colour, or both"
     with torch.no_grad():
         heads = [logits.softmax(1) for logits in classifier(pixels)]
     present = torch.ones(len(pixels), device=pixels.device)

@@ -15,7 +15,7 @@ from zipfile import ZipFile
 import pytest
 
 from jobs.configure import CONF, LEFT_AT_HOME
-from jobs.submit import checked
+from jobs.submitted_audits import checked
 from tests.cluster.head import ROOT, TOKEN, environment, python, standing
 from tests.cluster.wire import Wire
 

@@ -53,7 +53,7 @@ def test_a_judge_of_another_set_is_refused():
 
 def test_the_judge_says_what_it_needs(tmp_path):
     classifier, pixels = judge.Classifier(), torch.zeros(1, 3, 32, 32)
-    with pytest.raises(ValueError, match="needs a thing, a colour, or both"):
+    with pytest.raises(AssertionError, match="needs a thing, a colour, or both"):
         judge.presence(classifier, pixels)
     with pytest.raises(UserError, match="expected one of: red, green, blue"):
         judge.presence(classifier, pixels, colour="pink")

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from concept_trak import UserError
 from concept_trak.data.benchmarks import drawing, emoji
 
 Pair = tuple[str, str]  # (thing, look)
@@ -20,11 +19,7 @@ LOOKS = ("colour", "style")
 
 @dataclass(frozen=True)
 class TwoFactors:
-    """What a data set can show, which pairs it never shows, and how an image is drawn.
-
-    Raises:
-        UserError: a held-out pair is none of the combinations.
-    """
+    """What a data set can show, which pairs it never shows, and how an image is drawn."""
 
     name: str
     factor: str
@@ -40,8 +35,8 @@ class TwoFactors:
     """The label column of the looks, one of `LOOKS`."""
 
     def __post_init__(self) -> None:
-        if wrong := set(self.held_out) - set(self.all_pairs):
-            raise UserError(f"held_out={sorted(wrong)} is no combination; expected some of {self.all_pairs}.")
+        wrong = sorted(set(self.held_out) - set(self.all_pairs))
+        assert not wrong, f"held_out={wrong} is no combination; expected some of {self.all_pairs}."
 
     @property
     def all_pairs(self) -> tuple[Pair, ...]:

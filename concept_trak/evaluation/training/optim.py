@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from concept_trak import UserError
 from concept_trak.evaluation.training.settings import TrainConfig
 
 MUON = 5.0
@@ -65,8 +64,7 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised, with steps of AdamW's size: their root mean square is about 0.2 lr.
 
-    Raises:
-        UserError: A parameter is not a matrix.
+    `optimizers` gives it matrices only.
     """
 
     def __init__(
@@ -74,8 +72,7 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         shapes = [tuple(p.shape) for group in self.param_groups for p in group["params"] if p.dim() != 2]
-        if shapes:
-            raise UserError(f"Muon steps matrices only, and one parameter has the shape {shapes[0]}; leave it to AdamW")
+        assert not shapes, f"Muon steps matrices only, and a parameter has the shape {shapes[0]}: AdamW is for it"
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
