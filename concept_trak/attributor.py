@@ -1,6 +1,6 @@
-"""The in-memory API: a model, some images with captions, a concept; scores come out.
+"""The in-memory API: from a model, images with captions, and a concept to scores.
 
-The same functions as the workers of an audit compute the features, so that the scores are those of an audit.
+Features are computed by the functions that the workers of an audit use, so that scores equal those of an audit.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -61,14 +61,14 @@ def dataset(uri: str, **settings: Any) -> DataConfig:
 
 @dataclass(frozen=True)
 class Attribution:
-    """What each training sample contributed to a concept, in the order of the samples.
+    """The scores of all training samples for one concept, in the order of the samples.
 
     Attributes:
         ids: the samples' ids.
         scores: the damped scores [n], float32. Positive: training on the sample made the model better at the concept.
-        plain: the plain inner products [n], float32, beside the damped ones.
+        plain: the plain inner products phi_q . phi_i [n], float32.
         rejects: the samples without a feature, each with its reason; they have no score.
-        left_out: what a data set holds that no sample is made of, counted by kind and reason.
+        left_out: everything in a data set that no sample uses, counted by kind and reason.
     """
 
     ids: tuple[str, ...]
@@ -125,10 +125,10 @@ class Attributor:
         method: a row of `METHODS` by name, `recommended`, or a `Method` of your own.
         projector: from gradients to k features.
         batch_size: samples computed at a time; it does not change the scores.
-        seed: names the noise of the training side.
+        seed: seed of the noise of the training side.
 
     Raises:
-        UserError: the method is not known, or needs a conditioning that the model lacks.
+        UserError: the method is unknown, or needs a conditioning that the model lacks.
 
     Examples:
         >>> import concept_trak as ct
@@ -163,11 +163,11 @@ class Attributor:
     def fit(
         self, images: Images | DataConfig, captions: Sequence[str] | None = None, ids: Sequence[str] | None = None
     ) -> "Attributor":
-        """Compute the features of the training samples; a second call starts anew.
+        """Compute the features of the training samples, in place of those of an earlier call.
 
         Args:
-            images: PIL images of any size (turned upright, on white, resized and cropped to the model's square), a
-                float tensor [n, 3, h, w] in [-1, 1] of the model's size, or a data set (`dataset`).
+            images: PIL images of any size, a float tensor [n, 3, h, w] in [-1, 1] of the model's size, or a data set
+                (`dataset`). PIL images are turned upright, put on white, resized and cropped to the model's square.
             captions: one for each image; None for a data set, which has its own.
             ids: one for each image, all different; None numbers them: 000000, 000001, ...
 
@@ -221,11 +221,14 @@ class Attributor:
         """The score of every sample: w_i phi_q^T (K + lambda I)^-1 phi_i, lambda = damping tr(K) / k.
 
         Args:
-            concept: what is asked about.
+            concept: the concept.
             damping: relative to the mean eigenvalue of K; positive.
 
+        Returns:
+            The scores of all samples, damped and plain.
+
         Raises:
-            UserError: `fit` was not called, the model cannot answer, or the concept has no direction.
+            UserError: `fit` was not called, the concept does not fit the model, or the concept has no direction.
         """
         fitted = self._fitted
         if fitted is None:

@@ -1,9 +1,7 @@
-"""What a run can be told: one typed, frozen dataclass, the same for the command line, the workers and the saved audit.
+"""The settings of an audit as typed, frozen dataclasses, for the command line, the workers and the saved audit.
 
-Each field's meaning, unit and range stand under it, once. Values are checked when a configuration is made, before
+The docstring under a field has its meaning, unit and range. Values are checked when a configuration is made, before
 anything starts.
-
-Which training set, and how its rows become samples: the group `data` of a configuration.
 """
 
 import dataclasses
@@ -37,28 +35,28 @@ def _at_least(key: str, value: float | int, least: float | int) -> None:
 @dataclass(frozen=True)
 class ModelConfig:
     path: str = ""
-    """A diffusers pipeline directory, safetensors only."""
+    """A diffusers pipeline directory, a Hub id, a URL, or a single original checkpoint; safetensors only."""
     weights: str = ""
-    """A full fine-tune of its denoising network, used in place of the base's: a folder, or one safetensors file."""
+    """A full fine-tune of the denoising network, which replaces the base's: a folder, or one safetensors file."""
     lora: str = ""
-    """A LoRA beside its weights: a safetensors file, or a folder as diffusers or peft saves it."""
+    """A LoRA: a safetensors file, or a folder as diffusers or peft saves it."""
     embeddings: tuple[str, ...] = ()
-    """Textual inversions (safetensors), whose tokens texts may then use."""
+    """Textual inversions (safetensors). Prompts and captions may then use their tokens."""
     parameters: str = "all"
     """Attributable parameters: all, attention, cross_attention, self_attention_out, lora (the adapter's matrices), or a
     pattern of names."""
     negative: str = "empty"
     """The model's negative: empty (trained with dropped captions or classes) or other_label."""
     combinations: tuple[str, ...] = ()
-    """other_label: the captions or classes another one is drawn from; empty is all classes."""
+    """other_label: the captions or classes that the negative is drawn from; empty is all classes."""
     device: str = "auto"
-    """auto (a GPU where the worker owns one), cpu, or cuda."""
+    """auto (a GPU if the worker owns one), cpu, or cuda."""
     precision: str = "float32"
-    """What the networks run in: float32, bfloat16, float16 or float64; states, sums and norms are at least float32. A
-    guided inversion amplifies rounding, so rows with one should not run in bfloat16 unless you have compared."""
+    """Precision of the networks: float32, bfloat16, float16 or float64; states, sums and norms are at least float32. A
+    guided inversion amplifies rounding, so compare before you run such a row in bfloat16."""
     batch: int = 32
-    """Samples at a time on a worker; halved when memory runs out. 0: as many as free memory holds, by what one more
-    sample needs (`attribution/batch_size.py`). Not part of a feature's identity."""
+    """Samples that a worker computes together; halved when memory runs out. 0 measures how many fit into free memory
+    (`attribution/batch_size.py`). It does not change a feature."""
 
     def __post_init__(self) -> None:
         _one_of("model.negative", self.negative, "empty", "other_label")
@@ -70,7 +68,7 @@ class ModelConfig:
 @dataclass(frozen=True)
 class FeatureConfig:
     dtype: str = "float16"
-    """float16, float32, or int8 (in steps of a row's largest entry): how phi is stored, beside a scale per row."""
+    """Type of the stored phi: float16, float32, or int8 (steps of a row's largest entry / 127); a row has a scale."""
     encoding: str = "binary"
     """binary (read at memory speed), or list (float32) for SQL arrays."""
 
@@ -81,20 +79,20 @@ class FeatureConfig:
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What one worker may use of the machine that it runs on; nothing here changes a number."""
+    """The resources that one worker may use on its machine. They change no number."""
 
     cpus: float = 1.0
     """Cores that the worker owns."""
     gpu: bool = False
     """Whether the worker owns a GPU, which `model.device=auto` then uses."""
     memory: int = 0
-    """Bytes of the machine's memory that the worker may take; 0: what is free, divided by `neighbours`."""
+    """Bytes of the machine's memory that the worker may take; 0 is the free memory divided by `neighbours`."""
     neighbours: int = 1
-    """Workers that share the machine; 0: as many as its cores hold."""
+    """Number of workers that share the machine; 0 is as many as its cores hold."""
 
     @property
     def threads(self) -> int:
-        """Threads of torch."""
+        """Number of torch threads."""
         return max(1, int(self.cpus))
 
 
@@ -106,15 +104,15 @@ class DataConfig:
     """auto (by the endings of the files), or a file of concept_trak/data/ that defines one: parquet, webdataset,
     folder, latents."""
     files: str = ""
-    """Only files whose name has this pattern, as train-*.parquet; with a slash, whose path below `uri` has it, as
-    sub/**/*.jpg. The others are left out and counted."""
+    """Only files whose name matches this pattern, such as train-*.parquet; with a slash, files whose path below `uri`
+    matches it, such as sub/**/*.jpg. The others are left out and counted."""
     split: str = ""
-    """Which of several splits that lie in one place: train, validation or test, as the names of files and folders have
-    it; all reads every one. Needed only where there are several."""
+    """One of several splits: train, validation or test, as in the names of files and folders; all reads every split.
+    Needed only if there are several."""
     image_column: str = "image"
     caption_column: str = "caption"
     """In a tar: txt, cls, or a field of the json. In a folder: txt (a file beside the image), label (the folder's
-    name), or a column of its metadata.jsonl, .csv or .parquet. Empty where an unconditional model was told nothing."""
+    name), or a column of its metadata.jsonl, .csv or .parquet. Empty for an unconditional model."""
     other_captions: tuple[str, ...] = ()
     """More columns with captions. A column may also hold a list of them."""
     captions: str = "first"
@@ -124,21 +122,21 @@ class DataConfig:
     id_column: str = ""
     """A column of unique ids (in a tar `__key__` is one); without one an id is made from source and row."""
     label_columns: tuple[str, ...] = ()
-    """Columns that travel to the results and that `truth` of a concept may name."""
+    """Columns that are copied to the results. `truth` of a concept may name them."""
     crop: str = "center"
-    """center, or random: a place drawn once for each id, so that it is the same in every run."""
+    """center, or random: a position drawn by the id, so that it is the same in every run."""
     enlarge: bool = True
     """Whether an image smaller than the crop is enlarged, as the training scripts of diffusers do, or a reject."""
     transparency: str = "white"
-    """What is seen through transparent images: white, black, checker (a checkerboard), or drop (the colours that the
-    file has there, as training scripts with a plain `convert("RGB")` see them)."""
+    """What replaces transparent pixels: white, black, checker (a checkerboard), or drop (the colours that the file has
+    there, as with a plain `convert("RGB")` in training scripts)."""
     most_pixels: int = 128_000_000
     """Width times height above which an image is a reject; decoding takes up to 9 bytes of memory for each pixel."""
     buckets: tuple[tuple[int, int], ...] = ()
-    """[height, width] of the sizes that a model of several aspect ratios was trained at: an image is cropped to the
-    one nearest to its own ratio. Empty: the square of the model's resolution."""
+    """[height, width] of each size of a model that was trained at several aspect ratios; an image is cropped to the
+    nearest ratio. Empty is the square of the model's resolution."""
     shard_rows: int = 64
-    """Rows a shard: about ten minutes of work, at most 90 MB of features. Fixed when a feature set is created."""
+    """Rows of a shard: aim at ten minutes of work and at most 90 MB of features. A new feature set fixes it."""
 
     def __post_init__(self) -> None:
         if self.captions == "whole":
@@ -154,40 +152,40 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class AuditConfig:
-    """One audit: a model, its training data, concepts, and the methods that answer."""
+    """One audit: a model, its training data, concepts and methods."""
 
     store: str = "results"
-    """Where everything lies: a folder or an object-store URL."""
+    """The folder or object-store URL of features and results."""
     audit: str = ""
-    """Its name; empty is the UTC time; @hourly, @daily, @weekly or @monthly the tick that the time is in (2026-W48). An
-    audit of the same name is resumed."""
+    """The audit's name; empty is the UTC time. @hourly, @daily, @weekly and @monthly name it after the current hour,
+    day, week (2026-W48) or month. An audit of the same name is resumed."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     methods: dict[str, Method] = field(default_factory=dict)
-    """Rows of the method table by name; several are scored side by side."""
+    """Rows of the table of methods, by name."""
     projector: Projector = field(default_factory=Projector)
     concepts: tuple[Concept, ...] = ()
     damping: float = 100.0
     """lambda = damping tr(K) / k."""
     seed: int = 0
-    """Names the noise of the training side."""
+    """Seed of the noise of the training side."""
     top: int = 100
-    """Best and worst samples kept per concept."""
+    """Number of the best and of the worst samples kept for each concept, method and form."""
     scores: str = "top"
-    """top: only those; all: every score as Parquet, which precision and AP need."""
+    """top: keep only those; all: keep every score as Parquet, which precision and AP need."""
     aggregates: bool = True
     """Whether scores are summed by source, label and caption word, as Parquet and on the page."""
     since: str = ""
-    """An earlier audit of the store to compare with, on the page and as `jobs.diff` does; latest: the newest that is
-    finished by then and has a question in common, if there is one."""
+    """An earlier audit of the store to compare with, on the page and as `jobs.diff` does; latest is the newest finished
+    one that has a question in common, if there is one."""
     shown: int = 24
-    """Images a row on the page."""
+    """Images of each end of a ranking on the page."""
     report: str = "auto"
-    """file: one page that holds everything; folder: a light page, and beside it one for each concept, thumbnails, and
-    the shown images as they lie in the data; auto: folder for more than 200 images."""
+    """file: one page with everything; folder: a light page, with a folder of concept pages, thumbnails and the original
+    images; auto: folder for more than 200 images."""
     keep_states: bool = False
-    """Whether inverted states are kept in the store (states/), so that other parameters, projectors and seeds skip the
-    inversion. Bytes: samples x states x size of x_t."""
+    """Whether to keep inverted states in the store (states/), so that other parameters, projectors and seeds skip the
+    inversion. They take samples x states x size of x_t bytes."""
     feature: FeatureConfig = field(default_factory=FeatureConfig)
 
     def __post_init__(self) -> None:
@@ -207,7 +205,7 @@ class AuditConfig:
                 )
 
     def complete(self) -> "AuditConfig":
-        """Itself, once nothing that a run needs is missing."""
+        """Itself, after a check that no setting that a run needs is missing."""
         for key, value, example in (
             ("model.path", self.model.path, "model.path=assets/demo"),
             ("data.uri", self.data.uri, "data.uri=s3://bucket/train"),
@@ -258,7 +256,7 @@ def _sentence(schema: type, error: Any) -> str:
 
 
 def _at(schema: type, path: Sequence[Any]) -> type:
-    """The dataclass that stands at a path of keys and list positions."""
+    """The dataclass at a path of keys and list positions."""
     for part in path:
         if isinstance(part, int) or part not in {f.name for f in dataclasses.fields(schema)}:
             continue  # a position in a list, or a name in a mapping: the dataclass was entered with its field
@@ -269,7 +267,7 @@ def _at(schema: type, path: Sequence[Any]) -> type:
 
 
 def plain_values(config: Any) -> dict[str, Any]:
-    """A dataclass as nested plain values, tuples as lists: what a saved configuration holds."""
+    """A dataclass as nested plain values, with tuples as lists, as a saved configuration has them."""
     return _plain(dataclasses.asdict(config))
 
 
@@ -280,10 +278,10 @@ def _plain(value: Any) -> Any:
 
 
 def absolute(path: str) -> str:
-    """URLs as they are, relative paths from here, and `~` as the home folder.
+    """The absolute address: URLs are unchanged, paths start from the working directory, and `~` is the home folder.
 
     Raises:
-        UserError: it is empty, as after an empty variable, or the home of a user who is not known.
+        UserError: it is empty, as after an empty variable, or the home folder of an unknown user.
     """
     if "://" in path:
         return path

@@ -1,6 +1,6 @@
 """Scores summed by source, label and caption word, written as tables.
 
-The score pass writes sums for each range of shards; one task a method adds them up.
+The score pass writes sums for each range of shards; one task for each method adds them up.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -55,7 +55,7 @@ class Sums:
 
 
 def groups_of(sample: Annotation, shard: Shard) -> Iterator[Group]:
-    """Everything that a sample is counted under."""
+    """The groups of a sample: its source, its labels and its caption's words."""
     yield "source", "", shard.source
     yield from (("label", name, value) for name, value in sample.labels.items())
     yield from (("word", "", word) for word in caption_words(sample.caption))
@@ -110,7 +110,7 @@ class GroupStatistics:
 
 @dataclass(frozen=True)
 class AggregateResult:
-    """What the page shows of a method: by column of scores and kind, the groups with the largest sums, best first."""
+    """The groups that the page shows for a method: by column of scores and kind, the best first."""
 
     method: str
     shown: dict[str, dict[str, tuple[GroupStatistics, ...]]]
@@ -145,7 +145,7 @@ class AggregateWorker(StoreWorker):
         return total
 
     def _rows(self, item: AggregateTask, total: Sums, kind: str, question: Mapping[str, str]) -> list[dict[str, Any]]:
-        """The groups of a kind about one question, those whose mean is farthest above all others' first."""
+        """The groups of a kind for one question, ordered by how far their mean is above that of all samples."""
         j, c = total.columns.index(question["column"]), len(total.columns)
         sources = [sums for (k, _, _), sums in total.by_group.items() if k == "source"]  # every sample is in one
         n, summed, squares, positive = np.sum(sources, axis=0)[[0, 1 + j, 1 + c + j, 1 + 2 * c + j]]
@@ -164,7 +164,7 @@ class AggregateWorker(StoreWorker):
 
 
 def questions(config: AuditConfig) -> Iterator[dict[str, str]]:
-    """Each column of scores: which concept, in which form."""
+    """The concept and the form of each column of scores."""
     for concept in config.concepts:
         yield {"concept": concept.name, "form": "damped", "column": concept.name}
         yield {"concept": concept.name, "form": "plain", "column": plain_column(concept.name)}

@@ -1,9 +1,9 @@
 """Checks before an audit computes anything: finite predictions that do not depend on the batch, data that fit the
-model, and outputs that mean what the scheduler says.
+model, and outputs of the scheduler's prediction type.
 
-Everything here is per sample: eps_theta(x_t^i, t, c^i) and its pull-back must be those of sample i alone. In a network
-whose samples depend on each other (batch norm with batch statistics, attention or a queue across samples) numbers
-change with `model.batch`, with the order of the rows, and with a retry at half the batch.
+The project computes per sample: eps_theta(x_t^i, t, c^i) and its pull-back must not depend on other samples. If they do
+(batch norm with batch statistics, attention or a queue across samples), numbers change with `model.batch`, with the
+order of the rows, and with a retry at half the batch.
 """
 
 import logging
@@ -33,7 +33,7 @@ def batch_consistency(denoiser: Denoiser, texts: Sequence[str], t: int = 200, se
 
     Args:
         texts: at least two conditions, better different ones; their number is the batch.
-        t: the time, 0 ... 999; where noise is strong a network that predicts v hardly shows in eps.
+        t: the time, 0 ... 999. At strong noise, eps hardly depends on the output of a network that predicts v.
         seed: of the noise, keyed by (seed, number of the text).
     """
     assert len(texts) > 1, "one sample is no batch"
@@ -71,8 +71,8 @@ def require_batch_consistency(denoiser: Denoiser, texts: Sequence[str]) -> float
 
 @torch.no_grad()
 def require_fit(denoiser: Denoiser, shard: Shard, data: DataConfig) -> None:
-    """Refuse data that the model cannot take: a bucket's size, precomputed latents and embeddings, or squares where the
-    model's own samples are none.
+    """Refuse data that do not fit the model: a bucket's size, precomputed latents and embeddings, or squares if the
+    model's own samples are not square.
 
     Raises:
         UserError: naming the size.
@@ -110,7 +110,7 @@ log = logging.getLogger(__name__)
 
 @torch.no_grad()
 def prediction_errors(denoiser: Denoiser, x_0: Tensor, cond: Condition, seed: int = 0) -> dict[str, float]:
-    """How far the network's raw output is from what each prediction type asks of it.
+    """How far the network's raw output is from the target of each prediction type.
 
         epsilon: eps,    v_prediction: alpha eps - sigma x_0,    sample: x_0
 
@@ -143,7 +143,7 @@ def prediction_errors(denoiser: Denoiser, x_0: Tensor, cond: Condition, seed: in
 
 
 def warn_of_prediction_type(denoiser: Denoiser, shard: Shard, data: DataConfig) -> str:
-    """Warn where another prediction type fits the model far better than the one of its scheduler.
+    """Warn if another prediction type fits the model far better than the one of its scheduler.
 
     Args:
         denoiser: the model.
@@ -151,7 +151,7 @@ def warn_of_prediction_type(denoiser: Denoiser, shard: Shard, data: DataConfig) 
         data: how they are read.
 
     Returns:
-        The warning, also given to the log; empty where there is none.
+        The warning, which is also logged; empty if there is none.
     """
     configured = getattr(denoiser, "prediction_type", "")
     if configured not in ("epsilon", "v_prediction"):

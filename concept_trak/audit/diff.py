@@ -1,9 +1,9 @@
-"""Two finished audits compared: who entered and left the top, who moved, how much of the top is new data, query drift.
+"""Compare two audits: the samples that entered, left or moved in the top, the share of new data, and query drift.
 
-Only questions that both audits share are compared: the same method, and a concept with the same name and settings. A
-shard's name carries the version of its file, so samples of a shard that both audits planned are the same data. Where a
-file was written again, the sample itself decides: whether the earlier audit has a feature under its id, and whether
-both features agree.
+Only questions that both audits have are compared: the same method, and a concept with the same name and settings. A
+shard's name has the version of its file, so samples of a shard that both audits planned are the same data. If a file
+was rewritten, each of its samples is compared: whether the earlier audit has a feature under its id, and whether both
+features agree.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ REMOVED = "removed"
 
 @dataclass(frozen=True)
 class Move:
-    """One sample in the top before, after, or both; a rank is None where the sample is not in that top."""
+    """One sample in the top before, after, or both; a rank is None if the sample is not in that top."""
 
     sample_id: str
     change: str
@@ -49,20 +49,20 @@ class Move:
     score_before: float | None
     score_after: float | None
     data: str
-    """same in both audits; changed in between; new in the later; removed from it. See `novelty`."""
+    """`same`, `changed`, `new` in the later audit, or `removed` from it. See `novelty`."""
     caption: str
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float | None:
-    """The cosine of two features; None where one is zero."""
+    """The cosine of two features; None if one is zero."""
     size = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / size if size else None
 
 
 def moves(before: Sequence[Row], after: Sequence[Row], data: Mapping[str, str]) -> Iterator[Move]:
-    """The moves between two tops (rows of `top.parquet`): the later one in order, then who left it.
+    """The moves between two tops (rows of `top.parquet`): the later top in its order, then the samples that left.
 
-    `data` holds for every sample of either top whether it is same, changed, new or removed.
+    `data` has `same`, `changed`, `new` or `removed` for every sample of either top.
     """
     old, new = ({row["sample_id"]: row for row in top} for top in (before, after))
     for sample, row in new.items():
@@ -100,7 +100,7 @@ class Difference:
     form: str
     moves: tuple[Move, ...]
     cosine: float | None
-    """Between both phi_q; None where the two live in different feature sets or one is zero."""
+    """The cosine between both phi_q; None if they belong to different feature sets or one is zero."""
 
     def count(self, change: str) -> int:
         return sum(move.change == change for move in self.moves)
@@ -120,7 +120,7 @@ SUMMARY_KINDS = {"concept": "string", "method": "string", "form": "string", "ent
 
 
 def compare(before: Audit, after: Audit) -> list[Difference]:
-    """Every question that both audits answered. The later one needs its tables, and no manifest yet.
+    """The differences of every question that both audits have. The later audit needs its tables, but no manifest.
 
     Raises:
         UserError: both are the same audit, the earlier is missing or unfinished, or they share no question.
@@ -144,7 +144,7 @@ def compare(before: Audit, after: Audit) -> list[Difference]:
 
 @dataclass(frozen=True)
 class ComparedAudit:
-    """One method's features in one audit: whose they are, and the plan they were computed by."""
+    """One method's features in one audit: their feature set, and the plan by which they were computed."""
 
     features: FeatureSet
     plan: Sequence[Row]
@@ -155,7 +155,7 @@ class ComparedAudit:
 
 
 def _data(tops: Sequence[Sequence[Row]], store: Store, before: ComparedAudit, after: ComparedAudit) -> dict[str, str]:
-    """What became of every sample of both tops of a method."""
+    """`same`, `changed`, `new` or `removed` for every sample of both tops of a method."""
     state = novelty(store, tops[1], before, after)
     gone = novelty(store, [row for row in tops[0] if row["sample_id"] not in state], after, before)
     return state | {sample: REMOVED if what == NEW else what for sample, what in gone.items()}
@@ -175,9 +175,9 @@ def difference_files(before: Audit) -> tuple[str, str]:
 
 
 def write_differences(before: Audit, after: Audit, differences: Sequence[Difference]) -> list[str]:
-    """Put both tables into the later audit's folder, with which they are removed; returns their names.
+    """Put both tables into the later audit's folder; returns their names. They are removed together with that audit.
 
-    The manifest lists them only if the later audit has `since`; they can be made again.
+    The manifest lists them only if the later audit has `since`.
 
     Raises:
         UserError: the files exist with other numbers, from an earlier audit of the same name.
@@ -213,9 +213,9 @@ SAME, CHANGED, NEW = "same", "changed", "new"
 def novelty(store: Store, rows: Iterable[Row], before: ComparedAudit, after: ComparedAudit) -> dict[str, str]:
     """For samples of the later side (`sample_id`, `source`, `row`): same, changed, or new.
 
-    Of a file that was written anew a sample is `changed` if its feature is another one, or if none of the two audits'
-    features can be compared (another model, another method's settings); `new` if the earlier audit has none under its
-    id. All other samples are `same` if their file was there, else `new`.
+    A sample of a rewritten file is `changed` if its feature differs, or if the two audits' features cannot be compared
+    (another model or other settings of the method); it is `new` if the earlier audit has no feature under its id. Any
+    other sample is `same` if the earlier audit had its file, else `new`.
     """
     place = {row["sample_id"]: shard_of(row, after.plan) for row in rows}
     known, there = before.shards, after.shards
@@ -235,9 +235,9 @@ UNASKED = ("truth",)  # grades the answer and is no part of the question
 
 
 def common(before: Audit, after: str, new: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(concept, method) that both audits share, in the later audit's order; UserError if there is none.
+    """(concept, method) that both audits have, in the later audit's order; UserError if there is none.
 
-    `after` is called so, and `new` are its settings, as `audit.yaml` has them or is about to.
+    `after` is the name of the later audit, and `new` are its settings in the form of `audit.yaml`.
     """
     old = read_settings(before)
     questions = [
@@ -256,10 +256,10 @@ def common(before: Audit, after: str, new: Mapping[str, Any]) -> list[tuple[str,
 
 
 def require_comparable(audit: Audit, since: str, new: Mapping[str, Any]) -> None:
-    """Before an audit with the settings `new` begins: that the one it is to be compared with can be.
+    """Check, before an audit with the settings `new` begins, that it can be compared with the one that `since` names.
 
     Raises:
-        UserError: the one that `since` names is itself, missing, unfinished, or has no question in common.
+        UserError: that audit is the audit itself, is missing or unfinished, or has no question in common.
     """
     if since in ("", "latest"):
         return
@@ -270,8 +270,8 @@ def require_comparable(audit: Audit, since: str, new: Mapping[str, Any]) -> None
 
 
 def earlier(audit: Audit, since: str) -> Audit | None:
-    """The audit that another is compared with: the one named, or for `latest` the newest that is finished and has a
-    question in common; None if there is none, or none is asked for."""
+    """The audit to compare with: the one that `since` names, or for `latest` the newest finished one that has a
+    question in common; None if there is none, or `since` is empty."""
     if since not in ("", "latest"):
         return Audit(audit.store, since)
     others = {name.split("/")[1] for name in audit.store.names("audits") if name.endswith("/manifest.json")} - {

@@ -1,4 +1,4 @@
-"""The dry run of an audit (`preflight=true`): a few samples and a query, and what the whole audit will take."""
+"""The dry run of an audit (`preflight=true`): run a few samples and a query, and estimate the whole audit."""
 
 import math
 import shutil
@@ -36,10 +36,9 @@ LONG = 20.0  # seconds: what takes longer is timed on fewer samples
 
 @dataclass(frozen=True)
 class DryRunFeaturizeResult:
-    """What samples took: seconds for `batch` of them together; the worker's peak bytes of memory, and on its GPU.
+    """The measured cost of samples: seconds for `batch` of them together, and peak bytes of memory and on the GPU.
 
-    `seconds` are of runs of their own, so that what happens once in a worker's life is not counted; it is in `spent`,
-    the seconds of the whole rehearsal.
+    `seconds` leaves out what a worker does only once; `spent`, the seconds of the whole dry run, includes it.
     """
 
     records: tuple[Record, ...]
@@ -51,26 +50,26 @@ class DryRunFeaturizeResult:
 
     @property
     def rows(self) -> int:
-        """How many of the first samples have a feature."""
+        """Number of the first samples that have a feature."""
         return sum(record.rows for record in self.records)
 
 
 @dataclass(frozen=True)
 class DryRunQueryResult:
-    """What a question took: its answer by one sample, seconds a sample of its feature, and seconds a picture."""
+    """The measured cost of a query: its result from one sample, seconds for each sample, and seconds for a picture."""
 
     result: QueryResult
     sample: float
     picture: float
 
     def seconds(self, question: QueryTask) -> float:
-        """What a question of the same method will take."""
+        """Seconds of a query of the same method with this number of samples and pictures."""
         count = question.concept.count
         return self.sample * count + self.picture * min(question.shown, count)
 
 
 class DryRunFeaturizeWorker:
-    """Featurizes a shard once; then times copies of its samples, as many as will be computed together."""
+    """Featurizes a shard once, then times copies of its samples, as many as the audit computes together."""
 
     def __init__(self, work: Work) -> None:
         self.featurizer = FeaturizeWorker(work)
@@ -98,7 +97,7 @@ class DryRunFeaturizeWorker:
 
 
 class DryRunQueryWorker:
-    """Computes one sample of a query end to end; then times as many as will be computed together."""
+    """Computes one sample of a query from end to end, then times as many as the audit computes together."""
 
     def __init__(self, work: Work) -> None:
         self.querier = QueryWorker(work)
@@ -128,7 +127,7 @@ def timed(work: Callable[[int], object], most: int) -> tuple[float, int]:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process ever held, in bytes; getrusage would include its parent's."""
+    """The peak memory of this process, in bytes; getrusage would include that of its parent."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
@@ -137,7 +136,7 @@ def few(plan: Iterable[Shard], config: AuditConfig, resolution: int) -> Shard:
     """A shard from the first usable sample of the plan to the next one of one shape.
 
     Raises:
-        UserError: the first shard has no sample that can be used; the message says why.
+        UserError: the first shard has no usable sample; the message has the reasons.
     """
     shard = next(iter(plan))
     usable: list[Sample] = []
@@ -180,19 +179,19 @@ def dry_run(
     workers: int = 0,
     price: float = 0.0,
 ) -> list[str]:
-    """Load everything, run two samples and one query end to end, and estimate what the whole audit will take.
+    """Load everything, run two samples and one query from end to end, and estimate the whole audit.
 
-    It works in a folder of its own inside the store, which is removed again: nothing is published, nothing is kept.
+    It works in its own folder inside the store, and removes the folder at the end.
 
     Args:
-        config: what the audit is.
+        config: the audit's settings.
         mapper: where the work is done, on one worker.
         worker: what one worker may use of its machine.
-        workers: how many the audit will have; 0 leaves the hours of all of them out.
-        price: of one worker for an hour, in any currency; 0 leaves the cost out.
+        workers: number of workers of the audit; 0 leaves out the hours of all of them.
+        price: of one worker for an hour, in any currency; 0 leaves out the cost.
 
     Raises:
-        UserError: what an audit would refuse, or a number that is not finite.
+        UserError: an audit with these settings would be refused, or a number is not finite.
     """
     config = resolve(config)
     with _scratch(config) as scratch:
@@ -207,7 +206,7 @@ def dry_run(
 def _timed_stages(
     run: AuditRun,
 ) -> tuple[dict[str, DryRunFeaturizeResult], dict[str, DryRunQueryResult], float]:
-    """What samples and a query of each method took, and the seconds in which a worker starts."""
+    """The measured costs of samples and of a query of each method, and the seconds that a worker takes to start."""
     p, begun = run.prepared, time.monotonic()
     tasks = [FeaturizeTask((method,), shard) for method in p.config.methods for shard in p.plan]
     results = {task.methods[0]: r for task, r in run.map("featurize", DryRunFeaturizeWorker, tasks)}
@@ -237,7 +236,7 @@ def report(
     workers: int,
     price: float,
 ) -> list[str]:
-    """What ran, and what the whole run will take; each line names what it was computed from."""
+    """Lines about the dry run and the estimated whole run; each line has the numbers that it was computed from."""
     config, results = p.config, list(featurized.values())
     each = sum(r.seconds / r.batch for r in results)
     querying = sum(queries[q.method].seconds(q) for q in p.queries)

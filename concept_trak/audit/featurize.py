@@ -50,9 +50,9 @@ class FeaturizeResult:
 
 
 class FeaturizeWorker(ModelWorker):
-    """One shard: read, invert, pull back, project, commit.
+    """Features of one shard: read, invert, pull back, project, commit.
 
-    While one batch is computed the next is read and decoded; no more of the shard's images are in memory.
+    While one batch is computed, the next one is read and decoded, so at most two batches of images are in memory.
     """
 
     def __init__(self, work: Work) -> None:
@@ -121,7 +121,7 @@ class FeaturizeWorker(ModelWorker):
 
 
 def _stacked(parts: Sequence[Features], good: list[int], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """phi and weight of the good rows, float32; no rows when a whole shard was rejected."""
+    """phi and weight of the usable rows, float32; no rows if the whole shard was rejected."""
     if not parts:
         return np.zeros((0, width), np.float32), np.zeros(0, np.float32)
     phi, weight = torch.cat([p.phi for p in parts]), torch.cat([p.weight for p in parts])

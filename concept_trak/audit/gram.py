@@ -1,4 +1,4 @@
-"""From features to what scores them: Grams summed along a tree over the shards, and one linear solve for each method.
+"""From features to solved queries: Grams summed along a tree over the shards, and a linear solve for each method.
 
 Workers read parts and Grams from the store and return small records. The plan fixes the order of every sum, so that a
 sum done twice has the same bytes.
@@ -54,7 +54,7 @@ class GramTask(Task):
 
 @dataclass(frozen=True)
 class GramResult:
-    """The name of the node that was summed; empty where it has no rows."""
+    """The name of the node that was summed; empty if it has no rows."""
 
     name: str
 

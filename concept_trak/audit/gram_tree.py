@@ -15,7 +15,7 @@ from concept_trak.data.shard import Shard
 T = TypeVar("T")
 FAN = 16  # children of a node, on average
 MOST_READ = 64
-"""Grams that a solve reads at most. So many leaves, or fewer, are the whole tree: a flat list, summed in its order."""
+"""The most Grams that a solve reads. At most so many leaves form the whole tree: a flat list, summed in its order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ def cut_by_content(items: Sequence[T], hash_of: Callable[[T], str]) -> list[list
 
 
 def group_name(hashes: Sequence[str]) -> str:
-    """Names a group by what is in it, so that another cut is another file."""
+    """The name of a group, a hash of its members, so that another cut gives another file."""
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16]
 
 

@@ -33,7 +33,14 @@ from concept_trak.store.verify import ALTERED, SOUND, Finding
 
 STATES = "states"
 IN_FLIGHT = 8
-NOT_OF_PATHS = ("parameters", "unit", "over", "weight", "projector", "stored")  # settings of features that bend no path
+NOT_OF_PATHS = (
+    "parameters",
+    "unit",
+    "over",
+    "weight",
+    "projector",
+    "stored",
+)  # settings of features that do not change the path
 
 
 def path_of(settings: Mapping[str, Any], probe: Probe) -> str:
@@ -45,10 +52,10 @@ def path_of(settings: Mapping[str, Any], probe: Probe) -> str:
 
 
 def states_in(data: bytes, where: str) -> Float[Tensor, "s c h w"]:
-    """What a file of kept states holds.
+    """The content of a file of kept states.
 
     Raises:
-        Damaged: it is no such file, or its numbers are not those that were written.
+        Damaged: it is not such a file, or its numbers are not those that were written.
     """
     try:
         checked_metadata(data)
@@ -66,7 +73,7 @@ class Inversions:
     probe: Probe
 
     def known(self, denoiser: Denoiser, batch: Batch, samples: Sequence[Sample]) -> Batch:
-        """The batch with its path: read where every sample's is kept, else inverted now and kept."""
+        """The batch with its path: read if the store has that of every sample, otherwise computed and kept."""
         folder = path_of(self.settings, self.probe)
         names = [f"{STATES}/{folder}/{_name(s)}.safetensors" for s in samples]
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
@@ -133,7 +140,8 @@ def _path(audit: Audit, features: FeatureSet) -> str:
 
 
 def unneeded_states(store: Store, names: Iterable[str], living: Needed, before: float) -> list[Garbage]:
-    """Those of `names` (all files under states/) that no audit needs, older than `before` (unix time)."""
+    """The files among `names` (all files under states/) that no audit needs and that are older than `before` (unix
+    time)."""
     free = existing(store, [name for name in names if OURS.fullmatch(name) and not living.keep(name)])
     return [Garbage(STATE, name, size) for name, size, age in free if age < before]
 
@@ -146,7 +154,7 @@ def verify_states(store: Store) -> Iterator[Finding]:
 
 
 def _looked_into(store: Store, name: str) -> Finding | None:
-    """None for one that is gone since it was listed."""
+    """The finding for a file; None if it has vanished since it was listed."""
     try:
         states_in(store.read(name), name)
     except FileNotFoundError:

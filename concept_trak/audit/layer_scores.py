@@ -127,7 +127,7 @@ def shard_features(audit: Audit, features: FeatureSet, shard: str) -> dict[str, 
 
 
 def write_joint(audit: Audit, table_rows: list[dict[str, Any]]) -> str:
-    """Put the table into the audit's folder, with which it is removed; its name.
+    """Put the table into the audit's folder, and return its name. It is removed together with the audit.
 
     Raises:
         UserError: the file exists with other numbers.
@@ -143,7 +143,7 @@ STRONGEST = 3  # parts of the network that a single image is shown with
 
 @dataclass(frozen=True)
 class Through:
-    """A part of the network, and what of a score came through it. `share`: of that score, negative against its sign."""
+    """A part of the network and its summand of a score. `share`: of that score; negative if the signs differ."""
 
     part: str
     score: float
@@ -152,13 +152,13 @@ class Through:
 
 @dataclass(frozen=True)
 class LayerScores:
-    """The layers' names in the model's order, and every split score; both empty where the projector mixes layers."""
+    """The layers' names in the model's order, and every split score; both empty if the projector mixes layers."""
 
     names: tuple[str, ...] = ()
     parts: Parts | None = None
 
     def through(self, method: str, concept: str, form: str, samples: Sequence[str]) -> tuple[Through, ...]:
-        """Of the samples' scores together, by part of the network."""
+        """The sum of the samples' scores, split over the parts of the network."""
         if self.parts is None:
             return ()
         total = dict.fromkeys(map(block_of, self.names), 0.0)
@@ -169,6 +169,6 @@ class LayerScores:
         return tuple(Through(name, score, score / whole if whole else 0.0) for name, score in total.items())
 
     def strongest(self, method: str, concept: str, form: str, sample: str) -> tuple[Through, ...]:
-        """The parts that a single score is largest in, whatever their sign."""
+        """The parts with the largest summands of a single score, by absolute value."""
         parts = self.through(method, concept, form, [sample])
         return tuple(sorted(parts, key=lambda part: -abs(part.score))[:STRONGEST])

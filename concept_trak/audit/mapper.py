@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 @runtime_checkable
 class Attempt(Protocol):
-    """Which try of a task this is (`number`, from 1), and how often running out of memory halved the batch."""
+    """The number of an attempt at a task, from 1, and how often its batch was halved for lack of memory."""
 
     @property
     def number(self) -> int: ...
@@ -22,7 +22,7 @@ class Attempt(Protocol):
 
 @dataclass(frozen=True)
 class FirstAttempt:
-    """The only try that a serial run makes."""
+    """The only attempt of a serial run."""
 
     number: int = 1
     halvings: int = 0
@@ -34,11 +34,11 @@ class Task(ABC):
     @property
     @abstractmethod
     def label(self) -> str:
-        """What the task is called in the name of a log."""
+        """The task's name in the name of a log."""
 
     @property
     def samples(self) -> int:
-        """How many training samples the task computes, for the rate in the progress; 0 where a stage has none."""
+        """Number of training samples that the task computes, for the rate in the progress; 0 if it computes none."""
         return 0
 
 
@@ -49,11 +49,11 @@ class Mapper(Protocol):
     Args of a call:
         stage: the stage's name, for progress and logs.
         worker: the XWorker class, importable by name on another machine; a worker is called with (task, attempt).
-        settings: what an XWorker is built with.
+        settings: the argument of the XWorker's constructor.
         tasks: XTasks (`Task`).
 
-    A call yields (task, result) as tasks finish, in any order. It raises after the last task where some failed, so
-    that the others are safe.
+    A call yields (task, result) as tasks finish, in any order. If tasks failed, it raises after the last task, so that
+    the others are finished.
     """
 
     def __call__(
@@ -62,7 +62,7 @@ class Mapper(Protocol):
 
 
 def serial(stage: str, worker: type[Any], settings: Any, tasks: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-    """The mapper that is this process: one worker, one task after the other, no second try; errors rise as they are."""
+    """The mapper in this process: one worker, one task after the other, no second attempt; errors are raised as is."""
     if tasks:
         work = worker(settings)
         yield from ((task, work(task, FirstAttempt())) for task in tasks)
@@ -75,7 +75,7 @@ def in_order(tasks: Sequence[Any], pairs: Iterator[tuple[Any, Any]]) -> list[Any
 
 
 class Stopped(RuntimeError):
-    """A run that ends early without losing anything. `exit_code`: 2 a mistake to mend, 3 rejects, 5 failed work."""
+    """A run ended early; finished work is kept. `exit_code`: 2 a mistake of the user, 3 rejects, 5 failed work."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""The stages of an audit over a mapper. Each skips what is done, and nothing large passes through the driver."""
+"""The stages of an audit over a mapper. Each skips finished work, and no large data pass through the driver."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,10 +35,10 @@ from concept_trak.store.queries import write_query
 from concept_trak.store.records import Record, committed
 from concept_trak.store.tables import from_rows, to_parquet
 
-INLINE_AT_MOST = 200  # pictures in a page of one file: beyond, it takes seconds to load
+INLINE_AT_MOST = 200  # pictures in a page of one file; with more, it takes seconds to load
 MOST_REJECTS = 0.05
 REJECTED = "failures/rejects.parquet"
-"""The rejects of a run that stopped because they were too many."""
+"""The table of rejects of a run that stopped because there were too many."""
 
 
 @dataclass
@@ -48,9 +48,9 @@ class AuditRun:
     Args:
         prepared: the audit, with its plan and its queries.
         mapper: runs the tasks of a stage.
-        line: takes one line of text about what is done.
+        line: takes one line of text about the progress.
         most_rejects: share of the planned samples, 0 ... 1, that may be rejected before the run stops.
-        counters: returns what each stage counted, for metrics.json.
+        counters: returns the counts of each stage, for metrics.json.
     """
 
     prepared: Prepared
@@ -148,7 +148,7 @@ class AuditRun:
         return tally
 
     def aggregate(self, records: dict[str, list[Record]]) -> dict[str, AggregateResult]:
-        """By method what the page shows of the tables by source, label and word; {} where none are wanted."""
+        """By method, the groups (source, label, word) that the page shows; {} with `aggregates=false`."""
         if not self.prepared.config.aggregates:
             return {}
         tasks = [
@@ -188,7 +188,7 @@ class AuditRun:
         return kind == "folder" or (kind == "auto" and len(self._pictured(tally)) > INLINE_AT_MOST)
 
     def split(self, tally: Tally) -> LayerScores:
-        """Every score at an end of a ranking by layer; empty where the projector mixes layers."""
+        """Every score at an end of a ranking, split by layer; empty if the projector mixes layers."""
         p = self.prepared
         if p.config.projector.kind not in SPLIT:
             return LayerScores()
@@ -246,9 +246,9 @@ def _examples(rejects: Iterable[Mapping[str, Any]]) -> str:
 
 @dataclass(frozen=True)
 class StageResults:
-    """What the stages of a run return: by method, or by (method, concept); `measures` by concept, then column.
+    """The results of the stages of a run: by method, or by (method, concept); `measures` by concept, then column.
 
-    `since` names the audit that it was compared with, "" none; `differences` are the comparisons.
+    `since` is the audit that it was compared with, or empty; `differences` are the comparisons.
     """
 
     records: dict[str, list[Record]]

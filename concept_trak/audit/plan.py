@@ -1,4 +1,4 @@
-"""From a data set and a configuration to the work: shards, and what names their features."""
+"""The plan of an audit: its shards, and the settings that the fingerprint of features covers."""
 
 import hashlib
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ def shards(sources: Sequence[Source], shard_rows: int) -> list[Shard]:
 def feature_settings(
     config: AuditConfig, method: Method, denoiser: Denoiser, identity: dict[str, str]
 ) -> dict[str, Any]:
-    """Every setting that changes a feature's numbers, and nothing else: what the fingerprint is taken of.
+    """Every setting that changes a feature's numbers, and no other: the input of the fingerprint.
 
-    `identity` is `denoiser.identity()`, given because it reads every weight and serves several methods.
+    `identity` is `denoiser.identity()`. It is an argument because it reads every weight, and several methods share it.
     """
     row = method_settings(method)
     sizes = {name: list(p.shape) for name, p in denoiser.parameters.items()}
@@ -57,12 +57,12 @@ def feature_settings(
 
 
 def _changed(data: DataConfig, *names: str) -> dict[str, Any]:
-    """The settings that are not what they are by default: a setting that is added leaves fingerprints as they were."""
+    """The settings that differ from their defaults, so that a new setting does not change existing fingerprints."""
     return {n: getattr(data, n) for n in names if getattr(data, n) != getattr(DataConfig(), n)}
 
 
 def feature_bytes(config: AuditConfig, parameters: int) -> int:
-    """Bytes that one sample's feature takes on storage, for one method."""
+    """Bytes of one sample's feature on storage, for one method."""
     itemsize = 4 if config.feature.encoding == "list" else np.dtype(config.feature.dtype).itemsize
     return config.projector.width(parameters) * itemsize
 
@@ -78,8 +78,8 @@ class Demand:
 
 
 def demand(config: AuditConfig, denoiser: Denoiser) -> Demand:
-    """A gradient counts whole, in the model's precision: layers keep theirs as products of two thin matrices where that
-    is smaller, so a worker needs at most this for each sample of a batch, beside the model and its activations.
+    """The demand of a model. A gradient counts as dense, in the model's precision. Layers keep theirs as two thin
+    matrices if that is smaller, so this is the most that a sample of a batch needs, besides model and activations.
     """
     chosen = denoiser.parameters.values()
     parameters = sum(p.numel() for p in chosen)

@@ -1,7 +1,7 @@
-"""Everything that can be wrong is found here, before a worker starts, in four steps.
+"""Prepare an audit in four steps, and find every mistake before a worker starts.
 
-`resolve` the configuration, `open_inputs` (store, model, data), `check_inputs` (can the model answer, does the data
-fit), `begin_prepared` (feature sets, plan, settings).
+`resolve` the configuration, `open_inputs` (store, model, data), `check_inputs` (whether concepts and data fit the
+model), `begin_prepared` (feature sets, plan, settings).
 """
 
 from collections.abc import Iterable, Sequence
@@ -40,7 +40,7 @@ from concept_trak.store.store import Store
 
 TOGETHER = 8
 """Prompts predicted together and alone before an audit: two see each other already, and each costs two evaluations."""
-# What may differ between two runs of one audit: how the work is done, never what comes out.
+# Settings that may differ between two runs of one audit, because no result depends on them.
 EXECUTION = ("store", "keep_states", "model.batch", "model.device", "data.shard_rows")
 
 
@@ -60,7 +60,7 @@ class Prepared:
     sizes: dict[str, int]
     """The attributable parameters, by name and number of scalars, in the model's order."""
     left_out: tuple[LeftOut, ...] = ()
-    """What is in the data set and in no sample, and what is at model.path and not loaded."""
+    """Everything in the data set that no sample uses, and the files at model.path that are not loaded."""
 
     @property
     def config(self) -> AuditConfig:
@@ -76,10 +76,10 @@ class Prepared:
 
 
 def prepare(config: AuditConfig, worker: WorkerSettings = WorkerSettings()) -> Prepared:
-    """Check a configuration against the world, name its features, cut its plan, and begin its audit in the store.
+    """Check the configuration, the model, the data and the store, cut the plan, and begin the audit in the store.
 
     Raises:
-        UserError: one message that says what is wrong, what was expected, and what to do.
+        UserError: one of them is wrong; the message has what was expected, and what to do.
     """
     config = resolve(config)
     inputs = open_inputs(config, worker)
@@ -88,10 +88,10 @@ def prepare(config: AuditConfig, worker: WorkerSettings = WorkerSettings()) -> P
 
 
 def resolve(config: AuditConfig) -> AuditConfig:
-    """The configuration with absolute paths and a name, once it is complete and holds no secret.
+    """The configuration with absolute paths and a name, after a check that it is complete and has no secret.
 
     Raises:
-        UserError: a key is not set, looks like a credential, or asks a method for what it cannot answer.
+        UserError: a key is not set or looks like a credential, or a concept does not fit a method.
     """
     config = config.complete()
     refuse_secrets(plain_values(config))  # before a message or a file could show one
@@ -112,12 +112,12 @@ TICKS = {"@hourly": "%Y-%m-%dT%H", "@daily": "%Y-%m-%d", "@weekly": "%G-W%V", "@
 
 
 def tick(audit: str, now: datetime) -> str:
-    """`@weekly` as the tick that `now` (UTC) is in, 2026-W48; another name as it is.
+    """The name of the week, day, ... of `now` (UTC) for `@weekly` (2026-W48), `@daily`, ...; any other name unchanged.
 
-    A tick is one audit however often, and by whom, it is begun.
+    All runs of one period are one audit.
 
     Raises:
-        UserError: an unknown word of this kind.
+        UserError: the word after `@` is unknown.
     """
     if not audit.startswith("@"):
         return audit
@@ -162,10 +162,10 @@ def open_inputs(config: AuditConfig, worker: WorkerSettings) -> Inputs:
 
 
 def check_inputs(config: AuditConfig, inputs: Inputs) -> list[QueryTask]:
-    """The queries, for no method yet, once the model can answer them and takes what the data give it.
+    """The queries, without a method, after a check that the concepts and the data fit the model.
 
     Raises:
-        UserError: naming the concept, the method or the size.
+        UserError: one does not; the message names the concept, the method or the size.
     """
     denoiser = inputs.denoiser
     require_conditions(denoiser, config.methods, config.concepts)
@@ -214,7 +214,7 @@ def begin_prepared(
 
 
 def _unused_model_files(denoiser: Denoiser) -> list[LeftOut]:
-    """Other variants, a safety checker, notes: what lies in a pipeline directory and is not loaded."""
+    """The files of a pipeline directory that are not loaded: other variants, a safety checker, notes."""
     names = getattr(denoiser, "unused_files", list)()
     reason = "of model.path that the model does not load"
     return [LeftOut("file", reason, len(names), tuple(names[:5]))] if names else []
@@ -231,7 +231,7 @@ def outcome_settings(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shard_rows(store: Store, settings: dict[str, dict[str, Any]], rows: int) -> int:
-    """The rows a shard has in the feature sets of this audit; one that exists has fixed it."""
+    """Rows of a shard in the feature sets of this audit; an existing feature set has fixed the number."""
     names = sorted(settings, key=lambda n: store.size(FeatureSet.of(settings[n]).settings_file) is None)
     fixed = dict[str, int]()
     for name in names:
@@ -249,7 +249,7 @@ def _planned(shard: Shard) -> dict[str, Any]:
 
 
 def _query(denoiser: Denoiser, concept: Concept, data: DataConfig) -> QueryTask:
-    """The concept with the files it names, for no method yet."""
+    """The concept with the contents of its files, without a method."""
     require_conditioning(denoiser, concept)
     require_untruncated(denoiser, concept)
     for text, without in concept.condition_pairs:
@@ -259,7 +259,7 @@ def _query(denoiser: Denoiser, concept: Concept, data: DataConfig) -> QueryTask:
 
 
 def _require_direction(denoiser: Denoiser, concept: Concept, text: str, without: str) -> None:
-    """That the model encodes two conditions differently; a tokenizer may map two spellings to one."""
+    """Check that the model encodes the two conditions differently; a tokenizer may map two spellings to one."""
     if equal_conditions(denoiser.encode([text]), denoiser.encode([without])).all():
         raise UserError(
             f"concept {concept.name!r}: the model encodes {text!r} and {without!r} alike, so there is no direction "
@@ -268,7 +268,7 @@ def _require_direction(denoiser: Denoiser, concept: Concept, text: str, without:
 
 
 def file_digests(queries: Iterable[QueryTask]) -> dict[str, Any]:
-    """A digest of the examples or the classifier of every concept that has some: files may change behind a name."""
+    """A digest of the examples or the classifier of every concept with such files, because files may change."""
     files = {q.concept.name: (*q.examples, q.classifier) for q in queries if q.examples or q.classifier}
     digests = {name: sha256(b"".join(contents)).hexdigest() for name, contents in files.items()}
     return {"evidence": digests} if digests else {}

@@ -20,9 +20,9 @@ from concept_trak.models.encode import ConceptFiles, decode_pixels, open_query
 
 @dataclass(frozen=True)
 class QueryTask(Task):
-    """A concept for one method, and how many of its samples to show.
+    """A concept for one method, the number of its samples to show, and the bytes of its files.
 
-    With the bytes of its image if it is about one, of its examples (pictures of the model's size), of its classifier.
+    The files are its image, its examples (pictures of the model's size) or its classifier.
     """
 
     method: str
@@ -39,9 +39,9 @@ class QueryTask(Task):
 
 @dataclass(frozen=True)
 class QueryResult:
-    """phi_q, and pictures of the query's own samples (PNG) or some of its examples.
+    """phi_q, and pictures (PNG) of the query's own samples or of some of its examples.
 
-    `agreement`: of each phrasing, if there are several, the cosine of its feature with the mean of the others', in
+    `agreement`: if there are several phrasings, the cosine of each one's feature with the mean of the others, in
     [-1, 1].
     """
 
@@ -53,7 +53,7 @@ class QueryResult:
 
 
 class QueryWorker(ModelWorker):
-    """One concept: its samples, the mean feature of each phrasing, and the mean of these."""
+    """Computes one concept's query: its samples, the mean feature of each phrasing, and the mean of these."""
 
     def __init__(self, work: Work) -> None:
         super().__init__(work)
@@ -87,7 +87,7 @@ class QueryWorker(ModelWorker):
         return phrasing_features(self.denoiser, concept, features)
 
     def pictures(self, question: QueryTask, batch: Batch) -> tuple[bytes, ...]:
-        """The image asked about, some of the examples, or what the model draws for the first samples."""
+        """The concept's image, some of its examples, or what the model draws for the first samples."""
         if question.image:
             return (to_png(decode_pixels([question.image], self.denoiser.resolution)[0]),)
         if question.examples:
@@ -98,7 +98,7 @@ class QueryWorker(ModelWorker):
 
 
 def agreement(phi: Float[Tensor, "phrasings k"]) -> tuple[float, ...]:
-    """cos(phi_j, mean of the others) of each row; nothing of one row alone."""
+    """cos(phi_j, mean of the others) of each row; empty for a single row."""
     if len(phi) == 1:
         return ()
     return tuple(functional.cosine_similarity(phi, phi.sum(0) - phi, dim=1).tolist())

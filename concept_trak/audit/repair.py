@@ -46,7 +46,7 @@ def resumed_config(audit: Audit) -> AuditConfig:
 
 
 def mend(p: Prepared, damaged: Mapping[str, str], mapper: Mapper) -> None:
-    """Remove what is damaged, records before parts, and compute it again; sound shards are left alone."""
+    """Remove damaged files, records before parts, and compute them again; sound shards stay."""
     names = [shard.name for shard in p.plan]
     for features, method in {features: m for m, features in p.work.features.items()}.items():  # methods may share them
         shards = {n for n in names if features.part(n) in damaged or features.record(n) in damaged}
@@ -96,7 +96,7 @@ def _remove(store: Store, record: str, part: str, damaged: Mapping[str, str]) ->
 
 
 def damaged_features(audit: Audit, left: Mapping[str, str]) -> dict[str, str]:
-    """What is damaged of the features that an audit names."""
+    """The damaged files among the features that an audit names."""
     contents = contents_of(audit)
     parts = {name for features, shard in contents.parts for name in (features.part(shard), features.record(shard))}
     sets = tuple(name for features in contents.features for name in (f"{features.grams}/", features.settings_file))
@@ -104,7 +104,7 @@ def damaged_features(audit: Audit, left: Mapping[str, str]) -> dict[str, str]:
 
 
 def removed_results(audit: Audit, left: Mapping[str, str]) -> dict[str, str]:
-    """Remove what is damaged of an unfinished audit's queries: its own command writes them again."""
+    """Remove the damaged queries of an unfinished audit; its own command writes them again."""
     if audit.store.size(audit.name("manifest.json")) is not None:
         return {}
     removed = {name: what for name, what in left.items() if query_of_file(audit, name)}

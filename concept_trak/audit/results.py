@@ -1,4 +1,4 @@
-"""What people read of an audit: the tally of scores, the tables of tops and rejects, the retrieval metrics."""
+"""The results of an audit: the tally of scores, the tables of tops and rejects, the retrieval metrics."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -54,9 +54,9 @@ def percentile(rank: int, end: str, count: int) -> float:
 def top_rows(
     config: AuditConfig, tally: Tally, seen: dict[str, ShownSample], counts: dict[str, int]
 ) -> Iterator[dict[str, Any]]:
-    """One row per concept, method, form, end and rank: the best and worst samples with where they lie.
+    """One row for each concept, method, form, end and rank: the best and worst samples with their sources and rows.
 
-    `duplicate_of` names the sample of a better rank (at the bottom: a worse score) that shows the model the same image.
+    `duplicate_of` is the better-ranked sample (at the bottom: of a lower score) that is the same image to the model.
     """
     for method, concept, form in product(config.methods, config.concepts, FORMS):
         ends = tally.ends[method, column(concept.name, form)]
@@ -93,7 +93,7 @@ def reject_rows(store: Store, records: dict[str, list[Record]]) -> Iterator[dict
 
 
 def rejects_by_reason(records: Iterable[Record]) -> dict[str, int]:
-    """How many samples each reason rejected."""
+    """The number of rejected samples by reason."""
     total: Counter[str] = Counter()
     for record in records:
         total.update(record.rejects_by_reason)

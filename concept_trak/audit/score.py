@@ -1,4 +1,4 @@
-"""The pass over all parts that scores them: the ends and a histogram of every column; on request, every score.
+"""The pass over all parts that scores them: ends and a histogram of every column, and with `scores=all` all scores.
 
 Parts stream through a worker; only the ends return to the driver.
 """
@@ -140,21 +140,21 @@ class ScoreWorker(StoreWorker):
 
 
 def require_known(ids: Sequence[str], known: Collection[str], record: Record) -> None:
-    """That a part has samples of its source only. Raises Damaged."""
+    """Check that a part has samples of its source only. Raises Damaged."""
     if strangers := set(ids).difference(known):
         part = FeatureSet(record.fingerprint).part(record.shard)
         raise Damaged(f"{part} has a sample {min(strangers)!r} that is not in its source. {REPAIR}")
 
 
 def require_width(block: Block, width: int, record: Record) -> None:
-    """That features have as many numbers as the queries. Raises Damaged."""
+    """Check that features are as wide as the queries. Raises Damaged."""
     if block.unit.shape[1] != width:
         part = FeatureSet(record.fingerprint).part(record.shard)
         raise Damaged(f"{part} has features of {block.unit.shape[1]} numbers, and the queries have {width}. {REPAIR}")
 
 
 def require_finite_scores(values: Float[Tensor, "n c"], method: str, record: Record) -> None:
-    """That finite features and queries have finite products.
+    """Check that finite features and queries have finite products.
 
     Raises:
         UserError: a product is larger than float32 holds.

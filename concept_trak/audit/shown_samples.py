@@ -21,9 +21,9 @@ SIDE = 192  # pixels of a thumbnail: twice what the page gives it, for screens o
 
 @dataclass(frozen=True)
 class ShowTask(Task):
-    """Samples of one shard; those also in `pictured` are drawn, at `resolution`, as the model sees them.
+    """Samples of one shard. Those in `pictured` get a picture at `resolution`, cropped as for the model.
 
-    With `files` their thumbnails and originals are written beside the report, and only their names come back.
+    With `files`, thumbnails and originals are written to the folder of the report, and the result has only their names.
     """
 
     shard: Shard
@@ -39,8 +39,8 @@ class ShowTask(Task):
 
 @dataclass(frozen=True)
 class ShownSample:
-    """One sample as people see it. `png` is empty without a picture, and where the picture is a file: then
-    `thumbnail` and `original` name files of the report."""
+    """One sample for the page. `png` is empty without a picture, or if the picture is a file; then `thumbnail` and
+    `original` are names of files of the report."""
 
     sample_id: str
     caption: str
@@ -51,12 +51,12 @@ class ShownSample:
     thumbnail: str = ""
     original: str = ""
     content: str = ""
-    """A hash of what the model sees: equal for two files of one picture."""
+    """A hash of the pixels that the model gets: equal for two files of one picture."""
 
 
 @dataclass(frozen=True)
 class ShowResult:
-    """The samples of a task, as people see them."""
+    """The samples of a task, for the page."""
 
     samples: tuple[ShownSample, ...]
 

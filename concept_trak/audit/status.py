@@ -16,7 +16,7 @@ RESERVED = frozenset(
 
 
 def audits_of(store: Store) -> list[str]:
-    """The audits of a store, by name; other folders beside them are passed over.
+    """The audits of a store, by name; other folders are ignored.
 
     Raises:
         UserError: an audit is in a folder whose name no audit can have, as a copy by hand may be.
@@ -73,7 +73,7 @@ def _folded(name: str) -> str:
 
 
 def describe_status(audit: Audit) -> list[str]:
-    """The lines about one audit: finished with what, or where it was last seen."""
+    """The lines about one audit: its results if it is finished, else its last reported progress."""
     if given_up(audit):
         return [f"{audit.id}: being removed by jobs.gc; if that was killed, the next `jobs.gc delete=true` finishes it"]
     done = read_manifest(audit)
@@ -100,7 +100,7 @@ def describe_status(audit: Audit) -> list[str]:
 
 
 def _counted(s: dict[str, Any], running: str) -> str:
-    """One stage of the run that was last seen: done, running, failed, rejected, rate and time left."""
+    """One stage of the last reported progress: done, running, failed, rejected, rate and time left."""
     running = running if s["done"] < s["of"] else ""
     rate = f", {s['samples_per_second']:.1f} samples/s" if s["samples"] else ""
     left = f", {s['seconds_left']:.0f} s left" if s["seconds_left"] else ""

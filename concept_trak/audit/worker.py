@@ -1,4 +1,4 @@
-"""What workers share: what they are built with, the model they open, and features read ahead of their use."""
+"""The bases of workers: their settings, the model that they open, and features that are read ahead."""
 
 import os
 from collections.abc import Generator, Iterator, Sequence
@@ -26,10 +26,7 @@ from concept_trak.store.store import Store
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker is built with.
-
-    The configuration, each method's features as the driver named them, and what the worker may use of its machine.
-    """
+    """The settings of a worker: the configuration, the fingerprint of each method's features, and its resources."""
 
     config: AuditConfig
     features: dict[str, FeatureSet]
@@ -87,7 +84,7 @@ def open_model(m: ModelConfig, settings: WorkerSettings) -> Denoiser:
 
 
 class ModelWorker:
-    """A worker that holds the model, once it agrees with the driver about what the features are."""
+    """A worker with a model, whose fingerprints were compared with the driver's."""
 
     def __init__(self, work: Work) -> None:
         self.work, self.config = work, work.config
