@@ -1,4 +1,4 @@
-"""Which Arrow types hold text, images, latents and ids. Views, dictionaries and large types count alike."""
+"""The Arrow types of text, images, latents and ids, with their views, dictionaries and large variants."""
 
 import pyarrow as pa
 
@@ -18,7 +18,7 @@ _BINARIES = (
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type of the values: without the dictionary or the extension that holds them."""
+    """The type of the values, without a dictionary or extension around it."""
     while True:
         if isinstance(kind, pa.BaseExtensionType):
             kind = kind.storage_type
@@ -51,7 +51,7 @@ def is_number(kind: pa.DataType) -> bool:
 
 
 def is_id(kind: pa.DataType) -> bool:
-    """Text or whole numbers; an extension such as a UUID has values that are no text."""
+    """Text or integers, but no extension such as UUID, whose values are not text."""
     return not isinstance(kind, pa.BaseExtensionType) and (is_text(kind) or is_whole_number(kind))
 
 
@@ -68,7 +68,7 @@ def is_image(kind: pa.DataType) -> bool:
 
 
 def is_latent(kind: pa.DataType) -> bool:
-    """Floating-point numbers nested three deep, whichever lists they are written as."""
+    """Floating-point numbers in three levels of lists of any kind."""
     for _ in range(3):
         kind = plain_type(kind)
         if not any(is_list(kind) for is_list in _LISTS):

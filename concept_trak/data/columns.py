@@ -1,4 +1,4 @@
-"""What is written about samples, read without their images: ids, captions, labels, and the words of a caption."""
+"""The text columns of samples, read without their images: ids, captions, labels, and the words of a caption."""
 
 import hashlib
 import re
@@ -20,10 +20,10 @@ WORD = re.compile(r"\w+")
 
 
 def caption_of(values: dict[str, Any], name: str, data: DataConfig) -> str:
-    """The caption of the sample `name`; empty where it has none.
+    """The caption of the sample `name`; empty if it has none.
 
     Raises:
-        UserError: a column holds something else than text.
+        UserError: a column has a value that is not text.
     """
     texts = [text for c in caption_columns(data) for text in _texts(c, values.get(c), data) if text.strip()]
     if data.captions == "join":
@@ -44,7 +44,7 @@ def _lines(text: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Annotation:
-    """About one sample: its caption, "" where there is none, and its labels as text."""
+    """The caption of one sample, "" if it has none, and its labels as text."""
 
     caption: str
     labels: dict[str, str]
@@ -65,7 +65,7 @@ def annotations(shard: Shard, data: DataConfig) -> dict[str, Annotation]:
 def _caption(row: SourceRow, name: str, data: DataConfig) -> str:
     try:
         return caption_of(row.values, name, data)
-    except UserError:  # of another type than text: the row is a reject, and has no score to add up
+    except UserError:  # not text: the row is a reject, which has no score to sum
         return ""
 
 
@@ -75,7 +75,7 @@ def caption_words(text: str) -> frozenset[str]:
 
 
 def caption_columns(data: DataConfig) -> tuple[str, ...]:
-    """The columns with captions, in the order in which they count; none for an unconditional model."""
+    """The columns with captions, in the order of their priority; none for an unconditional model."""
     return tuple(column for column in (data.caption_column, *data.other_captions) if column)
 
 
@@ -112,7 +112,7 @@ def survey(data: DataConfig, conditioning: Conditioning = "text") -> Survey:
 
 
 def require_unique_ids(sources: Sequence[Source], data: DataConfig) -> None:
-    """That ids are unique over the whole data set, in 8 bytes of memory a row; ids made from source and row always are.
+    """Check that ids are unique over the whole data set, with 8 bytes of memory for each row.
 
     Raises:
         UserError: naming some of the ids that occur twice, or a source where they are missing.

@@ -1,7 +1,7 @@
-"""Image files of any format into RGB pixels of 8 bits, as training scripts see them.
+"""Decode image files of any format to RGB pixels of 8 bits, as training scripts do.
 
-Only the decoders of an explicit list are used: one that starts a program (Ghostscript, for EPS) never is. Colours are
-those of Pillow's `convert("RGB")`: embedded ICC profiles are not applied, because training scripts do not apply them.
+Only the decoders of a fixed list are used, none of which starts a program (as Ghostscript for EPS). Colours are those
+of Pillow's `convert("RGB")`: embedded ICC profiles are not applied, because training scripts do not apply them.
 """
 
 import io
@@ -49,12 +49,12 @@ def decode_image(data: bytes, transparency: str = "white", most_pixels: int = MO
 
     Args:
         data: the bytes of the file.
-        transparency: what is seen through it: white, black, checker (a checkerboard), or drop (the colours that the
-            file has there, as `convert("RGB")` gives them).
+        transparency: what replaces transparent pixels: white, black, checker (a checkerboard), or drop (the colours
+            that the file has there, as `convert("RGB")` gives them).
         most_pixels: width times height, above which an image is refused before it is decoded.
 
     Raises:
-        UserError: it cannot be read; the message says what is wrong with the file, the same every time.
+        UserError: it cannot be read; the message has the reason, and is the same every time.
     """
     try:
         with warnings.catch_warnings():
@@ -88,7 +88,7 @@ def image_format(data: bytes) -> str:
 
 @cache
 def readable_formats() -> tuple[str, ...]:
-    """The formats of the list that can be read here: those of the plugins only where they are installed."""
+    """The formats of the list that can be read here; those of plugins only if the plugins are installed."""
     missing = set()
     try:
         import pi_heif
@@ -134,7 +134,7 @@ def _upright(data: bytes, most_pixels: int) -> Image.Image:
 
 
 def _require_range(image: Image.Image) -> None:
-    """That white is known: 32 bits a channel have no fixed one, except in PPM."""
+    """Check that the value of white is defined: formats with 32 bits a channel have none, except PPM."""
     if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
         kind = "floating-point numbers" if image.mode == "F" else "32-bit integers"
         raise UserError(f"its pixels are {kind}, of which none is known to be white; save it with 8 or 16 bits")
@@ -149,7 +149,7 @@ def _rgb(upright: Image.Image, transparency: str) -> Image.Image:
 
 
 def _in_strips(image: Image.Image, convert: Callable[[Image.Image, int], Image.Image]) -> Image.Image:
-    """What a conversion of single pixels gives of the whole image, some lines at a time."""
+    """Apply a conversion of single pixels to the whole image, some lines at a time."""
     out, lines = Image.new("RGB", image.size), max(1, STRIP_PIXELS // image.width)
     for top in range(0, image.height, lines):
         strip = image.crop((0, top, image.width, min(top + lines, image.height)))
@@ -168,7 +168,7 @@ def _composed(strip: Image.Image, transparency: str, top: int) -> Image.Image:
 
 
 def _backdrop(transparency: str, size: tuple[int, int], top: int) -> Image.Image:
-    """What is seen behind lines `top` ... of an image: RGBA of `size`, opaque."""
+    """The background of an image's lines from `top` on: RGBA of `size`, opaque."""
     if transparency != "checker":
         return Image.new("RGBA", size, transparency)
     down, across = np.arange(top, top + size[1])[:, None] // SQUARE, np.arange(size[0])[None] // SQUARE

@@ -1,4 +1,4 @@
-"""Which files lie at an address, which version each has, and how a planned one is opened again."""
+"""List the files at an address with their versions, and open a planned file again."""
 
 import heapq
 import os
@@ -18,7 +18,7 @@ from concept_trak.store.secrets import without_secrets
 
 Files = dict[str, dict[str, Any]]
 
-BLOCK_BYTES = 4 << 20  # of one request: long enough that its wait does not count, short enough to skip unread bytes
+BLOCK_BYTES = 4 << 20  # bytes of one request: long enough to hide the latency, short enough to skip unread bytes
 STAMPS = ("mtime", "LastModified", "last_modified", "updated", "created", "date_time")
 DIGESTS = ("blob_id", "md5Hash", "md5", "Content-MD5", "crc32c", "CRC")
 
@@ -27,8 +27,8 @@ DIGESTS = ("blob_id", "md5Hash", "md5", "Content-MD5", "crc32c", "CRC")
 class Listing:
     """Every file at an address.
 
-    `files` are the regular ones, by name, with what storage tells of each. `unreadable` are the others, by name, with
-    the reason. `path` is the address itself inside of the file system `fs`.
+    `files` are the regular ones, by name, with storage's information about each. `unreadable` are the others, by name,
+    with the reason. `path` is the address inside the file system `fs`.
     """
 
     fs: Any
@@ -53,7 +53,7 @@ def canonical_uri(uri: str, resolve_links: bool = True) -> str:
 
     Args:
         uri: a path or a URL; a chain such as `zip://a::b` is left as it is.
-        resolve_links: also replace symbolic links by what they name. Not where workers on other machines see other
+        resolve_links: whether to replace symbolic links by their targets; False if workers on other machines see other
             links.
     """
     if "::" in uri or not uri:
@@ -66,10 +66,10 @@ def canonical_uri(uri: str, resolve_links: bool = True) -> str:
 
 
 def list_files(uri: str) -> Listing:
-    """Every file at an address: a file, or a folder searched to its leaves. One listing, however many files.
+    """Every file at an address, which is a file, or a folder with its subfolders. It makes one listing.
 
     Raises:
-        UserError: nothing is there, or it cannot be reached.
+        UserError: the address does not exist, or cannot be reached.
     """
     try:
         fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
@@ -105,7 +105,7 @@ def _list_remote(fs: Any, path: str) -> Listing | None:
 
 
 def _list_local(fs: Any, path: str) -> Listing | None:
-    """A walk of its own: it names links to nothing, follows links to folders once, and opens no pipe."""
+    """Walk a local folder: report links to nothing, follow links to folders once, and open no pipe."""
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -162,7 +162,7 @@ def version(info: dict[str, Any]) -> str:
     """The store's own etag or digest; else size and modification time.
 
     Raises:
-        UserError: storage gives neither, so that a changed file would pass for the old one.
+        UserError: storage gives neither, so that a changed file could not be recognized.
     """
     if digest := _digest(info):
         return digest
@@ -184,10 +184,10 @@ def _digest(info: dict[str, Any]) -> str:
 
 
 def require_version(fs: Any, path: str, planned: str) -> None:
-    """Nothing where the file is the one that was planned.
+    """Check that the file has the version that was planned.
 
     Raises:
-        UserError: it is another version now, or gone.
+        UserError: it has another version, or does not exist any more.
     """
     try:
         now = version(fs.info(path))
@@ -205,7 +205,7 @@ def open_listed(fs: Any, name: str, **options: Any) -> Iterator[Any]:
     """A listed file, open for reading.
 
     Raises:
-        UserError: nobody may read it, or its name is not text.
+        UserError: it cannot be read, or its name is not text.
     """
     if not encodable(name):
         raise UserError(f"the name of {printable(name)} is not UTF-8; rename it, or leave it out with data.files=")

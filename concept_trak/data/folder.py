@@ -1,8 +1,8 @@
-"""Folders of images, searched to their leaves. Each folder is one source.
+"""Folders of images, with their subfolders. Each folder is one source.
 
 Columns: `image`, `label` (the name of the image's own folder), `txt` (a text file of the image's name in its folder),
-and those of a metadata file in the image's folder or above it. The listing is in the driver's memory: more than some
-million images belong in tars.
+and those of a metadata file in the image's folder or above it. The driver holds the listing in memory, so more than a
+few million images belong in tars.
 """
 
 import posixpath
@@ -25,7 +25,7 @@ from concept_trak.data.text import MOST_BYTES, decode_text, encodable, printable
 class ImageEntry(NamedTuple):
     """One image: its name in its folder, its version, that of its text file, and the fields of its metadata.
 
-    Without a version there is no such image, though the metadata name it.
+    An image that is only in the metadata has no version.
     """
 
     name: str
@@ -34,7 +34,7 @@ class ImageEntry(NamedTuple):
     fields: tuple[tuple[str, Any], ...]
 
     def __repr__(self) -> str:
-        """The text that versions of shards are a hash of: it stays as it is, whatever the class is called."""
+        """The text whose hash is the version of a shard. It must never change, even if the class is renamed."""
         return f"Place({', '.join(f'{name}={value!r}' for name, value in self._asdict().items())})"
 
 
@@ -79,7 +79,7 @@ def _text_of(name: str) -> str:
 
 
 def _check(source: Source, data: DataConfig) -> Iterable[str]:
-    """That some image of the folder has every column that the settings name, and captions are text."""
+    """Check that some image of the folder has every column that the settings name, and that captions are text."""
     there = dict.fromkeys(c for entry in source.places for c, _ in entry.fields)
     there |= dict.fromkeys(["image", "label"])
     there |= {"txt": None} if any(entry.text_version for entry in source.places) else {}

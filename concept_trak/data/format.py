@@ -1,6 +1,6 @@
-"""What a format of training sets consists of. A new format is one file in this folder that defines `FORMAT`.
+"""The interface of a format of training sets. A new format is one file in this folder that defines `FORMAT`.
 
-Nothing else needs to know of it: the plan, the workers and the results call the functions below.
+No other file changes: the plan, the workers and the results call the functions below.
 """
 
 import difflib
@@ -50,15 +50,15 @@ class Format(NamedTuple):
     companions: tuple[str, ...] = ()
     """Endings of files that accompany the samples: captions, metadata."""
     hidden: tuple[str, ...] = ()
-    """What the names of files and folders that are no data begin with, beside a dot."""
+    """Prefixes of the names of files and folders that are not data, in addition to a dot."""
     columns_may_lack: bool = False
-    """Whether a source may lack a column that another one has; its rows are then without it."""
+    """Whether a source may lack a column that another source has; its rows then have no value for it."""
     split_in_name: bool = True
     """Whether a file's own name may name its split; a picture called test.png is no test set."""
 
 
 def formats() -> dict[str, Format]:
-    """The format of every file here that defines one."""
+    """The formats of all files in this folder that define one."""
     package = __name__.rpartition(".")[0]
     files = [file.name for file in pkgutil.iter_modules(import_module(package).__path__) if not file.ispkg]
     known = {name: getattr(import_module(f"{package}.{name}"), "FORMAT", None) for name in files}
@@ -91,7 +91,7 @@ def survey_data(data: DataConfig) -> Survey:
 
 
 def check_columns(survey: Survey, data: DataConfig) -> Survey:
-    """The same survey, once every source has the columns that the settings name; other columns are left out.
+    """The survey, after a check that every source has the columns that the settings name; others are left out.
 
     Raises:
         UserError: a column is missing, or of a type that cannot be used.
@@ -222,10 +222,10 @@ def require_columns(
 
 
 def require_text(key: str, column: str, values: Sequence[Any], where: str) -> None:
-    """That a column of captions does not hold numbers alone.
+    """Check that a column of captions has values that are not numbers.
 
     Raises:
-        UserError: it does.
+        UserError: all of them are numbers.
     """
     known = [value for value in values if value is not None]
     if known and all(isinstance(value, (int, float)) for value in known):

@@ -1,7 +1,7 @@
-"""Pictures into the numbers a model is trained on, and back into files that people look at.
+"""Convert pictures to the pixels that a model is trained on, and back to image files.
 
-Training images: short side resized, centre crop, [-1, 1]. Concepts that no prompt names are given by files: example
-pictures at the model's size, or a classifier.
+Training images: short side resized, centre crop, [-1, 1]. The files of a concept are example pictures at the model's
+size, an image, or a classifier.
 """
 
 import io
@@ -18,11 +18,11 @@ from concept_trak import UserError
 from concept_trak.data.decode import ENDINGS, MOST_PIXELS, decode_image
 
 MOST_EXAMPLES = 256
-"""Examples a concept may have: they travel to the workers with the question."""
+"""The most examples of a concept, because they are sent to the workers with the query."""
 
 
 def read_image(path: str, transparency: str = "white", most_pixels: int = MOST_PIXELS) -> bytes:
-    """The bytes of one image file, local or a URL, once they are known to be an image.
+    """The bytes of one image file, local or a URL, after a check that they are an image.
 
     Args:
         path: the file.
@@ -52,7 +52,7 @@ def resize_crop(image: Image.Image, size: tuple[int, int], place: tuple[float, f
     Args:
         image: RGB.
         size: [height, width] of the result, in pixels.
-        place: where the cut lies in what is left over, in [0, 1] down and across; 0.5 is the centre.
+        place: position of the cut in the rest, in [0, 1] down and across; 0.5 is the centre.
     """
     height, width = size
     kept_width = min(image.width, image.height * width / height)

@@ -1,6 +1,7 @@
-"""What lies at `data.uri`, sorted: the files that samples are made of, and everything that is left out, counted.
+"""The files at `data.uri`: those that samples use, and counts of everything that is left out.
 
-Nothing is skipped in silence. What no sample is made of is a `LeftOut`, which is shown before a run and saved with it.
+Nothing is skipped in silence. Things that no sample uses become a `LeftOut`, which is shown before a run and saved with
+its results.
 """
 
 import posixpath
@@ -22,13 +23,13 @@ EXAMPLES = 3
 SYSTEM_FOLDERS = frozenset(
     ("@eadir", "__macosx", "lost+found", "#recycle", "$recycle.bin", "system volume information")
 )
-"""Folders, in lower case, that operating systems and network drives put beside people's files."""
+"""Folders, in lower case, that operating systems and network drives create."""
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-"""The words that name a split in the names of files and folders, as Hugging Face `datasets` reads them."""
+"""Words that mark a split in the names of files and folders, as in Hugging Face `datasets`."""
 _SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
 _SPLIT_FOLDER = re.compile(rf"({'|'.join(_SPLIT_OF)})[-_ ]?(?:\d+|images?|imgs?|data|set)?")
 REMEDIES = {
@@ -39,7 +40,7 @@ REMEDIES = {
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Things of one kind, at `data.uri`, that no sample is made of.
+    """Things of one kind at `data.uri` that no sample uses.
 
     `kind` is file, member, column or tensor; `names` are a few of them.
     """
@@ -153,7 +154,7 @@ def select_split(files: Files, listing: Listing, data: DataConfig, by_file_name:
         by_file_name: whether a file's own name may name a split, and not only its folders.
 
     Raises:
-        UserError: several splits are there and none is chosen, or the chosen one is not there.
+        UserError: there are several splits and none is chosen, or the chosen one does not exist.
     """
     splits = {name: split_of(listing.relative(name), by_file_name) for name in files}
     there = sorted({split for split in splits.values() if split})

@@ -1,4 +1,4 @@
-"""Training sets that were encoded once: safetensors files of latents and embeddings, n samples each.
+"""Training sets that are encoded already: safetensors files of latents and embeddings, n samples each.
 
     latents              [n, c, h, w]   x_0 as the network denoises it: the VAE's latents, shifted and scaled
     condition.<name>     [n, ...]       each part of the model's condition: text, and pooled where there is one
@@ -37,7 +37,7 @@ CONDITION = "condition."
 
 
 class Precomputed(NamedTuple):
-    """What a row has instead of an image and a text: x_0 [c, h, w], and each part of its condition."""
+    """A row's x_0 [c, h, w] and each part of its condition, in place of an image and a text."""
 
     latent: Tensor
     condition: dict[str, Tensor]
@@ -90,7 +90,7 @@ def _header(file: Any, name: str) -> _Header:
     """The tensors and columns that a file declares.
 
     Raises:
-        UserError: it is no file of this format; the message names what is missing.
+        UserError: it is not a file of this format; the message names what is missing.
     """
     try:
         size = int.from_bytes(file.read(8), "little")
@@ -132,7 +132,7 @@ def _length(tensor: dict[str, Any]) -> int:
 
 
 def _check(source: Source, data: DataConfig) -> Iterable[str]:
-    """That the named columns are there; captions may be missing, unless the settings give them another name."""
+    """Check that the named columns exist; captions may be missing, unless the settings give them another name."""
     with fsspec.open(source.uri) as file:
         there = _header(file, source.uri).columns
     default = (DataConfig().image_column, DataConfig().caption_column)
@@ -177,7 +177,7 @@ def _tensors(file: Any, header: _Header, first: int, count: int) -> dict[str, Te
 
 
 def is_finite(encoded: Precomputed) -> bool:
-    """Whether no number of the latent and of the condition is infinite or undefined."""
+    """Whether all numbers of the latent and of the condition are finite."""
     tensors = (encoded.latent, *encoded.condition.values())
     return all(bool(torch.isfinite(t).all()) for t in tensors if t.is_floating_point())
 

@@ -24,7 +24,7 @@ from concept_trak.data.shard import Shard, Source
 from concept_trak.data.text import one_line
 
 BATCH_ROWS, BATCH_BYTES = 256, 64 << 20
-"""Of rows in memory at a time, whatever the size of a row group."""
+"""The most bytes of rows in memory at a time, whatever the size of a row group."""
 
 
 def _sources(listing: Listing, files: Files, data: DataConfig, tally: LeftOutCounts) -> list[Source]:
@@ -41,7 +41,7 @@ def _opened(file: Any, name: str) -> pq.ParquetFile:
     """A Parquet file that reads each column piece by piece.
 
     Raises:
-        UserError: the bytes are no Parquet file.
+        UserError: the bytes are not a Parquet file.
         OSError: storage failed.
     """
     try:
@@ -60,7 +60,7 @@ def _require_damage(error: BaseException) -> None:
 
 
 def _check(source: Source, data: DataConfig) -> Iterable[str]:
-    """That every column that the settings name is there and of a type that can be used."""
+    """Check that every column that the settings name exists and has a usable type."""
     with fsspec.open(source.uri) as f:
         file = _opened(f, source.uri)
         schema, metadata = file.schema_arrow, file.metadata
@@ -99,7 +99,7 @@ def _require_type(key: str, column: str, kind: pa.DataType, data: DataConfig) ->
 
 
 def _require_images(source: Source, schema: pa.Schema, metadata: Any, data: DataConfig) -> None:
-    """That images are embedded, and latents have a condition."""
+    """Check that images are embedded, and that latents have a condition."""
     kind = schema.field(data.image_column).type
     if types.is_latent(kind) and not _conditions(schema, data):
         raise UserError(
@@ -123,7 +123,7 @@ def _has_values(metadata: Any, path: str) -> bool:
 
 
 def _conditions(schema: pa.Schema, data: DataConfig) -> list[str]:
-    """The columns of embeddings where the images are latents."""
+    """The columns of embeddings, if the images are latents."""
     if data.image_column not in schema.names or not types.is_latent(schema.field(data.image_column).type):
         return []
     return [name for name in schema.names if name.startswith(CONDITION)]

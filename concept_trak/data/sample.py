@@ -41,7 +41,7 @@ class Sample:
 
     @property
     def content(self) -> Tensor:
-        """What the model learns from: the pixels, or the latent."""
+        """The image for the model: the pixels, or the latent."""
         content = self.precomputed.latent if self.precomputed else self.pixels
         assert content is not None, "a sample has pixels, or a latent"
         return content
@@ -152,7 +152,7 @@ def samples_by_id(shard: Shard, data: DataConfig, resolution: int, ids: Sequence
 
 
 def originals(shard: Shard, data: DataConfig, ids: Collection[str]) -> dict[str, bytes]:
-    """The image files of these samples, as they lie in the data; none where the data are encoded already."""
+    """The original image files of these samples; none if the data are encoded already."""
     columns = [data.image_column, *([data.id_column] if data.id_column else [])]
     named = ((sample_id(row, data), row.values) for row in read_rows(shard, data, columns))
     images = ((name, values[data.image_column]) for name, values in named if name in ids)

@@ -1,4 +1,4 @@
-"""A shard: some rows of one version of one source, named by what it holds and never by its position."""
+"""A shard: some rows of one version of one source. Its name depends on these, and never on its position."""
 
 import hashlib
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ class Shard:
 
     @property
     def planned(self) -> PlannedShard:
-        """What the files of the shard are held against."""
+        """The plan of the shard, with which its files are compared."""
         return PlannedShard(self.name, self.source, self.first_row, self.rows)
 
     @cached_property

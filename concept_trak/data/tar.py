@@ -8,16 +8,16 @@ from concept_trak import UserError
 from concept_trak.data.text import one_line
 
 MOST_MEMBER_BYTES = 256 << 20
-"""Of one member: a larger one is no training image, and would fill the memory."""
+"""The most bytes of a member; a larger one is not a training image and would fill the memory."""
 
 
 def tar_members(file: Any, name: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """Every member that is no folder, from the file's position to the end of its bytes, one in memory at a time.
+    """Every member except folders, from the file's position to its end, one in memory at a time.
 
-    Archives that were concatenated (`cat a.tar b.tar`) follow one another: the zeros that end one are passed over.
+    The file may be several concatenated archives (`cat a.tar b.tar`); the zeros at the end of each are skipped.
 
     Raises:
-        UserError: the file is no tar, ends or breaks off in the middle, or has bytes of something else behind its end.
+        UserError: the file is not a tar, is cut off, or has other bytes after its end.
     """
     start = file.tell()
     while True:
@@ -43,7 +43,7 @@ def tar_members(file: Any, name: str) -> Iterator[tuple[tarfile.TarFile, tarfile
 
 
 def _skip_end_mark(file: Any, name: str, place: int) -> int | None:
-    """Where the next archive begins behind the end of one; None where the file ends.
+    """The position of the next archive after the end of one; None at the end of the file.
 
     Raises:
         UserError: there is no end mark: tarfile takes a damaged header, and the end of a cut file, for the end.
@@ -60,7 +60,7 @@ def _skip_end_mark(file: Any, name: str, place: int) -> int | None:
 
 
 def reason_unsafe(member: tarfile.TarInfo) -> str:
-    """Why a member is not read; empty if it may be."""
+    """The reason why a member is not read; empty if it is read."""
     if member.name.startswith("/") or ".." in member.name.split("/"):
         return f"the member {member.name!r} names a place outside of the tar; write the tar from relative names"
     if not member.isreg() or member.issparse():

@@ -1,4 +1,4 @@
-"""Text that users bring: its encoding, and bounds on its length and on the depth of JSON."""
+"""Text from users: its encoding, and limits of its length and of the depth of JSON."""
 
 import codecs
 import json
@@ -48,7 +48,7 @@ def parse_json(text: str | bytes, name: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        UserError: it is no JSON, too long, or nested too deep; the message names the file.
+        UserError: it is not JSON, too long, or nested too deep; the message names the file.
     """
     if isinstance(text, bytes):
         text = decode_text(text, name)
@@ -63,7 +63,7 @@ def parse_json(text: str | bytes, name: str) -> Any:
 
 
 def json_depth(value: Any) -> int:
-    """How many lists and objects lie inside one another; counted without recursion."""
+    """The depth of nested lists and objects, counted without recursion."""
     levels, level = 0, [value]
     while level := [v for v in level if isinstance(v, (dict, list))]:
         levels += 1
@@ -72,7 +72,7 @@ def json_depth(value: Any) -> int:
 
 
 def text_problem(column: str, value: Any) -> str:
-    """Why a value, or one inside a list, cannot be kept as text; empty where it can."""
+    """The reason why a value, or one inside a list, cannot be kept as text; empty if it can."""
     if isinstance(value, list):
         return next((problem for inner in value if (problem := text_problem(column, inner))), "")
     if not isinstance(value, str):

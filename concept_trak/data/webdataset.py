@@ -45,7 +45,7 @@ class _Sample:
 
 @dataclass
 class _Index:
-    """Where the samples of a tar begin, and what it holds beside them."""
+    """The positions of the samples of a tar, and counts of everything else in it."""
 
     places: array = field(default_factory=lambda: array("Q"))
     tally: LeftOutCounts = field(default_factory=LeftOutCounts)
@@ -69,7 +69,7 @@ def _sources(listing: Listing, files: Files, data: DataConfig, tally: LeftOutCou
 def _index(fs: Any, name: str, data: DataConfig) -> _Index:
     """
     Raises:
-        UserError: the tar is not readable, its samples are not in one piece each, or most names have a dot too many.
+        UserError: the tar is not readable, the members of a sample are not together, or most names have extra dots.
     """
     index, keys, reader = _Index(), set[str](), _Reader(data, [column for _, column in named_columns(data)])
     with open_listed(fs, name, **STREAMED) as file:
@@ -93,7 +93,7 @@ def _index(fs: Any, name: str, data: DataConfig) -> _Index:
 
 
 def _count(sample: _Sample, reader: "_Reader", index: _Index) -> None:
-    """Counts the members that no column is read from."""
+    """Count the members that no column uses."""
     for ending in sample.endings:
         if not reader.wants(ending):
             known = ("member", f"ending .{ending}") in index.tally.counts or len(index.tally.counts) < MOST_KINDS
@@ -130,7 +130,7 @@ def _samples(
 
 
 def _read(tar: tarfile.TarFile, member: tarfile.TarInfo, sample: _Sample, ending: str) -> None:
-    """The bytes of a member; of one that is too long for a text, only so much that it is refused as text."""
+    """The bytes of a member. Of one that is too long for a text, only enough to be refused as a text."""
     content = tar.extractfile(member)
     assert content is not None, "a regular file has content"
     most = member.size if ending.rpartition(".")[2] in ENDINGS else MOST_BYTES + 1
@@ -139,7 +139,7 @@ def _read(tar: tarfile.TarFile, member: tarfile.TarInfo, sample: _Sample, ending
 
 @dataclass(frozen=True)
 class _Reader:
-    """Which members the columns are read from, and their values."""
+    """The members that the columns are read from, and their values."""
 
     data: DataConfig
     columns: Sequence[str]
@@ -198,7 +198,7 @@ def _fields(sample: _Sample) -> dict[str, Any]:
 
 
 def _check(source: Source, data: DataConfig) -> Iterable[str]:
-    """That some of a tar's first samples have every column that the settings name, and captions are text."""
+    """Check that some of a tar's first samples have every column that the settings name, and captions are text."""
     there, values = {"__key__": None}, dict[str, list[Any]]()
     for shard in cut(source, CHECKED)[:1]:
         with open_planned(shard, **STREAMED) as file:
@@ -229,7 +229,7 @@ def _readable_fields(sample: _Sample) -> dict[str, Any]:
 def _rows(shard: Shard, data: DataConfig, columns: Sequence[str]) -> Iterator[SourceRow]:
     """The rows of a shard, their ids made of the tar's name below `data.uri` and the key.
 
-    Starts at the shard's first byte and ends with its last sample; members that no column needs are passed over.
+    It starts at the shard's first byte and ends with its last sample; members that no column needs are skipped.
     """
     prefix, reader = path_below(shard.source, data.uri), _Reader(data, columns)
     with open_planned(shard, **STREAMED) as file:
