@@ -18,13 +18,15 @@ KINDS = {"set": "string", "ranker": "string", "concept": "string", "share": "flo
          "kept_other_control": "float64"}  # fmt: skip
 MEANS = ("ranking", "share", "retrainings", "moved", "less random's", "least to greatest", "lost", "less random's",
          "least to greatest", "others kept")  # fmt: skip
-ALL = ("ranking", "concept", "share", "removed", "carriers", "seed", "moved: targets", "others", "difference",
-       "present", "in the control", "lost", "others kept", "in the control")  # fmt: skip
+ALL = ("ranking", "concept", "share", "removed", "carriers", "seed", "moved: targets", "moved: others", "moved",
+       "present", "present: control", "lost", "others kept", "others kept: control")  # fmt: skip
 READING = (
+    ("carriers, targets", "the training images that show the concept; the prompts that name it"),
     ("removed", "how many training images were left out: the first of the ranking, as a share of the images that "
      "show the concept"),
     ("moved", "Euclidean distance between pictures of the retrained model and of its control from the same noise: the "
      "mean over the prompts that name the concept minus the mean over the others"),
+    ("present", "the mean probability that a picture of a target shows the concept, by the data set's classifier"),
     ("lost", "presence of the concept in the control's pictures of the prompts that name it, minus its presence in the "
      "retrained model's, by the data set's classifier"),
     ("others kept", "how often pictures of the other prompts still show the value that those prompts name"),
