@@ -1,9 +1,8 @@
 """Files that no audit needs: `python -m jobs.gc [store=results] [delete=false] [grace_hours=48] [keep=0] [days=0]`.
 
 Lists features, kept states and component measurements that no audit needs, and temporary files of killed writes;
-`delete=true` removes them. `keep` and `days` select finished audits to remove, with everything that only they need; the
-newest audit stays. An unfinished audit stays until `unfinished_days` pass without a write. No file younger than the
-grace is touched.
+`delete=true` removes them. `keep` and `days` select finished audits to remove; the newest audit stays. An unfinished
+audit stays until `unfinished_days` pass without a write. No file younger than the grace is touched.
 """
 
 from dataclasses import dataclass
