@@ -1,6 +1,10 @@
 """Ray on this machine for one run: started with the cores that this process may use, and watched while it is used."""
 
+import contextlib
 import logging
+import signal
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import psutil
@@ -15,6 +19,15 @@ OBJECT_STORE_BYTES = 100 * 2**20
 ESSENTIAL = ("gcs_server", "raylet")  # the processes without which a node of Ray is dead
 _processes: dict[str, list[psutil.Process]] = {}
 """The essential processes by the connection that this process has to them."""
+
+
+@contextlib.contextmanager
+def own_sigterm() -> Iterator[None]:
+    """What SIGTERM does stays as it is while Ray is started, whose own handler would abort the process."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def start() -> None:

@@ -88,6 +88,10 @@ class OnRay:
         """Start or join the cluster, unless this process already has one."""
         if ray.is_initialized():
             return
+        with local_ray.own_sigterm():
+            self._start()
+
+    def _start(self) -> None:
         if self.address is None:
             local_ray.start()
             return

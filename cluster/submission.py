@@ -23,6 +23,8 @@ TOKEN = (
     "RAY_AUTH_TOKEN_PATH, a file that holds it) to the cluster's own"
 )
 POLL = 0.5
+TOO_LARGE = re.compile(r"\b413\b|exceeds the maximum size")
+"""How Ray says that the folder is more than it takes."""
 LOST = (aiohttp.ClientError, OSError, RuntimeError)  # what Ray's client raises when no server answers any more
 # Ray reports every package that it uploads, every socket that closes, and that it leaves out .git and .venv, as we do.
 LOGGERS = ("", "._private.runtime_env.working_dir", ".dashboard.modules.dashboard_sdk", ".dashboard.modules.job.sdk")
@@ -76,8 +78,8 @@ def submit(
         The submission id.
 
     Raises:
-        UserError: Ray refuses it, as when another submission took the same attempt at the same moment; or there are
-            variables and no token.
+        UserError: the folder is too large; or Ray refuses the job, as when another submission took the same attempt at
+            the same moment; or there are variables and no token.
     """
     number = 1 + max((int(name.rpartition("-")[2]) for name in attempts(jobs, audit)), default=0)
     runtime: dict[str, Any] = {"working_dir": working_dir, "excludes": [*excludes, *NEVER_SHIPPED]}
@@ -89,11 +91,27 @@ def submit(
         return jobs.submit_job(
             entrypoint=shlex.join(command), submission_id=name, metadata=metadata, runtime_env=runtime
         )
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
+        if TOO_LARGE.search(str(error)):
+            file, size = largest_file(working_dir)
+            raise UserError(
+                f"the cluster refused {name}: {working_dir} is too large to be sent. Its largest file is {file} "
+                f"({size / 1e6:.0f} MB): move it out, or name it in .gitignore"
+            ) from None
         raise UserError(
             f"the cluster refused {name}: {error}. If another submission took this attempt just now, give the same "
             "command again for the next one"
         ) from None
+
+
+def largest_file(folder: str) -> tuple[str, int]:
+    """The largest file below a folder and its bytes, without those of .git and .venv."""
+    sizes: dict[str, int] = {}
+    for top, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name not in (".git", ".venv")]
+        sizes |= {path: os.lstat(path).st_size for path in (os.path.join(top, name) for name in files)}
+    file = max(sizes, key=sizes.__getitem__, default=folder)
+    return os.path.relpath(file, folder), sizes.get(file, 0)
 
 
 def follow(jobs: JobSubmissionClient, name: str, line: Callable[[str], None]) -> int:

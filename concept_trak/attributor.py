@@ -23,7 +23,7 @@ from concept_trak.attribution.method import METHODS, RECOMMENDED, Method
 from concept_trak.attribution.projector import Projector
 from concept_trak.attribution.query import phrasing_features, query_features, require_conditioning, require_conditions
 from concept_trak.attribution.ranking import scores
-from concept_trak.config import DataConfig, build
+from concept_trak.config import DAMPING, DataConfig, build
 from concept_trak.data.columns import survey
 from concept_trak.data.in_memory import Images, memory_samples
 from concept_trak.data.inventory import LeftOut
@@ -233,8 +233,8 @@ class Attributor:
         fitted = self._fitted
         if fitted is None:
             raise UserError("nothing to score: call fit(images, captions) first")
-        if damping <= 0:
-            raise UserError(f"damping={damping}; expected a positive number")
+        if not DAMPING[0] <= damping <= DAMPING[1]:
+            raise UserError(f"damping={damping}; expected a positive number, 1e-12 ... 1e12")
         require_conditions(self.model, {"method": self.method}, [concept])
         require_conditioning(self.model, concept)
         batch = open_query(self.model, concept, read_concept_files(self.model, concept), self.batch_size)

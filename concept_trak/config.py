@@ -7,6 +7,8 @@ anything starts.
 import dataclasses
 import difflib
 import os
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,7 @@ from concept_trak.attribution.method import METHODS, Method
 from concept_trak.attribution.projector import Projector
 
 T = TypeVar("T")
+MOST_TOP, DAMPING = 1_000_000, (1e-12, 1e12)
 
 
 def _one_of(key: str, value: str, *known: str) -> None:
@@ -27,9 +30,9 @@ def _one_of(key: str, value: str, *known: str) -> None:
         raise UserError(f"{key}={value!r}; expected one of: {', '.join(known)}")
 
 
-def _at_least(key: str, value: float | int, least: float | int) -> None:
-    if value < least:
-        raise UserError(f"{key}={value}; expected at least {least}")
+def _at_least(key: str, value: float | int, least: float | int, most: float | int = 2**63) -> None:
+    if not least <= value <= most:
+        raise UserError(f"{key}={value}; expected at least {least}" + f", at most {most}" * (most < 2**63))
 
 
 @dataclass(frozen=True)
@@ -191,11 +194,14 @@ class AuditConfig:
     def __post_init__(self) -> None:
         _one_of("scores", self.scores, "top", "all")
         _one_of("report", self.report, "auto", "file", "folder")
-        _at_least("top", self.top, 1)
-        if self.damping <= 0:
-            raise UserError(f"damping={self.damping}; expected a positive number, relative to the mean eigenvalue of K")
-        names = [c.name.lower() for c in self.concepts]  # files and columns of some systems know no case
-        if twice := {n for n in names if names.count(n) > 1}:
+        _at_least("top", self.top, 1, MOST_TOP)
+        _at_least("shown", self.shown, 0)
+        if not DAMPING[0] <= self.damping <= DAMPING[1]:  # beyond, float32 holds no solution
+            raise UserError(
+                f"damping={self.damping}; expected a positive number, 1e-12 ... 1e12, in mean eigenvalues of K"
+            )
+        names = Counter(c.name.lower() for c in self.concepts)  # files and columns of some systems know no case
+        if twice := {n for n, count in names.items() if count > 1}:
             raise UserError(f"concepts: {', '.join(sorted(twice))} is named twice; give each its own name")
         for concept in self.concepts:
             if missing := set(concept.truth) - set(self.data.label_columns):
@@ -218,7 +224,7 @@ class AuditConfig:
 
 
 def build(schema: type[T], values: Any) -> T:
-    """The dataclass from plain values; unknown keys and wrong types at any depth are refused."""
+    """The dataclass from plain values; unknown keys and wrong types at any depth are refused; a number is text."""
     _strict(schema)
     try:
         return TypeAdapter(schema).validate_python(values)
@@ -232,7 +238,7 @@ def _strict(schema: type, seen: set[type] | None = None) -> None:
     if schema in seen:
         return
     seen.add(schema)
-    schema.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+    schema.__pydantic_config__ = {"extra": "forbid", "coerce_numbers_to_str": True}  # type: ignore[attr-defined]
     for known in dataclasses.fields(schema):
         for inner in (known.type, *get_args(known.type)):
             if isinstance(inner, type) and dataclasses.is_dataclass(inner):
@@ -281,13 +287,14 @@ def absolute(path: str) -> str:
     """The absolute address: URLs are unchanged, paths start from the working directory, and `~` is the home folder.
 
     Raises:
-        UserError: it is empty, as after an empty variable, or the home folder of an unknown user.
+        UserError: it is empty, as after an empty variable, or means nothing on this machine.
     """
     if "://" in path:
         return path
     if not path.strip():
         raise UserError("the path is empty, as after an empty variable of the shell; give a folder, such as results")
     home = os.path.expanduser(path)
-    if home.startswith("~"):
-        raise UserError(f"{path!r} begins with ~, and no such home folder is known; write ./{path} for a folder here")
+    if home.startswith("~") or re.match(r"[A-Za-z]:\\", path):
+        what = "a path of Windows" if "\\" in path else "in no home folder that is known"
+        raise UserError(f"{path!r} is {what}; give a path of this machine, such as /data/results")
     return str(Path(home).absolute())

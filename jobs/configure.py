@@ -6,6 +6,7 @@ second table: the groups of `method` are made from `METHODS`.
 
 import dataclasses
 import difflib
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from concept_trak import UserError
 from concept_trak.attribution.method import METHODS, RECOMMENDED, method_settings
 from concept_trak.config import build
+from concept_trak.data.text import encodable
 from concept_trak.store.secrets import redacted
 from jobs.exit_codes import ended
 from jobs.help import help_text
@@ -74,9 +76,10 @@ def configure_all(schemas: Sequence[type[Any]], default: str, arguments: Sequenc
             values = OmegaConf.to_container(compose(config_name=name, overrides=overrides), resolve=False)
         except OverrideParseException as error:
             why = str(error).partition("\n")[0]
-            raise UserError(
-                f"{redacted(str(error.override))} cannot be read ({why}); quote special characters: key=\"'value'\""
-            ) from None
+            remedy = "quote special characters: key=\"'value'\""
+            if re.search(r"[{,]\s*[\"']", str(error.override)):
+                remedy = "keys of a mapping have no quotes: concepts=[{name: red, prompt: a red square}]"
+            raise UserError(f"{redacted(str(error.override))} cannot be read ({why}); {remedy}") from None
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(_explained(str(error), overrides, name)) from None
     assert isinstance(values, dict)
@@ -85,7 +88,7 @@ def configure_all(schemas: Sequence[type[Any]], default: str, arguments: Sequenc
 
 
 def _require_values(values: Any, key: str = "") -> None:
-    """Refuse `${...}`, which reads the environment or other keys, before anything resolves it.
+    """Refuse `${...}`, which reads the environment or other keys, before anything resolves it, and what is no text.
 
     Raises:
         UserError: naming the key.
@@ -93,6 +96,10 @@ def _require_values(values: Any, key: str = "") -> None:
     items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
     for name, value in items:
         _require_values(value, f"{key}.{name}" if key else str(name))
+    if isinstance(values, float) and math.isnan(values):
+        raise UserError(f"{key} is no number (nan); expected one")
+    if not encodable(f"{key}{values}" if isinstance(values, str) else key):
+        raise UserError(f"{key} is not Unicode text, so no file can hold it; write it as UTF-8")
     if isinstance(values, str) and "${" in values:
         raise UserError(f"{key}={values!r} is an expression; give the value itself, which the shell can insert")
 

@@ -75,8 +75,8 @@ class BudgetConfig:
 
 
 def _at_least(key: str, value: float, least: float) -> None:
-    if value < least:
-        raise UserError(f"{key}={value}; expected at least {least}")
+    if not least <= value < math.inf:
+        raise UserError(f"{key}={value}; expected at least {least}, and finite")
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,9 @@ class RunConfig:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     interval: float = 10.0
     """Seconds between two lines of progress without a terminal, and between two writes of progress.json."""
+
+    def __post_init__(self) -> None:
+        _at_least("interval", self.interval, 0)
 
 
 def worker_settings(cluster: ClusterConfig) -> WorkerSettings:

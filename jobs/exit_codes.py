@@ -9,15 +9,18 @@
 6    a file in the store is not as it was written (`jobs.verify`)
 130  interrupted (Ctrl-C)
 141  the reader of the output closed it, as `head` does
+143  ended from outside (SIGTERM), as by a scheduler or a shutdown
 
-After 2 to 5, 130 and 141 the same command resumes. A submitted job continues without the command that follows it.
+After 2 to 5 and 130 to 143 the same command resumes. A submitted job continues without the command that follows it.
 """
 
 import contextlib
 import io
 import os
 import select
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 
@@ -28,12 +31,15 @@ from concept_trak.data.text import escaped
 from concept_trak.store.secrets import redacted, without_secrets
 
 MENDABLE, BUG, DAMAGED = 2, 5, 6
+MOST_CHARACTERS = 20_000
 NEWLINES = "\n\t"  # pass in messages
-INTERRUPTED, OUTPUT_CLOSED = 130, 141  # as a shell reports SIGINT and SIGPIPE
+INTERRUPTED, OUTPUT_CLOSED, TERMINATED = 130, 141, 143  # as a shell reports SIGINT, SIGPIPE and SIGTERM
 
 
 def ended(verb: Callable[[], int]) -> int:
     """The exit code of a verb, whatever it raises; the message goes to stderr."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         code = verb()
         sys.stdout.flush()  # here, because Python reports an error of its own flush at exit with a traceback
@@ -42,6 +48,10 @@ def ended(verb: Callable[[], int]) -> int:
         return _error(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _error("interrupted; what is done stays done. Run the same command again.", INTERRUPTED)
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
+            raise
+        return _error("ended from outside; what is done stays done. Run the same command again.", TERMINATED)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _output_is_closed():
             return _error("the reader of this output has closed it, so this command has stopped", OUTPUT_CLOSED)
@@ -58,9 +68,14 @@ def ended(verb: Callable[[], int]) -> int:
         return BUG
 
 
+def _terminate(number: int, _: object) -> None:
+    sys.exit(number)
+
+
 def _error(message: str, code: int) -> int:
     if code == OUTPUT_CLOSED:
         _discard_output()
+    message = message if len(message) <= MOST_CHARACTERS else f"{message[:MOST_CHARACTERS]}..."
     with contextlib.suppress(BrokenPipeError):  # of `2>&1 | head`
         print(f"error: {escaped(redacted(message), NEWLINES)}", file=sys.stderr)
     return code

@@ -49,9 +49,8 @@ def gc(config: GcConfig) -> int:
         removed.append(item)
         print(f"{item.kind:<15} {escaped(item.name)}")
     lines, files, size = count_garbage(removed)
-    what = "deleted" if config.delete else "nothing was deleted; delete=true deletes these"
-    if not files:
-        what = f"nothing is unneeded and older than {config.grace_hours:g} hours"
+    done = "deleted" if config.delete else "nothing was deleted; delete=true deletes these"
+    what = done if files else f"nothing is unneeded and older than {config.grace_hours:g} hours"
     print("\n".join([*lines, f"total           {files:>8} files {size / 1e6:>12.3f} MB: {what}"]))
     return 0
 

@@ -4,6 +4,7 @@
 model), `begin_prepared` (feature sets, plan, settings).
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -154,11 +155,23 @@ def open_inputs(config: AuditConfig, worker: WorkerSettings) -> Inputs:
     Raises:
         UserError: one of them is missing, cannot be read, or does not fit the others.
     """
+    _require_apart(config)
     store = Store(config.store)
     store.probe()
     require_new_name(Audit(store, config.audit))
     denoiser = open_model(config.model, worker)
     return Inputs(store, denoiser, survey(config.data, denoiser.conditioning))
+
+
+def _require_apart(config: AuditConfig) -> None:
+    """That no result is written among the data, where a next audit would read it as data."""
+    data, store = (address.removeprefix("file://").rstrip("/") for address in (config.data.uri, config.store))
+    for folder in {data, os.path.realpath(data)} if "://" not in data else {data}:
+        if f"{store}/".startswith(f"{folder}/") or f"{os.path.realpath(store)}/".startswith(f"{folder}/"):
+            raise UserError(
+                f"store={config.store} is in the folder of data.uri={config.data.uri}, where results would be read as "
+                "data; put the store elsewhere, or set data.uri to the folder of the samples alone"
+            )
 
 
 def check_inputs(config: AuditConfig, inputs: Inputs) -> list[QueryTask]:

@@ -109,10 +109,15 @@ def _counted(s: dict[str, Any], running: str) -> str:
 
 
 def _last_seen(audit: Audit) -> dict[str, Any] | None:
+    """The hint of a run; None where there is none, or none that can be read."""
     try:
-        return json.loads(audit.store.read(audit.name("progress.json")))
-    except FileNotFoundError:
+        seen = json.loads(audit.store.read(audit.name("progress.json")))
+        return seen if seen.keys() >= SEEN else None
+    except (FileNotFoundError, ValueError, AttributeError, RecursionError):
         return None
+
+
+SEEN = {"stage", "stages", "running", "interval", "time"}
 
 
 # Intervals without a word, and at least so many seconds, that tell a dead driver: clocks of two machines differ, and a

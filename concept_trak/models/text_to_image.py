@@ -12,6 +12,7 @@ from torch import Tensor
 
 from concept_trak import UserError
 from concept_trak.attribution.denoiser import Condition
+from concept_trak.data.text import one_line
 from concept_trak.models.pipeline import DenoisingNetwork, Pipeline
 from concept_trak.models.text_encoder import TextEncoder, open_text_encoder, tokenizer_of
 
@@ -51,8 +52,8 @@ class TextToImage(Pipeline):
         for name, encoder in self.text_encoders.items():
             if (length := encoder.length(text)) > encoder.limit:
                 raise UserError(
-                    f"{text!r} has {length} tokens, and the model's {name} reads {encoder.limit}, start and end of "
-                    "text included: the rest would be ignored. Shorten it."
+                    f"'{one_line(text, 200)}' has {length} tokens, and the model's {name} reads {encoder.limit}, start "
+                    "and end of text included: the rest would be ignored. Shorten it."
                 )
 
     def _conditioning_parts(self) -> tuple[str, ...]:

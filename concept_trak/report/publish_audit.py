@@ -5,6 +5,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+from pyarrow import ArrowException
+
+from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
 from concept_trak.audit.aggregate import KINDS
 from concept_trak.audit.diff import compare, difference_files, earlier, write_differences
@@ -190,9 +193,15 @@ def _files(p: Prepared, results: StageResults) -> list[str]:
 
 def describe_answer(p: Prepared, line: Callable[[str], None]) -> None:
     """Print a table for each concept from the store's files, and the path of the page."""
-    table = read_table(p.audit, "top.parquet").to_pylist()
+    try:
+        table = read_table(p.audit, "top.parquet").to_pylist()
+        metrics_file = json.loads(p.store.read(p.audit.name("metrics.json")))
+    except (FileNotFoundError, ValueError, ArrowException) as error:
+        raise UserError(
+            f"audit {p.audit.id} is finished, and a file of its results is gone or damaged ({one_line(error)}); "
+            "`python -m jobs.verify` lists what is. Start a new audit (audit=...): it reuses the features"
+        ) from error
     best = [r for r in table if (r["form"], r["end"]) == ("damped", "top") and r["rank"] <= 5]
-    metrics_file = json.loads(p.store.read(p.audit.name("metrics.json")))
     metrics, questions, rejected = (
         metrics_file["concepts"],
         metrics_file.get("questions", {}),

@@ -159,7 +159,7 @@ def _latest(store: Store) -> str:
     """When the audit in latest.json was finished; "" if the hint is missing or unreadable."""
     try:
         return str(json.loads(store.read(LATEST))["finished"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 

@@ -208,6 +208,8 @@ def _explain(error: OSError) -> str:
     text = without_secrets(error)
     if isinstance(error, (FileExistsError, NotADirectoryError)) or error.errno == errno.ELOOP:
         return f"{text}. Expected a folder, or nothing: a file, a pipe or a link is in its way. Use another store."
+    if error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+        return f"{text}. Expected a file system with hard links, as exclusive create needs: use another, or S3."
     if error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
         return f"{text}. Expected storage that can be written: mount it so, make room, or use another store."
     if isinstance(error, FileNotFoundError):

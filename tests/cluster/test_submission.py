@@ -222,3 +222,28 @@ def test_a_lost_connection_is_one_message_and_the_job_can_be_followed_again_and_
         assert time.monotonic() < end, f"it does not stop: {told}"
     assert verb(head, "action=follow", "audit=week-2").returncode == 4, "a stopped job is not done"
     assert verb(head, "action=stop", "audit=week-2").stdout == "week-2-1: has ended already\n"
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    ["Request failed with status code 413: too large.", "Package size (600MiB) exceeds the maximum size of 5."],
+)
+def test_a_checkout_that_is_too_large_names_its_largest_file(tmp_path, refusal):
+    from cluster import submission
+
+    class Jobs(submission.JobSubmissionClient):
+        def __init__(self):
+            pass
+
+        def list_jobs(self):
+            return []
+
+        def submit_job(self, **_):
+            raise RuntimeError(refusal)
+
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git/pack").write_bytes(b"x" * 3_000_000)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/weights.bin").write_bytes(b"x" * 2_000_000)
+    with pytest.raises(ValueError, match=r"the cluster refused a-1: .* Its largest file is runs/weights.bin \(2 MB\)"):
+        submission.submit(Jobs(), "a", ["true"], str(tmp_path), {}, [])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from concept_trak import UserError
 from concept_trak.attribution.method import METHODS, PUBLISHED, RECOMMENDED
 from concept_trak.config import AuditConfig, build, plain_values
 from jobs.configure import CONF
@@ -120,7 +121,7 @@ def test_the_demo_asks_for_what_is_in_the_repository():
         ("methods.concept_trak.over=tensor", r"over='tensor' is not known; expected one of: all, layer"),
         ("concepts=[{name: a, prompt: b, wihtout: c}]", r"concepts.0.wihtout \(did you mean without_prompt\?\)"),
         ("concepts=[{prompt: b}]", r"concepts.0.name is missing; give it a value"),
-        ("concepts=[{name: a/b, prompt: b}]", r"concept 'a/b': name must be letters"),
+        ("concepts=[{name: a/b, prompt: b}]", r"concept 'a/b': name must be at most 100 letters"),
         ("concepts=[{name: a, prompt: b, without_prompt: b}]", r"'a': both conditions are 'b', so there is no dir"),
         ("concepts=[{name: a, prompt: b, scope: local}]", r"'a': scope=local needs image=<path>"),
         ("concepts=[{name: a, prompt: b}, {name: a, prompt: c}]", r"a is named twice"),
@@ -136,3 +137,19 @@ def test_mistakes_are_one_message_with_the_remedy(argument, says):
     with pytest.raises(ValueError, match=says) as raised:
         configure(AuditConfig, "config", [argument])
     assert "\n" not in str(raised.value)
+
+
+def test_numbers_are_texts_where_a_text_is_meant():
+    """YAML and Hydra read 2026 as a number, and `labels: 2` is how people write a class."""
+    digit = {"name": 5, "labels": 207, "without_labels": 3, "truth": {"digit": 5}}
+    config = build(AuditConfig, {"audit": 2026, "data": {"label_columns": ["digit"]}, "concepts": [digit]})
+    concept = config.concepts[0]
+    assert (config.audit, concept.name, concept.labels, concept.truth) == ("2026", "5", "207", {"digit": "5"})
+    assert configure(AuditConfig, "config", ["audit=2026"]).audit == "2026"
+    with pytest.raises(UserError, match="scores=True: input should be a valid string"):
+        build(AuditConfig, {"scores": True})
+
+
+def test_concepts_as_json_are_told_how_a_mapping_is_written():
+    with pytest.raises(UserError, match=r"cannot be read \(.*keys of a mapping have no quotes: concepts=\[\{name: red"):
+        configure(AuditConfig, "config", ['concepts=[{"name": "red", "prompt": "a red square"}]'])

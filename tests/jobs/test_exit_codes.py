@@ -95,9 +95,17 @@ def test_a_closed_output_is_one_line_and_141(lines):
     assert text == "error: the reader of this output has closed it, so this command has stopped\n"
 
 
+ENDS = {
+    # As a terminal sends it: to every process of the group, which are also Ray's.
+    "ctrl-c": (lambda process: os.killpg(process.pid, signal.SIGINT), 130, "interrupted"),
+    "sigterm": (lambda process: process.terminate(), 143, "ended from outside"),
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
 @pytest.mark.parametrize("where", ["serial", "ray"])
-def test_ctrl_c_is_one_line_and_130(where):
-    """As a terminal sends it: to every process of the group, which are also Ray's."""
+def test_a_run_that_is_ended_says_so_in_one_line(where, how):
+    end, code, words = ENDS[how]
     with start(MAPPING, where) as process:
         timer = threading.Timer(100, process.kill)
         timer.start()
@@ -105,9 +113,9 @@ def test_ctrl_c_is_one_line_and_130(where):
             assert process.stdout is not None
             assert process.stdout.readline() == "done\n"
             assert process.stdout.readline() == "done\n"
-            os.killpg(process.pid, signal.SIGINT)
+            end(process)
             _, text = process.communicate(timeout=60)
         finally:
             timer.cancel()
-    assert process.returncode == 130, text
-    assert text == "error: interrupted; what is done stays done. Run the same command again.\n"
+    assert process.returncode == code, text
+    assert text == f"error: {words}; what is done stays done. Run the same command again.\n"

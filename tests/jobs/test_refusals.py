@@ -34,6 +34,18 @@ from tests.store import faults
         (["projector.dim=100000000"], "choose projector.dim <="),
         (["model.parameters=no_such_layer"], "no_such_layer"),
         (["audit=../up"], "audit='../up': expected letters, digits"),
+        (["damping=inf"], "damping=inf; expected a positive number, 1e-12 ... 1e12"),
+        (["damping=nan"], "damping is no number (nan); expected one"),
+        (["damping=1e-300"], "damping=1e-300; expected a positive number, 1e-12 ... 1e12"),
+        (["damping=1e300"], "damping=1e+300; expected a positive number"),
+        (["top=1000000000000"], "top=1000000000000; expected at least 1, at most 1000000"),
+        (["shown=-1"], "shown=-1; expected at least 0"),
+        (["interval=-1"], "interval=-1.0; expected at least 0"),
+        (["budget.rejects=nan"], "budget.rejects is no number (nan)"),
+        (["cluster.cpus=inf"], "cluster.cpus=inf; expected at least 0.01, and finite"),
+        (["methods.caption_trak.query.guidance=nan"], "query.guidance is no number (nan)"),
+        (["concepts=[{name: a, prompt: 'a \udcff square', without_prompt: red}]"], "concepts is not Unicode text"),
+        ([f"concepts=[{{name: a, prompt: '{'red ' * 25000}', without_prompt: red}}]"], "...' has 25002 tokens"),
         (["audit=index.html"], "audit='index.html': expected letters"),
         (["audit=latest"], "audit='latest': the name is reserved"),
         (["audit=Con.1"], "audit='Con.1': the name is reserved"),
@@ -67,6 +79,14 @@ def test_a_store_with_something_in_the_way_of_its_folders(refused, tmp_path):
     assert "store/audits is a file, where the store needs a folder" in refused(store=tmp_path / "store")
 
 
+def test_a_store_among_the_data(refused, world, tmp_path):
+    data = shutil.copytree(world.root / "few", tmp_path / "data")
+    (tmp_path / "link").symlink_to(data)
+    for store in (data, data / "deep/store", tmp_path / "link/store"):
+        assert "where results would be read as data" in refused(f"data.uri={tmp_path}/link", store=store)
+    assert [path.name for path in data.rglob("*") if path.is_dir()] == []
+
+
 def test_an_audit_that_differs_from_another_in_case_alone(refused, world, tmp_path):
     store = tmp_path / "store"
     for name in ("Week-1", "weiß"):
@@ -81,11 +101,11 @@ def test_an_audit_that_differs_from_another_in_case_alone(refused, world, tmp_pa
     assert "audits/Week 1 (copy) holds an audit: " in refused("audit=other")
 
 
-@pytest.mark.parametrize("store", ["", "  ", "~nobody-here/results"])
+@pytest.mark.parametrize("store", ["", "  ", "~nobody-here/results", "C:\\\\results"])
 def test_a_store_that_names_no_folder(refused, tmp_path, monkeypatch, store):
     monkeypatch.chdir(tmp_path)
     said = refused(f"store='{store}'")
-    assert "the path is empty" in said or "no such home folder is known" in said
+    assert "the path is empty" in said or "in no home folder that is known" in said or "is a path of Windows;" in said
     assert not list(tmp_path.iterdir())
 
 

@@ -1,10 +1,12 @@
 """What is done is never done again: the same command, a new question, a grown data set, a data set that changed."""
 
+import json
 import os
 import shutil
 
 import pytest
 
+from concept_trak import UserError
 from concept_trak.audit.pipeline import AuditRun, Stopped
 from concept_trak.audit.plan import shards
 from concept_trak.audit.prepare import prepare
@@ -12,6 +14,7 @@ from concept_trak.config import DataConfig
 from concept_trak.data.benchmarks.synthetic import write_synthetic
 from concept_trak.data.format import find_sources
 from jobs.execute import ExecutorMapper
+from jobs.status import StatusConfig, status
 from tests.jobs.world import CONCEPT, RESOLUTION, World, files_under
 
 OTHER = "{name: red, prompt: a red triangle, without_prompt: a triangle, samples: 2}"
@@ -123,3 +126,26 @@ def test_an_audit_is_not_resumed_on_other_data(world, tmp_path):
     os.utime(f"{data}/train-00001-of-00003.parquet", (1, 1))
     with pytest.raises(ValueError, match=r"data of audit first changed since it began: .*train-00001.*new audit"):
         prepare(config)
+
+
+@pytest.mark.parametrize(("name", "content"), [("metrics.json", None), ("top.parquet", None), ("top.parquet", b"PAR1"),
+                                               ("metrics.json", b"{")])  # fmt: skip
+def test_a_finished_audit_whose_results_are_gone_says_so(world, copy, name, content):
+    file = copy / "audits/first" / name
+    file.unlink() if content is None else file.write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"audit first is finished, and a file of its results is gone or damaged \(.*jobs.v"
+    ):
+        world.audit(copy)
+
+
+def test_hints_that_cannot_be_read_stop_nothing(world, copy, capsys):
+    (copy / "audits/latest.json").write_text("[" * 100_000)
+    assert world.audit(copy, "audit=second").code == 0
+    assert json.loads((copy / "audits/latest.json").read_text())["audit"] == "second"
+    (copy / "audits/second/manifest.json").unlink()
+    for hint in ("[", "[]", "{}", "null", "[" * 100_000):
+        (copy / "audits/second/progress.json").write_text(hint)
+        capsys.readouterr()
+        assert status(StatusConfig(str(copy), "second")) == 0
+        assert "second: begun, nothing computed yet; the same command resumes it" in capsys.readouterr().out

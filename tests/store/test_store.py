@@ -1,6 +1,8 @@
 """Put-if-absent: one winner whatever the race, and any error decided by reading back."""
 
+import errno
 import multiprocessing
+import os
 import pickle
 import signal
 import subprocess
@@ -12,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from concept_trak import UserError
 from concept_trak.store.store import Store
 from tests.store import faults  # its schemes: lossy, dead, forgetful
 
@@ -152,7 +155,7 @@ def test_probe_refuses_a_store_that_overwrites():
 
 def test_probe_turns_failures_into_one_message(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"cannot be used: .* Expected storage that answers"):
+    with pytest.raises(ValueError, match=r"cannot be used: .* Expected a folder, or nothing"):
         Store(f"{tmp_path}/file/store").probe()
     with pytest.raises(ValueError, match=r"could not create dead://.* Expected storage that answers"):
         Store("dead://place").probe()
@@ -180,3 +183,13 @@ def test_names_outside_the_store_are_our_mistake(store: Store):
     for name in ("", "/abs", "../up", "a/../../b"):
         with pytest.raises(AssertionError, match="not a name inside the store"):
             store.create(name, b"")
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP])
+def test_a_file_system_without_hard_links_is_named_so(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(UserError, match="Expected a file system with hard links, as exclusive create needs"):
+        Store(str(tmp_path / "store")).probe()
