@@ -136,7 +136,7 @@ class Pipeline(Denoiser):
                 f"{self.path / self.part} takes {channels} channels and the VAE has {latent}; expected as many. An "
                 "inpainting model takes a mask as well, which no training image has: use the model it was made from"
             )
-        return channels, sides[0], sides[1]
+        return channels, int(sides[0]), int(sides[1])
 
     @property
     def prediction_type(self) -> str:
