@@ -15,6 +15,7 @@ from torch import Tensor
 
 from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
+from concept_trak.attribution.damping import DEFAULT_DAMPING
 from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.attribution.features import Features, reject_reasons, train_features, training_batch
 from concept_trak.attribution.fisher import Gram, gram, solve_damped
@@ -217,7 +218,7 @@ class Attributor:
         (features,) = train_features(self.model, self.projector, [self.method], training, self.seed, self._workspace)
         return features
 
-    def score(self, concept: Concept, damping: float = 100.0) -> Attribution:
+    def score(self, concept: Concept, damping: float = DEFAULT_DAMPING) -> Attribution:
         """The score of every sample: w_i phi_q^T (K + lambda I)^-1 phi_i, lambda = damping tr(K) / k.
 
         Args:

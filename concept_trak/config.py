@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
+from concept_trak.attribution.damping import DEFAULT_DAMPING
 from concept_trak.attribution.method import METHODS, Method
 from concept_trak.attribution.projector import Projector
 
@@ -168,8 +169,9 @@ class AuditConfig:
     """Rows of the table of methods, by name."""
     projector: Projector = field(default_factory=Projector)
     concepts: tuple[Concept, ...] = ()
-    damping: float = 100.0
-    """lambda = damping tr(K) / k."""
+    damping: float | str = DEFAULT_DAMPING
+    """lambda = damping tr(K) / k. auto: for each method the damping at which two halves of a concept's samples agree
+    most and different concepts least; it needs two concepts of at least two samples."""
     seed: int = 0
     """Seed of the noise of the training side."""
     top: int = 100
@@ -196,9 +198,12 @@ class AuditConfig:
         _one_of("report", self.report, "auto", "file", "folder")
         _at_least("top", self.top, 1, MOST_TOP)
         _at_least("shown", self.shown, 0)
-        if not DAMPING[0] <= self.damping <= DAMPING[1]:  # beyond, float32 holds no solution
+        known = self.damping == "auto" or (
+            not isinstance(self.damping, str) and DAMPING[0] <= self.damping <= DAMPING[1]
+        )
+        if not known:  # beyond these, float32 holds no solution
             raise UserError(
-                f"damping={self.damping}; expected a positive number, 1e-12 ... 1e12, in mean eigenvalues of K"
+                f"damping={self.damping!r}; expected auto or a positive number, 1e-12 ... 1e12, in mean eigenvalues"
             )
         names = Counter(c.name.lower() for c in self.concepts)  # files and columns of some systems know no case
         if twice := {n for n, count in names.items() if count > 1}:

@@ -108,7 +108,7 @@ class DryRunQueryWorker:
         result = worker(replace(query, concept=concept, shown=1), attempt)
         many = replace(query, concept=replace(concept, samples=min(size, query.concept.count)))
         batch = worker.batch(many, size)
-        seconds, n = timed(lambda n: worker.phi(many, batch.rows(slice(0, n)), size), len(batch.ids))
+        seconds, n = timed(lambda n: worker.features(many, batch.rows(slice(0, n)), size), len(batch.ids))
         most = max(1, min(query.shown, len(batch.ids)))
         drawing, shown = timed(lambda n: worker.pictures(replace(many, shown=n), batch), most)
         return DryRunQueryResult(result, seconds / n, drawing / shown)

@@ -5,7 +5,7 @@ sum done twice has the same bytes.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -16,7 +16,15 @@ from torch import Tensor
 
 from concept_trak import UserError
 from concept_trak.attribution import fisher, ranking
+from concept_trak.attribution.damping import (
+    DEFAULT_DAMPING,
+    DampingChoice,
+    damping_curve,
+    most_separating_damping,
+    why_default,
+)
 from concept_trak.attribution.fisher import Gram, stored_gram
+from concept_trak.audit.damping import Halves, correlated_records, keep_choice, read_choice
 from concept_trak.audit.gram_tree import GramNode
 from concept_trak.audit.mapper import Attempt, Task
 from concept_trak.audit.query_features import QueryResult
@@ -104,12 +112,16 @@ class SolveTask(Task):
     """One method's linear system: the top of its tree of Grams, in plan order, and phi_q of each concept.
 
     `records` are the parts, which only the dual form reads: none where there are at least as many samples as features.
+    With `damping=auto`, `halves` are those of every concept, and `correlated` the parts whose scores tell how well they
+    agree.
     """
 
     method: str
     grams: tuple[ExpectedGram, ...]
     phi: Float[np.ndarray, "m k"]
     records: tuple[Record, ...] = ()
+    halves: Halves = ()
+    correlated: tuple[Record, ...] = ()
 
     @property
     def label(self) -> str:
@@ -130,6 +142,7 @@ class SolveResult:
     residual: tuple[float, ...]
     lam: float
     spread: tuple[tuple[float, float], ...]
+    damping: DampingChoice
 
 
 class SolveWorker(StoreWorker):
@@ -151,7 +164,8 @@ class SolveWorker(StoreWorker):
         def phi() -> Tensor:
             return torch.cat([phi for _, _, phi in self.features(*task.records)])
 
-        solved, lam = fisher.solve_damped(gram, self.work.config.damping, queries, phi)
+        choice = self._damping(task, gram, phi)
+        solved, lam = fisher.solve_damped(gram, choice.damping, queries, phi)
         spread = tuple(
             (ranking.score_rms(z, gram.matrix, gram.count), ranking.score_rms(q, gram.matrix, gram.count))
             for z, q in zip(solved.z, queries, strict=True)
@@ -164,15 +178,47 @@ class SolveWorker(StoreWorker):
             residual=tuple(solved.residual.tolist()),
             lam=lam,
             spread=spread,
+            damping=choice,
         )
+
+    def _damping(self, task: SolveTask, gram: Gram, phi: Callable[[], Tensor]) -> DampingChoice:
+        """The configured damping; with `auto` the one that the queries agree about, or the default and why."""
+        configured = self.work.config.damping
+        if not isinstance(configured, str):
+            return DampingChoice(configured)
+        if (choice := read_choice(self.audit, task.method)) is not None:
+            return choice
+        if reason := why_default(task.halves):
+            return keep_choice(self.audit, task.method, DampingChoice(DEFAULT_DAMPING, reason=reason))
+        halves = [torch.from_numpy(half).double() for half in task.halves if half is not None]
+        weights, rows = zip(*[(weight, phi) for _, weight, phi in self.features(*task.correlated)], strict=True)
+        curve = damping_curve(gram, halves, phi, torch.cat(rows), torch.cat(weights))
+        return keep_choice(self.audit, task.method, DampingChoice(most_separating_damping(curve), curve))
 
 
 def solve_task(
-    method: str, grams: Sequence[ExpectedGram], phi: Float[np.ndarray, "m k"], records: Sequence[Record]
+    method: str,
+    grams: Sequence[ExpectedGram],
+    queries: Sequence[QueryResult],
+    records: Sequence[Record],
+    auto: bool = False,
 ) -> SolveTask:
-    """The linear system of a method, with its parts where there are fewer samples than features."""
+    """The linear system of a method, with its parts where there are fewer samples than features.
+
+    Args:
+        queries: of every concept, in their order.
+        auto: whether the damping is to be chosen, which needs the concepts' halves.
+    """
+    phi = np.stack([query.phi for query in queries])
     dual = sum(gram.count for gram in grams) < phi.shape[1]
-    return SolveTask(method, tuple(grams), phi, tuple(records) if dual else ())
+    return SolveTask(
+        method=method,
+        grams=tuple(grams),
+        phi=phi,
+        records=tuple(records) if dual else (),
+        halves=tuple(query.halves for query in queries) if auto else (),
+        correlated=correlated_records(records) if auto else (),
+    )
 
 
 def stored_query(s: SolveResult, i: int, query: QueryResult) -> StoredQuery:

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-import numpy as np
-
 from concept_trak.attribution.by_layer import SPLIT, layer_names
 from concept_trak.attribution.state import Probe
 from concept_trak.audit.aggregate import AggregateResult, AggregateTask, AggregateWorker
@@ -129,7 +127,7 @@ class AuditRun:
         """z of every concept by method, written to `queries/`."""
         p, concepts = self.prepared, self.prepared.config.concepts
         tasks = [
-            solve_task(m, top, np.stack([queries[m, c.name].phi for c in concepts]), records[m])
+            solve_task(m, top, [queries[m, c.name] for c in concepts], records[m], p.config.damping == "auto")
             for m, top in grams.items()
         ]
         solutions = {result.method: result for _, result in self.map("solve", SolveWorker, tasks)}

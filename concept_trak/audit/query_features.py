@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from concept_trak.attribution.concept import Concept
+from concept_trak.attribution.damping import query_halves
+from concept_trak.attribution.features import Features
 from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.query import UNGUIDED, phrasing_features, query_features
 from concept_trak.attribution.state import Batch
@@ -42,7 +44,7 @@ class QueryResult:
     """phi_q, and pictures (PNG) of the query's own samples or of some of its examples.
 
     `agreement`: if there are several phrasings, the cosine of each one's feature with the mean of the others, in
-    [-1, 1].
+    [-1, 1]. `halves`: the features of the two halves of its samples; None where a phrasing has one sample.
     """
 
     method: str
@@ -50,6 +52,7 @@ class QueryResult:
     phi: Float[np.ndarray, " k"]
     pictures: tuple[bytes, ...]
     agreement: tuple[float, ...] = ()
+    halves: Float[np.ndarray, "2 k"] | None = None
 
 
 class QueryWorker(ModelWorker):
@@ -62,13 +65,16 @@ class QueryWorker(ModelWorker):
     def __call__(self, question: QueryTask, attempt: Attempt) -> QueryResult:
         size = self.batch_size(attempt)
         batch = self.batch(question, size)
-        phi = self.phi(question, batch, size)
+        features = self.features(question, batch, size)
+        phi = phrasing_features(self.denoiser, question.concept, features)
+        halves = query_halves(features.phi, max(1, len(question.concept.condition_pairs)))
         return QueryResult(
             method=question.method,
             concept=question.concept.name,
             phi=phi.mean(0).cpu().numpy(),
             pictures=self.pictures(question, batch),
             agreement=agreement(phi),
+            halves=None if halves is None else halves.cpu().numpy(),
         )
 
     def batch(self, question: QueryTask, size: int) -> Batch:
@@ -76,15 +82,10 @@ class QueryWorker(ModelWorker):
         files = ConceptFiles(question.image, question.examples, question.classifier)
         return open_query(self.denoiser, question.concept, files, size)
 
-    def phi(self, question: QueryTask, batch: Batch, size: int) -> Float[Tensor, "phrasings k"]:
-        """The mean feature of each phrasing, computed `size` samples at a time.
-
-        Raises:
-            UserError: a phrasing has no direction at any state.
-        """
-        method, concept, projector = self.config.methods[question.method], question.concept, self.config.projector
-        features = query_features(self.denoiser, projector, method, concept, batch, size, self._workspace)
-        return phrasing_features(self.denoiser, concept, features)
+    def features(self, question: QueryTask, batch: Batch, size: int) -> Features:
+        """The feature of each sample, computed `size` samples at a time."""
+        method, projector = self.config.methods[question.method], self.config.projector
+        return query_features(self.denoiser, projector, method, question.concept, batch, size, self._workspace)
 
     def pictures(self, question: QueryTask, batch: Batch) -> tuple[bytes, ...]:
         """The concept's image, some of its examples, or what the model draws for the first samples."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from concept_trak import UserError
 from concept_trak.attribution import fisher
 from concept_trak.attribution.concept import Concept
+from concept_trak.attribution.damping import agreement_of_halves, score_correlations
 from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.method import Method, method_settings, norm_settings
 from concept_trak.attribution.query import query_batch, query_features
@@ -122,7 +123,7 @@ class GradeResult:
 
 GRADE_KINDS = {"concept": "string", "query": "int32", "damping": "float64", "flipped": "int32",
                "base_rate": "float64", "average_precision": "float64", "precision_at_10": "float64",
-               "recall_at_carriers": "float64"}  # fmt: skip
+               "recall_at_carriers": "float64", "separation": "float64"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -168,10 +169,11 @@ class GradeWorker(StoreWorker):
         rows, heads = list[GradeRow](), list[RankingHead]()
         for damping, scores in _scores_by_damping(phi, queries, task.dampings):
             weighted = (weight[:, None] * scores).double().numpy()
+            separation = query_separation(weighted, len(concepts))
             for c, own in zip(concepts, np.split(weighted, len(concepts), axis=1), strict=True):
                 for sign in (1, -1):
                     grades = grade(sign * own, relevant[c.name], ids)
-                    rows += grade_rows(grades, c.name, damping, int(sign < 0), relevant[c.name])
+                    rows += grade_rows(grades, c.name, damping, int(sign < 0), relevant[c.name], separation)
                 heads.append(RankingHead.of(c.name, damping, own, ids, relevant[c.name]))
         write_ranking(self.audit, task.method, task.query_kind, heads)
         return GradeResult(tuple(rows))
@@ -202,7 +204,28 @@ def _scores_by_damping(
         yield PLAIN, phi @ queries.T
 
 
-def grade_rows(grades: Grades, concept: str, damping: float, flipped: int, relevant: np.ndarray) -> list[GradeRow]:
+def query_separation(values: Float[np.ndarray, "n m"], concepts: int) -> float:
+    """within - between of the two halves of each concept's queries, which `damping=auto` chooses by; NaN of one query.
+
+    Args:
+        values: The scores, as many columns for each concept.
+    """
+    by_concept = torch.from_numpy(values).unflatten(1, (concepts, -1))
+    if by_concept.shape[2] < 2 or concepts < 2:
+        return float("nan")
+    halves = torch.stack([by_concept[:, :, half::2].mean(2) for half in (0, 1)], 2).flatten(1)
+    within, between = agreement_of_halves(score_correlations(halves))
+    return within - between
+
+
+def grade_rows(
+    grades: Grades,
+    concept: str,
+    damping: float,
+    flipped: int,
+    relevant: np.ndarray,
+    separation: float = float("nan"),
+) -> list[GradeRow]:
     """One row per query, with the columns of `GRADE_KINDS`."""
     return [
         {
@@ -214,6 +237,7 @@ def grade_rows(grades: Grades, concept: str, damping: float, flipped: int, relev
             "average_precision": float(grades.average_precision[i]),
             "precision_at_10": float(grades.precision_at_10[i]),
             "recall_at_carriers": float(grades.recall_at_carriers[i]),
+            "separation": separation,
         }
         for i in range(len(grades.average_precision))
     ]

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from concept_trak.attribution.damping import DampingChoice
 from concept_trak.audit.aggregate import GroupStatistics
 from concept_trak.audit.layer_scores import Through
+from concept_trak.report.chart import Chart
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,21 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Overlap:
+    """How many of the first `of` samples two rankings of one concept share. Both are named in words."""
+
+    first: str
+    second: str
+    shared: int
+    of: int
+
+    @property
+    def differ(self) -> bool:
+        """Whether they share less than half."""
+        return 2 * self.shared < self.of
+
+
+@dataclass(frozen=True)
 class Section:
     """One concept: its conditions, the query's own images, every ranking, and the changes.
 
@@ -101,6 +118,8 @@ class Section:
         written: the prompt and its other phrasings, each with its prompt without the concept; empty if both prompts
             were given and there is no other phrasing.
         agreement: by method, the cosine between each phrasing's feature and the mean of the others.
+        reliability: by method, that of the scores, at most 1, where two halves of the samples were compared.
+        overlaps: of the forms of each method, and of the methods.
     """
 
     name: str
@@ -117,6 +136,8 @@ class Section:
     question: str = ""
     written: tuple[tuple[str, str], ...] = ()
     agreement: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    reliability: dict[str, float] = field(default_factory=dict)
+    overlaps: tuple[Overlap, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,6 +150,7 @@ class Facts:
         seconds: worker time of all features, including those that earlier audits computed.
         computed: how many of the `samples` this audit computed; it reused the others.
         trace, lam: tr(K) and lambda.
+        damping: the one used; with the curve that it was chosen from, or why it could not be.
         status: `published`, `recommended` or empty.
     """
 
@@ -145,6 +167,7 @@ class Facts:
     features: int
     trace: float
     lam: float
+    damping: DampingChoice | None = None
     status: str = ""
 
 
@@ -167,6 +190,7 @@ class Page:
         since: the audit that changes are counted from; empty without one.
         files: whether every concept has a page of its own, with pictures as files.
         left_out: everything that no sample uses: counts by reason, and a few names.
+        damping_chart: of the methods whose damping was chosen; None where none was.
     """
 
     audit: str
@@ -184,3 +208,4 @@ class Page:
     files: bool = False
     others: tuple[Other, ...] = ()
     left_out: tuple[tuple[str, str], ...] = ()
+    damping_chart: Chart | None = None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from concept_trak.evaluation.benchmark import GRADE_COLUMNS, LEADERBOARD_COLUMNS, leaderboard_row, ranking_file
+from concept_trak.evaluation.damping_choice import DampingLine
 from concept_trak.evaluation.leaderboard import Cell, Leaderboard, LeaderboardLine, best_baseline
 from concept_trak.report.chart import HUES, Chart, Curve, Dot, spread_apart
 from concept_trak.report.render import environment
@@ -231,6 +232,23 @@ def as_text(board: Leaderboard) -> str:
     )
     sizes = f"{len(board.models)} models, {board.queries} queries in each of {len(board.cells)} cells"
     return "\n".join([f"\n## {board.title}", f"{sizes}.\n", head, "|---|" + "---:|" * 6, *lines, "", comparison])
+
+
+def dampings_as_text(title: str, lines: Sequence[DampingLine]) -> str:
+    """In Markdown, what each ranker finds at the damping chosen without labels, at the default and at the best one."""
+    head = (
+        "| ranking | chosen | mean (merit) at it | P@10 in / out | mean (merit) at 100 | best damping: mean (merit) |"
+    )
+    return "\n".join(
+        [f"\n## {title}: damping without labels\n", head, "|---|" + "---:|" * 5, *map(_damping_line, lines)]
+    )
+
+
+def _damping_line(line: DampingLine) -> str:
+    chosen, default, best = (f"{mean:+.3f} ({worst:+.3f})" for mean, worst in (line.chosen, line.default, line.best))
+    dampings = " ".join(f"{damping:g}" for damping in line.dampings)
+    precision = f"{line.precision[0]:.2f} / {line.precision[1]:.2f}"
+    return f"| {line.ranker} | {dampings} | {chosen} | {precision} | {default} | {line.best_damping:g}: {best} |"
 
 
 def _line(line: LeaderboardLine, board: Leaderboard) -> str:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import combinations
 from typing import Any
 
 from concept_trak.attribution.concept import Concept
@@ -15,7 +16,8 @@ from concept_trak.audit.pipeline import AuditRun, StageResults
 from concept_trak.audit.results import percentile, rejects_by_reason, shows
 from concept_trak.audit.score import FORMS, column
 from concept_trak.config import plain_values
-from concept_trak.report.audit_page import Change, Facts, Moved, Other, Page, Ranking, Section, Thumb
+from concept_trak.report.audit_page import Change, Facts, Moved, Other, Overlap, Page, Ranking, Section, Thumb
+from concept_trak.report.damping_chart import agreement_chart
 from concept_trak.report.render import PIXELATED_BELOW
 
 STATUS = {PUBLISHED: "published", RECOMMENDED: "recommended"}
@@ -40,6 +42,7 @@ def page(run: AuditRun, results: StageResults) -> Page:
         files=run.in_files(results.tally),
         others=others(config.methods),
         left_out=tuple((str(entry), ", ".join(entry.names)) for entry in p.left_out),
+        damping_chart=agreement_chart({m: results.solutions[m].damping for m in config.methods}),
     )
 
 
@@ -60,6 +63,7 @@ def facts(run: AuditRun, results: StageResults, method: str) -> Facts:
         features=run.prepared.settings[method]["projector"]["dim"],
         trace=solved.trace,
         lam=solved.lam,
+        damping=solved.damping,
         status=row_status(method, row),
     )
 
@@ -97,6 +101,8 @@ def _section(run: AuditRun, results: StageResults, concept: Concept) -> Section:
         changes=changes,
         kind=concept.kind,
         question=concept.question,
+        reliability=_reliability(run, results, concept),
+        overlaps=overlaps(run, results, concept),
     )
     if concept.minus or concept.phrasings:
         section = replace(section, written=concept.condition_pairs)
@@ -106,6 +112,30 @@ def _section(run: AuditRun, results: StageResults, concept: Concept) -> Section:
         files = tuple(picture(concept.name, i) for i in range(len(pictures)))
         section = replace(section, pictures=(), files=files, small=_small(run))
     return section
+
+
+def _reliability(run: AuditRun, results: StageResults, concept: Concept) -> dict[str, float]:
+    """By method, where its damping was chosen from two halves of this concept's samples, among others."""
+    config, reliability = run.prepared.config, dict[str, float]()
+    for method in config.methods:
+        compared = [c.name for c in config.concepts if results.queries[method, c.name].halves is not None]
+        by_concept = dict(zip(compared, results.solutions[method].damping.reliability, strict=False))
+        if concept.name in by_concept:
+            reliability[method] = by_concept[concept.name]
+    return reliability
+
+
+def overlaps(run: AuditRun, results: StageResults, concept: Concept) -> tuple[Overlap, ...]:
+    """How much of their tops the two forms of each method share, and any two methods."""
+    methods, of = list(run.prepared.config.methods), run.prepared.config.shown
+    tops = {
+        (method, form): {entry[1] for entry in results.tally.ends[method, column(concept.name, form)].top[:of]}
+        for method in methods
+        for form in FORMS
+    }
+    pairs = [(f"{m}, damped", f"{m}, plain", tops[m, "damped"], tops[m, "plain"]) for m in methods]
+    pairs += [(a, b, tops[a, "damped"], tops[b, "damped"]) for a, b in combinations(methods, 2)]
+    return tuple(Overlap(a, b, len(top & other), min(len(top), len(other))) for a, b, top, other in pairs)
 
 
 def _small(run: AuditRun) -> bool:

@@ -10,6 +10,7 @@ from pyarrow import ArrowException
 from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
 from concept_trak.audit.aggregate import KINDS
+from concept_trak.audit.damping import choice_values, damping_file
 from concept_trak.audit.diff import compare, difference_files, earlier, write_differences
 from concept_trak.audit.layer_scores import FILE as JOINT_FILE
 from concept_trak.audit.layer_scores import joint_rows as joint_rows
@@ -175,6 +176,7 @@ def _cost(run: AuditRun, results: StageResults, method: str) -> dict[str, Any]:
     method_facts = facts(run, results, method)
     return {
         **{name: getattr(method_facts, name) for name in COSTS},
+        "damping": choice_values(results.solutions[method].damping),
         "bytes": sum(r.bytes for r in results.records[method]),
     }
 
@@ -184,6 +186,7 @@ def _files(p: Prepared, results: StageResults) -> list[str]:
     whole += [JOINT_FILE] if results.layers.parts is not None else []
     for method, parts in results.records.items():
         whole += [gram_file(method), *(query_file(method, c.name) for c in p.config.concepts)]
+        whole += [damping_file(method)] if p.config.damping == "auto" else []
         whole += [scores_file(method, r.shard) for r in parts if p.config.scores == "all"]
         if p.config.aggregates:
             whole += [groups_file(method, kind) for kind in KINDS]

@@ -12,6 +12,7 @@ from concept_trak.evaluation.counterfactual import (
     removals_of,
     retrain,
 )
+from concept_trak.evaluation.damping_choice import damping_lines
 from concept_trak.evaluation.leaderboard import Leaderboard, Ranker, build_leaderboard
 from concept_trak.evaluation.pipeline import DatasetGrades, Spread, evaluate_models, evaluations_by_method
 from concept_trak.evaluation.study import (
@@ -24,7 +25,7 @@ from concept_trak.evaluation.study import (
     varied_rows,
 )
 from concept_trak.evaluation.suite import BenchmarkConfig, load_train_config
-from concept_trak.report.benchmark_page import as_text, publish_benchmark, publish_tops
+from concept_trak.report.benchmark_page import as_text, dampings_as_text, publish_benchmark, publish_tops
 from concept_trak.report.counterfactual_page import publish_counterfactual
 from concept_trak.report.study_page import publish_study, study_page
 from concept_trak.report.table_page import as_markdown
@@ -40,6 +41,7 @@ def run_benchmark(config: BenchmarkConfig, spread: Spread = Spread()) -> Iterato
     publish_benchmark(store, config.name, {r.title: r.grades for r in results}, boards)
     publish_tops(store, config.name, {r.title: r.audits for r in results}, boards, config.rows)
     yield from map(as_text, boards)
+    yield from (dampings_as_text(r.title, damping_lines(r.grades, r.cells)) for r in results)
 
 
 def run_study(config: BenchmarkConfig, spread: Spread = Spread(), runs: Sequence[Mapping[str, Any]] = RUNS) -> str:

@@ -21,6 +21,7 @@ from concept_trak.report.audit_page import Facts, Page, Ranking, Section
 # Smaller images, in pixels, are enlarged with sharp edges, because smoothing blurs them.
 PIXELATED_BELOW = 64
 LEGIBLE = 100  # above this ratio of the tallest bar to the shortest, a linear histogram hides its tails
+STANDS_OUT = 3.0  # standard errors above the mean of all samples, from which a group of samples is named
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,16 @@ def rate(facts: Facts) -> str:
     return number(facts.samples / facts.seconds) if facts.seconds > 0 else "–"
 
 
+def damping_chosen(facts: Facts) -> str:
+    """The damping, and whether it was chosen or why it could not be."""
+    if facts.damping is None:
+        return "–"
+    chosen = ", chosen" if facts.damping.curve else ""
+    return number(facts.damping.damping) + (
+        f", the default: {facts.damping.reason}" if facts.damping.reason else chosen
+    )
+
+
 def reused(facts: Facts) -> str:
     """The number of samples whose features an earlier audit computed."""
     return f"{facts.samples - facts.computed:,}"
@@ -199,10 +210,12 @@ def environment() -> Environment:
         duration,
         rate,
         reused,
+        damping_chosen,
         inline,
         is_small,
     )
     jinja.filters.update({function.__name__: function for function in functions})
+    jinja.globals["STANDS_OUT"] = STANDS_OUT
     jinja.filters["count"] = "{:,}".format
     jinja.filters["yes_or_no"] = lambda value: "yes" if value else "no"
     return jinja

@@ -28,7 +28,12 @@ def row(
     ranker: Ranker, model: str, cell: Cell, query: int, damping: float, ap: float, base: float = BASE
 ) -> dict[str, Any]:
     """One graded ranking, with its model and method."""
-    graded = {"average_precision": ap, "precision_at_10": round(ap, 1), "recall_at_carriers": 0.9 * ap}
+    graded = {
+        "average_precision": ap,
+        "precision_at_10": round(ap, 1),
+        "recall_at_carriers": 0.9 * ap,
+        "separation": ap,
+    }
     where = {"model": model, "concept": cell.name, "query": query, "damping": damping, "base_rate": base}
     return {**ranker._asdict(), **where, **graded}
 

@@ -9,9 +9,11 @@ from itertools import pairwise
 import pytest
 from numpy import float32
 
+from concept_trak.attribution.damping import DampingChoice, DampingPoint
 from concept_trak.audit.aggregate import GroupStatistics
 from concept_trak.audit.layer_scores import Through
-from concept_trak.report.audit_page import Change, Moved, Page, Ranking, Thumb
+from concept_trak.report.audit_page import Change, Moved, Overlap, Page, Ranking, Thumb
+from concept_trak.report.damping_chart import agreement_chart
 from concept_trak.report.render import LEGIBLE, duration, gain, inline, number, percent, render, render_concept
 from tests.report import pages
 from tests.report.outline import Element, parse
@@ -126,7 +128,7 @@ def light(page: Page) -> Page:
         return replace(thumb, png=b"", file=f"thumbnails/{name}", original=f"originals/{name}", small=True)
 
     def ends(ranking: Ranking) -> Ranking:
-        groups = {kind: (GroupStatistics(HOSTILE, 1234, 0.5, 0.25, -3.0),) for kind in ("source", "label", "word")}
+        groups = {kind: (GroupStatistics(HOSTILE, 1234, 0.5, 0.25, 3.0),) for kind in ("source", "label", "word")}
         top, bottom = (tuple(map(as_file, some)) for some in (ranking.top, ranking.bottom))
         return replace(ranking, top=top, bottom=bottom, groups=groups)
 
@@ -172,7 +174,7 @@ def test_groups_and_changes_stand_on_the_page_as_text(page: Page) -> None:
         assert "The queries cannot be compared" in text
         assert f"Which source taught it: {hostile}" in text
         rows = [[cell.text for cell in row.all() if cell.tag in ("td", "th")] for row in document.all("tr")]
-        assert [hostile, "1,234", "0.500", "25.0 %", "−3.00"] in rows
+        assert [hostile, "1,234", "0.500", "25.0 %", "3.00"] in rows
         assert [hostile, "–", "1", "new", hostile] in rows
         assert ["x", "2", "–", "removed", ""] in rows
 
@@ -320,3 +322,46 @@ def luminance(colour: str) -> float:
         for c in (int(colour[i : i + 2], 16) / 255 for i in (0, 2, 4))
     ]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize(
+    ("errors", "named"),
+    [((2.9, 1.0), "none stands out"), ((3.1, 2.9), "a.parquet"), ((9.0, 3.0), "a.parquet before b.parquet")],
+)
+def test_a_group_is_named_from_three_standard_errors_on(page, errors, named):
+    groups = {
+        "source": tuple(
+            GroupStatistics(n, 9, 0.5, 0.2, e) for n, e in zip(("a.parquet", "b.parquet"), errors, strict=True)
+        )
+    }
+    text = parse(render(with_first(page, replace(page.sections[0].rankings[0], groups=groups)))).text
+    assert f"Which source taught it: {named}" in text
+    assert ("before b.parquet" in text) == named.endswith("b.parquet")
+
+
+def test_what_the_samples_and_the_rankings_disagree_about_is_said(page):
+    doubtful = replace(
+        page.sections[0],
+        reliability={"concept_trak": 0.31, "d_trak": 0.93},
+        overlaps=(Overlap("concept_trak, damped", "concept_trak, plain", 3, 24), Overlap("a", "b", 12, 24)),
+    )
+    text = parse(render(replace(page, sections=(doubtful,)))).text
+    assert text.count("agree too little to rank by") == 1
+    assert "The reliability of its scores is 0.930" in text
+    assert "concept_trak, damped and concept_trak, plain share 3 of their first 24: they give different answers" in text
+    assert text.count("they give different answers") == 1
+
+
+def test_a_chosen_damping_is_shown_with_its_curve(page):
+    curve = (DampingPoint(1.0, 0.5, 0.25, ()), DampingPoint(100.0, 0.875, 0.125, ()))
+    chosen, default = DampingChoice(100.0, curve), DampingChoice(100.0, reason="one concept is asked")
+    facts = tuple(replace(f, damping=d) for f, d in zip(page.facts, (chosen, default), strict=False))
+    chart = agreement_chart({"concept_trak": chosen, "d_trak": default})
+    document = parse(render(replace(page, facts=facts, damping_chart=chart)))
+    text = document.text
+    assert "100, chosen" in text
+    assert "100, the default: one concept is asked" in text
+    assert "concept_trak: 0.88 within, 0.12 between" in text
+    assert agreement_chart({"d_trak": default}) is None
+    heights = [y for _, y in chart.curves[0].points]
+    assert heights[0] > heights[1], "more agreement is drawn higher"

@@ -1,0 +1,82 @@
+"""How good the damping is that an audit with `damping=auto` would choose: beside the default and the best one.
+
+The choice of a model is the damping at which the two halves of every concept's queries separate best
+(`attribution/damping.py`). The best one is the one with the largest mean over cells, models and queries, which takes
+labels to know.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from concept_trak.attribution.damping import DEFAULT_DAMPING
+from concept_trak.evaluation.leaderboard import Ranker, RankerMeasures, collect_measures
+from concept_trak.evaluation.retrieval import Cell, merit
+
+
+@dataclass(frozen=True)
+class DampingLine:
+    """One ranker over all queries: (mean over cells, worst cell) of AP - base rate, at three dampings."""
+
+    ranker: Ranker
+    chosen: tuple[float, float]
+    default: tuple[float, float]
+    best: tuple[float, float]
+    dampings: tuple[float, ...]
+    """Those chosen, by model."""
+    best_damping: float
+    precision: tuple[float, float]
+    """P@10 in and out of distribution at the chosen dampings, NaN without such cells."""
+
+
+def damping_lines(rows: Sequence[Mapping[str, Any]], cells: Sequence[Cell]) -> list[DampingLine]:
+    """The rankers whose scores have a damping, best first by the mean at the chosen one.
+
+    Args:
+        rows: The grades of all models of one data set, with `separation`; the default damping is among theirs.
+    """
+    models = tuple(dict.fromkeys(row["model"] for row in rows))
+    separation = {
+        (row["model"], Ranker(row["method"], row["query_kind"]), row["damping"]): row["separation"]
+        for row in rows
+        if not row["flipped"] and math.isfinite(row["damping"])
+    }
+    measures = collect_measures(rows, models, cells)
+    lines = [
+        _line(ranker, measures[ranker], [_chosen(separation, model, ranker) for model in models], cells)
+        for ranker in dict.fromkeys(ranker for _, ranker, _ in separation)
+        if DEFAULT_DAMPING in measures[ranker]
+    ]
+    return sorted(lines, key=lambda line: -line.chosen[0])
+
+
+def _chosen(separation: Mapping[tuple[str, Ranker, float], float], model: str, ranker: Ranker) -> float:
+    """The damping of the largest separation; of equals the strongest."""
+    own = {damping: value for (m, r, damping), value in separation.items() if (m, r) == (model, ranker)}
+    return max(own, key=lambda damping: (own[damping], damping))
+
+
+def _line(
+    ranker: Ranker, measures: Mapping[float, RankerMeasures], chosen: Sequence[float], cells: Sequence[Cell]
+) -> DampingLine:
+    gain = np.stack([measures[damping].gain[i] for i, damping in enumerate(chosen)])
+    precision = np.stack([measures[damping].precision[i] for i, damping in enumerate(chosen)])
+    best = max(measures, key=lambda damping: (measures[damping].gain.mean(), damping))
+    held_out = np.array([cell.held_out for cell in cells])
+    inside, outside = (float(precision[..., side].mean()) if side.any() else math.nan for side in (~held_out, held_out))
+    return DampingLine(
+        ranker=ranker,
+        chosen=(float(gain.mean()), merit(gain)),
+        default=_mean_and_merit(measures[DEFAULT_DAMPING]),
+        best=_mean_and_merit(measures[best]),
+        dampings=tuple(chosen),
+        best_damping=best,
+        precision=(inside, outside),
+    )
+
+
+def _mean_and_merit(measures: RankerMeasures) -> tuple[float, float]:
+    return float(measures.gain.mean()), merit(measures.gain)
