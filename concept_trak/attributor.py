@@ -24,6 +24,7 @@ from concept_trak.attribution.method import METHODS, RECOMMENDED, Method
 from concept_trak.attribution.projector import Projector
 from concept_trak.attribution.query import phrasing_features, query_features, require_conditioning, require_conditions
 from concept_trak.attribution.ranking import scores
+from concept_trak.attribution.uncertainty import score_intervals
 from concept_trak.config import DAMPING, DataConfig, build
 from concept_trak.data.columns import survey
 from concept_trak.data.in_memory import Images, memory_samples
@@ -70,11 +71,15 @@ class Attribution:
         plain: the plain inner products phi_q . phi_i [n], float32.
         rejects: the samples without a feature, each with its reason; they have no score.
         left_out: everything in a data set that no sample uses, counted by kind and reason.
+        low, high: ends of a 90 % interval of each damped score [n], float32: where the mean over more samples of the
+            query would lie. NaN where a phrasing of the query has one sample.
     """
 
     ids: tuple[str, ...]
     scores: Float[np.ndarray, " n"]
     plain: Float[np.ndarray, " n"]
+    low: Float[np.ndarray, " n"]
+    high: Float[np.ndarray, " n"]
     rejects: tuple[Reject, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
 
@@ -245,9 +250,20 @@ class Attributor:
         phi_q = phrasing_features(self.model, concept, features).mean(0, keepdim=True).cpu().double()
         if fitted.gram.trace == 0:
             raise UserError("all features are zero: the prediction depends on no caption (is the model trained?)")
-        solution, _ = solve_damped(fitted.gram, damping, phi_q, lambda: fitted.phi)
-        damped, plain = scores(fitted.phi, fitted.weight, torch.cat([solution.z, phi_q]).float()).T.numpy()
-        return Attribution(ids=fitted.ids, scores=damped, plain=plain, rejects=fitted.rejects, left_out=fitted.left_out)
+        queries = torch.cat([phi_q, features.phi.cpu().double()])
+        solution, _ = solve_damped(fitted.gram, damping, queries, lambda: fitted.phi)
+        damped, plain = scores(fitted.phi, fitted.weight, torch.cat([solution.z[:1], phi_q]).float()).T.numpy()
+        by_sample = scores(fitted.phi, fitted.weight, solution.z[1:].float())
+        interval = score_intervals(by_sample, max(1, len(concept.condition_pairs)))
+        return Attribution(
+            ids=fitted.ids,
+            scores=damped,
+            plain=plain,
+            low=interval.low.numpy(),
+            high=interval.high.numpy(),
+            rejects=fitted.rejects,
+            left_out=fitted.left_out,
+        )
 
     def _dataset(self, data: DataConfig, sources: Sequence[Source]) -> Iterator[Sample | Reject]:
         for source in sources:

@@ -57,6 +57,16 @@ def test_it_agrees_with_a_serial_audit(world, model, tmp_path):
     assert [i for i, _ in result.top(3)] == sorted(ours, key=lambda i: (-ours[i], i))[:3]
 
 
+def test_every_score_lies_in_its_interval_which_one_sample_does_not_have(attributor):
+    attributor.fit(images(), [f"a {colour} square" for colour in COLOURS], ids=COLOURS)
+    concept = ct.Concept("red", prompt="a red square", without_prompt="a square", samples=3)
+    several, single = attributor.score(concept), attributor.score(replace(concept, samples=1))
+    assert (several.low < several.scores).all()
+    np.testing.assert_allclose((several.low + several.high) / 2, several.scores, rtol=1e-4, atol=1e-9)
+    assert np.isnan([single.low, single.high]).all()
+    assert np.isfinite(single.scores).all()
+
+
 def test_what_a_data_set_holds_beside_samples_is_counted_and_named(attributor, tmp_path):
     for colour, image in zip(COLOURS, images(), strict=True):
         image.save(tmp_path / f"{colour}.png")
