@@ -254,15 +254,10 @@ class Attributor:
         solution, _ = solve_damped(fitted.gram, damping, queries, lambda: fitted.phi)
         damped, plain = scores(fitted.phi, fitted.weight, torch.cat([solution.z[:1], phi_q]).float()).T.numpy()
         by_sample = scores(fitted.phi, fitted.weight, solution.z[1:].float())
-        interval = score_intervals(by_sample, max(1, len(concept.condition_pairs)))
+        _, low, high = (end.numpy() for end in score_intervals(by_sample, max(1, len(concept.condition_pairs))))
+        rejects, left_out = fitted.rejects, fitted.left_out
         return Attribution(
-            ids=fitted.ids,
-            scores=damped,
-            plain=plain,
-            low=interval.low.numpy(),
-            high=interval.high.numpy(),
-            rejects=fitted.rejects,
-            left_out=fitted.left_out,
+            ids=fitted.ids, scores=damped, plain=plain, low=low, high=high, rejects=rejects, left_out=left_out
         )
 
     def _dataset(self, data: DataConfig, sources: Sequence[Source]) -> Iterator[Sample | Reject]:

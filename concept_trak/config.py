@@ -170,8 +170,7 @@ class AuditConfig:
     projector: Projector = field(default_factory=Projector)
     concepts: tuple[Concept, ...] = ()
     damping: float | str = DEFAULT_DAMPING
-    """lambda = damping tr(K) / k. auto: for each method the damping at which two halves of a concept's samples agree
-    most and different concepts least; it needs two concepts of at least two samples."""
+    """lambda = damping tr(K) / k; auto: by method, that at which a concept's samples agree best (docs/methods.md)."""
     seed: int = 0
     """Seed of the noise of the training side."""
     top: int = 100
@@ -198,13 +197,9 @@ class AuditConfig:
         _one_of("report", self.report, "auto", "file", "folder")
         _at_least("top", self.top, 1, MOST_TOP)
         _at_least("shown", self.shown, 0)
-        known = self.damping == "auto" or (
-            not isinstance(self.damping, str) and DAMPING[0] <= self.damping <= DAMPING[1]
-        )
-        if not known:  # beyond these, float32 holds no solution
-            raise UserError(
-                f"damping={self.damping!r}; expected auto or a positive number, 1e-12 ... 1e12, in mean eigenvalues"
-            )
+        fixed = 1.0 if self.damping == "auto" else self.damping
+        if isinstance(fixed, str) or not DAMPING[0] <= fixed <= DAMPING[1]:  # beyond, float32 holds no solution
+            raise UserError(f"damping={fixed!r}; expected auto or a positive number, 1e-12 ... 1e12")
         names = Counter(c.name.lower() for c in self.concepts)  # files and columns of some systems know no case
         if twice := {n for n, count in names.items() if count > 1}:
             raise UserError(f"concepts: {', '.join(sorted(twice))} is named twice; give each its own name")

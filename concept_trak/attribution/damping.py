@@ -22,8 +22,8 @@ from torch import Tensor
 from concept_trak.attribution.fisher import Gram, solve_damped
 from concept_trak.attribution.ranking import scores
 
-DAMPINGS = (1.0, 10.0, 100.0, 1000.0, 10000.0)
-"""Those that `damping=auto` chooses from."""
+DAMPINGS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
+"""Those that `damping=auto` chooses from; with decades alone it loses up to .04 of mean AP (assets/study.md)."""
 DEFAULT_DAMPING = 100.0
 
 
