@@ -104,23 +104,27 @@ def compacted_rows(store: Store, name: str) -> list[tuple[str, Record]]:
         raise Damaged(f"{type(error).__name__}: {error}") from error
 
 
-def first_stale(
-    rows: Iterable[tuple[str, Record]],
-    features: FeatureSet,
-    versions: Mapping[str, str],
-    single: Callable[[str], Record | None],
-) -> str:
-    """The shard whose record another one was written for, under the same version; "" if there is none.
+def checked_compacted(
+    store: Store, features: FeatureSet, names: Iterable[str], single: Callable[[str], Record | None]
+) -> Iterator[tuple[str, str]]:
+    """Each file of many records with what is wrong with it, "" if nothing is.
 
     Args:
-        rows: of a file of many records.
-        versions: a listing of the single ones.
-        single: returns the record of a shard, None where it is not known.
+        names: the files.
+        single: returns the record of a shard that stands by itself, None where it is not known.
     """
-    for version, record in rows:
-        if versions.get(features.record(record.shard)) == version and single(record.shard) not in (None, record):
-            return record.shard
-    return ""
+    versions = store.versions(features.records)
+    for name in names:
+        try:
+            rows = compacted_rows(store, name)
+        except FileNotFoundError:
+            continue
+        except Damaged as error:
+            yield name, str(error)
+            continue
+        stale = next((r.shard for version, r in rows if versions.get(features.record(r.shard)) == version
+                      and single(r.shard) not in (None, r)), "")  # fmt: skip
+        yield name, f"it has another record of {stale} than {features.record(stale)}" if stale else ""
 
 
 def write_compacted(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from concept_trak.store.compaction import compacted_rows, first_stale
+from concept_trak.store.compaction import checked_compacted
 from concept_trak.store.consistency import REPAIR, ExpectedGram, PlannedShard, planned_shard
 from concept_trak.store.contents import Checksum, Contents, Key, contents_of
 from concept_trak.store.grams import read_gram
@@ -140,17 +140,9 @@ class _Verifier:
 
     def _of_compacted(self, store: Store, features: FeatureSet) -> Iterator[Finding]:
         """The files of many records, against the single ones that were read."""
-        versions = store.versions(features.records)
-        for name in filter(self._wanted, store.names(features.compacted)):
-            try:
-                stale = first_stale(compacted_rows(store, name), features, versions, partial(self._known, features))
-            except FileNotFoundError:
-                continue
-            except Damaged as error:
-                yield Finding(name, ALTERED, why=str(error))
-            else:
-                why = f"it has another record of {stale} than {features.record(stale)}" if stale else ""
-                yield Finding(name, ALTERED if stale else SOUND, why=why)
+        names = filter(self._wanted, store.names(features.compacted))
+        for name, why in checked_compacted(store, features, names, partial(self._known, features)):
+            yield Finding(name, ALTERED if why else SOUND, why=why)
 
     def _known(self, features: FeatureSet, shard: str) -> Record | None:
         stored = self._shards.get((features, shard))
