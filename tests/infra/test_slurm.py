@@ -43,9 +43,10 @@ def job(tmp_path) -> dict[str, str]:
     }  # fmt: skip
 
 
-def run(job: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = ["bash", str(SCRIPT), *arguments]
-    return subprocess.run(command, cwd=ROOT, env=job, capture_output=True, text=True, timeout=120, check=False)
+def run(job: dict[str, str], *arguments: str, seconds: int = 100) -> "subprocess.CompletedProcess[str]":
+    """The script to its end. It is told to end, as by Slurm, when its time is up."""
+    command = ["timeout", str(seconds), "bash", str(SCRIPT), *arguments]
+    return subprocess.run(command, cwd=ROOT, env=job, capture_output=True, text=True, check=False)
 
 
 def calls(job: dict[str, str]) -> list[str]:
@@ -120,6 +121,7 @@ def test_everything_ends_when_slurm_says_that_the_time_is_up(job):
     assert not any(map(runs, pids(job)))
 
 
+@pytest.mark.timeout(700)
 def test_a_real_audit_on_a_real_ray(job, tmp_path):
     world = build(tmp_path / "world")
     (tmp_path / "scratch").mkdir()
@@ -127,7 +129,7 @@ def test_a_real_audit_on_a_real_ray(job, tmp_path):
     own = {"PYTHON": sys.executable, "SCRATCH": f"/tmp/ray-{os.getpid()}", "PORT": str(free_ports(1)[0])}
     job = real | job | {"SLURM_JOB_NUM_NODES": "1", "SLURM_CPUS_PER_TASK": "1", "SLURM_GPUS_ON_NODE": "0"} | own
     arguments = [a for a in world.arguments(tmp_path / "store", "cluster.shared_store=true") if a != "cluster=serial"]
-    done = run(job | {"PATH": os.environ["PATH"]}, *arguments)
+    done = run(job | {"PATH": os.environ["PATH"]}, *arguments, seconds=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "ray        1 nodes at" in done.stdout
     assert (tmp_path / "store/audits/first/manifest.json").exists()
