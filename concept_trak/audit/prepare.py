@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
 from hashlib import sha256
 from itertools import product
 from typing import Any
@@ -72,7 +71,7 @@ class Prepared:
     def parameters(self) -> int:
         return self.demand.parameters
 
-    @cached_property
+    @property
     def samples(self) -> int:
         return sum(shard.rows for shard in self.plan)
 

@@ -23,7 +23,11 @@ def build(work: Work, kind: str, dim: int) -> Round:
         for batch in work.batches:
             made.append(
                 compute_features(
-                    work.denoiser, projector, FeatureSpec(task.probe, task.unit, over=task.over), batch, SEED
+                    work.denoiser,
+                    projector,
+                    FeatureSpec(task.probe, task.unit, over=task.over, exponent=task.exponent),
+                    batch,
+                    SEED,
                 ).phi
             )
         phi = torch.cat(made)

@@ -37,6 +37,7 @@ class Task:
     unit: bool
     parameters: str = LAYERS
     over: str = "all"
+    exponent: float = 1.0
 
 
 _row = Probe("forward_noise", "denoising_error", times=(500,))

@@ -19,8 +19,8 @@ from concept_trak.config import DataConfig
 from concept_trak.data.columns import Annotation, annotations, caption_words, survey
 from concept_trak.data.format import read_rows, sample_id
 from concept_trak.data.shard import Shard
-from concept_trak.store.compaction import committed
 from concept_trak.store.identity import FeatureSet
+from concept_trak.store.records import committed
 from concept_trak.store.store import Store
 from tests.jobs.world import Found, World
 
