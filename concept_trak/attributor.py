@@ -26,11 +26,11 @@ from concept_trak.attribution.query import phrasing_features, query_features, re
 from concept_trak.attribution.ranking import scores
 from concept_trak.attribution.uncertainty import score_intervals
 from concept_trak.config import DAMPING, DataConfig, build
-from concept_trak.data.columns import survey
 from concept_trak.data.in_memory import Images, memory_samples
 from concept_trak.data.inventory import LeftOut
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import Source, cut
+from concept_trak.data.survey import survey
 from concept_trak.models.encode import (
     batches_of_one_shape,
     encode_samples,

@@ -7,7 +7,7 @@ samples and one query end to end, and prints what the whole audit will take. Exi
 from dataclasses import dataclass
 
 from concept_trak.audit.dry_run import dry_run
-from concept_trak.audit.prepare import resolve
+from concept_trak.audit.resolve import resolve
 from concept_trak.config import AuditConfig
 from concept_trak.report.publish_audit import run_audit
 from concept_trak.store.manifest import Audit

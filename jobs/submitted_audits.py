@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from cluster import submission
 from concept_trak import UserError
 from concept_trak.audit.mapper import Stopped
-from concept_trak.audit.prepare import tick
+from concept_trak.audit.resolve import tick
 from concept_trak.audit.status import require_portable_name
 from concept_trak.config import AuditConfig, absolute, plain_values
 from concept_trak.store.manifest import Audit

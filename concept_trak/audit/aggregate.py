@@ -1,78 +1,122 @@
 """Scores summed by source, label and caption word, written as tables.
 
-The score pass writes sums for each range of shards; one task for each method adds them up.
+The score pass writes sums for each range of shards; one task a method adds them up. Labels and words are those of the
+data's index, and no table has more than `MOST_GROUPS` of either: the rarest share one row.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+import pyarrow as pa
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
 
 from concept_trak.audit.mapper import Attempt, Task
 from concept_trak.audit.worker import StoreWorker
 from concept_trak.config import AuditConfig
-from concept_trak.data.columns import Annotation, caption_words
-from concept_trak.data.shard import Shard
-from concept_trak.store.manifest import groups_file, plain_column, read_table, sums_file, write_table
-from concept_trak.store.tables import from_columns, from_rows
+from concept_trak.data.index import LABEL
+from concept_trak.store.audit_files import ListedFile, write_listed
+from concept_trak.store.manifest import groups_file, plain_column, read_table, sums_file
+from concept_trak.store.tables import compute as pc
 
 KINDS = {"source": ("source",), "label": ("label", "value"), "word": ("word",)}
-Group = tuple[str, str, str]  # kind, the label's name or "", value
+KEYS = ("kind", "label", "value")
+MOST_GROUPS = 10_000
+"""Rows of a table by label or by word about one question."""
+RARER = "(rarer)"
+"""What the row is called that sums all labels, or all words, that have no row of their own. No word has a bracket."""
 SHOWN, LEAST = 12, 5
 """How many of a kind the page shows, and how many samples a word needs to be among them: of one sample the mean is the
 sample's own score."""
 
 
-class Sums:
-    """By group: the number of samples, and for each column of scores its sum, sum of squares and sum of positives."""
+class Memberships(NamedTuple):
+    """Which samples belong to which groups: pairs of a group's number and a sample's, in any order."""
 
-    def __init__(self, columns: Sequence[str]) -> None:
-        self.columns = list(columns)
-        self.by_group: dict[Group, Float[np.ndarray, " c_and_more"]] = {}
-
-    def add(self, group: Group, sums: Float[np.ndarray, " _"]) -> None:
-        """`sums`: samples, then sums, squares and positives of every column."""
-        existing = self.by_group.get(group)
-        self.by_group[group] = sums if existing is None else existing + sums
-
-    def add_scores(self, values: Float[np.ndarray, "n c"], groups: Sequence[Iterable[Group]]) -> None:
-        """Scores of n samples, each with the groups it belongs to."""
-        members: dict[Group, list[int]] = {}
-        for i, mine in enumerate(groups):
-            for group in mine:
-                members.setdefault(group, []).append(i)
-        if not members:
-            return
-        order = np.concatenate([np.array(some) for some in members.values()])
-        counts = np.array([len(some) for some in members.values()])
-        some = values.astype(np.float64)[order]
-        starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-        parts = [np.add.reduceat(x, starts) for x in (some, some * some, some.clip(min=0))]
-        for group, sums in zip(members, np.concatenate([counts[:, None], *parts], axis=1), strict=True):
-            self.add(group, sums)
+    keys: list[tuple[str, str, str]]
+    groups: Int64[np.ndarray, " m"]
+    samples: Int64[np.ndarray, " m"]
 
 
-def groups_of(sample: Annotation, shard: Shard) -> Iterator[Group]:
-    """The groups of a sample: its source, its labels and its caption's words."""
-    yield "source", "", shard.source
-    yield from (("label", name, value) for name, value in sample.labels.items())
-    yield from (("word", "", word) for word in caption_words(sample.caption))
+def memberships(known: pa.Table, sources: Sequence[tuple[str, int]], heavy: pa.Table | None) -> Iterator[Memberships]:
+    """Everything that samples are counted under.
+
+    Args:
+        known: the index of the samples, in their order.
+        sources: (source, samples) of consecutive samples.
+        heavy: the labels and words with a row of their own (`KEYS`); None for all.
+    """
+    names = list(dict.fromkeys(source for source, _ in sources))
+    own = np.repeat([names.index(source) for source, _ in sources], [count for _, count in sources])
+    yield Memberships([("source", "", name) for name in names], own.astype(np.int64), np.arange(len(own)))
+    for column in (name for name in known.column_names if name.startswith(LABEL)):
+        there = pc.is_valid(known[column])
+        yield _coded("label", column.removeprefix(LABEL), known[column].filter(there), np.flatnonzero(there), heavy)
+    lengths = pc.list_value_length(known["words"]).to_numpy()
+    yield _coded("word", "", pc.list_flatten(known["words"]), np.repeat(np.arange(len(lengths)), lengths), heavy)
 
 
-def sums_table(sums: Sums) -> Any:
-    """The sums as a table: kind, label, value, samples, and three columns of each column of scores."""
-    groups, c = list(sums.by_group), len(sums.columns)
-    numbers = np.array([sums.by_group[g] for g in groups]).reshape(len(groups), 1 + 3 * c)
-    names = [f"{what}:{column}" for what in ("sum", "square", "positive") for column in sums.columns]
-    kinds = {"kind": "string", "label": "string", "value": "string", "samples": "int64"} | dict.fromkeys(
-        names, "float64"
-    )
-    keys = dict(zip(("kind", "label", "value"), zip(*groups, strict=True) if groups else ((), (), ()), strict=True))
-    return from_columns(
-        kinds,
-        {**keys, "samples": numbers[:, 0].astype(np.int64), **dict(zip(names, numbers[:, 1:].T, strict=True))},
+def _coded(
+    kind: str, label: str, values: pa.ChunkedArray, samples: Int64[np.ndarray, " m"], heavy: pa.Table | None
+) -> Memberships:
+    """The members of one label's values, or of words. What is not heavy is one group, in which a sample counts once."""
+    if not pa.types.is_dictionary(values.type):
+        values = values.dictionary_encode()
+    coded = values.unify_dictionaries().combine_chunks()
+    if isinstance(coded, pa.ChunkedArray):
+        coded = coded.chunk(0) if coded.num_chunks else pa.array([], pa.string()).dictionary_encode()
+    groups, names = np.asarray(coded.indices).astype(np.int64), coded.dictionary
+    keys = [(kind, label, name) for name in names.to_pylist()]
+    if heavy is None:
+        return Memberships(keys, groups, samples)
+    own = heavy.filter((pc.field("kind") == kind) & (pc.field("label") == label))
+    rare = ~np.asarray(pc.is_in(names, value_set=own["value"].combine_chunks()))
+    rest = np.unique(samples[rare[groups]])
+    kept = ~rare[groups]
+    groups = np.concatenate([groups[kept], np.full(len(rest), len(keys))])
+    return Memberships([*keys, (kind, "", RARER)], groups, np.concatenate([samples[kept], rest]))
+
+
+def statistics(values: Float32[np.ndarray, "n c"]) -> Float[Tensor, "n c_and_more"]:
+    """What is summed of every sample: its scores, their squares, and those that are positive, in float64."""
+    scores = torch.from_numpy(values).double()
+    return torch.cat([scores, scores * scores, scores.clamp_min(0)], dim=1)
+
+
+def sums_table(columns: Sequence[str], values: Float32[np.ndarray, "n c"], parts: Sequence[Memberships]) -> pa.Table:
+    """By group the number of samples, and of each column of scores its sum, sum of squares and sum of positives.
+
+    Measured on one core for 32,000 samples, 32 columns and 10 words each: 0.06 s as a sum over bags of rows, 0.44 s
+    sorted and added up by numpy, 0.43 s grouped by Arrow.
+    """
+    each, tables = statistics(values), list[pa.Table]()
+    names = [f"{what}:{column}" for what in ("sum", "square", "positive") for column in columns]
+    schema = pa.schema([*((key, pa.string()) for key in KEYS), ("samples", pa.int64()),
+                        *((name, pa.float64()) for name in names)])  # fmt: skip
+    for part in parts:
+        order = np.argsort(part.groups, kind="stable")
+        counts = np.bincount(part.groups, minlength=len(part.keys))
+        offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64))
+        rows = torch.from_numpy(part.samples[order].astype(np.int64))
+        sums = torch.nn.functional.embedding_bag(rows, each, offsets, mode="sum") if len(rows) else each[:0]
+        there = np.flatnonzero(counts)
+        keys = zip(*(part.keys[i] for i in there), strict=True) if len(there) else ((), (), ())
+        arrays = [pa.array(list(key), pa.string()) for key in keys]
+        numbers = [pa.array(column) for column in sums.numpy()[there].T] if len(there) else [
+            pa.array([], pa.float64()) for _ in names]  # fmt: skip
+        tables.append(pa.Table.from_arrays([*arrays, pa.array(counts[there], pa.int64()), *numbers], schema=schema))
+    return added(pa.concat_tables(tables))
+
+
+def added(sums: pa.Table) -> pa.Table:
+    """Rows of one group as one row, in the order of their first."""
+    names = [name for name in sums.column_names if name not in KEYS]
+    grouped = sums.group_by(list(KEYS), use_threads=False).aggregate([(name, "sum") for name in names])
+    return grouped.rename_columns([name.removesuffix("_sum") for name in grouped.column_names]).select(
+        sums.column_names
     )
 
 
@@ -110,10 +154,12 @@ class GroupStatistics:
 
 @dataclass(frozen=True)
 class AggregateResult:
-    """The groups that the page shows for a method: by column of scores and kind, the best first."""
+    """What the page shows of a method: by column of scores and kind, the groups with the largest sums, best first; and
+    the files that were written."""
 
     method: str
     shown: dict[str, dict[str, tuple[GroupStatistics, ...]]]
+    files: tuple[ListedFile, ...]
 
 
 class AggregateWorker(StoreWorker):
@@ -121,46 +167,47 @@ class AggregateWorker(StoreWorker):
 
     def __call__(self, item: AggregateTask, attempt: Attempt) -> AggregateResult:
         total = self._total(item)
-        shown: dict[str, dict[str, tuple[GroupStatistics, ...]]] = {}
+        shown, files = dict[str, dict[str, tuple[GroupStatistics, ...]]](), list[ListedFile]()
         for kind, named in KINDS.items():
-            rows = [row for question in questions(self.work.config) for row in self._rows(item, total, kind, question)]
-            write_table(self.audit, groups_file(item.method, kind), from_rows(_kinds(named), rows))
-            for row in rows:
-                shown_rows = shown.setdefault(row["column"], {}).setdefault(kind, ())
-                if len(shown_rows) < SHOWN and (kind != "word" or row["samples"] >= LEAST):
-                    shown[row["column"]][kind] = (*shown_rows, _statistics(row, named))
-        return AggregateResult(item.method, shown)
+            tables = [_about(total, kind, question, item.method) for question in questions(self.work.config)]
+            whole = pa.concat_tables(table.drop_columns(["column"]) for table in tables)
+            files.append(write_listed(self.audit, groups_file(item.method, kind), whole))
+            for table in tables:
+                least = LEAST if kind == "word" else 0
+                rows = table.filter(pc.field("samples") >= least).slice(0, SHOWN).to_pylist()
+                if rows:
+                    shown.setdefault(rows[0]["column"], {})[kind] = tuple(_statistics(row, named) for row in rows)
+        return AggregateResult(item.method, shown, tuple(files))
 
-    def _total(self, item: AggregateTask) -> Sums:
-        total: Sums | None = None
+    def _total(self, item: AggregateTask) -> pa.Table:
+        """The sums of all tables; as many rows in memory as there are groups, and those of one table."""
+        total: pa.Table | None = None
         for first in item.tables:
             table = read_table(self.audit, sums_file(item.method, first))
-            columns = [name.removeprefix("sum:") for name in table.column_names if name.startswith("sum:")]
-            total = total or Sums(columns)
-            keys = zip(*(table[name].to_pylist() for name in ("kind", "label", "value")), strict=True)
-            numbers = np.stack([table[name].to_numpy() for name in table.column_names[3:]], axis=1)
-            for group, row in zip(keys, numbers.astype(np.float64), strict=True):
-                total.add(group, row)
+            total = added(table if total is None else pa.concat_tables([total, table]))
         assert total is not None, "a method whose every sample was rejected has ended the run before"
         return total
 
-    def _rows(self, item: AggregateTask, total: Sums, kind: str, question: Mapping[str, str]) -> list[dict[str, Any]]:
-        """The groups of a kind for one question, ordered by how far their mean is above that of all samples."""
-        j, c = total.columns.index(question["column"]), len(total.columns)
-        sources = [sums for (k, _, _), sums in total.by_group.items() if k == "source"]  # every sample is in one
-        n, summed, squares, positive = np.sum(sources, axis=0)[[0, 1 + j, 1 + c + j, 1 + 2 * c + j]]
-        mean, deviation = summed / n, np.sqrt(max(0.0, squares / n - (summed / n) ** 2))
-        rows = []
-        for (k, label, value), sums in total.by_group.items():
-            if k == kind:
-                count, own = int(sums[0]), sums[1 + j] / sums[0]
-                spread = np.sqrt(max(0.0, sums[1 + c + j] / count - own**2))
-                above = {"share": sums[1 + 2 * c + j] / positive if positive else 0.0}
-                errors = (own - mean) * np.sqrt(count) / deviation if deviation else 0.0
-                named = dict(zip(KINDS[kind], (label, value) if kind == "label" else (value,), strict=True))
-                figures = {"samples": count, "mean": own, "deviation": spread, "sum": sums[1 + j]}
-                rows.append({**question, "method": item.method, **named, **figures, **above, "errors": errors})
-        return sorted(rows, key=lambda r: (-r["errors"], [r[name] for name in KINDS[kind]]))
+
+def _about(total: pa.Table, kind: str, question: Mapping[str, str], method: str) -> pa.Table:
+    """The groups of a kind about one question, those whose mean is farthest above all others' first."""
+    column = question["column"]
+    figures = [f"{what}:{column}" for what in ("sum", "square", "positive")]
+    everything = total.filter(pc.field("kind") == "source")  # every sample is in one
+    n, summed, squares, positive = (float(np.sum(everything[name].to_numpy())) for name in ("samples", *figures))
+    mean, deviation = summed / n, np.sqrt(max(0.0, squares / n - (summed / n) ** 2))
+    groups = total.filter(pc.field("kind") == kind)
+    count, own_sum, own_squares, own_positive = (groups[name].to_numpy() for name in ("samples", *figures))
+    own = own_sum / count
+    spread = np.sqrt(np.maximum(0.0, own_squares / count - own**2))
+    share = own_positive / positive if positive else np.zeros(len(count))
+    errors = (own - mean) * np.sqrt(count) / deviation if deviation else np.zeros(len(count))
+    named = dict(zip(KINDS[kind], ("label", "value") if kind == "label" else ("value",), strict=True))
+    keys = {name: groups[key] for name, key in named.items()}
+    about = {**{k: [v] * len(count) for k, v in question.items()}, "method": [method] * len(count), **keys}
+    numbers = {"samples": count, "mean": own, "deviation": spread, "sum": own_sum, "share": share, "errors": errors}
+    table = pa.table({**about, **numbers}, schema=_schema(tuple(named)))
+    return table.take(pc.sort_indices(table, [("errors", "descending"), *((name, "ascending") for name in named)]))
 
 
 def questions(config: AuditConfig) -> Iterator[dict[str, str]]:
@@ -170,17 +217,13 @@ def questions(config: AuditConfig) -> Iterator[dict[str, str]]:
         yield {"concept": concept.name, "form": "plain", "column": plain_column(concept.name)}
 
 
-def _kinds(named: Sequence[str]) -> dict[str, str]:
-    keys = dict.fromkeys(("concept", "method", "form", *named), "string")
-    return {**keys, "samples": "int64", **dict.fromkeys(("mean", "deviation", "sum", "share", "errors"), "float64")}
+def _schema(named: Sequence[str]) -> pa.Schema:
+    keys = [(name, pa.string()) for name in ("concept", "method", "form", *named, "column")]
+    numbers = [(name, pa.float64()) for name in ("mean", "deviation", "sum", "share", "errors")]
+    return pa.schema([*keys, ("samples", pa.int64()), *numbers])
 
 
 def _statistics(row: Mapping[str, Any], named: Sequence[str]) -> GroupStatistics:
-    name = " = ".join(row[part] for part in named)
-    return GroupStatistics(
-        name=name,
-        samples=row["samples"],
-        mean=float(row["mean"]),
-        share=float(row["share"]),
-        errors=float(row["errors"]),
-    )
+    name = " = ".join(str(row[part]) for part in named)
+    samples, mean, share, errors = (row[key] for key in ("samples", "mean", "share", "errors"))
+    return GroupStatistics(name=name, samples=samples, mean=mean, share=share, errors=errors)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from concept_trak import UserError
-from concept_trak.audit.score import FORMS
+from concept_trak.audit.retrieval_ranks import FORMS
 from concept_trak.store.identity import FeatureSet
 from concept_trak.store.lookup import agree, read_features, shard_of, shards_holding
 from concept_trak.store.manifest import (

@@ -15,11 +15,13 @@ import torch
 from concept_trak import UserError
 from concept_trak.attribution.ranking import Entry
 from concept_trak.audit.featurize import FeaturizeTask, FeaturizeWorker
+from concept_trak.audit.index import IndexReader
 from concept_trak.audit.mapper import Attempt, Mapper, serial
 from concept_trak.audit.pipeline import AuditRun
 from concept_trak.audit.plan import feature_bytes
-from concept_trak.audit.prepare import Prepared, prepare, resolve
+from concept_trak.audit.prepare import Prepared, prepare
 from concept_trak.audit.query_features import QueryResult, QueryTask, QueryWorker
+from concept_trak.audit.resolve import resolve
 from concept_trak.audit.results import rejects_by_reason
 from concept_trak.audit.worker import Work
 from concept_trak.config import AuditConfig, WorkerSettings
@@ -78,7 +80,7 @@ class DryRunFeaturizeWorker:
         start, worker = time.monotonic(), self.featurizer
         rows = [worker.config.methods[m] for m in task.methods]
         records = worker(task, attempt).records
-        read = samples(task.shard, worker.config.data, worker.denoiser.resolution)
+        read = samples(worker.index(task.shard), worker.config.data, worker.denoiser.resolution)
         checked = (reject_unknown_class(worker.denoiser, s, task.shard.source) for s in read)
         usable = [s for s in checked if isinstance(s, Sample)]
         seconds, together = 0.0, min(worker.batch_size(attempt), worker.config.data.shard_rows)
@@ -132,13 +134,12 @@ def peak_bytes() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
-def few(plan: Iterable[Shard], config: AuditConfig, resolution: int) -> Shard:
-    """A shard from the first usable sample of the plan to the next one of one shape.
+def few(shard: Shard, config: AuditConfig, resolution: int) -> Shard:
+    """Some rows of a shard: from its first usable sample to the next one of one shape.
 
     Raises:
-        UserError: the first shard has no usable sample; the message has the reasons.
+        UserError: the shard has no sample that can be used; the message says why.
     """
-    shard = next(iter(plan))
     usable: list[Sample] = []
     reasons: list[str] = []
     for sample in samples(shard, config.data, resolution):
@@ -150,18 +151,15 @@ def few(plan: Iterable[Shard], config: AuditConfig, resolution: int) -> Shard:
             break
     if not usable:
         raise UserError(f"not one sample of {shard.source} can be used; the first is rejected for {reasons[0]}")
-    first, rows = usable[0].row, usable[-1].row - usable[0].row + 1
-    begin = first - shard.first_row
-    return replace(shard, first_row=first, rows=rows, places=shard.places[begin : begin + rows])
+    return shard.rows_from(usable[0].row, usable[-1].row - usable[0].row + 1)
 
 
 @contextmanager
 def _scratch(config: AuditConfig) -> Iterator[AuditConfig]:
     Store(config.store).probe()
     folder = f"{config.store.rstrip('/')}/preflight-{uuid.uuid4().hex[:8]}"
-    own = replace(
-        config, store=folder, audit="preflight", keep_states=False
-    )  # states that are kept would hide the time
+    # States that are kept would hide the time.
+    own = replace(config, store=folder, audit="preflight", keep_states=False, aggregates=False)
     try:
         yield own
     finally:
@@ -181,7 +179,8 @@ def dry_run(
 ) -> list[str]:
     """Load everything, run two samples and one query from end to end, and estimate the whole audit.
 
-    It works in its own folder inside the store, and removes the folder at the end.
+    It works in a folder of its own inside the store, which is removed again: nothing is published, and nothing is kept
+    but what is known of the data, which the audit needs too.
 
     Args:
         config: the audit's settings.
@@ -195,8 +194,9 @@ def dry_run(
     """
     config = resolve(config)
     with _scratch(config) as scratch:
-        p = prepare(scratch, worker)
-        shard = few(p.plan, config, p.resolution)
+        indices = Store(config.store)
+        p = prepare(scratch, worker, mapper, indices)
+        shard = few(IndexReader(indices)(p.plan[0]), config, p.resolution)
         work = replace(p.work, config=replace(p.config, concepts=config.concepts[:1]))
         queries = tuple(q for q in p.queries if q.concept == config.concepts[0])
         small = AuditRun(replace(p, work=work, plan=[shard], queries=queries), mapper)

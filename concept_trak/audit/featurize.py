@@ -69,7 +69,7 @@ class FeaturizeWorker(ModelWorker):
 
     def _computed(self, methods: list[str], shard: Shard, attempt: Attempt) -> dict[str, Record]:
         start, ready, features, rejects = time.monotonic(), [], [], []
-        read = samples(shard, self.config.data, self.denoiser.resolution)
+        read = samples(self.index(shard), self.config.data, self.denoiser.resolution)
         for batch in prefetch(batches(read, self.batch_size(attempt))):
             known = [reject_unknown_class(self.denoiser, s, shard.source) for s in batch]
             rejects += [one for one in known if isinstance(one, Reject)]

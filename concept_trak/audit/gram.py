@@ -29,10 +29,11 @@ from concept_trak.audit.gram_tree import GramNode
 from concept_trak.audit.mapper import Attempt, Task
 from concept_trak.audit.query_features import QueryResult
 from concept_trak.audit.worker import StoreWorker
+from concept_trak.store.audit_files import ListedFile, write_listed
 from concept_trak.store.consistency import ExpectedGram
 from concept_trak.store.grams import encode_gram, read_gram, write_gram
 from concept_trak.store.identity import FeatureSet
-from concept_trak.store.manifest import gram_file, write_bytes
+from concept_trak.store.manifest import gram_file
 from concept_trak.store.prefetch import prefetch
 from concept_trak.store.queries import StoredQuery
 from concept_trak.store.records import Record
@@ -143,6 +144,7 @@ class SolveResult:
     lam: float
     spread: tuple[tuple[float, float], ...]
     damping: DampingChoice
+    file: ListedFile
 
 
 class SolveWorker(StoreWorker):
@@ -154,7 +156,7 @@ class SolveWorker(StoreWorker):
     def __call__(self, task: SolveTask, attempt: Attempt) -> SolveResult:
         gram = add_grams(self.store, self.work.features[task.method], task.grams)
         queries = torch.from_numpy(task.phi).to(torch.float64)
-        write_bytes(self.audit, gram_file(task.method), encode_gram(gram.matrix.numpy(), gram.count))
+        file = write_listed(self.audit, gram_file(task.method), encode_gram(gram.matrix.numpy(), gram.count))
         if gram.trace == 0:
             raise UserError(
                 f"all features of {task.method} are zero: for no sample does the prediction depend on the caption, so "
@@ -179,6 +181,7 @@ class SolveWorker(StoreWorker):
             lam=lam,
             spread=spread,
             damping=choice,
+            file=file,
         )
 
     def _damping(self, task: SolveTask, gram: Gram, phi: Callable[[], Tensor]) -> DampingChoice:

@@ -8,7 +8,6 @@ from typing import Any
 from concept_trak.attribution.by_layer import SPLIT, layer_names
 from concept_trak.attribution.state import Probe
 from concept_trak.audit.aggregate import AggregateResult, AggregateTask, AggregateWorker
-from concept_trak.audit.diff import Difference
 from concept_trak.audit.featurize import FeaturizeTask, FeaturizeWorker
 from concept_trak.audit.gram import (
     GramWorker,
@@ -20,13 +19,16 @@ from concept_trak.audit.gram import (
     stored_query,
 )
 from concept_trak.audit.gram_tree import GramTree, gram_tree
+from concept_trak.audit.heavy_groups import heavy_groups
 from concept_trak.audit.layer_scores import LayerScores, SplitKey, SplitTask, SplitWorker
 from concept_trak.audit.mapper import Mapper, Stopped, serial
 from concept_trak.audit.prepare import Prepared
 from concept_trak.audit.query_features import QueryResult, QueryWorker
-from concept_trak.audit.results import REJECT_KINDS, Tally, reject_rows, rejects_by_reason, retrieval_metrics
-from concept_trak.audit.score import FORMS, ScoreWorker, column, score_tasks
+from concept_trak.audit.results import REJECT_KINDS, Tally, reject_rows, rejects_by_reason
+from concept_trak.audit.retrieval_ranks import FORMS, column, graded_concepts, retrieval_metrics
+from concept_trak.audit.score import ScoreWorker, score_tasks
 from concept_trak.audit.shown_samples import ShownSample, ShowTask, ShowWorker
+from concept_trak.store.audit_files import ListedFile
 from concept_trak.store.consistency import ExpectedGram
 from concept_trak.store.identity import FeatureSet
 from concept_trak.store.queries import write_query
@@ -58,6 +60,8 @@ class AuditRun:
     counters: Callable[[], dict[str, Any]] = dict
     computed: dict[str, int] = field(default_factory=dict)
     """By method, the samples whose shards this run computed."""
+    listed: dict[str, ListedFile] = field(default_factory=dict)
+    """What workers wrote of the audit, by name: the manifest lists it without reading it."""
 
     def map(self, stage: str, worker: type[Any], tasks: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
         """(task, result) of every task of a stage, as they finish."""
@@ -131,6 +135,7 @@ class AuditRun:
             for m, top in grams.items()
         ]
         solutions = {result.method: result for _, result in self.map("solve", SolveWorker, tasks)}
+        self._list(solution.file for solution in solutions.values())
         for method, solution in solutions.items():
             for i, concept in enumerate(concepts):
                 write_query(p.audit, stored_query(solution, i, queries[method, concept.name]))
@@ -138,22 +143,33 @@ class AuditRun:
 
     def score(self, records: dict[str, list[Record]]) -> Tally:
         """The tally of every score; with `scores=all`, every score is in the store as well."""
-        plan = self.prepared.plan if self.prepared.config.aggregates else ()
-        tasks = [task for m, parts in records.items() for task in score_tasks(m, parts, plan)]
-        tally = Tally(self.prepared.config.top)
+        p = self.prepared
+        plan = p.plan if p.config.aggregates or graded_concepts(p.config) else ()
+        heavy = heavy_groups(p.store, p.config.data, p.data, self.mapper) if p.config.aggregates else ""
+        tasks = [task for m, parts in records.items() for task in score_tasks(m, parts, plan, heavy)]
+        tally = Tally(p.config.top)
         for _, result in self.map("score", ScoreWorker, tasks):
             tally.add(result)
+            self._list(result.files)
         return tally
+
+    def measure(self, records: dict[str, list[Record]], tally: Tally) -> dict[str, dict[str, dict[str, float]]]:
+        """AP, P@10 and recall@carriers of every ranking whose concept has a truth."""
+        tables = {m: tuple(task.first for task in score_tasks(m, parts)) for m, parts in records.items()}
+        samples = {m: sum(record.rows for record in parts) for m, parts in records.items()}
+        return retrieval_metrics(self.prepared.config, tables, samples, tally.carriers, self.map)
+
+    def _list(self, files: Iterable[ListedFile]) -> None:
+        self.listed |= {file.name: file for file in files}
 
     def aggregate(self, records: dict[str, list[Record]]) -> dict[str, AggregateResult]:
         """By method, the groups (source, label, word) that the page shows; {} with `aggregates=false`."""
         if not self.prepared.config.aggregates:
             return {}
-        tasks = [
-            AggregateTask(m, tuple(task.records[0].shard for task in score_tasks(m, parts)))
-            for m, parts in records.items()
-        ]
-        return {result.method: result for _, result in self.map("aggregate", AggregateWorker, tasks)}
+        tasks = [AggregateTask(m, tuple(task.first for task in score_tasks(m, parts))) for m, parts in records.items()]
+        results = {result.method: result for _, result in self.map("aggregate", AggregateWorker, tasks)}
+        self._list(file for result in results.values() for file in result.files)
+        return results
 
     def show(self, tally: Tally) -> dict[str, ShownSample]:
         """Captions and labels of every sample at an end, and pictures of those the page shows."""
@@ -172,8 +188,11 @@ class AuditRun:
             )
             for name, ids in ids_of.items()
         ]
-        results = self.map("look", ShowWorker, tasks)
-        return {sample.sample_id: sample for _, result in results for sample in result.samples}
+        samples = dict[str, ShownSample]()
+        for _, result in self.map("look", ShowWorker, tasks):
+            samples |= {sample.sample_id: sample for sample in result.samples}
+            self._list(result.files)
+        return samples
 
     def _pictured(self, tally: Tally) -> set[str]:
         """The samples whose pictures the page shows."""
@@ -240,47 +259,3 @@ def _examples(rejects: Iterable[Mapping[str, Any]]) -> str:
     for reject in rejects:
         first.setdefault(reject["reason"], reject)
     return " ".join(f"{reason}: {r['sample_id']} ({r['message'].rstrip('.')})." for reason, r in sorted(first.items()))
-
-
-@dataclass(frozen=True)
-class StageResults:
-    """The results of the stages of a run: by method, or by (method, concept); `measures` by concept, then column.
-
-    `since` is the audit that it was compared with, or empty; `differences` are the comparisons.
-    """
-
-    records: dict[str, list[Record]]
-    queries: dict[tuple[str, str], QueryResult]
-    solutions: dict[str, SolveResult]
-    tally: Tally
-    samples: dict[str, ShownSample]
-    measures: dict[str, dict[str, dict[str, float]]]
-    aggregates: dict[str, AggregateResult]
-    layers: LayerScores = field(default_factory=LayerScores)
-    since: str = ""
-    differences: tuple[Difference, ...] = ()
-
-    @property
-    def parts(self) -> list[Record]:
-        """The records of every method, one list."""
-        return [record for records in self.records.values() for record in records]
-
-
-def run_stages(run: AuditRun) -> StageResults:
-    """Every stage in order."""
-    records = run.featurize()
-    grams = run.sum_grams(records)
-    queries = run.query()
-    solutions = run.solve(queries, records, grams)
-    tally = run.score(records)
-    p, aggregates = run.prepared, run.aggregate(records)
-    return StageResults(
-        records=records,
-        queries=queries,
-        solutions=solutions,
-        tally=tally,
-        measures=retrieval_metrics(p.audit, p.config, p.plan),
-        aggregates=aggregates,
-        layers=run.split(tally),
-        samples=run.show(tally),
-    )

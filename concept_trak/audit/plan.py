@@ -11,7 +11,7 @@ from concept_trak import NUMERICS
 from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.attribution.method import Method, method_settings, norm_settings
 from concept_trak.config import AuditConfig, DataConfig
-from concept_trak.data.columns import caption_columns
+from concept_trak.data.captions import caption_columns
 from concept_trak.data.shard import Shard, Source, cut
 
 PREPROCESSING = ("crop", "enlarge", "transparency", "most_pixels", "buckets")

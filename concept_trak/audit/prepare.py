@@ -1,15 +1,13 @@
-"""Prepare an audit in four steps, and find every mistake before a worker starts.
+"""Everything that can be wrong is found here, before any gradient is computed, in four steps.
 
-`resolve` the configuration, `open_inputs` (store, model, data), `check_inputs` (whether concepts and data fit the
-model), `begin_prepared` (feature sets, plan, settings).
+`resolve` the configuration, `open_inputs` (store, model) and check them, `open_data` (which indexes new sources on
+workers, once everything else is known to be right), `begin_prepared` (feature sets, plan, settings).
 """
 
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from hashlib import sha256
-from itertools import product
 from typing import Any
 
 from concept_trak import UserError
@@ -18,25 +16,23 @@ from concept_trak.attribution.denoiser import Denoiser, equal_conditions, unprom
 from concept_trak.attribution.query import (
     require_conditioning,
     require_conditions,
-    require_query_direction,
     require_untruncated,
 )
 from concept_trak.audit.checks import require_batch_consistency, require_fit, warn_of_prediction_type
 from concept_trak.audit.diff import require_comparable
+from concept_trak.audit.index import IndexReader, open_data
+from concept_trak.audit.mapper import Mapper, serial
 from concept_trak.audit.plan import Demand, demand, feature_settings, shards
 from concept_trak.audit.query_features import QueryTask
+from concept_trak.audit.resolve import resolve
 from concept_trak.audit.status import require_new_name
 from concept_trak.audit.worker import Work, open_model
-from concept_trak.config import AuditConfig, DataConfig, ModelConfig, WorkerSettings, absolute, plain_values
-from concept_trak.data.columns import survey
-from concept_trak.data.files import canonical_uri
+from concept_trak.config import AuditConfig, DataConfig, WorkerSettings, plain_values
 from concept_trak.data.inventory import LeftOut, Survey
 from concept_trak.data.shard import Shard, cut
 from concept_trak.models.encode import read_concept_files
-from concept_trak.models.location import is_hub_id
 from concept_trak.store.identity import FeatureSet, as_json, open_feature_set
-from concept_trak.store.manifest import Audit, begin_audit
-from concept_trak.store.secrets import refuse_secrets
+from concept_trak.store.manifest import Audit, begin_audit, require_same_settings
 from concept_trak.store.store import Store
 
 TOGETHER = 8
@@ -53,7 +49,7 @@ class Prepared:
     store: Store
     audit: Audit
     plan: list[Shard]
-    sources: int
+    data: Survey
     settings: dict[str, dict[str, Any]]
     queries: tuple[QueryTask, ...]
     demand: Demand
@@ -72,95 +68,60 @@ class Prepared:
         return self.demand.parameters
 
     @property
+    def sources(self) -> int:
+        return len(self.data.sources)
+
+    @property
     def samples(self) -> int:
         return sum(shard.rows for shard in self.plan)
 
 
-def prepare(config: AuditConfig, worker: WorkerSettings = WorkerSettings()) -> Prepared:
-    """Check the configuration, the model, the data and the store, cut the plan, and begin the audit in the store.
+def prepare(
+    config: AuditConfig,
+    worker: WorkerSettings = WorkerSettings(),
+    mapper: Mapper = serial,
+    indices: Store | None = None,
+) -> Prepared:
+    """Check a configuration against the world, name its features, cut its plan, and begin its audit in the store.
+
+    Args:
+        config: what the audit is.
+        worker: what one worker may use of its machine.
+        mapper: where sources are indexed that are not.
+        indices: the store with the indices of the data, if it is not the audit's.
 
     Raises:
         UserError: one of them is wrong; the message has what was expected, and what to do.
     """
     config = resolve(config)
     inputs = open_inputs(config, worker)
-    queries = check_inputs(config, inputs)
-    return begin_prepared(config, worker, inputs, queries)
-
-
-def resolve(config: AuditConfig) -> AuditConfig:
-    """The configuration with absolute paths and a name, after a check that it is complete and has no secret.
-
-    Raises:
-        UserError: a key is not set or looks like a credential, or a concept does not fit a method.
-    """
-    config = config.complete()
-    refuse_secrets(plain_values(config))  # before a message or a file could show one
-    for concept, method in product(config.concepts, config.methods.values()):
-        require_query_direction(method, concept)
-    now = datetime.now(UTC)
-    return replace(
-        config,
-        audit=tick(config.audit, now) or now.strftime("%Y%m%dT%H%M%SZ"),
-        store=absolute(config.store),
-        model=_absolute_model(config.model),
-        data=replace(config.data, uri=canonical_uri(config.data.uri)),
-    )
-
-
-# The words of cron, and what a tick of each is called; names sort in the order of time.
-TICKS = {"@hourly": "%Y-%m-%dT%H", "@daily": "%Y-%m-%d", "@weekly": "%G-W%V", "@monthly": "%Y-%m"}
-
-
-def tick(audit: str, now: datetime) -> str:
-    """The name of the week, day, ... of `now` (UTC) for `@weekly` (2026-W48), `@daily`, ...; any other name unchanged.
-
-    All runs of one period are one audit.
-
-    Raises:
-        UserError: the word after `@` is unknown.
-    """
-    if not audit.startswith("@"):
-        return audit
-    if audit not in TICKS:
-        raise UserError(f"audit={audit!r} is no schedule; expected one of: {', '.join(TICKS)}, or a name")
-    return now.strftime(TICKS[audit])
-
-
-def _absolute_model(model: ModelConfig) -> ModelConfig:
-    def absolute_or_hub(address: str) -> str:
-        return address if not address or is_hub_id(address) else absolute(address)
-
-    return replace(
-        model,
-        path=absolute_or_hub(model.path),
-        weights=absolute_or_hub(model.weights),
-        lora=absolute_or_hub(model.lora),
-        embeddings=tuple(map(absolute_or_hub, model.embeddings)),
-    )
+    queries = check_queries(config, inputs)
+    settings = check_settings(config, inputs, queries)
+    data = open_data(indices or inputs.store, config.data, inputs.denoiser.conditioning, mapper)
+    check_data(config, inputs, data, IndexReader(indices or inputs.store))
+    return begin_prepared(config, worker, inputs, settings, data, queries)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What an audit opens: the store, the model and the data set."""
+    """What an audit opens before anything about the data: the store and the model."""
 
     store: Store
     denoiser: Denoiser
-    data: Survey
 
 
 def open_inputs(config: AuditConfig, worker: WorkerSettings) -> Inputs:
-    """Open the store, the model and the data set.
+    """Open the store and the model.
 
     Raises:
-        UserError: one of them is missing, cannot be read, or does not fit the others.
+        UserError: one of them is missing or cannot be read.
     """
     _require_apart(config)
     store = Store(config.store)
     store.probe()
     require_new_name(Audit(store, config.audit))
     denoiser = open_model(config.model, worker)
-    return Inputs(store, denoiser, survey(config.data, denoiser.conditioning))
+    return Inputs(store, denoiser)
 
 
 def _require_apart(config: AuditConfig) -> None:
@@ -174,11 +135,11 @@ def _require_apart(config: AuditConfig) -> None:
             )
 
 
-def check_inputs(config: AuditConfig, inputs: Inputs) -> list[QueryTask]:
-    """The queries, without a method, after a check that the concepts and the data fit the model.
+def check_queries(config: AuditConfig, inputs: Inputs) -> list[QueryTask]:
+    """The queries, for no method yet, once the model can answer them.
 
     Raises:
-        UserError: one does not; the message names the concept, the method or the size.
+        UserError: naming the concept or the method.
     """
     denoiser = inputs.denoiser
     require_conditions(denoiser, config.methods, config.concepts)
@@ -187,37 +148,62 @@ def check_inputs(config: AuditConfig, inputs: Inputs) -> list[QueryTask]:
         prompts = [text for concept in config.concepts for pair in concept.condition_pairs for text in pair]
         texts = list(dict.fromkeys(prompts)) or unprompted_texts(denoiser, ("0", "1"), 0)
         require_batch_consistency(denoiser, texts[: min(config.model.batch or TOGETHER, TOGETHER)])
-    first = next(source for source in inputs.data.sources if source.rows)
-    require_fit(denoiser, cut(first, 1)[0], config.data)
-    warn_of_prediction_type(denoiser, cut(first, 2)[0], config.data)
     return queries
 
 
-def begin_prepared(
-    config: AuditConfig, worker: WorkerSettings, inputs: Inputs, queries: Sequence[QueryTask]
-) -> Prepared:
-    """Create the feature sets, cut the plan, and write the audit's settings and plan to the store.
+def check_settings(config: AuditConfig, inputs: Inputs, queries: Sequence[QueryTask]) -> dict[str, dict[str, Any]]:
+    """The settings of each method's features, once the audit may be begun, or resumed, with this configuration.
 
     Raises:
         UserError: the audit exists with other settings, or cannot be compared with the one that `since` names.
     """
-    store, denoiser = inputs.store, inputs.denoiser
+    denoiser, audit = inputs.denoiser, Audit(inputs.store, config.audit)
     identity = denoiser.identity()
     settings = {n: feature_settings(config, m, denoiser, identity) for n, m in config.methods.items()}
-    plan = shards(inputs.data.sources, _shard_rows(store, settings, config.data.shard_rows))
+    outcome = as_json(_outcome(config, settings, queries), "config")
+    require_comparable(audit, config.since, outcome)
+    require_same_settings(audit, outcome)
+    return settings
+
+
+def _outcome(config: AuditConfig, settings: dict[str, dict[str, Any]], queries: Sequence[QueryTask]) -> dict[str, Any]:
+    """What decides the outcome. It holds the fingerprints, so that a model changed under an audit is refused too."""
+    fingerprints = {name: FeatureSet.of(s).fingerprint for name, s in settings.items()}
+    return {**outcome_settings(plain_values(config)), "fingerprints": fingerprints, **file_digests(queries)}
+
+
+def check_data(config: AuditConfig, inputs: Inputs, data: Survey, index: IndexReader) -> None:
+    """That the model takes the first samples of the data. Raises UserError, naming the size."""
+    first = next(source for source in data.sources if source.rows)
+    require_fit(inputs.denoiser, index(cut(first, 1)[0]), config.data)
+    warn_of_prediction_type(inputs.denoiser, index(cut(first, 2)[0]), config.data)
+
+
+def begin_prepared(
+    config: AuditConfig,
+    worker: WorkerSettings,
+    inputs: Inputs,
+    settings: dict[str, dict[str, Any]],
+    data: Survey,
+    queries: Sequence[QueryTask],
+) -> Prepared:
+    """Create the feature sets, cut the plan, and write the audit's settings and plan to the store.
+
+    Raises:
+        UserError: the audit exists with other settings or another plan.
+    """
+    store, denoiser = inputs.store, inputs.denoiser
+    plan = shards(data.sources, _shard_rows(store, settings, config.data.shard_rows))
     audit = Audit(store, config.audit)
     work = Work(config, {name: FeatureSet.of(s) for name, s in settings.items()}, worker)
-    # The settings hold the fingerprints too, so that a model changed under an audit is refused like any change.
-    outcome = {**outcome_settings(plain_values(config)), "fingerprints": work.fingerprints, **file_digests(queries)}
-    require_comparable(audit, config.since, as_json(outcome, "config"))
-    begin_audit(audit, outcome, [_planned(shard) for shard in plan])
+    begin_audit(audit, _outcome(config, settings, queries), [_planned(shard) for shard in plan])
     return Prepared(
         work=work,
         store=store,
         audit=audit,
         plan=plan,
-        sources=len(inputs.data.sources),
-        left_out=(*inputs.data.left_out, *_unused_model_files(denoiser)),
+        data=data,
+        left_out=(*data.left_out, *_unused_model_files(denoiser)),
         settings=settings,
         queries=tuple(replace(query, method=method) for method in config.methods for query in queries),
         demand=demand(config, denoiser),

@@ -1,24 +1,21 @@
 """The results of an audit: the tally of scores, the tables of tops and rejects, the retrieval metrics."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from typing import Any
 
 import numpy as np
 
-from concept_trak.attribution import ranking
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.ranking import BINS, Entry, TopK
-from concept_trak.audit.score import FORMS, ScoreResult, column
+from concept_trak.audit.retrieval_ranks import FORMS, column
+from concept_trak.audit.score import ScoreResult
 from concept_trak.audit.shown_samples import ShownSample
 from concept_trak.config import AuditConfig
-from concept_trak.data.format import label_values
-from concept_trak.data.shard import Shard
 from concept_trak.store.codec import read_footer
 from concept_trak.store.identity import FeatureSet
-from concept_trak.store.manifest import Audit, read_table, scores_file
 from concept_trak.store.records import Record
 from concept_trak.store.store import Store
 
@@ -32,12 +29,17 @@ class Tally:
     m: int
     ends: dict[Key, TopK] = field(default_factory=dict)
     histogram: dict[Key, np.ndarray] = field(default_factory=dict)
+    carriers: dict[Key, int] = field(default_factory=dict)
+    """By method and concept, how many samples show it, where rankings are graded."""
 
     def add(self, scored: ScoreResult) -> None:
         for name, ends in scored.columns.items():
             key = (scored.method, name)
             self.ends[key] = self.ends.get(key, TopK(self.m)) + TopK(self.m, ends.top, ends.bottom)
             self.histogram[key] = self.histogram.get(key, np.zeros(BINS, np.int64)) + np.array(ends.histogram)
+
+        for concept, count in scored.carriers.items():
+            self.carriers[scored.method, concept] = self.carriers.get((scored.method, concept), 0) + count
 
     def entries(self) -> Iterable[Entry]:
         for ends in self.ends.values():
@@ -103,35 +105,3 @@ def rejects_by_reason(records: Iterable[Record]) -> dict[str, int]:
 def shows(concept: Concept, labels: dict[str, str]) -> bool:
     """Whether a sample's labels match the concept's truth."""
     return all(labels.get(name) == value for name, value in concept.truth.items())
-
-
-def retrieval_metrics(
-    audit: Audit, config: AuditConfig, plan: Sequence[Shard]
-) -> dict[str, dict[str, dict[str, float]]]:
-    """AP, base rate, P@10 and recall@carriers, as metrics[concept][column of the method and form].
-
-    From all scores and the data's labels: empty without `scores=all`, and for concepts without `truth`.
-    """
-    graded = [c for c in config.concepts if c.truth]
-    if config.scores != "all" or not graded:
-        return {}
-    labels = dict(pair for shard in plan for pair in label_values(shard, config.data))
-    result: dict[str, dict[str, dict[str, float]]] = {}
-    for method in config.methods:
-        tables = [read_table(audit, scores_file(method, shard.name)) for shard in plan]
-        ids = np.concatenate([np.array(t["sample_id"].to_pylist(), dtype=str) for t in tables])
-        for concept, form in product(graded, FORMS):
-            relevant = np.array([shows(concept, labels[i]) for i in ids])
-            score = np.concatenate([t[column(concept.name, form)].to_numpy() for t in tables])
-            ranked = relevant[np.lexsort((ids, -score))].tolist()
-            result.setdefault(concept.name, {})[column(method, form)] = _graded(ranked)
-    return result
-
-
-def _graded(relevant: list[bool]) -> dict[str, float]:
-    return {
-        "average_precision": ranking.average_precision(relevant),
-        "base_rate": ranking.base_rate(relevant),
-        "precision_at_10": ranking.precision_at(relevant, 10),
-        "recall_at_carriers": ranking.recall_at_carriers(relevant),
-    }

@@ -3,30 +3,35 @@
 Parts stream through a worker; only the ends return to the driver.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 
 import numpy as np
+import pyarrow as pa
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from concept_trak import UserError
 from concept_trak.attribution import ranking
+from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.ranking import Entry, ScoreSummary
-from concept_trak.audit.aggregate import Sums, groups_of, sums_table
+from concept_trak.audit.aggregate import memberships, sums_table
+from concept_trak.audit.heavy_groups import read_heavy_groups
 from concept_trak.audit.mapper import Attempt, Task
+from concept_trak.audit.retrieval_ranks import graded_concepts, showing, shows_column
 from concept_trak.audit.worker import StoreWorker, Work
-from concept_trak.data.columns import annotations
 from concept_trak.data.shard import Shard
+from concept_trak.store.audit_files import Audit, ListedFile, write_listed
 from concept_trak.store.consistency import REPAIR
 from concept_trak.store.identity import FeatureSet
-from concept_trak.store.manifest import Audit, plain_column, scores_file, sums_file, write_table
+from concept_trak.store.manifest import graded_file, plain_column, scores_file, sums_file
 from concept_trak.store.part import Block, Damaged
 from concept_trak.store.queries import StoredQuery, read_query, require_alike
 from concept_trak.store.records import Record
+from concept_trak.store.tables import compute as pc
 from concept_trak.store.tables import from_columns
 
 
@@ -41,11 +46,20 @@ class ColumnEnds:
 
 @dataclass(frozen=True)
 class ScoreTask(Task):
-    """Consecutive parts to score for one method; with their shards, the scores are also summed by caption and label."""
+    """Consecutive parts to score for one method; with their shards, the scores are also summed by caption and label.
+
+    `heavy` names the file with the labels and words that are summed by themselves; "" for all.
+    """
 
     method: str
     records: tuple[Record, ...]
     shards: tuple[Shard, ...] = ()
+    heavy: str = ""
+
+    @property
+    def first(self) -> str:
+        """The shard that names what is written about all of them."""
+        return self.records[0].shard
 
     @property
     def label(self) -> str:
@@ -58,10 +72,12 @@ class ScoreTask(Task):
 
 @dataclass(frozen=True)
 class ScoreResult:
-    """The columns of some parts, by name."""
+    """The columns of some parts, by name; the files that were written; by concept how many samples show it."""
 
     method: str
     columns: dict[str, ColumnEnds]
+    files: tuple[ListedFile, ...] = ()
+    carriers: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,16 +92,18 @@ class Queries:
 SCORED_BYTES = 256 << 20  # some parts, so that reading and multiplying overlap, and a second or so of work
 
 
-def score_tasks(method: str, records: Sequence[Record], plan: Sequence[Shard] = ()) -> Iterator[ScoreTask]:
+def score_tasks(
+    method: str, records: Sequence[Record], plan: Sequence[Shard] = (), heavy: str = ""
+) -> Iterator[ScoreTask]:
     """All parts, in order, cut after every SCORED_BYTES: the same items whatever the number of workers.
 
-    `plan`: the shards of the parts, if their scores are to be summed too.
+    `plan`: the shards of the parts, if their scores are to be summed too, with what is `heavy`.
     """
     first, size = 0, 0
     for end, record in enumerate(records, 1):
         size += record.bytes
         if size >= SCORED_BYTES or end == len(records):
-            yield ScoreTask(method, tuple(records[first:end]), tuple(plan[first:end]))
+            yield ScoreTask(method, tuple(records[first:end]), tuple(plan[first:end]), heavy)
             first, size = end, 0
 
 
@@ -98,21 +116,35 @@ class ScoreWorker(StoreWorker):
         self.queries = {method: read_queries(self.audit, work, method) for method in work.config.methods}
 
     def __call__(self, task: ScoreTask, attempt: Attempt) -> ScoreResult:
-        queries = self.queries[task.method]
-        kept, sums = ScoreSummary(self.work.config.top, queries.scale), Sums(queries.columns)
+        queries, files = self.queries[task.method], list[ListedFile]()
+        kept, scored, known = ScoreSummary(self.work.config.top, queries.scale), list[Tensor](), list[pa.Table]()
         with closing(self.blocks(*task.records)) as coming:
             for record, shard in zip_longest(task.records, task.shards):
                 ids, values = self._shard(task.method, record, coming, queries, kept)
+                if self.work.config.scores == "all":
+                    table = _scores_table(ids, queries.columns, values)
+                    files.append(write_listed(self.audit, scores_file(task.method, record.shard), table))
                 if shard is not None:
-                    texts = annotations(shard, self.work.config.data)
-                    require_known(ids, texts, record)
-                    sums.add_scores(values.numpy(), [groups_of(texts[i], shard) for i in ids])
-        if task.shards:
-            write_table(self.audit, sums_file(task.method, task.records[0].shard), sums_table(sums))
+                    known.append(rows_of(self.index(shard), ids, record))
+                    scored.append(values)
+        scores = Scored(queries.columns, torch.cat(scored), pa.concat_tables(known)) if task.shards else None
+        if scores is not None and self.work.config.aggregates:
+            files.append(write_listed(self.audit, sums_file(task.method, task.first), self._sums(task, scores)))
+        carriers = dict[str, int]()
+        if scores is not None and (graded := graded_concepts(self.work.config)):
+            table = scores.graded(graded)
+            files.append(write_listed(self.audit, graded_file(task.method, task.first), table))
+            carriers = {c.name: pc.sum(table[shows_column(c.name)]).as_py() or 0 for c in graded}
         columns = zip(queries.columns, kept.ends(), kept.histogram.tolist(), strict=True)
-        return ScoreResult(
-            task.method, {name: ColumnEnds(ends.top, ends.bottom, counts) for name, ends, counts in columns}
-        )
+        ends = {name: ColumnEnds(ends.top, ends.bottom, counts) for name, ends, counts in columns}
+        return ScoreResult(task.method, ends, tuple(files), carriers)
+
+    def _sums(self, task: ScoreTask, scores: "Scored") -> pa.Table:
+        """The scores of a task summed by everything that its samples are counted under."""
+        sources = [(shard.source, record.rows) for shard, record in zip(task.shards, task.records, strict=True)]
+        heavy = read_heavy_groups(self.store, task.heavy)
+        groups = list(memberships(scores.known, sources, heavy))
+        return sums_table(scores.columns, scores.values.numpy(), groups)
 
     def _shard(
         self, method: str, record: Record, coming: Iterator[Block], queries: Queries, kept: ScoreSummary
@@ -131,19 +163,38 @@ class ScoreWorker(StoreWorker):
             require_finite_scores(scores, method, record)
             kept.add(scores, block.ids, record.shard)
             ids += block.ids
-        if self.work.config.scores == "all":
-            kinds = {"sample_id": "string", **dict.fromkeys(queries.columns, "float32")}
-            numbers = zip(queries.columns, values.T.numpy(), strict=True)
-            table = from_columns(kinds, {"sample_id": ids, **dict(numbers)})
-            write_table(self.audit, scores_file(method, record.shard), table)
         return ids, values
 
 
-def require_known(ids: Sequence[str], known: Collection[str], record: Record) -> None:
-    """Check that a part has samples of its source only. Raises Damaged."""
-    if strangers := set(ids).difference(known):
+@dataclass(frozen=True)
+class Scored:
+    """Samples with their scores, by column, and with what the index of the data knows of them."""
+
+    columns: Sequence[str]
+    values: Float[Tensor, "n c"]
+    known: pa.Table
+
+    def graded(self, concepts: Sequence[Concept]) -> pa.Table:
+        """The scores about these concepts, and whether each sample shows them."""
+        numbers = dict(zip(self.columns, self.values.T.numpy(), strict=True))
+        scores = {name: numbers[name] for c in concepts for name in (c.name, plain_column(c.name))}
+        shown = {shows_column(c.name): showing(self.known, c) for c in concepts}
+        return pa.table({"sample_id": self.known["id"], **scores, **shown})
+
+
+def _scores_table(ids: Sequence[str], columns: Sequence[str], values: Float[Tensor, "n c"]) -> pa.Table:
+    kinds = {"sample_id": "string", **dict.fromkeys(columns, "float32")}
+    return from_columns(kinds, {"sample_id": ids, **dict(zip(columns, values.T.numpy(), strict=True))})
+
+
+def rows_of(shard: Shard, ids: Sequence[str], record: Record) -> pa.Table:
+    """The rows of a shard's index that are these samples, in their order. Raises Damaged for a sample of another."""
+    rows = pc.index_in(pa.array(ids, pa.string()), value_set=shard.known["id"].combine_chunks())
+    if rows.null_count:
         part = FeatureSet(record.fingerprint).part(record.shard)
-        raise Damaged(f"{part} has a sample {min(strangers)!r} that is not in its source. {REPAIR}")
+        stranger = min(i for i, row in zip(ids, rows.to_pylist(), strict=True) if row is None)
+        raise Damaged(f"{part} has a sample {stranger!r} that is not in its source. {REPAIR}")
+    return shard.known.take(rows)
 
 
 def require_width(block: Block, width: int, record: Record) -> None:
@@ -178,11 +229,3 @@ def read_queries(audit: Audit, work: Work, method: str) -> Queries:
         rows += [query.solved, query.phi]
         scale += [query.spread_solved, query.spread_phi]
     return Queries(columns, torch.from_numpy(np.stack(rows)), scale)
-
-
-FORMS = ("damped", "plain")
-
-
-def column(concept: str, form: str) -> str:
-    """The name of a concept's column of scores in one form."""
-    return concept if form == "damped" else plain_column(concept)

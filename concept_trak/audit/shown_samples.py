@@ -5,14 +5,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from concept_trak.audit.index import IndexReader
 from concept_trak.audit.mapper import Attempt, Task
 from concept_trak.audit.worker import Work
 from concept_trak.data.decode import image_format
 from concept_trak.data.image import to_png, to_thumbnail
-from concept_trak.data.sample import Sample, originals, samples_by_id
+from concept_trak.data.sample import FoundSample, samples_by_id
 from concept_trak.data.shard import Shard
+from concept_trak.store.audit_files import Audit, ListedFile, write_listed
 from concept_trak.store.consistency import REPAIR
-from concept_trak.store.manifest import Audit, beside_report, write_bytes
+from concept_trak.store.manifest import beside_report
 from concept_trak.store.part import Damaged
 from concept_trak.store.store import Store
 
@@ -56,28 +58,33 @@ class ShownSample:
 
 @dataclass(frozen=True)
 class ShowResult:
-    """The samples of a task, for the page."""
+    """The samples of a task, as people see them, and the files that were written."""
 
     samples: tuple[ShownSample, ...]
+    files: tuple[ListedFile, ...] = ()
 
 
 class ShowWorker:
-    """Reads the samples of a task again, and draws those that a page shows."""
+    """Reads the samples of a task again, each by itself, and draws those that a page shows."""
 
     def __init__(self, work: Work) -> None:
-        self.data, self.audit = work.config.data, Audit(Store(work.config.store), work.config.audit)
+        store = Store(work.config.store)
+        self.data, self.audit, self.index = work.config.data, Audit(store, work.config.audit), IndexReader(store)
 
     def __call__(self, task: ShowTask, attempt: Attempt) -> ShowResult:
-        files = originals(task.shard, self.data, task.pictured) if task.files and task.pictured else {}
-        samples = samples_by_id(task.shard, self.data, task.resolution, task.ids)
-        if strangers := set(task.ids).difference(sample.id for sample in samples):
+        shard, wanted = self.index(task.shard), frozenset(task.ids)
+        files, shown = list[ListedFile](), list[ShownSample]()
+        for sample in samples_by_id(shard, self.data, task.resolution, wanted):
+            shown.append(self._shown(task, sample, files))
+        if strangers := wanted.difference(sample.sample_id for sample in shown):
             raise Damaged(
                 f"shard {task.shard.name} has a feature of {min(strangers)!r}, and {task.shard.source} has no such "
                 f"sample among its rows. {REPAIR}"
             )
-        return ShowResult(tuple(self._shown(task, sample, files.get(sample.id)) for sample in samples))
+        return ShowResult(tuple(shown), tuple(files))
 
-    def _shown(self, task: ShowTask, s: Sample, original: bytes | None) -> ShownSample:
+    def _shown(self, task: ShowTask, looked_up: FoundSample, files: list[ListedFile]) -> ShownSample:
+        s, original = looked_up.sample, looked_up.original if task.files else None
         content = hashlib.sha256(s.content.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
         seen = ShownSample(
             sample_id=s.id, caption=s.caption, source=task.shard.source, row=s.row, labels=s.labels, content=content
@@ -90,5 +97,5 @@ class ShowWorker:
         small, kind = to_thumbnail(s.pixels, SIDE)
         thumbnail, whole = f"thumbnails/{key}.{kind}", f"originals/{key}.{image_format(original)}"
         for name, data in ((thumbnail, small), (whole, original)):
-            write_bytes(self.audit, beside_report(name), data)
+            files.append(write_listed(self.audit, beside_report(name), data))
         return replace(seen, thumbnail=thumbnail, original=whole)

@@ -12,6 +12,7 @@ from torch import Tensor
 from concept_trak import UserError
 from concept_trak.attribution.batch_size import fitting_batch_size
 from concept_trak.attribution.denoiser import Denoiser
+from concept_trak.audit.index import IndexReader
 from concept_trak.audit.mapper import Attempt
 from concept_trak.audit.plan import feature_settings
 from concept_trak.config import AuditConfig, ModelConfig, WorkerSettings
@@ -44,7 +45,7 @@ class StoreWorker:
     def __init__(self, work: Work) -> None:
         torch.set_num_threads(work.settings.threads)
         self.work, self.store = work, Store(work.config.store)
-        self.audit = Audit(self.store, work.config.audit)
+        self.audit, self.index = Audit(self.store, work.config.audit), IndexReader(self.store)
 
     def blocks(self, *records: Record) -> Generator[Block, None, None]:
         """The row groups of the parts, in order. Each part is checked against its record, by its sha256.
@@ -90,6 +91,7 @@ class ModelWorker:
         self.work, self.config = work, work.config
         torch.set_num_threads(work.settings.threads)
         self.store, self.denoiser = Store(work.config.store), open_model(work.config.model, work.settings)
+        self.index = IndexReader(self.store)
         self.identity = identity = self.denoiser.identity()
         for name, method in work.config.methods.items():
             ours = FeatureSet.of(feature_settings(work.config, method, self.denoiser, identity))

@@ -2,6 +2,9 @@
 
 import pyarrow as pa
 
+from concept_trak import UserError
+from concept_trak.config import DataConfig
+
 _LISTS = (
     pa.types.is_list,
     pa.types.is_large_list,
@@ -75,3 +78,24 @@ def is_latent(kind: pa.DataType) -> bool:
             return False
         kind = kind.value_type
     return pa.types.is_floating(kind)
+
+
+def require_type(key: str, column: str, kind: pa.DataType, data: DataConfig) -> None:
+    """That the settings use a column as its type allows.
+
+    Raises:
+        UserError: the settings use a column in a way that its type does not allow.
+    """
+    if key == "data.image_column" and not is_image(kind) and not is_latent(kind):
+        paths = "; a column of paths is not read: embed the images" if is_text(kind) else ""
+        raise UserError(
+            f"{key}={column!r} is {kind}; expected struct<bytes: binary, path: string>, binary, or latents as "
+            f"list<list<list<float>>>{paths}"
+        )
+    if key in ("data.caption_column", "data.other_captions") and not holds_text(kind):
+        if data.captions == "class" and is_whole_number(kind):
+            return
+        hint = "; set data.captions=class where it holds classes" if is_whole_number(kind) else ""
+        raise UserError(f"{key}={column!r} holds {kind}; expected strings, or lists of strings{hint}")
+    if key == "data.id_column" and not is_id(kind):
+        raise UserError(f"{key}={column!r} holds {kind}; expected strings or integers")

@@ -12,7 +12,6 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from concept_trak import UserError
-from concept_trak.data.shard import Shard
 from concept_trak.data.text import encodable, printable
 from concept_trak.store.secrets import without_secrets
 
@@ -201,28 +200,65 @@ def require_version(fs: Any, path: str, planned: str) -> None:
 
 
 @contextmanager
-def open_listed(fs: Any, name: str, **options: Any) -> Iterator[Any]:
-    """A listed file, open for reading.
+def open_planned(uri: str, planned: str, **options: Any) -> Iterator[Any]:
+    """A file of the data set, open for reading in the version that was planned.
 
     Raises:
-        UserError: it cannot be read, or its name is not text.
+        UserError: it has another version, nobody may read it, or its name is not text.
     """
-    if not encodable(name):
-        raise UserError(f"the name of {printable(name)} is not UTF-8; rename it, or leave it out with data.files=")
+    if not encodable(uri):
+        raise UserError(f"the name of {printable(uri)} is not UTF-8; rename it, or leave it out with data.files=")
+    fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+    require_version(fs, path, planned)
     try:
-        with fs.open(name, **options) as file:
+        with fs.open(path, **options) as file:
             yield file
     except (FileNotFoundError, PermissionError) as error:
-        raise UserError(f"{name} cannot be read ({error}); make it readable, or remove it from data.uri") from error
+        raise UserError(f"{path} cannot be read ({error}); make it readable, or remove it from data.uri") from error
+
+
+class FileRange:
+    """Bytes `start` up to `end` of a file, read a block at a time and nothing else, at their positions in the file.
+
+    Behind the end it reads as zeros, `padding` of them.
+    """
+
+    def __init__(self, fs: Any, path: str, start: int, end: int, padding: int = 0) -> None:
+        self._fs, self._path, self._end, self._padding = fs, path, end, padding
+        self._position, self._first, self._block = start, start, b""
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, position: int) -> int:
+        self._position = position
+        return position
+
+    def read(self, size: int) -> bytes:
+        last = self._end + self._padding
+        wanted = max(0, min(size, last - self._position))
+        stop = self._position + wanted
+        if stop > self._first + len(self._block) or self._position < self._first:
+            self._load(max(stop, min(self._position + BLOCK_BYTES, last)))
+        begin = self._position - self._first
+        self._position = stop
+        return self._block[begin : begin + wanted]
+
+    def _load(self, stop: int) -> None:
+        """The bytes from the position to `stop`; what the last block has of them is not read again."""
+        held = self._block[self._position - self._first :] if self._first <= self._position else b""
+        start, end = self._position + len(held), min(stop, self._end)
+        more = self._fs.cat_file(self._path, start=start, end=end) if start < end else b""
+        self._block, self._first = held + more, self._position
+        self._block += bytes(stop - self._first - len(self._block))
 
 
 @contextmanager
-def open_planned(shard: Shard, **options: Any) -> Iterator[Any]:
-    """The shard's file, open for reading in the version that was planned."""
-    fs, path = fsspec.core.url_to_fs(shard.source, use_listings_cache=False)
-    require_version(fs, path, shard.version)
-    with fs.open(path, **options) as file:
-        yield file
+def open_range(uri: str, planned: str, start: int, end: int, padding: int = 0) -> Iterator[FileRange]:
+    """A part of a file of the data set, in the version that was planned. Raises UserError if it has another one."""
+    fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+    require_version(fs, path, planned)
+    yield FileRange(fs, path, start, end, padding)
 
 
 def path_below(source: str, uri: str) -> str:

@@ -6,7 +6,7 @@ few million images belong in tars.
 """
 
 import posixpath
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import fsspec
@@ -15,7 +15,16 @@ from concept_trak import UserError
 from concept_trak.config import DataConfig
 from concept_trak.data.decode import ENDINGS
 from concept_trak.data.files import Files, Listing, path_below, require_version, version
-from concept_trak.data.format import Format, SourceRow, named_columns, require_columns, require_text
+from concept_trak.data.format import (
+    Findings,
+    Format,
+    RowImage,
+    SourceRow,
+    known_columns,
+    named_columns,
+    require_columns,
+    require_text,
+)
 from concept_trak.data.inventory import LeftOutCounts
 from concept_trak.data.metadata import METADATA, is_metadata, read_metadata
 from concept_trak.data.shard import Shard, Source
@@ -78,8 +87,29 @@ def _text_of(name: str) -> str:
     return f"{posixpath.splitext(name)[0]}.txt"
 
 
-def _check(source: Source, data: DataConfig) -> Iterable[str]:
-    """Check that some image of the folder has every column that the settings name, and that captions are text."""
+def _rows(source: Source, data: DataConfig, findings: Findings) -> Iterator[SourceRow]:
+    """The rows of a folder, or of a range of one; their ids are the images' names below `data.uri`."""
+    try:
+        findings.unread += _unread(source, data)
+    except UserError as error:  # the images of another folder may have the column
+        findings.lacking = str(error)
+    fs, folder = fsspec.core.url_to_fs(source.uri.rstrip("/"), use_listings_cache=False)
+    prefix, columns = path_below(source.uri.rstrip("/"), data.uri), known_columns(data)
+    for number, entry in enumerate(source.places, source.first_row):
+        fields = dict(entry.fields)
+        values = {c: fields.get(c) for c in columns}
+        if "label" in columns and "label" not in fields:
+            values["label"] = posixpath.basename(folder)
+        flaw = _flaw(entry)
+        if flaw is None and "txt" in values and entry.text_version:
+            values["txt"], flaw = _text(fs, folder, entry)
+        file = (printable(entry.name), entry.version)
+        yield SourceRow(number, f"{prefix}/{entry.name}".lstrip("/"), values, flaw, file=file)
+
+
+def _unread(source: Source, data: DataConfig) -> Iterable[str]:
+    """The columns that no setting names, once some image of the folder has those that the settings name, and captions
+    are text."""
     there = dict.fromkeys(c for entry in source.places for c, _ in entry.fields)
     there |= dict.fromkeys(["image", "label"])
     there |= {"txt": None} if any(entry.text_version for entry in source.places) else {}
@@ -90,19 +120,22 @@ def _check(source: Source, data: DataConfig) -> Iterable[str]:
     return unread - {"label"}
 
 
-def _rows(shard: Shard, data: DataConfig, columns: Sequence[str]) -> Iterator[SourceRow]:
-    """The rows of a shard, their ids the images' names below `data.uri`."""
+def _text(fs: Any, folder: str, entry: ImageEntry) -> tuple[str | None, tuple[str, str] | None]:
+    """The text beside an image; or why it cannot be read."""
+    text = _text_of(entry.name)
+    content = _read(fs, f"{folder}/{text}", entry.text_version, MOST_BYTES + 1)
+    try:
+        return decode_text(content, text), None
+    except UserError as error:
+        return None, ("text", str(error))
+
+
+def _images(shard: Shard, data: DataConfig) -> Iterator[RowImage]:
+    """The images of the rows, each in its own file."""
     fs, folder = fsspec.core.url_to_fs(shard.source.rstrip("/"), use_listings_cache=False)
-    prefix = path_below(shard.source.rstrip("/"), data.uri)
-    for number, entry in enumerate(shard.places, shard.first_row):
-        fields = dict(entry.fields)
-        values = {c: fields.get(c) for c in columns}
-        if "label" in columns and "label" not in fields:
-            values["label"] = posixpath.basename(folder)
-        flaw = _flaw(entry)
-        if flaw is None:
-            flaw = _read_files(fs, folder, entry, data, values)
-        yield SourceRow(number, f"{prefix}/{entry.name}".lstrip("/"), values, flaw)
+    for row in shard.known.select(["file", "file_version", "reason"]).to_pylist():
+        usable = row["reason"] is None
+        yield RowImage(_read(fs, f"{folder}/{row['file']}", row["file_version"]) if usable else None)
 
 
 def _flaw(entry: ImageEntry) -> tuple[str, str] | None:
@@ -115,23 +148,6 @@ def _flaw(entry: ImageEntry) -> tuple[str, str] | None:
     return None
 
 
-def _read_files(
-    fs: Any, folder: str, entry: ImageEntry, data: DataConfig, values: dict[str, Any]
-) -> tuple[str, str] | None:
-    """Fills in the image and its text; why the text cannot be read, if it cannot."""
-    flaw = None
-    if "txt" in values and entry.text_version:
-        text = _text_of(entry.name)
-        content = _read(fs, f"{folder}/{text}", entry.text_version, MOST_BYTES + 1)
-        try:
-            values["txt"] = decode_text(content, text)
-        except UserError as error:
-            flaw = ("text", str(error))
-    if data.image_column in values:
-        values[data.image_column] = {"bytes": _read(fs, f"{folder}/{entry.name}", entry.version)}
-    return flaw
-
-
 def _read(fs: Any, path: str, planned: str, most: int | None = None) -> bytes:
     require_version(fs, path, planned)
     return fs.cat_file(path, end=most)
@@ -140,9 +156,8 @@ def _read(fs: Any, path: str, planned: str, most: int | None = None) -> bytes:
 FORMAT = Format(
     tuple(f".{ending}" for ending in ENDINGS),
     _sources,
-    _check,
     _rows,
+    _images,
     companions=(".txt", *METADATA),
-    columns_may_lack=True,
     split_in_name=False,
 )

@@ -7,32 +7,75 @@ import difflib
 import pkgutil
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from concept_trak import UserError
 from concept_trak.config import DataConfig
 from concept_trak.data import inventory
-from concept_trak.data.files import Files, Listing, list_files, version
-from concept_trak.data.inventory import LeftOutCounts, Survey
+from concept_trak.data.files import Files, Listing
+from concept_trak.data.inventory import LeftOutCounts
 from concept_trak.data.shard import Shard, Source
 from concept_trak.data.text import printable, text_problem
 
 
-@dataclass(frozen=True)
-class SourceRow:
-    """One row of a source.
+class Precomputed(NamedTuple):
+    """What a row has instead of an image and a text: x_0 [c, h, w], and each part of its condition."""
 
-    `number` is its place there, `id` the id made for it, `values` those of the columns that were asked for; None where
-    the row has none. An image is {"bytes": ...}, as `datasets` writes it. `flaw`, a (reason, message), is why no sample
-    can be made of it.
+    latent: Tensor
+    condition: dict[str, Tensor]
+
+
+class Extent(NamedTuple):
+    """Where an image is read from: `length` bytes from `offset` on, which begin `skip` rows before it."""
+
+    offset: int
+    length: int
+    skip: int = 0
+
+
+class SourceRow(NamedTuple):
+    """One row of a source, without its image.
+
+    `number` is its place there, `id` the id made for it, `values` those of the columns that the settings name; None
+    where the row has none. `flaw`, a (reason, message), is why no sample can be made of it. `file` is the name and the
+    version of the image's own file.
     """
 
     number: int
     id: str
     values: dict[str, Any]
     flaw: tuple[str, str] | None = None
+    extent: Extent | None = None
+    file: tuple[str, str] | None = None
+
+
+class RowImage(NamedTuple):
+    """What a row shows: an image file's bytes, or what was encoded before; None where there is none.
+
+    `flaw` is why no sample can be made of it, as far as that is known before the image is decoded.
+    """
+
+    content: bytes | Precomputed | None
+    flaw: tuple[str, str] | None = None
+
+
+@dataclass
+class Findings:
+    """What the index of a source finds beside its rows.
+
+    Attributes:
+        left_out: what is in the source and in no sample.
+        unread: the columns that no setting names.
+        lacking: why a column that the settings name is not there, where another source may have it.
+    """
+
+    left_out: LeftOutCounts = field(default_factory=LeftOutCounts)
+    unread: list[str] = field(default_factory=list)
+    lacking: str = ""
 
 
 class Format(NamedTuple):
@@ -40,19 +83,18 @@ class Format(NamedTuple):
 
     endings: tuple[str, ...]
     sources: Callable[[Listing, Files, DataConfig, LeftOutCounts], list[Source]]
-    """(listing, files of this format, settings, tally) -> the sources, in the order of their names. What lies in the
-    files and is no part of a sample is added to the tally."""
-    check: Callable[[Source, DataConfig], Iterable[str]]
-    """The columns of a source that the settings do not name. Raises UserError where a column that they name is not
-    there, or is of a type that cannot be used."""
-    rows: Callable[[Shard, DataConfig, Sequence[str]], Iterator[SourceRow]]
-    """The rows of a shard with these columns, in order, reading nothing else; UserError if its source has changed."""
+    """(listing, files of this format, settings, tally) -> the sources, in the order of their names, from the listing
+    alone; their rows are unknown until they are indexed. Files that belong to no source are added to the tally."""
+    rows: Callable[[Source, DataConfig, Findings], Iterator[SourceRow]]
+    """Every row of a source, in order, with the values of the columns that the settings name but its image. Raises
+    UserError where the source cannot be read, or a column is missing or of a type that cannot be used."""
+    images: Callable[[Shard, DataConfig], Iterator[RowImage]]
+    """The images of the rows of a shard, in order, found by its index and reading nothing else; UserError if its source
+    has changed."""
     companions: tuple[str, ...] = ()
     """Endings of files that accompany the samples: captions, metadata."""
     hidden: tuple[str, ...] = ()
-    """Prefixes of the names of files and folders that are not data, in addition to a dot."""
-    columns_may_lack: bool = False
-    """Whether a source may lack a column that another source has; its rows then have no value for it."""
+    """What the names of files and folders that are no data begin with, beside a dot."""
     split_in_name: bool = True
     """Whether a file's own name may name its split; a picture called test.png is no test set."""
 
@@ -65,61 +107,8 @@ def formats() -> dict[str, Format]:
     return {name: kind for name, kind in known.items() if isinstance(kind, Format)}
 
 
-def survey_data(data: DataConfig) -> Survey:
-    """Every source of the data set, by name, and all that is left out of it.
-
-    Raises:
-        UserError: nothing is there, it cannot be reached, is of no format or of several, or holds no rows.
-    """
-    listing, tally = list_files(data.uri), LeftOutCounts()
-    if listing.is_file:
-        files, name = listing.files, detect_format(listing.files, data)
-    else:
-        candidates = inventory.select_files(listing, data, tally)
-        name = detect_format(candidates, data)
-        files = _own_files(candidates, formats()[name], listing, data, tally)
-    for info in files.values():
-        version(info)  # a file without one is refused before any is opened
-    sources = formats()[name].sources(listing, files, data, tally)
-    if not any(source.rows for source in sources):
-        left_out = inventory.describe_left_out(tally.left_out())
-        raise UserError(
-            f"data.uri={data.uri!r} has {len(files)} {name} files but no rows; point it at the data set"
-            + (f" ({left_out})" if left_out else "")
-        )
-    return Survey(tuple(sources), tally.left_out())
-
-
-def check_columns(survey: Survey, data: DataConfig) -> Survey:
-    """The survey, after a check that every source has the columns that the settings name; others are left out.
-
-    Raises:
-        UserError: a column is missing, or of a type that cannot be used.
-    """
-    unread, tally, lacking = dict[str, None](), LeftOutCounts(), list[UserError]()
-    for source in survey.sources:
-        kind = format_of(source, data)
-        try:
-            unread |= dict.fromkeys(kind.check(source, data))
-        except UserError as error:
-            if not kind.columns_may_lack:
-                raise
-            lacking.append(error)
-    if len(lacking) == len(survey.sources):
-        raise lacking[0]
-    tally.extend(survey.left_out)
-    for column in unread:
-        tally.add("column", "that no setting names", column)
-    return replace(survey, left_out=tally.left_out())
-
-
-def find_sources(data: DataConfig) -> list[Source]:
-    """Every source of the data set, by name."""
-    return list(survey_data(data).sources)
-
-
-def _own_files(candidates: Files, kind: Format, listing: Listing, data: DataConfig, tally: LeftOutCounts) -> Files:
-    """Those of a format; the others are left out."""
+def own_files(candidates: Files, kind: Format, listing: Listing, data: DataConfig, tally: LeftOutCounts) -> Files:
+    """The files of a format; the others are left out."""
     own, other = Files(), []
     for name, info in candidates.items():
         if kind.hidden and any(part.startswith(kind.hidden) for part in listing.relative(name).split("/")):
@@ -182,14 +171,19 @@ def format_of(shard: Shard | Source, data: DataConfig) -> Format:
     return next((kind for kind in known.values() if uri.lower().endswith(kind.endings)), known["folder"])
 
 
-def read_rows(shard: Shard, data: DataConfig, columns: Sequence[str]) -> Iterator[SourceRow]:
-    """The rows of a shard, whatever the format. A row with text that cannot be kept has a flaw and lacks that text."""
-    for row in format_of(shard, data).rows(shard, data, columns):
+def checked_text(rows: Iterable[SourceRow]) -> Iterator[SourceRow]:
+    """The rows; one with text that cannot be kept has a flaw and lacks that text."""
+    for row in rows:
         problems = {c: problem for c, value in row.values.items() if (problem := text_problem(c, value))}
         if problems:
             values = {c: None if c in problems else value for c, value in row.values.items()}
-            row = replace(row, values=values, flaw=row.flaw or ("text", next(iter(problems.values()))))
+            row = row._replace(values=values, flaw=row.flaw or ("text", next(iter(problems.values()))))
         yield row
+
+
+def known_columns(data: DataConfig) -> list[str]:
+    """The columns that an index is made from: all that the settings name, but the image's."""
+    return [c for c in dict.fromkeys(c for _, c in named_columns(data)) if c != data.image_column]
 
 
 def named_columns(data: DataConfig) -> list[tuple[str, str]]:
@@ -244,9 +238,3 @@ def sample_id(row: SourceRow, data: DataConfig) -> str:
 def labels_of_row(row: SourceRow, data: DataConfig) -> dict[str, str]:
     """The values of the label columns as text; a column without a value is not among them."""
     return {c: str(value) for c in data.label_columns if (value := row.values.get(c)) is not None}
-
-
-def label_values(shard: Shard, data: DataConfig) -> Iterator[tuple[str, dict[str, str]]]:
-    """(sample id, its labels as text) of every row of a shard, without reading images."""
-    for row in read_rows(shard, data, [*([data.id_column] if data.id_column else []), *data.label_columns]):
-        yield sample_id(row, data), labels_of_row(row, data)

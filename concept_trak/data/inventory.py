@@ -56,10 +56,16 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Survey:
-    """A data set before it is read: its sources by name, and what is left out of them."""
+    """A data set before it is read: its sources by name, what is left out, and how many files of which format."""
 
     sources: tuple[Source, ...]
     left_out: tuple[LeftOut, ...] = ()
+    files: int = 0
+    format: str = ""
+    listing: str = ""
+    """A hash over the sources and their versions, where their indices are on storage."""
+    vocabulary: int = 0
+    """Labels and words, those of every source added up."""
 
 
 @dataclass

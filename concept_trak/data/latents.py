@@ -10,21 +10,28 @@ Only the bytes of a shard's rows are read, and no picture or text is encoded aga
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fsspec
 import torch
 from safetensors.torch import load, save_file
 from torch import Tensor
 
 from concept_trak import UserError
 from concept_trak.config import DataConfig
-from concept_trak.data.files import Files, Listing, open_listed, open_planned, path_below, version
-from concept_trak.data.format import Format, SourceRow, require_columns
+from concept_trak.data.files import Files, Listing, open_planned, path_below, version
+from concept_trak.data.format import (
+    Findings,
+    Format,
+    Precomputed,
+    RowImage,
+    SourceRow,
+    known_columns,
+    require_columns,
+)
 from concept_trak.data.inventory import LeftOutCounts
-from concept_trak.data.shard import Shard, Source
+from concept_trak.data.shard import UNKNOWN, Shard, Source
 from concept_trak.data.text import one_line
 
 AT_ONCE = 16  # rows read together
@@ -34,13 +41,6 @@ ITEM_BYTES = {
     **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2), **dict.fromkeys(("I8", "U8", "BOOL"), 1),
 }  # fmt: skip
 CONDITION = "condition."
-
-
-class Precomputed(NamedTuple):
-    """A row's x_0 [c, h, w] and each part of its condition, in place of an image and a text."""
-
-    latent: Tensor
-    condition: dict[str, Tensor]
 
 
 class _Header(NamedTuple):
@@ -71,15 +71,7 @@ def write_latents(
 
 def _sources(listing: Listing, files: Files, data: DataConfig, tally: LeftOutCounts) -> list[Source]:
     """Every file, by name."""
-    sources = []
-    for name, info in files.items():
-        with open_listed(listing.fs, name) as file:
-            header = _header(file, name)
-        sources.append(Source(listing.fs.unstrip_protocol(name), version(info), header.rows))
-        for tensor in header.tensors:
-            if not _is_read(tensor):
-                tally.add("tensor", f"beside latents and {CONDITION}<name>", tensor)
-    return sources
+    return [Source(listing.fs.unstrip_protocol(name), version(info), UNKNOWN) for name, info in files.items()]
 
 
 def _is_read(tensor: str) -> bool:
@@ -131,32 +123,35 @@ def _length(tensor: dict[str, Any]) -> int:
     return tensor["shape"][0]
 
 
-def _check(source: Source, data: DataConfig) -> Iterable[str]:
-    """Check that the named columns exist; captions may be missing, unless the settings give them another name."""
-    with fsspec.open(source.uri) as file:
-        there = _header(file, source.uri).columns
+def _rows(source: Source, data: DataConfig, findings: Findings) -> Iterator[SourceRow]:
+    """The rows of a file; the named columns are there, but captions may be missing unless the settings rename them."""
+    prefix, columns = path_below(source.uri, data.uri) or "rows", known_columns(data)
+    with open_planned(source.uri, source.version) as file:
+        header = _header(file, source.uri)
     default = (DataConfig().image_column, DataConfig().caption_column)
 
     def optional(key: str, column: str) -> bool:
         return column in default and key != "data.label_columns"
 
-    return require_columns(data, there, f"no column of {source.uri}", optional)
+    findings.unread += require_columns(data, header.columns, f"no column of {source.uri}", optional)
+    for tensor in header.tensors:
+        if not _is_read(tensor):
+            findings.left_out.add("tensor", f"beside latents and {CONDITION}<name>", tensor)
+    for number in range(header.rows):
+        values = {c: header.columns[c][number] if c in header.columns else None for c in columns}
+        yield SourceRow(number, f"{prefix}:{number}", values)
 
 
-def _rows(shard: Shard, data: DataConfig, columns: Sequence[str]) -> Iterator[SourceRow]:
-    """The rows of a shard; the image of each is `Precomputed`."""
-    prefix = path_below(shard.source, data.uri) or "rows"
-    with open_planned(shard) as file:
+def _images(shard: Shard, data: DataConfig) -> Iterator[RowImage]:
+    """The latent and the condition of every row of a shard."""
+    with open_planned(shard.source, shard.version) as file:
         header, end = _header(file, shard.source), shard.first_row + shard.rows
         for first in range(shard.first_row, end, AT_ONCE):
             count = min(AT_ONCE, end - first)
-            tensors = _tensors(file, header, first, count) if data.image_column in columns else {}
+            tensors = _tensors(file, header, first, count)
             for i in range(count):
-                values = {c: header.columns[c][first + i] if c in header.columns else None for c in columns}
-                if tensors:
-                    condition = {n.removeprefix(CONDITION): t[i] for n, t in tensors.items() if n != "latents"}
-                    values[data.image_column] = Precomputed(tensors["latents"][i], condition)
-                yield SourceRow(first + i, f"{prefix}:{first + i}", values)
+                condition = {n.removeprefix(CONDITION): t[i] for n, t in tensors.items() if n != "latents"}
+                yield RowImage(Precomputed(tensors["latents"][i], condition))
 
 
 def _tensors(file: Any, header: _Header, first: int, count: int) -> dict[str, Tensor]:
@@ -182,4 +177,4 @@ def is_finite(encoded: Precomputed) -> bool:
     return all(bool(torch.isfinite(t).all()) for t in tensors if t.is_floating_point())
 
 
-FORMAT = Format((".safetensors",), _sources, _check, _rows)
+FORMAT = Format((".safetensors",), _sources, _rows, _images)

@@ -6,9 +6,10 @@ part of the model's condition, as in `latents.py`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import groupby
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -16,25 +17,32 @@ import torch
 from concept_trak import UserError
 from concept_trak.config import DataConfig
 from concept_trak.data import arrow_types as types
-from concept_trak.data.files import BLOCK_BYTES, Files, Listing, open_listed, open_planned, path_below, version
-from concept_trak.data.format import Format, SourceRow, named_columns, require_columns
+from concept_trak.data.files import BLOCK_BYTES, Files, Listing, open_planned, path_below, version
+from concept_trak.data.format import (
+    Extent,
+    Findings,
+    Format,
+    Precomputed,
+    RowImage,
+    SourceRow,
+    known_columns,
+    named_columns,
+    require_columns,
+)
 from concept_trak.data.inventory import LeftOutCounts, hive_columns
-from concept_trak.data.latents import CONDITION, Precomputed
-from concept_trak.data.shard import Shard, Source
+from concept_trak.data.latents import CONDITION
+from concept_trak.data.pages import ColumnPages, PagesUnknownError, column_pages, readable_pages
+from concept_trak.data.shard import UNKNOWN, Shard, Source
 from concept_trak.data.text import one_line
 
 BATCH_ROWS, BATCH_BYTES = 256, 64 << 20
-"""The most bytes of rows in memory at a time, whatever the size of a row group."""
+"""Of rows in memory at a time, whatever the size of a row group."""
+RANGED = {"cache_type": "none"}  # each read is one request for these bytes, so that no image is read with a caption
 
 
 def _sources(listing: Listing, files: Files, data: DataConfig, tally: LeftOutCounts) -> list[Source]:
     """Every Parquet file, by name."""
-    sources = []
-    for name, info in files.items():
-        with open_listed(listing.fs, name) as file:
-            rows = _opened(file, name).metadata.num_rows
-        sources.append(Source(listing.fs.unstrip_protocol(name), version(info), rows))
-    return sources
+    return [Source(listing.fs.unstrip_protocol(name), version(info), UNKNOWN) for name, info in files.items()]
 
 
 def _opened(file: Any, name: str) -> pq.ParquetFile:
@@ -59,57 +67,91 @@ def _require_damage(error: BaseException) -> None:
         raise error
 
 
-def _check(source: Source, data: DataConfig) -> Iterable[str]:
-    """Check that every column that the settings name exists and has a usable type."""
-    with fsspec.open(source.uri) as f:
-        file = _opened(f, source.uri)
-        schema, metadata = file.schema_arrow, file.metadata
-    hive = hive_columns(path_below(source.uri, data.uri))
+def _rows(source: Source, data: DataConfig, findings: Findings) -> Iterator[SourceRow]:
+    """The rows of a file, from its footer and its small columns; their ids are made of the file's name below `data.uri`
+    and the row's number.
+    """
+    below = path_below(source.uri, data.uri)
+    with open_planned(source.uri, source.version, **RANGED) as f:
+        file, hive = _opened(f, source.uri), hive_columns(below)
+        if not file.metadata.num_rows:
+            return
+        findings.unread += _unread(source.uri, file, hive, data)
+        wanted = [c for c in known_columns(data) if c in file.schema_arrow.names]
+        known = {c: value for c, value in hive.items() if c in known_columns(data)}
+        path = _path_column(file.schema_arrow, data)
+        extents = _extents(f, file, data)
+        for number, values in _values(file, 0, file.metadata.num_rows, [*wanted, *path], source.uri):
+            image = values.pop(data.image_column, None) if path else None
+            place = (one_line(image["path"]), "") if image and image["path"] else None
+            yield SourceRow(number, f"{below or 'rows'}:{number}", known | values, None, next(extents), place)
+
+
+def _path_column(schema: pa.Schema, data: DataConfig) -> list[str]:
+    """The leaf with the paths of images, which `datasets` writes beside their bytes."""
+    kind = schema.field(data.image_column).type
+    has_path = pa.types.is_struct(kind) and kind.get_field_index("path") >= 0 and types.is_text(kind.field("path").type)
+    return [f"{data.image_column}.path"] if has_path else []
+
+
+def _extents(f: Any, file: pq.ParquetFile, data: DataConfig) -> Iterator[Extent | None]:
+    """The page of every row's image; None where Arrow has to read the row group from its start."""
+    first_row = 0
+    for group in range(file.num_row_groups):
+        rows, chunk = file.metadata.row_group(group).num_rows, _image_chunk(file, group, data)
+        try:
+            pages = list(column_pages(partial(_read, f), chunk.column, first_row)) if chunk else []
+        except PagesUnknownError:
+            pages = []
+        for page in pages:
+            yield from (Extent(page.offset, page.length, skip) for skip in range(page.rows))
+        yield from (None for _ in range(rows if not pages else 0))
+        first_row += rows
+
+
+def _read(f: Any, start: int, end: int) -> bytes:
+    f.seek(start)
+    return f.read(end - start)
+
+
+def _image_chunk(file: pq.ParquetFile, group: int, data: DataConfig) -> ColumnPages | None:
+    """The column chunk with the images' bytes; None where its pages cannot be read by themselves."""
+    metadata = file.metadata.row_group(group)
+    for i in range(metadata.num_columns):
+        column = metadata.column(i)
+        if column.path_in_schema in (data.image_column, f"{data.image_column}.bytes"):
+            return ColumnPages(column, file.schema.column(i)) if readable_pages(column, file.schema.column(i)) else None
+    return None
+
+
+def _unread(where: str, file: pq.ParquetFile, hive: dict[str, Any], data: DataConfig) -> Iterable[str]:
+    """The columns that no setting names, once those that they name are there and of types that can be used."""
+    schema, metadata = file.schema_arrow, file.metadata
     there = list(dict.fromkeys([*schema.names, *hive]))
-    unread = require_columns(data, there, f"not a column of {source.uri}")
+    unread = require_columns(data, there, f"not a column of {where}")
     for key, column in named_columns(data):
         if schema.names.count(column) > 1:
-            raise UserError(f"{key}={column!r} is {schema.names.count(column)} columns of {source.uri}; rename them")
+            raise UserError(f"{key}={column!r} is {schema.names.count(column)} columns of {where}; rename them")
         if column in schema.names:
-            _require_type(key, column, schema.field(column).type, data)
+            types.require_type(key, column, schema.field(column).type, data)
     if data.image_column not in schema.names:
         raise UserError(f"data.image_column={data.image_column!r} is the name of a folder; name the column of images")
-    _require_images(source, schema, metadata, data)
+    _require_images(where, schema, metadata, data)
     return unread - set(_conditions(schema, data))
 
 
-def _require_type(key: str, column: str, kind: pa.DataType, data: DataConfig) -> None:
-    """
-    Raises:
-        UserError: the settings use a column in a way that its type does not allow.
-    """
-    if key == "data.image_column" and not types.is_image(kind) and not types.is_latent(kind):
-        paths = "; a column of paths is not read: embed the images" if types.is_text(kind) else ""
-        raise UserError(
-            f"{key}={column!r} is {kind}; expected struct<bytes: binary, path: string>, binary, or latents as "
-            f"list<list<list<float>>>{paths}"
-        )
-    if key in ("data.caption_column", "data.other_captions") and not types.holds_text(kind):
-        if data.captions == "class" and types.is_whole_number(kind):
-            return
-        hint = "; set data.captions=class where it holds classes" if types.is_whole_number(kind) else ""
-        raise UserError(f"{key}={column!r} holds {kind}; expected strings, or lists of strings{hint}")
-    if key == "data.id_column" and not types.is_id(kind):
-        raise UserError(f"{key}={column!r} holds {kind}; expected strings or integers")
-
-
-def _require_images(source: Source, schema: pa.Schema, metadata: Any, data: DataConfig) -> None:
-    """Check that images are embedded, and that latents have a condition."""
+def _require_images(where: str, schema: pa.Schema, metadata: Any, data: DataConfig) -> None:
+    """That images are embedded, and latents have a condition."""
     kind = schema.field(data.image_column).type
     if types.is_latent(kind) and not _conditions(schema, data):
         raise UserError(
-            f"data.image_column={data.image_column!r} holds latents, and {source.uri} has no {CONDITION}<name> beside "
+            f"data.image_column={data.image_column!r} holds latents, and {where} has no {CONDITION}<name> beside "
             "them; write each part of the model's condition as such a column"
         )
     has_bytes, has_paths = (_has_values(metadata, f"{data.image_column}.{leaf}") for leaf in ("bytes", "path"))
     if pa.types.is_struct(kind) and has_paths and not has_bytes:
         raise UserError(
-            f"data.image_column={data.image_column!r} of {source.uri} holds paths only, and no image; embed the images "
+            f"data.image_column={data.image_column!r} of {where} holds paths only, and no image; embed the images "
             "(in `datasets`: .to_parquet(...) with decoded images, or read the folder of images itself)"
         )
 
@@ -129,37 +171,69 @@ def _conditions(schema: pa.Schema, data: DataConfig) -> list[str]:
     return [name for name in schema.names if name.startswith(CONDITION)]
 
 
-def _rows(shard: Shard, data: DataConfig, columns: Sequence[str]) -> Iterator[SourceRow]:
-    """The rows of a shard, their ids made of the file's name below `data.uri` and the row's number.
-
-    Reads only the row groups they lie in, and of the last only what comes before the end of the shard.
-    """
-    below = path_below(shard.source, data.uri)
-    hive = {c: value for c, value in hive_columns(below).items() if c in columns}
-    with open_planned(shard) as f:
+def _images(shard: Shard, data: DataConfig) -> Iterator[RowImage]:
+    """The images of the rows: page by page where the index has their pages, else from the start of a row group on."""
+    known = shard.known.select(["offset", "length", "skip", "file"]).to_pylist()
+    with open_planned(shard.source, shard.version, **RANGED) as f:
         file = _opened(f, shard.source)
-        conditions = _conditions(file.schema_arrow, data) if data.image_column in columns else []
-        wanted = [*(c for c in columns if c in file.schema_arrow.names), *conditions]
-        for number, values in _values(file, shard, wanted):
-            row = SourceRow(number, f"{below or 'rows'}:{number}", hive | values)
-            if conditions:
-                yield _encoded(row, data, conditions)
-            else:
-                yield _with_image(row, data) if data.image_column in columns else row
+        if all(row["offset"] is not None for row in known):
+            images = _paged(f, file, shard, data)
+        else:
+            images = _streamed(file, shard, data)
+        yield from (_with_path(image, row["file"]) for image, row in zip(images, known, strict=True))
 
 
-def _values(file: pq.ParquetFile, shard: Shard, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number of the row, its values) of every row of a shard."""
+def _paged(f: Any, file: pq.ParquetFile, shard: Shard, data: DataConfig) -> Iterator[RowImage]:
+    """Each page that holds rows of the shard is read once, and nothing else."""
+    rows, chunks = shard.known.select(["offset", "length", "skip"]).to_pylist(), _image_chunks(file, data)
+    for (offset, length), same in groupby(rows, key=lambda row: (row["offset"], row["length"])):
+        chunk = next(chunk for chunk in chunks if chunk.start <= offset < chunk.end)
+        try:
+            values = chunk.values(_read(f, offset, offset + length), partial(_read, f))
+        except (PagesUnknownError, pa.ArrowException, OSError) as error:
+            _require_damage(error)
+            raise UserError(f"{shard.source} is damaged at byte {offset} ({one_line(error)}); write it again") from None
+        yield from (RowImage(values[row["skip"]]) for row in same)
+
+
+def _image_chunks(file: pq.ParquetFile, data: DataConfig) -> list[ColumnPages]:
+    chunks = (_image_chunk(file, group, data) for group in range(file.num_row_groups))
+    return [chunk for chunk in chunks if chunk is not None]
+
+
+def _streamed(file: pq.ParquetFile, shard: Shard, data: DataConfig) -> Iterator[RowImage]:
+    """Reads only the row groups that the rows lie in, and of the last only what comes before the end of the shard."""
+    conditions = _conditions(file.schema_arrow, data)
+    columns = [data.image_column, *conditions]
+    for _, values in _values(file, shard.first_row, shard.first_row + shard.rows, columns, shard.source):
+        image = values[data.image_column]
+        if conditions:
+            yield _encoded(values, data, conditions)
+        else:
+            yield RowImage(image.get("bytes") if isinstance(image, dict) else image)
+
+
+def _with_path(image: RowImage, path: str | None) -> RowImage:
+    """The image, and a flaw where there is only its path."""
+    if path is None or image.content is not None:
+        return image
+    return RowImage(None, ("not_embedded", f"there is only the path {path}, and no image; embed the images"))
+
+
+def _values(
+    file: pq.ParquetFile, first: int, end: int, columns: Sequence[str], name: str
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number of the row, its values) of rows first ... end - 1."""
     start = 0
     for group in range(file.num_row_groups):
         count = file.metadata.row_group(group).num_rows
-        low, high = max(shard.first_row, start), min(shard.first_row + shard.rows, start + count)
+        low, high = max(first, start), min(end, start + count)
         if low < high and not columns:
             yield from ((number, {}) for number in range(low, high))
         elif low < high:
-            for first, batch in _batches(file, group, columns, low - start, high - start, shard.source):
+            for at, batch in _batches(file, group, columns, low - start, high - start, name):
                 for i, values in enumerate(_python_rows(batch)):
-                    yield start + first + i, values
+                    yield start + at + i, values
         start += count
 
 
@@ -213,27 +287,13 @@ def _python_value(value: pa.Scalar) -> Any:
         return error.object.decode(errors="surrogateescape")
 
 
-def _with_image(row: SourceRow, data: DataConfig) -> SourceRow:
-    """The row with its image as a mapping, and a flaw where there is only the image's path."""
-    image = row.values[data.image_column]
-    if isinstance(image, bytes):
-        image = {"bytes": image}
-    path = (image or {}).get("path")
-    flaw = None
-    if path and (image or {}).get("bytes") is None:
-        flaw = ("not_embedded", f"there is only the path {one_line(path)}, and no image; embed the images")
-    return SourceRow(row.number, row.id, {**row.values, data.image_column: image}, flaw)
-
-
-def _encoded(row: SourceRow, data: DataConfig, conditions: Sequence[str]) -> SourceRow:
-    """The row with its latent and condition as tensors; floating-point numbers in float32."""
+def _encoded(values: dict[str, Any], data: DataConfig, conditions: Sequence[str]) -> RowImage:
+    """A row's latent and condition as tensors; floating-point numbers in float32."""
     try:
-        condition = {name.removeprefix(CONDITION): torch.tensor(row.values[name]) for name in conditions}
-        latent = torch.tensor(row.values[data.image_column])
+        condition = {name.removeprefix(CONDITION): torch.tensor(values[name]) for name in conditions}
+        return RowImage(Precomputed(torch.tensor(values[data.image_column]), condition))
     except (TypeError, ValueError, RuntimeError) as error:
-        flaw = ("decode", f"its latent or a part of its condition is none: {one_line(error)}")
-        return SourceRow(row.number, row.id, row.values, flaw)
-    return SourceRow(row.number, row.id, {**row.values, data.image_column: Precomputed(latent, condition)})
+        return RowImage(None, ("decode", f"its latent or a part of its condition is none: {one_line(error)}"))
 
 
-FORMAT = Format((".parquet",), _sources, _check, _rows, hidden=("_",))
+FORMAT = Format((".parquet",), _sources, _rows, _images, hidden=("_",))

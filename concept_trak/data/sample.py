@@ -1,6 +1,6 @@
 """From the rows of a shard to samples ready for the model, or rejects that name the reason."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +11,12 @@ from torch import Tensor
 from concept_trak import UserError
 from concept_trak.attribution.numerics import key
 from concept_trak.config import DataConfig
-from concept_trak.data.columns import caption_columns, caption_of
+from concept_trak.data.captions import caption_columns
 from concept_trak.data.decode import decode_image
-from concept_trak.data.format import SourceRow, labels_of_row, named_columns, read_rows, sample_id
+from concept_trak.data.format import Precomputed, RowImage, format_of
 from concept_trak.data.image import nearest_bucket, resize_crop, to_tensor
-from concept_trak.data.latents import Precomputed, is_finite
+from concept_trak.data.index import IndexedRow, indexed_rows
+from concept_trak.data.latents import is_finite
 from concept_trak.data.shard import Shard
 from concept_trak.store.part import Reject
 
@@ -55,29 +56,27 @@ class Unusable(ValueError):
         self.reason = reason
 
 
-def samples(
-    shard: Shard, data: DataConfig, resolution: int, ids: Collection[str] | None = None
-) -> Iterator[Sample | Reject]:
+def samples(shard: Shard, data: DataConfig, resolution: int) -> Iterator[Sample | Reject]:
     """Every row of the shard, in order: a sample, or a reject.
 
     Reasons are no_caption, caption_type, text, decode, too_small, and those of the format.
 
     Args:
-        shard: the rows.
+        shard: the rows, with their index.
         data: the settings that they are read with.
         resolution: side of the model's images, in pixels.
-        ids: only these samples; no picture of another one is decoded.
     """
-    for row in read_rows(shard, data, list(dict.fromkeys(column for _, column in named_columns(data)))):
-        name = sample_id(row, data)
-        if ids is not None and name not in ids:
-            continue
-        try:
-            yield _sample(row, name, data, resolution, f"{shard.source}\n{shard.version}\n{row.number}")
-        except Unusable as error:
-            yield Reject(
-                sample_id=name, source=shard.source, row=row.number, reason=error.reason, message=str(error)[:300]
-            )
+    for row, image in zip(indexed_rows(shard), format_of(shard, data).images(shard, data), strict=True):
+        yield _usable(row, image, shard, data, resolution)
+
+
+def _usable(row: IndexedRow, image: RowImage, shard: Shard, data: DataConfig, resolution: int) -> Sample | Reject:
+    try:
+        return _sample(row, image, data, resolution, f"{shard.source}\n{shard.version}\n{row.number}")
+    except Unusable as error:
+        return Reject(
+            sample_id=row.id, source=shard.source, row=row.number, reason=error.reason, message=str(error)[:300]
+        )
 
 
 def batches(rows: Iterable[Sample | Reject], size: int) -> Iterator[list[Sample | Reject]]:
@@ -92,41 +91,26 @@ def batches(rows: Iterable[Sample | Reject], size: int) -> Iterator[list[Sample 
         yield batch
 
 
-def _sample(row: SourceRow, name: str, data: DataConfig, resolution: int, origin: str) -> Sample:
-    if row.flaw:
-        raise Unusable(*row.flaw)
-    image, labels = row.values[data.image_column], labels_of_row(row, data)
-    precomputed = image if isinstance(image, Precomputed) else None
-    text = _caption(row, name, data, needed=precomputed is None)
+def _sample(row: IndexedRow, image: RowImage, data: DataConfig, resolution: int, origin: str) -> Sample:
+    if flaw := image.flaw or row.flaw:
+        raise Unusable(*flaw)
+    precomputed = image.content if isinstance(image.content, Precomputed) else None
+    if precomputed is None and not row.caption and caption_columns(data):
+        raise Unusable("no_caption", f"{', '.join(caption_columns(data))} is empty; give the image a caption")
     if precomputed is not None:
         if not is_finite(precomputed):
             raise Unusable("decode", "its latent or embedding has an infinite or undefined number; encode it again")
         return Sample(
-            id=name, caption=text, pixels=None, row=row.number, labels=labels, origin=origin, precomputed=precomputed
-        )
-    assert image is None or isinstance(image, dict), "an image is bytes in a mapping, as datasets writes it"
+            id=row.id, caption=row.caption, pixels=None, row=row.number, labels=row.labels, origin=origin,
+            precomputed=precomputed,
+        )  # fmt: skip
+    assert not isinstance(image.content, Precomputed)
     try:
-        picture = decode_image((image or {}).get("bytes") or b"", data.transparency, data.most_pixels)
+        picture = decode_image(image.content or b"", data.transparency, data.most_pixels)
     except UserError as error:
         raise Unusable("decode", str(error)) from None
-    return Sample(
-        id=name,
-        caption=text,
-        pixels=to_tensor(_fitted(picture, name, data, resolution)),
-        row=row.number,
-        labels=labels,
-        origin=origin,
-    )
-
-
-def _caption(row: SourceRow, name: str, data: DataConfig, needed: bool) -> str:
-    try:
-        text = caption_of(row.values, name, data)
-    except UserError as error:
-        raise Unusable("caption_type", str(error)) from None
-    if needed and not text and caption_columns(data):
-        raise Unusable("no_caption", f"{', '.join(caption_columns(data))} is empty; give the image a caption")
-    return text
+    pixels = to_tensor(_fitted(picture, row.id, data, resolution))
+    return Sample(id=row.id, caption=row.caption, pixels=pixels, row=row.number, labels=row.labels, origin=origin)
 
 
 def _fitted(image: Image.Image, name: str, data: DataConfig, resolution: int) -> Image.Image:
@@ -146,14 +130,20 @@ def _drawn(name: str, way: str) -> float:
     return key(name, "crop", way) / 2**63
 
 
-def samples_by_id(shard: Shard, data: DataConfig, resolution: int, ids: Sequence[str]) -> list[Sample]:
-    """The samples of a shard with these ids: those that the page shows."""
-    return [s for s in samples(shard, data, resolution, frozenset(ids)) if isinstance(s, Sample)]
+@dataclass(frozen=True)
+class FoundSample:
+    """A sample that was looked up, with its image file as it lies in the data; None where it was encoded before."""
+
+    sample: Sample
+    original: bytes | None
 
 
-def originals(shard: Shard, data: DataConfig, ids: Collection[str]) -> dict[str, bytes]:
-    """The original image files of these samples; none if the data are encoded already."""
-    columns = [data.image_column, *([data.id_column] if data.id_column else [])]
-    named = ((sample_id(row, data), row.values) for row in read_rows(shard, data, columns))
-    images = ((name, values[data.image_column]) for name, values in named if name in ids)
-    return {name: image["bytes"] for name, image in images if isinstance(image, dict)}
+def samples_by_id(shard: Shard, data: DataConfig, resolution: int, ids: Collection[str]) -> Iterator[FoundSample]:
+    """The samples of a shard with these ids, each read by itself: its own bytes, and not the shard's."""
+    for row in indexed_rows(shard):
+        if row.id in ids:
+            alone = shard.rows_from(row.number, 1)
+            (image,) = format_of(shard, data).images(alone, data)
+            sample = _usable(row, image, shard, data, resolution)
+            if isinstance(sample, Sample):
+                yield FoundSample(sample, image.content if isinstance(image.content, bytes) else None)

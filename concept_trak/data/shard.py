@@ -2,11 +2,24 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
+
+import pyarrow as pa
 
 from concept_trak.store.consistency import PlannedShard
+
+UNKNOWN = -1
+"""The rows of a source that is not indexed yet."""
+
+
+class StoredIndex(NamedTuple):
+    """A file that holds what is known of `rows` rows of a source, from `first_row` on."""
+
+    name: str
+    first_row: int
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -14,24 +27,38 @@ class Source:
     """A file of the data set, or a folder of images: its URL, its version and how many rows it has.
 
     The version is the store's etag, or size and modification time. It is empty where each range of rows has its own, a
-    hash over its `places`. `places` holds where each row lies, in formats that need it.
+    hash over its `places`.
+
+    Attributes:
+        rows: `UNKNOWN` until the source is indexed.
+        places: the files of the rows, in the format of folders.
+        first_row: the number of its first row; not 0 in a range of a folder that is indexed by itself.
+        index: what is known of each row (`index.schema`), where that is in memory.
+        stored: where it lies on storage.
     """
 
     uri: str
     version: str
     rows: int
     places: Sequence[Any] = field(default=(), compare=False, repr=False)
+    first_row: int = 0
+    index: pa.Table | None = field(default=None, compare=False, repr=False)
+    stored: tuple[StoredIndex, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows first_row ... first_row + rows - 1 of a source; `places` of these rows alone."""
+    """Rows first_row ... first_row + rows - 1 of a source.
+
+    `index` holds what is known of these rows alone; None until it is read from storage, where `stored` lies.
+    """
 
     source: str
     version: str
     first_row: int
     rows: int
-    places: tuple[Any, ...] = field(default=(), compare=False, repr=False)
+    index: pa.Table | None = field(default=None, compare=False, repr=False)
+    stored: tuple[StoredIndex, ...] = field(default=(), compare=False, repr=False)
 
     @cached_property
     def name(self) -> str:
@@ -49,6 +76,17 @@ class Shard:
         text = f"{self.source}\n{self.version}\n{self.first_row}\n{self.rows}"
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @property
+    def known(self) -> pa.Table:
+        """What is known of each row, which whoever uses the shard has read before."""
+        assert self.index is not None, f"{self.name} has no index"
+        assert self.index.num_rows == self.rows, f"{self.name} has the index of other rows"
+        return self.index
+
+    def rows_from(self, first_row: int, rows: int) -> "Shard":
+        """Some consecutive rows, as a shard of their own."""
+        return replace(self, first_row=first_row, rows=rows, index=self.known.slice(first_row - self.first_row, rows))
+
 
 def cut(source: Source, shard_rows: int) -> list[Shard]:
     """A source's shards, aligned to its start; the last may be shorter."""
@@ -60,7 +98,15 @@ def whole(source: Source) -> Shard:
     return _range(source, 0, source.rows)
 
 
+def version_of_files(places: Sequence[Any]) -> str:
+    """The version of a range of a folder: a hash over the names and versions of its files."""
+    return hashlib.sha256(repr(tuple(places)).encode()).hexdigest()[:32]
+
+
 def _range(source: Source, first: int, rows: int) -> Shard:
-    places = tuple(source.places[first : first + rows])
-    version = source.version or hashlib.sha256(repr(places).encode()).hexdigest()[:32]
-    return Shard(source=source.uri, version=version, first_row=first, rows=rows, places=places)
+    version = source.version or version_of_files(source.places[first : first + rows])
+    index = None if source.index is None else source.index.slice(first, rows)
+    stored = tuple(s for s in source.stored if s.first_row < first + rows and first < s.first_row + s.rows)
+    return Shard(
+        source=source.uri, version=version, first_row=source.first_row + first, rows=rows, index=index, stored=stored
+    )

@@ -1,29 +1,35 @@
 """WebDataset: tar files in which members that follow one another and share a name up to the first dot are one sample.
 
 Columns: `image` (a member jpg, png, webp, ...; or name one, as `seg.png`), every other member by its ending as text
-(txt, cls), the fields of a json member, and `__key__`, the shared name. Members are read as bytes, in one pass over the
-shard's own range of the file.
+(txt, cls), the fields of a json member, and `__key__`, the shared name. A tar is read once for its index; then each
+shard, and each image that is shown, by its own range of bytes.
 """
 
 import tarfile
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from concept_trak import UserError
 from concept_trak.config import DataConfig
 from concept_trak.data.decode import ENDINGS
-from concept_trak.data.files import BLOCK_BYTES, Files, Listing, open_listed, open_planned, path_below, version
-from concept_trak.data.format import Format, SourceRow, named_columns, require_columns, require_text
+from concept_trak.data.files import BLOCK_BYTES, Files, Listing, open_planned, open_range, path_below, version
+from concept_trak.data.format import (
+    Extent,
+    Findings,
+    Format,
+    RowImage,
+    SourceRow,
+    known_columns,
+    named_columns,
+    require_columns,
+    require_text,
+)
 from concept_trak.data.inventory import LeftOutCounts, is_hidden
-from concept_trak.data.shard import Shard, Source, cut
+from concept_trak.data.shard import UNKNOWN, Shard, Source
 from concept_trak.data.tar import reason_unsafe, split_key, tar_members
 from concept_trak.data.text import MOST_BYTES, decode_text, parse_json
 
-INDEXERS = 16  # tars whose headers are read at a time
 CHECKED = 16  # samples of each tar in which the columns are looked for
 MOST_KINDS = 100  # endings that are counted apart
 STREAMED = {"block_size": BLOCK_BYTES, "cache_type": "readahead"}
@@ -31,10 +37,11 @@ STREAMED = {"block_size": BLOCK_BYTES, "cache_type": "readahead"}
 
 @dataclass
 class _Sample:
-    """Members that share a key: where the first begins, the endings of all, and the bytes of those that are wanted."""
+    """Members that share a key: where the first begins and the last ends, and the bytes of those that are wanted."""
 
     key: str
     offset: int
+    end: int = 0
     endings: list[str] = field(default_factory=list)
     content: dict[str, bytes] = field(default_factory=dict)
     flaw: tuple[str, str] | None = None
@@ -43,66 +50,78 @@ class _Sample:
         return [ending for ending in self.endings if ending in images]
 
 
-@dataclass
-class _Index:
-    """The positions of the samples of a tar, and counts of everything else in it."""
+def _sources(listing: Listing, files: Files, data: DataConfig, tally: LeftOutCounts) -> list[Source]:
+    """Every tar, by name."""
+    return [Source(listing.fs.unstrip_protocol(name), version(info), UNKNOWN) for name, info in files.items()]
 
-    places: array = field(default_factory=lambda: array("Q"))
-    tally: LeftOutCounts = field(default_factory=LeftOutCounts)
+
+@dataclass
+class _Columns:
+    """What the first samples of a tar have, and how many samples have no image for a dot in their members' names."""
+
+    endings: dict[str, None] = field(default_factory=dict)
+    fields: dict[str, list[Any]] = field(default_factory=dict)
     dotted: int = 0
-    """Samples without an image whose members have further dots in their names, as `0001.png` in `scan.0001.png`."""
     example: tuple[str, str] = ("", "")
 
-
-def _sources(listing: Listing, files: Files, data: DataConfig, tally: LeftOutCounts) -> list[Source]:
-    """Every tar, by name; `places` are the bytes at which its samples begin, found by reading the headers once."""
-    with ThreadPoolExecutor(INDEXERS) as pool:
-        indices = list(pool.map(partial(_index, listing.fs, data=data), files))
-    for index in indices:
-        tally.extend(index.tally.left_out())
-    return [
-        Source(listing.fs.unstrip_protocol(name), version(info), len(index.places), index.places)
-        for (name, info), index in zip(files.items(), indices, strict=True)
-    ]
+    def add(self, sample: _Sample) -> None:
+        self.endings |= dict.fromkeys(sample.endings)
+        for column, value in _readable_fields(sample).items():
+            self.fields.setdefault(column, []).append(value)
 
 
-def _index(fs: Any, name: str, data: DataConfig) -> _Index:
-    """
+def _rows(source: Source, data: DataConfig, findings: Findings) -> Iterator[SourceRow]:
+    """The rows of a tar, in one pass over its headers and texts; their ids are the tar's name below `data.uri` and the
+    key.
+
     Raises:
-        UserError: the tar is not readable, the members of a sample are not together, or most names have extra dots.
+        UserError: the tar is not readable, its samples are not in one piece each, most names have a dot too many, or
+            none of the first samples has a column that the settings name.
     """
-    index, keys, reader = _Index(), set[str](), _Reader(data, [column for _, column in named_columns(data)])
-    with open_listed(fs, name, **STREAMED) as file:
-        for sample in _samples(file, name, lambda ending: False, index.tally):
+    prefix, reader = path_below(source.uri, data.uri), _Reader(data, known_columns(data))
+    keys, columns = set[str](), _Columns()
+    with open_planned(source.uri, source.version, **STREAMED) as file:
+        samples = _samples(file, source.uri, lambda e: reader.wants(e) or e == "json", findings.left_out)
+        for number, sample in enumerate(samples):
             if sample.key in keys:
                 raise UserError(
-                    f"{name}: the members of {sample.key!r} are not in one piece (again at byte {sample.offset}); "
-                    "write the tar in order of names (tar --sort=name)"
+                    f"{source.uri}: the members of {sample.key!r} are not in one piece (again at byte "
+                    f"{sample.offset}); write the tar in order of names (tar --sort=name)"
                 )
             keys.add(sample.key)
-            index.places.append(sample.offset)
-            _count(sample, reader, index)
-    if 2 * index.dotted > len(index.places):
-        key, ending = index.example
+            _count(sample, reader, findings.left_out, columns)
+            if number < CHECKED:
+                columns.add(sample)
+            if number == CHECKED - 1:
+                findings.unread += _unread(source, columns, data)
+            extent = Extent(sample.offset, sample.end - sample.offset)
+            yield reader.row(number, prefix, sample)._replace(extent=extent)
+    _require_few_dotted(source, columns, len(keys))
+    if 0 < len(keys) < CHECKED:
+        findings.unread += _unread(source, columns, data)
+
+
+def _require_few_dotted(source: Source, columns: _Columns, samples: int) -> None:
+    if 2 * columns.dotted > samples:
+        key, ending = columns.example
         raise UserError(
-            f"{name}: WebDataset ends the name of a sample at its first dot, so {key}.{ending} is the member "
-            f"{ending!r} of the sample {key!r}, and {index.dotted} of {len(index.places)} samples have no image; "
+            f"{source.uri}: WebDataset ends the name of a sample at its first dot, so {key}.{ending} is the member "
+            f"{ending!r} of the sample {key!r}, and {columns.dotted} of {samples} samples have no image; "
             f"rename the members without further dots, or name one with data.image_column={ending}"
         )
-    return index
 
 
-def _count(sample: _Sample, reader: "_Reader", index: _Index) -> None:
-    """Count the members that no column uses."""
+def _count(sample: _Sample, reader: "_Reader", tally: LeftOutCounts, columns: _Columns) -> None:
+    """Counts the members that no column is read from."""
     for ending in sample.endings:
-        if not reader.wants(ending):
-            known = ("member", f"ending .{ending}") in index.tally.counts or len(index.tally.counts) < MOST_KINDS
+        if not (reader.wants(ending) or ending in reader.images):
+            known = ("member", f"ending .{ending}") in tally.counts or len(tally.counts) < MOST_KINDS
             kind = f"ending .{ending[:40]}" if known else "of further endings"
-            index.tally.add("member", kind, f"{sample.key}.{ending}")
+            tally.add("member", kind, f"{sample.key}.{ending}")
     dotted = [e for e in sample.endings if "." in e and e.rpartition(".")[2] in ENDINGS]
     if dotted and not sample.pictures(reader.images):
-        index.dotted += 1
-        index.example = index.example if index.example[0] else (sample.key, dotted[0])
+        columns.dotted += 1
+        columns.example = columns.example if columns.example[0] else (sample.key, dotted[0])
 
 
 def _samples(
@@ -121,6 +140,7 @@ def _samples(
                 yield sample
             sample = _Sample(key, member.offset)
         sample.endings.append(ending)
+        sample.end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         if reason := reason_unsafe(member):
             sample.flaw = ("unsafe_member", reason)
         elif wanted(ending):
@@ -160,8 +180,6 @@ class _Reader:
     def row(self, number: int, prefix: str, sample: _Sample) -> SourceRow:
         values = {c: self._value(sample, c) for c in self.plain}
         pictures = sample.pictures(self.images)
-        if self.data.image_column in self.columns and pictures:
-            values[self.data.image_column] = {"bytes": sample.content.get(pictures[0])}
         name = f"{prefix}:{sample.key}" if prefix else sample.key
         return SourceRow(number, name, values, sample.flaw or self._flaw(sample, pictures))
 
@@ -197,26 +215,17 @@ def _fields(sample: _Sample) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-def _check(source: Source, data: DataConfig) -> Iterable[str]:
-    """Check that some of a tar's first samples have every column that the settings name, and captions are text."""
-    there, values = {"__key__": None}, dict[str, list[Any]]()
-    for shard in cut(source, CHECKED)[:1]:
-        with open_planned(shard, **STREAMED) as file:
-            first = zip(range(shard.rows), _samples(file, source.uri, lambda ending: ending == "json"), strict=False)
-            for _, sample in first:
-                fields = _readable_fields(sample)
-                there |= dict.fromkeys([*sample.endings, *fields])
-                for column, value in fields.items():
-                    values.setdefault(column, []).append(value)
+def _unread(source: Source, columns: _Columns, data: DataConfig) -> Iterable[str]:
+    """The columns that no setting names, once some of a tar's first samples have every column that the settings name,
+    and captions are text."""
+    there = {"__key__": None, **columns.endings, **dict.fromkeys(columns.fields)}
     there |= {"image": None} if set(there) & set(ENDINGS) else {}
-    if not source.rows:
-        return ()
     unread = require_columns(data, sorted(there), f"in none of the first samples of {source.uri}")
     members = {*ENDINGS, "json", "image", "__key__"}  # members are counted one by one; these are fields
     for key, column in named_columns(data):
         if key in ("data.caption_column", "data.other_captions") and data.captions != "class":
-            require_text(key, column, values.get(column, []), source.uri)
-    return [column for column in unread if column in values and column not in members]
+            require_text(key, column, columns.fields.get(column, []), source.uri)
+    return [column for column in unread if column in columns.fields and column not in members]
 
 
 def _readable_fields(sample: _Sample) -> dict[str, Any]:
@@ -226,17 +235,14 @@ def _readable_fields(sample: _Sample) -> dict[str, Any]:
         return {}
 
 
-def _rows(shard: Shard, data: DataConfig, columns: Sequence[str]) -> Iterator[SourceRow]:
-    """The rows of a shard, their ids made of the tar's name below `data.uri` and the key.
-
-    It starts at the shard's first byte and ends with its last sample; members that no column needs are skipped.
-    """
-    prefix, reader = path_below(shard.source, data.uri), _Reader(data, columns)
-    with open_planned(shard, **STREAMED) as file:
-        file.seek(shard.places[0])
-        numbers = range(shard.first_row, shard.first_row + shard.rows)
-        for number, sample in zip(numbers, _samples(file, shard.source, reader.wants), strict=False):
-            yield reader.row(number, prefix, sample)
+def _images(shard: Shard, data: DataConfig) -> Iterator[RowImage]:
+    """The images of the rows, read from their own range of the tar; members that are no image are passed over."""
+    reader, extents = _Reader(data, [data.image_column]), shard.known.select(["offset", "length"]).to_pylist()
+    start, end = extents[0]["offset"], extents[-1]["offset"] + extents[-1]["length"]
+    with open_range(shard.source, shard.version, start, end, padding=2 * tarfile.BLOCKSIZE) as file:
+        for _, sample in zip(extents, _samples(file, shard.source, reader.wants), strict=True):
+            pictures = sample.pictures(reader.images)
+            yield RowImage(sample.content.get(pictures[0]) if pictures else None)
 
 
-FORMAT = Format((".tar",), _sources, _check, _rows)
+FORMAT = Format((".tar",), _sources, _rows, _images)

@@ -21,7 +21,7 @@ from concept_trak.attribution.query import query_batch, query_features
 from concept_trak.audit.mapper import Attempt, Task
 from concept_trak.audit.results import shows
 from concept_trak.audit.worker import ModelWorker, StoreWorker, Work
-from concept_trak.data.format import label_values
+from concept_trak.data.index import label_values
 from concept_trak.data.shard import Shard
 from concept_trak.evaluation.leaderboard import Leaderboard, LeaderboardLine
 from concept_trak.evaluation.retrieval import Grades, grade, ranked_ids
@@ -162,7 +162,7 @@ class GradeWorker(StoreWorker):
 
     def __call__(self, task: GradeTask, attempt: Attempt) -> GradeResult:
         ids, weight, phi = self._features(task)
-        labels = dict(pair for shard in task.plan for pair in label_values(shard, self.work.config.data))
+        labels = dict(pair for shard in map(self.index, task.plan) for pair in label_values(shard))
         concepts = self.work.config.concepts
         queries = torch.cat([self._queries(task, concept) for concept in concepts])
         relevant = {c.name: np.array([shows(c, labels[i]) for i in ids]) for c in concepts}

@@ -12,9 +12,10 @@ from concept_trak.attribution.method import METHODS, PUBLISHED, RECOMMENDED, Met
 from concept_trak.attribution.ranking import SPAN, Entry
 from concept_trak.audit.aggregate import GroupStatistics
 from concept_trak.audit.diff import CHANGED, NEW, Difference
-from concept_trak.audit.pipeline import AuditRun, StageResults
+from concept_trak.audit.pipeline import AuditRun
 from concept_trak.audit.results import percentile, rejects_by_reason, shows
-from concept_trak.audit.score import FORMS, column
+from concept_trak.audit.retrieval_ranks import FORMS, column
+from concept_trak.audit.stages import StageResults
 from concept_trak.config import plain_values
 from concept_trak.report.audit_page import Change, Facts, Moved, Other, Overlap, Page, Ranking, Section, Thumb
 from concept_trak.report.damping_chart import agreement_chart

@@ -117,7 +117,7 @@ def _mend(audits: Sequence[Audit], damage: Sequence[Finding], mapper: Mapper, wo
             refusals.append((results, f"{', '.join(results)}: {why}"))
         if features := damaged_features(audit, left):
             try:
-                mend(prepare(resumed_config(audit), worker), features, mapper)
+                mend(prepare(resumed_config(audit), worker, mapper), features, mapper)
             except UserError as error:
                 refusals.append((features, f"audit {audit.id}: {error}"))
             else:

@@ -16,12 +16,14 @@ from concept_trak.audit.layer_scores import FILE as JOINT_FILE
 from concept_trak.audit.layer_scores import joint_rows as joint_rows
 from concept_trak.audit.layer_scores import write_joint as write_joint
 from concept_trak.audit.mapper import Mapper, serial
-from concept_trak.audit.pipeline import MOST_REJECTS, AuditRun, StageResults, run_stages
+from concept_trak.audit.pipeline import MOST_REJECTS, AuditRun
 from concept_trak.audit.plan import readable
 from concept_trak.audit.prepare import Prepared, prepare
 from concept_trak.audit.query_features import QueryResult
 from concept_trak.audit.results import REJECT_KINDS, reject_rows, rejects_by_reason, top_kinds, top_rows
+from concept_trak.audit.retrieval_ranks import graded_concepts
 from concept_trak.audit.score import score_tasks
+from concept_trak.audit.stages import StageResults, run_stages
 from concept_trak.config import AuditConfig, WorkerSettings
 from concept_trak.data.inventory import describe_left_out
 from concept_trak.data.text import escaped, one_line
@@ -33,6 +35,7 @@ from concept_trak.store.manifest import (
     Audit,
     beside_report,
     finish_audit,
+    graded_file,
     gram_file,
     groups_file,
     query_file,
@@ -73,7 +76,7 @@ def run_audit(
         UserError: a setting, the model, the data or the store is wrong; raised before any work starts.
         Stopped: too many samples were rejected, or some work failed; finished work is kept.
     """
-    p = prepare(config, worker)
+    p = prepare(config, worker, mapper)
     for text in announcement(p):
         line(text)
     if read_manifest(p.audit) is None:
@@ -119,7 +122,8 @@ def publish_audit(run: AuditRun, results: StageResults) -> None:
                "stages": run.counters()}  # fmt: skip
     write_json(p.audit, "metrics.json", metrics)
     results, compared = _compared(p, results)
-    finish_audit(p.audit, [*_files(p, results), *compared, *_report(run, results)], results.parts,
+    names = [*_files(p, results), *compared, *_report(run, results)]
+    finish_audit(p.audit, [run.listed.get(name, name) for name in names], results.parts,
            {"fingerprints": p.work.fingerprints})  # fmt: skip
     write_index(p.store)
 
@@ -190,7 +194,9 @@ def _files(p: Prepared, results: StageResults) -> list[str]:
         whole += [scores_file(method, r.shard) for r in parts if p.config.scores == "all"]
         if p.config.aggregates:
             whole += [groups_file(method, kind) for kind in KINDS]
-            whole += [sums_file(method, item.records[0].shard) for item in score_tasks(method, parts)]
+            whole += [sums_file(method, item.first) for item in score_tasks(method, parts)]
+        if graded_concepts(p.config):
+            whole += [graded_file(method, item.first) for item in score_tasks(method, parts)]
     return whole
 
 

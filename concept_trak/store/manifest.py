@@ -4,9 +4,7 @@ Every file except the hints (progress.json, latest.json) is put-if-absent, so tw
 files. A reader that starts from the manifest reads only finished files. Names are below `audits/<audit>/`.
 """
 
-import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -16,31 +14,19 @@ import pyarrow as pa
 import yaml
 
 from concept_trak import UserError
+from concept_trak.store.audit_files import Audit, ListedFile, listed_file, write_bytes, write_json, write_table
 from concept_trak.store.identity import FeatureSet, as_json, differences, encode_json
 from concept_trak.store.part import Damaged
 from concept_trak.store.records import READERS, Record
 from concept_trak.store.secrets import refuse_secrets
 from concept_trak.store.store import Store
-from concept_trak.store.tables import read_parquet, to_parquet
+from concept_trak.store.tables import read_parquet
 
 PLAN = pa.schema(
     {"shard": pa.string(), "source": pa.string(), "version": pa.string(), "first_row": pa.int64(), "rows": pa.int64()}
 )
 LATEST = "audits/latest.json"
 GIVEN_UP = "given_up.json"  # exists in an audit while gc removes it
-
-
-class Audit:
-    """One audit on a store: the folder audits/<id>/."""
-
-    def __init__(self, store: Store, audit_id: str):
-        if not re.fullmatch(r"\w[\w.-]*", audit_id) or audit_id in ("latest.json", "index.html"):
-            raise UserError(f"audit={audit_id!r}: expected letters, digits, '.', '_' or '-', e.g. audit=pikachu-2.")
-        self.store, self.id = store, audit_id
-
-    def name(self, relative: str) -> str:
-        """The name of a file of this audit, relative to the store."""
-        return f"audits/{self.id}/{relative}"
 
 
 def begin_audit(audit: Audit, config: Mapping[str, Any], plan: pa.Table | Sequence[Mapping[str, Any]]) -> None:
@@ -54,7 +40,7 @@ def begin_audit(audit: Audit, config: Mapping[str, Any], plan: pa.Table | Sequen
     refuse_secrets(config)
     settings = as_json(config, "config")
     if not write_bytes(audit, "audit.yaml", yaml.safe_dump(settings).encode()):
-        _require_same_settings(audit, settings)
+        require_same_settings(audit, settings)
     ours = plan if isinstance(plan, pa.Table) else pa.Table.from_pylist([dict(row) for row in plan], PLAN)
     if not write_table(audit, "plan.parquet", ours):
         _require_same_plan(audit, ours)
@@ -101,21 +87,6 @@ def read_plan(audit: Audit) -> list[dict[str, Any]]:
         raise Damaged(f"{audit.store.uri}/{name} is damaged: {error}") from error
 
 
-def write_table(audit: Audit, relative: str, table: pa.Table) -> bool:
-    """Put a table as Parquet if absent; False if a file with other bytes exists, which is kept."""
-    return write_bytes(audit, relative, to_parquet(table))
-
-
-def write_json(audit: Audit, relative: str, obj: Any) -> bool:
-    """Put JSON if absent; False if a file with other bytes exists, which is kept."""
-    return write_bytes(audit, relative, encode_json(obj))
-
-
-def write_bytes(audit: Audit, relative: str, data: bytes) -> bool:
-    """Put a file if absent; False if a file with other bytes exists (another driver's), which is kept."""
-    return audit.store.create(audit.name(relative), data)
-
-
 def read_table(audit: Audit, relative: str) -> pa.Table:
     """A Parquet file of the audit, page checksums verified."""
     return read_parquet(audit.store.read(audit.name(relative)))
@@ -127,24 +98,25 @@ def write_progress(audit: Audit, obj: Any) -> None:
 
 
 def finish_audit(
-    audit: Audit, files: Sequence[str], parts: Sequence[Record], settings: Mapping[str, Any]
+    audit: Audit, files: Sequence[str | ListedFile], parts: Sequence[Record], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Write manifest.json, then the hint audits/latest.json; returns the manifest on storage.
 
-    `files` are names relative to the audit; size and sha256 are those of the files on storage, not of memory.
-    `settings` has at least the fingerprints, by which a reader finds the features.
+    `files` are names relative to the audit, or entries that the writers of files returned. Of a name alone, size and
+    sha256 are those of the file on storage. `settings` has at least the fingerprints, by which a reader finds the
+    features.
 
     Raises:
         UserError: a listed file does not exist.
     """
     store = audit.store
     with ThreadPoolExecutor(READERS) as readers:
-        digests = list(readers.map(lambda relative: _size_and_digest(audit, relative), sorted(files)))
+        listed = {file.name: file.entry for file in readers.map(lambda file: listed_file(audit, file), files)}
     ours = {
         "audit": audit.id,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": as_json(settings),
-        "files": dict(zip(sorted(files), digests, strict=True)),
+        "files": dict(sorted(listed.items())),
         "parts": [_part_entry(record) for record in parts],
     }
     write_json(audit, "manifest.json", ours)
@@ -196,7 +168,10 @@ def _require_entries(manifest: dict[str, Any]) -> None:
         raise TypeError("a count or the settings are of another type")
 
 
-def _require_same_settings(audit: Audit, settings: Mapping[str, Any]) -> None:
+def require_same_settings(audit: Audit, settings: Mapping[str, Any]) -> None:
+    """That an audit which was begun has these settings. Raises UserError, naming the keys and both sides."""
+    if audit.store.size(audit.name("audit.yaml")) is None:
+        return
     if different := differences(settings, read_settings(audit)):
         raise UserError(
             f"audit {audit.id} was begun with other settings: {'; '.join(different)}. Resume with the same settings"
@@ -222,17 +197,6 @@ def _require_same_plan(audit: Audit, plan: pa.Table) -> None:
     )
 
 
-def _size_and_digest(audit: Audit, relative: str) -> dict[str, Any]:
-    try:
-        data = audit.store.read(audit.name(relative))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"audit {audit.id} cannot be finished: {relative} does not exist. Expected every listed file; run the same"
-            " command again to write it."
-        ) from error
-    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
 def _part_entry(record: Record) -> dict[str, Any]:
     return {
         "name": FeatureSet(record.fingerprint).part(record.shard),
@@ -254,6 +218,11 @@ def query_file(method: str, concept: str) -> str:
 
 def scores_file(method: str, shard: str) -> str:
     return f"{method}/scores/{shard}.parquet"
+
+
+def graded_file(method: str, shard: str) -> str:
+    """Scores of consecutive shards with whether each sample shows the concept, named by the first."""
+    return f"{method}/graded/{shard}.parquet"
 
 
 def sums_file(method: str, shard: str) -> str:

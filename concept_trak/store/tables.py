@@ -6,10 +6,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from concept_trak.store.store import Store
 
+compute: Any = pyarrow.compute
+"""Arrow's functions, which are made when it is imported, so that no type checker knows them."""
 TAIL_BYTES = 64 << 10
 """Bytes at the end of a Parquet file that contain nearly every footer, so that one request reads it."""
 KINDS: dict[str, pa.DataType] = {
@@ -52,6 +55,12 @@ def read_parquet(data: bytes) -> pa.Table:
     """The table that `to_parquet` wrote, page checksums verified."""
     # Arrow's threads would keep the bytes; when Python ends before they do, the process aborts.
     return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
+
+
+def read_columns(store: Store, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Some columns of a table in the store, and of the others nothing; page checksums verified."""
+    with store.open(name) as file:
+        return pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True).read(columns)
 
 
 def parquet_tail(file: SeekableFile) -> bytes:

@@ -12,9 +12,9 @@ from concept_trak.audit.prepare import prepare
 from concept_trak.audit.worker import open_model
 from concept_trak.config import DataConfig, WorkerSettings
 from concept_trak.data import latents
-from concept_trak.data.format import find_sources
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import whole
+from concept_trak.data.survey import indexed_here
 from concept_trak.models.encode import encode_samples
 from concept_trak.store.codec import decode_blocks
 from concept_trak.store.records import read_part
@@ -78,7 +78,7 @@ def encoded_once(world: World, folder, rows: Sequence[int] = (8, 8)) -> tuple[st
     """The data set `few` as its latents and embeddings, in files of so many rows."""
     config = world.config(folder / "unused", *EXACT, data="few")
     denoiser, data = open_model(config.model, WorkerSettings()), config.data
-    (source,) = find_sources(data)
+    (source,) = indexed_here(data).sources
     read = [s for s in samples(whole(source), data, denoiser.resolution) if isinstance(s, Sample)]
     (folder / "encoded").mkdir(parents=True)
     for i, count in enumerate(rows):
@@ -113,7 +113,7 @@ def test_every_row_of_latents_comes_once_whatever_the_shards(tmp_path, rows):
                       {"text": x[:, None].expand(-1, 5), "mask": x.long()[:, None]}, {})  # fmt: skip
     for shard_rows in (1, 5, 64):
         data = DataConfig(uri=str(tmp_path), shard_rows=shard_rows)
-        seen = [s for source in find_sources(data) for s in samples(whole(source), data, 8)]
+        seen = [s for source in indexed_here(data).sources for s in samples(whole(source), data, 8)]
         for n, one in enumerate(seen):
             assert isinstance(one, Sample)
             assert one.precomputed is not None
@@ -132,16 +132,16 @@ def test_latents_that_cannot_be_used_are_refused_or_rejects(world, tmp_path):
     ):
         latents.write_latents(tmp_path / f"{name}.safetensors", x, condition, columns)
         with pytest.raises(ValueError, match=says):
-            find_sources(DataConfig(uri=f"{tmp_path}/{name}.safetensors"))
+            list(indexed_here(DataConfig(uri=f"{tmp_path}/{name}.safetensors")).sources)
     (tmp_path / "text.safetensors").write_bytes(b"no tensors at all")
     with pytest.raises(ValueError, match=r"text\.safetensors is no safetensors file with `latents`"):
-        find_sources(DataConfig(uri=f"{tmp_path}/text.safetensors"))
+        list(indexed_here(DataConfig(uri=f"{tmp_path}/text.safetensors")).sources)
     x[1] = torch.nan
     (tmp_path / "other").mkdir()
     columns = {"id": ["a", "b"], "shape": ["x", "x"], "colour": ["y", "y"]}
     latents.write_latents(tmp_path / "other/a.safetensors", x, {"text": text}, columns)
     data = DataConfig(uri=f"{tmp_path}/other", id_column="id")
-    _, bad = (one for source in find_sources(data) for one in samples(whole(source), data, 8))
+    _, bad = (one for source in indexed_here(data).sources for one in samples(whole(source), data, 8))
     assert not isinstance(bad, Sample)
     assert "infinite or undefined" in bad.message
     with pytest.raises(

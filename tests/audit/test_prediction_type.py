@@ -12,8 +12,8 @@ from concept_trak import UserError
 from concept_trak.attribution.denoiser import Condition, Prediction
 from concept_trak.audit.checks import prediction_errors, require_batch_consistency, require_fit, warn_of_prediction_type
 from concept_trak.config import DataConfig
-from concept_trak.data.columns import survey
 from concept_trak.data.shard import Shard, cut
+from concept_trak.data.survey import survey
 from concept_trak.models import load_model, small
 from concept_trak.models.gaussian import Gaussian, Settings
 from jobs.shapes import ShapesConfig, shapes

@@ -9,12 +9,10 @@ from hypothesis import strategies as st
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.method import METHODS
 from concept_trak.attribution.ranking import BINS, SPAN
-from concept_trak.audit.plan import shards
 from concept_trak.audit.results import (
     Tally,
     percentile,
     rejects_by_reason,
-    retrieval_metrics,
     shows,
     top_kinds,
     top_rows,
@@ -22,12 +20,8 @@ from concept_trak.audit.results import (
 from concept_trak.audit.score import ColumnEnds, ScoreResult
 from concept_trak.audit.shown_samples import ShownSample
 from concept_trak.config import AuditConfig, DataConfig
-from concept_trak.data.benchmarks.synthetic import arrays, write_synthetic
-from concept_trak.data.format import find_sources
-from concept_trak.store.manifest import Audit, scores_file, write_table
 from concept_trak.store.records import Record
-from concept_trak.store.store import Store
-from concept_trak.store.tables import from_columns, from_rows
+from concept_trak.store.tables import from_rows
 from tests.toys import histogram, top_k
 
 
@@ -113,39 +107,3 @@ def test_top_names_each_end_of_each_column():
     assert {(r["concept"], r["form"]) for r in rows} == {(c, f) for c in ("red", "odd") for f in ("damped", "plain")}
     table = from_rows(top_kinds(CONFIG), rows)
     assert table.to_pylist() == rows, "a column is missing from the table's types, or changes on its way"
-
-
-def test_metrics_are_those_counted_by_hand(tmp_path):
-    write_synthetic(tmp_path / "data", 12, seed=0, files=2, resolution=16)
-    plan = shards(find_sources(DataConfig(uri=str(tmp_path / "data"))), 4)
-    audit = Audit(Store(str(tmp_path / "store")), "a")
-    ids = [f"shapes-{i:06d}" for i in range(12)]
-    scores = np.random.default_rng(3).integers(0, 6, (12, 4)).astype(np.float32)  # ties among twelve
-    columns = ["red", "red~plain", "odd", "odd~plain"]
-    kinds = {"sample_id": "string", **dict.fromkeys(columns, "float32")}
-    start = 0
-    for shard in plan:
-        here = slice(start, start + shard.rows)
-        table = from_columns(kinds, {"sample_id": ids[here], **dict(zip(columns, scores[here].T, strict=True))})
-        write_table(audit, scores_file("trak", shard.name), table)
-        start += shard.rows
-    found = retrieval_metrics(audit, CONFIG, plan)
-    assert set(found) == {"red"}, "a concept without truth has nothing to be graded by"
-
-    drawn = arrays(0, 0, 12, resolution=16)[1]
-    red = {d.id for d in drawn if d.shown[1] == "red"}
-    assert 0 < len(red) < 12
-    for j, form in enumerate(("trak", "trak~plain")):
-        value = dict(zip(ids, scores[:, j], strict=True))
-        order = sorted(ids, key=lambda i: (-value[i], i))
-        precision = [len(red & set(order[:r])) / r for r in range(1, 13)]
-        assert found["red"][form] == pytest.approx(
-            {
-                "average_precision": sum(precision[order.index(i)] for i in red) / len(red),
-                "base_rate": len(red) / 12,
-                "precision_at_10": precision[9],
-                "recall_at_carriers": precision[len(red) - 1],
-            }
-        )
-    top_only = AuditConfig(data=CONFIG.data, methods=CONFIG.methods, concepts=CONFIG.concepts, scores="top")
-    assert retrieval_metrics(audit, top_only, plan) == {}

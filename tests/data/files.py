@@ -12,8 +12,8 @@ from PIL import Image
 
 from concept_trak.audit.plan import shards
 from concept_trak.config import DataConfig
-from concept_trak.data import format
 from concept_trak.data.shard import Shard, Source
+from concept_trak.data.survey import indexed_here, list_sources
 
 IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
@@ -52,8 +52,8 @@ def write(
 
 
 def plan(data: DataConfig) -> list[Shard]:
-    return shards(format.find_sources(data), data.shard_rows)
+    return shards(indexed_here(data).sources, data.shard_rows)
 
 
 def sources(uri: str) -> list[Source]:
-    return format.find_sources(DataConfig(uri=uri))
+    return list(list_sources(DataConfig(uri=uri)).sources)

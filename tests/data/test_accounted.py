@@ -22,9 +22,9 @@ from concept_trak import UserError
 from concept_trak.audit.plan import shards
 from concept_trak.config import DataConfig
 from concept_trak.data import latents
-from concept_trak.data.columns import survey
 from concept_trak.data.inventory import Survey
 from concept_trak.data.sample import Sample, samples
+from concept_trak.data.survey import survey
 from concept_trak.store.part import Reject
 from tests.data.files import IMAGE, encoded
 

@@ -14,9 +14,9 @@ from concept_trak import UserError
 from concept_trak.audit.plan import shards
 from concept_trak.config import DataConfig
 from concept_trak.data import parquet
-from concept_trak.data.columns import survey
-from concept_trak.data.format import label_values
+from concept_trak.data.index import label_values
 from concept_trak.data.sample import Sample, samples
+from concept_trak.data.survey import survey
 from concept_trak.store.part import Reject
 from tests.data import files
 from tests.data.files import IMAGE, encoded, noise
@@ -115,7 +115,7 @@ def test_folders_are_columns_and_a_column_of_the_file_counts_before_them(tmp_pat
     assert [row.labels for row in read(data) if isinstance(row, Sample)] == [
         {"label": "cat", "year": "2020"}, {"label": "d og"}, {"label": "own", "year": "1"}
     ]  # fmt: skip
-    found = [labels for shard in shards(survey(data).sources, 2) for _, labels in label_values(shard, data)]
+    found = [labels for shard in shards(survey(data).sources, 2) for _, labels in label_values(shard)]
     assert found[0] == {"label": "cat", "year": "2020"}
     only = DataConfig(str(tmp_path), caption_column="label", label_columns=("year",))
     assert [row.caption for row in read(only) if isinstance(row, Sample)] == ["cat", "d og", "own"]

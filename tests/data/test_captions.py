@@ -9,9 +9,9 @@ import pytest
 from concept_trak import UserError
 from concept_trak.audit.plan import shards
 from concept_trak.config import DataConfig
-from concept_trak.data.columns import annotations, survey
-from concept_trak.data.format import label_values
+from concept_trak.data.index import indexed_rows, label_values
 from concept_trak.data.sample import Sample, samples
+from concept_trak.data.survey import survey
 from concept_trak.data.text import MOST_DEPTH, decode_text, json_depth, one_line, parse_json, text_problem
 from concept_trak.store.part import Reject
 from tests.data.inputs import PNG, pair, put, put_file, structs, table, tar
@@ -112,8 +112,8 @@ def test_labels_that_are_null_are_no_labels(tmp_path):
     table(tmp_path, image=structs(), caption=["a", "b"], artist=["x", None])
     data = DataConfig(str(tmp_path), label_columns=("artist",))
     (shard,) = shards(survey(data).sources, 2)
-    assert [labels for _, labels in label_values(shard, data)] == [{"artist": "x"}, {}]
-    assert [a.labels for a in annotations(shard, data).values()] == [{"artist": "x"}, {}]
+    assert [labels for _, labels in label_values(shard)] == [{"artist": "x"}, {}]
+    assert [row.labels for row in indexed_rows(shard)] == [{"artist": "x"}, {}]
     assert [row.labels for row in samples(shard, data, 4) if isinstance(row, Sample)] == [{"artist": "x"}, {}]
 
 
@@ -186,4 +186,4 @@ def test_a_row_that_cannot_be_read_says_so_in_every_reading(tmp_path):
     first, again = (list(samples(shard, data, 4)) for _ in range(2))
     assert first == again
     assert isinstance(first[0], Reject)
-    assert annotations(shard, data)["a.png"].caption == ""
+    assert [row.caption for row in indexed_rows(shard)] == [""]

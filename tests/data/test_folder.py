@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from concept_trak import UserError
 from concept_trak.config import DataConfig
-from concept_trak.data import format
-from concept_trak.data.columns import survey
 from concept_trak.data.folder import ImageEntry
-from concept_trak.data.format import label_values
+from concept_trak.data.index import index_source, label_values
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import Source, cut
+from concept_trak.data.survey import indexed_here, list_sources, survey
 from concept_trak.store.part import Reject
 from tests.data.files import encoded, plan
 
@@ -40,7 +40,7 @@ def test_the_folders_name_is_a_label_or_the_caption(tmp_path, shard_rows):
     put(tmp_path, "cats/1.png", "cats/2.jpg", "dogs/old/3.WEBP", "dogs/4.png", ".6.png", ".old/7.png", "@eaDir/8.png")
     data = DataConfig(uri=str(tmp_path), caption_column="label", label_columns=("label",), shard_rows=shard_rows)
     assert read(data) == {"cats/1.png": "cats", "cats/2.jpg": "cats", "dogs/old/3.WEBP": "old", "dogs/4.png": "dogs"}
-    labels = {i: found for shard in plan(data) for i, found in label_values(shard, data)}
+    labels = {i: found for shard in plan(data) for i, found in label_values(shard)}
     assert labels["dogs/old/3.WEBP"] == {"label": "old"}
     levels = [
         int(((s.pixels[0, 0, 0] + 1) * 127.5).round())
@@ -132,9 +132,13 @@ def test_an_image_that_changed_after_planning_stops_the_audit(tmp_path):
     put(tmp_path, "1.png")
     (tmp_path / "1.txt").write_text("a")
     data = DataConfig(uri=str(tmp_path), caption_column="txt")
+    (listed,) = list_sources(data).sources
     (shard,) = plan(data)
     (tmp_path / "1.txt").write_text("another")
-    with pytest.raises(ValueError, match=r"1\.txt changed while the audit ran"):
+    with pytest.raises(UserError, match=r"1\.txt changed while the audit ran"):
+        index_source(listed, data)
+    (tmp_path / "1.png").write_bytes(encoded(Image.new("RGB", (5, 5))))
+    with pytest.raises(UserError, match=r"1\.png changed while the audit ran"):
         list(samples(shard, data, 4))
 
 
@@ -144,10 +148,10 @@ def test_files_of_two_formats_are_refused_until_one_is_named(tmp_path):
     with pytest.raises(
         ValueError, match=r"files of several formats \(folder, webdataset\); say which with data\.format"
     ):
-        format.find_sources(DataConfig(uri=str(tmp_path)))
-    assert [s.rows for s in format.find_sources(DataConfig(uri=str(tmp_path), format="folder"))] == [1]
+        indexed_here(DataConfig(uri=str(tmp_path)))
+    assert [s.rows for s in list_sources(DataConfig(uri=str(tmp_path), format="folder")).sources] == [1]
     with pytest.raises(ValueError, match=r"data\.format='tarball' is not known; expected auto or one of: folder"):
-        format.find_sources(DataConfig(uri=str(tmp_path), format="tarball"))
+        indexed_here(DataConfig(uri=str(tmp_path), format="tarball"))
 
 
 def test_versions_of_folders_are_hashed_from_the_same_text_in_every_release():

@@ -13,8 +13,8 @@ from fsspec import AbstractFileSystem
 from concept_trak import UserError
 from concept_trak.audit.plan import shards
 from concept_trak.config import DataConfig
-from concept_trak.data.columns import survey
 from concept_trak.data.sample import Sample, samples
+from concept_trak.data.survey import survey
 from tests.data.inputs import CASES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/inputs.md"

@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 
 from concept_trak import UserError
 from concept_trak.audit.plan import shards
-from concept_trak.audit.prepare import resolve
+from concept_trak.audit.resolve import resolve
 from concept_trak.config import AuditConfig, DataConfig, ModelConfig
-from concept_trak.data.columns import survey
 from concept_trak.data.files import canonical_uri, list_files, version
-from concept_trak.data.format import find_sources
 from concept_trak.data.inventory import LeftOut, LeftOutCounts, describe_left_out, hive_columns, matches, split_of
 from concept_trak.data.sample import samples
+from concept_trak.data.survey import list_sources, survey
 from tests.data import files
 from tests.data.files import write
 from tests.data.inputs import labelled, put_file
@@ -148,7 +147,7 @@ def test_a_folder_that_nobody_may_list_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr("concept_trak.data.files.os.scandir", denied)
     with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path))} cannot be listed \(Permission denied\); make it"):
-        find_sources(DataConfig(str(tmp_path)))
+        list_sources(DataConfig(str(tmp_path)))
 
 
 @settings(max_examples=60, deadline=None, database=None, derandomize=True)

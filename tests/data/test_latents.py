@@ -7,8 +7,8 @@ import torch
 
 from concept_trak.config import DataConfig
 from concept_trak.data import latents
-from concept_trak.data.columns import survey
 from concept_trak.data.sample import Sample, samples
+from concept_trak.data.survey import survey
 from tests.data.files import plan
 
 X = torch.randn(5, 2, 3, 4, generator=torch.Generator().manual_seed(0))

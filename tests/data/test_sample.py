@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from concept_trak.config import DataConfig
-from concept_trak.data.columns import survey
 from concept_trak.data.image import nearest_bucket, resize_crop
 from concept_trak.data.sample import Sample, samples
+from concept_trak.data.survey import survey
 from concept_trak.store.part import Reject
 from tests.data import files
 from tests.data.files import encoded, noise, plan, write

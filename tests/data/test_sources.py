@@ -7,9 +7,9 @@ import pytest
 
 from concept_trak.audit.plan import shards
 from concept_trak.config import DataConfig
-from concept_trak.data.columns import survey
 from concept_trak.data.sample import samples
-from concept_trak.data.shard import Source
+from concept_trak.data.shard import UNKNOWN, Source
+from concept_trak.data.survey import survey
 from tests.data import files
 from tests.data.files import plan, sources, write
 
@@ -77,7 +77,7 @@ def test_nothing_there_no_rows_and_no_parquet_are_refused(tmp_path):
         sources(str(tmp_path))
     write(tmp_path / "empty.parquet", files.rows(0))
     with pytest.raises(ValueError, match=r"has 1 parquet files but no rows; point it at the data set"):
-        sources(str(tmp_path))
+        survey(DataConfig(uri=str(tmp_path)))
     write(tmp_path / "full.parquet", files.rows(3))
     assert [s.rows for s in shards(survey(DataConfig(uri=str(tmp_path))).sources, 2)] == [2, 1], (
         "an empty file has no shard"
@@ -93,7 +93,7 @@ def test_what_is_no_parquet_file_is_named(tmp_path, content):
     with pytest.raises(
         ValueError, match=r"(?s)bad\.parquet is not a readable Parquet file .*; remove it from data\.uri"
     ):
-        sources(str(tmp_path))
+        survey(DataConfig(uri=str(tmp_path)))
 
 
 def test_a_file_has_one_name_and_version_however_it_is_addressed():
@@ -101,4 +101,4 @@ def test_a_file_has_one_name_and_version_however_it_is_addressed():
         pq.write_table(pa.table({"n": [1]}), file)
     first = sources("memory://one")
     assert first == sources("memory://one/") == sources("memory://one/a.parquet"), "one file is two sources"
-    assert first == [Source("memory:///one/a.parquet", first[0].version, 1)]
+    assert first == [Source("memory:///one/a.parquet", first[0].version, UNKNOWN)]

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from concept_trak.config import DataConfig
-from concept_trak.data import format, tar
-from concept_trak.data.columns import survey
-from concept_trak.data.format import label_values
+from concept_trak.data import tar
+from concept_trak.data.index import label_values
 from concept_trak.data.sample import Sample, samples
+from concept_trak.data.survey import indexed_here, survey
 from concept_trak.store.part import Reject
 from tests.data.files import encoded, noise, plan
 
@@ -112,7 +112,7 @@ def test_captions_labels_and_ids_come_from_members_or_from_the_json(tmp_path):
     assert second.id == "1"
     assert isinstance(third, Reject)
     assert (third.sample_id, third.reason) == ("u5", "no_caption")
-    labels = {i: found["txt"] for shard in plan(data) for i, found in label_values(shard, data)}
+    labels = {i: found["txt"] for shard in plan(data) for i, found in label_values(shard)}
     assert labels == {"0": "caption 0", "1": "caption 1", "u5": "x"}
     *_, other = read(DataConfig(uri=str(tmp_path), caption_column="cls", image_column="seg.png"))
     assert isinstance(other, Sample)
@@ -169,7 +169,7 @@ def test_members_without_a_partner_are_rejects_and_hidden_ones_are_none(tmp_path
     members = [
         ("._a.png", b"Apple"), ("a.png", picture(1)), ("b.txt", b"no picture"), ("c.png", picture(2)), ("c.txt", b" "),
         ("d.json", b"{"), ("d.png", picture(3)), ("d.txt", b"fine"), ("e.jpg", picture(4)), ("e.png", picture(4)),
-        ("e.txt", b"which?"), ("f.png", picture(5)), ("f.txt", b"fine"),
+        ("e.txt", b"which?"), ("f.json", b'{"text": ""}'), ("f.png", picture(5)), ("f.txt", b"fine"),
     ]  # fmt: skip
     put(tmp_path / "a.tar", members)
     seen = read(DataConfig(uri=str(tmp_path), caption_column="txt", shard_rows=4))
@@ -200,7 +200,7 @@ def test_a_tar_that_is_cut_off_or_damaged_is_refused_by_name(tmp_path, change, s
     """tarfile takes a damaged header and a missing end for the end of the file: samples would be lost in silence."""
     (tmp_path / "a.tar").write_bytes(change(packed(pairs(4))))
     with pytest.raises(ValueError, match=says):
-        format.find_sources(DataConfig(uri=str(tmp_path)))
+        indexed_here(DataConfig(uri=str(tmp_path)))
 
 
 def webdataset_end(data: bytes) -> int:
@@ -212,7 +212,7 @@ def webdataset_end(data: bytes) -> int:
 def test_samples_whose_members_stand_apart_are_refused(tmp_path):
     put(tmp_path / "a.tar", [("a.png", picture(1)), ("b.png", picture(2)), ("a.txt", b"x"), ("b.txt", b"y")])
     with pytest.raises(ValueError, match=r"a\.tar: the members of 'a' are not in one piece .*tar --sort=name"):
-        format.find_sources(DataConfig(uri=str(tmp_path)))
+        indexed_here(DataConfig(uri=str(tmp_path)))
 
 
 def test_a_column_that_no_sample_has_is_refused(tmp_path):
@@ -226,12 +226,13 @@ def test_a_column_that_no_sample_has_is_refused(tmp_path):
 
 
 def test_only_the_range_of_a_shard_is_read(tmp_path):
-    """What lies before it on the disk is overwritten, and so is what comes after the next header."""
+    """What lies before it on the disk is overwritten, and so is what comes after it."""
     path = put(tmp_path / "a.tar", pairs(9))
     data = DataConfig(uri=str(tmp_path), caption_column="txt", shard_rows=3)
     _, middle, last = plan(data)
     status, content = path.stat(), path.read_bytes()
-    damaged = b"\xff" * middle.places[0] + content[middle.places[0] : last.places[0] + 512]
+    first, after = middle.known["offset"][0].as_py(), last.known["offset"][0].as_py()
+    damaged = b"\xff" * first + content[first:after]
     path.write_bytes(damaged + b"\xff" * (len(content) - len(damaged)))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert [grey(one) for one in samples(middle, data, 4)] == [3, 4, 5]

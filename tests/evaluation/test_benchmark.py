@@ -1,5 +1,6 @@
 """The benchmark's own workers against the audit they stand beside: the same features, queries, scores and grades."""
 
+import json
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -13,8 +14,8 @@ from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.method import METHODS
 from concept_trak.attribution.ranking import average_precision
 from concept_trak.audit.prepare import Prepared, prepare
-from concept_trak.audit.results import retrieval_metrics, shows
-from concept_trak.data.format import label_values
+from concept_trak.audit.results import shows
+from concept_trak.data.index import label_values
 from concept_trak.evaluation.baselines import GRADIENT_FREE, BaselineTask, BaselineWorker
 from concept_trak.evaluation.benchmark import (
     GRADE_KINDS,
@@ -56,7 +57,7 @@ class Done:
 
     @property
     def labels(self) -> dict[str, dict[str, str]]:
-        return dict(pair for shard in self.p.plan for pair in label_values(shard, self.p.config.data))
+        return dict(pair for shard in self.p.plan for pair in label_values(shard))
 
     def path(self, relative: str) -> Path:
         return Path(self.p.config.store) / self.p.audit.name(relative)
@@ -87,7 +88,7 @@ def done(world, tmp_path_factory) -> Done:
 @pytest.mark.parametrize("method", ["fit_trak", "das"])
 def test_a_grade_is_that_of_the_audits_own_scores(done, method):
     """All of a concept's samples as one query, at the audit's damping and as the plain inner product."""
-    audits = retrieval_metrics(done.p.audit, done.p.config, done.p.plan)
+    audits = json.loads(done.path("metrics.json").read_text())["concepts"]
     rows = done.grade(method, (done.p.config.damping, PLAIN), each=4)
     assert len(rows) == 2 * 2 * 2
     assert all(list(row) == list(GRADE_KINDS) for row in rows)

@@ -1,24 +1,27 @@
 """Which source, label and word taught it: the tables hold what a loop over every score and row of the data finds."""
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import replace
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cluster.executor import Attempt
-from concept_trak.audit import score
-from concept_trak.audit.aggregate import LEAST, SHOWN, AggregateTask, AggregateWorker, Sums, groups_of, sums_table
+from concept_trak.audit import heavy_groups, score
+from concept_trak.audit.aggregate import LEAST, RARER, SHOWN, AggregateTask, AggregateWorker, memberships, sums_table
 from concept_trak.audit.plan import shards
 from concept_trak.audit.score import ScoreWorker, score_tasks
 from concept_trak.audit.worker import Work
 from concept_trak.config import DataConfig
-from concept_trak.data.columns import Annotation, annotations, caption_words, survey
-from concept_trak.data.format import read_rows, sample_id
-from concept_trak.data.shard import Shard
+from concept_trak.data.captions import caption_words
+from concept_trak.data.index import count_groups, indexed_rows, schema
+from concept_trak.data.survey import survey
 from concept_trak.store.identity import FeatureSet
 from concept_trak.store.records import committed
 from concept_trak.store.store import Store
@@ -117,43 +120,82 @@ def test_the_same_sums_however_the_parts_are_cut(world: World, baseline: Found, 
     assert all(s.samples >= LEAST for s in shown["word"])
 
 
+def known_rows(*rows: tuple[str, str | None]) -> pa.Table:
+    """The index of samples with this caption, and this label `shape`."""
+    words = [sorted(caption_words(caption)) for caption, _ in rows]
+    return pa.table(
+        {"label.shape": pa.array([shape for _, shape in rows], pa.string()), "words": words},
+        schema=pa.schema([schema(DataConfig(label_columns=("shape",))).field(n) for n in ("label.shape", "words")]),
+    )
+
+
 def test_sums_by_hand():
-    sums = Sums(["a", "b"])
-    one, two = ("word", "", "red"), ("source", "", "x")
-    sums.add_scores(np.array([[1.0, -2.0], [3.0, 4.0]], np.float32), [[one, two], [two]])
-    sums.add_scores(np.array([[-5.0, 6.0]], np.float32), [[one]])
-    sums.add_scores(np.zeros((0, 2), np.float32), [])
-    assert {k: v.tolist() for k, v in sums.by_group.items()} == {
-        one: [2, -4, 4, 26, 40, 1, 6],
-        two: [2, 4, 2, 10, 20, 4, 4],
+    values = np.array([[1.0, -2.0], [3.0, 4.0], [-5.0, 6.0]], np.float32)
+    known = known_rows(("a red a", "x"), ("red", None), ("", "x"))
+    groups = list(memberships(known, [("f", 2), ("g", 1)], None))
+    rows = {
+        (r["kind"], r["label"], r["value"]): list(r.values())[3:]
+        for r in sums_table(["a", "b"], values, groups).to_pylist()
     }
-    table = sums_table(sums).to_pylist()
-    assert table[0] == {
-        **{"kind": "word", "label": "", "value": "red", "samples": 2, "sum:a": -4.0, "sum:b": 4.0},
-        **{"square:a": 26.0, "square:b": 40.0, "positive:a": 1.0, "positive:b": 6.0},
+    assert rows == {
+        ("source", "", "f"): [2, 4, 2, 10, 20, 4, 4],
+        ("source", "", "g"): [1, -5, 6, 25, 36, 0, 6],
+        ("label", "shape", "x"): [2, -4, 4, 26, 40, 1, 6],
+        ("word", "", "a"): [1, 1, -2, 1, 4, 1, 0],
+        ("word", "", "red"): [2, 4, 2, 10, 20, 4, 4],
     }
-    assert sums_table(Sums(["a"])).num_rows == 0
+    empty = sums_table(["a"], values[:0, :1], list(memberships(known.slice(0, 0), [("f", 0)], None)))
+    assert (empty.num_rows, empty.column_names) == (
+        0,
+        ["kind", "label", "value", "samples", "sum:a", "square:a", "positive:a"],
+    )
 
 
-def test_words_and_groups():
-    assert caption_words("A red, RED triangle; Straße 2_b.") == {"a", "red", "triangle", "strasse", "2_b"}
-    assert caption_words("") == frozenset()
-    shard = Shard("file:///x.parquet", "1", 0, 1)
-    assert set(groups_of(Annotation("a red a", {"shape": "None"}), shard)) == {
-        ("source", "", "file:///x.parquet"), ("label", "shape", "None"), ("word", "", "a"), ("word", "", "red"),
+def test_what_is_rare_shares_a_row_in_which_a_sample_counts_once():
+    values = np.array([[1.0], [10.0], [100.0]], np.float32)
+    known = known_rows(("a b c", "x"), ("a", "y"), ("b c", None))
+    heavy = pa.table({"kind": ["word", "label"], "label": ["", "shape"], "value": ["a", "y"], "samples": [2, 1]})
+    table = sums_table(["s"], values, list(memberships(known, [("f", 3)], heavy)))
+    rows = {(r["kind"], r["label"], r["value"]): (r["samples"], r["sum:s"]) for r in table.to_pylist()}
+    assert rows == {
+        ("source", "", "f"): (3, 111), ("word", "", "a"): (2, 11), ("word", "", RARER): (2, 101),
+        ("label", "shape", "y"): (1, 10), ("label", "", RARER): (1, 1),
     }  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 30), max_size=60), min_size=1, max_size=5), st.integers(1, 8))
+def test_whatever_is_frequent_is_kept(parts, most):
+    """The guarantee of Misra and Gries, over any way of adding up."""
+    words = [str(word) for part in parts for word in part]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heavy_groups, "MOST_GROUPS", most)
+        tables = [count_groups(known_rows(*((str(word), None) for word in part))) for part in parts]
+        kept = heavy_groups.most_frequent(tables)
+    assert kept.num_rows <= most
+    frequent = {word for word in words if words.count(word) > len(words) / (most + 1)}
+    assert frequent <= set(kept["value"].to_pylist())
+    if len(set(words)) <= most:
+        assert dict(zip(kept["value"].to_pylist(), kept["samples"].to_pylist(), strict=True)) == Counter(words)
+
+
+def test_words():
+    assert caption_words("A red, RED triangle; Stra\u00dfe 2_b.") == {"a", "red", "triangle", "strasse", "2_b"}
+    assert caption_words("") == frozenset()
 
 
 @pytest.mark.parametrize("column", ["", "id"])
 def test_ids_are_those_of_the_samples(world: World, column: str):
+    """The index holds what Arrow reads of the files themselves."""
     data = DataConfig(str(world.root / "shapes"), id_column=column, label_columns=("shape",))
-    for shard in shards(survey(data).sources, 7):
-        columns = ["id", "caption", "shape"]
-        expected = {sample_id(row, data): row.values for row in read_rows(shard, data, columns)}
-        found = annotations(shard, data)
-        assert {i: (w.caption, w.labels["shape"]) for i, w in found.items()} == {
-            i: (v["caption"], v["shape"]) for i, v in expected.items()
-        }
+    for source in survey(data).sources:
+        path = source.uri.removeprefix("file://")
+        expected = [
+            (row["id"] if column else f"{path.rpartition('/')[2]}:{n}", row["caption"], row["shape"])
+            for n, row in enumerate(pq.read_table(path).to_pylist())
+        ]
+        rows = [row for shard in shards([source], 7) for row in indexed_rows(shard)]
+        assert [(row.id, row.caption, row.labels["shape"]) for row in rows] == expected
 
 
 def test_none_are_written_where_none_are_asked_for(world: World, tmp_path):

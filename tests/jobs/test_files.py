@@ -42,7 +42,9 @@ def test_the_hints_point_at_the_audit(baseline):
     assert latest == {"audit": "first", "finished": baseline.manifest["finished"]}
     progress = json.loads((baseline.folder / "progress.json").read_text())
     stages = progress["stages"]
-    assert list(sorted(stages)) == ["aggregate", "featurize", "gram", "look", "query", "score", "solve"]
+    assert list(sorted(stages)) == [
+        "aggregate", "featurize", "gram", "ids", "index", "look", "query", "rank", "score", "solve"
+    ]  # fmt: skip
     assert progress["stage"] == "look"
     assert all(stage["done"] == stage["of"] and stage["seconds_left"] == 0 for stage in stages.values())
     assert (stages["featurize"]["of"], stages["featurize"]["samples"]) == (6, 48)

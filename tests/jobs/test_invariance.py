@@ -8,8 +8,9 @@ import pytest
 
 from cluster.executor import Resources, unwatched
 from cluster.serial import Serial
-from concept_trak.audit.pipeline import AuditRun, run_stages
+from concept_trak.audit.pipeline import AuditRun
 from concept_trak.audit.prepare import prepare
+from concept_trak.audit.stages import run_stages
 from concept_trak.report.publish_audit import publish_audit
 from jobs.audit import audit
 from jobs.configure import CONF

@@ -9,6 +9,7 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.numpy import load_file, save_file
 
+from concept_trak import UserError
 from concept_trak.audit import checks
 from concept_trak.audit.prepare import prepare
 from tests.jobs.world import altered, files_under
@@ -138,13 +139,24 @@ def test_data_without_files_rows_or_unique_ids(refused, world, tmp_path):
     assert "files; expected a file of training samples" in refused(f"data.uri={tmp_path}/nothing")
     empty = altered(world, tmp_path / "empty", lambda rows: rows.clear())
     assert "has 1 parquet files but no rows" in refused(f"data.uri={empty}")
-    twice = altered(world, tmp_path / "twice", lambda rows: rows[3].update(id="shapes-000001"))
-    said = refused(f"data.uri={twice}")
-    assert "data.id_column='id' is not unique: shapes-000001 occur more than once" in said
-    assert "leave data.id_column empty to have them made" in said
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn/train.parquet").write_bytes(next((world.root / "few").iterdir()).read_bytes()[:500])
     assert "is not a readable Parquet file" in refused(f"data.uri={tmp_path}/torn")
+
+
+def test_ids_that_are_not_unique_are_named_with_their_sources(world, tmp_path):
+    """Workers compare them: over several files, and once for a listing."""
+    folder = altered(world, tmp_path / "twice", lambda rows: rows[3].update(id="shapes-000001"))
+    altered(world, tmp_path / "other", lambda rows: rows.__setitem__(slice(None), rows[5:7]))
+    shutil.move(tmp_path / "other/train.parquet", folder / "train-2.parquet")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"data\.id_column='id' is not unique") as refusal:
+            world.audit(tmp_path / "store", f"data.uri={folder}")
+        assert "shapes-000001, shapes-000005, shapes-000006 occur more than once" in str(refusal.value)
+        assert "train.parquet" in str(refusal.value)
+        assert "train-2.parquet" in str(refusal.value)
+        assert "leave data.id_column empty to have them made" in str(refusal.value)
+    assert not list((tmp_path / "store").glob("audits/*/plan.parquet"))
 
 
 def test_models_that_cannot_be_read(refused, world, tmp_path):

@@ -12,7 +12,7 @@ from concept_trak.audit.plan import shards
 from concept_trak.audit.prepare import prepare
 from concept_trak.config import DataConfig
 from concept_trak.data.benchmarks.synthetic import write_synthetic
-from concept_trak.data.format import find_sources
+from concept_trak.data.survey import indexed_here
 from jobs.execute import ExecutorMapper
 from jobs.status import StatusConfig, status
 from tests.jobs.world import CONCEPT, RESOLUTION, World, files_under
@@ -72,7 +72,7 @@ def closing(uri: str, files: list, wanted: list[int]) -> None:
     for second in range(1_000_000_000, 1_000_100_000):
         for file in files:
             os.utime(file, (second, second))
-        plan = shards(find_sources(DataConfig(uri=uri)), 8)
+        plan = shards(list(indexed_here(DataConfig(uri=uri)).sources), 8)
         if [i for i, shard in enumerate(plan) if int(shard.hash, 16) % 16 == 0] == wanted:
             return
     raise AssertionError("no such time")

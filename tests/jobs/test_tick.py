@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from concept_trak.audit.prepare import TICKS, tick
+from concept_trak.audit.resolve import TICKS, tick
 from concept_trak.config import AuditConfig
 from concept_trak.store.manifest import Audit
 from concept_trak.store.store import Store

@@ -18,9 +18,9 @@ import pytest
 from concept_trak.audit import featurize
 from concept_trak.audit.featurize import FeaturizeWorker
 from concept_trak.audit.plan import shards
-from concept_trak.audit.prepare import tick
+from concept_trak.audit.resolve import tick
 from concept_trak.data.benchmarks.synthetic import write_synthetic
-from concept_trak.data.columns import survey
+from concept_trak.data.survey import survey
 from concept_trak.models.gaussian import Gaussian
 from concept_trak.store.store import Store
 from jobs.audit import audit

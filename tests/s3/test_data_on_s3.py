@@ -12,8 +12,8 @@ from PIL import Image
 
 from concept_trak.config import DataConfig
 from concept_trak.data import latents
-from concept_trak.data.columns import survey
 from concept_trak.data.sample import Sample, samples
+from concept_trak.data.survey import survey
 from concept_trak.store.part import Reject
 from tests.data.files import encoded, plan, rows, write
 from tests.s3.server import BUCKET

@@ -16,8 +16,8 @@ from concept_trak.audit.gram_tree import gram_tree
 from concept_trak.audit.plan import shards
 from concept_trak.config import DataConfig
 from concept_trak.data.benchmarks import synthetic
-from concept_trak.data.columns import survey
 from concept_trak.data.shard import Shard
+from concept_trak.data.survey import survey
 from concept_trak.models import small
 from concept_trak.store.manifest import Audit, read_manifest
 from concept_trak.store.store import Store

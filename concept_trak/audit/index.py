@@ -1,0 +1,283 @@
+"""The first stage of every verb over data: workers index each version of a source, and records are planned from.
+
+The driver lists the sources and reads one survey of records. It asks for more only about sources that are new since.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from concept_trak import UserError
+from concept_trak.attribution.denoiser import Conditioning
+from concept_trak.audit.mapper import Attempt, Mapper, Task
+from concept_trak.config import DataConfig
+from concept_trak.data.ids import CUTS, HEADER_BYTES, bucket_bytes, encode_ids, id_digests, repeated
+from concept_trak.data.index import SourceFacts, count_groups, index_settings, index_source
+from concept_trak.data.inventory import LeftOut, Survey
+from concept_trak.data.shard import Shard, Source, StoredIndex, version_of_files
+from concept_trak.data.survey import check_first_rows, list_sources, repeated_ids, require_caption_setting, surveyed
+from concept_trak.store.sources import (
+    READERS,
+    IndexFile,
+    SourceSet,
+    read_source_index,
+    read_source_records,
+    read_survey,
+    source_name,
+    write_source_index,
+    write_source_record,
+    write_survey,
+)
+from concept_trak.store.store import Store
+
+FOLDER_ROWS = 4096
+"""Images of a folder that are indexed together."""
+BUCKET_IDS = 1 << 24
+"""Ids that are compared together, 128 MB of digests."""
+EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """What an index worker is built with: the store, and how the data are read."""
+
+    store: str
+    data: DataConfig
+
+    @property
+    def sources(self) -> SourceSet:
+        return SourceSet.of(index_settings(self.data))
+
+
+@dataclass(frozen=True)
+class IndexTask(Task):
+    """One source, or one range of a folder of images."""
+
+    source: Source
+
+    @property
+    def name(self) -> str:
+        s = self.source
+        return source_name(s.uri, s.version or version_of_files(s.places), s.first_row)
+
+    @property
+    def label(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class IndexResult:
+    """What is planned from; or why the source cannot be used."""
+
+    facts: SourceFacts | None
+    refusal: str = ""
+
+
+class IndexWorker:
+    """Indexes a source: its rows to `<source>.parquet`, digests of its ids to `ids/`, then its record."""
+
+    def __init__(self, settings: IndexSettings) -> None:
+        self.settings, self.store = settings, Store(settings.store)
+
+    def __call__(self, task: IndexTask, attempt: Attempt) -> IndexResult:
+        source, sources, data = task.source, self.settings.sources, self.settings.data
+        try:
+            index = index_source(source, data)
+        except UserError as error:  # a finding about the data, and no failure of this task
+            return IndexResult(None, str(error))
+        size, digest = write_source_index(self.store, sources.index(task.name), index.table)
+        if data.id_column:
+            self.store.create(sources.ids(task.name), encode_ids(id_digests(index.table["id"].to_pylist())))
+        facts = SourceFacts(
+            uri=source.uri,
+            version=source.version,
+            first_row=source.first_row,
+            rows=index.table.num_rows,
+            vocabulary=count_groups(index.table).num_rows,
+            bytes=size,
+            sha256=digest,
+            left_out=index.left_out,
+            unread=index.unread,
+            lacking=index.lacking,
+        )
+        write_source_record(self.store, sources.record(task.name), asdict(facts))
+        return IndexResult(facts)
+
+
+def open_data(store: Store, data: DataConfig, conditioning: Conditioning, mapper: Mapper) -> Survey:
+    """The data set's sources with their rows, every one indexed, once they are usable by a model of this conditioning.
+
+    Args:
+        store: where the indices are.
+        data: how the data are read.
+        conditioning: of the model.
+        mapper: where sources are indexed that are not.
+
+    Raises:
+        UserError: nothing is there, a source cannot be used, or ids occur twice.
+    """
+    require_caption_setting(data, conditioning)
+    listed, settings = list_sources(data), IndexSettings(store.uri, data)
+    tasks = [IndexTask(part) for source in listed.sources for part in _parts(source)]
+    names = [task.name for task in tasks]
+    by_name, survey = _indexed(store, settings, listed, dict(zip(names, tasks, strict=True)), mapper)
+    facts = [by_name[name] for name in names]
+    result = surveyed(data, listed, _with_rows(listed.sources, settings.sources, names, facts), facts)
+    if data.id_column:
+        require_ids_unique(store, settings, survey, sum(f.rows for f in facts), mapper)
+    return replace(result, listing=listing_of(survey), vocabulary=sum(f.vocabulary for f in facts))
+
+
+def _parts(source: Source) -> Iterator[Source]:
+    """The source; a folder in ranges of its images."""
+    if source.version:
+        yield source
+        return
+    for first in range(0, source.rows, FOLDER_ROWS):
+        places = source.places[first : first + FOLDER_ROWS]
+        yield replace(source, rows=len(places), places=places, first_row=first)
+
+
+def _with_rows(
+    sources: Sequence[Source], indices: SourceSet, names: Sequence[str], facts: Sequence[SourceFacts]
+) -> list[Source]:
+    """The sources with what their indices say."""
+    stored: dict[str, list[StoredIndex]] = {}
+    for name, f in zip(names, facts, strict=True):
+        stored.setdefault(f.uri, []).append(StoredIndex(indices.index(name), f.first_row, f.rows))
+    rows = {uri: sum(part.rows for part in parts) for uri, parts in stored.items()}
+    return [replace(s, rows=rows[s.uri], stored=tuple(stored[s.uri])) for s in sources]
+
+
+def _indexed(
+    store: Store, settings: IndexSettings, listed: Survey, tasks: Mapping[str, IndexTask], mapper: Mapper
+) -> tuple[dict[str, SourceFacts], str]:
+    """The facts of every source, and the name of the survey that holds them; what is not indexed is indexed now."""
+    sources, existing = settings.sources, set(store.names(settings.sources.folder))
+    listing = hashlib.sha256("\n".join(tasks).encode()).hexdigest()[:24]
+    surveys = sorted(name for name in existing if name.startswith(f"{sources.surveys}/"))
+    own = [name for name in surveys if name.endswith(f"-{listing}.parquet")]
+    records = read_survey(store, (own or surveys)[-1]) if surveys else {}
+    facts = {n: facts_of(r) for n, r in records.items() if n in tasks and sources.index(n) in existing}
+    indexed = {sources.record(n): n for n in tasks if n not in facts and sources.index(n) in existing}
+    single = [record for record in indexed if record in existing]
+    facts |= {indexed[n]: facts_of(r) for n, r in zip(single, read_source_records(store, single), strict=True)}
+    missing = [task for name, task in tasks.items() if name not in facts]
+    if missing:
+        check_first_rows(listed, [task.source for task in missing], settings.data)
+    for task, result in mapper("index", IndexWorker, settings, missing) if missing else ():
+        if result.facts is None:
+            raise UserError(result.refusal)
+        facts[task.name] = result.facts
+    if own and not missing:
+        return facts, own[-1]
+    name = f"{sources.surveys}/{datetime.now(UTC):%Y%m%dT%H%M%S}-{listing}.parquet"
+    write_survey(store, name, {n: asdict(facts[n]) for n in tasks})
+    return facts, name
+
+
+def listing_of(survey: str) -> str:
+    """The hash over the sources of a survey, which is in its name."""
+    return survey.rpartition("-")[2].removesuffix(".parquet")
+
+
+def facts_of(record: Mapping[str, Any]) -> SourceFacts:
+    """The facts that a record holds."""
+    left_out = tuple(LeftOut(**{**entry, "names": tuple(entry["names"])}) for entry in record["left_out"])
+    return SourceFacts(**{**record, "left_out": left_out, "unread": tuple(record["unread"])})
+
+
+@dataclass(frozen=True)
+class IdTask(Task):
+    """One bucket of the ids of all sources of a survey."""
+
+    survey: str
+    bucket: int
+    buckets: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.bucket:03d}"
+
+
+@dataclass(frozen=True)
+class IdResult:
+    """Ids that occur more than once, `EXAMPLES` at most, each with the sources that have it."""
+
+    repeated: dict[str, list[str]]
+
+
+class IdWorker:
+    """Compares the ids of one bucket over all sources; where two digests are equal, the ids themselves."""
+
+    def __init__(self, settings: IndexSettings) -> None:
+        self.settings, self.store = settings, Store(settings.store)
+
+    def __call__(self, task: IdTask, attempt: Attempt) -> IdResult:
+        records = read_survey(self.store, task.survey)
+        with ThreadPoolExecutor(READERS) as readers:
+            digests = list(readers.map(lambda name: self._bucket(name, task), records))
+            equal = repeated(np.concatenate(digests)) if digests else np.zeros(0, np.uint64)
+            holding = [n for n, own in zip(records, digests, strict=True) if len(equal) and np.isin(own, equal).any()]
+            where: dict[str, list[str]] = {}
+            for name, ids in zip(holding, readers.map(lambda n: self._ids(n, equal), holding), strict=True):
+                for i in ids:
+                    where.setdefault(i, []).append(records[name]["uri"])
+        twice = sorted(i for i, uris in where.items() if len(uris) > 1)
+        return IdResult({i: where[i] for i in twice[:EXAMPLES]})
+
+    def _bucket(self, name: str, task: IdTask) -> np.ndarray:
+        file = self.settings.sources.ids(name)
+        if task.buckets == 1:
+            return np.frombuffer(self.store.read(file)[HEADER_BYTES:], "<u8")
+        start, end = bucket_bytes(self.store.read(file, 0, HEADER_BYTES), task.bucket, task.buckets)
+        return np.frombuffer(self.store.read(file, start, end) if start < end else b"", "<u8")
+
+    def _ids(self, name: str, digests: np.ndarray) -> list[str]:
+        """The ids of a source with one of these digests."""
+        ids = read_source_index(self.store, self.settings.sources.index(name), ["id"])["id"].to_pylist()
+        return [ids[i] for i in np.flatnonzero(np.isin(id_digests(ids), digests))]
+
+
+def require_ids_unique(store: Store, settings: IndexSettings, survey: str, rows: int, mapper: Mapper) -> None:
+    """That no id occurs twice in a survey, by hash buckets on workers; proven once.
+
+    Raises:
+        UserError: naming ids that do, and the sources that have them.
+    """
+    proof = settings.sources.unique(listing_of(survey))
+    if store.size(proof) is not None:
+        return
+    buckets = min(CUTS, 1 << max(0, -(-rows // BUCKET_IDS) - 1).bit_length())
+    tasks = [IdTask(survey, bucket, buckets) for bucket in range(buckets)]
+    twice = [pair for _, result in mapper("ids", IdWorker, settings, tasks) for pair in result.repeated.items()]
+    if twice:
+        raise repeated_ids(settings.data, dict(sorted(twice)[:EXAMPLES]))
+    store.create(proof, json.dumps({"survey": survey}).encode())
+
+
+class IndexReader:
+    """Reads what is known of shards; keeps the last file and row group, which consecutive shards share."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._files = store, dict[str, IndexFile]()
+
+    def __call__(self, shard: Shard) -> Shard:
+        """The shard with its index."""
+        if shard.index is not None:
+            return shard
+        self._files = {s.name: self._files.get(s.name) or IndexFile(self._store, s.name) for s in shard.stored}
+        tables = [self._rows(shard, s) for s in shard.stored]
+        return replace(shard, index=pa.concat_tables(tables))
+
+    def _rows(self, shard: Shard, stored: StoredIndex) -> pa.Table:
+        first = max(shard.first_row, stored.first_row)
+        end = min(shard.first_row + shard.rows, stored.first_row + stored.rows)
+        return self._files[stored.name].rows(first - stored.first_row, end - first)

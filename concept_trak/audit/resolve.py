@@ -1,0 +1,64 @@
+"""The configuration of an audit with absolute addresses and a name, before anything is opened."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import product
+
+from concept_trak import UserError
+from concept_trak.attribution.query import require_query_direction
+from concept_trak.config import AuditConfig, ModelConfig, absolute, plain_values
+from concept_trak.data.files import canonical_uri
+from concept_trak.models.location import is_hub_id
+from concept_trak.store.secrets import refuse_secrets
+
+
+def resolve(config: AuditConfig) -> AuditConfig:
+    """The configuration with absolute paths and a name, after a check that it is complete and has no secret.
+
+    Raises:
+        UserError: a key is not set or looks like a credential, or a concept does not fit a method.
+    """
+    config = config.complete()
+    refuse_secrets(plain_values(config))  # before a message or a file could show one
+    for concept, method in product(config.concepts, config.methods.values()):
+        require_query_direction(method, concept)
+    now = datetime.now(UTC)
+    return replace(
+        config,
+        audit=tick(config.audit, now) or now.strftime("%Y%m%dT%H%M%SZ"),
+        store=absolute(config.store),
+        model=_absolute_model(config.model),
+        data=replace(config.data, uri=canonical_uri(config.data.uri)),
+    )
+
+
+# The words of cron, and what a tick of each is called; names sort in the order of time.
+TICKS = {"@hourly": "%Y-%m-%dT%H", "@daily": "%Y-%m-%d", "@weekly": "%G-W%V", "@monthly": "%Y-%m"}
+
+
+def tick(audit: str, now: datetime) -> str:
+    """The name of the week, day, ... of `now` (UTC) for `@weekly` (2026-W48), `@daily`, ...; any other name unchanged.
+
+    All runs of one period are one audit.
+
+    Raises:
+        UserError: the word after `@` is unknown.
+    """
+    if not audit.startswith("@"):
+        return audit
+    if audit not in TICKS:
+        raise UserError(f"audit={audit!r} is no schedule; expected one of: {', '.join(TICKS)}, or a name")
+    return now.strftime(TICKS[audit])
+
+
+def _absolute_model(model: ModelConfig) -> ModelConfig:
+    def absolute_or_hub(address: str) -> str:
+        return address if not address or is_hub_id(address) else absolute(address)
+
+    return replace(
+        model,
+        path=absolute_or_hub(model.path),
+        weights=absolute_or_hub(model.weights),
+        lora=absolute_or_hub(model.lora),
+        embeddings=tuple(map(absolute_or_hub, model.embeddings)),
+    )

@@ -1,0 +1,170 @@
+"""What is known of the data, once per version of a source: where it lies, and how it is written and read.
+
+    sources/<data fingerprint>/<source>.parquet      one row per sample
+    sources/<data fingerprint>/records/<source>.json its rows, bytes and sha256; its existence means that it is indexed
+    sources/<data fingerprint>/ids/<source>.bin      digests of its ids, sorted, where the data have a column of ids
+    sources/<data fingerprint>/surveys/<time>-<listing>.parquet   the records of all sources of one listing
+    sources/<data fingerprint>/unique/<listing>.json that no id occurs twice in them
+    sources/<data fingerprint>/heavy/<listing>.parquet the most frequent labels and words in them
+
+An index of the data takes nothing from a model, so every audit, model and method of the same data reads it. All but the
+indices with their records can be made again from these.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from concept_trak.store.identity import encode_json, fingerprint
+from concept_trak.store.part import Damaged
+from concept_trak.store.store import Store
+from concept_trak.store.tables import read_columns, read_parquet, to_parquet
+
+SOURCES = "sources"
+ROW_GROUP = 4096  # rows of an index that are read together: a shard lies in one or two
+READERS = 16  # requests in flight while records are read
+REMEDY = "Remove it, or run `python -m jobs.verify repair=true`: the source is indexed again when it is needed"
+
+
+@dataclass(frozen=True, order=True)
+class SourceSet:
+    """The indices of data that are read with the same settings, and where their files are."""
+
+    fingerprint: str
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "SourceSet":
+        """The indices made with these settings."""
+        return cls(fingerprint(settings))
+
+    @property
+    def folder(self) -> str:
+        return f"{SOURCES}/{self.fingerprint}"
+
+    def index(self, name: str) -> str:
+        """The file with one row per sample of a source."""
+        return f"{self.folder}/{name}.parquet"
+
+    def record(self, name: str) -> str:
+        """The file whose existence means that a source is indexed."""
+        return f"{self.folder}/records/{name}.json"
+
+    def ids(self, name: str) -> str:
+        """The file with the digests of a source's ids."""
+        return f"{self.folder}/ids/{name}.bin"
+
+    @property
+    def surveys(self) -> str:
+        """The folder of the surveys."""
+        return f"{self.folder}/surveys"
+
+    def heavy(self, listing: str) -> str:
+        """The file with the most frequent labels and words of a listing."""
+        return f"{self.folder}/heavy/{listing}.parquet"
+
+    def unique(self, listing: str) -> str:
+        """The file that says that no id occurs twice in a listing."""
+        return f"{self.folder}/unique/{listing}.json"
+
+
+def source_name(uri: str, version: str, first_row: int) -> str:
+    """What the files of a source, or of a range of a folder, are called: a readable stem, and hashes of what it is."""
+    stem = uri.rstrip("/").rpartition("/")[2].split(".")[0][:40]
+    part = f"{version}\n{first_row}"
+    return f"{stem}-{_short(uri)}-{_short(part)}"
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def write_source_index(store: Store, name: str, table: pa.Table) -> tuple[int, str]:
+    """Put an index if absent; bytes and sha256 of what is there afterwards."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, row_group_size=ROW_GROUP, write_page_checksum=True)
+    data = sink.getvalue().to_pybytes()
+    if not store.create(name, data):
+        data = store.read(name)
+    return len(data), hashlib.sha256(data).hexdigest()
+
+
+def read_source_index(store: Store, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """A whole index, or some of its columns. Raises Damaged, naming the file."""
+    try:
+        return read_columns(store, name, columns)
+    except (pa.ArrowException, OSError) as error:
+        raise_damaged(error, f"{store.uri}/{name}")
+        raise
+
+
+class IndexFile:
+    """An index that is read a row group at a time; the last one is kept, since shards come in order."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._where, self._kept = f"{store.uri}/{name}", dict[int, pa.Table]()
+        try:
+            self._file = pq.ParquetFile(store.open(name), pre_buffer=True, page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            raise_damaged(error, self._where)
+            raise
+
+    def rows(self, first: int, count: int) -> pa.Table:
+        """Rows first ... first + count - 1 of the file. Raises Damaged, naming it."""
+        groups = range(first // ROW_GROUP, (first + count - 1) // ROW_GROUP + 1)
+        try:
+            self._kept = {g: self._kept.get(g) or self._file.read_row_group(g) for g in groups}
+        except (pa.ArrowException, OSError) as error:
+            raise_damaged(error, self._where)
+            raise
+        return pa.concat_tables(self._kept.values()).slice(first - groups[0] * ROW_GROUP, count)
+
+
+def raise_damaged(error: Exception, where: str) -> None:
+    """Raises Damaged for what Arrow says of a file's bytes; storage that failed is left to the caller."""
+    if not (isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError)):
+        raise Damaged(f"{where} is damaged: {error}. {REMEDY}") from error
+
+
+def write_source_record(store: Store, name: str, facts: Mapping[str, Any]) -> None:
+    """Put the record of a source if absent."""
+    store.create(name, encode_json(facts))
+
+
+def read_source_records(store: Store, names: Iterable[str]) -> list[dict[str, Any]]:
+    """Records by their names, many requests at a time. Raises Damaged, naming the file."""
+    with ThreadPoolExecutor(READERS) as readers:
+        return list(readers.map(lambda name: _source_record(store, name), names))
+
+
+def _source_record(store: Store, name: str) -> dict[str, Any]:
+    try:
+        record = json.loads(store.read(name))
+        if type(record) is not dict or type(record["rows"]) is not int or type(record["sha256"]) is not str:
+            raise TypeError("rows or sha256 is of another type")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Damaged(f"{store.uri}/{name} is damaged: {error}. {REMEDY}") from error
+    return record
+
+
+SURVEY = pa.schema({"name": pa.string(), "record": pa.string()})
+
+
+def write_survey(store: Store, name: str, records: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put the records of all sources of a listing, by their names, in one file if absent."""
+    rows = [{"name": n, "record": json.dumps(record, sort_keys=True)} for n, record in records.items()]
+    store.create(name, to_parquet(pa.Table.from_pylist(rows, SURVEY)))
+
+
+def read_survey(store: Store, name: str) -> dict[str, dict[str, Any]]:
+    """Records by the names of their sources. Raises Damaged, naming the file."""
+    try:
+        table = read_parquet(store.read(name))
+        return {row["name"]: json.loads(row["record"]) for row in table.to_pylist()}
+    except (pa.ArrowException, ValueError, KeyError) as error:
+        raise Damaged(f"{store.uri}/{name} is damaged: {error}. {REMEDY}") from error
