@@ -67,7 +67,10 @@ def _sources(listing: Listing, files: Files, data: DataConfig, tally: LeftOutCou
         )
         folders.setdefault(folder, []).append(entry)
     _leave_out(listing, files, images, texts, tally)
-    return [Source(listing.fs.unstrip_protocol(f) + "/", "", len(entries), entries) for f, entries in folders.items()]
+    return [
+        Source(uri=listing.fs.unstrip_protocol(f) + "/", version="", rows=len(entries), places=entries)
+        for f, entries in folders.items()
+    ]
 
 
 def _leave_out(listing: Listing, files: Files, images: set[str], texts: set[str], tally: LeftOutCounts) -> None:

@@ -71,7 +71,10 @@ def write_latents(
 
 def _sources(listing: Listing, files: Files, data: DataConfig, tally: LeftOutCounts) -> list[Source]:
     """Every file, by name."""
-    return [Source(listing.fs.unstrip_protocol(name), version(info), UNKNOWN) for name, info in files.items()]
+    return [
+        Source(uri=listing.fs.unstrip_protocol(name), version=version(info), rows=UNKNOWN)
+        for name, info in files.items()
+    ]
 
 
 def _is_read(tensor: str) -> bool:

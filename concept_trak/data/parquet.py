@@ -42,7 +42,10 @@ RANGED = {"cache_type": "none"}  # each read is one request for these bytes, so 
 
 def _sources(listing: Listing, files: Files, data: DataConfig, tally: LeftOutCounts) -> list[Source]:
     """Every Parquet file, by name."""
-    return [Source(listing.fs.unstrip_protocol(name), version(info), UNKNOWN) for name, info in files.items()]
+    return [
+        Source(uri=listing.fs.unstrip_protocol(name), version=version(info), rows=UNKNOWN)
+        for name, info in files.items()
+    ]
 
 
 def _opened(file: Any, name: str) -> pq.ParquetFile:

@@ -71,7 +71,7 @@ def list_sources(data: DataConfig) -> Survey:
     sources = formats()[name].sources(listing, files, data, tally)
     if not sources:
         raise _no_rows(data, len(files), name, tally.left_out())
-    return Survey(tuple(sources), tally.left_out(), len(files), name)
+    return Survey(sources=tuple(sources), left_out=tally.left_out(), files=len(files), format=name)
 
 
 def check_first_rows(listed: Survey, sources: Sequence[Source], data: DataConfig) -> None:

@@ -52,7 +52,10 @@ class _Sample:
 
 def _sources(listing: Listing, files: Files, data: DataConfig, tally: LeftOutCounts) -> list[Source]:
     """Every tar, by name."""
-    return [Source(listing.fs.unstrip_protocol(name), version(info), UNKNOWN) for name, info in files.items()]
+    return [
+        Source(uri=listing.fs.unstrip_protocol(name), version=version(info), rows=UNKNOWN)
+        for name, info in files.items()
+    ]
 
 
 @dataclass

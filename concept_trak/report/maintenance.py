@@ -7,7 +7,7 @@ from functools import reduce
 from operator import add
 
 from concept_trak import UserError
-from concept_trak.audit import inversion_cache
+from concept_trak.audit import index_upkeep, inversion_cache
 from concept_trak.audit.inversion_cache import STATES
 from concept_trak.audit.mapper import Mapper, serial
 from concept_trak.audit.prepare import prepare
@@ -32,6 +32,7 @@ from concept_trak.store.gc import (
     unneeded_features,
 )
 from concept_trak.store.manifest import GIVEN_UP, Audit, given_up
+from concept_trak.store.sources import SOURCES
 from concept_trak.store.store import Store
 from concept_trak.store.verify import MISSING, SOUND, Finding, verify_audits
 
@@ -79,7 +80,8 @@ def _verify_remade(store: Store, repair: bool, line: Callable[[str], None]) -> i
     """The number of kept states and component measurements that stay damaged. Repair removes a damaged one, because the
     next run that needs it computes it again."""
     remade = ((units.verify_measurements(store), "the same jobs.components command measures it again"),
-              (inversion_cache.verify_states(store), "it is made again when it is needed"))  # fmt: skip
+              (inversion_cache.verify_states(store), "it is made again when it is needed"),
+              (index_upkeep.verify_indices(store), "the source is indexed again when it is needed"))  # fmt: skip
     left = 0
     for findings, remedy in remade:
         for finding in (f for f in findings if f.damage):
@@ -138,23 +140,24 @@ def collect_garbage(store: Store, rules: Retention, delete: bool = False) -> Ite
     Raises:
         UserError: an audit's settings or plan cannot be read, so that what it needs is unknown; or the store is empty.
     """
-    if not any(map(store.names, ("audits", "features", STATES, "components"))):
+    if not any(map(store.names, ("audits", "features", STATES, SOURCES, "components"))):
         raise UserError(f"{store.uri} holds nothing; expected a store that `python -m jobs.audit` has written to")
     require_audits(store)
     # Listed before the audits: what an audit that begins now computes is not among them.
-    names, states = store.names("features"), store.names(STATES)
+    names, states, indices = store.names("features"), store.names(STATES), store.names(SOURCES)
     audits = [Audit(store, name) for name in audits_of(store)]
     leaving = expired_audits([audit for audit in audits if not store.is_linked(audit.name(GIVEN_UP))], rules)
-    living = {audit.id: _needs(audit, states) for audit in audits if audit not in leaving}
-    needed = reduce(add, living.values(), linked(store, (*names, *states)))
+    living = {audit.id: _needs(audit, states, indices) for audit in audits if audit not in leaving}
+    needed = reduce(add, living.values(), linked(store, (*names, *states, *indices)))
     garbage = [g for audit in leaving for g in audit_files(audit)] + temporary_files(store, rules.before)
     garbage += [unit for unit in units.unneeded_measurements(store, rules.before) if not store.is_linked(unit.name)]
     garbage += unneeded_features(store, names, needed, rules.before)
     garbage += inversion_cache.unneeded_states(store, states, needed, rules.before)
+    garbage += index_upkeep.unneeded_indices(store, indices, needed, rules.before)
 
     def newly_needed() -> Needed:
         begun = (Audit(store, name) for name in audits_of(store) if name not in living)
-        return reduce(add, (_needs(audit, states) for audit in begun), Needed(units.named_measurements(store)))
+        return reduce(add, (_needs(audit, states, indices) for audit in begun), Needed(units.named_measurements(store)))
 
     audits_changed = False
     for item in remove_garbage(store, garbage, newly_needed) if delete else garbage:
@@ -164,8 +167,10 @@ def collect_garbage(store: Store, rules: Retention, delete: bool = False) -> Ite
         write_index(store)
 
 
-def _needs(audit: Audit, states: Sequence[str]) -> Needed:
-    return needed_by(audit, gram_nodes) + (inversion_cache.needed_states(audit) if states else Needed())
+def _needs(audit: Audit, states: Sequence[str], indices: Sequence[str]) -> Needed:
+    needed = needed_by(audit, gram_nodes)
+    needed += inversion_cache.needed_states(audit) if states else Needed()
+    return needed + (index_upkeep.needed_indices(audit) if indices else Needed())
 
 
 def count_garbage(garbage: Iterable[Garbage]) -> tuple[list[str], int, int]:

@@ -41,6 +41,8 @@ class Trap:
 class Proxy(ThreadingHTTPServer):
     """Passes requests on to `target`, a port of this machine; `seen` and `faults` count what it did, by kind.
 
+    `read` counts the bytes that were read of each path.
+
     Faults: `slow_down` answers 503 and passes nothing on; `reset` closes the connection before anything is passed on,
     `lost` after all of it was; `half` passes on half of the body and then closes both connections.
     """
@@ -53,6 +55,7 @@ class Proxy(ThreadingHTTPServer):
         self.target, self.url = target, f"http://127.0.0.1:{self.server_port}"
         self.seen: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
+        self.read: Counter[str] = Counter()
         self.mistakes: list[BaseException] = []
         self._lock, self._random, self._share = threading.Lock(), random.Random(0), 0.0
         self.traps: list[Trap] = []  # those that wait to spring
@@ -84,6 +87,11 @@ class Proxy(ThreadingHTTPServer):
             if trap.fault:
                 self.faults[trap.fault] += 1
             return trap
+
+    def count(self, path: str, size: int) -> None:
+        """Take down what was read of a path."""
+        with self._lock:
+            self.read[path] += size
 
     def _sprung(self, path: str) -> Trap | None:
         for trap in [trap for trap in self.traps if re.search(trap.pattern, path)]:
@@ -139,6 +147,8 @@ class Relay(BaseHTTPRequestHandler):
             answer = upstream.getresponse()
             content = answer.read()
             upstream.close()
+            if self.command == "GET":
+                self.server.count(self.path.partition("?")[0], len(content))
         except (OSError, http.client.HTTPException):
             self._abort()  # the server is down: so are we
             return

@@ -1,0 +1,111 @@
+"""What is read of the data: each file once for its index, once for its images, and nothing of it ever again."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from concept_trak.config import AuditConfig
+from concept_trak.models import small
+from jobs.audit import audit
+from jobs.exit_codes import ended
+from tests.configured import configure_both
+from tests.data.files import IMAGE, encoded
+from tests.s3.proxy import Proxy
+from tests.s3.server import BUCKET
+
+CONCEPT = "{name: red, prompt: a red square, without_prompt: a square, samples: 1}"
+SETTINGS = (
+    "method=caption_trak", "methods.caption_trak.train.times=[500]", "methods.caption_trak.query.times=[500]",
+    "projector.dim=16", "data.enlarge=true", "cluster=serial", "top=2", "shown=1", f"concepts=[{CONCEPT}]",
+)  # fmt: skip
+
+
+def picture(seed: int, side: int) -> bytes:
+    """Noise, so that no compression makes it small."""
+    return encoded(Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)), "PNG")
+
+
+def tar(samples: int, first: int, side: int) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as file:
+        for n in range(first, first + samples):
+            for name, content in ((f"{n:06d}.png", picture(n, side)), (f"{n:06d}.txt", f"a picture of {n}".encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                file.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+def put(key: str, content: bytes) -> int:
+    client = boto3.Session().client("s3")
+    client.put_object(Bucket=BUCKET, Key=key, Body=content)
+    client.close()
+    return len(content)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    small.pixel_pipeline(seed=0, resolution=8).save_pretrained(folder)
+    return folder
+
+
+def run(model: Path, address: str, data: str, *more: str) -> None:
+    arguments = [f"store={address}", f"model.path={model}", f"data.uri=s3://{BUCKET}/{data}", *SETTINGS, *more]
+    assert ended(lambda: audit(*configure_both(AuditConfig, "config", arguments))) == 0
+
+
+def read_of(proxy: Proxy, folder: str) -> dict[str, int]:
+    """Bytes that were read of each file of a data set, since this was asked last."""
+    read = {path.rpartition("/")[2]: size for path, size in proxy.read.items() if f"/{folder}/" in path and size}
+    proxy.read.clear()
+    return read
+
+
+@pytest.mark.parametrize(
+    ("tars", "samples", "side"),
+    [(3, 10, 64), pytest.param(20, 20, 920, marks=pytest.mark.soak)],
+    ids=["small", "20 tars of 50 MB"],
+)
+def test_a_tar_is_read_for_its_index_and_its_images_and_never_again(model, proxy, address, tars, samples, side):
+    folder, usual = f"tars-{tars}", ("data.caption_column=txt", "data.shard_rows=10")
+    sizes = {f"{i:03d}.tar": put(f"{folder}/{i:03d}.tar", tar(samples, i * samples, side)) for i in range(tars)}
+    largest = max(sizes.values()) / samples + 2048
+    run(model, address, folder, *usual, "audit=one")
+    first = read_of(proxy, folder)
+    shown = 2 * 2 * 2 * largest  # two forms, two ends, two samples at each
+    assert sum(first.values()) <= 2.05 * sum(sizes.values()) + shown + tars * (4 << 20)
+    sizes["new.tar"] = put(f"{folder}/new.tar", tar(samples, tars * samples, side))
+    run(model, address, folder, *usual, "audit=two")
+    second = read_of(proxy, folder)
+    assert second.pop("new.tar") <= 2.05 * sizes["new.tar"] + shown + (4 << 20)
+    assert sum(second.values()) <= shown, "of an old tar more was read than the samples that are shown"
+    run(model, address, folder, *usual, "audit=two")
+    assert read_of(proxy, folder) == {}, "a finished audit read its data again"
+    run(model, address, folder, *usual, "audit=three")
+    assert sum(read_of(proxy, folder).values()) <= shown, "unchanged data are read for what is shown alone"
+
+
+@pytest.mark.parametrize(
+    ("rows", "side", "shard_rows"),
+    [(600, 100, 200), pytest.param(20_000, 60, 2_000, marks=pytest.mark.soak)],
+    ids=["small", "20,000 images"],
+)
+def test_one_row_group_is_read_once(model, proxy, address, rows, side, shard_rows):
+    """Over all shards of an audit, with the index and the samples that are shown."""
+    images = [{"bytes": picture(n, side), "path": None} for n in range(rows)]
+    captions = [f"a picture of {n}" for n in range(rows)]
+    out = io.BytesIO()
+    pq.write_table(pa.table({"image": pa.array(images, IMAGE), "caption": captions}), out, row_group_size=rows)
+    folder = f"rows-{rows}"
+    size = put(f"{folder}/a.parquet", out.getvalue())
+    run(model, address, folder, f"data.shard_rows={shard_rows}", "audit=one", "top=1")
+    read = read_of(proxy, folder)
+    assert read["a.parquet"] <= 1.2 * size
