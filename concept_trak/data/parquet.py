@@ -188,7 +188,8 @@ def _images(shard: Shard, data: DataConfig) -> Iterator[RowImage]:
 
 def _paged(f: Any, file: pq.ParquetFile, shard: Shard, data: DataConfig) -> Iterator[RowImage]:
     """Each page that holds rows of the shard is read once, and nothing else."""
-    rows, chunks = shard.known.select(["offset", "length", "skip"]).to_pylist(), _image_chunks(file, data)
+    rows = shard.known.select(["offset", "length", "skip"]).to_pylist()
+    chunks = list(filter(None, (_image_chunk(file, group, data) for group in range(file.num_row_groups))))
     for (offset, length), same in groupby(rows, key=lambda row: (row["offset"], row["length"])):
         chunk = next(chunk for chunk in chunks if chunk.start <= offset < chunk.end)
         try:
@@ -197,11 +198,6 @@ def _paged(f: Any, file: pq.ParquetFile, shard: Shard, data: DataConfig) -> Iter
             _require_damage(error)
             raise UserError(f"{shard.source} is damaged at byte {offset} ({one_line(error)}); write it again") from None
         yield from (RowImage(values[row["skip"]]) for row in same)
-
-
-def _image_chunks(file: pq.ParquetFile, data: DataConfig) -> list[ColumnPages]:
-    chunks = (_image_chunk(file, group, data) for group in range(file.num_row_groups))
-    return [chunk for chunk in chunks if chunk is not None]
 
 
 def _streamed(file: pq.ParquetFile, shard: Shard, data: DataConfig) -> Iterator[RowImage]:
