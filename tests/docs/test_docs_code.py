@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 import pytest
 
 from concept_trak.attribution.direction import DIRECTIONS
@@ -18,6 +19,7 @@ from concept_trak.attribution.method import METHODS, RECOMMENDED
 from concept_trak.attribution.projector import PROJECTORS
 from concept_trak.config import DataConfig
 from concept_trak.data.files import list_files
+from concept_trak.data.format import Findings
 from concept_trak.data.shard import cut
 from concept_trak.evaluation.published import BENCHMARKS
 from tests.docs.pages import PAGES, ROOT, blocks, commands, text, verb, words
@@ -164,9 +166,12 @@ def require_examples_work(names: dict[str, Any], shown: Path) -> None:
     data = DataConfig(str(shown / "lines"))
     kind, listing = names["FORMAT"], list_files(data.uri)
     (source,) = kind.sources(listing, listing.files, data, None)
-    rows = [row for shard in cut(source, 2) for row in kind.rows(shard, data, ["image", "caption"])]
+    rows = list(kind.rows(source, data, Findings()))
     assert [row.values["caption"] for row in rows] == [line["caption"] for line in lines]
-    assert rows[0].values["image"] == {"bytes": b"png"}
+    places = pa.table({"offset": [row.extent.offset for row in rows], "length": [row.extent.length for row in rows]})
+    indexed = replace(source, rows=len(rows), index=places)
+    images = [image for shard in cut(indexed, 2) for image in kind.images(shard, data)]
+    assert [image.content for image in images] == [b"png"] * 3
     assert list(names["threads"]("stage", lambda settings: lambda task, attempt: task * settings, 3, [1, 2])) == [
         (1, 3),
         (2, 6),
