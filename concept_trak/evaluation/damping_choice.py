@@ -1,8 +1,8 @@
 """How good the damping is that an audit with `damping=auto` would choose: beside the default and the best one.
 
 The choice of a model is the damping at which the two halves of every concept's queries separate best
-(`attribution/damping.py`). The best one is the one with the largest mean over cells, models and queries, which takes
-labels to know.
+(`attribution/damping.py`), within the range that `auto` has. The best one is the one with the largest mean over cells,
+models and queries, which takes labels to know.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from concept_trak.attribution.damping import DEFAULT_DAMPING
+from concept_trak.attribution.damping import DAMPINGS, DEFAULT_DAMPING
 from concept_trak.evaluation.leaderboard import Ranker, RankerMeasures, collect_measures
 from concept_trak.evaluation.retrieval import Cell, merit
 
@@ -42,7 +42,7 @@ def damping_lines(rows: Sequence[Mapping[str, Any]], cells: Sequence[Cell]) -> l
     separation = {
         (row["model"], Ranker(row["method"], row["query_kind"]), row["damping"]): row["separation"]
         for row in rows
-        if not row["flipped"] and math.isfinite(row["damping"])
+        if not row["flipped"] and DAMPINGS[0] <= row["damping"] <= DAMPINGS[-1]
     }
     measures = collect_measures(rows, models, cells)
     lines = [
