@@ -10,6 +10,7 @@ from tests.faults.watcher import AtCreate, InsideWrite, appear
 from tests.jobs.world import files_under
 
 MOMENTS = {
+    "while sources are indexed": AtCreate("sources/*/records/*", nth=1),
     "before the plan": AtCreate("audits/*/plan.parquet"),
     "between a part and its record": AtCreate("*/commits/*", nth=3),
     "inside the write of a part": InsideWrite("*/parts/*", nth=4),
