@@ -165,7 +165,8 @@ class BaselineWorker(ModelWorker):
 
     def __call__(self, task: BaselineTask, attempt: Attempt) -> BaselineResult:
         data, side = self.config.data, self.denoiser.resolution
-        train = [s for shard in task.plan for s in samples(shard, data, side) if isinstance(s, Sample)]
+        shards = map(self.index, task.plan)
+        train = [s for shard in shards for s in samples(shard, data, side) if isinstance(s, Sample)]
         inputs, ids = BaselineInputs(self.denoiser, train, self.config.seed), [s.id for s in train]
         rows, heads = list[GradeRow](), list[RankingHead]()
         for concept in self.config.concepts:

@@ -57,7 +57,8 @@ class Done:
 
     @property
     def labels(self) -> dict[str, dict[str, str]]:
-        return dict(pair for shard in self.p.plan for pair in label_values(shard))
+        index = GradeWorker(self.p.work).index
+        return dict(pair for shard in map(index, self.p.plan) for pair in label_values(shard))
 
     def path(self, relative: str) -> Path:
         return Path(self.p.config.store) / self.p.audit.name(relative)
