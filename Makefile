@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export PYTHONPATH :=
 
-.PHONY: lock advisories audit test soak bench check docs format clean s3
+.PHONY: lock advisories audit test soak bench scale check docs format clean s3
 
 .venv/ready: pyproject.toml infra/constraints.txt
 	$(PYTHON) -m venv .venv
@@ -35,6 +35,10 @@ soak: .venv/ready
 # Speed against the floors, the authors' way and the rivals: one run, one page. It wants an idle machine.
 bench: .venv/ready $(RIVALS)/ready
 	$(BIN)/python -m tests.benchmarks
+
+# How the driver grows with the data, up to a simulated 10^9 samples: one page in results/benchmarks. An hour on an idle core.
+scale: .venv/ready
+	$(BIN)/python -m tests.benchmarks.scale
 
 # The rivals live apart, with the same torch. kronfluence brings a package named tests, which would hide ours.
 $(RIVALS)/ready: tests/benchmarks/rivals.txt infra/constraints.txt

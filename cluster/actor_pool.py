@@ -9,12 +9,17 @@ needs takes longer than a short stage.
 Only `on_ray.py` imports this module, after it has set what Ray reads from the environment.
 """
 
+import contextlib
+import heapq
 import logging
 import math
 import pickle
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import count
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import ray
@@ -37,6 +42,7 @@ class PooledActor:
 
     Attributes:
         actor: Ray's handle.
+        reference: Ray's, to the reply of its present call.
         since: when its present call began.
         until: when that call is overdue.
         host: the machine it runs on; "" while it waits for a node.
@@ -48,6 +54,17 @@ class PooledActor:
     until: float = math.inf
     host: str = ""
     lease: Lease | None = None
+    reference: Any = None
+
+    @property
+    def state(self) -> str:
+        """What it does while it has a call: one of `STATES`."""
+        if self.lease is not None:
+            return "working"
+        return "building" if self.host else "waiting"
+
+
+STATES = ("waiting", "building", "working")
 
 
 @dataclass
@@ -97,8 +114,13 @@ class ActorPool:
         self._resources, self._env_vars, self._idle_actors = resources, env_vars, idle_actors
         self._queue, self._constructions = queue, constructions
         self._idle: list[PooledActor] = []
-        self._calls: dict[Any, PooledActor] = {}
-        self._grow_at = self._reminded = time.monotonic()
+        self._calls: dict[int, PooledActor] = {}  # by the number of the call
+        self._states = Counter[str]()  # of the actors with a call
+        # Ray puts a call's number here when it ends: a step costs the same however many calls there are.
+        self._ended: SimpleQueue[int] = SimpleQueue()
+        self._deadlines: list[tuple[float, int]] = []
+        self._numbers = count()
+        self._grow_at, self._remind_at = time.monotonic(), time.monotonic() + REMINDER
 
     def step(self) -> Outcome | None:
         """Give out what can be given out, wait at most `TICK` for a reply, and return the outcome that it brings."""
@@ -107,10 +129,10 @@ class ActorPool:
         self._dispatch(now)
         self._remind(now)
         late = self._overdue(now)
-        reference = self._wait(now) if late is None else late
-        if reference is None:
+        call = self._wait(now) if late is None else late
+        if call is None:
             return None
-        outcome = self._receive(reference, hangs=late is not None)
+        outcome = self._receive(call, hangs=late is not None)
         # Before the caller sees the outcome: no actor should be idle while the caller works with it.
         self._dispatch(time.monotonic())
         return outcome
@@ -118,11 +140,7 @@ class ActorPool:
     @property
     def load(self) -> Load:
         """What the map does now."""
-        called = self._calls.values()
-        waiting = sum(not actor.host for actor in called)
-        working = sum(actor.lease is not None for actor in called)
-        workers = {"waiting": waiting, "building": len(called) - waiting - working, "working": working}
-        queue = self._queue
+        queue, workers = self._queue, {state: self._states[state] for state in STATES}
         return Load(queue.leased, queue.pending, workers | {"idle": len(self._idle)}, dict(queue.retries))
 
     def release(self) -> None:
@@ -142,31 +160,43 @@ class ActorPool:
         wanted = min(self._constructions.workers, self._queue.unfinished) if now >= self._grow_at else 0
         for _ in range(wanted - size):
             actor = PooledActor(self._idle_actors.take(self._resources, self._env_vars), since=now)
-            self._calls[actor.actor.ready.remote()] = actor
+            self._call(actor, actor.actor.ready.remote())
 
     def _dispatch(self, now: float) -> None:
         while self._idle and (lease := self._queue.lease(now)) is not None:
             actor = self._idle.pop()
             actor.lease, actor.since, actor.until = lease, now, lease.until
-            self._calls[actor.actor.work.remote(lease.item, lease.attempt)] = actor
+            self._call(actor, actor.actor.work.remote(lease.item, lease.attempt))
 
-    def _overdue(self, now: float) -> Any | None:
+    def _call(self, actor: PooledActor, reference: Any) -> None:
+        """Keep the call that an actor has from now on."""
+        call = next(self._numbers)
+        self._calls[call], actor.reference = actor, reference
+        self._states[actor.state] += 1
+        if actor.until < math.inf:
+            heapq.heappush(self._deadlines, (actor.until, call))
+        reference.future().add_done_callback(lambda _: self._ended.put(call))
+
+    def _overdue(self, now: float) -> int | None:
         """A call that is over its time. Not one that has been answered: the driver itself may have been away."""
-        late = [reference for reference, actor in self._calls.items() if actor.until <= now]
-        _, unanswered = ray.wait(late, num_returns=len(late), timeout=0) if late else ([], [])
-        return unanswered[0] if unanswered else None
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, call = heapq.heappop(self._deadlines)
+            if call in self._calls and not ray.wait([self._calls[call].reference], timeout=0)[0]:
+                return call
+        return None
 
-    def _wait(self, now: float) -> Any | None:
+    def _wait(self, now: float) -> int | None:
+        """The next call that ends, if one does in time; not one that was given up as overdue before."""
         pause = min(TICK, max(0.0, self._queue.ready_at - now)) if self._idle else TICK
-        if not self._calls:
-            time.sleep(pause)
-            return None
-        ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=pause)
-        return ready[0] if ready else None
+        with contextlib.suppress(Empty):
+            call = self._ended.get(timeout=pause)
+            return call if call in self._calls else None
+        return None
 
-    def _receive(self, reference: Any, hangs: bool) -> Outcome | None:
-        actor = self._calls.pop(reference)
-        reply = overdue(time.monotonic() - actor.since, actor.host) if hangs else _reply(reference, actor)
+    def _receive(self, call: int, hangs: bool) -> Outcome | None:
+        actor = self._calls.pop(call)
+        self._states[actor.state] -= 1
+        reply = overdue(time.monotonic() - actor.since, actor.host) if hangs else _reply(actor)
         if reply.lost:
             # Killed even if it seems dead: an unreachable actor may still compute and hold its GPU.
             ray.kill(actor.actor)
@@ -187,24 +217,25 @@ class ActorPool:
         elif not actor.host:
             actor.host, actor.since = reply.host, time.monotonic()
             actor.until = self._constructions.until(actor.since)
-            self._calls[actor.actor.build.remote(*self._blueprint)] = actor
+            self._call(actor, actor.actor.build.remote(*self._blueprint))
         else:
             self._constructions.succeeded()
             self._idle.append(actor)
 
     def _remind(self, now: float) -> None:
         """Warn now and then that actors wait for a node: only the user can add nodes or lower the resources."""
-        waiting = [actor for actor in self._calls.values() if not actor.host and now - actor.since > REMINDER]
-        if not waiting or now - self._reminded < REMINDER:
+        if now < self._remind_at or not self._states["waiting"]:
             return
-        self._reminded = now
-        LOG.warning(shortage(len(waiting), self._resources, ray.cluster_resources(), ray.available_resources()))
+        waiting = [actor for actor in self._calls.values() if not actor.host and now - actor.since > REMINDER]
+        self._remind_at = now + (REMINDER if waiting else TICK)
+        if waiting:
+            LOG.warning(shortage(len(waiting), self._resources, ray.cluster_resources(), ray.available_resources()))
 
 
-def _reply(reference: Any, actor: PooledActor) -> Reply:
+def _reply(actor: PooledActor) -> Reply:
     """The reply of a call that has ended; if the process could not send one, this makes one."""
     try:
-        return ray.get(reference)
+        return ray.get(actor.reference)
     except RayTaskError as error:
         # WorkerActor raises nothing of its own: an item or a result could not be pickled. The actor lives.
         return Reply(failure=classify(error.cause), message=str(error.cause), trace=str(error))

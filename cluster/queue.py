@@ -89,7 +89,7 @@ class Queue:
         if self.ready_at > now:
             return None
         _, index = heapq.heappop(self._pending)
-        failures = self._failures[index]
+        failures = self._failures.get(index, Counter[Failure]())
         attempt = Attempt(number=1 + failures.total(), halvings=failures[Failure.MEMORY])
         self._leased[index] = Lease(index, self._items[index], attempt, until=now + self._patience)
         return self._leased[index]

@@ -17,6 +17,7 @@ import cluster.on_ray  # noqa: F401  sets what Ray reads when it is imported
 from cluster.executor import InfrastructureExhausted, UserError
 from cluster.sealed import seal
 from cluster.source import NEVER_SHIPPED
+from cluster.upload import measure_upload
 
 TOKEN = (
     "the cluster asks for a token and this one is missing or wrong: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN (or "
@@ -93,25 +94,16 @@ def submit(
         )
     except (RuntimeError, ValueError) as error:
         if TOO_LARGE.search(str(error)):
-            file, size = largest_file(working_dir)
+            upload = measure_upload(working_dir, [".git", ".venv", *runtime["excludes"]])
+            file, size = max(upload.files.items(), key=lambda entry: entry[1], default=(working_dir, 0))
             raise UserError(
                 f"the cluster refused {name}: {working_dir} is too large to be sent. Its largest file is {file} "
-                f"({size / 1e6:.0f} MB): move it out, or name it in .gitignore"
+                f"({size / 1e6:.0f} MB): move it out, or name it in .gitignore. It has {upload}"
             ) from None
         raise UserError(
             f"the cluster refused {name}: {error}. If another submission took this attempt just now, give the same "
             "command again for the next one"
         ) from None
-
-
-def largest_file(folder: str) -> tuple[str, int]:
-    """The largest file below a folder and its bytes, without those of .git and .venv."""
-    sizes: dict[str, int] = {}
-    for top, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if name not in (".git", ".venv")]
-        sizes |= {path: os.lstat(path).st_size for path in (os.path.join(top, name) for name in files)}
-    file = max(sizes, key=sizes.__getitem__, default=folder)
-    return os.path.relpath(file, folder), sizes.get(file, 0)
 
 
 def follow(jobs: JobSubmissionClient, name: str, line: Callable[[str], None]) -> int:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from cluster import submission
+from cluster.source import NEVER_SHIPPED
+from cluster.upload import LARGE, measure_upload
 from concept_trak import UserError
 from concept_trak.audit.mapper import Stopped
 from concept_trak.audit.resolve import tick
@@ -40,6 +42,8 @@ def submit_audit(address: str, arguments: Sequence[str], python: str, env: Seque
     jobs = submission.client(address)
     variables = {name: os.environ[name] for name in env}
     command = [python, "-m", "jobs.audit", *arguments]
+    if (upload := measure_upload(CONF.parent, [*LEFT_AT_HOME, *NEVER_SHIPPED])).bytes > LARGE:
+        show(f"upload     {upload}. Name in .rayignore what no node needs\n")
     name = submission.submit(jobs, audit, command, str(CONF.parent), variables, LEFT_AT_HOME)
     show(f"submitted  {name} to {address}\n")
     return audit, name

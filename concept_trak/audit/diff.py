@@ -17,7 +17,7 @@ import numpy as np
 from concept_trak import UserError
 from concept_trak.audit.retrieval_ranks import FORMS
 from concept_trak.store.identity import FeatureSet
-from concept_trak.store.lookup import agree, read_features, shard_of, shards_holding
+from concept_trak.store.lookup import agree, read_features, shard_finder, shards_holding
 from concept_trak.store.manifest import (
     Audit,
     feature_sets,
@@ -217,7 +217,8 @@ def novelty(store: Store, rows: Iterable[Row], before: ComparedAudit, after: Com
     (another model or other settings of the method); it is `new` if the earlier audit has no feature under its id. Any
     other sample is `same` if the earlier audit had its file, else `new`.
     """
-    place = {row["sample_id"]: shard_of(row, after.plan) for row in rows}
+    shard_of = shard_finder(after.plan)
+    place = {row["sample_id"]: shard_of(row) for row in rows}
     known, there = before.shards, after.shards
     doubtful = {sample: shard for sample, shard in place.items() if shard not in known}
     left = [shard["shard"] for shard in before.plan if shard["shard"] not in there]
@@ -272,15 +273,13 @@ def require_comparable(audit: Audit, since: str, new: Mapping[str, Any]) -> None
 def earlier(audit: Audit, since: str) -> Audit | None:
     """The audit to compare with: the one that `since` names, or for `latest` the newest finished one that has a
     question in common; None if there is none, or `since` is empty."""
-    if since not in ("", "latest"):
-        return Audit(audit.store, since)
-    others = {name.split("/")[1] for name in audit.store.names("audits") if name.endswith("/manifest.json")} - {
-        audit.id
-    }
+    if since != "latest":
+        return Audit(audit.store, since) if since else None
+    names = [name.rstrip("/") for name in audit.store.children("audits") if name.endswith("/")]
     done = [
         (recency(manifest["finished"]), name)
-        for name in others
-        if since and (manifest := read_manifest(Audit(audit.store, name)))
+        for name in names
+        if name != audit.id and (manifest := read_manifest(Audit(audit.store, name)))
     ]
     for _, name in sorted(done, reverse=True):
         with suppress(ValueError, FileNotFoundError):  # nothing in common; or gc is removing it

@@ -18,7 +18,7 @@ from concept_trak.audit.mapper import Attempt, Task
 from concept_trak.audit.worker import Work
 from concept_trak.store.codec import decode_blocks
 from concept_trak.store.identity import FeatureSet
-from concept_trak.store.lookup import shard_of
+from concept_trak.store.lookup import shard_finder
 from concept_trak.store.manifest import (
     Audit,
     feature_sets,
@@ -96,11 +96,11 @@ def split(audit: Audit, layers: LayerColumns) -> Parts:
         UserError: the audit is missing or unfinished.
     """
     finished_manifest(audit)
-    sets, plan = feature_sets(audit), read_plan(audit)
+    sets, shard_of = feature_sets(audit), shard_finder(read_plan(audit))
     features = dict[tuple[FeatureSet, str], dict[str, tuple[float, Tensor]]]()
     parts, queries = Parts(), cache(partial(read_query, audit))
     for row in read_table(audit, "top.parquet").to_pylist():
-        shard = sets[row["method"]], shard_of(row, plan)
+        shard = sets[row["method"]], shard_of(row)
         if shard not in features:
             features[shard] = shard_features(audit, *shard)
         feature, query = features[shard][row["sample_id"]], queries(row["method"], row["concept"])

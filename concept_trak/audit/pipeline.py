@@ -24,21 +24,21 @@ from concept_trak.audit.layer_scores import LayerScores, SplitKey, SplitTask, Sp
 from concept_trak.audit.mapper import Mapper, Stopped, serial
 from concept_trak.audit.prepare import Prepared
 from concept_trak.audit.query_features import QueryResult, QueryWorker
-from concept_trak.audit.results import REJECT_KINDS, Tally, reject_rows, rejects_by_reason
+from concept_trak.audit.rejects import FILE as REJECTS
+from concept_trak.audit.rejects import RejectsWorker, reasons, rejects_task, too_many_rejects, write_rejects
+from concept_trak.audit.results import Tally
 from concept_trak.audit.retrieval_ranks import FORMS, column, graded_concepts, retrieval_metrics
 from concept_trak.audit.score import ScoreWorker, score_tasks
 from concept_trak.audit.shown_samples import ShownSample, ShowTask, ShowWorker
 from concept_trak.store.audit_files import ListedFile
+from concept_trak.store.compaction import RecordGatherer, committed
 from concept_trak.store.consistency import ExpectedGram
 from concept_trak.store.identity import FeatureSet
 from concept_trak.store.queries import write_query
-from concept_trak.store.records import Record, committed
-from concept_trak.store.tables import from_rows, to_parquet
+from concept_trak.store.records import Record
 
 INLINE_AT_MOST = 200  # pictures in a page of one file; with more, it takes seconds to load
 MOST_REJECTS = 0.05
-REJECTED = "failures/rejects.parquet"
-"""The table of rejects of a run that stopped because there were too many."""
 
 
 @dataclass
@@ -77,11 +77,17 @@ class AuditRun:
         missing = self._missing(records)
         self.computed = {m: sum(task.shard.rows for task in missing if m in task.methods) for m in records}
         self._announce(records, missing)
+        rejected = {m: sum(r.rejected for r in by_shard.values()) for m, by_shard in records.items()}
+        gatherers = {m: RecordGatherer(p.store, features) for m, features in p.work.features.items()}
         for task, result in self.map("featurize", FeaturizeWorker, missing):
             for method, record in zip(task.methods, result.records, strict=True):
                 records[method][task.shard.name] = record
-            self._check_rejects(records)
-        self._check_rejects(records)
+                rejected[method] += record.rejected
+                gatherers[method].add(record)
+                self._check_rejects(method, rejected[method], records[method])
+        for method, by_shard in records.items():
+            gatherers[method].finish()
+            self._check_rejects(method, sum(r.rejected for r in by_shard.values()), by_shard)
         return {m: [by_shard[name] for name in names] for m, by_shard in records.items()}
 
     def _missing(self, records: dict[str, dict[str, Record]]) -> list[FeaturizeTask]:
@@ -115,7 +121,7 @@ class AuditRun:
     def _top(self, tree: GramTree, method: str, parts: Sequence[Record]) -> tuple[ExpectedGram, ...]:
         if top := expected_grams(tree.top, parts):
             return top
-        raise Stopped(f"no sample has a feature for {method}: all were rejected ({_counted(parts)})", 3)
+        raise Stopped(f"no sample has a feature for {method}: all were rejected ({reasons(parts)})", 3)
 
     def query(self) -> dict[tuple[str, str], QueryResult]:
         """phi_q and the pictures of every concept for every method."""
@@ -223,20 +229,19 @@ class AuditRun:
         }
         return LayerScores(layer_names(p.sizes), parts)
 
-    def _check_rejects(self, records: dict[str, dict[str, Record]]) -> None:
-        for method, by_shard in records.items():
-            rejected = sum(record.rejected for record in by_shard.values())
-            if rejected > self.most_rejects * self.prepared.samples:
-                rows = list(reject_rows(self.prepared.store, {method: list(by_shard.values())}))
-                name = self.prepared.audit.name(REJECTED)
-                self.prepared.store.replace(name, to_parquet(from_rows(REJECT_KINDS, rows)))
-                raise Stopped(
-                    f"{rejected} of {self.prepared.samples} samples were rejected for {method} "
-                    f"({_counted(by_shard.values())}), over budget.rejects={self.most_rejects:g}. {_examples(rows)} "
-                    f"All are in {name}. Mend the data and start a new audit, or raise the budget; the finished shards "
-                    "are kept.",
-                    3,
-                )
+    def gather_rejects(self, records: dict[str, list[Record]], data: Mapping[str, Any]) -> None:
+        """Every rejected sample in one table with the facts about the data; a worker writes it unless it is empty."""
+        p, task = self.prepared, rejects_task(records, data)
+        if not any(task.records.values()):
+            write_rejects(p.store, p.audit, task)
+        elif p.store.size(p.audit.name(REJECTS)) is None:
+            for _ in self.map("rejects", RejectsWorker, [task]):
+                pass
+
+    def _check_rejects(self, method: str, rejected: int, records: Mapping[str, Record]) -> None:
+        if rejected > self.most_rejects * self.prepared.samples:
+            counted = f"{rejected} of {self.prepared.samples} samples were rejected for {method}"
+            raise too_many_rejects(self.prepared.audit, method, list(records.values()), counted, self.most_rejects)
 
     def _announce(self, records: dict[str, dict[str, Record]], missing: Sequence[FeaturizeTask]) -> None:
         first_of = {features: m for m, features in reversed(self.prepared.work.features.items())}
@@ -247,15 +252,3 @@ class AuditRun:
             done = f"{len(by_shard)} of {len(self.prepared.plan)} shards are done"
             shared = f", shared with {first}" if first != method else ""
             self.line(f"features   {method}: {done}, {what}{shared}")
-
-
-def _counted(records: Iterable[Record]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in rejects_by_reason(records).items())
-
-
-def _examples(rejects: Iterable[Mapping[str, Any]]) -> str:
-    """The first reject of each reason, in words."""
-    first = dict[str, Mapping[str, Any]]()
-    for reject in rejects:
-        first.setdefault(reject["reason"], reject)
-    return " ".join(f"{reason}: {r['sample_id']} ({r['message'].rstrip('.')})." for reason, r in sorted(first.items()))

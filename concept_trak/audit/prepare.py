@@ -7,6 +7,7 @@ workers, once everything else is known to be right), `begin_prepared` (feature s
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
@@ -71,7 +72,7 @@ class Prepared:
     def sources(self) -> int:
         return len(self.data.sources)
 
-    @property
+    @cached_property
     def samples(self) -> int:
         return sum(shard.rows for shard in self.plan)
 

@@ -1,7 +1,7 @@
 """Settings of an audit read back from the store, and damaged features computed again."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,13 +16,13 @@ from concept_trak.audit.prepare import Prepared
 from concept_trak.audit.worker import open_model
 from concept_trak.config import AuditConfig, WorkerSettings, build
 from concept_trak.data.shard import Shard
+from concept_trak.store.compaction import committed
 from concept_trak.store.contents import contents_of
 from concept_trak.store.grams import read_gram
-from concept_trak.store.identity import GRAM, feature_file
+from concept_trak.store.identity import GRAM, RECORDS, feature_file
 from concept_trak.store.manifest import Audit, read_plan, read_settings, read_table
 from concept_trak.store.part import Damaged
 from concept_trak.store.queries import query_of_file
-from concept_trak.store.records import committed
 from concept_trak.store.store import Store
 from concept_trak.store.verify import ALTERED, TRUNCATED
 
@@ -47,6 +47,8 @@ def resumed_config(audit: Audit) -> AuditConfig:
 
 def mend(p: Prepared, damaged: Mapping[str, str], mapper: Mapper) -> None:
     """Remove damaged files, records before parts, and compute them again; sound shards stay."""
+    for name in _of_kind(damaged, RECORDS):  # before any record is read: they are read from these files first
+        p.store.delete(name)
     names = [shard.name for shard in p.plan]
     for features, method in {features: m for m, features in p.work.features.items()}.items():  # methods may share them
         shards = {n for n in names if features.part(n) in damaged or features.record(n) in damaged}
@@ -60,10 +62,14 @@ def mend(p: Prepared, damaged: Mapping[str, str], mapper: Mapper) -> None:
             )
             # Rejects of the first run are expected again.
             AuditRun(replace(p, work=work, plan=plan), mapper, most_rejects=1.0).featurize()
-    grams = [name for name in damaged if (file := feature_file(name)) and file.kind == GRAM]
+    grams = _of_kind(damaged, GRAM)
     for name in grams:
         p.store.delete(name)
     _mend_grams(p, mapper, bool(grams))
+
+
+def _of_kind(names: Iterable[str], kind: str) -> list[str]:
+    return [name for name in names if (file := feature_file(name)) and file.kind == kind]
 
 
 def _mend_grams(p: Prepared, mapper: Mapper, removed: bool) -> None:
@@ -99,7 +105,11 @@ def damaged_features(audit: Audit, left: Mapping[str, str]) -> dict[str, str]:
     """The damaged files among the features that an audit names."""
     contents = contents_of(audit)
     parts = {name for features, shard in contents.parts for name in (features.part(shard), features.record(shard))}
-    sets = tuple(name for features in contents.features for name in (f"{features.grams}/", features.settings_file))
+    sets = tuple(
+        name
+        for features in contents.features
+        for name in (f"{features.grams}/", f"{features.compacted}/", features.settings_file)
+    )
     return {name: what for name, what in left.items() if name in parts or name.startswith(sets)}
 
 

@@ -1,8 +1,8 @@
-"""The results of an audit: the tally of scores, the tables of tops and rejects, the retrieval metrics."""
+"""The results of an audit: the tally of scores, the table of tops, the retrieval metrics."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -14,10 +14,7 @@ from concept_trak.audit.retrieval_ranks import FORMS, column
 from concept_trak.audit.score import ScoreResult
 from concept_trak.audit.shown_samples import ShownSample
 from concept_trak.config import AuditConfig
-from concept_trak.store.codec import read_footer
-from concept_trak.store.identity import FeatureSet
 from concept_trak.store.records import Record
-from concept_trak.store.store import Store
 
 Key = tuple[str, str]  # method, column
 
@@ -79,19 +76,6 @@ def top_kinds(config: AuditConfig) -> dict[str, str]:
     answer = {"sample_id": "string", "score": "float32", "percentile": "float64"}
     place = {"caption": "string", "source": "string", "row": "int64", "duplicate_of": "string"}
     return {**question, **answer, **place, **dict.fromkeys(config.data.label_columns, "string")}
-
-
-REJECT_KINDS = {"method": "string", "sample_id": "string", "source": "string", "row": "int64",
-                "reason": "string", "message": "string"}  # fmt: skip
-
-
-def reject_rows(store: Store, records: dict[str, list[Record]]) -> Iterator[dict[str, Any]]:
-    """Every rejected sample of every method, from the footers of the parts that rejected any."""
-    for method, parts in records.items():
-        for record in parts:
-            if record.rejected:
-                footer = read_footer(store, FeatureSet(record.fingerprint).part(record.shard))
-                yield from ({"method": method, **asdict(reject)} for reject in footer.rejects)
 
 
 def rejects_by_reason(records: Iterable[Record]) -> dict[str, int]:

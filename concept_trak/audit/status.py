@@ -21,10 +21,11 @@ def audits_of(store: Store) -> list[str]:
     Raises:
         UserError: an audit is in a folder whose name no audit can have, as a copy by hand may be.
     """
-    parts = [name.split("/") for name in store.names("audits")]
-    begun = {part[1] for part in parts if len(part) == 3 and part[2] in ("audit.yaml", "plan.parquet", "manifest.json")}
-    problems = {name: _problem(store, name) for name in sorted({part[1] for part in parts if len(part) > 2})}
-    if wrong := next((name for name in begun if problems[name]), ""):
+    folders = [name.rstrip("/") for name in store.children("audits") if name.endswith("/")]
+    problems = {name: _problem(store, name) for name in folders}
+    begun = ("audit.yaml", "plan.parquet", "manifest.json")
+    refused = (name for name, problem in problems.items() if problem)
+    if wrong := next((name for name in refused if set(begun).intersection(store.children(f"audits/{name}"))), ""):
         raise UserError(f"{store.uri}/audits/{wrong} holds an audit: {problems[wrong]} Rename the folder, or move it.")
     return [name for name, problem in problems.items() if not problem]
 

@@ -9,6 +9,7 @@ Each is a function (inputs, concept, m queries) -> scores [n, m].
 | lookup     | whether their caption names the concept, at random within                                       |
 | pixels     | cosine with the query's generated image, both less the training mean                            |
 | activation | the same for the output of the network's middle, averaged over positions, at one noise level    |
+| style      | the same for its mean and its deviation over positions, by channel (Huang and Belongie 2017)    |
 """
 
 from collections.abc import Callable, Sequence
@@ -41,6 +42,17 @@ ACTIVATION_PROBE = Probe("forward_noise", "prediction", times=(300,))
 """The state of `activation`: the noise there hides fine texture and leaves the content."""
 
 
+def position_mean(out: Tensor) -> Float[Tensor, "b width"]:
+    """[b, channels, h, w] or [b, patches, width] to [b, width]."""
+    return out.mean((2, 3)) if out.dim() == 4 else out.mean(1)
+
+
+def position_statistics(out: Tensor) -> Float[Tensor, "b statistics"]:
+    """Mean and standard deviation over positions of every channel, which is what AdaIN takes for style."""
+    values = out.flatten(2) if out.dim() == 4 else out.mT
+    return torch.cat([values.mean(2), values.std(2, correction=0)], 1)
+
+
 @dataclass(frozen=True)
 class BaselineInputs:
     """A model and its n training samples, each encoded once."""
@@ -62,6 +74,11 @@ class BaselineInputs:
         return self.middle_activations(self.batch)
 
     @cached_property
+    def styles(self) -> Float[Tensor, "n statistics"]:
+        """Their means and deviations."""
+        return self.middle_activations(self.batch, position_statistics)
+
+    @cached_property
     def _images(self) -> dict[tuple[str, int, int], Tensor]:
         return {}
 
@@ -73,10 +90,12 @@ class BaselineInputs:
         return replace(batch, x_0=self._images[key])
 
     @torch.no_grad()
-    def middle_activations(self, batch: Batch, at_once: int = 100) -> Float[Tensor, "b width"]:
-        """The output of the network's middle at the state of `ACTIVATION_PROBE`, averaged over positions."""
+    def middle_activations(
+        self, batch: Batch, pool: Callable[[Tensor], Tensor] = position_mean, at_once: int = 100
+    ) -> Float[Tensor, "b width"]:
+        """The output of the network's middle at the state of `ACTIVATION_PROBE`, pooled over positions."""
         outputs: list[Tensor] = []
-        hook = self.denoiser.middle.register_forward_hook(lambda module, args, out: outputs.append(_pooled(out)))
+        hook = self.denoiser.middle.register_forward_hook(lambda module, args, out: outputs.append(pool(out)))
         try:
             for i in range(0, len(batch.ids), at_once):
                 part = batch.rows(slice(i, i + at_once))
@@ -118,9 +137,10 @@ def activation_similarity(inputs: BaselineInputs, concept: Concept, m: int) -> F
     return _cosine(inputs.activations, inputs.middle_activations(inputs.generated(concept, m)))
 
 
-def _pooled(out: Tensor) -> Float[Tensor, "b width"]:
-    """[b, channels, h, w] or [b, patches, width] to [b, width]."""
-    return out.mean((2, 3)) if out.dim() == 4 else out.mean(1)
+def style_similarity(inputs: BaselineInputs, concept: Concept, m: int) -> Float[Tensor, "n m"]:
+    """Cosine of the channel statistics of the middle activations."""
+    queries = inputs.middle_activations(inputs.generated(concept, m), position_statistics)
+    return _cosine(inputs.styles, queries)
 
 
 def _cosine(train: Tensor | None, queries: Tensor | None) -> Float[Tensor, "n m"]:
@@ -137,6 +157,7 @@ GRADIENT_FREE: dict[str, Callable[[BaselineInputs, Concept, int], Tensor]] = {
     "lookup": caption_lookup,
     "pixels": pixel_similarity,
     "activation": activation_similarity,
+    "style": style_similarity,
 }
 
 

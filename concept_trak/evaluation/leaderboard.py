@@ -13,7 +13,7 @@ import numpy as np
 
 from concept_trak.evaluation.retrieval import Cell, Values, interval_of_difference, merit
 
-BASELINES = ("trak", "d_trak", "das", "pixels", "activation")
+BASELINES = ("trak", "d_trak", "das", "pixels", "activation", "style")
 """A row of the table is recommended only if it beats all of these, with any query."""
 
 

@@ -3,7 +3,7 @@
 It is written anew whenever an audit ends or is removed, and may lag behind the manifests.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -52,18 +52,15 @@ INDEX = "audits/index.html"
 
 def write_index(store: Store) -> None:
     """Write the page from the manifests of all audits and the names of their comparisons."""
-    names: dict[str, list[str]] = {}
-    for parts in (name.split("/") for name in store.names("audits")):
-        if len(parts) > 2:
-            names.setdefault(parts[1], []).append("/".join(parts[2:]))
+    names = [name.rstrip("/") for name in store.children("audits") if name.endswith("/")]
     with ThreadPoolExecutor(READERS) as readers:
-        entries = readers.map(lambda pair: _entry(Audit(store, pair[0]), pair[1]), names.items())
+        entries = readers.map(lambda name: _entry(Audit(store, name)), names)
         page = render_index([entry for entry in entries if entry is not None]).encode()
     if store.size(INDEX) != len(page) or store.read(INDEX) != page:
         store.replace(INDEX, page)
 
 
-def _entry(audit: Audit, files: Iterable[str]) -> Entry | None:
+def _entry(audit: Audit) -> Entry | None:
     """The entry of an audit; None if it is unfinished, being removed, damaged, or has no report, as a benchmark's."""
     try:
         done = read_manifest(audit)
@@ -75,6 +72,7 @@ def _entry(audit: Audit, files: Iterable[str]) -> Entry | None:
         rows = {part["name"]: part["rows"] for part in done["parts"]}  # methods may share features: listed for each
         samples = sum(count for name, count in rows.items() if name.startswith(f"{features.parts}/"))
         concepts = tuple(concept["name"] for concept in settings["concepts"])
+        files = audit.store.children(f"audits/{audit.id}")
         compared = sorted(f.removeprefix("diff-").removesuffix(".html") for f in files if _is_page(f))
         return Entry(
             audit=audit.id,

@@ -20,7 +20,7 @@ from concept_trak.audit.pipeline import MOST_REJECTS, AuditRun
 from concept_trak.audit.plan import readable
 from concept_trak.audit.prepare import Prepared, prepare
 from concept_trak.audit.query_features import QueryResult
-from concept_trak.audit.results import REJECT_KINDS, reject_rows, rejects_by_reason, top_kinds, top_rows
+from concept_trak.audit.results import rejects_by_reason, top_kinds, top_rows
 from concept_trak.audit.retrieval_ranks import graded_concepts
 from concept_trak.audit.score import score_tasks
 from concept_trak.audit.stages import StageResults, run_stages
@@ -114,8 +114,7 @@ def publish_audit(run: AuditRun, results: StageResults) -> None:
     if results.layers.parts is not None:
         write_joint(p.audit, list(joint_rows(top, results.layers.names, results.layers.parts)))
     data = _data(p, results)
-    rejects = from_rows(REJECT_KINDS, list(reject_rows(p.store, results.records)))
-    write_table(p.audit, "rejects.parquet", rejects.replace_schema_metadata({"data": json.dumps(data)}))
+    run.gather_rejects(results.records, data)
     costs = {method: _cost(run, results, method) for method in config.methods}
     questions = {concept.name: question_facts(concept, results.queries, config.methods) for concept in config.concepts}
     metrics = {"data": data, "questions": questions, "concepts": results.measures, "methods": costs,

@@ -1,20 +1,12 @@
-"""The backends of a store: a folder of this machine, and object storage through fsspec.
-
-Object storage is S3, or any other that fsspec supports and that refuses a second exclusive write of one name.
-"""
+"""The backends of a store: what a store needs of one, and a folder of this machine."""
 
 import contextlib
 import errno
 import os
 import re
-import threading
 import uuid
 from collections.abc import Iterator
-from typing import Any, Protocol
-
-import fsspec
-
-from concept_trak.store.secrets import without_secrets
+from typing import Protocol
 
 OWN_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
@@ -26,6 +18,8 @@ class Backend(Protocol):
     def size(self, name: str) -> int | None: ...
     def modified(self, name: str) -> float | None: ...
     def names(self, folder: str) -> list[str]: ...
+    def versions(self, folder: str) -> dict[str, str]: ...
+    def children(self, folder: str) -> list[str]: ...
     def leftovers(self, folder: str) -> list[str]: ...
     def is_linked(self, name: str) -> bool: ...
     def put_new(self, name: str, data: bytes) -> None: ...
@@ -56,6 +50,19 @@ class LocalBackend:
     def names(self, folder: str) -> list[str]:
         return [name for name in self._files(folder) if not _is_temporary(name)]
 
+    def versions(self, folder: str) -> dict[str, str]:
+        return {name: stamp for name in self.names(folder) if (stamp := self._stamp(name))}
+
+    def children(self, folder: str) -> list[str]:
+        try:
+            entries = [entry for entry in os.scandir(self._path(folder)) if not _is_temporary(entry.name)]
+        except FileNotFoundError:
+            return []
+        # A folder without any file is none, as on an object store.
+        folders = [e for e in entries if _is_folder(e)]
+        files = [e.name for e in entries if e not in folders]
+        return sorted(files + [f"{e.name}/" for e in folders if next(_files_below(e.path, ()), None)])
+
     def leftovers(self, folder: str) -> list[str]:
         return [name for name in self._files(folder) if OWN_TEMPORARY.fullmatch(os.path.basename(name))]
 
@@ -79,6 +86,13 @@ class LocalBackend:
 
     def _path(self, name: str) -> str:
         return os.path.join(self.root, name)
+
+    def _stamp(self, name: str) -> str:
+        """Of a file, "" if it is gone; another file under the same name has another inode, size or time."""
+        with contextlib.suppress(FileNotFoundError):
+            status = os.stat(self._path(name))
+            return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
+        return ""
 
     def _files(self, folder: str) -> list[str]:
         top = self._path(folder)
@@ -158,104 +172,3 @@ def _sync_folder(folder: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-RANGE_BYTES = 16 << 20  # one connection to S3 gives about 90 MB/s, so larger objects are read as parallel ranges
-MEMORY_LOCK = threading.RLock()  # fsspec's memory files share one cursor per file, for readers too
-NO_LISTING_CACHE = {"use_listings_cache": False, "skip_instance_cache": True}
-S3_OPTIONS = {
-    "max_concurrency": 1,  # whole small objects in one GET; large ones are split here, by RANGE_BYTES
-    "config_kwargs": {"max_pool_connections": 64, "read_timeout": 60},
-}
-
-
-class FsspecBackend:
-    """Objects behind an fsspec scheme. Endpoint and credentials come from the environment (`AWS_ENDPOINT_URL`, …)."""
-
-    def __init__(self, scheme: str, root: str):
-        self.scheme, self.root = scheme, root
-        self._lock = MEMORY_LOCK if scheme == "memory" else contextlib.nullcontext()
-        self._owner, self._opened = 0, None
-
-    def read(self, name: str, start: int | None, end: int | None) -> bytes:
-        path = self._path(name)
-        with self._storage("read", name) as files:
-            if start is not None or end is not None:
-                return files.cat_file(path, start=start, end=end)
-            size = files.info(path)["size"]
-            if size <= RANGE_BYTES:
-                return files.cat_file(path)
-            starts = list(range(0, size, RANGE_BYTES))
-            ends = [*starts[1:], size]
-            return b"".join(files.cat_ranges([path] * len(starts), starts, ends, on_error="raise"))
-
-    def size(self, name: str) -> int | None:
-        try:
-            with self._storage("look up", name) as files:
-                info = files.info(self._path(name))
-        except FileNotFoundError:
-            return None
-        return info["size"] if info["type"] == "file" else None
-
-    def modified(self, name: str) -> float | None:
-        with contextlib.suppress(FileNotFoundError), self._storage("look up", name) as files:
-            return files.modified(self._path(name)).timestamp()
-        return None
-
-    def names(self, folder: str) -> list[str]:
-        try:
-            with self._storage("list", folder) as files:
-                files.invalidate_cache()
-                paths = files.find(self._path(folder))
-        except FileNotFoundError:
-            return []
-        prefix = self.root.strip("/") + "/"
-        return sorted(path.lstrip("/").removeprefix(prefix) for path in paths)
-
-    def is_linked(self, name: str) -> bool:
-        return False  # objects have no links
-
-    def leftovers(self, folder: str) -> list[str]:
-        return []  # an object appears whole; parts of an interrupted upload are not objects and are never listed
-
-    def put_new(self, name: str, data: bytes) -> None:
-        # chunksize keeps it one PUT, which carries If-None-Match; some servers ignore the header on multipart uploads
-        whole = {"chunksize": len(data) + 1} if self.scheme in ("s3", "s3a") else {}
-        with self._storage("create", name) as files:
-            files.pipe_file(self._path(name), data, mode="create", **whole)
-
-    def put(self, name: str, data: bytes) -> None:
-        with self._storage("replace", name) as files:
-            files.pipe_file(self._path(name), data)
-
-    def delete(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError), self._storage("delete", name) as files:
-            files.rm_file(self._path(name))
-
-    def _path(self, name: str) -> str:
-        return f"{self.root}/{name}".rstrip("/")
-
-    @contextlib.contextmanager
-    def _storage(self, verb: str, name: str) -> Iterator[Any]:
-        """The file system of this process. Every error of a client library becomes an OSError without secrets."""
-        with self._lock:
-            try:
-                yield self._files()
-            except FileNotFoundError as error:
-                raise FileNotFoundError(f"{self.scheme}://{self.root}/{name} does not exist") from error
-            except PermissionError as error:
-                raise PermissionError(self._failed(verb, name, error)) from error
-            except Exception as error:  # botocore's and google's own errors are not OSErrors
-                # NoCredentialsError, PartialCredentialsError and the like: nobody is refused, for nobody asked
-                kind = PermissionError if "Credentials" in type(error).__name__ else OSError
-                raise kind(self._failed(verb, name, error)) from error
-
-    def _files(self) -> Any:
-        if self._owner != os.getpid():  # s3fs does not survive a fork: each process makes its own
-            options = S3_OPTIONS if self.scheme in ("s3", "s3a") else {}
-            self._opened = fsspec.filesystem(self.scheme, **NO_LISTING_CACHE, **options)
-            self._owner = os.getpid()
-        return self._opened
-
-    def _failed(self, verb: str, name: str, error: Exception) -> str:
-        return f"could not {verb} {self.scheme}://{self.root}/{name}: {type(error).__name__}: {without_secrets(error)}"

@@ -37,8 +37,10 @@ class Garbage:
 
 @dataclass(frozen=True)
 class Needed:
-    """The files that living audits need, and the folders (`features/<fingerprint>`, `states/<path>`) that they need
-    as a whole."""
+    """What living audits need: files by name, and folders as a whole.
+
+    Folders are `features/<fingerprint>` and `states/<path>`, or directly those of the files.
+    """
 
     names: frozenset[str] = frozenset()
     folders: frozenset[str] = frozenset()
@@ -48,7 +50,7 @@ class Needed:
 
     def keep(self, name: str) -> bool:
         """Whether a file below features/ or states/ stays."""
-        return name in self.names or _folder(name) in self.folders
+        return name in self.names or not self.folders.isdisjoint((_folder(name), name.rpartition("/")[0]))
 
 
 def needed_by(audit: Audit, gram_names: GramNames) -> Needed:
@@ -74,7 +76,8 @@ def needed_by(audit: Audit, gram_names: GramNames) -> Needed:
     except Damaged as error:
         raise unknown_needs(audit, str(error)) from error
     shards, nodes = [row["shard"] for row in rows], list(gram_names(rows))
-    return Needed(frozenset(name for features in sets for name in _files_of(features, shards, nodes)))
+    names = frozenset(name for features in sets for name in _files_of(features, shards, nodes))
+    return Needed(names, frozenset(features.compacted for features in sets))
 
 
 def safe_clock(store: Store, write: bool) -> float:

@@ -12,9 +12,10 @@ from concept_trak import UserError
 from concept_trak.store.part import Damaged
 from concept_trak.store.store import Store
 
-PART, RECORD, GRAM, FEATURE_SET = "part", "record", "Gram", "feature set"
+PART, RECORD, RECORDS, GRAM, FEATURE_SET = "part", "record", "records", "Gram", "feature set"
 """The kinds of files below `features/<fingerprint>/`."""
-FOLDERS = {"parts": (PART, ".parquet"), "commits": (RECORD, ".json"), "grams": (GRAM, ".safetensors")}
+FOLDERS = {"parts": (PART, ".parquet"), "commits": (RECORD, ".json"), "records": (RECORDS, ".parquet"),
+           "grams": (GRAM, ".safetensors")}  # fmt: skip
 
 
 @dataclass(frozen=True, order=True)
@@ -50,6 +51,11 @@ class FeatureSet:
         return f"{self.folder}/commits"
 
     @property
+    def compacted(self) -> str:
+        """The folder of files that hold the records of many shards."""
+        return f"{self.folder}/records"
+
+    @property
     def grams(self) -> str:
         """The folder of all Grams."""
         return f"{self.folder}/grams"
@@ -61,6 +67,10 @@ class FeatureSet:
     def record(self, shard: str) -> str:
         """The file whose existence means that a shard is done."""
         return f"{self.records}/{_file_name(shard)}.json"
+
+    def compacted_file(self, digest: str) -> str:
+        """One file with the records of many shards, named by its content."""
+        return f"{self.compacted}/{_file_name(digest)}.parquet"
 
     def gram(self, node: str) -> str:
         """The file with the Gram of a node of the tree over all shards."""

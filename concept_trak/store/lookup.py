@@ -1,6 +1,6 @@
 """Lookup of samples in parts: the shard of a sample, and its feature. Of other parts only the ids are read."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -57,9 +57,16 @@ def _ids(store: Store, name: str) -> list[str]:
     return table["sample_id"].to_pylist()
 
 
-def shard_of(row: Mapping[str, Any], plan: Sequence[Mapping[str, Any]]) -> str:
-    """The shard of a plan that holds a row of a source."""
+def shard_finder(plan: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], str]:
+    """Returns what finds the shard of a plan that holds a row of a source: `source` and `row` of a mapping."""
+    by_source: dict[str, list[Mapping[str, Any]]] = {}
     for shard in plan:
-        if shard["source"] == row["source"] and 0 <= row["row"] - shard["first_row"] < shard["rows"]:
-            return shard["shard"]
-    raise AssertionError(f"{row['source']} row {row['row']} is in the top and in no shard of the plan")
+        by_source.setdefault(shard["source"], []).append(shard)
+
+    def shard_of(row: Mapping[str, Any]) -> str:
+        for shard in by_source.get(row["source"], ()):
+            if 0 <= row["row"] - shard["first_row"] < shard["rows"]:
+                return shard["shard"]
+        raise AssertionError(f"{row['source']} row {row['row']} is in the top and in no shard of the plan")
+
+    return shard_of

@@ -10,7 +10,6 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -28,10 +27,10 @@ from concept_trak.store.identity import FeatureSet, encode_json
 from concept_trak.store.part import Block, Damaged, Part
 from concept_trak.store.store import Store
 
-READERS = 16  # requests in flight while records are read: storage answers in tens of milliseconds each
+READERS = 16  # requests in flight where there are many: storage answers in tens of milliseconds each
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """A part's counts, size in bytes, sha256 and Σ‖φ‖²; and the host, attempt and seconds of its computation."""
 
@@ -133,28 +132,6 @@ def part_blocks(store: Store, record: Record, data: bytes) -> Iterator[Block]:
     yield from checked_blocks(data, features, record.shard, where, intact=True)
 
 
-def committed(store: Store, features: FeatureSet, shards: Sequence[PlannedShard]) -> dict[str, Record]:
-    """The records of the finished shards, by name, in the given order. A part without a record gets one.
-
-    Raises:
-        UserError: a record has no part, belongs to other features, or has other rows than the plan; or a file is
-            damaged.
-    """
-    records = set(store.names(features.records))  # before the parts: a shard may be committed in between
-    parts = set(store.names(features.parts))
-    done = [shard for shard in shards if features.record(shard.name) in records]
-    if lost := [shard for shard in done if features.part(shard.name) not in parts]:
-        raise UserError(
-            f"{len(lost)} of {len(shards)} shards have a record but no part, first {store.uri}/"
-            f"{features.part(lost[0].name)}. Expected the part beside its record; it was removed from outside. {REPAIR}"
-        )
-    orphans = [s for s in shards if features.part(s.name) in parts and features.record(s.name) not in records]
-    with ThreadPoolExecutor(READERS) as readers:
-        read = [*readers.map(lambda shard: read_record(store, features, shard), done)]
-    by_name = {record.shard: record for record in (*read, *(derive_record(store, features, s) for s in orphans))}
-    return {shard.name: by_name[shard.name] for shard in shards if shard.name in by_name}
-
-
 def find_record(store: Store, features: FeatureSet, shard: PlannedShard) -> Record | None:
     """The record of one shard, derived if only its part exists; None if the shard is not done. It lists no folder.
 
@@ -179,7 +156,7 @@ def read_record(store: Store, features: FeatureSet, shard: PlannedShard | str) -
     data = store.read(features.record(_name(shard)))
     try:
         record = Record(**json.loads(data))
-        _require_possible(record)
+        require_possible(record)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{where} is damaged: {error}. {REPAIR}") from error
     if (record.fingerprint, record.shard) != (features.fingerprint, _name(shard)):
@@ -192,7 +169,8 @@ def read_record(store: Store, features: FeatureSet, shard: PlannedShard | str) -
     return record
 
 
-def _require_possible(record: Record) -> None:
+def require_possible(record: Record) -> None:
+    """That the counts and the sum of a record are numbers it can have. Raises ValueError."""
     counts = (record.rows, record.rejected, record.bytes, *record.rejects_by_reason.values())
     if any(type(count) is not int or count < 0 for count in counts):
         raise ValueError("a count is no whole number from 0")

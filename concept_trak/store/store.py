@@ -13,7 +13,8 @@ import uuid
 import fsspec
 
 from concept_trak import UserError
-from concept_trak.store.backends import Backend, FsspecBackend, LocalBackend
+from concept_trak.store.backends import Backend, LocalBackend
+from concept_trak.store.object_backend import FsspecBackend
 from concept_trak.store.secrets import refuse_credentials, without_secrets
 
 FOLDERS = ("audits", "features", "states", "components")
@@ -67,6 +68,17 @@ class Store:
     def names(self, folder: str) -> list[str]:
         """Every file under the folder, from a fresh listing, sorted; [] if there is no such folder."""
         return self._place.names(folder.strip("/"))
+
+    def versions(self, folder: str) -> dict[str, str]:
+        """Every file under the folder with its version, from a fresh listing; another file under a name has another.
+
+        "" stands for a version where storage gives none.
+        """
+        return self._place.versions(folder.strip("/"))
+
+    def children(self, folder: str) -> list[str]:
+        """The names directly in the folder, sorted, those of folders with "/" at the end; [] if there is no folder."""
+        return self._place.children(folder.strip("/"))
 
     def leftovers(self, folder: str) -> list[str]:
         """Temporary files that killed writes may have left under the folder; `names` leaves them out."""

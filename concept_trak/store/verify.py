@@ -10,8 +10,10 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+from concept_trak.store.compaction import checked_compacted
 from concept_trak.store.consistency import REPAIR, ExpectedGram, PlannedShard, planned_shard
 from concept_trak.store.contents import Checksum, Contents, Key, contents_of
 from concept_trak.store.grams import read_gram
@@ -129,11 +131,22 @@ class _Verifier:
         if features not in self._settings and self._wanted(features.settings_file):
             yield _feature_set(store, features)
         self._settings.add(features)
+        yield from self._of_compacted(store, features)
         nodes = self._gram_nodes(contents.plan)
         expected = {features.gram(node): self._expected(store, features, node, s) for node, s in nodes.items()}
         names = [n for n in store.names(features.grams) if self._wanted(n) and (n in expected or n not in self._grams)]
         self._grams.update(names)
         yield from filter(None, readers.map(lambda name: _gram(store, name, expected.get(name)), names))
+
+    def _of_compacted(self, store: Store, features: FeatureSet) -> Iterator[Finding]:
+        """The files of many records, against the single ones that were read."""
+        names = filter(self._wanted, store.names(features.compacted))
+        for name, why in checked_compacted(store, features, names, partial(self._known, features)):
+            yield Finding(name, ALTERED if why else SOUND, why=why)
+
+    def _known(self, features: FeatureSet, shard: str) -> Record | None:
+        stored = self._shards.get((features, shard))
+        return stored.record if stored else None
 
     def _expected(self, store: Store, features: FeatureSet, node: str, shards: Sequence[str]) -> ExpectedGram | None:
         """What the sum over a node's shards has; None unless all of its parts are sound."""

@@ -16,6 +16,7 @@ from concept_trak.audit.prepare import Prepared
 from concept_trak.audit.repair import gram_nodes
 from concept_trak.audit.worker import Work
 from concept_trak.config import AuditConfig
+from concept_trak.data.inventory import Survey
 from concept_trak.data.shard import Shard, Source
 from concept_trak.store.grams import read_gram
 from concept_trak.store.identity import FeatureSet
@@ -138,7 +139,7 @@ def run_over(store: Store, plan: Sequence[Shard], summed: list[str]) -> AuditRun
 
     work = Work(AuditConfig(store=store.uri, audit="demo"), {"m": FEATURES})
     prepared = Prepared(
-        work=work, store=store, audit=Audit(store, "demo"), plan=list(plan), sources=len(plan), settings={}, queries=(),
+        work=work, store=store, audit=Audit(store, "demo"), plan=list(plan), data=Survey(()), settings={}, queries=(),
         demand=Demand(1, 1, 1, 1), resolution=1, sizes={},
     )  # fmt: skip
     return AuditRun(prepared, noting)

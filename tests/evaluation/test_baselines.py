@@ -17,7 +17,10 @@ from concept_trak.evaluation.baselines import (
     caption_lookup,
     concept_agnostic,
     pixel_similarity,
+    position_mean,
+    position_statistics,
     random_order,
+    style_similarity,
 )
 from concept_trak.evaluation.retrieval import Cell, cell_concept, grade
 from concept_trak.evaluation.training.loop import unit_range
@@ -133,7 +136,7 @@ def with_the_queries_own(denoiser: Denoiser) -> tuple[BaselineInputs, int]:
     return sight(denoiser, [*train, *twins]), len(train)
 
 
-@pytest.mark.parametrize("baseline", [pixel_similarity, activation_similarity])
+@pytest.mark.parametrize("baseline", [pixel_similarity, activation_similarity, style_similarity])
 def test_a_querys_twin_among_the_training_samples_is_ranked_first(denoiser, baseline):
     seen, first = with_the_queries_own(denoiser)
     scores = baseline(seen, COLOUR, 3)
@@ -166,6 +169,16 @@ def test_an_activation_is_the_pictures_own_and_not_its_batchs(denoiser):
     distance = torch.cdist(whole, whole).fill_diagonal_(torch.inf)
     assert distance.min() > 1e-3 * whole.norm(dim=1).mean(), "two pictures look the same to the network's middle"
     assert not denoiser.middle._forward_hooks, "the hook outlives its use"
+
+
+def test_statistics_are_of_channels_over_positions_and_know_no_place():
+    """A convolutional map and the same as patches have the same; so has one whose positions change places."""
+    out = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    patches = out.flatten(2).mT
+    expected = torch.cat([out.mean((2, 3)), out.var((2, 3), correction=0).sqrt()], 1)
+    for shape in (out, patches, patches.flip(1)):
+        torch.testing.assert_close(position_statistics(shape), expected)
+    torch.testing.assert_close(position_mean(patches), position_mean(out))
 
 
 def test_what_a_query_generates_is_the_same_for_every_baseline_and_longer_run(denoiser):

@@ -29,8 +29,9 @@ from concept_trak.evaluation.benchmark import (
     ranking_file,
 )
 from concept_trak.evaluation.retrieval import grade
+from concept_trak.store.compaction import committed
 from concept_trak.store.manifest import read_table, scores_file
-from concept_trak.store.records import Record, committed
+from concept_trak.store.records import Record
 from tests.jobs.world import CONCEPT, Found, World, build
 from tests.tolerances import DENSE32
 

@@ -13,9 +13,10 @@ from cluster.executor import Attempt
 from concept_trak.audit.featurize import FeaturizeTask, FeaturizeWorker
 from concept_trak.audit.prepare import prepare
 from concept_trak.store.codec import decode_blocks, read_footer
+from concept_trak.store.compaction import committed
 from concept_trak.store.identity import FeatureSet
 from concept_trak.store.part import Part
-from concept_trak.store.records import ADOPT_TOLERANCE, commit_part, committed
+from concept_trak.store.records import ADOPT_TOLERANCE, commit_part
 from concept_trak.store.store import Store
 from jobs.verify import VerifyConfig, verify
 from tests.jobs.world import files_under

@@ -22,8 +22,8 @@ from concept_trak.config import DataConfig
 from concept_trak.data.captions import caption_words
 from concept_trak.data.index import count_groups, indexed_rows, schema
 from concept_trak.data.survey import survey
+from concept_trak.store.compaction import committed
 from concept_trak.store.identity import FeatureSet
-from concept_trak.store.records import committed
 from concept_trak.store.store import Store
 from tests.jobs.world import Found, World
 

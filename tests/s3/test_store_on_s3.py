@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import boto3
 import pytest
 
-from concept_trak.store import backends as behind
-from concept_trak.store import records
+from concept_trak.store import compaction, records
+from concept_trak.store import object_backend as behind
 from concept_trak.store.codec import decode_blocks, read_footer
 from concept_trak.store.identity import FeatureSet
 from concept_trak.store.lookup import shards_holding
@@ -106,7 +106,7 @@ def test_what_is_deleted_is_gone(address: str):
 def test_a_shard_is_committed_and_read_back(address: str):
     store, part = Store(address), a_part(n=300, k=256)
     record = records.commit_part(store, part, "float16", "binary", 1.0, 1, "host")
-    assert records.committed(Store(address), FeatureSet("f00d"), planned(part.shard, rows=len(part.ids) + 2)) == {
+    assert compaction.committed(Store(address), FeatureSet("f00d"), planned(part.shard, rows=len(part.ids) + 2)) == {
         part.shard: record
     }
     data = records.read_part(store, record)

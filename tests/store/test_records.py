@@ -9,8 +9,9 @@ import pytest
 
 from concept_trak.store import codec, records
 from concept_trak.store.codec import Damaged, Part
+from concept_trak.store.compaction import committed
 from concept_trak.store.identity import FeatureSet
-from concept_trak.store.records import Record, commit_part, committed, derive_record
+from concept_trak.store.records import Record, commit_part, derive_record
 from concept_trak.store.store import Store
 from tests.store.parts import a_part, planned
 
@@ -124,6 +125,11 @@ def test_a_shard_committed_between_two_listings_is_done(tmp_path):
 
         def names(self, folder: str) -> list[str]:
             found = super().names(folder)
+            commit(Store(self.uri), a_part())
+            return found
+
+        def versions(self, folder: str) -> dict[str, str]:
+            found = super().versions(folder)
             commit(Store(self.uri), a_part())
             return found
 

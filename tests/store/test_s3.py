@@ -12,8 +12,8 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from concept_trak.store import backends as behind
-from concept_trak.store import records
+from concept_trak.store import compaction, records
+from concept_trak.store import object_backend as behind
 from concept_trak.store.codec import decode_blocks, read_footer
 from concept_trak.store.identity import FeatureSet
 from concept_trak.store.store import Store
@@ -102,7 +102,7 @@ def test_a_shard_is_committed_and_adopted(store: Store):
     part = a_part(n=200, k=64)
     record = records.commit_part(store, part, "float16", "binary", 1.5, 1, "host-a")
     assert records.commit_part(store, part, "float16", "binary", 2.5, 2, "host-b") == record
-    assert records.committed(store, FeatureSet("f00d"), planned(part.shard, "train-20-40", rows=202)) == {
+    assert compaction.committed(store, FeatureSet("f00d"), planned(part.shard, "train-20-40", rows=202)) == {
         part.shard: record
     }
     assert read_footer(store, FeatureSet("f00d").part(part.shard)).sum_squares == record.sum_squares
@@ -114,6 +114,19 @@ def test_a_shard_is_committed_and_adopted(store: Store):
 def test_probe_passes_and_leaves_nothing(store: Store):
     store.probe()
     assert store.names("") == []
+
+
+def test_versions_and_children_are_of_fresh_listings(store: Store):
+    store.create("few/a/one", b"1")
+    store.create("few/two", b"2")
+    first = store.versions("few")
+    assert list(first) == ["few/a/one", "few/two"]
+    assert len(set(first.values())) == 2
+    assert store.children("few") == ["a/", "two"]
+    store.replace("few/two", b"3")
+    assert store.versions("few")["few/two"] != first["few/two"]
+    assert store.versions("few")["few/a/one"] == first["few/a/one"]
+    assert store.children("none") == []
 
 
 def test_probe_names_a_missing_bucket(endpoint: str):

@@ -179,6 +179,29 @@ def test_addresses_that_are_refused(uri: str, says: str):
     assert "hunter2" not in str(error.value)
 
 
+def test_another_file_under_a_name_has_another_version(store: Store):
+    assert store.versions("parts") == {}
+    for name in ("parts/a", "parts/deep/b"):
+        store.create(name, name.encode())
+    first = store.versions("parts")
+    assert list(first) == store.names("parts")
+    assert all(first.values())
+    assert store.versions("parts") == first
+    store.delete("parts/a")
+    store.create("parts/a", b"parts/a")
+    again = store.versions("parts")
+    assert again["parts/a"] != first["parts/a"], "of the same bytes, but another file"
+    assert again["parts/deep/b"] == first["parts/deep/b"]
+
+
+def test_children_are_only_what_is_directly_in_a_folder(store: Store):
+    for name in ("audits/a/plan", "audits/a/deep/er", "audits/b/plan", "audits/latest.json"):
+        store.create(name, b"")
+    assert store.children("audits") == ["a/", "b/", "latest.json"]
+    assert store.children("audits/a") == ["deep/", "plan"]
+    assert store.children("nothing") == []
+
+
 def test_names_outside_the_store_are_our_mistake(store: Store):
     for name in ("", "/abs", "../up", "a/../../b"):
         with pytest.raises(AssertionError, match="not a name inside the store"):

@@ -13,13 +13,14 @@ from concept_trak import UserError
 from concept_trak.store import codec, manifest
 from concept_trak.store.checked_safetensors import with_checksum
 from concept_trak.store.codec import decode_blocks, encode_part
+from concept_trak.store.compaction import committed
 from concept_trak.store.consistency import ExpectedGram
 from concept_trak.store.grams import encode_gram, read_gram, write_gram
 from concept_trak.store.identity import FeatureSet, fingerprint, open_feature_set
 from concept_trak.store.manifest import Audit
 from concept_trak.store.part import Block, Damaged
 from concept_trak.store.queries import StoredQuery, write_query
-from concept_trak.store.records import commit_part, committed, derive_record, find_record
+from concept_trak.store.records import commit_part, derive_record, find_record
 from concept_trak.store.store import Store
 from concept_trak.store.verify import Finding, verify_audits
 from tests.store.parts import a_part, planned
