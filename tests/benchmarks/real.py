@@ -18,10 +18,12 @@ import torch
 from cluster.executor import ONE_CPU, Budgets, Outcome, Resources, Task, Watch, unwatched
 from cluster.serial import Serial
 from concept_trak.audit.featurize import FeaturizeResult, FeaturizeTask, FeaturizeWorker
+from concept_trak.audit.index import IndexReader
 from concept_trak.audit.mapper import Attempt
 from concept_trak.audit.query_features import QueryResult, QueryTask, QueryWorker
 from concept_trak.audit.worker import StoreWorker
 from concept_trak.data.image import to_png
+from concept_trak.data.index import indexed_rows
 from concept_trak.store import backends
 from concept_trak.store.part import Part
 from concept_trak.store.records import commit_part
@@ -34,9 +36,7 @@ class RandomFeatures(StoreWorker):
     """In place of `FeaturizeWorker`: a part of random features, committed as always."""
 
     def __call__(self, task: FeaturizeTask, attempt: Attempt) -> FeaturizeResult:
-        from concept_trak.data.format import read_rows, sample_id
-
-        ids = tuple(sample_id(row, self.work.config.data) for row in read_rows(task.shard, self.work.config.data, ()))
+        ids = tuple(row.id for row in indexed_rows(IndexReader(self.store)(task.shard)))
         draw = np.random.default_rng(int(task.shard.hash[:8], 16))
         phi = draw.normal(size=(len(ids), K)).astype(np.float32)
         records = []
