@@ -99,7 +99,8 @@ def prepare(
     queries = check_queries(config, inputs)
     settings = check_settings(config, inputs, queries)
     data = open_data(indices or inputs.store, config.data, inputs.denoiser.conditioning, mapper)
-    check_data(config, inputs, data, IndexReader(indices or inputs.store))
+    if inputs.store.size(Audit(inputs.store, config.audit).name("plan.parquet")) is None:  # else it was checked then
+        check_data(config, inputs, data, IndexReader(indices or inputs.store))
     return begin_prepared(config, worker, inputs, settings, data, queries)
 
 

@@ -95,15 +95,18 @@ def test_a_tar_is_read_for_its_index_and_its_images_and_never_again(model, proxy
 
 @pytest.mark.parametrize(
     ("rows", "side", "shard_rows"),
-    [(600, 100, 200), pytest.param(20_000, 60, 2_000, marks=pytest.mark.soak)],
+    [(600, 200, 200), pytest.param(20_000, 60, 2_000, marks=pytest.mark.soak)],
     ids=["small", "20,000 images"],
 )
 def test_one_row_group_is_read_once(model, proxy, address, rows, side, shard_rows):
-    """Over all shards of an audit, with the index and the samples that are shown."""
+    """Over all shards of an audit, with the index and the samples that are shown. Pages are of 1 MB: pyarrow looks at
+    their size after every `write_batch_size` rows."""
     images = [{"bytes": picture(n, side), "path": None} for n in range(rows)]
     captions = [f"a picture of {n}" for n in range(rows)]
     out = io.BytesIO()
-    pq.write_table(pa.table({"image": pa.array(images, IMAGE), "caption": captions}), out, row_group_size=rows)
+    pq.write_table(
+        pa.table({"image": pa.array(images, IMAGE), "caption": captions}), out, row_group_size=rows, write_batch_size=4
+    )
     folder = f"rows-{rows}"
     size = put(f"{folder}/a.parquet", out.getvalue())
     run(model, address, folder, f"data.shard_rows={shard_rows}", "audit=one", "top=1")
