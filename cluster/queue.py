@@ -7,7 +7,6 @@ that tests can try every order of events.
 import heapq
 import logging
 import math
-import reprlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,12 @@ from cluster.worker import Reply
 
 LOG = logging.getLogger(__name__)
 LONGEST_PAUSE = 30.0
+
+
+def item_name(item: Any) -> str:
+    """An item in a message: its text, not too long."""
+    text = str(item)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def backoff(failures: int) -> float:
@@ -122,7 +127,7 @@ class Queue:
         heapq.heappush(self._pending, (now + pause, lease.index))
         LOG.warning(
             "%s: %s failure %d, tried again up to %d times, next in %.0f s: %s",
-            reprlib.repr(lease.item),
+            item_name(lease.item),
             failure.value,
             times,
             self._retries[failure],
@@ -145,7 +150,7 @@ class Queue:
         raise InfrastructureExhausted(
             f"{len(self._exhausted)} of {len(self._items)} items were given up because machines, processes or storage "
             f"failed too often, and {self.unfinished} were not finished; what is done stays done. Repair the cause and "
-            f"run the same command again. The last was {reprlib.repr(last.item)}, at attempt {last.attempts} on "
+            f"run the same command again. The last was {item_name(last.item)}, at attempt {last.attempts} on "
             f"{last.host or 'a node'}: {last.message}"
         )
 

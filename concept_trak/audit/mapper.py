@@ -41,6 +41,9 @@ class Task(ABC):
         """Number of training samples that the task computes, for the rate in the progress; 0 if it computes none."""
         return 0
 
+    def __str__(self) -> str:
+        return self.label
+
 
 @runtime_checkable
 class Mapper(Protocol):

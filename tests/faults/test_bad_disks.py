@@ -56,7 +56,7 @@ def test_a_full_disk(world, start, undisturbed, tmp_path):
         pytest.skip("no mount namespace can be made here, so no small disk")
     out, disk = tmp_path / "store", tmp_path / "disk"
     arguments = world.arguments(disk, "budget.infrastructure=1", model="pixels")
-    ended = on_a_disk("64k", disk, out, [sys.executable, "-m", "jobs.audit", *arguments])
+    ended = on_a_disk("140k", disk, out, [sys.executable, "-m", "jobs.audit", *arguments])
     assert ended.returncode == 4, ended.stdout + ended.stderr
     assert "No space left on device" in ended.stderr
     assert f"{disk}/features/" in ended.stderr, "the message names the file"

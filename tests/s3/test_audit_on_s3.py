@@ -106,7 +106,7 @@ def require_equal(found: Scores, expected: Scores) -> None:
 
 def leftovers(store: str) -> list[str]:
     """What does not belong into a store: files of no known place, or a probe's."""
-    return [name for name in Store(store).names("") if not name.startswith(("features/", "audits/"))]
+    return [name for name in Store(store).names("") if not name.startswith(("features/", "audits/", "sources/"))]
 
 
 def holds_secret(store: str) -> list[str]:
