@@ -123,7 +123,7 @@ class Pipeline(Denoiser):
         """
         config: Any = self.network.config
         size, channels = config["sample_size"], config["in_channels"]
-        sides = size if isinstance(size, (list, tuple)) and len(size) == 2 else (size, size)
+        sides: tuple[Any, ...] = tuple(size) if isinstance(size, (list, tuple)) and len(size) == 2 else (size, size)
         if not all(type(side) is int and side > 0 for side in sides):
             shown = "null" if size is None else repr(size)
             raise UserError(
@@ -136,7 +136,7 @@ class Pipeline(Denoiser):
                 f"{self.path / self.part} takes {channels} channels and the VAE has {latent}; expected as many. An "
                 "inpainting model takes a mask as well, which no training image has: use the model it was made from"
             )
-        return channels, int(sides[0]), int(sides[1])
+        return channels, *sides
 
     @property
     def prediction_type(self) -> str:

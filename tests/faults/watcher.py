@@ -34,7 +34,6 @@ from jobs.execute import RunConfig
 from jobs.gc import GcConfig, gc
 
 HERE = str(Path(__file__).parent)
-FEATURIZE = "concept_trak.audit.featurize:Featurize"
 LONGEST = 120.0  # seconds a test waits for what should have come long before
 
 
@@ -161,7 +160,7 @@ class Hires:
         hired = OnRay.map
 
         def deadly(executor: OnRay, task: Task, items, resources=ONE_CPU, watch=unwatched):
-            if task.entry == FEATURIZE:
+            if task.worker is featurize.FeaturizeWorker:
                 task = replace(task, worker=getattr(import_module("deadly"), self.worker))
                 said = {"PYTHONPATH": f"{CONF.parent}{os.pathsep}{HERE}", "DEADLY_BOOKS": self.books}
                 executor = replace(executor, env_vars={**executor.env_vars, **said})
@@ -180,7 +179,7 @@ class OnlyFeaturizesOnRay:
         whole = OnRay.map
 
         def mixed(executor: OnRay, task: Task, items, resources=ONE_CPU, watch=unwatched):
-            if task.entry == FEATURIZE:
+            if task.worker is featurize.FeaturizeWorker:
                 return whole(executor, task, items, resources, watch)
             return Serial(executor.budgets).map(task, items, resources, watch)
 
