@@ -1,17 +1,26 @@
 """Indices of data on storage: which audits need them, and whether their bytes are those that were written."""
 
+import contextlib
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePath
+
+import pyarrow as pa
 
 from concept_trak import UserError
+from concept_trak.audit.heavy_groups import read_heavy_groups
+from concept_trak.audit.index import listing_of
 from concept_trak.config import DataConfig, build
+from concept_trak.data.ids import encode_ids, id_digests
 from concept_trak.data.index import index_settings
 from concept_trak.store.gc import Garbage, Needed, existing, unknown_needs
 from concept_trak.store.manifest import Audit, read_settings
 from concept_trak.store.part import Damaged
-from concept_trak.store.sources import SOURCES, SourceSet, read_source_records, read_survey
+from concept_trak.store.sources import SOURCES, SourceSet, read_source_records, read_survey, source_name
 from concept_trak.store.store import Store
+from concept_trak.store.tables import read_parquet
 from concept_trak.store.verify import ALTERED, READERS, SOUND, TRUNCATED, Finding
 
 INDEX = "source index"
@@ -39,38 +48,54 @@ def unneeded_indices(store: Store, names: Iterable[str], living: Needed, before:
 
 
 def verify_indices(store: Store) -> Iterator[Finding]:
-    """Every index against its record, and the surveys; one that is missing is made when it is needed."""
+    """Every index against its record, and what is derived from indices; one that is missing is made when needed."""
     names = store.names(SOURCES)
     records = [name for name in names if "/records/" in name]
     with ThreadPoolExecutor(READERS) as readers:
         for findings in readers.map(lambda name: list(_verified(store, name)), records):
             yield from findings
-        surveys = [name for name in names if "/surveys/" in name]
-        yield from readers.map(lambda name: _survey(store, name), surveys)
+        yield from filter(None, readers.map(lambda name: _derived(store, name), names))
 
 
 def _verified(store: Store, record_name: str) -> Iterator[Finding]:
     """The finding about a record, and the one about its index."""
     folder, _, file = record_name.partition("/records/")
-    index = f"{folder}/{file.removesuffix('.json')}.parquet"
+    name = file.removesuffix(".json")
+    index = f"{folder}/{name}.parquet"
     try:
         (record,) = read_source_records(store, [record_name])
         data = store.read(index)
+        if source_name(record["uri"], record["version"], record["first_row"]) != name:
+            raise Damaged("it is another source's")
     except FileNotFoundError:
         return
-    except Damaged:
+    except (Damaged, KeyError):
         yield Finding(record_name, ALTERED)
         return
     yield Finding(record_name, SOUND)
-    if hashlib.sha256(data).hexdigest() == record["sha256"]:
-        yield Finding(index, SOUND)
-    else:
+    if hashlib.sha256(data).hexdigest() != record["sha256"]:
         yield Finding(index, TRUNCATED if len(data) < record["bytes"] else ALTERED)
+        return
+    yield Finding(index, SOUND)
+    digests = f"{folder}/ids/{name}.bin"
+    with contextlib.suppress(FileNotFoundError):  # the data have no column of ids
+        expected = encode_ids(id_digests(read_parquet(data)["id"].to_pylist()))
+        yield Finding(digests, SOUND if store.read(digests) == expected else ALTERED)
 
 
-def _survey(store: Store, name: str) -> Finding:
+def _derived(store: Store, name: str) -> Finding | None:
+    """The finding about a file that was made from the indices of a whole listing; None for another file."""
     try:
-        read_survey(store, name)
-    except Damaged:
+        match name.split("/")[2]:
+            case "surveys":
+                read_survey(store, name)
+            case "heavy":
+                read_heavy_groups(store, name)
+            case "unique":
+                if listing_of(json.loads(store.read(name))["survey"]) != PurePath(name).stem:
+                    return Finding(name, ALTERED)
+            case _:
+                return None
+    except (Damaged, ValueError, KeyError, TypeError, pa.ArrowException):
         return Finding(name, ALTERED)
     return Finding(name, SOUND)

@@ -166,5 +166,6 @@ def read_survey(store: Store, name: str) -> dict[str, dict[str, Any]]:
     try:
         table = read_parquet(store.read(name))
         return {row["name"]: json.loads(row["record"]) for row in table.to_pylist()}
-    except (pa.ArrowException, ValueError, KeyError) as error:
-        raise Damaged(f"{store.uri}/{name} is damaged: {error}. {REMEDY}") from error
+    except (pa.ArrowException, ValueError, KeyError, OSError) as error:
+        raise_damaged(error, f"{store.uri}/{name}")
+        raise

@@ -24,11 +24,11 @@ LABELS = BARE | {"labels": "0", "without_labels": "1"}
 ZERO = Concept("zero", labels="0", without_labels="1", samples=3, seed=5)
 
 REFUSALS = [
-    ({"name": ""}, r"concept '': name must be letters, digits"),
-    ({"name": "a/b"}, r"concept 'a/b': name must be letters, digits, '\.', '_' or '-', because it names files"),
+    ({"name": ""}, r"concept '': name must be at most 100 letters, digits"),
+    ({"name": "a/b"}, r"concept 'a/b': name must be at most 100 letters, digits, '\.', '_' or '-', because it"),
     ({"name": ".hidden"}, r"concept '\.hidden': name must be"),
-    ({"name": "rot grün"}, r"name must be letters, digits"),
-    ({"name": "red\n"}, r"name must be letters, digits"),
+    ({"name": "rot grün"}, r"name must be at most 100 letters, digits"),
+    ({"name": "red\n"}, r"name must be at most 100 letters, digits"),
     ({"prompt": ""}, r"concept 'red': give either prompt or labels: the condition that has the concept"),
     ({"labels": "0"}, r"give either prompt or labels"),
     ({"without_labels": "1"}, r"prompt goes with without_prompt, and labels with without_labels"),

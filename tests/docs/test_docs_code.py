@@ -17,11 +17,13 @@ import pytest
 from concept_trak.attribution.direction import DIRECTIONS
 from concept_trak.attribution.method import METHODS, RECOMMENDED
 from concept_trak.attribution.projector import PROJECTORS
-from concept_trak.config import DataConfig
+from concept_trak.config import AuditConfig, DataConfig
 from concept_trak.data.files import list_files
 from concept_trak.data.format import Findings
 from concept_trak.data.shard import cut
 from concept_trak.evaluation.published import BENCHMARKS
+from jobs.audit import AuditRunConfig
+from jobs.configure import configure_all
 from tests.docs.pages import PAGES, ROOT, blocks, commands, text, verb, words
 
 ALL = [(page, command) for page in PAGES for command in commands(page)]
@@ -44,6 +46,11 @@ def test_commands_are_of_make_pip_or_a_verb():
             assert re.search(rf"^{rest[0]}:", makefile, re.M), f"{page}: {command}: no such target"
         elif rest[:2] == ["-m", "pip"]:
             assert set(re.findall(r"\w+", rest[-1])) <= set(extras), f"{page}: {command}: no such extra"
+        elif program == "sbatch":
+            assert rest[0] == "infra/slurm/audit.sbatch", (
+                f"{page}: {command}: run by no test"
+            )  # tests/infra/test_slurm.py
+            configure_all((AuditConfig, AuditRunConfig), "config", rest[1:])
         else:
             assert (program, rest[0]) == ("python", "-m"), f"{page}: {command}: run by no test"
             assert rest[1].startswith("jobs."), f"{page}: {command}: run by no test"

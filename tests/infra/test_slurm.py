@@ -121,6 +121,7 @@ def test_everything_ends_when_slurm_says_that_the_time_is_up(job):
     assert not any(map(runs, pids(job)))
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(700)
 def test_a_real_audit_on_a_real_ray(job, tmp_path):
     world = build(tmp_path / "world")

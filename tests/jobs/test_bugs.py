@@ -55,5 +55,5 @@ def test_what_the_user_can_mend_is_one_message(ended, world, monkeypatch):
     monkeypatch.setattr(type(world), "arguments", lambda *_, **__: ["damping=-1"])
     code, text = ended()
     assert code == 2
-    assert text.startswith("error: damping=-1.0; expected a positive number")
+    assert text.startswith("error: damping=-1.0; expected auto or a positive number")
     assert "Traceback" not in text

@@ -5,6 +5,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from concept_trak.audit.featurize import FeaturizeWorker
+from concept_trak.audit.index import IndexReader
 from concept_trak.audit.prepare import prepare
 from concept_trak.data.benchmarks.synthetic import draw_labelled
 from concept_trak.data.benchmarks.two_factors import SHAPES3
@@ -48,7 +49,8 @@ def test_float16_features_of_small_gradients_keep_their_precision(world, tmp_pat
     """concept_b is not normalised: without a scale per row its gradients would vanish in float16."""
     ids, _, stored = world.audit(tmp_path / "stored", method="concept_b", data="few").features("concept_b")
     p = prepare(world.config(tmp_path / "exact", "model.precision=float64", method="concept_b", data="few"))
-    ready = [s for shard in p.plan for s in samples(shard, p.config.data, p.resolution) if isinstance(s, Sample)]
+    shards = map(IndexReader(p.store), p.plan)
+    ready = [s for shard in shards for s in samples(shard, p.config.data, p.resolution) if isinstance(s, Sample)]
     (made,) = FeaturizeWorker(p.work).features([p.config.methods["concept_b"]], ready)
     exact = made.phi.numpy()  # never stored
     assert ids == [s.id for s in ready]

@@ -19,7 +19,7 @@ from tests.store import faults
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["damping=-1"], "damping=-1.0; expected a positive number"),
+        (["damping=-1"], "damping=-1.0; expected auto or a positive number"),
         (["dampnig=1"], "unknown key dampnig (did you mean damping?)"),
         (["model.batch=few"], "model.batch='few': input should be a valid integer"),
         (["methods.caption_trak.train.times=[]"], "expected at least one time in 1 ... 999"),
@@ -35,10 +35,10 @@ from tests.store import faults
         (["projector.dim=100000000"], "choose projector.dim <="),
         (["model.parameters=no_such_layer"], "no_such_layer"),
         (["audit=../up"], "audit='../up': expected letters, digits"),
-        (["damping=inf"], "damping=inf; expected a positive number, 1e-12 ... 1e12"),
+        (["damping=inf"], "damping=inf; expected auto or a positive number, 1e-12 ... 1e12"),
         (["damping=nan"], "damping is no number (nan); expected one"),
-        (["damping=1e-300"], "damping=1e-300; expected a positive number, 1e-12 ... 1e12"),
-        (["damping=1e300"], "damping=1e+300; expected a positive number"),
+        (["damping=1e-300"], "damping=1e-300; expected auto or a positive number, 1e-12 ... 1e12"),
+        (["damping=1e300"], "damping=1e+300; expected auto or a positive number"),
         (["top=1000000000000"], "top=1000000000000; expected at least 1, at most 1000000"),
         (["shown=-1"], "shown=-1; expected at least 0"),
         (["interval=-1"], "interval=-1.0; expected at least 0"),

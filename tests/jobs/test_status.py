@@ -57,7 +57,7 @@ def test_failed_items_are_counted_and_their_logs_are_in_the_store(world, tmp_pat
 
 def test_counters_of_every_stage_stand_in_the_metrics(baseline):
     stages = json.loads((baseline.folder / "metrics.json").read_text())["stages"]
-    assert set(stages) == {"featurize", "gram", "query", "solve", "score", "aggregate", "look"}
+    assert set(stages) == {"index", "ids", "featurize", "gram", "query", "solve", "score", "aggregate", "rank", "look"}
     assert stages["featurize"]["samples"] == stages["score"]["samples"] == 48
     assert all(s["done"] == s["of"] and s["failed"] == s["retries"] == 0 for s in stages.values())
 

@@ -52,10 +52,21 @@ def test_a_sound_store_is_sound(audited: Audited, said):
         "latest.json",
         "progress.json",
         "index.html",
-    }  # and records, which are looked at with their parts
+    }  # and records, which are looked at with their parts, and indices, of which only damage is listed
+    files = [n for n in files if "sources" not in n.relative_to(audited.store).parts[:1]]
     expected = [f for f in files if f.name not in unlisted and f.parent.name != "commits"]
     assert (code, err) == (0, "")
     assert lines == [f"{len(expected)} files: {len(expected)} sound"], "a file was not looked at, or looked at twice"
+
+
+def test_a_damaged_index_is_named_and_made_again(audited: Audited, said):
+    file = next(audited.store.glob("sources/*/*.parquet"))
+    flip(file)
+    code, lines, _ = said()
+    named = [line for line in lines if str(file.relative_to(audited.store)) in line]
+    assert (code, len(named)) == (6, 1), lines
+    assert said(repair=True)[0] == 0
+    assert not file.exists(), "it is made again when it is needed"
 
 
 @pytest.mark.parametrize(

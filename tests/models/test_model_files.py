@@ -12,7 +12,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from sentencepiece import SentencePieceTrainer
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, T5EncoderModel
 
 from concept_trak import UserError
 from concept_trak.models import load_model
@@ -127,6 +127,9 @@ def test_a_tokenizer_with_a_sentencepiece_model_alone_is_read(tmp_path):
     corpus.write_text("a red circle\na blue square\na green triangle\n" * 50)
     SentencePieceTrainer.train(input=str(corpus), model_prefix=str(tmp_path / "spiece"), vocab_size=40, pad_id=0,
                                eos_id=1, unk_id=2, bos_id=-1, minloglevel=2, hard_vocab_limit=False)  # fmt: skip
+    encoder = T5EncoderModel.from_pretrained(path / "text_encoder")
+    encoder.resize_token_embeddings(40)
+    encoder.save_pretrained(path / "text_encoder")
     shutil.rmtree(path / "tokenizer")
     (path / "tokenizer").mkdir()
     shutil.copy(tmp_path / "spiece.model", path / "tokenizer/spiece.model")
