@@ -93,10 +93,9 @@ def test_a_tar_is_read_for_its_index_and_its_images_and_never_again(model, proxy
     assert sum(read_of(proxy, folder).values()) <= shown, "unchanged data are read for what is shown alone"
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
-    ("rows", "side", "shard_rows"),
-    [(600, 200, 200), pytest.param(20_000, 60, 2_000, marks=pytest.mark.soak)],
-    ids=["small", "20,000 images"],
+    ("rows", "side", "shard_rows"), [(600, 200, 200), (20_000, 60, 2_000)], ids=["small", "20,000 images"]
 )
 def test_one_row_group_is_read_once(model, proxy, address, rows, side, shard_rows):
     """Over all shards of an audit, with the index and the samples that are shown. Pages are of 1 MB: pyarrow looks at
