@@ -26,6 +26,8 @@ SETTINGS = (
     "projector.dim=16", "data.enlarge=true", "cluster=serial", "top=2", "shown=1", f"concepts=[{CONCEPT}]",
 )  # fmt: skip
 
+pytestmark = pytest.mark.soak  # a minute each, beside the start of a server
+
 
 def picture(seed: int, side: int) -> bytes:
     """Noise, so that no compression makes it small."""
@@ -71,7 +73,7 @@ def read_of(proxy: Proxy, folder: str) -> dict[str, int]:
 
 @pytest.mark.parametrize(
     ("tars", "samples", "side"),
-    [(3, 10, 64), pytest.param(20, 20, 920, marks=pytest.mark.soak)],
+    [(3, 10, 64), (20, 20, 920)],
     ids=["small", "20 tars of 50 MB"],
 )
 def test_a_tar_is_read_for_its_index_and_its_images_and_never_again(model, proxy, address, tars, samples, side):
@@ -93,7 +95,6 @@ def test_a_tar_is_read_for_its_index_and_its_images_and_never_again(model, proxy
     assert sum(read_of(proxy, folder).values()) <= shown, "unchanged data are read for what is shown alone"
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize(
     ("rows", "side", "shard_rows"), [(600, 200, 200), (20_000, 60, 2_000)], ids=["small", "20,000 images"]
 )
