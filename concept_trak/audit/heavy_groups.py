@@ -20,7 +20,7 @@ from concept_trak.data.inventory import Survey
 from concept_trak.store.sources import READERS, read_source_index
 from concept_trak.store.store import Store
 from concept_trak.store.tables import compute as pc
-from concept_trak.store.tables import read_parquet, to_parquet
+from concept_trak.store.tables import to_parquet
 
 SOURCES_AT_ONCE = 256
 
@@ -96,5 +96,5 @@ def heavy_groups(store: Store, data: DataConfig, survey: Survey, mapper: Mapper)
 
 
 def read_heavy_groups(store: Store, name: str) -> pa.Table | None:
-    """The labels and words of such a file; None for no name."""
-    return read_parquet(store.read(name)) if name else None
+    """The labels and words of such a file; None for no name. Raises Damaged, naming the file."""
+    return read_source_index(store, name) if name else None

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePath
 
-import pyarrow as pa
-
 from concept_trak import UserError
 from concept_trak.audit.heavy_groups import read_heavy_groups
 from concept_trak.audit.index import listing_of
@@ -96,6 +94,8 @@ def _derived(store: Store, name: str) -> Finding | None:
                     return Finding(name, ALTERED)
             case _:
                 return None
-    except (Damaged, ValueError, KeyError, TypeError, pa.ArrowException):
+    except FileNotFoundError:  # removed since the listing
+        return None
+    except (Damaged, ValueError, KeyError, TypeError):
         return Finding(name, ALTERED)
     return Finding(name, SOUND)

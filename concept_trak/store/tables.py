@@ -60,7 +60,7 @@ def read_parquet(data: bytes) -> pa.Table:
 def read_columns(store: Store, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Some columns of a table in the store, and of the others nothing; page checksums verified."""
     with store.open(name) as file:
-        return pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True).read(columns)
+        return pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True).read(columns, use_threads=False)
 
 
 def parquet_tail(file: SeekableFile) -> bytes:

@@ -263,3 +263,7 @@ def test_gc_and_verify_know_every_node_by_the_plan_alone(narrow, unlike_shards):
     assert nodes.keys() == {node.name for node in tree.nodes}
     for node in tree.nodes:
         assert nodes[node.name] == [shard.name for shard in unlike_shards[node.first : node.stop]]
+
+
+def test_a_task_is_named_by_its_label_in_a_log():
+    assert str(GramTask("m", "node")) == "m-node"

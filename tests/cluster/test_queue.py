@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.executor import Budgets, Failure, InfrastructureExhausted, WorkerFailed
-from cluster.queue import Constructions, Queue, backoff, overdue
+from cluster.queue import Constructions, Queue, backoff, item_name, overdue
 from cluster.worker import Reply
 
 BUDGETS = Budgets(infrastructure=3, memory=2, application=1, systemic=2)
@@ -171,3 +171,8 @@ def test_the_users_mistake_ends_construction_at_once_in_its_own_words():
     with pytest.raises(WorkerFailed, match=r"^k must be even$") as raised:
         Constructions(Budgets(), workers=8).failed(Reply(failure=Failure.INPUT, message="k must be even"))
     assert raised.value.exit_code == 2
+
+
+def test_an_item_is_named_by_its_text_and_not_at_length():
+    assert item_name("shard 7") == "shard 7"
+    assert item_name("x" * 101) == "x" * 100 + "..."

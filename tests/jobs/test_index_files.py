@@ -2,20 +2,26 @@
 
 from collections import Counter
 
+import pyarrow as pa
 import pytest
 
 from concept_trak.audit.index_upkeep import verify_indices
+from concept_trak.store.sources import SourceSet
 from concept_trak.store.store import Store
+from concept_trak.store.tables import to_parquet
 from concept_trak.store.verify import SOUND
 from tests.jobs_ops.audited import cut, flip
 
-FOLDERS = {"": flip, "records": cut, "ids": flip, "surveys": cut, "unique": cut}
+FOLDERS = {"": flip, "records": cut, "ids": flip, "surveys": cut, "unique": cut, "heavy": flip}
 
 
 @pytest.fixture(scope="module")
 def store(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("indexed")
     assert world.audit(folder, data="few").code == 0
+    (indices,) = (folder / "sources").iterdir()
+    words = pa.table({"word": [f"word {n}" for n in range(5_000)]})  # as of a data set with too many for one row each
+    assert Store(str(folder)).create(SourceSet(indices.name).heavy("listing"), to_parquet(words))
     return folder
 
 
