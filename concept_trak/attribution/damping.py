@@ -1,13 +1,13 @@
-"""The damping chosen without labels: the one at which a concept's own queries agree most, and different concepts least.
+"""A choice of the damping without labels: queries for one concept should agree, and for different concepts differ.
 
-Each concept is asked twice, with the two halves of its samples. Of the scores of training samples,
+Each concept gives two queries, one from each half of its samples. For the scores of training samples under them,
 
     within  = mean correlation between the two halves of a concept
     between = mean correlation between halves of different concepts
 
-and the damping with the largest within - between is chosen. Too little damping makes the scores noise, and within
-falls; too much lets what all concepts share decide, and between rises. Without the centring of a correlation, what all
-scores share would be taken for agreement (assets/study.md).
+and the choice is the damping with the largest within - between. With too little damping the scores are noise, and
+`within` falls. With too much, parts of the features that all concepts share dominate the scores, and `between` rises.
+Correlations are centred, because otherwise a part that all scores share would count as agreement (assets/study.md).
 
 n training samples, m queries, k features.
 """
@@ -23,7 +23,7 @@ from concept_trak.attribution.fisher import Gram, solve_damped
 from concept_trak.attribution.ranking import scores
 
 DAMPINGS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
-"""Those that `damping=auto` chooses from; with decades alone it loses up to .04 of mean AP (assets/study.md)."""
+"""The candidates of `damping=auto`; powers of 10 alone would lose up to .04 of mean AP (assets/study.md)."""
 DEFAULT_DAMPING = 100.0
 
 
@@ -31,8 +31,10 @@ class DampingPoint(NamedTuple):
     """How well queries agree at one damping: correlations of scores, in [-1, 1].
 
     Attributes:
-        within, between: the means (see above).
-        own: of each concept, between its two halves.
+        damping: relative to the mean eigenvalue of K.
+        within: the mean correlation between the two halves of a concept.
+        between: the mean correlation between halves of different concepts.
+        own: by concept, the correlation between its two halves.
     """
 
     damping: float
@@ -51,8 +53,8 @@ class DampingChoice(NamedTuple):
 
     Attributes:
         damping: relative to the mean eigenvalue of K.
-        curve: empty where nothing was chosen.
-        reason: why `damping=auto` fell back to the default; empty otherwise.
+        curve: empty if no choice was made.
+        reason: why `damping=auto` used the default; empty otherwise.
     """
 
     damping: float
@@ -61,18 +63,21 @@ class DampingChoice(NamedTuple):
 
     @property
     def reliability(self) -> tuple[float, ...]:
-        """Of each concept with two halves, that of its scores over all samples, in (-inf, 1]: 2 r / (1 + r) of the
-        halves' correlation r (Spearman 1910, Brown 1910). At 1/2 as much of the scores is noise as is not."""
+        """The reliability of each concept's scores, for concepts with two halves, in (-inf, 1].
+
+        It is 2 r / (1 + r), with the correlation r of the halves (Spearman 1910, Brown 1910). At 1/2, half of the
+        variance of the scores is noise.
+        """
         own = next((point.own for point in self.curve if point.damping == self.damping), ())
         return tuple(2 * r / (1 + r) if r > -1 else -float("inf") for r in own)
 
 
 def query_halves(phi: Float[Tensor, "m k"], phrasings: int = 1) -> Float[Tensor, "2 k"] | None:
-    """Two features of one concept from disjoint halves of its samples; None where a phrasing has one sample only.
+    """Two features of one concept from disjoint halves of its samples; None if a phrasing has a single sample.
 
     Args:
-        phi: of the samples; sample i has the phrasing i mod `phrasings`.
-        phrasings: which both halves weigh alike, as the concept's own feature does.
+        phi: the features of the samples; sample i has the phrasing i mod `phrasings`.
+        phrasings: their number. Both halves give every phrasing the same weight, as the concept's own feature does.
     """
     if len(phi) < 2 * phrasings:
         return None
@@ -92,9 +97,11 @@ def damping_curve(
 
     Args:
         gram: K of all samples.
-        all_phi: as `solve_damped` takes it.
-        phi: of the samples whose scores are correlated: all of them, or some.
-        weight: of these samples.
+        halves: the two features of each concept, from `query_halves`.
+        all_phi: returns the features of all samples (see `solve_damped`).
+        phi: the features of the samples whose scores are correlated: all samples, or some of them.
+        weight: the weights of these samples.
+        dampings: the candidates.
     """
     queries, points = torch.cat(list(halves)), list[DampingPoint]()
     for damping in dampings:
@@ -106,17 +113,17 @@ def damping_curve(
 
 
 def score_correlations(values: Float[Tensor, "n m"]) -> Float[Tensor, "m m"]:
-    """Correlations of columns of scores; a constant column correlates with none."""
+    """Correlations of columns of scores; those of a constant column are 0."""
     centred = values - values.mean(0)
     length = centred.norm(dim=0)
     return torch.where(length[:, None] * length > 0, centred.T @ centred / (length[:, None] * length), 0.0)
 
 
 def agreement_of_halves(correlations: Float[Tensor, "m m"]) -> tuple[float, float]:
-    """(within, between): the means over the two halves of one concept, and over halves of different ones.
+    """(within, between): the mean over the two halves of one concept, and the mean over halves of different concepts.
 
     Args:
-        correlations: of scores, two columns for each concept, in the order of the concepts.
+        correlations: of columns of scores, with two columns for each concept, in the order of the concepts.
     """
     concept = torch.arange(len(correlations)) // 2
     between = correlations[concept[:, None] != concept]
@@ -124,14 +131,14 @@ def agreement_of_halves(correlations: Float[Tensor, "m m"]) -> tuple[float, floa
 
 
 def most_separating_damping(curve: Sequence[DampingPoint]) -> float:
-    """The damping with the largest within - between; of equals the strongest."""
+    """The damping with the largest within - between; the largest one if several are equal."""
     return max(curve, key=lambda point: (point.separation, point.damping)).damping
 
 
 def why_default(halves: Sequence[object | None]) -> str:
-    """Why `damping=auto` cannot choose from the halves of every concept asked; empty if it can."""
+    """The reason why `damping=auto` cannot choose from these concepts' halves; empty if it can."""
     if len(halves) < 2:
-        return "one concept is asked, and the choice compares concepts"
+        return "there is one concept, and the choice compares concepts"
     if sum(half is not None for half in halves) < 2:
         return "fewer than two concepts have two samples, and the choice compares the halves of a concept"
     return ""

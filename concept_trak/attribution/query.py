@@ -1,6 +1,6 @@
-"""A concept as a query: its samples, the states and direction of a method's query side for it, and its features.
+"""A concept as a query: its samples, the states and the direction that a method uses for it, and its features.
 
-A query's feature is the mean over its phrasings, each the mean over its own samples.
+The feature of a query is the mean over its phrasings; the feature of a phrasing is the mean over its samples.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ from concept_trak.attribution.projector import Projector
 from concept_trak.attribution.state import Batch, Probe
 from concept_trak.attribution.trajectory import generate
 
-# Query images are generated, and local images inverted, without guidance: the states the condition itself leads to.
+# Query images are generated and local images inverted without guidance, so the states depend on the condition only.
 UNGUIDED = Probe("sampling", "concept_reward")
 REWARDS = {"text": "concept_reward", "examples": "example_reward", "classifier": "classifier_reward"}
 """The direction of a query by `Concept.kind`."""
@@ -37,16 +37,17 @@ def query_batch(
 ) -> Batch:
     """The samples of a query.
 
-    They are named by their number, so concepts with one seed share their noise. Sample i has the phrasing i mod the
-    number of phrasings. A concept without texts gets conditions of the model's own: the empty one, or drawn ones.
+    The samples are named by their number, so concepts with the same seed share their noise. Sample i has the phrasing
+    i mod the number of phrasings. A concept without texts gets conditions from the model: the empty one, or drawn ones.
 
     Args:
         pixels: the image of a concept with `scope=local`, in [-1, 1].
-        target: of a concept given by examples, their mean x_0 (`mean_latent`).
-        classifier: of a concept given by one, from x_0hat [b, c, h, w] to the log-probability of its class [b].
+        target: for a concept given by examples, their mean x_0 (`mean_latent`).
+        classifier: for a concept given by a classifier, the function from x_0hat [b, c, h, w] to the log-probability
+            of the concept's class [b].
 
     Raises:
-        UserError: the model would not read all of a condition; a concept cut short is another concept.
+        UserError: the model would truncate a condition, which would make it a different concept.
     """
     require_untruncated(denoiser, concept)
     pairs, count = concept.condition_pairs, concept.count
@@ -66,11 +67,11 @@ def query_batch(
 
 
 def resolve_query(denoiser: Denoiser, method: Method, concept: Concept, batch: Batch) -> tuple[Method, Batch]:
-    """The method and the batch as the concept needs them.
+    """The method and the batch, adapted to the concept.
 
-    Without texts, the concept reward becomes that of `REWARDS`. With `scope=local`, sampling becomes the inversion of
-    the image, unguided and deterministic. With `scope=global`, a method that starts from images gets those that the
-    model generates for the condition, with the condition as their caption.
+    For a concept without texts, the direction of `REWARDS` replaces the concept reward. For `scope=local`, the
+    inversion of the image, unguided and deterministic, replaces sampling. For `scope=global`, a method that starts from
+    images gets images that the model generates for the condition, with the condition as their caption.
     """
     require_query_direction(method, concept)
     if method.query.direction == "concept_reward":
@@ -98,13 +99,13 @@ def query_features(
     """The feature of every sample of a query.
 
     Args:
-        batch: as `query_batch` makes it.
+        batch: the result of `query_batch`.
         size: samples computed at a time; it does not change the features.
     """
     parts = []
     for start in range(0, len(batch.ids), size):
-        resolved, some = resolve_query(denoiser, method, concept, batch.rows(slice(start, start + size)))
-        parts.append(compute_features(denoiser, projector, resolved.query_spec, some, concept.seed, workspace))
+        resolved, rows = resolve_query(denoiser, method, concept, batch.rows(slice(start, start + size)))
+        parts.append(compute_features(denoiser, projector, resolved.query_spec, rows, concept.seed, workspace))
     phi, weight, states = (torch.cat(values) for values in zip(*parts, strict=True))
     return Features(phi, weight, states)
 
@@ -113,7 +114,7 @@ def phrasing_features(denoiser: Denoiser, concept: Concept, features: Features) 
     """The mean feature of each phrasing; the query's feature is the mean of these.
 
     Args:
-        features: of the samples of the query, as `query_features` returns them.
+        features: the features of the query's samples, from `query_features`.
 
     Raises:
         UserError: a phrasing has no direction at any state, or its feature is not finite.
@@ -129,18 +130,18 @@ def phrasing_features(denoiser: Denoiser, concept: Concept, features: Features) 
 
 
 def _not_finite(concept: Concept, dtype: torch.dtype) -> str:
-    """Why the feature of a query has NaN or infinite numbers, and what to do."""
+    """A message: why the feature of a query has NaN or infinite numbers, and the remedy."""
     if concept.kind == "classifier":
         return f"the gradient of log p({concept.shows!r}) is not finite; train a classifier that is less certain"
     wider = "; set model.precision=float32" if dtype in (torch.float16, torch.bfloat16) else ""
     return (
         f"its feature is not finite: the model's predictions overflow or are undefined in {dtype} at some "
-        f"state{wider}; expected finite predictions along the whole path that the method takes"
+        f"state{wider}; expected finite predictions at every state of the method"
     )
 
 
 def _without_direction(concept: Concept, phrasing: int) -> str:
-    """Why a query has no feature, and what to do."""
+    """A message: why a query has no feature, and the remedy."""
     if concept.kind == "examples":
         return "the model's x_0hat equals the mean of the examples at every state; give other examples"
     if concept.kind == "classifier":
@@ -158,20 +159,22 @@ def _without_direction(concept: Concept, phrasing: int) -> str:
 
 
 def mean_latent(denoiser: Denoiser, pixels: Iterable[Float[Tensor, "n 3 height width"]]) -> Float[Tensor, "c h w"]:
-    """The mean x_0 of images, which come in batches; summed in float64, so that order and batches do not show.
+    """The mean x_0 of images.
+
+    The sum is in float64, so that the mean does not depend on the order and the batches.
 
     Args:
-        pixels: images in [-1, 1].
+        pixels: batches of images in [-1, 1].
     """
     total, count = torch.zeros(denoiser.shape, dtype=torch.float64), 0
-    for some in pixels:
-        total += denoiser.to_latent(some.to(denoiser.device, denoiser.dtype)).detach().cpu().double().sum(0)
-        count += len(some)
+    for images in pixels:
+        total += denoiser.to_latent(images.to(denoiser.device, denoiser.dtype)).detach().cpu().double().sum(0)
+        count += len(images)
     return (total / count).to(denoiser.device, torch.promote_types(denoiser.dtype, torch.float32))
 
 
 def require_untruncated(denoiser: Denoiser, concept: Concept) -> None:
-    """Refuse a concept of which the model would not read every condition to its end.
+    """Refuse a concept with a condition that the model would truncate.
 
     Raises:
         UserError: the message names the concept, the tokens and the limit.
@@ -187,7 +190,7 @@ def require_query_direction(method: Method, concept: Concept) -> None:
     """Refuse a method whose query side cannot express the concept.
 
     Raises:
-        UserError: the concept has no prompt, and the method would attribute images of the model's own choice.
+        UserError: the concept has no prompt, and the method needs one to generate its images.
     """
     if concept.kind in ("examples", "classifier") and method.query.direction not in CONCEPT_DIRECTIONS:
         raise UserError(
@@ -198,7 +201,7 @@ def require_query_direction(method: Method, concept: Concept) -> None:
 
 
 def require_conditioning(denoiser: Denoiser, concept: Concept) -> None:
-    """Refuse a concept that is not given in the model's conditioning.
+    """Refuse a concept whose kind of condition is not the one that the model takes.
 
     Raises:
         UserError: the message names the concept, the model's conditioning, and the keys to use.
@@ -220,9 +223,9 @@ def require_conditioning(denoiser: Denoiser, concept: Concept) -> None:
 
 
 def require_conditions(denoiser: Denoiser, methods: Mapping[str, Method], concepts: Sequence[Concept] = ()) -> None:
-    """Refuse methods with a direction between two conditions where the model has none.
+    """Refuse methods with a direction between two conditions if the model is unconditional.
 
-    Examples and a classifier replace `concept_reward` by a reward of their own.
+    A concept given by examples or a classifier is allowed, because another reward replaces `concept_reward` for it.
 
     Raises:
         UserError: the message names the method, its direction, and methods that can be used.
@@ -241,7 +244,7 @@ def require_conditions(denoiser: Denoiser, methods: Mapping[str, Method], concep
 
 
 def require_prompt_pairs(concepts: Sequence[Concept]) -> None:
-    """Refuse concepts that are not one condition against another, which is what components compare.
+    """Refuse concepts that are not a pair of conditions, because components compare two conditions.
 
     Raises:
         UserError: the message names the concept.

@@ -90,7 +90,7 @@ def test_of_equal_separations_the_strongest_damping_is_chosen():
 
 @pytest.mark.parametrize(
     ("halves", "reason"),
-    [([1], "one concept is asked"), ([1, None], "fewer than two concepts have two samples"), ([1, None, 1], "")],
+    [([1], "there is one concept"), ([1, None], "fewer than two concepts have two samples"), ([1, None, 1], "")],
 )
 def test_it_says_why_it_cannot_choose(halves, reason):
     assert why_default(halves).startswith(reason)

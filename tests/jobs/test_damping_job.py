@@ -66,7 +66,7 @@ def test_a_resumed_audit_keeps_the_choice_that_was_made(world, chosen):
 @pytest.mark.parametrize(
     ("concepts", "reason"),
     [
-        (f"concepts=[{RED}]", "one concept is asked"),
+        (f"concepts=[{RED}]", "there is one concept"),
         (
             f"concepts=[{TRIANGLE},{RED.replace('samples: 4', 'samples: 1')}]",
             "fewer than two concepts have two samples",

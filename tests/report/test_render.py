@@ -354,13 +354,13 @@ def test_what_the_samples_and_the_rankings_disagree_about_is_said(page):
 
 def test_a_chosen_damping_is_shown_with_its_curve(page):
     curve = (DampingPoint(1.0, 0.5, 0.25, ()), DampingPoint(100.0, 0.875, 0.125, ()))
-    chosen, default = DampingChoice(100.0, curve), DampingChoice(100.0, reason="one concept is asked")
+    chosen, default = DampingChoice(100.0, curve), DampingChoice(100.0, reason="there is one concept")
     facts = tuple(replace(f, damping=d) for f, d in zip(page.facts, (chosen, default), strict=False))
     chart = agreement_chart({"concept_trak": chosen, "d_trak": default})
     document = parse(render(replace(page, facts=facts, damping_chart=chart)))
     text = document.text
     assert "100, chosen" in text
-    assert "100, the default: one concept is asked" in text
+    assert "100, the default: there is one concept" in text
     assert "concept_trak: 0.88 within, 0.12 between" in text
     assert agreement_chart({"d_trak": default}) is None
     heights = [y for _, y in chart.curves[0].points]

@@ -1,10 +1,10 @@
-"""P of a running sum of per-sample gradients, and the norms that they are divided by before they are added.
+"""Running sums of per-sample gradients, projected by P, and the norms that divide the gradients before they are added.
 
-P is linear, so it is applied once to the sum, or to every gradient where a projector needs few of its numbers: `mask`
-and `kronecker` take them straight from the factors.
+P is linear, so one projection of the sum suffices. `mask` and `kronecker` need few numbers of a gradient and take them
+from its factors; their sums are narrow from the start.
 
-Gradients are handled one after another. Where a norm needs a gradient in dense form, the sum takes what it needs of
-that form at once and the form is dropped: fresh memory costs more than the product that fills it.
+Gradients are handled one after another. A norm may need a gradient in dense form. The sum then uses that form at once
+and drops it, because fresh memory costs more than the product that fills it.
 """
 
 from abc import ABC, abstractmethod
@@ -22,12 +22,13 @@ from concept_trak.attribution.numerics import at_least_float32
 from concept_trak.attribution.projector import Projector, Tables, sketch
 
 NEGLIGIBLE = 1e-5
-"""Share of the whole gradient's norm below which a layer's own is rounding, as of keys where one token is attended."""
+"""A layer's norm below this share of the whole gradient's norm is rounding error. An example is the key matrix of an
+attention over a single token, whose exact gradient is 0."""
 Reduce = Callable[[str, ParameterGradient], ParameterGradient]
 
 
 class FeatureSum(ABC):
-    """P of a running sum over b samples' gradients, 0 at first. `add` and `phi` may be called in any order."""
+    """A running sum of b samples' gradients, projected by P; 0 at first. `add` and `phi` may be called in any order."""
 
     def add(
         self,
@@ -40,9 +41,9 @@ class FeatureSum(ABC):
 
         Args:
             gradients: by parameter name.
-            norm: `all` divides each sample's gradients by their norm over all parameters, `layer` each layer's by its
-                own, `none` by nothing.
-            exponent: with `layer`, of the layer's own norm beside the whole one's (`gradient_norms`).
+            norm: `all` divides each sample's gradients by their norm over all parameters, `layer` divides those of
+                each layer by the layer's norm, and `none` leaves them as they are.
+            exponent: for `layer`, the exponent of the layer's norm (see `gradient_norms`).
         """
         if norm == "none":
             for name, gradient in gradients.items():
@@ -55,22 +56,22 @@ class FeatureSum(ABC):
 
     @abstractmethod
     def phi(self) -> Float[Tensor, "b k"]:
-        """P of the sum of everything that was added so far."""
+        """P of the sum so far."""
 
     @abstractmethod
     def _reduced(self, name: str, gradient: ParameterGradient) -> ParameterGradient:
-        """What the sum needs of a gradient."""
+        """The part of a gradient that the sum needs."""
 
     @abstractmethod
     def _add(self, name: str, reduced: ParameterGradient, factor: Float[Tensor, " b"]) -> None:
-        """Add what `_reduced` returned, times each sample's factor."""
+        """Add the result of `_reduced`, times each sample's factor."""
 
 
 class FullSum(FeatureSum):
-    """For any P: the sum itself, at full width and at least float32.
+    """For any P: the sum at full width, in float32 or wider.
 
     Args:
-        memory: at least b times as many numbers as there are parameters; the largest tensor that a batch needs.
+        memory: at least b times as many numbers as `parameters` have together; the largest tensor that a batch needs.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class FullSum(FeatureSum):
 
 
 class MaskSum(FeatureSum):
-    """For `mask`: only the coordinates that it keeps, taken from the factors of a gradient."""
+    """For `mask`: the sum of the coordinates that P keeps, taken from the factors of a gradient."""
 
     def __init__(self, projector: Projector, parameters: Mapping[str, Tensor], b: int, tables: Tables) -> None:
         sizes = tuple((name, p.numel()) for name, p in parameters.items())
@@ -121,7 +122,7 @@ class MaskSum(FeatureSum):
 
 
 class KroneckerSum(FeatureSum):
-    """For `kronecker`: S_o^T G S_i of every matrix, taken from the factors of a gradient, and one sketch of the sum."""
+    """For `kronecker`: the sum of S_o^T G S_i of every matrix, taken from a gradient's factors, and then one sketch."""
 
     def __init__(self, projector: Projector, parameters: Mapping[str, Tensor], b: int, tables: Tables) -> None:
         self._projector, self._tables = projector, tables
@@ -149,14 +150,14 @@ class KroneckerSum(FeatureSum):
 
 
 NARROW_SUMS: dict[str, type[MaskSum] | type[KroneckerSum]] = {"mask": MaskSum, "kronecker": KroneckerSum}
-"""By projector; each equals P of the full sum, with P as in `PROJECTORS`."""
+"""The sum of a projector that has one of its own. It equals P of the full sum, with P as in `PROJECTORS`."""
 
 
 @contextmanager
 def feature_sums(
     projector: Projector, parameters: Mapping[str, Tensor], b: int, count: int, workspace: Workspace
 ) -> Iterator[list[FeatureSum]]:
-    """`count` sums over b samples' gradients of `parameters`, until the block ends."""
+    """Lend `count` sums over b samples' gradients of `parameters`; their memory is free again after the block."""
     if projector.kind in NARROW_SUMS:
         kind = NARROW_SUMS[projector.kind]
         yield [kind(projector, parameters, b, workspace.tables) for _ in range(count)]
@@ -169,7 +170,7 @@ def feature_sums(
 
 
 def norm_group(name: str, norm: str) -> str:
-    """The parameters of one group are divided by one norm: `all` of them, or those of a `layer`."""
+    """The group whose norm divides this parameter's gradient: its layer for `layer`, one group of all for `all`."""
     return layer_of(name) if norm == "layer" else norm
 
 
@@ -179,16 +180,16 @@ def gradient_norms(
     reduce: Reduce = lambda name, gradient: gradient,
     exponent: float = 1.0,
 ) -> tuple[dict[str, Float[Tensor, " b"]], dict[str, ParameterGradient]]:
-    """Each sample's Euclidean norms, and what `reduce` takes of each gradient while its dense form may be at hand.
+    """Each sample's Euclidean norms, and every gradient after `reduce`.
 
     Args:
-        norm: `all` for one norm over all parameters, `layer` for one over each layer's.
-        reduce: called with every parameter's name and gradient, dense where the norm needed it dense.
-        exponent: with `layer`, p in (0, 1]: |g_l|^p |g|^(1-p) takes the place of the norm |g_l| of a layer.
+        norm: `all` for one norm over all parameters, `layer` for one norm over the parameters of each layer.
+        reduce: called with every parameter's name and gradient. It gets the dense gradient where the norm formed it.
+        exponent: for `layer`, p in (0, 1]: |g_l|^p |g|^(1-p) replaces the norm |g_l| of a layer.
 
     Returns:
-        (norms by group, reduced gradients by parameter name). A layer's norm that is rounding beside the whole one is
-        0.
+        (norms by group, reduced gradients by parameter name). A layer's norm below `NEGLIGIBLE` times the whole norm
+        is 0.
     """
     vectors = [g.value for g in gradients.values() if norm == "all" and isinstance(g, DenseGradient) and g.is_vector]
     squares = [DenseGradient(torch.cat(vectors, 1)).squared_norm()] if vectors else []

@@ -4,15 +4,15 @@
 
 Letters: b samples of n / b rows each, o outputs, i inputs, a kernel of k l, P padded pixels, p positions.
 
-Three ways lead to G or to its norm. Their costs were measured on one core of a CPU for 16 samples, in units of the
-plain gradient of the weight:
+G or its norm can be computed in three ways. The costs below were measured on one core of a CPU for 16 samples, in units
+of the plain gradient of the weight:
 
-- One grouped convolution, with the samples as its groups: about 1, but 1.5 for few positions and 5 for few outputs.
-- Patches copied from a padded input with channels last, a few samples at a time so that they stay in the cache: 1 for
-  8 x 8 positions, 2 for 32 x 32. The result has its channels last.
-- The norm without G, from the Gram G_x of padded pixels, <patch_p, patch_q> = sum_d G_x[p + d, q + d] over the offsets
-  d of the kernel: 1/2 to 1/3 for 8 x 8 positions and 64 to 128 channels. It costs P^2 i + p^2 o multiply-adds and
-  (k + l) P p strided additions, against p o i k l through G.
+- G by one grouped convolution, with the samples as groups: about 1, but 1.5 for few positions and 5 for few outputs.
+- G by patches that are copied from a padded input with channels last, a few samples at a time so that they fit into
+  the cache: 1 for 8 x 8 positions, 2 for 32 x 32. The result has its channels last.
+- The norm without G, from the Gram matrix G_x of padded pixels: <patch_p, patch_q> = sum_d G_x[p + d, q + d] over the
+  offsets d of the kernel: 1/2 to 1/3 for 8 x 8 positions and 64 to 128 channels. It costs P^2 i + p^2 o multiply-adds
+  and (k + l) P p strided additions. G costs p o i k l.
 """
 
 from collections.abc import Iterator
@@ -28,9 +28,9 @@ from torch.nn.grad import conv2d_weight
 from concept_trak.attribution.gradients.factors import GATHERED, DenseGradient
 from concept_trak.attribution.numerics import at_least_float32
 
-# Multiply-adds of a matrix product that take as long as one addition of strided numbers, and one number in a patch.
+# Costs in multiply-adds of a matrix product: of one addition of strided numbers, and of copying one number to a patch.
 ADDITION, COPIED = 8, 32
-FEW_POSITIONS, FEW_OUTPUTS = 100, 4  # up to which patches are faster than groups
+FEW_POSITIONS, FEW_OUTPUTS = 100, 4  # with at most this many of either, patches are faster than groups
 PATCH_NUMBERS = 1 << 19  # numbers in patches at a time: 2 MB, about what the cache of a core holds
 
 
@@ -79,14 +79,14 @@ class Conv2dGradient:
         return memory.view(self.b, *self.shape)
 
     def add_to(self, total: Float[Tensor, "b ..."], factor: Float[Tensor, " b"], overwrite: bool = False) -> None:
-        """Patches are multiplied straight into a total that has its channels last."""
+        """Add each sample's G times its factor; patches are multiplied directly into a total with channels last."""
         if self.by_patches and total.permute(0, 1, 3, 4, 2).is_contiguous():
             self._multiply(total, factor, overwrite)
         else:
             DenseGradient(self.dense()).add_to(total, factor, overwrite)
 
     def entries(self, at: Int64[Tensor, " entries"]) -> Float[Tensor, "b entries"]:
-        """The entries at the flat positions `at`: gathered from the factors if they are few."""
+        """The entries at the flat positions `at`; a few are gathered from the factors without forming G."""
         outputs, inputs, k, m = self.shape
         if self.groups > 1 or GATHERED * len(at) > (outputs - COPIED) * inputs * k * m:
             return DenseGradient(self.dense()).entries(at)
@@ -99,7 +99,7 @@ class Conv2dGradient:
         )
 
     def two_sided(self, left: Float[Tensor, "o r"], right: Float[Tensor, "i c"]) -> Float[Tensor, "b r c"]:
-        """left^T G right. The right side is a convolution with c filters, so no patch is copied."""
+        """left^T G right. The product with `right` is a convolution with c filters, so no patch is copied."""
         if self.groups > 1:
             return DenseGradient(self.dense()).two_sided(left, right)
         filters = right.T.reshape(-1, *self.shape[1:])
@@ -110,7 +110,7 @@ class Conv2dGradient:
     def _by_groups(self) -> Float[Tensor, "b o i k l"]:
         x, g = (y.unflatten(0, (self.b, -1)).transpose(0, 1).flatten(1, 2) for y in (self.x, self.g))
         size: Any = (self.b * self.shape[0], *self.shape[1:])
-        # The signature of conv2d_weight says int, and it takes pairs.
+        # conv2d_weight is annotated with int but accepts pairs.
         pairs: dict[str, Any] = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
         return conv2d_weight(x, size, g, groups=self.b * self.groups, **pairs).view(self.b, *self.shape)
 
@@ -135,19 +135,19 @@ class Conv2dGradient:
         return padded
 
     def _factors(self) -> Iterator[tuple[slice, Float[Tensor, "s o p"], Float[Tensor, "s p kli"]]]:
-        """For some samples at a time: their rows, their output gradients and their patches."""
+        """A few samples at a time: their rows, their output gradients and their patches."""
         x, g, (_, i, k, m), (y, z) = self._padded(), self._by_sample(self.g.flatten(2)), self.shape, self.g.shape[2:]
         each, (row, down, right, _) = len(x) // self.b, x.stride()
         steps = (self.stride[0] * down, self.stride[1] * right, self.dilation[0] * down, self.dilation[1] * right, 1)
         step = max(1, PATCH_NUMBERS // (each * y * z * k * m * i)) if x.device.type == "cpu" else self.b
         for start in range(0, self.b, step):
-            some = x[start * each : (start + step) * each]
-            patches = some.as_strided((len(some), y, z, k, m, i), (row, *steps), some.storage_offset())
-            rows = slice(start, start + len(some) // each)
-            yield rows, g[rows], patches.reshape(len(some) // each, each * y * z, k * m * i)
+            chunk = x[start * each : (start + step) * each]
+            patches = chunk.as_strided((len(chunk), y, z, k, m, i), (row, *steps), chunk.storage_offset())
+            rows = slice(start, start + len(chunk) // each)
+            yield rows, g[rows], patches.reshape(len(chunk) // each, each * y * z, k * m * i)
 
     def _patch_gram(self, gram: Float[Tensor, "b P P"]) -> Float[Tensor, "b y z y z"]:
-        """The Gram of patches from that of padded pixels, one direction of the kernel after the other."""
+        """The Gram matrix of patches, summed from the Gram matrix of padded pixels over one kernel axis at a time."""
         gram = gram.view(-1, *self._padded_size(), *self._padded_size())
         gram = _sum(gram[:, pixels, :, pixels] for pixels in self._pixels_under_kernel(0))
         return _sum(gram[:, :, pixels, :, pixels] for pixels in self._pixels_under_kernel(1))

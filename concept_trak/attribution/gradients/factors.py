@@ -1,12 +1,13 @@
-"""The per-sample gradient of one parameter: dense, or still as the factors that it is a product of.
+"""The per-sample gradient of one parameter, either dense or as two factors whose product it is.
 
-The gradient of a matrix is a sum over the positions where the matrix was used, sum_p g_p x_p^T, of output gradients g
-and inputs x. Its norm, a scaled sum of it and some of its entries follow from the two factors, so the matrix itself is
-formed only where that is cheaper. Convolutions are in `conv2d.py`.
+The gradient of a matrix is a sum over the positions p where the matrix was used: sum_p g_p x_p^T, with output gradients
+g and inputs x. Its norm, a scaled sum of it and some of its entries can be computed from the two factors, so the matrix
+is formed only where that is cheaper. Convolutions are in `conv2d.py`.
 
 Letters: b samples, p positions (tokens, pixels), o outputs, i inputs.
 
-A sample's norm costs p o i multiply-adds by the matrix and p^2 (o + i) by the Grams of the factors (Goodfellow 2015):
+A sample's norm costs p o i multiply-adds from the matrix, and p^2 (o + i) from the Gram matrices of the factors
+(Goodfellow 2015):
 
     |sum_p g_p x_p^T|^2 = sum_{p, q} <g_p, g_q> <x_p, x_q>
 """
@@ -42,11 +43,11 @@ class ParameterGradient(Protocol):
         ...
 
     def as_sum(self, memory: Float[Tensor, " numbers"]) -> Float[Tensor, "b ..."]:
-        """`memory` viewed as [b, *shape], in the memory order to which `add_to` adds fastest."""
+        """`memory` viewed as [b, *shape], in the memory order that makes `add_to` fastest."""
         ...
 
     def add_to(self, total: Float[Tensor, "b ..."], factor: Float[Tensor, " b"], overwrite: bool = False) -> None:
-        """Add each sample's G times its factor to `total`; `overwrite` replaces what `total` held instead."""
+        """Add each sample's G times its factor to `total`; with `overwrite`, replace the contents of `total` by it."""
         ...
 
     def entries(self, at: Int64[Tensor, " entries"]) -> Float[Tensor, "b entries"]:
@@ -65,7 +66,7 @@ def memory_order(value: Float[Tensor, "b ..."]) -> list[int]:
 
 
 def in_memory_order(value: Float[Tensor, "b ..."]) -> Float[Tensor, "b numbers"]:
-    """Each sample's numbers in the order of memory, so that none has to be moved."""
+    """Each sample's numbers in the order of memory, which copies none."""
     return value.flatten(1) if value.is_contiguous() else value.permute(0, *memory_order(value)).flatten(1)
 
 
@@ -80,20 +81,20 @@ def memory_index(at: Int64[Tensor, " entries"], value: Float[Tensor, "b ..."]) -
 
 
 GATHERED = 256
-"""Multiply-adds of a matrix product that take as long as one multiply-add of numbers gathered from both factors: about
-130 under a profiler, doubled in favour of the product."""
+"""The cost of one multiply-add of numbers gathered from both factors, in multiply-adds of a matrix product: about 130
+under a profiler, doubled in favour of the product."""
 
 
 @dataclass(frozen=True)
 class DenseGradient:
-    """A gradient that is multiplied out."""
+    """A gradient in dense form."""
 
     value: Float[Tensor, "b ..."]
-    norm_is_cheaper_in_factors = True  # nothing is left to multiply
+    norm_is_cheaper_in_factors = True  # the dense form is already there
 
     @property
     def is_vector(self) -> bool:
-        """Vectors are many and small, so they are handled together."""
+        """Whether the parameter is a vector. Vectors are many and small, so callers join them."""
         return self.value.dim() == 2
 
     def dense(self) -> Float[Tensor, "b ..."]:
@@ -151,12 +152,12 @@ class FactoredGradient:
         matrix.baddbmm_(g.transpose(1, 2), at_least_float32(self.x), beta=0 if overwrite else 1)
 
     def entries(self, at: Int64[Tensor, " entries"]) -> Float[Tensor, "b entries"]:
-        """The entries at the flat positions `at`: gathered from the factors if they are few."""
+        """The entries at the flat positions `at`; a few are gathered from the factors without forming G."""
         if GATHERED * len(at) > self.g.shape[2] * self.x.shape[2]:
             return DenseGradient(self.dense()).entries(at)
         row, column = at // self.x.shape[2], at % self.x.shape[2]
         return (at_least_float32(self.g)[:, :, row] * at_least_float32(self.x)[:, :, column]).sum(1)
 
     def two_sided(self, left: Float[Tensor, "o r"], right: Float[Tensor, "i c"]) -> Float[Tensor, "b r c"]:
-        """left^T G right, without forming anything wider than the factors."""
+        """left^T G right. No intermediate result is wider than the factors."""
         return torch.bmm((at_least_float32(self.g) @ left).transpose(1, 2), at_least_float32(self.x) @ right)

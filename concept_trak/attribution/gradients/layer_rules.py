@@ -1,8 +1,8 @@
-"""From the inputs of a layer and the gradient at its output to the per-sample gradients of its parameters.
+"""Rules that compute the per-sample gradients of a layer's parameters from its inputs and the gradient at its output.
 
-The gradients of matrices stay factored (`factors.py`, `conv2d.py`); all others are formed. A rule holds for an exact
-type, because a subclass may compute anything. A layer without a rule is run again alone, sample by sample, from its
-captured inputs and output gradient: exact, and cheap where the layer is small.
+The gradients of matrices stay factored (`factors.py`, `conv2d.py`); all others are dense. A rule applies to an exact
+type, because a subclass may compute anything. A layer without a rule is run again on its own, sample by sample, from
+its recorded inputs and output gradient. This is exact, and cheap for a small layer.
 """
 
 from collections.abc import Callable, Collection
@@ -18,7 +18,7 @@ from concept_trak.attribution.gradients.conv2d import Conv2dGradient
 from concept_trak.attribution.gradients.factors import DenseGradient, FactoredGradient, ParameterGradient
 from concept_trak.attribution.numerics import at_least_float32
 
-# The replay of a layer may differ by this much (relative) from its output. More means that samples are not separate.
+# The largest relative difference between a layer's replay and its output. Beyond it, samples depend on each other.
 REPLAY_TOLERANCE = 1e-4
 
 
@@ -27,9 +27,9 @@ class LayerCall:
     """One call of a layer with all samples of a batch.
 
     Attributes:
-        version: autograd's count of in-place writes to the output when the layer returned it. If the count has grown
-            since, the gradient at the output belongs to the later contents.
-        moments: the mean and 1 / standard deviation that a group norm has computed, [b, groups] each.
+        version: autograd's count of in-place writes to the output when the layer returned it. A later count that is
+            higher means that the gradient at the output belongs to the later contents.
+        moments: for a group norm, its mean and 1 / standard deviation, [b, groups] each.
     """
 
     args: tuple[Any, ...]
@@ -40,11 +40,11 @@ class LayerCall:
 
 
 def record_call(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> LayerCall:
-    """The call, recorded while its autograd node still holds what it has saved.
+    """Record a call while its autograd node still has its saved tensors.
 
-    `_saved_result1` and `_saved_result2` are private to PyTorch. They spare a second pass over the input; where a
-    version of PyTorch lacks them, the moments are computed again. `_version` is private too, and PyTorch has no public
-    way to see an in-place write.
+    `_saved_result1` and `_saved_result2` are private to PyTorch. They make a second pass over the input unnecessary; if
+    a version of PyTorch lacks them, the moments are computed again. `_version` is private too, because PyTorch has no
+    public way to detect an in-place write.
     """
     node, version = getattr(output, "grad_fn", None), getattr(output, "_version", 0)
     moments = None
@@ -61,7 +61,7 @@ def has_rule(layer: nn.Module) -> bool:
 
 
 def is_separable(layer: nn.Module, call: LayerCall, b: int) -> bool:
-    """Whether each of b samples has rows of its own in the call, so that the layer's gradient splits by sample."""
+    """Whether each of b samples has its own rows in the call, so that the layer's gradient splits by sample."""
     y = call.output
     if not isinstance(y, Tensor) or not y.requires_grad or y.dim() == 0 or y._version != call.version:
         return False
@@ -100,7 +100,7 @@ def _replayed(
 
 
 def _apart(call: LayerCall, b: int) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """The arguments of each sample: tensors with b rows are cut, everything else is shared."""
+    """The arguments of each sample: its row of every tensor with b rows, and all other arguments unchanged."""
 
     def row(value: Any, i: int) -> Any:
         has_rows = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == b
@@ -162,7 +162,7 @@ def _group_norm(
 ) -> dict[str, ParameterGradient]:
     """sum_p g_p x_hat_p = (sum_p g_p x_p - mean sum_p g_p) / deviation, by channel.
 
-    Computed by the plain backward: n samples of some groups are one sample with n times as many groups.
+    PyTorch's own backward computes it: n samples with some groups are one sample with n times as many groups.
     """
     x, g = (at_least_float32(y).contiguous() for y in (call.args[0].detach(), g))
     mean, rate = (m.to(x.dtype).reshape(1, -1) for m in call.moments or _moments(layer, x))

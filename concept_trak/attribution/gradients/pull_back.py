@@ -1,8 +1,8 @@
 """Per-sample J(s)^T v(s): a direction in noise space, pulled back to every attributable parameter.
 
 One forward and one backward of the batch give the inputs of every layer and the gradients at its outputs. From these,
-`layer_rules.py` computes the per-sample gradients of the layer's parameters (Goodfellow 2015). Parameters that no layer
-accounts for cost one more pass per sample. `pull_back_naive` does everything that way: it is the oracle of the tests.
+`layer_rules.py` computes the per-sample gradients of the layer's parameters (Goodfellow 2015). A parameter without such
+a layer costs one more pass per sample. `pull_back_naive` uses that pass for all parameters; the tests compare with it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,8 +29,8 @@ DirectionAt = Callable[[State, Prediction], Direction]
 class SampleGradients:
     """J(s)^T v(s) of b samples: `scale` times `gradients`.
 
-    v goes through the network divided by `scale`, a power of two that brings its largest entry near 1: the v of a
-    reward is about 1e-7, below what float16 holds. In float32 the division changes no digit.
+    The backward pass takes v / scale, where `scale` is a power of two that brings the largest entry of v near 1: the v
+    of a reward is about 1e-7, which is too small for float16. In float32 the division changes no digit.
     """
 
     gradients: dict[str, ParameterGradient]
@@ -39,7 +39,7 @@ class SampleGradients:
     direction: Direction
 
     def dense(self) -> Gradients:
-        """[b, *shape] of every parameter, `scale` included, at least float32: float16 may not hold `scale`."""
+        """[b, *shape] of every parameter, times `scale`; float32 or wider, because float16 may not hold `scale`."""
         return {name: times_each(at_least_float32(g.dense()), self.scale) for name, g in self.gradients.items()}
 
 
@@ -51,7 +51,7 @@ def pull_back(
     Equals `pull_back_naive` up to rounding.
     """
     workspace = workspace or Workspace()
-    # Decoded images have their channels last in memory, and the rule of a group norm would copy what follows from them.
+    # Decoded images have their channels last in memory. The rule of a group norm would copy all inputs of that layout.
     state = state.at(state.x_t.detach().contiguous().requires_grad_())
     with torch.enable_grad():
         with _recorded(workspace.layers(denoiser)) as calls:
@@ -93,11 +93,11 @@ def pull_back_naive(
 def backward(
     output: Float[Tensor, "..."], parameters: Mapping[str, Tensor], v: Float[Tensor, "..."] | None = None
 ) -> dict[str, Tensor]:
-    """J^T v of a whole batch by plain autograd, by parameter name; zeros where `output` does not depend on one.
+    """J^T v of a whole batch by plain autograd, by parameter name; zeros for a parameter that `output` does not use.
 
     Args:
-        output: with its graph, which is freed.
-        v: of the shape of `output`; None where `output` is one number, for its gradient.
+        output: a tensor with its graph; the call frees the graph.
+        v: a tensor of the shape of `output`. None if `output` is one number and its gradient is wanted.
     """
     slopes = torch.autograd.grad(output, list(parameters.values()), v, allow_unused=True)
     pairs = zip(parameters.items(), slopes, strict=True)
@@ -110,7 +110,7 @@ def times_each(value: Float[Tensor, "b ..."], factor: Float[Tensor, " b"]) -> Fl
 
 
 def _power_of_two(v: Tensor) -> Float[Tensor, " b"]:
-    """The power of two at or below each sample's largest entry; 1 where all are 0 or one is not finite."""
+    """The power of two at or below each sample's largest entry; 1 if all entries are 0 or one is not finite."""
     largest = v.flatten(1).abs().amax(1).double()
     usable = (largest > 0) & largest.isfinite()
     return torch.exp2(torch.where(usable, largest, 1.0).log2().floor()).to(torch.promote_types(v.dtype, torch.float32))
@@ -118,7 +118,7 @@ def _power_of_two(v: Tensor) -> Float[Tensor, " b"]:
 
 @contextmanager
 def _recorded(layers: LayerNames) -> Iterator[dict[nn.Module, list[LayerCall]]]:
-    """Records every call of these layers until the block ends."""
+    """Record every call of these layers until the block ends."""
     calls: dict[nn.Module, list[LayerCall]] = {}
 
     def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -133,7 +133,7 @@ def _recorded(layers: LayerNames) -> Iterator[dict[nn.Module, list[LayerCall]]]:
 
 
 class _SeparableLayers:
-    """The layers of one forward all of whose calls split by sample, and the parameters that only they use."""
+    """The layers whose calls all split by sample, and the parameters that no other layer uses."""
 
     def __init__(self, denoiser: Denoiser, layers: LayerNames, calls: dict[nn.Module, list[LayerCall]], b: int) -> None:
         self._b, self._parameters = b, denoiser.parameters
@@ -143,7 +143,7 @@ class _SeparableLayers:
         self._calls = [(m, call) for m, own in calls.items() if m in separable for call in own]
 
     def gradients(self, eps: Tensor, v: Tensor, keep_graph: bool) -> dict[str, ParameterGradient]:
-        """From v at eps, the gradients by parameter; those of tied parameters and of repeated calls are added."""
+        """The gradients by parameter, from v at eps; those of tied parameters and of repeated calls are added."""
         outputs = [call.output for _, call in self._calls]
         slopes = torch.autograd.grad(eps, outputs, v, allow_unused=True, retain_graph=keep_graph) if outputs else ()
         parts: dict[str, list[ParameterGradient]] = {

@@ -1,4 +1,4 @@
-"""What a worker keeps between batches, so that it is computed or allocated once."""
+"""The objects that a worker keeps between batches, so that they are computed or allocated once."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -10,18 +10,18 @@ from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.attribution.projector import Tables
 
 LayerNames = dict[nn.Module, dict[str, str]]
-"""Of every module with attributable parameters of its own: its own name of each, and the name in the model."""
+"""By module with attributable parameters: each parameter's name in the model, by its name in the module."""
 log = logging.getLogger(__name__)
 
 
 class Workspace:
     """Tables of a projector, memory for sums, and the layers of a model.
 
-    It changes how long features take, never what they are. A worker owns one and passes it to every call; it serves one
-    thread at a time. A function that is called without one makes a fresh one.
+    A workspace changes the time that features take, never their values. A worker owns one and passes it to every call,
+    from one thread at a time. A function that is called without a workspace makes a new one.
 
     Args:
-        tables: the projector's tables, where several workspaces share them.
+        tables: the projector's tables, if several workspaces share them.
     """
 
     def __init__(self, tables: Tables | None = None) -> None:
@@ -33,10 +33,10 @@ class Workspace:
 
     @contextmanager
     def memory(self, numbers: int, like: Tensor) -> Iterator[Tensor]:
-        """At least `numbers` numbers of the dtype and device of `like`, with any contents, until the block ends.
+        """Lend at least `numbers` uninitialized numbers of the dtype and device of `like` until the block ends.
 
-        On a CPU, fresh memory costs ten times as much as adding to it (measured: 58 ms against 5.6 ms for 16 x 1.0 M
-        numbers), so it is kept for the next block. On other devices PyTorch's own allocator does this.
+        On a CPU, fresh memory costs ten times as much as an addition to it (measured: 58 ms and 5.6 ms for 16 x 1.0 M
+        numbers), so the workspace keeps it for the next block. On other devices PyTorch's allocator does this.
         """
         memory = self._taken(numbers, like)
         try:
@@ -55,7 +55,7 @@ class Workspace:
     def layers(self, denoiser: Denoiser) -> LayerNames:
         """The modules that own attributable parameters; a tied parameter has one name in all its modules.
 
-        Kept, because a search through a network takes long beside a pass through a small one.
+        The result is kept, because the search takes long compared with a pass through a small network.
         """
         if self._parameters is not denoiser.parameters:
             names = {p: name for name, p in denoiser.parameters.items()}
@@ -68,7 +68,7 @@ class Workspace:
         return self._layers
 
     def report_slow(self, names: Sequence[str]) -> None:
-        """Log, once for each, the parameters whose gradients cost a pass per sample."""
+        """Log the parameters whose gradients cost a pass per sample, each once."""
         if fresh := [name for name in names if name not in self._reported]:
             self._reported.update(fresh)
             log.warning(
