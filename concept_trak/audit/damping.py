@@ -1,6 +1,6 @@
-"""`damping=auto` in an audit: which parts the scores are correlated over, and the choice that is kept.
+"""`damping=auto` in an audit: the parts whose scores are correlated, and the file that keeps the choice.
 
-The first driver's choice stands in `<method>/damping.json`, so that a resumed audit solves the same system.
+The first driver writes the choice to `<method>/damping.json`, so that a resumed audit solves the same system.
 """
 
 import json
@@ -14,19 +14,19 @@ from concept_trak.store.manifest import Audit, write_json
 from concept_trak.store.records import Record
 
 CORRELATED_ROWS = 4096
-"""Samples whose scores are correlated, where so many are in `CORRELATED_PARTS`: a bound on what a solve reads."""
+"""Samples whose scores are correlated, if `CORRELATED_PARTS` have as many: a bound on the bytes that a solve reads."""
 CORRELATED_PARTS = 8
 Halves = tuple[Float[np.ndarray, "2 k"] | None, ...]
-"""Of every concept, in their order; None where a concept has one sample."""
+"""The query halves of every concept, in the order of the concepts; None for a concept with a single sample."""
 
 
 def damping_file(method: str) -> str:
-    """Below the audit."""
+    """The file of a method's choice, relative to the audit's folder."""
     return f"{method}/damping.json"
 
 
 def correlated_records(records: Sequence[Record]) -> tuple[Record, ...]:
-    """Parts spread evenly over the plan: as many as have `CORRELATED_ROWS` rows, at most `CORRELATED_PARTS`."""
+    """Parts spread evenly over the plan, at most `CORRELATED_PARTS`; fewer if they have `CORRELATED_ROWS` rows."""
     filled = [record for record in records if record.rows]
     spread = list[Record]()
     for count in range(1, min(CORRELATED_PARTS, len(filled)) + 1):
@@ -46,7 +46,7 @@ def choice_values(choice: DampingChoice) -> dict[str, object]:
 
 
 def read_choice(audit: Audit, method: str) -> DampingChoice | None:
-    """The choice that stands in the audit; None before there is one."""
+    """The choice in the audit's folder, or None."""
     name = audit.name(damping_file(method))
     if audit.store.size(name) is None:
         return None
@@ -56,8 +56,8 @@ def read_choice(audit: Audit, method: str) -> DampingChoice | None:
 
 
 def keep_choice(audit: Audit, method: str, choice: DampingChoice) -> DampingChoice:
-    """Put the choice if absent; the one that then stands."""
+    """Write the choice if the audit has none; return the choice that the audit then has."""
     write_json(audit, damping_file(method), choice_values(choice))
-    standing = read_choice(audit, method)
-    assert standing is not None, f"{damping_file(method)} was just written"
-    return standing
+    stored = read_choice(audit, method)
+    assert stored is not None, f"{damping_file(method)} was just written"
+    return stored

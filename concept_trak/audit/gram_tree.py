@@ -1,7 +1,7 @@
-"""The tree by which the Grams of a plan are summed: leaves over shards, nodes over nodes, cut by content.
+"""The tree of sums of a plan's Gram matrices: a leaf sums shards, and every other node sums nodes.
 
-A group ends after a name whose hash is 0 mod 16, at every level, so that a data set that grows or loses a source
-changes the leaves that the source is in and the nodes above them, and no others.
+The names decide the groups: at every level, a group ends after a name whose hash is 0 mod 16. A source that is added or
+removed therefore changes only its own leaves and the nodes above them.
 """
 
 import hashlib
@@ -15,17 +15,18 @@ from concept_trak.data.shard import Shard
 T = TypeVar("T")
 FAN = 16  # children of a node, on average
 MOST_READ = 64
-"""The most Grams that a solve reads. At most so many leaves form the whole tree: a flat list, summed in its order."""
+"""The largest number of Gram matrices that a solve reads. A tree with at most this many leaves has no other nodes."""
 
 
 @dataclass(frozen=True, eq=False)
 class GramNode:
-    """One sum, over the shards `first` ... `stop` - 1 of a plan.
+    """The sum over the shards `first` ... `stop` - 1 of a plan.
 
     Attributes:
-        name: a hash over the names of the children, or over the hashes of a leaf's shards.
-        first, stop: the shards below it.
-        children: the nodes that it adds; none for a leaf.
+        name: a hash over the names of the children; for a leaf, over the hashes of its shards.
+        first: the index of the first shard.
+        stop: one more than the index of the last shard.
+        children: the nodes that are summed; none for a leaf.
     """
 
     name: str
@@ -36,7 +37,7 @@ class GramNode:
 
 @dataclass(frozen=True)
 class GramTree:
-    """The levels of the tree, the leaves first; the last has at most `MOST_READ` nodes, which a solve reads."""
+    """The levels of the tree, the leaves first. A solve reads the last level, which has at most `MOST_READ` nodes."""
 
     levels: tuple[tuple[GramNode, ...], ...]
 
@@ -50,7 +51,11 @@ class GramTree:
         return chain.from_iterable(self.levels)
 
     def missing(self, exists: Callable[[str], bool]) -> list[list[GramNode]]:
-        """The nodes to sum, level by level, the leaves first. Below a node that exists nothing is needed."""
+        """The nodes to compute, level by level, the leaves first. A node that exists makes those below it unnecessary.
+
+        Args:
+            exists: whether the node of a name is in the store.
+        """
         levels, needed = list[list[GramNode]](), list(self.top)
         for _ in self.levels:
             levels.append([node for node in needed if not exists(node.name)])
@@ -59,7 +64,7 @@ class GramTree:
 
 
 def gram_tree(plan: Sequence[Shard]) -> GramTree:
-    """The tree over a plan; it depends on the shards and their order alone."""
+    """The tree over a plan; it depends only on the shards and their order."""
     level = tuple(_leaves(plan))
     levels = [level]
     while len(level) > MOST_READ:
@@ -73,7 +78,7 @@ def gram_tree(plan: Sequence[Shard]) -> GramTree:
 
 
 def cut_by_content(items: Sequence[T], hash_of: Callable[[T], str]) -> list[list[T]]:
-    """Consecutive items, in order, cut after every one whose hash (hexadecimal) is 0 mod `FAN`."""
+    """The items in groups, in order; a group ends after an item whose hash (hexadecimal) is 0 mod `FAN`."""
     groups: list[list[T]] = [[]]
     for item in items:
         groups[-1].append(item)
@@ -83,7 +88,7 @@ def cut_by_content(items: Sequence[T], hash_of: Callable[[T], str]) -> list[list
 
 
 def group_name(hashes: Sequence[str]) -> str:
-    """The name of a group, a hash of its members, so that another cut gives another file."""
+    """The name of a group: a hash of its members, so that other groups have other files."""
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16]
 
 

@@ -1,8 +1,9 @@
-"""Which labels and words have a row of their own in the aggregates: the most frequent ones, counted over the index.
+"""The labels and words that have their own row in the aggregates: the most frequent ones, counted over the index.
 
-Counts are kept for `MOST_GROUPS` groups (Misra and Gries, 1982): where there are more, the count of the first that is
-left out is taken from all. Two such counts add up to a third (Agarwal et al., 2012). Each group with more than
-1 / (MOST_GROUPS + 1) of all pairs of a sample and a group is among those kept; the score pass counts these exactly.
+At most `MOST_GROUPS` counts are kept (Misra and Gries, 1982): if there are more groups, the largest count that is
+dropped is subtracted from the counts that are kept. Such counts can be added (Agarwal et al., 2012). A group with more
+than 1 / (MOST_GROUPS + 1) of all pairs of a sample and a group is always kept. The score pass counts the kept groups
+exactly.
 """
 
 from collections.abc import Iterable
@@ -27,7 +28,7 @@ SOURCES_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class CountTask(Task):
-    """Some indices, by name."""
+    """The names of some indices."""
 
     indices: tuple[str, ...]
 
@@ -38,7 +39,7 @@ class CountTask(Task):
 
 @dataclass(frozen=True)
 class CountResult:
-    """The frequent labels and words of some indices: `GROUP_COUNTS`, at most `MOST_GROUPS` rows."""
+    """The frequent labels and words of some indices: columns as `GROUP_COUNTS`, at most `MOST_GROUPS` rows."""
 
     counts: pa.Table
 
@@ -57,11 +58,11 @@ class CountWorker:
 
 
 def most_frequent(counts: Iterable[pa.Table]) -> pa.Table:
-    """The counts added up, never more than `MOST_GROUPS` groups at a time."""
+    """The sum of the counts. The total never has more than `MOST_GROUPS` groups."""
     total = GROUP_COUNTS.empty_table()
-    for some in counts:
+    for table in counts:
         grouped = (
-            pa.concat_tables([total, some]).group_by(list(KEYS), use_threads=False).aggregate([("samples", "sum")])
+            pa.concat_tables([total, table]).group_by(list(KEYS), use_threads=False).aggregate([("samples", "sum")])
         )
         total = grouped.rename_columns([*KEYS, "samples"]).cast(GROUP_COUNTS)
         if total.num_rows > MOST_GROUPS:
@@ -74,13 +75,13 @@ def most_frequent(counts: Iterable[pa.Table]) -> pa.Table:
 
 
 def heavy_groups(store: Store, data: DataConfig, survey: Survey, mapper: Mapper) -> str:
-    """The file with the labels and words that have a row of their own; "" where all have.
+    """The file with the labels and words that have their own row; "" if every one has its own row.
 
     Args:
-        store: where the indices are.
-        data: how the data are read.
-        survey: the sources, indexed.
-        mapper: where they are counted, once for a listing.
+        store: the store of the indices.
+        data: the settings of the data.
+        survey: the indexed sources.
+        mapper: runs the counting, once for a listing.
     """
     if survey.vocabulary <= MOST_GROUPS:
         return ""
@@ -96,5 +97,5 @@ def heavy_groups(store: Store, data: DataConfig, survey: Survey, mapper: Mapper)
 
 
 def read_heavy_groups(store: Store, name: str) -> pa.Table | None:
-    """The labels and words of such a file; None for no name. Raises Damaged, naming the file."""
+    """The labels and words in the file `name`; None if `name` is empty. Raises Damaged with the file's name."""
     return read_source_index(store, name) if name else None

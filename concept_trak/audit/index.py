@@ -1,6 +1,7 @@
-"""The first stage of every verb over data: workers index each version of a source, and records are planned from.
+"""The first stage of every verb over data: workers index each version of a source, and the driver plans from records.
 
-The driver lists the sources and reads one survey of records. It asks for more only about sources that are new since.
+The driver lists the sources and reads one survey, a file with the records of all sources of a listing. It reads other
+records only for sources that are not in the survey.
 """
 
 import hashlib
@@ -38,15 +39,15 @@ from concept_trak.store.sources import (
 from concept_trak.store.store import Store
 
 FOLDER_ROWS = 4096
-"""Images of a folder that are indexed together."""
+"""Images of a folder that one task indexes."""
 BUCKET_IDS = 1 << 24
-"""Ids that are compared together, 128 MB of digests."""
+"""Ids of one bucket: 128 MB of digests."""
 EXAMPLES = 5
 
 
 @dataclass(frozen=True)
 class IndexSettings:
-    """What an index worker is built with: the store, and how the data are read."""
+    """The settings of an index worker: the address of the store, and the settings of the data."""
 
     store: str
     data: DataConfig
@@ -58,7 +59,7 @@ class IndexSettings:
 
 @dataclass(frozen=True)
 class IndexTask(Task):
-    """One source, or one range of a folder of images."""
+    """A source to index, or a range of a folder of images."""
 
     source: Source
 
@@ -74,14 +75,14 @@ class IndexTask(Task):
 
 @dataclass(frozen=True)
 class IndexResult:
-    """What is planned from; or why the source cannot be used."""
+    """The facts about a source that a plan needs; or None, and the reason why the source cannot be used."""
 
     facts: SourceFacts | None
     refusal: str = ""
 
 
 class IndexWorker:
-    """Indexes a source: its rows to `<source>.parquet`, digests of its ids to `ids/`, then its record."""
+    """Indexes a source: writes its rows to `<source>.parquet`, digests of its ids to `ids/`, and then its record."""
 
     def __init__(self, settings: IndexSettings) -> None:
         self.settings, self.store = settings, Store(settings.store)
@@ -90,7 +91,7 @@ class IndexWorker:
         source, sources, data = task.source, self.settings.sources, self.settings.data
         try:
             index = index_source(source, data)
-        except UserError as error:  # a finding about the data, and no failure of this task
+        except UserError as error:  # a problem of the data, not a failure of this task
             return IndexResult(None, str(error))
         size, digest = write_source_index(self.store, sources.index(task.name), index.table)
         if data.id_column:
@@ -112,16 +113,16 @@ class IndexWorker:
 
 
 def open_data(store: Store, data: DataConfig, conditioning: Conditioning, mapper: Mapper) -> Survey:
-    """The data set's sources with their rows, every one indexed, once they are usable by a model of this conditioning.
+    """The data set's sources, all indexed and checked for a model with this conditioning.
 
     Args:
-        store: where the indices are.
-        data: how the data are read.
-        conditioning: of the model.
-        mapper: where sources are indexed that are not.
+        store: the store of the indices.
+        data: the settings of the data.
+        conditioning: the kind of condition that the model takes.
+        mapper: runs the indexing of sources without an index.
 
     Raises:
-        UserError: nothing is there, a source cannot be used, or ids occur twice.
+        UserError: there are no data, a source cannot be used, or ids occur twice.
     """
     require_caption_setting(data, conditioning)
     listed, settings = list_sources(data), IndexSettings(store.uri, data)
@@ -136,7 +137,7 @@ def open_data(store: Store, data: DataConfig, conditioning: Conditioning, mapper
 
 
 def _parts(source: Source) -> Iterator[Source]:
-    """The source; a folder in ranges of its images."""
+    """The source itself, or the ranges of a folder of images."""
     if source.version:
         yield source
         return
@@ -148,7 +149,7 @@ def _parts(source: Source) -> Iterator[Source]:
 def _with_rows(
     sources: Sequence[Source], indices: SourceSet, names: Sequence[str], facts: Sequence[SourceFacts]
 ) -> list[Source]:
-    """The sources with what their indices say."""
+    """The sources with their number of rows and their indices."""
     stored: dict[str, list[StoredIndex]] = {}
     for name, f in zip(names, facts, strict=True):
         stored.setdefault(f.uri, []).append(StoredIndex(indices.index(name), f.first_row, f.rows))
@@ -159,7 +160,7 @@ def _with_rows(
 def _indexed(
     store: Store, settings: IndexSettings, listed: Survey, tasks: Mapping[str, IndexTask], mapper: Mapper
 ) -> tuple[dict[str, SourceFacts], str]:
-    """The facts of every source, and the name of the survey that holds them; what is not indexed is indexed now."""
+    """Index the sources without an index; return the facts of every source, and the name of the survey with them."""
     sources, existing = settings.sources, set(store.names(settings.sources.folder))
     listing = hashlib.sha256("\n".join(tasks).encode()).hexdigest()[:24]
     surveys = sorted(name for name in existing if name.startswith(f"{sources.surveys}/"))
@@ -184,19 +185,19 @@ def _indexed(
 
 
 def listing_of(survey: str) -> str:
-    """The hash over the sources of a survey, which is in its name."""
+    """The hash over the sources of a survey, taken from the survey's name."""
     return survey.rpartition("-")[2].removesuffix(".parquet")
 
 
 def facts_of(record: Mapping[str, Any]) -> SourceFacts:
-    """The facts that a record holds."""
+    """A record as `SourceFacts`."""
     left_out = tuple(LeftOut(**{**entry, "names": tuple(entry["names"])}) for entry in record["left_out"])
     return SourceFacts(**{**record, "left_out": left_out, "unread": tuple(record["unread"])})
 
 
 @dataclass(frozen=True)
 class IdTask(Task):
-    """One bucket of the ids of all sources of a survey."""
+    """Bucket number `bucket` of the ids of all sources of a survey."""
 
     survey: str
     bucket: int
@@ -209,13 +210,13 @@ class IdTask(Task):
 
 @dataclass(frozen=True)
 class IdResult:
-    """Ids that occur more than once, `EXAMPLES` at most, each with the sources that have it."""
+    """At most `EXAMPLES` ids that occur more than once, each with the sources that have it."""
 
     repeated: dict[str, list[str]]
 
 
 class IdWorker:
-    """Compares the ids of one bucket over all sources; where two digests are equal, the ids themselves."""
+    """Compares the digests of one bucket over all sources, and the ids themselves if two digests are equal."""
 
     def __init__(self, settings: IndexSettings) -> None:
         self.settings, self.store = settings, Store(settings.store)
@@ -247,10 +248,12 @@ class IdWorker:
 
 
 def require_ids_unique(store: Store, settings: IndexSettings, survey: str, rows: int, mapper: Mapper) -> None:
-    """That no id occurs twice in a survey, by hash buckets on workers; proven once.
+    """Require that no id occurs twice in a survey.
+
+    Workers compare the ids by hash buckets. A file records the result, so that this is done once for a listing.
 
     Raises:
-        UserError: naming ids that do, and the sources that have them.
+        UserError: some ids occur twice; the message names them and their sources.
     """
     proof = settings.sources.unique(listing_of(survey))
     if store.size(proof) is not None:
@@ -264,13 +267,13 @@ def require_ids_unique(store: Store, settings: IndexSettings, survey: str, rows:
 
 
 class IndexReader:
-    """Reads what is known of shards; keeps the last file and row group, which consecutive shards share."""
+    """Reads the index rows of shards; keeps the last file and row group, because consecutive shards share them."""
 
     def __init__(self, store: Store) -> None:
         self._store, self._files = store, dict[str, IndexFile]()
 
     def __call__(self, shard: Shard) -> Shard:
-        """The shard with its index."""
+        """The shard with its rows of the index."""
         if shard.index is not None:
             return shard
         self._files = {s.name: self._files.get(s.name) or IndexFile(self._store, s.name) for s in shard.stored}

@@ -1,4 +1,4 @@
-"""Indices of data on storage: which audits need them, and whether their bytes are those that were written."""
+"""Upkeep of the indices of data on storage: which of them audits need, and whether any is damaged."""
 
 import contextlib
 import hashlib
@@ -25,28 +25,38 @@ INDEX = "source index"
 
 
 def needed_indices(audit: Audit) -> Needed:
-    """The folder of indices that an audit's data are read with.
+    """The folder of indices that an audit needs.
 
     Raises:
-        ValueError: its settings cannot be read, so that what it needs is unknown.
+        ValueError: the audit's settings cannot be read, so its needs are unknown.
     """
     try:
         data = build(DataConfig, read_settings(audit)["data"])
     except FileNotFoundError:
-        return Needed()  # a folder in which no audit was begun
+        return Needed()  # no audit has begun in this folder
     except (Damaged, KeyError, UserError) as error:
         raise unknown_needs(audit, f"its settings of data cannot be read ({error})") from error
     return Needed(folders=frozenset([SourceSet.of(index_settings(data)).folder]))
 
 
 def unneeded_indices(store: Store, names: Iterable[str], living: Needed, before: float) -> list[Garbage]:
-    """Those of `names` (all files under sources/) that no audit needs, older than `before` (unix time)."""
+    """The files among `names` that no audit needs and that are older than `before`.
+
+    Args:
+        store: the store.
+        names: all files under sources/.
+        living: the files and folders that audits need.
+        before: a Unix time.
+    """
     free = existing(store, [name for name in names if not living.keep(name)])
     return [Garbage(INDEX, name, size) for name, size, age in free if age < before]
 
 
 def verify_indices(store: Store) -> Iterator[Finding]:
-    """Every index against its record, and what is derived from indices; one that is missing is made when needed."""
+    """Compare every index with its record, and check every file derived from indices.
+
+    A missing file is no finding, because it is made again when it is needed.
+    """
     names = store.names(SOURCES)
     records = [name for name in names if "/records/" in name]
     with ThreadPoolExecutor(READERS) as readers:
@@ -64,7 +74,7 @@ def _verified(store: Store, record_name: str) -> Iterator[Finding]:
         (record,) = read_source_records(store, [record_name])
         data = store.read(index)
         if source_name(record["uri"], record["version"], record["first_row"]) != name:
-            raise Damaged("it is another source's")
+            raise Damaged("it belongs to another source")
     except FileNotFoundError:
         return
     except (Damaged, KeyError):
@@ -76,13 +86,13 @@ def _verified(store: Store, record_name: str) -> Iterator[Finding]:
         return
     yield Finding(index, SOUND)
     digests = f"{folder}/ids/{name}.bin"
-    with contextlib.suppress(FileNotFoundError):  # the data have no column of ids
+    with contextlib.suppress(FileNotFoundError):  # data without a column of ids have no such file
         expected = encode_ids(id_digests(read_parquet(data)["id"].to_pylist()))
         yield Finding(digests, SOUND if store.read(digests) == expected else ALTERED)
 
 
 def _derived(store: Store, name: str) -> Finding | None:
-    """The finding about a file that was made from the indices of a whole listing; None for another file."""
+    """The finding about a file that is derived from the indices of a listing; None for any other file."""
     try:
         match name.split("/")[2]:
             case "surveys":
@@ -94,7 +104,7 @@ def _derived(store: Store, name: str) -> Finding | None:
                     return Finding(name, ALTERED)
             case _:
                 return None
-    except FileNotFoundError:  # removed since the listing
+    except FileNotFoundError:  # the file was removed after the listing
         return None
     except (Damaged, ValueError, KeyError, TypeError):
         return Finding(name, ALTERED)

@@ -1,4 +1,4 @@
-"""`rejects.parquet`: every sample without a feature and why, gathered by one worker from the footers of the parts."""
+"""`rejects.parquet`: every sample without a feature, with the reason; one worker reads them from the parts' footers."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,14 +21,14 @@ from concept_trak.store.tables import from_rows, to_parquet
 
 FILE = "rejects.parquet"
 REJECTED = "failures/rejects.parquet"
-"""The table of rejects of a run that stopped because there were too many."""
+"""The table of a run that stopped because it had too many rejects."""
 KINDS = {"method": "string", "sample_id": "string", "source": "string", "row": "int64", "reason": "string",
          "message": "string"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class RejectsTask(Task):
-    """By method the parts that rejected samples, in plan order; and the facts about the data, as JSON."""
+    """The parts with rejects, by method and in plan order, and the facts about the data, as JSON."""
 
     records: Mapping[str, tuple[Record, ...]]
     data: str
@@ -40,26 +40,26 @@ class RejectsTask(Task):
 
 @dataclass(frozen=True)
 class RejectsResult:
-    """How many rows the table has."""
+    """The number of rows of the table."""
 
     rows: int
 
 
 class RejectsWorker(StoreWorker):
-    """All rejected samples of an audit, to `rejects.parquet`: as many rows as there are, so no work of the driver."""
+    """Writes `rejects.parquet`. A worker does it because the table grows with the data."""
 
     def __call__(self, task: RejectsTask, attempt: Attempt) -> RejectsResult:
         return RejectsResult(write_rejects(self.store, self.audit, task))
 
 
 def rejects_task(records: Mapping[str, Sequence[Record]], data: Mapping[str, Any]) -> RejectsTask:
-    """The task over the records of every shard, by method."""
+    """The task for the records of every shard, by method."""
     rejected = {method: tuple(r for r in parts if r.rejected) for method, parts in records.items()}
     return RejectsTask(rejected, json.dumps(data))
 
 
 def write_rejects(store: Store, audit: Audit, task: RejectsTask) -> int:
-    """Put the table if absent; returns the number of its rows."""
+    """Write the table if it is absent; return its number of rows."""
     with ThreadPoolExecutor(READERS) as readers:
         pairs = [(method, record) for method, records in task.records.items() for record in records]
         tables = [*readers.map(lambda pair: from_rows(KINDS, list(reject_rows(store, *pair))), pairs)]
@@ -69,18 +69,21 @@ def write_rejects(store: Store, audit: Audit, task: RejectsTask) -> int:
 
 
 def reject_rows(store: Store, method: str, record: Record) -> Iterator[dict[str, Any]]:
-    """The rejected samples of one part, from its footer."""
+    """The rows for one part, from its footer."""
     if record.rejected:
         footer = read_footer(store, FeatureSet(record.fingerprint).part(record.shard))
         yield from ({"method": method, **asdict(reject)} for reject in footer.rejects)
 
 
 def too_many_rejects(audit: Audit, method: str, records: Sequence[Record], counted: str, most: float) -> Stopped:
-    """The end of a run over its budget of rejects, all of which are written to the audit's failures.
+    """The exception that stops a run over its budget of rejects; all rejects are written to the audit's failures.
 
     Args:
-        counted: how many there are, in words.
-        most: the share of the samples that may be rejected.
+        audit: the audit.
+        method: the method with too many rejects.
+        records: its records so far.
+        counted: the number of rejects, in words.
+        most: the largest share of the samples that may be rejected, in [0, 1].
     """
     rows, name = [row for record in records for row in reject_rows(audit.store, method, record)], audit.name(REJECTED)
     audit.store.replace(name, to_parquet(from_rows(KINDS, rows)))
@@ -92,7 +95,7 @@ def too_many_rejects(audit: Audit, method: str, records: Sequence[Record], count
 
 
 def reasons(records: Iterable[Record]) -> str:
-    """How many samples each reason rejected, in words."""
+    """The number of rejects by reason, in words."""
     return ", ".join(f"{count} {reason}" for reason, count in rejects_by_reason(records).items())
 
 

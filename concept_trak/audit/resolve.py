@@ -1,4 +1,4 @@
-"""The configuration of an audit with absolute addresses and a name, before anything is opened."""
+"""Resolves the configuration of an audit to absolute addresses and a name, before anything is opened."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,13 +13,13 @@ from concept_trak.store.secrets import refuse_secrets
 
 
 def resolve(config: AuditConfig) -> AuditConfig:
-    """The configuration with absolute paths and a name, after a check that it is complete and has no secret.
+    """The configuration with absolute addresses and a name, checked to be complete and without secrets.
 
     Raises:
         UserError: a key is not set or looks like a credential, or a concept does not fit a method.
     """
     config = config.complete()
-    refuse_secrets(plain_values(config))  # before a message or a file could show one
+    refuse_secrets(plain_values(config))  # first, so that no message and no file shows one
     for concept, method in product(config.concepts, config.methods.values()):
         require_query_direction(method, concept)
     now = datetime.now(UTC)
@@ -32,22 +32,22 @@ def resolve(config: AuditConfig) -> AuditConfig:
     )
 
 
-# The words of cron, and what a tick of each is called; names sort in the order of time.
+# By cron's word for a schedule, the name of one of its periods, for `strftime`. Names sort by time.
 TICKS = {"@hourly": "%Y-%m-%dT%H", "@daily": "%Y-%m-%d", "@weekly": "%G-W%V", "@monthly": "%Y-%m"}
 
 
 def tick(audit: str, now: datetime) -> str:
-    """The name of the week, day, ... of `now` (UTC) for `@weekly` (2026-W48), `@daily`, ...; any other name unchanged.
+    """The name of an audit: for a schedule such as `@weekly`, the period of `now` (UTC), such as 2026-W48.
 
-    All runs of one period are one audit.
+    Any other name is returned unchanged. All runs of one period are one audit.
 
     Raises:
-        UserError: the word after `@` is unknown.
+        UserError: the schedule is not in `TICKS`.
     """
     if not audit.startswith("@"):
         return audit
     if audit not in TICKS:
-        raise UserError(f"audit={audit!r} is no schedule; expected one of: {', '.join(TICKS)}, or a name")
+        raise UserError(f"audit={audit!r} is not a schedule; expected one of: {', '.join(TICKS)}, or a name")
     return now.strftime(TICKS[audit])
 
 

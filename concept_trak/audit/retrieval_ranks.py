@@ -1,7 +1,7 @@
-"""AP, P@10 and recall@carriers of a ranking that is in no process as a whole: exact, by counting in ranges of scores.
+"""Exact AP, P@10 and recall@carriers of a ranking that is too large for one process, computed by ranges of scores.
 
-A range holds the samples with low < score <= high. Once it is known how many samples, and how many that show the
-concept, rank before it, each of its own ranks is known, and so is its part of every sum.
+A range holds the samples with low < score <= high. The number of samples that rank before a range, and the number of
+carriers among them (samples that show the concept), determine the ranks inside the range, and its part of every sum.
 """
 
 import math
@@ -25,8 +25,8 @@ from concept_trak.store.tables import compute as pc
 from concept_trak.store.tables import read_columns
 
 RANGE_ROWS = 1 << 24
-"""Samples that are ranked together: some hundred megabytes of ids and scores."""
-SAMPLED = 32  # tables that ranges are chosen from
+"""Samples of one range: a few hundred megabytes of ids and scores."""
+SAMPLED = 32  # tables whose scores decide the ranges
 FORMS = ("damped", "plain")
 Range = tuple[float, float]  # low, high
 EVERYTHING: Range = (-math.inf, math.inf)
@@ -34,26 +34,26 @@ MapTasks = Callable[[str, type[Any], Sequence[Any]], Iterator[tuple[Any, Any]]]
 
 
 def column(concept: str, form: str) -> str:
-    """The name of a concept's column of scores in one form."""
+    """The name of a concept's column of scores: `form` is damped or plain."""
     return concept if form == "damped" else plain_column(concept)
 
 
 def graded_concepts(config: AuditConfig) -> list[Concept]:
-    """The concepts whose rankings are graded: all scores are kept, and labels say who shows them."""
+    """The concepts whose rankings are graded: those with a `truth`, if the audit keeps all scores."""
     return [concept for concept in config.concepts if concept.truth] if config.scores == "all" else []
 
 
 def shows_column(concept: str) -> str:
-    """The column that says which samples show a concept."""
+    """The name of the column that is true for samples that show a concept."""
     return f"{concept}~shows"
 
 
-def showing(known: pa.Table, concept: Concept) -> pa.ChunkedArray:
-    """Which rows of an index show a concept: all labels of its truth have the value."""
-    there = pa.chunked_array([pa.array(np.ones(known.num_rows, bool))])
+def showing(index: pa.Table, concept: Concept) -> pa.ChunkedArray:
+    """Whether each row of an index shows a concept: every label of the concept's `truth` has its value."""
+    mask = pa.chunked_array([pa.array(np.ones(index.num_rows, bool))])
     for name, value in concept.truth.items():
-        there = pc.and_(there, pc.fill_null(pc.equal(known[f"{LABEL}{name}"], value), False))
-    return there
+        mask = pc.and_(mask, pc.fill_null(pc.equal(index[f"{LABEL}{name}"], value), False))
+    return mask
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class RankTask(GradedRanking):
 
     Attributes:
         within: the range.
-        before: samples, and samples that show the concept, that rank before it.
-        carriers: how many samples show the concept in all.
+        before: the number of samples, and the number of carriers, that rank before the range.
+        carriers: the number of carriers in the whole ranking.
     """
 
     within: Range
@@ -90,8 +90,9 @@ class RankResult:
     """A range's part of the sums.
 
     Attributes:
-        precision: the sum of precision@rank over the ranks of samples that show the concept.
-        first_ten, first_carriers: those among the first ten, and among as many as there are carriers.
+        precision: the sum of precision@rank over the ranks of its carriers.
+        first_ten: its carriers among the first ten ranks of the ranking.
+        first_carriers: its carriers among as many first ranks as the ranking has carriers.
     """
 
     precision: float
@@ -100,7 +101,7 @@ class RankResult:
 
 
 class RankWorker(StoreWorker):
-    """Ranks the samples of a range, ties by their ids."""
+    """Ranks the samples of a range; ties are ordered by sample id."""
 
     def __call__(self, task: RankTask, attempt: Attempt) -> RankResult:
         score, relevant, ids = read_range(self, task, task.within)
@@ -112,21 +113,21 @@ class RankWorker(StoreWorker):
 
 @dataclass(frozen=True)
 class RangeCountTask(GradedRanking):
-    """A range of a ranking, to be counted."""
+    """A range of a ranking whose samples are counted."""
 
     within: Range
 
 
 @dataclass(frozen=True)
 class RangeCountResult:
-    """Samples of a range, and those that show the concept."""
+    """The number of samples of a range, and of carriers among them."""
 
     samples: int
     carriers: int
 
 
 class RangeCountWorker(StoreWorker):
-    """Counts the samples of a range."""
+    """Counts the samples and the carriers of a range."""
 
     def __call__(self, task: RangeCountTask, attempt: Attempt) -> RangeCountResult:
         _, relevant, _ = read_range(self, task, task.within, with_ids=False)
@@ -135,25 +136,25 @@ class RangeCountWorker(StoreWorker):
 
 @dataclass(frozen=True)
 class CutTask(GradedRanking):
-    """A ranking to be cut into some ranges."""
+    """A ranking that is cut into `ranges` ranges."""
 
     ranges: int
 
 
 @dataclass(frozen=True)
 class CutResult:
-    """The scores between the ranges, falling; fewer where many scores are equal."""
+    """The scores between the ranges, in descending order; fewer if many scores are equal."""
 
     edges: tuple[float, ...]
 
 
 class CutWorker(StoreWorker):
-    """Chooses ranges of about as many samples, from some of the tables."""
+    """Chooses ranges with about equal numbers of samples, from the scores in some of the tables."""
 
     def __call__(self, task: CutTask, attempt: Attempt) -> CutResult:
         step = max(1, len(task.tables) // SAMPLED)
-        some = GradedRanking(task.method, task.concept, task.form, task.tables[::step])
-        score, _, _ = read_range(self, some, EVERYTHING, with_ids=False)
+        subset = GradedRanking(task.method, task.concept, task.form, task.tables[::step])
+        score, _, _ = read_range(self, subset, EVERYTHING, with_ids=False)
         shares = np.arange(task.ranges - 1, 0, -1) / task.ranges
         edges = np.quantile(score, shares, method="nearest").tolist() if len(score) else []
         return CutResult(tuple(dict.fromkeys(edges)))
@@ -162,7 +163,7 @@ class CutWorker(StoreWorker):
 def read_range(
     worker: StoreWorker, task: GradedRanking, within: Range, with_ids: bool = True
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores, whether each shows the concept, and ids of the samples of a range; no ids where they are not needed."""
+    """(scores, whether each sample is a carrier, ids) of the samples of a range; no ids without `with_ids`."""
     names = [column(task.concept, task.form), shows_column(task.concept), *(["sample_id"] if with_ids else [])]
 
     def read(first: str) -> tuple[np.ndarray, ...]:
@@ -187,13 +188,13 @@ def retrieval_metrics(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """AP, base rate, P@10 and recall@carriers, as metrics[concept][column of the method and form].
 
-    Empty without `scores=all`, and for concepts without `truth`.
+    The result has only concepts with a `truth`; without `scores=all` it is empty.
 
     Args:
         config: the audit.
         tables: by method, the first shard of each graded table.
-        samples: by method, how many have a score.
-        carriers: by method and concept, how many show it.
+        samples: by method, the number of samples with a score.
+        carriers: by method and concept, the number of samples that show the concept.
         run: runs the tasks of a stage.
     """
     rankings = [GradedRanking(m, c.name, f, tables[m]) for m, c, f in product(tables, graded_concepts(config), FORMS)]
@@ -230,7 +231,7 @@ def _ranges(
 
 
 def _counts(ranges: dict[GradedRanking, list[Range]], run: MapTasks) -> dict[GradedRanking, list[tuple[int, int]]]:
-    """Samples and carriers of every range but the last of each ranking, before which nothing has to be known."""
+    """Samples and carriers of every range except the last one of each ranking, whose counts no other range needs."""
     tasks = [RangeCountTask(**vars(r), within=within) for r, own in ranges.items() for within in own[:-1]]
     results = (
         {(t.label, t.within): (x.samples, x.carriers) for t, x in run("count", RangeCountWorker, tasks)}

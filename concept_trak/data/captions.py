@@ -1,4 +1,4 @@
-"""The caption of a row, chosen among its columns as the settings say, and its words."""
+"""The caption of a row, taken from its columns by the settings, and the caption's words."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -12,10 +12,15 @@ WORD = re.compile(r"\w+")
 
 
 def caption_of(values: Mapping[str, Any], name: str, data: DataConfig) -> str:
-    """The caption of the sample `name`; empty where it has none.
+    """The caption of the sample `name`; empty if it has none.
+
+    Args:
+        values: the row, by column.
+        name: the sample's id, which decides a random choice.
+        data: the settings of the data.
 
     Raises:
-        UserError: a column holds something else than text.
+        UserError: a column has a value that is not text.
     """
     texts = [text for c in caption_columns(data) for text in _texts(c, values.get(c), data) if text.strip()]
     if data.captions == "join":
@@ -30,17 +35,17 @@ def caption_of(values: Mapping[str, Any], name: str, data: DataConfig) -> str:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """The lines that are not empty, without white space around them."""
+    """The lines that are not empty, without surrounding white space."""
     return filter(None, (line.strip() for line in text.split("\n")))
 
 
 def caption_words(text: str) -> frozenset[str]:
-    """The words of a caption, each once, without case: runs of letters, digits and "_" of any script."""
+    """The set of a caption's words, case-folded. A word is a run of letters, digits and "_" of any script."""
     return frozenset(WORD.findall(text.casefold()))
 
 
 def caption_columns(data: DataConfig) -> tuple[str, ...]:
-    """The columns with captions, in the order in which they count; none for an unconditional model."""
+    """The columns with captions, the preferred one first; none for an unconditional model."""
     return tuple(column for column in (data.caption_column, *data.other_captions) if column)
 
 

@@ -1,4 +1,4 @@
-"""Whether ids are unique, without all of them in one place: digests of 8 bytes, sorted, cut into buckets by value."""
+"""Files for a test that ids are unique, without all ids in one process: sorted digests of 8 bytes, in buckets."""
 
 import hashlib
 from collections.abc import Iterable
@@ -7,12 +7,12 @@ import numpy as np
 from jaxtyping import UInt64
 
 CUTS = 256
-"""Buckets that a file is cut into: those that are compared together are some of these."""
+"""Buckets of a file, by the value of the digest. A comparison that needs fewer buckets joins neighbours."""
 HEADER_BYTES = 8 * (CUTS + 1)
 
 
 def id_digests(ids: Iterable[str]) -> UInt64[np.ndarray, " n"]:
-    """A digest of each id, in their order."""
+    """The digest of each id, in the order of the ids."""
     return np.fromiter((_digest(i) for i in ids), np.uint64)
 
 
@@ -21,7 +21,7 @@ def _digest(text: str) -> int:
 
 
 def encode_ids(digests: UInt64[np.ndarray, " n"]) -> bytes:
-    """A file of digests: where each bucket begins and the last one ends, then the digests, sorted."""
+    """The bytes of a file of digests: the first index of each bucket, the number of digests, and the sorted digests."""
     ordered = np.sort(digests)
     edges = np.arange(CUTS, dtype=np.uint64) << np.uint64(56)
     starts = np.append(np.searchsorted(ordered, edges), len(ordered)).astype("<u8")
@@ -29,11 +29,12 @@ def encode_ids(digests: UInt64[np.ndarray, " n"]) -> bytes:
 
 
 def bucket_bytes(header: bytes, bucket: int, buckets: int) -> tuple[int, int]:
-    """Where the digests of a bucket lie in a file: first byte, and the byte behind the last.
+    """The bytes of a file that hold the digests of a bucket: (first byte, one more than the last byte).
 
     Args:
         header: the first `HEADER_BYTES` of the file.
-        bucket, buckets: which, of how many; `buckets` divides `CUTS`.
+        bucket: in 0 ... `buckets` - 1.
+        buckets: the number of buckets; it divides `CUTS`.
     """
     starts, width = np.frombuffer(header, "<u8"), CUTS // buckets
     first, last = starts[bucket * width], starts[(bucket + 1) * width]

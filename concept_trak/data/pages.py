@@ -1,8 +1,9 @@
-"""The data pages of one Parquet column of bytes: where each lies, and the values in it.
+"""The data pages of a Parquet column of bytes: their places in the file, and their values.
 
-Arrow reads a row group from its start, so that a row in the middle costs all rows before it. A page, about 1 MB, can be
-read by itself once its place is known: `column_pages` reads the headers alone, `page_values` decodes one page. See the
-format's specification, https://github.com/apache/parquet-format (parquet.thrift, Encodings.md).
+Arrow reads a row group from its start, so a row in the middle costs all rows before it. A page has about 1 MB and can
+be read on its own if its place is known: `column_pages` finds the places from the page headers, and
+`ColumnPages.values` decodes one page. See the format's specification, https://github.com/apache/parquet-format
+(parquet.thrift, Encodings.md).
 """
 
 import struct
@@ -14,16 +15,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-HEADER_BYTES = 16 << 10  # read at once: a header has statistics of up to 4 kB a bound
+HEADER_BYTES = 16 << 10  # bytes of one read: the statistics in a header have up to 4 kB for each bound
 DICTIONARY, DATA, DATA_V2 = 2, 0, 3
 PLAIN, DICTIONARY_ENCODINGS = 0, (2, 8)
 CODECS = {"UNCOMPRESSED": "", "SNAPPY": "snappy", "GZIP": "gzip", "BROTLI": "brotli", "ZSTD": "zstd", "LZ4": "lz4_raw"}
 Read = Callable[[int, int], bytes]
-"""(first byte, byte behind the last) of a file -> the bytes between them, fewer at its end."""
+"""(first byte, one more than the last byte) of a file -> these bytes; fewer at the end of the file."""
 
 
 class DataPage(NamedTuple):
-    """A data page of a column: where it lies with its header, its first row in the file, and its rows."""
+    """A data page of a column.
+
+    Attributes:
+        offset: the first byte of its header in the file.
+        length: the bytes of the header and the page.
+        first_row: the number of its first row in the file.
+        rows: the number of its rows.
+    """
 
     offset: int
     length: int
@@ -43,22 +51,22 @@ class _Header(NamedTuple):
 
 
 class PagesUnknownError(Exception):
-    """A column whose pages are not read here: Arrow reads its row groups from their start."""
+    """This module cannot read the pages of a column. The caller reads whole row groups with Arrow instead."""
 
 
 def readable_pages(column: pq.ColumnChunkMetaData, levels: pq.ColumnSchema) -> bool:
-    """Whether each row of a column is one value, in an encoding and a compression that are read here."""
-    known = {"PLAIN", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "RLE", "BIT_PACKED"}
+    """Whether each row of a column has one value, in an encoding and a compression that this module reads."""
+    encodings = {"PLAIN", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "RLE", "BIT_PACKED"}
     return (
         column.physical_type == "BYTE_ARRAY"
         and levels.max_repetition_level == 0
         and column.compression in CODECS
-        and known.issuperset(column.encodings)
+        and encodings.issuperset(column.encodings)
     )
 
 
 def column_pages(read: Read, column: pq.ColumnChunkMetaData, first_row: int) -> Iterator[DataPage]:
-    """Every data page of a column chunk, from the headers alone.
+    """Every data page of a column chunk; only the headers are read.
 
     Args:
         read: reads the file.
@@ -66,13 +74,13 @@ def column_pages(read: Read, column: pq.ColumnChunkMetaData, first_row: int) -> 
         first_row: the number of the row group's first row in the file.
 
     Raises:
-        PagesUnknownError: a header cannot be read, or the pages are not those of the chunk.
+        PagesUnknownError: a header cannot be read, or the pages differ from the chunk in their rows or bytes.
     """
     offset = at = column.dictionary_page_offset or column.data_page_offset
     end, block = offset + column.total_compressed_size, b""
     last_row = first_row + column.num_values
     while offset < end and first_row < last_row:
-        if offset + HEADER_BYTES > at + len(block) and at + len(block) < end:  # or what is held ends the chunk
+        if offset + HEADER_BYTES > at + len(block) and at + len(block) < end:  # a block that ends the chunk is whole
             block, at = read(offset, min(offset + HEADER_BYTES, end)), offset
         header = _header(block[offset - at :])
         length = header.length + header.compressed
@@ -81,7 +89,7 @@ def column_pages(read: Read, column: pq.ColumnChunkMetaData, first_row: int) -> 
             first_row += header.values
         offset += length
     if first_row != last_row or offset > end:
-        raise PagesUnknownError("the pages hold other rows than the column")
+        raise PagesUnknownError("the pages and the column differ in their rows")
 
 
 @dataclass(frozen=True)
@@ -98,16 +106,16 @@ class ColumnPages:
 
     @property
     def start(self) -> int:
-        """Its first byte in the file."""
+        """The first byte of the chunk in the file."""
         return self.column.dictionary_page_offset or self.column.data_page_offset
 
     @property
     def end(self) -> int:
-        """The byte behind its last."""
+        """One more than the last byte of the chunk."""
         return self.start + self.column.total_compressed_size
 
     def dictionary(self, read: Read) -> list[bytes]:
-        """The values that pages with a dictionary point to."""
+        """The values of the dictionary page."""
         data = read(self.start, self.column.data_page_offset)
         header = _header(data)
         body = self._unpacked(data[header.length : header.length + header.compressed], header.uncompressed)
@@ -118,28 +126,28 @@ class ColumnPages:
 
         Args:
             data: the page with its header.
-            read: reads the file: the column's dictionary, where the page needs it.
+            read: reads the file; called for the column's dictionary if the page needs it.
 
         Raises:
-            PagesUnknownError: the page is damaged, or in an encoding that is not read here.
+            PagesUnknownError: the page is damaged, or has an encoding that this module does not read.
         """
         header = _header(data)
         body, defined = self._body(header, data[header.length : header.length + header.compressed])
         count = header.values if defined is None else int(defined.sum())
         if header.encoding == PLAIN:
-            known = _plain(body, count)
+            values = _plain(body, count)
         elif header.encoding in DICTIONARY_ENCODINGS:
             entries = self.dictionary(read) if count else []
-            known = [entries[i] for i in _run_lengths(body[1:], body[0], count)] if count else []
+            values = [entries[i] for i in _run_lengths(body[1:], body[0], count)] if count else []
         else:
             raise PagesUnknownError(f"encoding {header.encoding}")
         if defined is None:
-            return list(known)
-        values = iter(known)
-        return [next(values) if there else None for there in defined.tolist()]
+            return list(values)
+        following = iter(values)
+        return [next(following) if has_value else None for has_value in defined.tolist()]
 
     def _body(self, header: _Header, data: bytes) -> tuple[memoryview, np.ndarray | None]:
-        """The encoded values of a page, and which rows have one; None where all have."""
+        """The encoded values of a page, and whether each row has a value; None if every row has one."""
         most = self.levels.max_definition_level
         if header.kind == DATA_V2:
             levels, rest = data[: header.levels], data[header.levels :]
@@ -163,7 +171,7 @@ def _defined(data: memoryview, most: int, count: int) -> np.ndarray | None:
 
 
 def _plain(body: memoryview, count: int) -> list[bytes]:
-    """PLAIN: four bytes of length before each value."""
+    """The values of encoding PLAIN: each has its length before it, in four bytes."""
     values, at = [], 0
     for _ in range(count):
         size = int.from_bytes(body[at : at + 4], "little")
@@ -175,7 +183,7 @@ def _plain(body: memoryview, count: int) -> list[bytes]:
 
 
 def _run_lengths(data: memoryview, width: int, count: int) -> np.ndarray:
-    """RLE: runs of one repeated number, and groups of eight numbers of `width` bits each."""
+    """The numbers of encoding RLE: runs of one repeated number, and groups of eight numbers of `width` bits each."""
     parts, length, at = [np.zeros(0, np.int64)], 0, 0
     while length < count:
         head, at = _varint(data, at)
@@ -209,7 +217,7 @@ def _header(data: bytes) -> _Header:
 
 
 def _struct(data: bytes | memoryview, at: int) -> tuple[dict[int, Any], int]:
-    """The fields of a struct by their numbers, and where it ends."""
+    """The fields of a struct by their numbers, and the position after the struct."""
     fields, number = dict[int, Any](), 0
     while head := data[at]:
         at += 1

@@ -1,4 +1,4 @@
-"""A data set before it is used: its sources by name, what is known of each, and that their ids are unique."""
+"""The survey of a data set before it is used: its sources, their rows, and the checks of settings, columns and ids."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -14,14 +14,14 @@ from concept_trak.data.index import SourceFacts, SourceIndex, index_source
 from concept_trak.data.inventory import LeftOut, LeftOutCounts, Survey
 from concept_trak.data.shard import Source
 
-PEEKED, PEEKED_ROWS = 3, 16  # sources, and rows of each, that are read before workers start
+PEEKED, PEEKED_ROWS = 3, 16  # the driver reads this many rows of this many sources before workers start
 
 
 def survey(data: DataConfig, conditioning: Conditioning = "text") -> Survey:
-    """The sources, indexed in this process, once they are known to be usable by a model of this conditioning.
+    """The data set's sources, indexed in this process and checked for a model with this conditioning.
 
     Raises:
-        UserError: nothing there, a column missing or of another type, ids that occur twice.
+        UserError: there are no data, a column is missing or of another type, or ids occur twice.
     """
     require_caption_setting(data, conditioning)
     surveyed = indexed_here(data)
@@ -30,10 +30,11 @@ def survey(data: DataConfig, conditioning: Conditioning = "text") -> Survey:
 
 
 def require_caption_setting(data: DataConfig, conditioning: Conditioning) -> None:
-    """That the settings name captions as the model takes them. Raises UserError."""
+    """Require caption settings that fit the model's conditioning. Raises UserError."""
     if not data.caption_column and conditioning != "none":
         raise UserError(
-            f"data.caption_column is empty, and the model's conditioning is {conditioning}; name the column that has it"
+            f"data.caption_column is empty, and the model's conditioning is {conditioning}; name the column with the "
+            f"{conditioning}"
         )
     if (data.captions == "class") != (conditioning == "class") and conditioning != "none":
         remedy = "class" if conditioning == "class" else "first"
@@ -43,7 +44,7 @@ def require_caption_setting(data: DataConfig, conditioning: Conditioning) -> Non
 
 
 def indexed_here(data: DataConfig) -> Survey:
-    """The data set's sources, each with its index in memory."""
+    """The data set's sources, each with its index, computed in this process."""
     listed = list_sources(data)
     indices = [index_source(source, data) for source in listed.sources]
     sources = [
@@ -54,10 +55,12 @@ def indexed_here(data: DataConfig) -> Survey:
 
 
 def list_sources(data: DataConfig) -> Survey:
-    """Every source of the data set, by name, from a listing alone; its rows are unknown, except in a folder of images.
+    """Every source of the data set, ordered by name, from a listing alone.
+
+    The number of rows is unknown, except for a folder of images.
 
     Raises:
-        UserError: nothing is there, it cannot be reached, or is of no format or of several.
+        UserError: there are no data, they cannot be reached, or they have no known format or several formats.
     """
     listing, tally = list_files(data.uri), LeftOutCounts()
     if listing.is_file:
@@ -67,7 +70,7 @@ def list_sources(data: DataConfig) -> Survey:
         name = detect_format(candidates, data)
         files = own_files(candidates, formats()[name], listing, data, tally)
     for info in files.values():
-        version(info)  # a file without one is refused before any is opened
+        version(info)  # refuses a file without a version before any file is opened
     sources = formats()[name].sources(listing, files, data, tally)
     if not sources:
         raise _no_rows(data, len(files), name, tally.left_out())
@@ -75,15 +78,15 @@ def list_sources(data: DataConfig) -> Survey:
 
 
 def check_first_rows(listed: Survey, sources: Sequence[Source], data: DataConfig) -> None:
-    """Refuses what the first rows show, so that a mistake costs no worker.
+    """Read the first rows and refuse what is wrong with them, before a worker starts.
 
     Args:
         listed: the data set.
-        sources: those that are not indexed yet.
-        data: how they are read.
+        sources: its sources without an index.
+        data: the settings of the data.
 
     Raises:
-        UserError: the first of them cannot be read or lacks a column, or there are few and none has rows.
+        UserError: the first source cannot be read or lacks a column, or the data set has few sources and no rows.
     """
     for source in sources[:PEEKED]:
         findings = Findings()
@@ -99,7 +102,13 @@ def check_first_rows(listed: Survey, sources: Sequence[Source], data: DataConfig
 def surveyed(
     data: DataConfig, listed: Survey, sources: Sequence[Source], indices: Sequence[SourceIndex | SourceFacts]
 ) -> Survey:
-    """The survey of sources whose rows are known, with all that is left out of them.
+    """The survey of indexed sources, with everything in the data that is left out.
+
+    Args:
+        data: the settings of the data.
+        listed: the data set from `list_sources`.
+        sources: its sources with their rows.
+        indices: the index, or the facts, of each source.
 
     Raises:
         UserError: there are no rows, or no source has a column that the settings name.
@@ -127,10 +136,10 @@ def _no_rows(data: DataConfig, files: int, kind: str, left_out: Sequence[LeftOut
 
 
 def require_unique_ids(sources: Iterable[Source], data: DataConfig) -> None:
-    """That ids are unique over sources whose indices are in memory; ids made from source and row always are.
+    """Require unique ids over sources with their indices in memory. Ids made from source and row are always unique.
 
     Raises:
-        UserError: naming some of the ids that occur twice, and where.
+        UserError: some ids occur twice; the message names some of them and their sources.
     """
     if not data.id_column:
         return
@@ -145,10 +154,10 @@ def require_unique_ids(sources: Iterable[Source], data: DataConfig) -> None:
 
 
 def repeated_ids(data: DataConfig, repeated: dict[str, list[str]]) -> UserError:
-    """The refusal of ids that occur more than once.
+    """The error for ids that occur more than once.
 
     Args:
-        data: the settings.
+        data: the settings of the data.
         repeated: some of the ids, each with the sources that have it.
     """
     examples = sorted(repeated)[:5]

@@ -1,8 +1,8 @@
-"""The records of many shards in one file, so that an audit reads a handful of files and not one for each shard.
+"""Compaction: files with the records of many shards, so that an audit reads a few files instead of one for each shard.
 
-The single records stay the truth. Each row carries the version of its record in the listing of that folder, and counts
-only while the listing has the same: a record that was removed, or made anew, is read by itself. So these files can be
-removed at any time, and nothing has to remove them.
+The single records remain the truth. Each row has the version that its record had in the listing of the records' folder.
+A row is used only while the listing has the same version; a record that was removed, or written again, is read on its
+own. These files can therefore be removed at any time, and nothing has to remove them.
 """
 
 import hashlib
@@ -24,9 +24,9 @@ from concept_trak.store.records import READERS, Record, derive_record, read_reco
 from concept_trak.store.store import Store
 from concept_trak.store.tables import from_rows, read_parquet, to_parquet
 
-MOST = 4096  # records in one file: about a megabyte
-LEAST = 64  # fewer are read one by one: runs of a few shards each would soon leave as many files
-MANY = 64  # files; where there are more, all are written again as full ones
+MOST = 4096  # records of one file: about a megabyte
+LEAST = 64  # fewer records are left single: otherwise many runs of a few shards would leave as many files
+MANY = 64  # files; if there are more, their records are written again to full files
 KINDS = {"version": "string", "shard": "string", "rows": "int64", "rejected": "int64", "bytes": "int64",
          "sha256": "string", "sum_squares": "float64", "seconds": "float64", "attempt": "int64", "host": "string",
          "rejects_by_reason": "string", "fingerprint": "string"}  # fmt: skip
@@ -34,19 +34,19 @@ logger = logging.getLogger(__name__)
 
 
 def committed(store: Store, features: FeatureSet, shards: Sequence[PlannedShard]) -> dict[str, Record]:
-    """The records of those shards that are done, by name, in the order given. A part without a record gets one now.
+    """The records of the shards that are done, by name, in the order of `shards`. A part without a record gets one.
 
     Raises:
-        UserError: a record whose part is gone, a record of other features or with other rows than the plan, or a
-            damaged file.
+        UserError: a record has no part, belongs to other features or differs from the plan in its rows, or a file is
+            damaged.
     """
-    versions = store.versions(features.records)  # before the parts: a shard may be committed in between
+    versions = store.versions(features.records)  # listed before the parts: a shard may be committed between the two
     parts = set(store.names(features.parts))
     done = [shard for shard in shards if features.record(shard.name) in versions]
     if lost := [shard for shard in done if features.part(shard.name) not in parts]:
         raise UserError(
             f"{len(lost)} of {len(shards)} shards have a record but no part, first {store.uri}/"
-            f"{features.part(lost[0].name)}. Expected the part beside its record; it was removed from outside. {REPAIR}"
+            f"{features.part(lost[0].name)}. Expected a part for every record; another program removed it. {REPAIR}"
         )
     orphans = [s for s in shards if features.part(s.name) in parts and features.record(s.name) not in versions]
     known = {record.shard: record for record in read_compacted(store, features, versions)}
@@ -64,7 +64,13 @@ def committed(store: Store, features: FeatureSet, shards: Sequence[PlannedShard]
 
 
 def read_compacted(store: Store, features: FeatureSet, versions: Mapping[str, str]) -> Iterator[Record]:
-    """The records in files of many; `versions` are those of the single records, and decide which still count."""
+    """The records in compacted files that are still valid.
+
+    Args:
+        store: the store.
+        features: the feature set.
+        versions: the versions of the single records; a compacted record of another version is not used.
+    """
     names = store.names(features.compacted)
     with ThreadPoolExecutor(READERS) as readers:
         rows = [row for file in readers.map(lambda name: _readable_rows(store, name), names) for row in file]
@@ -78,13 +84,13 @@ def read_compacted(store: Store, features: FeatureSet, versions: Mapping[str, st
 
 
 def _readable_rows(store: Store, name: str) -> list[tuple[str, Record]]:
-    """Each record of a file with its version; none of a file that is gone or damaged, which `jobs.verify` names."""
+    """The records of a file with their versions; empty if the file is gone or damaged (`jobs.verify` reports it)."""
     try:
         return compacted_rows(store, name)
     except FileNotFoundError:
         return []
     except Damaged as error:
-        logger.warning("%s/%s is not used, its records are read one by one: %s", store.uri, name, error)
+        logger.warning("%s/%s is not used and its records are read one by one: %s", store.uri, name, error)
         return []
 
 
@@ -93,11 +99,11 @@ def compacted_rows(store: Store, name: str) -> list[tuple[str, Record]]:
 
     Raises:
         FileNotFoundError: the file is gone.
-        Damaged: it cannot be read, or has other bytes than its name says.
+        Damaged: the file cannot be read, or its name is not the digest of its bytes.
     """
     data = store.read(name)
     if not name.endswith(f"/{_digest(data)}.parquet"):
-        raise Damaged("it has other bytes than its name says")
+        raise Damaged("its name is not the digest of its bytes")
     try:
         return [_from_row(row) for row in read_parquet(data).to_pylist()]
     except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
@@ -107,11 +113,13 @@ def compacted_rows(store: Store, name: str) -> list[tuple[str, Record]]:
 def checked_compacted(
     store: Store, features: FeatureSet, names: Iterable[str], single: Callable[[str], Record | None]
 ) -> Iterator[tuple[str, str]]:
-    """Each file of many records with what is wrong with it, "" if nothing is.
+    """(name, problem) of each compacted file; the problem is "" for a sound file.
 
     Args:
+        store: the store.
+        features: the feature set.
         names: the files.
-        single: returns the record of a shard that stands by itself, None where it is not known.
+        single: returns the single record of a shard, or None if it is not known.
     """
     versions = store.versions(features.records)
     for name in names:
@@ -124,13 +132,13 @@ def checked_compacted(
             continue
         stale = next((r.shard for version, r in rows if versions.get(features.record(r.shard)) == version
                       and single(r.shard) not in (None, r)), "")  # fmt: skip
-        yield name, f"it has another record of {stale} than {features.record(stale)}" if stale else ""
+        yield name, f"its record of {stale} differs from {features.record(stale)}" if stale else ""
 
 
 def write_compacted(
     store: Store, features: FeatureSet, records: Iterable[Record], versions: Mapping[str, str] | None = None
 ) -> None:
-    """Write records together; `versions` is a listing of the single ones, made anew if it is not given."""
+    """Write records to compacted files. `versions` is a listing of the single records; without it, one is made."""
     listed = store.versions(features.records) if versions is None else versions
     rows = [{"version": version, **_row(r)} for r in records if (version := listed.get(features.record(r.shard)))]
     for start in range(0, len(rows), MOST):
@@ -140,10 +148,11 @@ def write_compacted(
 
 @dataclass
 class RecordGatherer:
-    """Gathers the records of a run as its shards are done, and writes them together whenever there are enough.
+    """Collects the records of a run as its shards finish, and writes them to compacted files.
 
-    Each time costs a listing of all single records, so it waits for half as many as were written before: all listings
-    together are a few times the last one, and a run that is killed leaves at most a third to be read one by one.
+    Each write costs a listing of all single records, so a write waits until there are half as many new records as
+    written ones. All listings together then cost a few times the last one, and a run that is killed leaves at most a
+    third of its records to be read one by one.
     """
 
     store: Store
@@ -157,7 +166,7 @@ class RecordGatherer:
             self._write()
 
     def finish(self) -> None:
-        """Write the last ones, unless they are few."""
+        """Write the remaining records, unless they are few."""
         if len(self.records) >= LEAST:
             self._write()
 

@@ -1,7 +1,7 @@
-"""Checks that parts and Grams fit their plan and each other.
+"""Checks that parts and Gram matrices are consistent with their plan and with each other.
 
-Adoption, the passes over all parts and `jobs.verify` use the same functions. A checksum shows that bytes are as they
-were written. These checks show that this project can have written them for this plan.
+The adoption of a part, the passes over all parts and `jobs.verify` use the same functions. A checksum shows that bytes
+did not change after they were written. These checks show that the bytes are possible results of this plan.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,14 +15,16 @@ from concept_trak.store.codec import decode_blocks, decode_footer, sum_of_square
 from concept_trak.store.identity import FeatureSet
 from concept_trak.store.part import Block, Damaged, Footer, Reject
 
-REPAIR = "Run `python -m jobs.verify repair=true`: it removes the record, then the part, and the shard is done again."
+REPAIR = (
+    "Run `python -m jobs.verify repair=true`: it removes the record, then the part, and the shard is computed again."
+)
 TRACE_TOLERANCE = 5e-3
-"""Relative tolerance of tr(K) against the sum of squares: float16 rounds entries by 2^-11, hence squares by 1e-3."""
+"""Largest relative difference of tr(K) from the sum of squares: float16 rounds entries by 2^-11, so squares by 1e-3."""
 
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """A shard as a plan has it: `rows` rows of a source from `first_row` on."""
+    """A shard of a plan: `rows` rows of a source, from `first_row` on."""
 
     name: str
     source: str
@@ -31,7 +33,7 @@ class PlannedShard:
 
 
 def planned_shard(row: Mapping[str, Any]) -> PlannedShard:
-    """A row of a plan (`read_plan`)."""
+    """A row of a plan (from `read_plan`) as a `PlannedShard`."""
     return PlannedShard(row["shard"], row["source"], row["first_row"], row["rows"])
 
 
@@ -42,13 +44,14 @@ def checked_blocks(
 
     Args:
         data: the bytes of the part.
-        features, shard: what the part must be. A shard that is only a name is not compared with a plan.
+        features: the feature set that the part must belong to.
+        shard: the shard that the part must hold. A shard given by its name is not compared with a plan.
         where: the part's address, for messages.
-        intact: whether the bytes are known by their sha256 to be those written; else page checksums are verified.
+        intact: whether the sha256 of the bytes was checked; otherwise page checksums are verified.
 
     Raises:
-        Damaged: the part is damaged, belongs to another shard or other features, has other rows than the plan, has an
-            id twice, or has a weight or a feature that is not finite. The message begins with `where`.
+        Damaged: the part is damaged, belongs to another shard or other features, differs from the plan in its rows, has
+            an id twice, or has a weight or a feature that is not finite. The message begins with `where`.
     """
     try:
         footer = decode_footer(data)
@@ -58,7 +61,7 @@ def checked_blocks(
             _require_finite(block)
             ids += block.ids
             norms = np.concatenate([norms, block.norms()])
-            if len(norms) == footer.rows:  # before the last rows are yielded, because a caller that has them may stop
+            if len(norms) == footer.rows:  # checked before the last rows are yielded, because a caller may stop there
                 _require_whole(footer, ids, norms)
             yield block
         if not footer.rows:
@@ -68,7 +71,7 @@ def checked_blocks(
 
 
 def checked_footer(data: bytes, features: FeatureSet, shard: PlannedShard | str, where: str) -> Footer:
-    """The footer of a part, after all of the part was checked. Raises Damaged as `checked_blocks` does."""
+    """The footer of a part, after a check of the whole part. Raises Damaged as `checked_blocks` does."""
     for _ in checked_blocks(data, features, shard, where):
         pass
     return decode_footer(data)
@@ -103,9 +106,9 @@ def _require_same_shard(footer: Footer, features: FeatureSet, shard: PlannedShar
 def _require_whole(footer: Footer, ids: Sequence[str], norms: Float[np.ndarray, " n"]) -> None:
     """Check that the ids of rows and rejects are unique, and that the rows have the footer's sum of squares."""
     if repeated := len(ids) - len(set(ids)):
-        raise Damaged(f"{repeated} sample ids are there twice")
+        raise Damaged(f"{repeated} sample ids occur twice")
     if (total := sum_of_squares(norms)) != footer.sum_squares:
-        raise Damaged(f"Σ‖φ‖² is {total}, its footer states {footer.sum_squares}")
+        raise Damaged(f"Σ‖φ‖² is {total}, and its footer has {footer.sum_squares}")
 
 
 def _is_planned(reject: Reject, shard: PlannedShard) -> bool:
@@ -122,8 +125,9 @@ def _require_finite(block: Block) -> None:
 
 
 def _finite(unit: np.ndarray) -> bool:
-    """Whether all numbers are finite. Read as integers, infinity and NaN are the largest numbers of either sign.
+    """Whether all numbers are finite.
 
+    As integers, the bytes of infinity and NaN are larger than those of all finite numbers of the same sign.
     `np.isfinite` takes ten times as long for float16.
     """
     if unit.dtype.kind != "f":
@@ -136,17 +140,17 @@ def _finite(unit: np.ndarray) -> bool:
 
 @dataclass(frozen=True)
 class ExpectedGram:
-    """A node of the tree of Grams, with the number of rows and the sum of squares in the records of its shards."""
+    """A node of the tree of Gram matrices, with the rows and the sum of squares in the records of its shards."""
 
     node: str
     count: int
     sum_squares: float
 
     def require(self, k_matrix: Float32[np.ndarray, "k k"], count: int) -> None:
-        """Check that a matrix sums the expected number of rows, and that tr(K) = Σ‖φ‖². Raises Damaged."""
+        """Check that a matrix is a sum over the expected number of rows, and that tr(K) = Σ‖φ‖². Raises Damaged."""
         trace = float(np.trace(k_matrix, dtype=np.float64))
         if count != self.count:
-            raise Damaged(f"it sums {count} rows, and its shards have {self.count}")
+            raise Damaged(f"it is a sum over {count} rows, and its shards have {self.count}")
         if not abs(trace - self.sum_squares) <= TRACE_TOLERANCE * self.sum_squares:
             raise Damaged(
                 f"its trace is {trace:.9g}, and the squares of its shards' features sum to {self.sum_squares:.9g}"

@@ -1,14 +1,14 @@
-"""What is known of the data, once per version of a source: where it lies, and how it is written and read.
+"""The index of the data, made once per version of a source: the names of its files, and how they are written and read.
 
-    sources/<data fingerprint>/<source>.parquet      one row per sample
-    sources/<data fingerprint>/records/<source>.json its rows, bytes and sha256; its existence means that it is indexed
-    sources/<data fingerprint>/ids/<source>.bin      digests of its ids, sorted, where the data have a column of ids
-    sources/<data fingerprint>/surveys/<time>-<listing>.parquet   the records of all sources of one listing
-    sources/<data fingerprint>/unique/<listing>.json that no id occurs twice in them
-    sources/<data fingerprint>/heavy/<listing>.parquet the most frequent labels and words in them
+    sources/<data fingerprint>/<source>.parquet       one row per sample
+    sources/<data fingerprint>/records/<source>.json  rows, bytes and sha256 of that file; exists once it is written
+    sources/<data fingerprint>/ids/<source>.bin       sorted digests of the ids, for data with a column of ids
+    sources/<data fingerprint>/surveys/<time>-<listing>.parquet   the records of all sources of a listing
+    sources/<data fingerprint>/unique/<listing>.json  exists once the ids of a listing have been found unique
+    sources/<data fingerprint>/heavy/<listing>.parquet   the most frequent labels and words of a listing
 
-An index of the data takes nothing from a model, so every audit, model and method of the same data reads it. All but the
-indices with their records can be made again from these.
+An index does not depend on a model, so all audits, models and methods on the same data share it. All other files can be
+made again from the indices and their records.
 """
 
 import hashlib
@@ -27,20 +27,20 @@ from concept_trak.store.store import Store
 from concept_trak.store.tables import read_columns, read_parquet, to_parquet
 
 SOURCES = "sources"
-ROW_GROUP = 4096  # rows of an index that are read together: a shard lies in one or two
+ROW_GROUP = 4096  # rows of a row group of an index: a shard is usually in one or two
 READERS = 16  # requests in flight while records are read
 REMEDY = "Remove it, or run `python -m jobs.verify repair=true`: the source is indexed again when it is needed"
 
 
 @dataclass(frozen=True, order=True)
 class SourceSet:
-    """The indices of data that are read with the same settings, and where their files are."""
+    """The names of all index files of data that are read with the same settings."""
 
     fingerprint: str
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "SourceSet":
-        """The indices made with these settings."""
+        """The names for these settings of the data."""
         return cls(fingerprint(settings))
 
     @property
@@ -69,12 +69,12 @@ class SourceSet:
         return f"{self.folder}/heavy/{listing}.parquet"
 
     def unique(self, listing: str) -> str:
-        """The file that says that no id occurs twice in a listing."""
+        """The file whose existence means that no id occurs twice in a listing."""
         return f"{self.folder}/unique/{listing}.json"
 
 
 def source_name(uri: str, version: str, first_row: int) -> str:
-    """What the files of a source, or of a range of a folder, are called: a readable stem, and hashes of what it is."""
+    """The name of the files of a source, or of a range of a folder: a readable stem, and hashes of the arguments."""
     stem = uri.rstrip("/").rpartition("/")[2].split(".")[0][:40]
     part = f"{version}\n{first_row}"
     return f"{stem}-{_short(uri)}-{_short(part)}"
@@ -85,7 +85,7 @@ def _short(text: str) -> str:
 
 
 def write_source_index(store: Store, name: str, table: pa.Table) -> tuple[int, str]:
-    """Put an index if absent; bytes and sha256 of what is there afterwards."""
+    """Write an index if it is absent; return (bytes, sha256) of the file that the store then has."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, row_group_size=ROW_GROUP, write_page_checksum=True)
     data = sink.getvalue().to_pybytes()
@@ -95,7 +95,7 @@ def write_source_index(store: Store, name: str, table: pa.Table) -> tuple[int, s
 
 
 def read_source_index(store: Store, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """A whole index, or some of its columns. Raises Damaged, naming the file."""
+    """A whole index, or some of its columns. Raises Damaged with the file's name."""
     try:
         return read_columns(store, name, columns)
     except (pa.ArrowException, OSError) as error:
@@ -104,7 +104,7 @@ def read_source_index(store: Store, name: str, columns: Sequence[str] | None = N
 
 
 class IndexFile:
-    """An index that is read a row group at a time; the last one is kept, since shards come in order."""
+    """An index that is read by row groups; the last ones are kept, because shards are read in order."""
 
     def __init__(self, store: Store, name: str) -> None:
         self._where, self._kept = f"{store.uri}/{name}", dict[int, pa.Table]()
@@ -115,7 +115,7 @@ class IndexFile:
             raise
 
     def rows(self, first: int, count: int) -> pa.Table:
-        """Rows first ... first + count - 1 of the file. Raises Damaged, naming it."""
+        """Rows first ... first + count - 1 of the file. Raises Damaged with the file's name."""
         groups = range(first // ROW_GROUP, (first + count - 1) // ROW_GROUP + 1)
         try:
             self._kept = {g: self._kept.get(g) or self._file.read_row_group(g) for g in groups}
@@ -126,18 +126,18 @@ class IndexFile:
 
 
 def raise_damaged(error: Exception, where: str) -> None:
-    """Raises Damaged for what Arrow says of a file's bytes; storage that failed is left to the caller."""
+    """Raise Damaged if Arrow's error is about the bytes of a file. Return if the storage failed."""
     if not (isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError)):
         raise Damaged(f"{where} is damaged: {error}. {REMEDY}") from error
 
 
 def write_source_record(store: Store, name: str, facts: Mapping[str, Any]) -> None:
-    """Put the record of a source if absent."""
+    """Write the record of a source if it is absent."""
     store.create(name, encode_json(facts))
 
 
 def read_source_records(store: Store, names: Iterable[str]) -> list[dict[str, Any]]:
-    """Records by their names, many requests at a time. Raises Damaged, naming the file."""
+    """The records with these names, read with many requests at a time. Raises Damaged with the file's name."""
     with ThreadPoolExecutor(READERS) as readers:
         return list(readers.map(lambda name: _source_record(store, name), names))
 
@@ -156,13 +156,13 @@ SURVEY = pa.schema({"name": pa.string(), "record": pa.string()})
 
 
 def write_survey(store: Store, name: str, records: Mapping[str, Mapping[str, Any]]) -> None:
-    """Put the records of all sources of a listing, by their names, in one file if absent."""
+    """Write the records of all sources of a listing, by their names, to one file if it is absent."""
     rows = [{"name": n, "record": json.dumps(record, sort_keys=True)} for n, record in records.items()]
     store.create(name, to_parquet(pa.Table.from_pylist(rows, SURVEY)))
 
 
 def read_survey(store: Store, name: str) -> dict[str, dict[str, Any]]:
-    """Records by the names of their sources. Raises Damaged, naming the file."""
+    """The records of a survey, by the names of their sources. Raises Damaged with the file's name."""
     try:
         table = read_parquet(store.read(name))
         return {row["name"]: json.loads(row["record"]) for row in table.to_pylist()}

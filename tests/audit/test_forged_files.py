@@ -65,7 +65,7 @@ def committed_with(change: Callable[[Part], Part], folder: Path, monkeypatch) ->
     ("change", "message"),
     [
         (lambda part: replace(part, weight=np.array([1, np.inf], np.float32)), "a weight is not finite"),
-        (lambda part: replace(part, ids=(part.ids[0],) * 2), "1 sample ids are there twice"),
+        (lambda part: replace(part, ids=(part.ids[0],) * 2), "1 sample ids occur twice"),
     ],
     ids=["weight", "id"],
 )
@@ -90,7 +90,7 @@ def test_no_system_is_solved_with_a_gram_that_is_not_its_parts_sum(records, work
     group = GramTask("m", "few", tuple(records[:2]))
     GramWorker(work)(group, FIRST)
     for expected, message in (
-        (replace(group.expected, count=5), "it sums 4 rows, and its shards have 5"),
+        (replace(group.expected, count=5), "it is a sum over 4 rows, and its shards have 5"),
         (replace(group.expected, sum_squares=2 * group.expected.sum_squares), "its trace is .* sum to"),
     ):
         with pytest.raises(Damaged, match=rf"grams/few.safetensors: {message}"):

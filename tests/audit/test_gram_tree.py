@@ -252,7 +252,7 @@ def test_a_child_that_is_not_the_sum_of_its_shards_is_not_added(store, unlike_sh
     leaf = GramTask("m", "leaf", tuple(r for r in commit(store, plan) if r.rows))
     GramWorker(work)(leaf, FirstAttempt())
     wrong = replace(leaf.expected, count=leaf.expected.count + 1)
-    with pytest.raises(ValueError, match=r"grams/leaf.safetensors: it sums"):
+    with pytest.raises(ValueError, match=r"grams/leaf.safetensors: it is a sum over"):
         GramWorker(work)(GramTask("m", "node", children=(wrong,)), FirstAttempt())
 
 

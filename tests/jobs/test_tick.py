@@ -18,7 +18,7 @@ def test_ticks_by_hand():
     assert [tick(word, now) for word in TICKS] == ["2027-01-01T03", "2027-01-01", "2026-W53", "2027-01"]
     assert tick("week-1", now) == "week-1"
     assert tick("", now) == ""
-    with pytest.raises(ValueError, match=r"'@yearly' is no schedule; expected one of: @hourly, @daily"):
+    with pytest.raises(ValueError, match=r"'@yearly' is not a schedule; expected one of: @hourly, @daily"):
         tick("@yearly", now)
 
 

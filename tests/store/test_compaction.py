@@ -108,7 +108,7 @@ def test_a_damaged_file_is_not_used_and_named_by_verify(store, records, caplog):
     whole = store.read(name)
     for other in (whole[:-1], whole[:30] + bytes([whole[30] ^ 1]) + whole[31:], b""):
         store.replace(name, other)
-        with pytest.raises(Damaged, match="other bytes than its name says"):
+        with pytest.raises(Damaged, match="not the digest of its bytes"):
             compacted_rows(store, name)
         assert committed(store, FEATURES, shards()) == naive(store)
         assert "its records are read one by one" in caplog.text
@@ -174,7 +174,7 @@ def test_verify_holds_them_against_the_single_records(store, records):
     write_compacted(store, FEATURES, stale, versions)
     (name,) = set(store.names(FEATURES.compacted)).difference(names)
     (finding,) = (f for f in verify_audits([audit], gram_nodes) if f.name == name)
-    assert (finding.what, finding.why) == (ALTERED, "it has another record of s05 than features/f00d/commits/s05.json")
+    assert (finding.what, finding.why) == (ALTERED, "its record of s05 differs from features/f00d/commits/s05.json")
 
 
 def audit_over(store: Store):

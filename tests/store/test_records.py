@@ -165,7 +165,7 @@ def test_damage_is_found_while_a_record_is_derived(store: Store):
         derive_record(store, FeatureSet("f00d"), "train-0-20")
     said = repr(codec.decode_footer(data).sum_squares).encode()
     store.replace(PART, data.replace(said, said[:-1] + (b"1" if said[-1:] != b"1" else b"2")))
-    with pytest.raises(Damaged, match="its footer states"):
+    with pytest.raises(Damaged, match="and its footer has"):
         derive_record(store, FeatureSet("f00d"), "train-0-20")
 
 

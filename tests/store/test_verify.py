@@ -262,8 +262,8 @@ def poisoned(monkeypatch, column: str, value: float) -> bytes:
 
 FORGED = {
     "fewer rows": "it has 5 rows and 2 rejects; the plan has 22 rows",
-    "one id twice": "1 sample ids are there twice",
-    "a reject's id": "1 sample ids are there twice",
+    "one id twice": "1 sample ids occur twice",
+    "a reject's id": "1 sample ids occur twice",
     "a row of another shard": "it rejects row 900 of a.parquet, which is not in the shard's plan",
     "one row twice": "it rejects one row twice",
 }
