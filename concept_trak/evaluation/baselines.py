@@ -1,15 +1,15 @@
-"""Baselines that need no gradient: rankings of the training samples for every concept.
+"""Baselines without gradients: rankings of the training samples for every concept.
 
-Each is a function (inputs, concept, m queries) -> scores [n, m].
+Each baseline is a function (inputs, concept, m queries) -> scores [n, m].
 
-| baseline   | ranks training samples by                                                                       |
-|------------|-------------------------------------------------------------------------------------------------|
-| random     | chance                                                                                          |
-| agnostic   | how many of the query's factors they show: the best that ignores which factor is the concept    |
-| lookup     | whether their caption names the concept, at random within                                       |
-| pixels     | cosine with the query's generated image, both less the training mean                            |
-| activation | the same for the output of the network's middle, averaged over positions, at one noise level    |
-| style      | the same for its mean and its deviation over positions, by channel (Huang and Belongie 2017)    |
+| baseline   | ranks training samples by                                                                        |
+|------------|--------------------------------------------------------------------------------------------------|
+| random     | chance                                                                                           |
+| agnostic   | the number of the query's factors in the image: the best without regard to the concept           |
+| lookup     | whether their caption names the concept, with random order among equal samples                   |
+| pixels     | the cosine with the query's generated image, after the training mean is subtracted from both     |
+| activation | the same cosine for the output of the network's middle at one noise level, mean over positions   |
+| style      | the same cosine for the mean and deviation over positions, by channel (Huang and Belongie 2017)  |
 """
 
 from collections.abc import Callable, Sequence
@@ -39,16 +39,16 @@ from concept_trak.models.encode import encode_samples
 from concept_trak.store.manifest import Audit
 
 ACTIVATION_PROBE = Probe("forward_noise", "prediction", times=(300,))
-"""The state of `activation`: the noise there hides fine texture and leaves the content."""
+"""The state of `activation`. The noise at this time hides fine texture but not the content of the image."""
 
 
 def position_mean(out: Tensor) -> Float[Tensor, "b width"]:
-    """[b, channels, h, w] or [b, patches, width] to [b, width]."""
+    """The mean over positions of an output [b, channels, h, w] or [b, patches, width]."""
     return out.mean((2, 3)) if out.dim() == 4 else out.mean(1)
 
 
 def position_statistics(out: Tensor) -> Float[Tensor, "b statistics"]:
-    """Mean and standard deviation over positions of every channel, which is what AdaIN takes for style."""
+    """Mean and standard deviation over positions of every channel: the statistics of style in AdaIN."""
     values = out.flatten(2) if out.dim() == 4 else out.mT
     return torch.cat([values.mean(2), values.std(2, correction=0)], 1)
 
@@ -75,7 +75,7 @@ class BaselineInputs:
 
     @cached_property
     def styles(self) -> Float[Tensor, "n statistics"]:
-        """Their means and deviations."""
+        """`position_statistics` of the middle activations of the training samples."""
         return self.middle_activations(self.batch, position_statistics)
 
     @cached_property
@@ -83,7 +83,7 @@ class BaselineInputs:
         return {}
 
     def generated(self, concept: Concept, m: int) -> Batch:
-        """The images of a concept's first m queries; concepts with one prompt, such as both of a pair, share them."""
+        """The images of a concept's first m queries. Concepts with the same prompt share them, as the two of a pair."""
         batch, key = query_batch(self.denoiser, concept).rows(slice(0, m)), (concept.text, concept.seed, m)
         if key not in self._images:
             self._images[key] = generate(self.denoiser, batch, UNGUIDED, concept.seed)
@@ -93,7 +93,13 @@ class BaselineInputs:
     def middle_activations(
         self, batch: Batch, pool: Callable[[Tensor], Tensor] = position_mean, at_once: int = 100
     ) -> Float[Tensor, "b width"]:
-        """The output of the network's middle at the state of `ACTIVATION_PROBE`, pooled over positions."""
+        """The output of the network's middle at the state of `ACTIVATION_PROBE`, pooled over positions.
+
+        Args:
+            batch: the samples.
+            pool: reduces the positions of an output.
+            at_once: samples of one forward pass.
+        """
         outputs: list[Tensor] = []
         hook = self.denoiser.middle.register_forward_hook(lambda module, args, out: outputs.append(pool(out)))
         try:
@@ -113,15 +119,15 @@ def random_order(inputs: BaselineInputs, concept: Concept, m: int) -> Float[Tens
 
 
 def concept_agnostic(inputs: BaselineInputs, concept: Concept, m: int) -> Float[Tensor, "n m"]:
-    """The number of the prompt's words among the labels of the image."""
+    """The number of words of the prompt that are labels of the image, with random order among equal samples."""
     prompt = set(concept.text.split())
     labels = ({v for k, v in s.labels.items() if not k.startswith("said_")} for s in inputs.train)
-    shown = torch.tensor([len(prompt & own) for own in labels], dtype=torch.float64)
-    return shown[:, None] + 0.5 * random_order(inputs, concept, m)
+    counts = torch.tensor([len(prompt & own) for own in labels], dtype=torch.float64)
+    return counts[:, None] + 0.5 * random_order(inputs, concept, m)
 
 
 def caption_lookup(inputs: BaselineInputs, concept: Concept, m: int) -> Float[Tensor, "n m"]:
-    """1 if the caption has the concept's word, else 0."""
+    """1 if the caption has the concept's word, else 0, with random order among equal samples."""
     (word,) = set(concept.truth.values())
     named = torch.tensor([word in s.caption.split() for s in inputs.train], dtype=torch.float64)
     return named[:, None] + 0.5 * random_order(inputs, concept, m)
@@ -176,7 +182,7 @@ class BaselineTask(Task):
 
 @dataclass(frozen=True)
 class BaselineResult:
-    """The grades of every concept and query, with the plain inner product's damping."""
+    """The grades of every concept and query; their damping is `PLAIN`."""
 
     rows: tuple[GradeRow, ...]
 

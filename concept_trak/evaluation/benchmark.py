@@ -32,12 +32,12 @@ from concept_trak.store.tables import from_columns, from_rows
 GradeRow = dict[str, float | int | str]
 """One graded ranking, with the columns of `GRADE_KINDS`."""
 PLAIN = float("inf")
-"""The damping of the plain inner product, to which the ranking tends."""
+"""The damping of the plain inner product: the ranking tends to its ranking as the damping grows."""
 
 
 @dataclass(frozen=True)
 class BenchmarkQueryTask(Task):
-    """The queries of a concept for the query side of a method; each of its samples is one query."""
+    """A concept and a method whose query side is used. Each sample of the concept is one query."""
 
     method: Method
     concept: Concept
@@ -49,16 +49,16 @@ class BenchmarkQueryTask(Task):
 
 @dataclass(frozen=True)
 class BenchmarkQueryResult:
-    """The file of the features, below the audit."""
+    """The file of the features, relative to the audit's folder."""
 
     file: str
 
 
 def benchmark_query_file(method: Method, concept: Concept) -> str:
-    """The file of a concept's query features, named by what decides their numbers.
+    """The file of a concept's query features, named by a hash of the settings that decide their numbers.
 
-    So methods with one query side share a file, and so do concepts with one prompt, such as the two factors of a pair,
-    unless the direction depends on the prompt without the concept.
+    Methods with the same query side share a file. Concepts with the same prompt, such as the two factors of a pair,
+    share one too, unless the direction depends on the prompt without the concept.
     """
     side = {"query": method_settings(method)["query"], **norm_settings(method)}
     key = {"text": concept.text, "seed": concept.seed, "samples": concept.samples, "image": concept.image}
@@ -68,7 +68,7 @@ def benchmark_query_file(method: Method, concept: Concept) -> str:
 
 
 class BenchmarkQueryWorker(ModelWorker):
-    """Writes phi_q of every sample of a concept to the store, unless it is there."""
+    """Writes phi_q of every sample of a concept to the store, unless the store has it."""
 
     def __init__(self, work: Work) -> None:
         super().__init__(work)
@@ -95,10 +95,16 @@ class BenchmarkQueryWorker(ModelWorker):
 
 @dataclass(frozen=True)
 class GradeTask(Task):
-    """The features of one method against one kind of query, for every concept and damping.
+    """The features of one method and one kind of query, for every concept and damping.
 
-    `query_kind`: `own` or `concept`. `query`: the method with that query. `plan`: the shards, for their labels.
-    `each`: samples that make one query, by their mean; queries are disjoint runs of so many samples.
+    Attributes:
+        method: the name of the method.
+        query_kind: `own` or `concept`.
+        query: the method with that query.
+        records: the parts with the method's features.
+        plan: the shards, for their labels.
+        dampings: the dampings to grade.
+        each: samples of one query, whose feature is their mean. Queries have consecutive samples and share none.
     """
 
     method: str
@@ -128,7 +134,7 @@ GRADE_KINDS = {"concept": "string", "query": "int32", "damping": "float64", "fli
 
 @dataclass(frozen=True)
 class RankingHead:
-    """The head of the ranking by the mean of all queries' scores; as many samples as show the concept."""
+    """The first ids of the ranking by the mean of all queries' scores; as many as samples show the concept."""
 
     concept: str
     damping: float
@@ -142,12 +148,12 @@ class RankingHead:
 
 
 def ranking_file(method: str, query_kind: str) -> str:
-    """Below the audit."""
+    """The file of a method's ranking heads, relative to the audit's folder."""
     return f"rankings/{method}-{query_kind}.parquet"
 
 
 def write_ranking(audit: Audit, method: str, query_kind: str, heads: Sequence[RankingHead]) -> None:
-    """Writes one row per concept, damping and rank, from 1."""
+    """Write one row for each concept, damping and rank; ranks start at 1."""
     kinds = {"concept": "string", "damping": "float64", "rank": "int64", "sample_id": "string"}
     rows = [
         {"concept": head.concept, "damping": head.damping, "rank": rank, "sample_id": sample_id}
@@ -183,8 +189,9 @@ class GradeWorker(StoreWorker):
         ids = [i for names, _, _ in blocks for i in names]
         if not ids:
             raise UserError(
-                f"no training sample has a feature of {task.method}: all are rejects. If they are no_direction, the "
-                "model predicts the same for every caption and nothing can be ranked: choose another model or method"
+                f"no training sample has a feature of {task.method}: all are rejects. If their reason is "
+                "no_direction, the model predicts the same for every caption and nothing can be ranked: choose another "
+                "model or method"
             )
         return ids, torch.cat([weight for _, weight, _ in blocks]), torch.cat([phi for _, _, phi in blocks])
 
@@ -197,7 +204,7 @@ class GradeWorker(StoreWorker):
 def _scores_by_damping(
     phi: Float[Tensor, "n k"], queries: Float[Tensor, "m k"], dampings: Sequence[float]
 ) -> Iterator[tuple[float, Float[Tensor, "n m"]]]:
-    """The finite dampings in their order, then the plain inner product if it is among them."""
+    """(damping, scores): the finite dampings in their order, then the plain inner product if `PLAIN` is among them."""
     finite = [damping for damping in dampings if damping != PLAIN]
     yield from zip(finite, fisher.sweep(phi, queries, finite), strict=True)
     if PLAIN in dampings:
@@ -205,10 +212,14 @@ def _scores_by_damping(
 
 
 def query_separation(values: Float[np.ndarray, "n m"], concepts: int) -> float:
-    """within - between of the two halves of each concept's queries, which `damping=auto` chooses by; NaN of one query.
+    """within - between of the two halves of each concept's queries: the criterion of `damping=auto`.
 
     Args:
-        values: The scores, as many columns for each concept.
+        values: the scores, with the same number of columns for each concept.
+        concepts: the number of concepts.
+
+    Returns:
+        A number in [-2, 2]; NaN with a single query or a single concept.
     """
     by_concept = torch.from_numpy(values).unflatten(1, (concepts, -1))
     if by_concept.shape[2] < 2 or concepts < 2:
@@ -226,7 +237,7 @@ def grade_rows(
     relevant: np.ndarray,
     separation: float = float("nan"),
 ) -> list[GradeRow]:
-    """One row per query, with the columns of `GRADE_KINDS`."""
+    """One row for each query, with the columns of `GRADE_KINDS`."""
     return [
         {
             "concept": concept,

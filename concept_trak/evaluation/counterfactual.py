@@ -1,14 +1,15 @@
-"""The causal test: what a model draws once it is trained from scratch without some of its images.
+"""The causal test: how a model's pictures change if it is trained from scratch without some of its images.
 
-A retraining and its control start from the same weights and draw the same batches, except where images are left out
-(`loop.replacement_rows`); both draw their pictures from the same noise. So the pictures differ by what was left out.
-For a concept, whose targets are the prompts that name it,
+A retraining and its control start from the same weights and use the same batches, except that other images replace
+those that are left out (`loop.replacement_rows`). Both generate their pictures from the same noise. The left-out images
+are therefore the only cause of a difference. For a concept, whose targets are the prompts that name it,
 
     moved  = mean over targets of |x - x'|_2  -  mean over the other prompts of |x - x'|_2
     lost   = mean over targets of (presence in x - presence in x')
 
-x are the control's pictures in [-1, 1] and x' the retrained model's, flat; presence is the probability that the judge
-of the data set (`judge.py`) sees the concept. Same-noise L2 after D-TRAK (Zheng et al. 2024, section 5).
+x is a flattened picture of the control in [-1, 1], x' the picture of the retrained model from the same noise, and
+presence the probability of the concept under the judge of the data set (`judge.py`). The L2 distance for the same noise
+is from D-TRAK (Zheng et al. 2024, section 5).
 """
 
 import hashlib
@@ -38,9 +39,11 @@ from concept_trak.store.tables import read_parquet
 
 @dataclass(frozen=True)
 class RetrainTask(Task):
-    """A model trained from `seed` without some images of its training set; a control leaves out none.
+    """A training run from `seed` without some images; a control is a run with all of them.
 
-    `without`: ids, sorted, so that removals of the same images share the retraining.
+    Attributes:
+        seed: the seed of the weights and batches.
+        without: the ids that are left out, sorted, so that removals of the same images share the retraining.
     """
 
     seed: int
@@ -62,8 +65,12 @@ class RetrainResult:
 class RetrainSettings:
     """The settings that all retrainings of a test share.
 
-    `folder`: where the pictures are written, below the store. `training`: how the model under test was trained.
-    `samples`: pictures of each pair.
+    Attributes:
+        store: the address of the store.
+        folder: the folder of the pictures, relative to the store.
+        training: the settings of the training of the model under test.
+        samples: pictures of each pair.
+        threads: torch threads of a worker.
     """
 
     store: str
@@ -73,13 +80,13 @@ class RetrainSettings:
     threads: int = 1
 
     def file(self, task: RetrainTask) -> str:
-        """A name made of everything that decides the pictures."""
+        """The file of a task's pictures, named by a hash of everything that decides them."""
         training = {key: value for key, value in asdict(self.training_of(task)).items() if key not in NO_MATTER}
         settings = json.dumps([training, task.without, self.samples], sort_keys=True)
         return f"{self.folder}/{hashlib.sha256(settings.encode()).hexdigest()[:16]}.parquet"
 
     def training_of(self, task: RetrainTask) -> TrainConfig:
-        """Weights and batches from the task's seed, on the images of the model under test."""
+        """The settings of a task's training: weights and batches from its seed, images of the model under test."""
         return replace(self.training, seed=task.seed, images_seed=self.training.drawing_seed)
 
 
@@ -88,7 +95,7 @@ NO_MATTER = ("out", "refresh", "judge_steps", "samples")
 
 
 class RetrainWorker:
-    """Trains a model from scratch and writes its pictures to the store, unless they are there."""
+    """Trains a model from scratch and writes its pictures to the store, unless the store has them."""
 
     def __init__(self, settings: RetrainSettings) -> None:
         torch.set_num_threads(settings.threads)
@@ -106,7 +113,10 @@ class RetrainWorker:
 
 @dataclass(frozen=True)
 class Effect:
-    """What a retraining did to a concept. Distances are Euclidean, of pixels in [-1, 1]; presences are in [0, 1]."""
+    """The effect of a retraining on a concept.
+
+    Distances are Euclidean, of pixels in [-1, 1]; presences are in [0, 1].
+    """
 
     moved_target: float
     moved_other: float
@@ -114,7 +124,8 @@ class Effect:
     """The concept's presence in the retrained model's pictures of the prompts that name it."""
     present_control: float
     kept_other: float
-    """Presence, in the pictures of the other prompts, of the value that each names of the concept's factor."""
+    """The mean presence, in the retrained model's pictures of the other prompts, of the value that the prompt names for
+    the concept's factor."""
     kept_other_control: float
 
     @property
@@ -129,7 +140,15 @@ class Effect:
 def measure_effect(
     cell: Cell, kinds: TwoFactors, classifier: Classifier, control: Pictures, retrained: Pictures
 ) -> Effect:
-    """The measures of a concept: the factor of a cell, in any pair."""
+    """The effect on the concept of a cell: its factor, in any pair.
+
+    Args:
+        cell: the cell.
+        kinds: the data set.
+        classifier: its judge.
+        control: the control's pictures.
+        retrained: the retrained model's pictures.
+    """
     column = kinds.columns.index(cell.factor)
     targets = [pair for pair in kinds.all_pairs if pair[column] == cell.value]
     others = [pair for pair in kinds.all_pairs if pair[column] != cell.value]
@@ -137,17 +156,17 @@ def measure_effect(
     def moved(pairs: Sequence[Pair]) -> float:
         return _mean([(control[pair] - retrained[pair]).flatten(1).norm(dim=1) for pair in pairs])
 
-    def shown(pictures: Pictures, pairs: Sequence[Pair]) -> float:
+    def mean_presence(pictures: Pictures, pairs: Sequence[Pair]) -> float:
         factor = ("thing", "colour")[column]
         return _mean([presence(classifier, pictures[pair], **{factor: pair[column]}) for pair in pairs])
 
     return Effect(
         moved_target=moved(targets),
         moved_other=moved(others),
-        present=shown(retrained, targets),
-        present_control=shown(control, targets),
-        kept_other=shown(retrained, others),
-        kept_other_control=shown(control, others),
+        present=mean_presence(retrained, targets),
+        present_control=mean_presence(control, targets),
+        kept_other=mean_presence(retrained, others),
+        kept_other_control=mean_presence(control, others),
     )
 
 
@@ -164,15 +183,15 @@ class CounterfactualConfig:
     name: str = "toy"
     """The benchmark's name: its rankings are in benchmarks/<name>/tops.parquet."""
     folder: str = "results/models/toy-0"
-    """One of its models, named as there."""
+    """One of the benchmark's models, by the name that its `models` has."""
     rankers: tuple[str, ...] = ("fit_trak", "concept_trak", "trak", "lookup", "random")
-    """Methods whose first K images are left out; `trak/concept` is a method with the concept query."""
+    """Methods whose first K images are left out; `trak/concept` is the method trak with the concept query."""
     pairs: tuple[str, ...] = ("a red triangle",)
-    """Captions of the pairs whose two factors are the concepts; empty is all."""
+    """Captions of the pairs whose two factors are the concepts; empty means all pairs."""
     shares: tuple[float, ...] = (0.9, 1.0)
-    """K as shares of the images that show the concept, in 0 ... 1."""
+    """K, as shares of the images that show the concept, above 0 and at most 1."""
     seeds: tuple[int, ...] = (1, 2)
-    """Seeds of the initial weights and the batches of retrainings."""
+    """Seeds of the retrainings: of initial weights and batches."""
     samples: int = 32
     """Pictures per pair and retraining."""
 
@@ -186,14 +205,14 @@ class CounterfactualConfig:
 
 
 RankingHeads = dict[tuple[str, str], list[str]]
-"""By ranker and concept the ids of the benchmark's ranking, best first; as many as show the concept."""
+"""By ranker and concept, the first ids of the benchmark's ranking, best first; as many as images show the concept."""
 
 
 def ranking_heads(config: CounterfactualConfig, training: TrainConfig, store: Store) -> RankingHeads:
-    """The rankings that the benchmark published for the model.
+    """The heads of the benchmark's rankings for the model.
 
     Raises:
-        UserError: There are none, or the benchmark scored only a part of the training images.
+        UserError: there are none, or the benchmark scored only a part of the training images.
     """
     name = f"benchmarks/{config.name}/tops.parquet"
     if store.size(name) is None:
@@ -201,12 +220,12 @@ def ranking_heads(config: CounterfactualConfig, training: TrainConfig, store: St
     rows = [row for row in read_parquet(store.read(name)).to_pylist() if row["model"] == config.folder]
     if not rows:
         raise UserError(
-            f"folder={config.folder!r} is no model of the benchmark {config.name}; name it as models= did there"
+            f"folder={config.folder!r} is not a model of the benchmark {config.name}; give one of its models="
         )
     if rows[0]["scored"] != training.images:
         raise UserError(
             f"the benchmark {config.name} scored {rows[0]['scored']} of the {training.images} training images; "
-            "expected all, since the others teach the concept too: run it with rows=<the model's images>"
+            "expected all, because the other images teach the concept too: run it with rows=<the model's images>"
         )
     heads: RankingHeads = {}
     for row in sorted(rows, key=lambda row: row["rank"]):
@@ -219,7 +238,12 @@ def ranking_heads(config: CounterfactualConfig, training: TrainConfig, store: St
 class Removal:
     """The removal of the first images of a ranking, and the retraining without them.
 
-    `share`: of the `carriers`, the images that show the concept.
+    Attributes:
+        ranker: the ranking.
+        cell: the concept.
+        share: the number of removed images as a share of the carriers.
+        carriers: the number of images that show the concept.
+        retraining: the training run without the removed images.
     """
 
     ranker: str
@@ -230,14 +254,14 @@ class Removal:
 
 
 def removals_of(config: CounterfactualConfig, training: TrainConfig, heads: RankingHeads) -> list[Removal]:
-    """Every ranker, concept, share and seed, in this order.
+    """The removals for every ranker, concept, share and seed, in this order.
 
     Raises:
-        UserError: The benchmark has no such ranker or pair.
+        UserError: the benchmark has no such ranker or pair.
     """
-    known = list(dict.fromkeys(ranker for ranker, _ in heads))
-    if unknown := [ranker for ranker in config.rankers if ranker not in known]:
-        raise UserError(f"rankers: the benchmark has no {unknown[0]!r}; expected some of: {', '.join(known)}")
+    rankers = list(dict.fromkeys(ranker for ranker, _ in heads))
+    if unknown := [ranker for ranker in config.rankers if ranker not in rankers]:
+        raise UserError(f"rankers: the benchmark has no {unknown[0]!r}; expected some of: {', '.join(rankers)}")
     selected = [c for c in cells(training.kinds) if not config.pairs or pair_caption(*c.pair) in config.pairs]
     if not selected or any((config.rankers[0], cell.name) not in heads for cell in selected):
         names = ", ".join(dict.fromkeys(name for _, name in heads))
@@ -259,7 +283,7 @@ def _removal(ranker: str, cell: Cell, share: float, seed: int, head: Sequence[st
 def retrain(
     config: CounterfactualConfig, settings: RetrainSettings, removals: Sequence[Removal], mapper: Mapper
 ) -> None:
-    """Trains the controls and the retrainings that are missing, each once."""
+    """Train the missing controls and retrainings, each once."""
     store, controls = Store(settings.store), [RetrainTask(seed) for seed in config.seeds]
     tasks = dict.fromkeys([*controls, *(removal.retraining for removal in removals)])
     missing = [task for task in tasks if store.size(settings.file(task)) is None]
@@ -269,7 +293,7 @@ def retrain(
 
 
 def effects(settings: RetrainSettings, model: str, removals: Sequence[Removal]) -> list[Effect]:
-    """The effect of each removal's retraining, against the control of its seed."""
+    """The effect of each removal's retraining, compared with the control of the same seed."""
     store, kinds = Store(settings.store), settings.training.kinds
     classifier = load_judge(model, kinds)
     pictures: Callable[[RetrainTask], Pictures] = cache(

@@ -1,8 +1,8 @@
-"""How good the damping is that an audit with `damping=auto` would choose: beside the default and the best one.
+"""A comparison of the damping that `damping=auto` would choose with the default damping and with the best one.
 
-The choice of a model is the damping at which the two halves of every concept's queries separate best
-(`attribution/damping.py`), within the range that `auto` has. The best one is the one with the largest mean over cells,
-models and queries, which takes labels to know.
+The choice for a model is the damping with the largest within - between of the two halves of every concept's queries
+(`attribution/damping.py`), among the candidates in the range of `auto`. The best damping has the largest mean over
+cells, models and queries; it can only be known with labels.
 """
 
 import math
@@ -19,24 +19,26 @@ from concept_trak.evaluation.retrieval import Cell, merit
 
 @dataclass(frozen=True)
 class DampingLine:
-    """One ranker over all queries: (mean over cells, worst cell) of AP - base rate, at three dampings."""
+    """One ranker over all queries. Pairs are (mean over cells, worst cell) of AP - base rate, at a damping."""
 
     ranker: Ranker
     chosen: tuple[float, float]
     default: tuple[float, float]
     best: tuple[float, float]
     dampings: tuple[float, ...]
-    """Those chosen, by model."""
+    """The chosen damping of each model."""
     best_damping: float
     precision: tuple[float, float]
     """P@10 in and out of distribution at the chosen dampings, NaN without such cells."""
 
 
 def damping_lines(rows: Sequence[Mapping[str, Any]], cells: Sequence[Cell]) -> list[DampingLine]:
-    """The rankers whose scores have a damping, best first by the mean at the chosen one.
+    """The rankers whose scores have a damping, ordered by the mean at the chosen damping, the largest first.
 
     Args:
-        rows: The grades of all models of one data set, with `separation`; the default damping is among theirs.
+        rows: the grades of all models of one data set, with `separation`. A ranker without grades at the default
+            damping is left out.
+        cells: the cells of the data set.
     """
     models = tuple(dict.fromkeys(row["model"] for row in rows))
     separation = {
@@ -54,7 +56,7 @@ def damping_lines(rows: Sequence[Mapping[str, Any]], cells: Sequence[Cell]) -> l
 
 
 def _chosen(separation: Mapping[tuple[str, Ranker, float], float], model: str, ranker: Ranker) -> float:
-    """The damping of the largest separation; of equals the strongest."""
+    """The damping with the largest separation; the largest one if several are equal."""
     own = {damping: value for (m, r, damping), value in separation.items() if (m, r) == (model, ranker)}
     return max(own, key=lambda damping: (own[damping], damping))
 

@@ -1,7 +1,7 @@
-"""From the grades of many rankings to a leaderboard.
+"""Builds a leaderboard from the grades of many rankings.
 
-A ranker is a method with one kind of query and one sign. Its damping is the one with the best merit over the even
-queries; all its numbers are taken over the odd ones, so that no query is both used to choose and counted.
+A ranker is a method with one kind of query and one sign. Its damping is the one with the largest merit over the even
+queries. All its numbers come from the odd queries, so that no query is used both for the choice and for the result.
 """
 
 from collections import defaultdict
@@ -14,7 +14,7 @@ import numpy as np
 from concept_trak.evaluation.retrieval import Cell, Values, interval_of_difference, merit
 
 BASELINES = ("trak", "d_trak", "das", "pixels", "activation", "style")
-"""A row of the table is recommended only if it beats all of these, with any query."""
+"""The recommended row must have a larger merit than all of these, with either kind of query."""
 
 
 class Ranker(NamedTuple):
@@ -51,8 +51,13 @@ MeasuresByDamping = dict[Ranker, dict[float, RankerMeasures]]
 def collect_measures(
     rows: Sequence[Mapping[str, Any]], models: Sequence[str], cells: Sequence[Cell]
 ) -> MeasuresByDamping:
-    """The rows of `benchmark.grade_rows`, each with its model and method, as arrays in the order of `models` and
-    `cells`."""
+    """The grades as arrays.
+
+    Args:
+        rows: rows of `benchmark.grade_rows`, each with its model and method.
+        models: the order of the models in the arrays.
+        cells: the order of the cells in the arrays.
+    """
     model, cell = {m: i for i, m in enumerate(models)}, {c.name: i for i, c in enumerate(cells)}
     queries = 1 + max(row["query"] for row in rows)
     blank = np.full((3, len(models), queries, len(cells)), np.nan)
@@ -70,14 +75,16 @@ def collect_measures(
 
 
 def choose_damping(dampings: Mapping[float, RankerMeasures]) -> float:
-    """The damping with the best merit over the even queries; of equals the strongest."""
+    """The damping with the largest merit over the even queries; the largest one if several are equal."""
     return max(sorted(dampings, reverse=True), key=lambda d: merit(dampings[d].of_queries(slice(0, None, 2)).gain))
 
 
 @dataclass(frozen=True)
 class LeaderboardLine:
-    """One ranker; every number is over the odd queries. Pairs are (in distribution, out of distribution), NaN without
-    such cells."""
+    """One ranker; every number comes from the odd queries.
+
+    Pairs are (in distribution, out of distribution), with NaN if there are no such cells.
+    """
 
     ranker: Ranker
     damping: float
@@ -88,7 +95,7 @@ class LeaderboardLine:
     per_model: tuple[float, ...]
     """The merit in each model."""
     cells: tuple[float, ...]
-    """Mean AP - base rate of each cell; `merit` is the least of them."""
+    """Mean AP - base rate of each cell; `merit` is the smallest of them."""
     gain: tuple[float, float]
     """Mean AP - base rate."""
     precision: tuple[float, float]
@@ -96,15 +103,15 @@ class LeaderboardLine:
     recall: tuple[float, float]
     """Mean recall@carriers."""
     gap: tuple[float, float]
-    """95 % interval of the reference's merit less this one's."""
+    """95 % interval of the reference's merit minus this ranker's."""
     gap_per_model: tuple[float, ...]
     mean_gap: tuple[float, float]
-    """The same for the mean over the cells in place of the worst one."""
+    """95 % interval of the same difference for the mean over cells instead of the worst cell."""
     mean_gap_per_model: tuple[float, ...]
 
 
 def leaderboard_lines(measures: MeasuresByDamping, cells: Sequence[Cell], reference: Ranker) -> list[LeaderboardLine]:
-    """Every ranker, best merit first."""
+    """The line of every ranker, ordered by merit, the largest first."""
     dampings = {ranker: choose_damping(by_damping) for ranker, by_damping in measures.items()}
     odd = {ranker: measures[ranker][damping].of_queries(slice(1, None, 2)) for ranker, damping in dampings.items()}
     lines = [_line(ranker, dampings[ranker], own, cells, odd[reference].gain) for ranker, own in odd.items()]
@@ -148,7 +155,7 @@ def _mean(values: Values) -> float:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """One data set's result: every ranker's line, best first, and its merit at every damping over all queries."""
+    """The result for one data set: every ranker's line, best first, and its merit at every damping over all queries."""
 
     title: str
     models: tuple[str, ...]
@@ -173,7 +180,11 @@ def build_leaderboard(
     """The leaderboard of one data set, whose models share their cells.
 
     Args:
-        rows: The grades of all models; models are listed in the order in which they come.
+        title: the title of the leaderboard.
+        rows: the grades of all models; their order decides the order of the models.
+        cells: the cells of the data set.
+        reference: the ranker that every other is compared with.
+        evaluations: by method, the network evaluations of one training sample.
     """
     models = tuple(dict.fromkeys(row["model"] for row in rows))
     base_rates = {row["concept"]: row["base_rate"] for row in rows}
@@ -192,5 +203,5 @@ def build_leaderboard(
 
 
 def best_baseline(lines: Sequence[LeaderboardLine]) -> LeaderboardLine:
-    """The best of `BASELINES`, without flipped signs, because a method has to fix its sign before it is graded."""
+    """The best line of `BASELINES` without a flipped sign, because the sign of a method is fixed before the grading."""
     return next(line for line in lines if line.ranker.method in BASELINES and not line.ranker.flipped)

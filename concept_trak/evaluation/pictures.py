@@ -1,4 +1,4 @@
-"""What a model draws for every pair of a two-factor data set, and these pictures as Parquet."""
+"""The pictures that a model generates for every pair of a two-factor data set, and their form as Parquet."""
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from concept_trak.data.benchmarks.two_factors import Pair, TwoFactors, pair_capt
 from concept_trak.store.tables import from_rows, read_parquet, to_parquet
 
 Pictures = dict[Pair, Float[Tensor, "m 3 h w"]]
-"""By pair, m pictures drawn for its caption, in [-1, 1]; all pairs start from the same m noises."""
+"""By pair, m pictures for its caption, in [-1, 1]. Picture i of every pair starts from the same noise."""
 PICTURE_COLUMNS = {"thing": "string", "colour": "string", "number": "int32", "height": "int32", "width": "int32",
                    "pixels": "vector"}  # fmt: skip
 
@@ -20,13 +20,17 @@ PICTURE_COLUMNS = {"thing": "string", "colour": "string", "number": "int32", "he
 def draw_pictures(
     denoiser: Denoiser, kinds: TwoFactors, samples: int, at_once: int = 256, seed: int = 0, path: Probe = UNGUIDED
 ) -> Pictures:
-    """Draws `samples` pictures of every pair, without guidance unless `path` has some.
+    """Generate `samples` pictures of every pair, without guidance unless `path` has some.
 
-    The noises are keyed by the seed and the picture's number alone, so that pictures of two models can be compared.
+    The noise depends only on the seed and the picture's number, so that pictures of two models can be compared.
 
     Args:
-        at_once: Pictures in one batch.
-        path: The points of the DDIM grid and the guidance.
+        denoiser: the model.
+        kinds: the data set.
+        samples: pictures of each pair.
+        at_once: pictures in one batch.
+        seed: the seed of the noise.
+        path: the points of the DDIM grid and the guidance.
     """
     ids = tuple(f"picture-{i}" for _ in kinds.all_pairs for i in range(samples))
     cond = denoiser.encode([pair_caption(*pair) for pair in kinds.all_pairs for _ in range(samples)])
@@ -38,7 +42,7 @@ def draw_pictures(
 
 
 def pictures_to_parquet(pictures: Pictures) -> bytes:
-    """One row per picture, its pixels flat from [3, height, width]."""
+    """A Parquet file with one row for each picture; its pixels are flattened from [3, height, width]."""
     rows = [
         {"thing": thing, "colour": colour, "number": number, "height": x.shape[1], "width": x.shape[2],
          "pixels": x.flatten().numpy()}

@@ -37,7 +37,7 @@ from concept_trak.store.tables import from_rows
 
 @dataclass(frozen=True)
 class DatasetGrades:
-    """One data set: the grades of all its models, and by model the id of the audit that computed them."""
+    """The grades of all models of one data set, and by model the id of the audit that computed them."""
 
     title: str
     cells: list[Cell]
@@ -54,8 +54,10 @@ def serial_for(audit: Audit) -> Mapper:
 class Spread:
     """How a benchmark runs its work.
 
-    `mapper_for`: the mapper of each model's audit. `worker`: the resources of a worker. `most_rejects`: the share of
-    rejects that stops a run.
+    Attributes:
+        mapper_for: returns the mapper for a model's audit.
+        worker: the resources of a worker.
+        most_rejects: the largest share of rejects that a run continues with, in [0, 1].
     """
 
     mapper_for: Callable[[Audit], Mapper] = serial_for
@@ -64,7 +66,7 @@ class Spread:
 
 
 def evaluate_models(config: BenchmarkConfig, spread: Spread = Spread()) -> list[DatasetGrades]:
-    """Grades every model.
+    """Grade every model.
 
     Returns:
         One entry per data set, in the order of the models.
@@ -83,7 +85,7 @@ def evaluate_models(config: BenchmarkConfig, spread: Spread = Spread()) -> list[
 
 
 def model_grades(config: BenchmarkConfig, path: str, audit: AuditConfig, spread: Spread) -> list[dict[str, Any]]:
-    """The grades of one model; those of an earlier run with the same settings are read."""
+    """The grades of one model. If an earlier run with the same settings computed them, they are read."""
     p = prepare(audit, spread.worker)
     if read_manifest(p.audit) is None:
         run = AuditRun(p, spread.mapper_for(p.audit), most_rejects=spread.most_rejects)
@@ -101,7 +103,7 @@ def model_grades(config: BenchmarkConfig, path: str, audit: AuditConfig, spread:
 
 
 def compute_queries(run: AuditRun) -> list[str]:
-    """Computes phi_q of every query; returns the files. Methods with one query side share a file."""
+    """Compute phi_q of every query and return the files. Methods with the same query side share a file."""
     config = run.prepared.config
     tasks = {
         benchmark_query_file(variant, concept): BenchmarkQueryTask(variant, concept)
@@ -115,7 +117,7 @@ def compute_queries(run: AuditRun) -> list[str]:
 def method_grades(
     run: AuditRun, records: dict[str, list[Record]], dampings: tuple[float, ...], each: int
 ) -> Iterator[dict[str, Any]]:
-    """The grades of every method with each kind of query, of `each` samples a query, at every damping."""
+    """The grades of every method with each kind of query, at every damping; a query has `each` samples."""
     tasks = [
         GradeTask(
             method=name,
@@ -134,27 +136,27 @@ def method_grades(
 
 
 def baseline_grades(run: AuditRun, queries: int) -> Iterator[dict[str, Any]]:
-    """The grades of the baselines without gradients, against as many queries of every concept."""
+    """The grades of the baselines without gradients, for `queries` queries of every concept."""
     tasks = [BaselineTask(name, tuple(run.prepared.plan), queries) for name in GRADIENT_FREE]
     for task, result in run.map("baseline", BaselineWorker, tasks):
         yield from ({"method": task.baseline, "query_kind": "none", **row} for row in result.rows)
 
 
 def ranking_files(run: AuditRun) -> list[str]:
-    """The files that grading wrote, one per method and kind of query."""
+    """The files of ranking heads, one for each method and kind of query."""
     kinds = [(name, kind) for name, method in run.prepared.config.methods.items() for kind in query_variants(method)]
     return [ranking_file(*key) for key in (*kinds, *((name, "none") for name in GRADIENT_FREE))]
 
 
 def query_variants(method: Method) -> dict[str, Method]:
-    """By kind of query: the method with its `own`, and with the `concept` query if its own is not that."""
+    """The method by kind of query: with its `own` query, and with the `concept` query if its own is another."""
     if method.query.direction == "concept_reward":
         return {"own": method}
     return {"own": method, "concept": replace(method, query=METHODS["concept_trak"].query)}
 
 
 def evaluations_by_method(config: BenchmarkConfig) -> dict[str, int]:
-    """Network evaluations of one training sample; 0 for baselines without gradients."""
+    """By method, the network evaluations of one training sample; 0 for baselines without gradients."""
     methods = {name: method.train.evaluations for name, method in compared_methods(config).items()}
     return methods | dict.fromkeys(GRADIENT_FREE, 0)
 

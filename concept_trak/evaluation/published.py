@@ -1,4 +1,4 @@
-"""Rows of the paper's tables on the published data sets: the audit of one, and the measure over its rankings."""
+"""The paper's tables on published data sets: the audit for a table, and the measure of its rankings."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -29,21 +29,24 @@ class PublishedConfig:
     root: str = ""
     """The folder of the data set, as it was published."""
     out: str = ""
-    """The folder that it is written to as Parquet; empty is results/published/<set>."""
+    """The folder for the data set as Parquet; empty means results/published/<set>."""
     samples: int = 16
     """Trajectories of each query."""
     faces: Faces = field(default_factory=Faces)
-    """celeba: the attributes and the combination that training never saw."""
+    """celeba: the attributes, and the combination that is not in the training set."""
     custom: Custom = field(default_factory=Custom)
-    """abc: the tuned model, and how its exemplars are captioned."""
+    """abc: the tuned model, and the captions of its exemplars."""
 
 
 @dataclass(frozen=True)
 class PublishedBenchmark:
-    """An audit of a published data set, and how its rankings are graded.
+    """An audit of a published data set, and the measure of its rankings.
 
-    `concepts`: the queries by part of the table. `grade`: the measure's value from whether each of the first ten
-    samples shows the concept.
+    Attributes:
+        audit: the settings of the audit.
+        concepts: the queries, by part of the table.
+        measure: the name of the measure.
+        grade: the measure, a function of whether each of the first ten samples shows the concept.
     """
 
     audit: AuditConfig
@@ -53,14 +56,15 @@ class PublishedBenchmark:
 
 
 def published_benchmark(config: PublishedConfig, audit: AuditConfig) -> PublishedBenchmark:
-    """Writes the data set as Parquet and returns its benchmark.
+    """Write the data set as Parquet and return its benchmark.
 
     Args:
-        audit: The settings of the audit; its data and concepts are those of the data set.
+        config: the data set.
+        audit: the settings of the audit; the data set replaces its data and concepts.
 
     Raises:
-        UserError: The data set is unknown, is not a local folder, or is not as it was published; or the audit has
-            concepts of its own.
+        UserError: the data set is unknown, is not a local folder, or differs from the published files; or the audit
+            has concepts of its own.
     """
     if config.set not in BENCHMARKS or not config.root:
         raise UserError(
@@ -68,9 +72,11 @@ def published_benchmark(config: PublishedConfig, audit: AuditConfig) -> Publishe
             "data set"
         )
     if remote := [f"{key}={value}" for key in ("root", "out") if "://" in (value := getattr(config, key))]:
-        raise UserError(f"{', '.join(remote)}: expected a folder of this machine; only store= may be elsewhere")
+        raise UserError(f"{', '.join(remote)}: expected a folder of this machine; only store= may be an object store")
     if audit.concepts:
-        raise UserError("concepts are those of the benchmark; give your own to jobs.audit, on the Parquet in out")
+        raise UserError(
+            "concepts is set, and the benchmark has its own concepts; for yours, run jobs.audit on the Parquet in out"
+        )
     return BENCHMARKS[config.set](config, audit)
 
 
@@ -88,7 +94,7 @@ def celeba_benchmark(config: PublishedConfig, audit: AuditConfig) -> PublishedBe
 
 
 def abc_benchmark(config: PublishedConfig, audit: AuditConfig) -> PublishedBenchmark:
-    """AbC: recall@10 of one tuned model's exemplars, over its tasks."""
+    """AbC: recall@10 of a tuned model's exemplars, over its tasks."""
     root, custom = Path(config.root), config.custom
     pictures = abc_exemplars.abc_pictures(root, custom)
     settings = {"custom": asdict(replace(custom, tasks="", scope="global"))}
@@ -118,7 +124,7 @@ def _with_data(
     settings: dict[str, Any],
     labels: tuple[str, ...],
 ) -> AuditConfig:
-    """The audit of the pictures, which are written as Parquet."""
+    """Write the pictures as Parquet and return their audit."""
     out = Path(config.out or f"results/published/{config.set}").absolute()
     export_parquet(out, pictures, {"set": config.set, "root": config.root, **settings})
     data = replace(audit.data, uri=str(out), format="parquet", id_column="id", label_columns=labels)
@@ -126,7 +132,7 @@ def _with_data(
 
 
 def published_scores(benchmark: PublishedBenchmark) -> Iterator[dict[str, Any]]:
-    """One row per method and part of the table: the measure's mean over its queries, for the damped rankings."""
+    """One row for each method and part of the table: the measure's mean over the queries, for damped rankings."""
     audit = benchmark.audit
     top = read_table(Audit(Store(audit.store), audit.audit), "top.parquet").to_pylist()
     for method in audit.methods:
@@ -137,7 +143,7 @@ def published_scores(benchmark: PublishedBenchmark) -> Iterator[dict[str, Any]]:
 
 
 def _hits(top: list[dict[str, Any]], method: str, concept: Concept) -> list[bool]:
-    """Whether each of the first ten shows the concept."""
+    """Whether each of the first ten samples shows the concept."""
     key = (concept.name, method, "damped", "top")
     rows = [r for r in top if (r["concept"], r["method"], r["form"], r["end"]) == key and r["rank"] <= 10]
     best = sorted(rows, key=lambda row: row["rank"])

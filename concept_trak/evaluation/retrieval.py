@@ -1,7 +1,7 @@
-"""How well a method finds the samples that show a concept, over many queries, cells and models, with intervals.
+"""Measures of how well a method retrieves the samples that show a concept, over queries, cells and models.
 
-A cell is one factor of one pair of a two-factor data set: "red" in "a red triangle". Retrieval in one cell proves
-nothing, since a ranking that is the same for every question can be perfect there. A method's merit is its worst cell,
+A cell is one factor of one pair of a two-factor data set: "red" in "a red triangle". Retrieval in a single cell proves
+nothing, because a ranking that ignores the query can be perfect there. The merit of a method is that of its worst cell,
 
     merit = min over cells of mean over models and queries of (AP - base rate).
 """
@@ -17,13 +17,13 @@ from concept_trak.data.benchmarks.two_factors import LOOKS, Pair, TwoFactors, pa
 
 Values = Float[np.ndarray, "models queries cells"]
 TRUTHS = {"shown": ("",), "said": ("said_",), "both": ("", "said_")}
-"""The labels that decide whether a sample is relevant, by the prefixes of their names: those of what the image shows,
-those of what its caption names, or both."""
+"""Prefixes of the names of the labels that decide whether a sample is relevant: labels of the image, labels of its
+caption, or both."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One factor of one pair. `held_out`: training never showed the pair."""
+    """One factor of one pair. `held_out` is true if the pair is not in the training set."""
 
     pair: Pair
     factor: str
@@ -50,10 +50,12 @@ def cell_concept(cell: Cell, kinds: TwoFactors, empty: bool, samples: int, truth
     """The cell as a concept.
 
     Args:
-        empty: Whether the model was trained with captions that leave a factor out. Then c-minus leaves the factor out,
-            else it has the factor's next value.
-        samples: Query trajectories.
-        truth: A row of `TRUTHS`.
+        cell: the cell.
+        kinds: the data set.
+        empty: whether the model was trained with captions that leave a factor out. If so, the prompt without the
+            concept leaves the factor out; otherwise it has the factor's next value.
+        samples: trajectories of a query.
+        truth: a row of `TRUTHS`.
     """
     thing, look = cell.pair
     if cell.factor in LOOKS:
@@ -82,7 +84,7 @@ class Grades:
 
 
 def grade(scores: Float[np.ndarray, "n m"], relevant: Bool[np.ndarray, " n"], ids: Sequence[str]) -> Grades:
-    """The measures of `ranking.py` for every column of scores at once; ties are ordered by sample id."""
+    """The measures of `ranking.py` for every column of scores; ties are ordered by sample id."""
     hits = relevant[_order(scores, ids)]
     retrieved, total = hits.cumsum(0), int(relevant.sum())
     precision = retrieved / np.arange(1, len(hits) + 1)[:, None]
@@ -94,12 +96,12 @@ def grade(scores: Float[np.ndarray, "n m"], relevant: Bool[np.ndarray, " n"], id
 
 
 def ranked_ids(scores: Float[np.ndarray, " n"], ids: Sequence[str]) -> list[str]:
-    """The ids in the order that `grade` measures, best first."""
+    """The ids in the order that `grade` uses, best first."""
     return [str(ids[i]) for i in _order(scores[:, None], ids)[:, 0]]
 
 
 def _order(scores: Float[np.ndarray, "n m"], ids: Sequence[str]) -> Int[np.ndarray, "n m"]:
-    """The rows of each column, best first; ties by id."""
+    """The row numbers of each column, best first; ties are ordered by id."""
     order = np.argsort(np.asarray(ids, dtype=str), kind="stable")
     return order[np.argsort(-scores[order], axis=0, kind="stable")]
 
@@ -117,14 +119,17 @@ def interval_of_difference(
     seed: int = 0,
     over: Callable[..., np.ndarray] = np.min,
 ) -> tuple[float, float]:
-    """Interval of merit(ours) - merit(theirs) by hierarchical bootstrap: models are drawn, then queries within each.
+    """Interval of merit(ours) - merit(theirs) by a hierarchical bootstrap, which draws models, then queries of each.
 
-    Both are drawn alike, since they have the same queries and models (Davison and Hinkley 1997, ch. 3.8).
+    Both sides use the same draws, because they have the same queries and models (Davison and Hinkley 1997, ch. 3.8).
 
     Args:
-        level: Coverage of the interval, in 0 ... 1.
-        draws: Bootstrap samples.
-        over: Reduces the means of the cells; `np.mean` compares the mean over the cells in place of the worst one.
+        ours: AP - base rate of one ranker.
+        theirs: AP - base rate of another ranker.
+        level: coverage of the interval, in [0, 1].
+        draws: the number of bootstrap samples.
+        seed: the seed of the draws.
+        over: reduces the means of the cells; `np.mean` compares the mean over cells instead of the worst cell.
     """
     rng = np.random.default_rng(seed)
     models, queries, _ = ours.shape

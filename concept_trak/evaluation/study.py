@@ -1,4 +1,4 @@
-"""A study: rows of the table compared with their variants, and with themselves under other benchmark settings."""
+"""A study: it compares rows of the table with their variants, and with themselves under other benchmark settings."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,23 +19,25 @@ RUNS: tuple[dict[str, Any], ...] = (
     {"projector": {"kind": "mask"}},
     {"projector": {"seed": 1}},
 )
-"""Settings that belong to no row: each changes one setting of the study."""
+"""Changes of settings that no row has; each changes one setting of the benchmark."""
 BESIDE = ("random", "lookup")
 """Baselines that are listed with every row."""
 
 
 @dataclass(frozen=True)
 class VariedRow:
-    """A row of the table and its changes: by the name of each, what differs in words."""
+    """A row of the table, and its changes in words, by their names."""
 
     row: str
     changes: dict[str, str]
 
 
 def varied_rows(config: BenchmarkConfig, runs: Sequence[Mapping[str, Any]]) -> list[VariedRow]:
-    """The rows that have variants, each with its variants and the runs."""
+    """The rows that have variants, each with the changes of its variants and of the runs."""
     if not config.variants:
-        raise UserError("variants is empty; a study needs some: python -m jobs.study takes those of conf/study.yaml")
+        raise UserError(
+            "variants is empty; a study needs at least one, as in conf/study.yaml, the default of jobs.study"
+        )
     changes: dict[str, dict[str, str]] = {}
     for name, variant in config.variants.items():
         changes.setdefault(variant["row"], {})[name] = change_text(variant_change(variant))
@@ -46,7 +48,7 @@ def varied_rows(config: BenchmarkConfig, runs: Sequence[Mapping[str, Any]]) -> l
 
 
 def varied_benchmark(config: BenchmarkConfig, rows: Sequence[VariedRow], change: Mapping[str, Any]) -> BenchmarkConfig:
-    """The benchmark of the varied rows alone, with a change of its settings."""
+    """The benchmark of only the varied rows, with a change of its settings."""
     methods = compared_methods(config)
     alone = replace(config, methods={r.row: methods[r.row] for r in rows}, variants={}, reference=rows[0].row)
     return build(BenchmarkConfig, with_changes(plain_values(alone), change))

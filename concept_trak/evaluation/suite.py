@@ -1,6 +1,6 @@
-"""The settings of a benchmark, and from them each model's data and audit.
+"""The settings of a benchmark, and the data and the audit of each model that follow from them.
 
-A variant is a row of the table with some fields changed. It is a mapping that names the row and holds the fields that
+A variant is a row of the table with some fields changed. It is a mapping with the name of the row and the fields that
 differ, nested as in the row:
 
     fit_at_300: {row: fit_trak, train: {times: [300]}}
@@ -23,15 +23,15 @@ from concept_trak.data.benchmarks.two_factors import pair_caption
 from concept_trak.evaluation.retrieval import TRUTHS, Cell, cell_concept, cells
 from concept_trak.evaluation.training.settings import TrainConfig
 
-# The settings that a model's grades depend on; changes of the others keep grades that were computed before.
+# The settings that decide a model's grades. A change of any other setting keeps grades that exist.
 GRADING = ("methods", "rows", "queries", "each", "pairs", "truth", "unsaid", "dampings", "parameters", "projector")
 
 
 def build_variants(variants: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Method]) -> dict[str, Method]:
-    """The methods that `variants` describes, each from one of `rows`.
+    """The methods of `variants`, each made from one of `rows`.
 
     Raises:
-        UserError: A variant names no row, or changes a field that does not exist; the message names the variant.
+        UserError: a variant names no row, or changes a field that does not exist; the message names the variant.
     """
     return {name: _variant(name, variant, rows) for name, variant in variants.items()}
 
@@ -39,25 +39,25 @@ def build_variants(variants: Mapping[str, Mapping[str, Any]], rows: Mapping[str,
 @dataclass(frozen=True)
 class BenchmarkConfig:
     store: str = "results/benchmark"
-    """A folder for features, grades, and the drawn data sets."""
+    """A folder for features, grades, and the synthetic data sets."""
     models: tuple[str, ...] = ("assets/demo",)
     """Folders that `jobs.train` wrote, each with its training.json."""
     methods: dict[str, Method] = field(default_factory=dict)
-    """Rows to compare; empty is every row of the table."""
+    """Rows to compare; empty means every row of the table."""
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Rows with some fields changed: {fit_at_300: {row: fit_trak, train: {times: [300]}}}."""
     rows: int = 2000
-    """Training samples scored, the first of each model's training set."""
+    """Number of scored training samples: the first ones of each model's training set."""
     queries: int = 32
     """Queries per cell."""
     each: int = 1
     """Trajectories per query."""
     pairs: tuple[str, ...] = ()
-    """Captions of the pairs whose factors are the concepts; empty is all."""
+    """Captions of the pairs whose factors are the concepts; empty means all pairs."""
     truth: str = "both"
     """A sample is relevant if its image shows the factor (shown), its caption names it (said), or both (both)."""
     unsaid: str = ""
-    """A factor that the captions of the scored samples leave out; for models trained with such captions."""
+    """A factor that captions of the scored samples leave out; the models must have been trained with such captions."""
     dampings: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0, float("inf"))
     parameters: str = r"\.(weight|bias)$"
     projector: Projector = field(default_factory=Projector)
@@ -70,8 +70,8 @@ class BenchmarkConfig:
     def __post_init__(self) -> None:
         if self.queries < 2:
             raise UserError(
-                f"queries={self.queries}; expected at least 2: the damping is chosen on the even ones, and the numbers "
-                "are taken over the odd ones"
+                f"queries={self.queries}; expected at least 2: the even queries decide the damping, and the results "
+                "come from the odd ones"
             )
         if self.each < 1:
             raise UserError(f"each={self.each}; expected at least 1")
@@ -82,14 +82,14 @@ class BenchmarkConfig:
         if not self.models:
             raise UserError("models is empty; expected folders that `python -m jobs.train` wrote")
         if self.reference not in (rows := compared_methods(self)):
-            raise UserError(f"reference={self.reference!r} is none of the methods compared: {', '.join(rows)}")
+            raise UserError(f"reference={self.reference!r} is not one of the compared methods: {', '.join(rows)}")
 
 
 def load_train_config(path: str) -> TrainConfig:
-    """The settings that a model was trained with, from the training.json in its folder.
+    """The settings of a model's training, from the training.json in its folder.
 
     Raises:
-        UserError: The file is missing or is not what `jobs.train` writes.
+        UserError: the file is missing or was not written by `jobs.train`.
     """
     file = Path(path) / "training.json"
     if not file.is_file():
@@ -97,31 +97,33 @@ def load_train_config(path: str) -> TrainConfig:
     try:
         return build(TrainConfig, {"out": path, **json.loads(file.read_text())["settings"]})
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"models: {file} is not what `python -m jobs.train` writes: {error}; train it again") from None
+        raise UserError(
+            f"models: {file} is not a file of `python -m jobs.train` ({error}); train the model again"
+        ) from None
 
 
 def compared_methods(config: BenchmarkConfig) -> dict[str, Method]:
-    """The methods compared, by name: rows, then their variants."""
+    """The compared methods, by name: rows, then their variants."""
     rows = config.methods or METHODS
     return rows | build_variants(config.variants, rows)
 
 
 def require_known_pairs(config: BenchmarkConfig, training: TrainConfig) -> None:
-    """Checks that every pair of the configuration is one of the model's data set, so that its models share their cells.
+    """Check that the model's data set has every pair of the configuration, so that its models share their cells.
 
     Raises:
-        UserError: Naming the first pair that is not.
+        UserError: the data set lacks a pair; the message names the first one.
     """
-    known = [pair_caption(*pair) for pair in training.kinds.all_pairs]
-    if unknown := [pair for pair in config.pairs if pair not in known]:
-        raise UserError(f"pairs: {unknown[0]!r} is no pair of {training.set}; expected some of: {', '.join(known)}")
+    pairs = [pair_caption(*pair) for pair in training.kinds.all_pairs]
+    if unknown := [pair for pair in config.pairs if pair not in pairs]:
+        raise UserError(f"pairs: {unknown[0]!r} is not a pair of {training.set}; expected some of: {', '.join(pairs)}")
 
 
 def require_captions(config: BenchmarkConfig, training: TrainConfig) -> None:
-    """Checks that the model was trained with captions like those it is graded with.
+    """Check that the model was trained with captions like those of the scored samples.
 
     Raises:
-        UserError: Captions lose a factor here and did not in training.
+        UserError: captions leave a factor out, and did not in training.
     """
     if config.unsaid and (training.dropped == 0 or config.unsaid not in training.kinds.columns):
         raise UserError(
@@ -137,7 +139,7 @@ def benchmark_cells(config: BenchmarkConfig, training: TrainConfig) -> list[Cell
 
 
 def write_scored_samples(config: BenchmarkConfig, training: TrainConfig) -> str:
-    """Writes the scored samples, the first that the model was trained on, unless they are there; returns the folder."""
+    """Write the scored samples, which are the first of the training set, unless they exist; return their folder."""
     notes = [training.set, str(training.drawing_seed), f"{training.wrong:g}", str(config.rows)]
     notes += [f"{training.resolution}px"] if training.resolution else []
     notes += [f"no-{config.unsaid}"] if config.unsaid else []
@@ -156,7 +158,7 @@ def write_scored_samples(config: BenchmarkConfig, training: TrainConfig) -> str:
 
 
 def benchmark_audit(config: BenchmarkConfig, path: str, training: TrainConfig) -> AuditConfig:
-    """The audit that computes a model's features: its training set, and every cell as a concept."""
+    """The audit that computes a model's features: its data are the training set, and every cell is a concept."""
     kinds, empty = training.kinds, training.dropped > 0
     samples, truth = config.queries * config.each, config.truth if training.wrong else "shown"
     combinations = tuple(pair_caption(*pair) for pair in kinds.all_pairs)
@@ -185,7 +187,7 @@ def _grading_digest(config: BenchmarkConfig, path: str) -> str:
 
 def _variant(name: str, variant: Mapping[str, Any], rows: Mapping[str, Method]) -> Method:
     if name in rows:
-        raise UserError(f"variants.{name}: a row has this name; choose another")
+        raise UserError(f"variants.{name}: a row has this name; choose another name")
     if (row := str(variant.get("row", ""))) not in rows:
         near = difflib.get_close_matches(row, rows, 1, 0.5)
         hint = f" (did you mean {near[0]}?)" if near else ""
@@ -197,12 +199,12 @@ def _variant(name: str, variant: Mapping[str, Any], rows: Mapping[str, Method]) 
 
 
 def variant_change(variant: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that a variant changes, without the row it comes from."""
+    """The fields that a variant changes, without the name of its row."""
     return {key: value for key, value in variant.items() if key != "row"}
 
 
 def with_changes(values: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with the entries of `change`, which may be nested in the same way; lists are replaced whole."""
+    """`values` with the entries of `change`, merged at every depth; a list replaces the whole list."""
     nested = {k: with_changes(values.get(k, {}), v) if isinstance(v, Mapping) else v for k, v in change.items()}
     return {**values, **nested}
 

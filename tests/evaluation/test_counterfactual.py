@@ -158,7 +158,7 @@ def test_a_retraining_is_the_same_wherever_it_is_done(toy, tmp_path):
     ("change", "says"),
     [
         ({"name": "other"}, "other/tops.parquet does not exist; run python -m jobs.benchmark name=other first"),
-        ({"folder": "elsewhere"}, "is no model of the benchmark toy"),
+        ({"folder": "elsewhere"}, "is not a model of the benchmark toy"),
         ({"rankers": ("trak",)}, "rankers: the benchmark has no 'trak'; expected some of: "),
         ({"pairs": ("a blue circle",)}, "the benchmark has no such pair of shapes2"),
         ({"pairs": ("a green circle",)}, "the benchmark has no such pair of shapes2"),

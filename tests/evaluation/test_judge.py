@@ -47,7 +47,7 @@ def test_a_judge_has_a_head_for_each_factor_of_its_set(kinds):
 
 
 def test_a_judge_of_another_set_is_refused():
-    with pytest.raises(UserError, match=r"(?s)holds another network than this classifier .*; train it again"):
+    with pytest.raises(UserError, match=r"(?s)does not hold this classifier's weights .*; train it again"):
         judge.load_classifier(DEMO / "classifier.safetensors", SETS["digits"])
 
 

@@ -201,17 +201,20 @@ def refused(tmp_path, monkeypatch, capsys):
         (f"models=[{CONF}]", "has no training.json; expected a folder that `python -m jobs.train` wrote"),
         (f"models=[{DEMO},{CONF}]", "has no training.json"),
         ("models=[]", "models is empty; expected folders that `python -m jobs.train` wrote"),
-        ("reference=trak", "reference='trak' is none of the methods compared: fit_trak, d_trak"),
+        ("reference=trak", "reference='trak' is not one of the compared methods: fit_trak, d_trak"),
         ("truth=maybe", "truth='maybe'; expected one of: shown, said, both"),
         ("unsaid=size", "expected shape or colour, and a model trained with captions that lose a factor"),
         ("+variants.late.row=fit_trk", "variants.late.row='fit_trk' is not known (did you mean fit_trak?)"),
         ("+variants.late={row: fit_trak, train: {tims: [900]}}", "variants.late: unknown key train.tims (did you mean"),
         ("+variants.d_trak.row=fit_trak", "variants.d_trak: a row has this name; choose another"),
-        ("queries=1", "queries=1; expected at least 2: the damping is chosen on the even ones"),
+        ("queries=1", "queries=1; expected at least 2: the even queries decide the damping"),
         ("each=0", "each=0; expected at least 1"),
         ("dampings=[]", "dampings=[]; expected at least one positive number, or inf"),
         ("dampings=[1,0]", "dampings=[1.0, 0.0]; expected at least one positive number"),
-        ("pairs=[a purple triangle]", "'a purple triangle' is no pair of shapes3; expected some of: a red triangle, "),
+        (
+            "pairs=[a purple triangle]",
+            "'a purple triangle' is not a pair of shapes3; expected some of: a red tr",
+        ),
         ("method=[nope,trak]", "method=nope is not known; expected one of: "),
         ("querries=3", "unknown key querries (did you mean queries?)"),
     ],
@@ -225,7 +228,7 @@ def test_a_training_record_that_is_no_record_is_refused(refused, tmp_path):
     record = json.loads((model / "training.json").read_text())
     record["settings"]["colour"] = "mauve"
     (model / "training.json").write_text(json.dumps(record))
-    assert "training.json is not what `python -m jobs.train` writes: unknown key colour" in refused(f"models=[{model}]")
+    assert "training.json is not a file of `python -m jobs.train` (unknown key colour" in refused(f"models=[{model}]")
 
 
 @pytest.mark.parametrize("folder", sorted((DEMO.parent / "benchmark").iterdir()), ids=lambda folder: folder.name)

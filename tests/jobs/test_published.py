@@ -189,7 +189,7 @@ def test_one_command_is_a_row_of_the_table_of_exemplars(world, abc, tmp_path, ca
         (("set=celeba", "root=/nowhere"), r"/nowhere has none of CelebAMask-HQ-attribute-anno.txt"),
         (("set=abc", "root={hq}"), r"has none of tasks/all_tasks.json, all_tasks.json"),
         (("set=abc", "root={abc}", "custom.model=x"), r"custom\.model='x' has no task .*one of: models/bamfg/6_0, mod"),
-        (("set=abc", "root={abc}", "concepts=[{{name: a, prompt: b}}]"), r"concepts are those of the benchmark"),
+        (("set=abc", "root={abc}", "concepts=[{{name: a, prompt: b}}]"), r"concepts is set, and the benchmark has"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )  # fmt: skip

@@ -98,7 +98,7 @@ def test_the_page_has_every_line_with_what_differs(done):
 
 def test_a_study_of_nothing_is_refused():
     config = configure(BenchmarkConfig, "benchmark", ["cluster=serial"])
-    with pytest.raises(ValueError, match=r"variants is empty; a study needs some"):
+    with pytest.raises(ValueError, match=r"variants is empty; a study needs at least one"):
         varied_rows(config, RUNS)
 
 

@@ -1,6 +1,6 @@
-"""Benchmark models: the pipeline that training starts from, its training set, the training, and its record.
+"""Benchmark models: the initial pipeline, the training set, the training, and its record.
 
-`jobs.train` makes the models of the benchmark, and a causal test trains them again without some images.
+`jobs.train` trains the models of the benchmark; a causal test trains them again without some images.
 """
 
 import time
@@ -31,7 +31,7 @@ from concept_trak.models.small import TransformerSize
 
 
 def initial_pipeline(config: TrainConfig) -> DiffusionPipeline:
-    """The pipeline that training starts from; the same for the same seed."""
+    """The pipeline before training. It depends on the settings and the seed only."""
     if config.network == "unet":
         return small.pixel_pipeline(config.seed, config.side)
     words = ("a", *config.kinds.looks, *config.kinds.things)
@@ -39,15 +39,17 @@ def initial_pipeline(config: TrainConfig) -> DiffusionPipeline:
 
 
 def text_conditioned(config: TrainConfig, pipeline: DiffusionPipeline) -> TextConditioned:
-    """The networks of a pipeline as one module to train."""
+    """The networks of a pipeline as one trainable module."""
     return TextConditioned(getattr(pipeline, config.network), pipeline.text_encoder, NETWORKS[config.network])
 
 
 def training_set(config: TrainConfig, tokenizer: Callable[..., Any], without: Collection[str] = ()) -> TrainingSet:
-    """Drawings without the held-out combinations, each with its four captions in tokens.
+    """Drawings without the held-out combinations, each with its four captions as tokens.
 
     Args:
-        without: Ids of images that are left out; others take their places (`replacement_rows`).
+        config: the settings of the training.
+        tokenizer: the tokenizer of the pipeline.
+        without: ids of images that are left out; other images replace them (`replacement_rows`).
     """
     images, drawings = arrays(config.drawing_seed, 0, config.images, config.kinds, config.side, config.wrong)
     rows = replacement_rows(np.array([drawing.id in without for drawing in drawings]))
@@ -58,9 +60,9 @@ def training_set(config: TrainConfig, tokenizer: Callable[..., Any], without: Co
 
 
 def train_model(config: TrainConfig, out: Path, report: Callable[[str], None], without: Collection[str] = ()) -> None:
-    """Trains the pipeline, without some of its images, and saves the moving average of its weights in `out`.
+    """Train the pipeline, without some of its images, and save the moving average of its weights in `out`.
 
-    Without steps the initial weights are saved.
+    With `steps=0`, the initial weights are saved.
     """
     pipeline, average = initial_pipeline(config), initial_pipeline(config)
     if config.steps == 0:
@@ -80,13 +82,13 @@ def train_model(config: TrainConfig, out: Path, report: Callable[[str], None], w
 
 
 def save_average(progress: TrainingProgress, network: TextConditioned, pipeline: DiffusionPipeline, out: Path) -> None:
-    """Copies the moving average into `network`, which holds the networks of `pipeline`, and saves the pipeline."""
+    """Copy the moving average to `network`, which holds the networks of `pipeline`, and save the pipeline."""
     network.load_state_dict(progress.average.state_dict())
     pipeline.save_pretrained(out)
 
 
 def training_record(config: TrainConfig, classifier: judge.Classifier, accuracy: float, seconds: int) -> dict[str, Any]:
-    """The content of training.json: how the model in `out` was made, in how many seconds, and how well it draws."""
+    """The content of training.json: the settings and the time of the training, and the accuracy of the model."""
     return {
         **run_record(config),
         "torch": torch.__version__,
@@ -100,7 +102,7 @@ def training_record(config: TrainConfig, classifier: judge.Classifier, accuracy:
 
 
 def run_record(config: TrainConfig) -> dict[str, Any]:
-    """The command and settings that repeat a run, and whether it trained anything."""
+    """The command and settings that repeat a run, and a note on whether it trained the weights."""
     return {
         "command": train_command(config),
         "settings": {name: value for name, value in asdict(config).items() if name != "out"},
@@ -109,7 +111,7 @@ def run_record(config: TrainConfig) -> dict[str, Any]:
 
 
 def train_judge(config: TrainConfig, out: Path) -> tuple[judge.Classifier, float]:
-    """Trains and saves the classifier.
+    """Train the classifier and save it.
 
     Returns:
         The classifier, and its accuracy on 4096 drawings that it was not trained on.
@@ -129,9 +131,10 @@ def train_judge(config: TrainConfig, out: Path) -> tuple[judge.Classifier, float
 def prompt_accuracies(
     config: TrainConfig, classifier: judge.Classifier, denoiser: Denoiser
 ) -> dict[str, dict[str, float]]:
-    """By guidance and caption, the share of generated images that show what the caption names, held out or not.
+    """By guidance and caption, the share of generated images that show both factors of the caption.
 
-    Guidance needs a negative, and "" is one only for a model that was trained with empty captions.
+    The captions include held-out ones. Guidance needs a negative condition. The empty caption is a negative only for a
+    model that was trained with it, so the others have no guidance above 1.
     """
     pairs = config.kinds.all_pairs
     return {

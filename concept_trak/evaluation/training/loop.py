@@ -2,8 +2,10 @@
 
     L(theta) = E mean (target - f_theta(alpha_t x_0 + sigma_t eps, t, c))^2
 
-f_theta is the network's raw output and `TARGETS` says what it predicts; t is uniform; c is one of a sample's captions,
-so that "" and single factors are conditions the model has seen (classifier-free guidance, Ho and Salimans 2022).
+f_theta is the network's raw output, and `TARGETS` has the quantity that it predicts. t is uniform. c is one of the
+sample's captions, some of which are empty or have a single factor, so that the model is also trained on these
+conditions (classifier-free guidance, Ho and Salimans 2022).
+
 Letters: b samples of a batch, n training images, v captions of each, l tokens of one.
 """
 
@@ -25,16 +27,18 @@ from concept_trak.evaluation.training.settings import TrainConfig
 CLIP = 1.0
 """Largest Euclidean norm of a step's gradient."""
 MIDDLE = (0.1, 0.7)
-"""Range of the times, as shares, in which the content of an image is decided. Below it the image is nearly clean, above
-it nearly noise."""
+"""The range of times, as shares, at which the model decides the content of an image. At smaller times the image is
+nearly clean, at larger ones nearly noise."""
 
 
 @dataclass(frozen=True)
 class TrainingSet:
     """A training set in memory.
 
-    `tokens` holds each image's captions: the full one and those with factors left out. `chances`: the probability that
-    each of the v is used; they sum to 1.
+    Attributes:
+        images: the images, as bytes.
+        tokens: each image's captions: the full one, and those that leave factors out.
+        chances: the probability of each of the v captions; they sum to 1.
     """
 
     images: UInt8[Tensor, "n 3 h w"]
@@ -43,9 +47,11 @@ class TrainingSet:
 
 
 class TextConditioned(nn.Module):
-    """A denoising network and its text encoder as one module to train: f_theta(x_t, t, tokens).
+    """A denoising network and its text encoder as one trainable module: f_theta(x_t, t, tokens).
 
     Args:
+        network: the denoising network.
+        text_encoder: returns the text condition of tokens.
         predict: `predict(network, x_t, t, condition)` returns the network's raw output.
     """
 
@@ -62,7 +68,7 @@ class TextConditioned(nn.Module):
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """The state of a run after a step. `average` is one module that is updated in place: copy it to keep it."""
+    """The state of a run after a step. Later steps update the module `average` in place, so copy it to keep it."""
 
     step: int
     loss: float
@@ -79,22 +85,22 @@ def caption_chances(p: float) -> Float[Tensor, " 4"]:
 
 
 def replacement_rows(removed: Bool[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """For each of n images, the image used in its place: itself, or if it is removed one of those kept, in turn.
+    """For each of n images, the image that a run uses: the image itself, or the next kept one if it is removed.
 
-    A run with all images and a run without some then draw the same batches, except where images are removed.
+    A run with all images and a run without some then draw the same batches, except for the removed images.
 
     Raises:
-        UserError: No image is kept.
+        UserError: all images are removed.
     """
     rows, kept = np.arange(len(removed)), np.flatnonzero(~removed)
     if not len(kept):
-        raise UserError(f"all {len(removed)} training images are removed; expected some to be left")
+        raise UserError(f"all {len(removed)} training images are removed; expected at least one to remain")
     rows[removed] = np.resize(kept, int(removed.sum()))
     return rows
 
 
 class TrainingBatch(NamedTuple):
-    """The input of one step at b noised images, and the target output."""
+    """The input of one step, b images with noise, and the target output."""
 
     x_t: Float[Tensor, "b c h w"]
     t: Int[Tensor, " b"]
@@ -108,7 +114,7 @@ def epsilon(x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
 
 
 def velocity(x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """v = alpha eps - sigma x_0 (Salimans and Ho 2022): near pure noise the target is the image, not the input."""
+    """v = alpha eps - sigma x_0 (Salimans and Ho 2022): near pure noise, the target is the image and not the noise."""
     return alpha * eps - sigma * x_0
 
 
@@ -118,7 +124,7 @@ TARGETS = {"epsilon": epsilon, "v_prediction": velocity}
 def draw_batch(
     data: TrainingSet, alpha: Float[Tensor, " times"], sigma: Float[Tensor, " times"], config: TrainConfig, seed: int
 ) -> TrainingBatch:
-    """The batch of one step, drawn on the CPU so that it is the same for every device."""
+    """The batch of one step. It is drawn on the CPU, so that it is the same for every device."""
     draw = torch.Generator().manual_seed(seed)
     rows = torch.randint(len(data.images), (config.batch,), generator=draw)
     variant = torch.multinomial(data.chances, config.batch, replacement=True, generator=draw)
@@ -131,7 +137,7 @@ def draw_batch(
 
 
 def draw_times(times: int, share: float, count: int, draw: torch.Generator) -> Int[Tensor, " count"]:
-    """`count` times in 0 ... times - 1, uniform; about `share` of them from `MIDDLE` instead."""
+    """`count` times in 0 ... times - 1: a share of about `share` from the range `MIDDLE`, the others uniform."""
     if share == 0:
         return torch.randint(times, (count,), generator=draw)
     inside, position = torch.rand(count, generator=draw) < share, torch.rand(count, generator=draw)
@@ -140,7 +146,7 @@ def draw_times(times: int, share: float, count: int, draw: torch.Generator) -> I
 
 
 def unit_range(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """Bytes as the models see them: 0 ... 255 to [-1, 1]."""
+    """Images as the input of a model: 0 ... 255 becomes [-1, 1]."""
     return images.float() / 127.5 - 1
 
 
@@ -156,9 +162,9 @@ def training_steps(
     sigma: Float[Tensor, " times"],
     config: TrainConfig,
 ) -> Iterator[TrainingProgress]:
-    """Trains `network`, a map (x_t, t, tokens) -> raw output, in place, and yields after every step.
+    """Train `network`, a map (x_t, t, tokens) -> raw output, in place, and yield after every step.
 
-    Step s draws its batch, times, noise and captions from the key (seed, s): the run depends on nothing else.
+    Step s draws its batch, times, noise and captions from the key (seed, s), so a run has no other randomness.
     """
     average = copy.deepcopy(network).requires_grad_(False).eval()
     network.train()
@@ -171,10 +177,10 @@ def training_steps(
 
 
 class EagerStep:
-    """One step as it is written; the oracle of `GraphStep`. Moves the network and the average.
+    """One step of plain PyTorch, which updates the network and the average; the tests compare `GraphStep` with it.
 
-    The average is updated by hand: `torch.optim.swa_utils.AveragedModel` copies its counter from the CPU in every
-    update, which a CUDA graph cannot capture.
+    The average is updated here because `torch.optim.swa_utils.AveragedModel` copies its counter from the CPU in every
+    update, and a CUDA graph cannot capture that.
     """
 
     def __init__(self, network: nn.Module, average: nn.Module, config: TrainConfig) -> None:
@@ -184,12 +190,21 @@ class EagerStep:
         self.decay = torch.zeros((), device=self.device)
 
     def __call__(self, batch: TrainingBatch, share: float, decay: float) -> Float[Tensor, ""]:
-        """The loss before the step. `share`: of the peak rates. `decay`: of the average."""
+        """Do one step.
+
+        Args:
+            batch: the input of the step.
+            share: the learning rates as a share of their peaks.
+            decay: the decay of the average.
+
+        Returns:
+            The loss before the step.
+        """
         self.set_rates(share, decay)
         return self.step(TrainingBatch(*(part.to(self.device) for part in batch)))
 
     def set_rates(self, share: float, decay: float) -> None:
-        """Writes into tensors, which a captured step reads."""
+        """Set the learning rates and the decay. They are tensors, which a captured step reads."""
         self.decay.fill_(decay)
         for optimizer, peak in self.optimizers:
             for group in optimizer.param_groups:
@@ -203,21 +218,21 @@ class EagerStep:
         for optimizer, _ in self.optimizers:
             optimizer.step()
         with torch.no_grad():
-            for kept, new in zip(self.average.parameters(), self.network.parameters(), strict=True):
-                kept.lerp_(new, 1 - self.decay)
+            for mean, weight in zip(self.average.parameters(), self.network.parameters(), strict=True):
+                mean.lerp_(weight, 1 - self.decay)
         return loss.detach()
 
 
 WARM_UP = 3
-"""Steps before the capture, undone afterwards: libraries initialise themselves in them, which no graph can hold."""
+"""Steps before the capture, which are undone. Libraries initialize themselves in them; a graph cannot capture that."""
 
 
 class GraphStep(EagerStep):
     """The same step as a CUDA graph, captured once and replayed.
 
-    A small network's step is thousands of kernels of microseconds each, and launching them takes longer than running
-    them. A graph launches all of them at once. `torch.cuda.make_graphed_callables` captures the forward and backward
-    passes alone; this graph holds the clipping, the optimizers and the average as well.
+    The step of a small network has thousands of kernels of a few microseconds, and their launches take longer than
+    their work. A graph launches all of them at once. `torch.cuda.make_graphed_callables` captures only the forward and
+    backward passes; this graph also has the clipping, the optimizers and the average.
     """
 
     def __init__(self, network: nn.Module, average: nn.Module, config: TrainConfig) -> None:
@@ -227,15 +242,15 @@ class GraphStep(EagerStep):
     def __call__(self, batch: TrainingBatch, share: float, decay: float) -> Float[Tensor, ""]:
         graph = self.graph or self._capture(batch)
         self.set_rates(share, decay)
-        for held, part in zip(self.batch, batch, strict=True):
-            held.copy_(part)
+        for captured, part in zip(self.batch, batch, strict=True):
+            captured.copy_(part)
         graph.replay()
         return self.loss
 
     def _capture(self, batch: TrainingBatch) -> torch.cuda.CUDAGraph:
         self.batch = TrainingBatch(*(part.to(self.device) for part in batch))
         start = [p.detach().clone() for p in self.network.parameters()]
-        self.set_rates(1.0, 1.0)  # with a decay of 1 the average does not move
+        self.set_rates(1.0, 1.0)  # a decay of 1 leaves the average unchanged
         side_stream = torch.cuda.Stream()
         side_stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side_stream):
@@ -250,10 +265,10 @@ class GraphStep(EagerStep):
 
     @torch.no_grad()
     def _undo(self, start: list[Tensor]) -> None:
-        """Restores the weights and sets moments and step counts, which are tensors, to 0."""
+        """Restore the weights, and set the optimizers' moments and step counts, which are tensors, to 0."""
         self.network.zero_grad()
-        for weight, kept in zip(self.network.parameters(), start, strict=True):
-            weight.copy_(kept)
+        for weight, initial in zip(self.network.parameters(), start, strict=True):
+            weight.copy_(initial)
         for optimizer, _ in self.optimizers:
             for state in optimizer.state.values():
                 for value in state.values():

@@ -1,8 +1,8 @@
 """The optimizers of a training run and the schedule of their rates.
 
-Muon (Jordan et al. 2024) in float32: the step of a matrix is its momentum with all singular values brought near 1.
-`torch.optim.Muon` works in bfloat16. A CPU without bfloat16 instructions multiplies that 13 times more slowly than
-float32: one step of the benchmark's transformer took 2.5 s there, nearly all of it in these products.
+This is Muon (Jordan et al. 2024) in float32: the step of a matrix is its momentum with all singular values near 1.
+`torch.optim.Muon` multiplies in bfloat16, which is 13 times slower than float32 on a CPU without bfloat16 instructions:
+one step of the benchmark's transformer took 2.5 s there, nearly all of it in these products.
 """
 
 import math
@@ -16,22 +16,23 @@ from torch import Tensor, nn
 from concept_trak.evaluation.training.settings import TrainConfig
 
 MUON = 5.0
-"""Muon's rate over AdamW's; its steps are scaled to AdamW's size."""
+"""Muon's rate divided by AdamW's; Muon's steps are scaled to the size of AdamW's."""
 INNER = 64
-"""Least side of a matrix inside a network; inputs (pixels, one patch) and outputs have a smaller one."""
+"""Smallest side of a matrix inside a network. The matrices of inputs (pixels, one patch) and outputs have a smaller
+side."""
 
 
 def optimizers(network: nn.Module, config: TrainConfig) -> list[tuple[torch.optim.Optimizer, float]]:
     """The optimizers of a run, each with the peak of its rate.
 
-    Muon (Jordan et al. 2024) orthogonalises the update of a matrix, so that its weak directions learn as fast as its
-    strong ones. That matters here: a colour is a strong direction and learnt at once, a shape a weak one. Inputs,
-    outputs and all parameters that are not matrices stay with AdamW.
+    Muon (Jordan et al. 2024) orthogonalizes the update of a matrix, so that its weak directions learn as fast as its
+    strong ones. This matters for two factors: a colour is a strong direction and learnt early, a shape is a weak one.
+    AdamW trains inputs, outputs and all parameters that are not matrices.
     """
     device = next(network.parameters()).device
 
     def rate(peak: float) -> Tensor:
-        """A tensor, which a captured step can read (`loop.py`)."""
+        """The rate as a tensor, which a captured step can read (`loop.py`)."""
         return torch.tensor(peak, device=device)
 
     inner = [m.weight for m in network.modules() if isinstance(m, nn.Linear) and min(m.weight.shape) >= INNER]
@@ -49,8 +50,8 @@ def optimizers(network: nn.Module, config: TrainConfig) -> list[tuple[torch.opti
 def rate_share(step: int, config: TrainConfig) -> float:
     """The learning rate of a step as a share of its peak, in (0, 1].
 
-    From the peak on this is `transformers.get_cosine_schedule_with_warmup`. That schedule starts its warm-up at a rate
-    of 0 and this one at 1 / warm_up, as the shipped models were trained.
+    After the peak it equals `transformers.get_cosine_schedule_with_warmup`. That schedule starts its warm-up at a rate
+    of 0, this one at 1 / warm_up, with which the shipped models were trained.
     """
     if step < config.warm_up:
         return (step + 1) / config.warm_up
@@ -58,13 +59,14 @@ def rate_share(step: int, config: TrainConfig) -> float:
 
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
-"""Of x -> a x + b x^3 + c x^5: five of these bring any singular value in 0.01 ... 1 to 0.68 ... 1.13 (ibid.)."""
+"""(a, b, c) of x -> a x + b x^3 + c x^5. Five applications map a singular value in 0.01 ... 1 to 0.68 ... 1.13
+(Jordan et al. 2024)."""
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised, with steps of AdamW's size: their root mean square is about 0.2 lr.
+    """Orthogonalized Nesterov momentum, with steps of AdamW's size: their root mean square is about 0.2 lr.
 
-    `optimizers` gives it matrices only.
+    All parameters must be matrices.
     """
 
     def __init__(
@@ -72,14 +74,14 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         shapes = [tuple(p.shape) for group in self.param_groups for p in group["params"] if p.dim() != 2]
-        assert not shapes, f"Muon steps matrices only, and a parameter has the shape {shapes[0]}: AdamW is for it"
+        assert not shapes, f"Muon needs matrices, and a parameter has the shape {shapes[0]}: use AdamW for it"
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """W <- (1 - lr decay) W - 0.2 lr sqrt(max(rows, columns)) orthogonal(g + momentum (m - g)).
 
-        Matrices of one shape are orthogonalised together: on a GPU launching small products costs more than computing
-        them.
+        Matrices of the same shape are orthogonalized together, because on a GPU the launch of a small product costs
+        more than the product.
         """
         assert closure is None, "this optimizer does not evaluate the loss again"
         for group in self.param_groups:
@@ -102,7 +104,7 @@ def _by_shape(weights: Iterable[Tensor]) -> list[list[Tensor]]:
 
 
 def orthogonal(matrix: Float[Tensor, "*n rows columns"], rounds: int = 5) -> Float[Tensor, "*n rows columns"]:
-    """Each matrix with its singular vectors kept and its singular values near 1, by Newton and Schulz's iteration."""
+    """Each matrix with its own singular vectors and with singular values near 1, by the Newton-Schulz iteration."""
     a, b, c = QUINTIC
     tall = matrix.shape[-2] > matrix.shape[-1]
     wide = matrix.mT if tall else matrix

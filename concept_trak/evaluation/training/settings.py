@@ -26,9 +26,9 @@ class TrainConfig:
     predicts: PredictionType = "v_prediction"
     """transformer: v_prediction or epsilon. The unet always predicts v."""
     seed: int = 0
-    """Seed of the initial weights and of the draws of every step; and of the images, unless `images_seed` is set."""
+    """Seed of the initial weights, of the draws of every step, and of the images unless `images_seed` is set."""
     images_seed: int = -1
-    """Seed of the training images; -1 is `seed`."""
+    """Seed of the training images; -1 means `seed`."""
     steps: int = 6000
     """0 writes the initial weights: an untrained control."""
     batch: int = 16
@@ -39,35 +39,35 @@ class TrainConfig:
     images: int = 20_000
     """Training images, all drawn before training; held-out combinations are never among them."""
     resolution: int = 0
-    """Side of an image in pixels; 0 is the data set's own."""
+    """Side of an image in pixels; 0 means that of the data set."""
     dropped: float = 0.15
     """Probability that a caption loses a factor, for each factor and for both at once; 0 keeps every caption whole."""
     wrong: float = 0.0
-    """Probability that a training image has the caption of another combination. With 1 - 1/n of the n combinations in
-    training (2/3 of shapes2) captions are shuffled, and independent of their image."""
+    """Probability that a training image has the caption of another combination. At 1 - 1/n, with n combinations in
+    training (2/3 for shapes2), captions are shuffled: they are independent of their image."""
     optimizer: str = "adamw"
     """adamw, or muon for the matrices inside the network."""
     decay: float = 0.998
-    """Of the moving average of the weights, which is what is saved; smaller in the first steps. 0 saves the last
-    weights."""
+    """Decay of the moving average of the weights; smaller in the first steps. The average is saved. With 0, it equals
+    the last weights."""
     focus: float = 0.0
-    """Share of the training times drawn from the middle of the range, where the content of an image is decided."""
+    """Share of the training times that are drawn from the middle of the range, which decides an image's content."""
     judge_steps: int = 600
     """Training steps of the classifier that judges the model's images."""
     samples: int = 64
-    """Images generated per combination and guidance to measure the model."""
+    """Images per combination and guidance, generated to measure the model."""
     refresh: float = 120.0
     """Seconds between writes of `out` during training."""
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for key, value, known in (
+        for key, value, choices in (
             ("set", self.set, SETS),
             ("network", self.network, NETWORKS),
             ("optimizer", self.optimizer, OPTIMIZERS),
         ):
-            if value not in known:
-                raise UserError(f"{key}={value!r}; expected one of: {', '.join(known)}")
+            if value not in choices:
+                raise UserError(f"{key}={value!r}; expected one of: {', '.join(choices)}")
         if self.steps < 0 or self.images < 1:
             raise UserError(f"steps={self.steps}, images={self.images}; expected steps >= 0 and images >= 1")
         if self.steps and not 0 < self.warm_up < self.steps:
@@ -97,7 +97,7 @@ class TrainConfig:
 
     @property
     def prediction_type(self) -> PredictionType:
-        """What the network's raw output is, by the name diffusers' schedulers give it."""
+        """The kind of the network's raw output, by its name in diffusers' schedulers."""
         return self.predicts if self.network == "transformer" else "v_prediction"
 
     @property
