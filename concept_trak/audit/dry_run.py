@@ -256,4 +256,5 @@ def report(
         f"storage    {size * p.samples * len(config.methods) / 1e9:.3g} GB of features, {size} bytes a sample and "
         f"method; {4 * k * k / 1e9:.3g} GB a Gram",
         f"cost       {hours:.3g} worker-hours{cost}",
+        *(f"data       {note}" for note in [p.reads_note] if note),
     ]

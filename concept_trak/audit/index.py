@@ -22,7 +22,7 @@ from concept_trak.config import DataConfig
 from concept_trak.data.ids import CUTS, HEADER_BYTES, bucket_bytes, encode_ids, id_digests, repeated
 from concept_trak.data.index import SourceFacts, count_groups, index_settings, index_source
 from concept_trak.data.inventory import LeftOut, Survey
-from concept_trak.data.shard import Shard, Source, StoredIndex, version_of_files
+from concept_trak.data.shard import Layout, Shard, Source, StoredIndex, version_of_files
 from concept_trak.data.survey import check_first_rows, list_sources, repeated_ids, require_caption_setting, surveyed
 from concept_trak.store.sources import (
     READERS,
@@ -107,6 +107,7 @@ class IndexWorker:
             left_out=index.left_out,
             unread=index.unread,
             lacking=index.lacking,
+            layout=index.layout,
         )
         write_source_record(self.store, sources.record(task.name), asdict(facts))
         return IndexResult(facts)
@@ -154,7 +155,8 @@ def _with_rows(
     for name, f in zip(names, facts, strict=True):
         stored.setdefault(f.uri, []).append(StoredIndex(indices.index(name), f.first_row, f.rows))
     rows = {uri: sum(part.rows for part in parts) for uri, parts in stored.items()}
-    return [replace(s, rows=rows[s.uri], stored=tuple(stored[s.uri])) for s in sources]
+    layouts = {f.uri: f.layout for f in facts}
+    return [replace(s, rows=rows[s.uri], stored=tuple(stored[s.uri]), layout=layouts[s.uri]) for s in sources]
 
 
 def _indexed(
@@ -192,7 +194,8 @@ def listing_of(survey: str) -> str:
 def facts_of(record: Mapping[str, Any]) -> SourceFacts:
     """A record as `SourceFacts`."""
     left_out = tuple(LeftOut(**{**entry, "names": tuple(entry["names"])}) for entry in record["left_out"])
-    return SourceFacts(**{**record, "left_out": left_out, "unread": tuple(record["unread"])})
+    layout = Layout(*record.get("layout", ()))
+    return SourceFacts(**{**record, "left_out": left_out, "unread": tuple(record["unread"]), "layout": layout})
 
 
 @dataclass(frozen=True)

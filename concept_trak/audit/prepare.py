@@ -29,9 +29,11 @@ from concept_trak.audit.resolve import resolve
 from concept_trak.audit.status import require_new_name
 from concept_trak.audit.worker import Work, open_model
 from concept_trak.config import AuditConfig, DataConfig, WorkerSettings, plain_values
+from concept_trak.data.image_reads import describe_reads
 from concept_trak.data.inventory import LeftOut, Survey
 from concept_trak.data.shard import Shard, cut
 from concept_trak.models.encode import read_concept_files
+from concept_trak.store.codec import MAX_PART_BYTES
 from concept_trak.store.identity import FeatureSet, as_json, open_feature_set
 from concept_trak.store.manifest import Audit, begin_audit, require_same_settings
 from concept_trak.store.store import Store
@@ -75,6 +77,16 @@ class Prepared:
     @cached_property
     def samples(self) -> int:
         return sum(shard.rows for shard in self.plan)
+
+    @property
+    def shard_rows(self) -> int:
+        """Rows of the largest shard."""
+        return max(shard.rows for shard in self.plan)
+
+    @property
+    def reads_note(self) -> str:
+        """A line about images that are read more than once; "" where they are not."""
+        return describe_reads(self.data.sources, self.shard_rows, MAX_PART_BYTES // max(1, self.demand.feature))
 
 
 def prepare(

@@ -3,12 +3,13 @@
 import heapq
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import fsspec
+from fsspec.caching import ReadAheadCache, register_cache
 from fsspec.implementations.local import LocalFileSystem
 
 from concept_trak import UserError
@@ -18,6 +19,8 @@ from concept_trak.store.secrets import without_secrets
 Files = dict[str, dict[str, Any]]
 
 BLOCK_BYTES = 4 << 20  # bytes of one request: long enough to hide the latency, short enough to skip unread bytes
+SKIPPED_BYTES = 1 << 20  # unread bytes that are worth a request of their own, which takes some 10 to 30 ms
+LOOK_BYTES = 64 << 10  # read behind such a gap, where the next one may follow
 STAMPS = ("mtime", "LastModified", "last_modified", "updated", "created", "date_time")
 DIGESTS = ("blob_id", "md5Hash", "md5", "Content-MD5", "crc32c", "CRC")
 
@@ -215,6 +218,30 @@ def open_planned(uri: str, planned: str, **options: Any) -> Iterator[Any]:
             yield file
     except (FileNotFoundError, PermissionError) as error:
         raise UserError(f"{path} cannot be read ({error}); make it readable, or remove it from data.uri") from error
+
+
+class LookAheadCache(ReadAheadCache):
+    """Reads a file from its start to its end, without the bytes of large gaps that its reader passes over.
+
+    Little is read ahead at first and behind a gap of more than `SKIPPED_BYTES`, then twice as much each time, up to the
+    size of a block.
+    """
+
+    name = "lookahead"
+
+    def __init__(self, blocksize: int, fetcher: Callable[[int, int], bytes], size: int) -> None:
+        super().__init__(LOOK_BYTES, fetcher, size)
+        self._most = blocksize
+
+    def _fetch(self, start: int | None, end: int | None) -> bytes:
+        if not self.start <= (start or 0) <= self.end + SKIPPED_BYTES:
+            self.blocksize = LOOK_BYTES
+        elif end is None or end > self.end:
+            self.blocksize = min(2 * self.blocksize, self._most)
+        return super()._fetch(start, end)
+
+
+register_cache(LookAheadCache, clobber=True)
 
 
 class FileRange:

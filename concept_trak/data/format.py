@@ -18,7 +18,7 @@ from concept_trak.config import DataConfig
 from concept_trak.data import inventory
 from concept_trak.data.files import Files, Listing
 from concept_trak.data.inventory import LeftOutCounts
-from concept_trak.data.shard import Shard, Source
+from concept_trak.data.shard import NO_LAYOUT, Layout, Shard, Source
 from concept_trak.data.text import printable, text_problem
 
 
@@ -71,11 +71,13 @@ class Findings:
         left_out: what is in the source and in no sample.
         unread: the columns that no setting names.
         lacking: why a column that the settings name is not there, where another source may have it.
+        layout: how the images lie in the source.
     """
 
     left_out: LeftOutCounts = field(default_factory=LeftOutCounts)
     unread: list[str] = field(default_factory=list)
     lacking: str = ""
+    layout: Layout = NO_LAYOUT
 
 
 class Format(NamedTuple):

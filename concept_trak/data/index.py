@@ -23,7 +23,7 @@ from concept_trak.config import DataConfig
 from concept_trak.data.captions import caption_of, caption_words
 from concept_trak.data.format import Findings, SourceRow, checked_text, format_of, labels_of_row, sample_id
 from concept_trak.data.inventory import LeftOut
-from concept_trak.data.shard import Shard, Source
+from concept_trak.data.shard import NO_LAYOUT, Layout, Shard, Source
 from concept_trak.store.tables import compute as pc
 
 GROUP_COUNTS = pa.schema({"kind": pa.string(), "label": pa.string(), "value": pa.string(), "samples": pa.int64()})
@@ -60,12 +60,14 @@ class SourceIndex:
         left_out: what is in it and in no sample.
         unread: the columns that no setting names.
         lacking: why a column that the settings name is not there; "" where all are.
+        layout: how the images lie in it.
     """
 
     table: pa.Table
     left_out: tuple[LeftOut, ...] = ()
     unread: tuple[str, ...] = ()
     lacking: str = ""
+    layout: Layout = NO_LAYOUT
 
 
 def index_source(source: Source, data: DataConfig) -> SourceIndex:
@@ -80,7 +82,13 @@ def index_source(source: Source, data: DataConfig) -> SourceIndex:
     while some := list(islice(rows, BATCH_ROWS)):
         batches.append(_batch(some, source, data, names))
     table = pa.Table.from_batches(batches, names)
-    return SourceIndex(table, findings.left_out.left_out(), tuple(dict.fromkeys(findings.unread)), findings.lacking)
+    return SourceIndex(
+        table=table,
+        left_out=findings.left_out.left_out(),
+        unread=tuple(dict.fromkeys(findings.unread)),
+        lacking=findings.lacking,
+        layout=findings.layout,
+    )
 
 
 def _batch(rows: Sequence[SourceRow], source: Source, data: DataConfig, names: pa.Schema) -> pa.RecordBatch:
@@ -118,7 +126,7 @@ class SourceFacts:
         uri, version, first_row, rows: the source, its version and its rows.
         vocabulary: how many different labels and words it has.
         bytes, sha256: of the file with its index.
-        left_out, unread, lacking: as in `SourceIndex`.
+        left_out, unread, lacking, layout: as in `SourceIndex`; a record written before has no layout.
     """
 
     uri: str
@@ -131,6 +139,7 @@ class SourceFacts:
     left_out: tuple[LeftOut, ...] = ()
     unread: tuple[str, ...] = ()
     lacking: str = ""
+    layout: Layout = NO_LAYOUT
 
 
 @dataclass(frozen=True)

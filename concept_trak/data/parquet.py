@@ -19,7 +19,6 @@ from concept_trak.config import DataConfig
 from concept_trak.data import arrow_types as types
 from concept_trak.data.files import BLOCK_BYTES, Files, Listing, open_planned, path_below, version
 from concept_trak.data.format import (
-    Extent,
     Findings,
     Format,
     Precomputed,
@@ -29,9 +28,10 @@ from concept_trak.data.format import (
     named_columns,
     require_columns,
 )
+from concept_trak.data.image_pages import image_chunk, image_extents, read_between
 from concept_trak.data.inventory import LeftOutCounts, hive_columns
 from concept_trak.data.latents import CONDITION
-from concept_trak.data.pages import ColumnPages, PagesUnknownError, column_pages, readable_pages
+from concept_trak.data.pages import PagesUnknownError
 from concept_trak.data.shard import UNKNOWN, Shard, Source
 from concept_trak.data.text import one_line
 
@@ -83,7 +83,7 @@ def _rows(source: Source, data: DataConfig, findings: Findings) -> Iterator[Sour
         wanted = [c for c in known_columns(data) if c in file.schema_arrow.names]
         known = {c: value for c, value in hive.items() if c in known_columns(data)}
         path = _path_column(file.schema_arrow, data)
-        extents = _extents(f, file, data)
+        extents = image_extents(f, file, data, findings)
         for number, values in _values(file, 0, file.metadata.num_rows, [*wanted, *path], source.uri):
             image = values.pop(data.image_column, None) if path else None
             place = (one_line(image["path"]), "") if image and image["path"] else None
@@ -95,36 +95,6 @@ def _path_column(schema: pa.Schema, data: DataConfig) -> list[str]:
     kind = schema.field(data.image_column).type
     has_path = pa.types.is_struct(kind) and kind.get_field_index("path") >= 0 and types.is_text(kind.field("path").type)
     return [f"{data.image_column}.path"] if has_path else []
-
-
-def _extents(f: Any, file: pq.ParquetFile, data: DataConfig) -> Iterator[Extent | None]:
-    """The page of every row's image; None where Arrow has to read the row group from its start."""
-    first_row = 0
-    for group in range(file.num_row_groups):
-        rows, chunk = file.metadata.row_group(group).num_rows, _image_chunk(file, group, data)
-        try:
-            pages = list(column_pages(partial(_read, f), chunk.column, first_row)) if chunk else []
-        except PagesUnknownError:
-            pages = []
-        for page in pages:
-            yield from (Extent(page.offset, page.length, skip) for skip in range(page.rows))
-        yield from (None for _ in range(rows if not pages else 0))
-        first_row += rows
-
-
-def _read(f: Any, start: int, end: int) -> bytes:
-    f.seek(start)
-    return f.read(end - start)
-
-
-def _image_chunk(file: pq.ParquetFile, group: int, data: DataConfig) -> ColumnPages | None:
-    """The column chunk with the images' bytes; None where its pages cannot be read by themselves."""
-    metadata = file.metadata.row_group(group)
-    for i in range(metadata.num_columns):
-        column = metadata.column(i)
-        if column.path_in_schema in (data.image_column, f"{data.image_column}.bytes"):
-            return ColumnPages(column, file.schema.column(i)) if readable_pages(column, file.schema.column(i)) else None
-    return None
 
 
 def _unread(where: str, file: pq.ParquetFile, hive: dict[str, Any], data: DataConfig) -> Iterable[str]:
@@ -179,21 +149,19 @@ def _images(shard: Shard, data: DataConfig) -> Iterator[RowImage]:
     known = shard.known.select(["offset", "length", "skip", "file"]).to_pylist()
     with open_planned(shard.source, shard.version, **RANGED) as f:
         file = _opened(f, shard.source)
-        if all(row["offset"] is not None for row in known):
-            images = _paged(f, file, shard, data)
-        else:
-            images = _streamed(file, shard, data)
+        paged = all(row["offset"] is not None for row in known)
+        images = _paged(f, file, shard, data) if paged else _streamed(file, shard, data)
         yield from (_with_path(image, row["file"]) for image, row in zip(images, known, strict=True))
 
 
 def _paged(f: Any, file: pq.ParquetFile, shard: Shard, data: DataConfig) -> Iterator[RowImage]:
     """Each page that holds rows of the shard is read once, and nothing else."""
     rows = shard.known.select(["offset", "length", "skip"]).to_pylist()
-    chunks = list(filter(None, (_image_chunk(file, group, data) for group in range(file.num_row_groups))))
+    chunks = list(filter(None, (image_chunk(file, group, data) for group in range(file.num_row_groups))))
     for (offset, length), same in groupby(rows, key=lambda row: (row["offset"], row["length"])):
         chunk = next(chunk for chunk in chunks if chunk.start <= offset < chunk.end)
         try:
-            values = chunk.values(_read(f, offset, offset + length), partial(_read, f))
+            values = chunk.values(read_between(f, offset, offset + length), partial(read_between, f))
         except (PagesUnknownError, pa.ArrowException, OSError) as error:
             _require_damage(error)
             raise UserError(f"{shard.source} is damaged at byte {offset} ({one_line(error)}); write it again") from None
@@ -206,10 +174,8 @@ def _streamed(file: pq.ParquetFile, shard: Shard, data: DataConfig) -> Iterator[
     columns = [data.image_column, *conditions]
     for _, values in _values(file, shard.first_row, shard.first_row + shard.rows, columns, shard.source):
         image = values[data.image_column]
-        if conditions:
-            yield _encoded(values, data, conditions)
-        else:
-            yield RowImage(image.get("bytes") if isinstance(image, dict) else image)
+        content = image.get("bytes") if isinstance(image, dict) else image
+        yield _encoded(values, data, conditions) if conditions else RowImage(content)
 
 
 def _with_path(image: RowImage, path: str | None) -> RowImage:

@@ -22,6 +22,23 @@ class StoredIndex(NamedTuple):
     rows: int
 
 
+class Layout(NamedTuple):
+    """Which rows of a file are read together. All is 0 where an image is read by itself, or where this is unknown.
+
+    Attributes:
+        group_rows: the most rows of a row group.
+        page_rows: the most rows of a page of images, which is read whole; 0 where a row group is read from its start.
+        image_bytes: of all images, as they are in the file.
+    """
+
+    group_rows: int = 0
+    page_rows: int = 0
+    image_bytes: int = 0
+
+
+NO_LAYOUT = Layout()
+
+
 @dataclass(frozen=True)
 class Source:
     """A file of the data set, or a folder of images: its URL, its version and how many rows it has.
@@ -35,6 +52,7 @@ class Source:
         first_row: the number of its first row; not 0 in a range of a folder that is indexed by itself.
         index: what is known of each row (`index.schema`), where that is in memory.
         stored: where it lies on storage.
+        layout: how its images lie in its file.
     """
 
     uri: str
@@ -44,6 +62,7 @@ class Source:
     first_row: int = 0
     index: pa.Table | None = field(default=None, compare=False, repr=False)
     stored: tuple[StoredIndex, ...] = field(default=(), compare=False, repr=False)
+    layout: Layout = field(default=NO_LAYOUT, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

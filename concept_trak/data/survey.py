@@ -48,7 +48,7 @@ def indexed_here(data: DataConfig) -> Survey:
     listed = list_sources(data)
     indices = [index_source(source, data) for source in listed.sources]
     sources = [
-        replace(source, rows=index.table.num_rows, index=index.table)
+        replace(source, rows=index.table.num_rows, index=index.table, layout=index.layout)
         for source, index in zip(listed.sources, indices, strict=True)
     ]
     return surveyed(data, listed, sources, indices)

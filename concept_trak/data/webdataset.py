@@ -13,7 +13,16 @@ from typing import Any
 from concept_trak import UserError
 from concept_trak.config import DataConfig
 from concept_trak.data.decode import ENDINGS
-from concept_trak.data.files import BLOCK_BYTES, Files, Listing, open_planned, open_range, path_below, version
+from concept_trak.data.files import (
+    BLOCK_BYTES,
+    Files,
+    Listing,
+    LookAheadCache,
+    open_planned,
+    open_range,
+    path_below,
+    version,
+)
 from concept_trak.data.format import (
     Extent,
     Findings,
@@ -32,7 +41,7 @@ from concept_trak.data.text import MOST_BYTES, decode_text, parse_json
 
 CHECKED = 16  # samples of each tar in which the columns are looked for
 MOST_KINDS = 100  # endings that are counted apart
-STREAMED = {"block_size": BLOCK_BYTES, "cache_type": "readahead"}
+STREAMED = {"block_size": BLOCK_BYTES, "cache_type": LookAheadCache.name}
 
 
 @dataclass
@@ -74,8 +83,8 @@ class _Columns:
 
 
 def _rows(source: Source, data: DataConfig, findings: Findings) -> Iterator[SourceRow]:
-    """The rows of a tar, in one pass over its headers and texts; their ids are the tar's name below `data.uri` and the
-    key.
+    """The rows of a tar, in one pass over its headers and texts, without the bytes of large members; their ids are the
+    tar's name below `data.uri` and the key.
 
     Raises:
         UserError: the tar is not readable, its samples are not in one piece each, most names have a dot too many, or

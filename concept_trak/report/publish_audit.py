@@ -25,6 +25,7 @@ from concept_trak.audit.retrieval_ranks import graded_concepts
 from concept_trak.audit.score import score_tasks
 from concept_trak.audit.stages import StageResults, run_stages
 from concept_trak.config import AuditConfig, WorkerSettings
+from concept_trak.data.image_reads import image_reads
 from concept_trak.data.inventory import describe_left_out
 from concept_trak.data.text import escaped, one_line
 from concept_trak.report.build_audit_page import facts, page, picture
@@ -95,6 +96,8 @@ def announcement(p: Prepared) -> Iterator[str]:
     yield f"data       {p.samples} samples in {p.sources} sources, {len(p.plan)} shards"
     if left_out := describe_left_out(p.left_out):
         yield f"           {escaped(left_out)}"
+    if p.reads_note:
+        yield f"           {p.reads_note}"
     attributable = f"{d.parameters:,} attributable parameters in {d.tensors} tensors ({m.parameters})"
     yield f"model      {escaped(m.path)}: {attributable}"
     yield (
@@ -157,7 +160,8 @@ def _data(p: Prepared, results: StageResults) -> dict[str, Any]:
     """Samples and sources planned, rejects by reason, and everything that no sample uses."""
     first = next(iter(results.records.values()))
     left_out = [asdict(entry) for entry in p.left_out]
-    return {"samples": p.samples, "sources": p.sources, "rejected": rejects_by_reason(first), "left_out": left_out}
+    return {"samples": p.samples, "sources": p.sources, "image_reads": image_reads(p.data.sources, p.shard_rows),
+            "rejected": rejects_by_reason(first), "left_out": left_out}  # fmt: skip
 
 
 def question_facts(

@@ -95,20 +95,28 @@ def test_a_tar_is_read_for_its_index_and_its_images_and_never_again(model, proxy
     assert sum(read_of(proxy, folder).values()) <= shown, "unchanged data are read for what is shown alone"
 
 
+SMALL_PAGES = {"write_batch_size": 4}
+"""Pages of 1 MB: pyarrow looks at their size after so many rows, 1,024 by default."""
+
+
 @pytest.mark.parametrize(
-    ("rows", "side", "shard_rows"), [(600, 200, 200), (20_000, 60, 2_000)], ids=["small", "20,000 images"]
+    ("rows", "side", "shard_rows", "options", "shown"),
+    [
+        (600, 200, 200, SMALL_PAGES, 1),
+        (20_000, 60, 2_000, SMALL_PAGES, 1),
+        (4_096, 40, 1_024, {}, 0),
+        (20_000, 60, 2_048, {}, 0),
+    ],
+    ids=["small", "20,000 images", "small, as pyarrow writes it", "20,000 images, as pyarrow writes it"],
 )
-def test_one_row_group_is_read_once(model, proxy, address, rows, side, shard_rows):
-    """Over all shards of an audit, with the index and the samples that are shown. Pages are of 1 MB: pyarrow looks at
-    their size after every `write_batch_size` rows."""
+def test_one_row_group_is_read_once(model, proxy, address, rows, side, shard_rows, options, shown):
+    """Over all shards of an audit, with the index and the samples that are shown, each of which reads its page."""
     images = [{"bytes": picture(n, side), "path": None} for n in range(rows)]
     captions = [f"a picture of {n}" for n in range(rows)]
     out = io.BytesIO()
-    pq.write_table(
-        pa.table({"image": pa.array(images, IMAGE), "caption": captions}), out, row_group_size=rows, write_batch_size=4
-    )
-    folder = f"rows-{rows}"
+    pq.write_table(pa.table({"image": pa.array(images, IMAGE), "caption": captions}), out, **options)
+    folder = f"rows-{rows}-{shard_rows}"
     size = put(f"{folder}/a.parquet", out.getvalue())
-    run(model, address, folder, f"data.shard_rows={shard_rows}", "audit=one", "top=1")
+    run(model, address, folder, f"data.shard_rows={shard_rows}", "audit=one", "top=1", f"shown={shown}")
     read = read_of(proxy, folder)
     assert read["a.parquet"] <= 1.2 * size
