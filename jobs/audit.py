@@ -1,7 +1,7 @@
 """Audit a model's training data for concepts: `python -m jobs.audit --config-name demo [key=value ...]`.
 
-Runs every stage and skips what is done; the same command resumes. `preflight=true` only loads everything, runs two
-samples and one query end to end, and prints what the whole audit will take. Exit codes: see jobs/exit_codes.py.
+Runs every stage and skips finished work; the same command resumes. `preflight=true` only loads everything, runs two
+samples and one query from end to end, and prints an estimate of the whole audit. Exit codes: see jobs/exit_codes.py.
 """
 
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ class AuditRunConfig(RunConfig):
     """How the work of an audit is done."""
 
     preflight: bool = False
-    """Only load everything, run two samples and one query end to end, and print what the whole audit will take."""
+    """Only load everything, run two samples and one query from end to end, and print an estimate of the whole audit."""
 
 
 def audit(config: AuditConfig, run: AuditRunConfig = AuditRunConfig()) -> int:
-    """Run one audit to its manifest, or only its dry run."""
+    """Run an audit to the end, or only its dry run."""
     require_reachable(config, run.cluster)
     config, worker = resolve(config), worker_settings(run.cluster)
     if run.preflight:

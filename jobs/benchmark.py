@@ -1,7 +1,8 @@
-"""Which method finds the concept: `python -m jobs.benchmark [key=value ...]`.
+"""Compare methods by how well they find a concept: `python -m jobs.benchmark [key=value ...]`.
 
-For every model: the features of every method over its own training set (kept in the store, so a second run only reads
-them), many queries per cell, and the grade of every ranking. Writes tables, a figure and a page to `store`.
+Computes, for every model, the features of every method over the model's training set, many queries per cell, and the
+grades of every ranking. Features are kept in the store, and a second run reads them. Writes tables, a figure and a page
+to `store`.
 """
 
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ class BenchmarkRunConfig(RunConfig):
 
 
 def spread(run: RunConfig) -> Spread:
-    """The mapper of each model's audit, all on one executor."""
+    """How to run the audits of all models on one executor."""
     return Spread(ExecutorMapper(run).for_audit, worker_settings(run.cluster), run.budget.rejects)
 
 

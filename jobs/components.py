@@ -1,8 +1,8 @@
-"""Which parameters hold a concept: `python -m jobs.components [key=value ...]`.
+"""Measure which parameters hold a concept: `python -m jobs.components [key=value ...]`.
 
-Every (concept, seed) is one trajectory and one file in the store, measured once; then the tables of every concept, a
-page about them and, with `edit.out`, a copy of the model without what holds it. The same command goes on where it
-stopped.
+Measures one trajectory for every concept and seed, and keeps it as a file in the store. Writes the tables of every
+concept, a page, and with `edit.out` a copy of the model without the parameters that hold the concept. The same command
+resumes.
 """
 
 from dataclasses import replace
@@ -15,7 +15,7 @@ from jobs.execute import ExecutorMapper, RunConfig, worker_settings
 
 
 def components(config: ComponentsConfig, run: RunConfig = RunConfig()) -> int:
-    """Every trajectory that is not there yet, then the tables and the edit."""
+    """Measure the missing trajectories, then write the tables and edit the model."""
     config = replace(config, store=absolute(config.store))
     run_components(config, ExecutorMapper(run), worker_settings(run.cluster))
     return 0

@@ -1,7 +1,7 @@
-"""From `conf/` and the command line to frozen dataclasses, or one message that says what to change.
+"""Reads `conf/` and the command line into frozen dataclasses, or raises one message with what to change.
 
-Hydra composes plain values; the dataclasses of the library check them. Their types are the schema, so there is no
-second table: the groups of `method` are made from `METHODS`.
+Hydra composes plain values, and the dataclasses of the library check them. Their types are the only schema; the group
+`method` is made from `METHODS`.
 """
 
 import dataclasses
@@ -30,9 +30,9 @@ from jobs.help import help_text
 from jobs.terminal import escape_output
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-LEFT_AT_HOME = ("/outputs", "/results", "/assets/benchmark", ".git", ".venv")
-"""What of a checkout is not shipped to a cluster, because every job would carry it through the head to every node.
-Files that hold secrets are never shipped (`cluster.source.NEVER_SHIPPED`)."""
+NOT_SHIPPED = ("/outputs", "/results", "/assets/benchmark", ".git", ".venv")
+"""Paths of a checkout that are not sent to a cluster, because every job would copy them through the head to every node.
+Files with secrets are never sent (`cluster.source.NEVER_SHIPPED`)."""
 T = TypeVar("T")
 
 
@@ -42,7 +42,7 @@ def main(verb: Callable[..., int], default: str, *schemas: type[Any]) -> None:
     Args:
         verb: takes one instance of each schema and returns an exit code.
         default: the configuration's name in `conf/`.
-        schemas: the dataclasses that the keys of the command line are divided among.
+        schemas: the dataclasses whose fields are the keys of the command line.
     """
     escape_output()
     arguments = sys.argv[1:]
@@ -62,11 +62,11 @@ def configure_all(schemas: Sequence[type[Any]], default: str, arguments: Sequenc
 
     Args:
         schemas: dataclasses with distinct fields; every top-level key belongs to one of them.
-        default: the configuration's name where no `--config-name` is given.
-        arguments: as on the command line: `--config-name demo`, then `key=value` overrides of Hydra's grammar.
+        default: the configuration's name if there is no `--config-name`.
+        arguments: as on the command line: `--config-name demo`, then `key=value` overrides in Hydra's grammar.
 
     Raises:
-        UserError: naming the key, what was expected, and the nearest key there is.
+        UserError: a key or a value is wrong; the message names the key, the expected value and the nearest known key.
     """
     name, overrides = _arguments(arguments, default)
     overrides = [_settable(schemas, override) for override in overrides]
@@ -88,28 +88,28 @@ def configure_all(schemas: Sequence[type[Any]], default: str, arguments: Sequenc
 
 
 def _require_values(values: Any, key: str = "") -> None:
-    """Refuse `${...}`, which reads the environment or other keys, before anything resolves it, and what is no text.
+    """Refuse NaN, text that cannot be encoded, and `${...}`, which would read the environment or other keys.
 
     Raises:
-        UserError: naming the key.
+        UserError: a value is refused; the message names its key.
     """
     items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
     for name, value in items:
         _require_values(value, f"{key}.{name}" if key else str(name))
     if isinstance(values, float) and math.isnan(values):
-        raise UserError(f"{key} is no number (nan); expected one")
+        raise UserError(f"{key} is not a number (nan); expected a number")
     if not encodable(f"{key}{values}" if isinstance(values, str) else key):
-        raise UserError(f"{key} is not Unicode text, so no file can hold it; write it as UTF-8")
+        raise UserError(f"{key} is not Unicode text and cannot be written to a file; write it as UTF-8")
     if isinstance(values, str) and "${" in values:
-        raise UserError(f"{key}={values!r} is an expression; give the value itself, which the shell can insert")
+        raise UserError(f"{key}={values!r} is an expression; give its value, which the shell can insert")
 
 
 def _divided(schemas: Sequence[type], values: dict[Any, Any]) -> list[dict[Any, Any]]:
-    """The values of each schema's own fields; keys of none go to the first, which refuses them."""
+    """The values of each schema's fields. The first schema also gets unknown keys, which it refuses."""
     names = [{f.name for f in dataclasses.fields(schema)} for schema in schemas]
-    known = set[str]().union(*names)
+    fields = set[str]().union(*names)
     own = [{key: value for key, value in values.items() if key in mine} for mine in names]
-    own[0] |= {key: value for key, value in values.items() if key not in known}
+    own[0] |= {key: value for key, value in values.items() if key not in fields}
     return own
 
 
@@ -125,14 +125,14 @@ def _arguments(arguments: Sequence[str], default: str) -> tuple[str, list[str]]:
                 name = rest.pop(i).partition("=")[2]
                 break
     if wrong := [a for a in rest if a.startswith("-") or "=" not in a]:
-        raise UserError(f"{wrong[0]!r} is not understood; expected key=value, or --config-name NAME with NAME in conf/")
+        raise UserError(f"{wrong[0]!r} is not a setting; expected key=value, or --config-name NAME with NAME in conf/")
     for argument in rest:
         _require_values(*reversed(argument.split("=", 1)))
     return name, rest
 
 
 def _settable(schemas: Sequence[type], override: str) -> str:
-    """Hydra adds to a mapping only with `++`, and `variants={...}` gives a whole one."""
+    """The override with `++` if its key is a whole mapping, because Hydra adds keys to a mapping only with `++`."""
     mappings = {f.name for schema in schemas for f in dataclasses.fields(schema) if get_origin(f.type) is dict}
     return f"++{override}" if override.partition("=")[0] in mappings else override
 
@@ -147,7 +147,7 @@ def _register(schemas: Sequence[type]) -> None:
 
 
 def _explained(message: str, overrides: Sequence[str], name: str) -> str:
-    """Hydra's complaint in our words: the key, and the nearest key there is."""
+    """Hydra's error as a message of ours: the key, and the nearest known key."""
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
         if f"'{key}'" in message and "override" in message:
@@ -155,8 +155,8 @@ def _explained(message: str, overrides: Sequence[str], name: str) -> str:
             return f"unknown key {key}" + (f" (did you mean {near[0]}?)" if near else "")
     if unknown := re.search(r"Could not (?:find|load) '([^/']+)/([^']+)'", message):
         group, choice = unknown.groups()
-        known = GlobalHydra.instance().config_loader().get_group_options(group)
-        return f"{group}={choice} is not known; expected one of: {', '.join(known)}"
+        choices = GlobalHydra.instance().config_loader().get_group_options(group)
+        return f"{group}={choice} is not known; expected one of: {', '.join(choices)}"
     return message.partition("Config search path")[0].strip().replace("\n\t", " ").replace("\n", " ")
 
 

@@ -1,10 +1,11 @@
 """The causal test of a benchmark's rankings: `python -m jobs.counterfactual [key=value ...]`.
 
-For every method, concept and share K of the concept's carriers, the model is trained from scratch without the first K
-of the method's ranking, from several seeds, beside a control that keeps everything. Every retraining is one file in the
-store and is done once. Writes counterfactual.parquet, .md and .html below `benchmarks/<name>/`.
+For every method, concept and share K of the concept's carriers, trains the model from scratch without the first K
+images of the method's ranking, from several seeds. A control with all images is trained from the same seeds. Every
+retraining is one file in the store and is done once. Writes counterfactual.parquet, .md and .html to
+`benchmarks/<name>/`.
 
-The scored samples must be the whole training set: images that no ranking knows would go on teaching the concept.
+The scored samples must be the whole training set, because images outside the rankings would still teach the concept.
 """
 
 from dataclasses import replace
@@ -17,7 +18,7 @@ from jobs.execute import ExecutorMapper, RunConfig, worker_settings
 
 
 def counterfactual(config: CounterfactualConfig, run: RunConfig = RunConfig()) -> int:
-    """Every retraining that is not there yet, then the page."""
+    """Do the missing retrainings, then write the page."""
     config = replace(config, store=absolute(config.store))
     print(run_counterfactual(config, ExecutorMapper(run), worker_settings(run.cluster).threads))
     print(f"page       {config.store}/benchmarks/{config.name}/counterfactual.html")

@@ -1,8 +1,8 @@
-"""What changed between two finished audits: `python -m jobs.diff store=results before=week-1 after=week-2`.
+"""Compare two finished audits: `python -m jobs.diff store=results before=week-1 after=week-2`.
 
 Prints the differences and writes them to the later audit's folder: `diff-<before>.parquet` has a row for each sample in
-either top, `diff-<before>.summary.parquet` one for each concept, method and form, and `diff-<before>.html` is a page.
-An audit with `since=latest` does the same when it ends.
+either top table, `diff-<before>.summary.parquet` one for each concept, method and form, and `diff-<before>.html` is a
+page. An audit with `since=latest` does the same when it ends.
 """
 
 from dataclasses import dataclass
@@ -25,16 +25,16 @@ class DiffConfig:
 
 
 def diff(config: DiffConfig) -> int:
-    """Compare, print and write."""
+    """Compare two audits, print the differences and write them."""
     if not config.before or not config.after:
-        raise UserError("two audits are compared: before=AUDIT after=AUDIT; `python -m jobs.status` lists them")
+        raise UserError("give the two audits: before=AUDIT after=AUDIT; `python -m jobs.status` lists the audits")
     store = Store(absolute(config.store))
     before, after = Audit(store, config.before), Audit(store, config.after)
     finished_manifest(after)
-    found = compare(before, after)
-    names = [*write_differences(before, after, found), write_page(before, after, found)]
+    differences = compare(before, after)
+    names = [*write_differences(before, after, differences), write_page(before, after, differences)]
     write_index(store)
-    for difference in found:
+    for difference in differences:
         if difference.form == "damped":
             print("\n".join(describe_difference(difference)))
     print("\n".join(f"written    {store.uri.removeprefix('file://')}/{name}" for name in names))

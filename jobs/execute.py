@@ -1,4 +1,4 @@
-"""Where the work of a verb is done: its configuration, and the library's `Mapper` over an executor of `cluster/`."""
+"""The executor of a verb's work: its configuration, and the library's `Mapper` over an executor of `cluster/`."""
 
 import logging
 import math
@@ -20,7 +20,7 @@ from concept_trak.models.location import is_hub_id
 from concept_trak.store.manifest import Audit, write_bytes
 from concept_trak.store.secrets import redacted
 from concept_trak.store.store import Store
-from jobs.configure import CONF, LEFT_AT_HOME
+from jobs.configure import CONF, NOT_SHIPPED
 from jobs.metrics import METRICS, Meter
 from jobs.progress import Progress
 
@@ -42,7 +42,7 @@ class ClusterConfig:
     memory: int = 0
     """Bytes that Ray reserves for a worker; 0 reserves none."""
     price: float = 0.0
-    """Price of one worker for an hour, in any currency; `preflight` computes the cost with it."""
+    """Price of one worker for an hour, in any currency; `preflight` uses it for the cost."""
     shared_store: bool = False
     """ray: whether a `file` store is one folder that every node sees."""
 
@@ -61,13 +61,13 @@ class BudgetConfig:
     infrastructure: int = 10
     """How often one shard may lose its worker, node or storage before the run stops (exit 4)."""
     memory: int = 3
-    """How often one shard may run out of memory; every time its batch is halved."""
+    """How often one shard may run out of memory; each time its batch is halved."""
     application: int = 2
     """How often one shard is tried again after an error of its own work."""
     lease: float = 3600.0
     """Seconds that one attempt, or the start of a worker, may take. A worker that takes longer is killed, and its shard
-    runs elsewhere; this counts as infrastructure. An hour is six times what a shard should take. Raise it if shards
-    take longer, as on CPUs; 0 waits for ever. It has no effect with cluster=serial."""
+    runs elsewhere; this counts as infrastructure. An hour is six times the planned time of a shard. Raise it if shards
+    take longer, as on CPUs; 0 means no limit. It has no effect with cluster=serial."""
 
     def __post_init__(self) -> None:
         _at_least("budget.rejects", self.rejects, 0)
@@ -93,7 +93,7 @@ class RunConfig:
 
 
 def worker_settings(cluster: ClusterConfig) -> WorkerSettings:
-    """What one worker may use of its machine."""
+    """The share of its machine that one worker may use."""
     neighbours = 1 if cluster.kind == "serial" else cluster.workers
     if cluster.kind == "local" and not neighbours:
         neighbours = max(1, int(usable_cpus() / cluster.cpus))
@@ -101,7 +101,7 @@ def worker_settings(cluster: ClusterConfig) -> WorkerSettings:
 
 
 def executor(cluster: ClusterConfig, budget: BudgetConfig) -> Executor:
-    """Where the work is done, by `cluster.kind`. Ray is imported only if it is used."""
+    """The executor of `cluster.kind`. Ray is imported only if it is used."""
     budgets = Budgets(
         infrastructure=budget.infrastructure,
         memory=budget.memory,
@@ -116,7 +116,7 @@ def executor(cluster: ClusterConfig, budget: BudgetConfig) -> Executor:
     if cluster.kind == "local":
         return OnRay(workers=cluster.workers, env_vars={"PYTHONPATH": root}, budgets=budgets)
     return OnRay(
-        address=cluster.address, workers=cluster.workers, working_dir=root, excludes=LEFT_AT_HOME, budgets=budgets
+        address=cluster.address, workers=cluster.workers, working_dir=root, excludes=NOT_SHIPPED, budgets=budgets
     )
 
 
@@ -126,7 +126,7 @@ class ExecutorMapper:
 
     Args:
         run: how the work is done.
-        audit: where progress.json and failures/ are written; None writes neither.
+        audit: the audit whose folder gets progress.json and failures/; None writes neither.
     """
 
     run: RunConfig
@@ -134,7 +134,7 @@ class ExecutorMapper:
 
     @cached_property
     def executor(self) -> Executor:
-        """Made when the first task is given out, so that a mistake is found before Ray starts."""
+        """Made at the first task, so that mistakes in the settings are reported before Ray starts."""
         return executor(self.run.cluster, self.run.budget)
 
     @cached_property
@@ -162,40 +162,40 @@ class ExecutorMapper:
         return mapper
 
     def _log(self, stage: str, outcome: Outcome) -> None:
-        """Write the traceback of a failed task to a file that outlives the run; earlier files of the task stay."""
+        """Write the traceback of a failed task to a file in the store; earlier files of the task are kept."""
         if self.audit is None or outcome.error is None:
             return
         number = len(self.audit.store.names(self.audit.name(f"failures/{stage}")))
         log = escaped(redacted(outcome.error), "\n\t").encode()
         try:
             write_bytes(self.audit, f"failures/{stage}/{number:04d}-{outcome.item.label}.log", log)
-        except OSError as error:  # the task's own failure is reported at the end, and matters more
+        except OSError as error:  # the failure of the task is reported at the end, and matters more
             LOG.warning("the traceback of a failed task is not written: %s", error)
 
 
 def stopped(stage: str, failures: Sequence[Outcome], total: int) -> Stopped:
-    """The end of a stage with failed tasks: one message for a mistake of the user, else the first traceback."""
+    """The exception for a stage with failed tasks: one message for a mistake of the user, else the first traceback."""
     for outcome in failures:
         if outcome.failure is Failure.INPUT:
             return Stopped(outcome.message, 2)
     return Stopped(
         f"{stage}: {len(failures)} of {total} failed, the others are done. Run the same command again to retry only "
-        f"what failed. The first error:\n{failures[0].error}",
+        f"those. The first error:\n{failures[0].error}",
         5,
     )
 
 
 def meter(cluster: ClusterConfig, audit: Audit | None) -> Meter:
-    """The record of a run's metrics: an existing cluster's; otherwise one that drops them."""
+    """The metrics of a run: exported on an existing cluster, otherwise dropped."""
     return Meter(exported(METRICS, {"audit": audit.id})) if cluster.kind == "ray" and audit is not None else Meter()
 
 
 def require_reachable(config: AuditConfig, cluster: ClusterConfig) -> None:
-    """Check that every machine sees the same store, data and model.
+    """Check that the store, data and model are the same for every machine.
 
     Raises:
-        UserError: a relative path or an undeclared local store on a cluster of several machines; `memory` with
-        workers elsewhere.
+        UserError: a path is relative or a local store is not declared as shared on a cluster of several machines, or
+            the store is in memory and the workers are other processes.
     """
     model = config.model
     paths = {"store": config.store, "data.uri": config.data.uri, "model.path": model.path,
@@ -211,9 +211,11 @@ def require_reachable(config: AuditConfig, cluster: ClusterConfig) -> None:
                 "else use an object store such as s3://bucket/prefix"
             )
     if config.store.startswith("memory://") and cluster.kind != "serial":
-        raise UserError(f"store={config.store!r} lives in one process; use it with cluster=serial, or choose a folder")
+        raise UserError(
+            f"store={config.store!r} is the memory of one process; use it with cluster=serial, or choose a folder"
+        )
 
 
 def on_one_worker(run: RunConfig) -> RunConfig:
-    """The same run on a single worker, as a dry run needs it."""
+    """The same run on a single worker, for a dry run."""
     return replace(run, cluster=replace(run.cluster, workers=1))

@@ -5,11 +5,11 @@
 3    more samples were rejected than budget.rejects allows
 4    machines or storage failed more often than the budget allows, Ray on this machine died, or the connection to a
      submitted job was lost
-5    some work failed, or a bug of ours, with its traceback
-6    a file in the store is not as it was written (`jobs.verify`)
+5    some work failed, or this project has a bug; the traceback is printed
+6    a file in the store differs from its record (`jobs.verify`)
 130  interrupted (Ctrl-C)
 141  the reader of the output closed it, as `head` does
-143  ended from outside (SIGTERM), as by a scheduler or a shutdown
+143  terminated by another process (SIGTERM), such as a scheduler or a shutdown
 
 After 2 to 5 and 130 to 143 the same command resumes. A submitted job continues without the command that follows it.
 """
@@ -32,7 +32,7 @@ from concept_trak.store.secrets import redacted, without_secrets
 
 MENDABLE, BUG, DAMAGED = 2, 5, 6
 MOST_CHARACTERS = 20_000
-NEWLINES = "\n\t"  # pass in messages
+NEWLINES = "\n\t"  # control characters that messages may have
 INTERRUPTED, OUTPUT_CLOSED, TERMINATED = 130, 141, 143  # as a shell reports SIGINT, SIGPIPE and SIGTERM
 
 
@@ -42,7 +42,7 @@ def ended(verb: Callable[[], int]) -> int:
         signal.signal(signal.SIGTERM, _terminate)
     try:
         code = verb()
-        sys.stdout.flush()  # here, because Python reports an error of its own flush at exit with a traceback
+        sys.stdout.flush()  # an error of Python's own flush at exit would be reported with a traceback
         return code
     except (Stopped, WorkerFailed, InfrastructureExhausted) as error:
         return _error(str(error), error.exit_code)
@@ -59,7 +59,7 @@ def ended(verb: Callable[[], int]) -> int:
             case Failure.INPUT:
                 return _error(str(error), MENDABLE)
             case Failure.INFRASTRUCTURE:
-                # The storage client has retried for long already, so the user decides when to try again.
+                # The storage client has already retried many times, so the user decides when to try again.
                 text = without_secrets(error) or type(error).__name__
                 return _error(
                     f"{text}; what is done stays done. Run the same command again.", InfrastructureExhausted.exit_code
@@ -82,15 +82,15 @@ def _error(message: str, code: int) -> int:
 
 
 def _output_is_closed() -> bool:
-    """Whether the broken pipe is that of this process's output, and not a connection to storage."""
+    """Whether the broken pipe is this process's output and not a connection to storage."""
     poll = select.poll()
     try:
         poll.register(sys.stdout.fileno(), 0)
-    except io.UnsupportedOperation:  # stdout is no file
+    except io.UnsupportedOperation:  # stdout is not a file
         return False
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _discard_output() -> None:
-    """Send the rest of stdout's buffer to nowhere: it has no reader, and Python would fail to write it at exit."""
+    """Discard the rest of stdout's buffer: it has no reader, and Python would fail to write it at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,8 +1,8 @@
-"""Files that no audit needs: `python -m jobs.gc [store=results] [delete=false] [grace_hours=48] [keep=0] [days=0]`.
+"""Remove files that no audit needs: `python -m jobs.gc [store=results] [delete=false] [grace_hours=48] [keep=0]`.
 
-Lists features, kept states and component measurements that no audit needs, and temporary files of killed writes;
-`delete=true` removes them. `keep` and `days` select finished audits to remove; the newest audit stays. An unfinished
-audit stays until `unfinished_days` pass without a write. No file younger than the grace is touched.
+Lists features, source indices, kept states and component measurements that no audit needs, and temporary files of
+killed writes; `delete=true` removes them. `keep` and `days` select finished audits to remove, but never the newest. An
+unfinished audit is kept until it had no write for `unfinished_days`. Files younger than the grace are never removed.
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class GcConfig:
                 raise UserError(f"{key}={getattr(self, key)}; expected at least 0")
 
     def rules(self, now: float) -> Retention:
-        """The same in unix seconds."""
+        """The limits as Unix times in seconds."""
         finished, unfinished = (now - d * 86400 if d else -inf for d in (self.days, self.unfinished_days))
         return Retention(now - 3600 * self.grace_hours, self.keep, finished=finished, unfinished=unfinished, now=now)
 
@@ -50,7 +50,7 @@ def gc(config: GcConfig) -> int:
         print(f"{item.kind:<15} {escaped(item.name)}")
     lines, files, size = count_garbage(removed)
     done = "deleted" if config.delete else "nothing was deleted; delete=true deletes these"
-    what = done if files else f"nothing is unneeded and older than {config.grace_hours:g} hours"
+    what = done if files else f"no unneeded file is older than {config.grace_hours:g} hours"
     print("\n".join([*lines, f"total           {files:>8} files {size / 1e6:>12.3f} MB: {what}"]))
     return 0
 

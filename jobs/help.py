@@ -13,7 +13,7 @@ WIDTH = 100
 
 
 def help_text(verb: Callable[..., int], schemas: Sequence[type], default: str) -> str:
-    """What the verb does, then every key by group with its default and its meaning."""
+    """The docstring of the verb's module, then every key by group with its default and its meaning."""
     lines = [
         (sys.modules[verb.__module__].__doc__ or "").strip(),
         "",
@@ -25,7 +25,7 @@ def help_text(verb: Callable[..., int], schemas: Sequence[type], default: str) -
 
 
 def _group(schema: type, prefix: str, defaults: dict[str, Any]) -> Iterator[str]:
-    """The keys of a dataclass, then those of each dataclass it holds."""
+    """The lines for the keys of a dataclass, then for those of each dataclass among its fields."""
     meanings, nested = field_docstrings(schema), []
     yield ""
     yield f"{prefix.rstrip('.') or 'top level'}{_purpose(schema)}"
@@ -34,7 +34,7 @@ def _group(schema: type, prefix: str, defaults: dict[str, Any]) -> Iterator[str]
         if inner is not None and isinstance(defaults.get(field.name), dict) and inner is field.type:
             nested.append((inner, f"{prefix}{field.name}.", defaults[field.name]))
             continue
-        yield f"  {prefix}{field.name}={_shown(defaults.get(field.name))}"
+        yield f"  {prefix}{field.name}={_value_text(defaults.get(field.name))}"
         yield from textwrap.wrap(
             meanings.get(field.name, ""), WIDTH, initial_indent="      ", subsequent_indent="      "
         )
@@ -43,7 +43,7 @@ def _group(schema: type, prefix: str, defaults: dict[str, Any]) -> Iterator[str]
 
 
 def _purpose(schema: type) -> str:
-    """The first line of a dataclass's own docstring; without one, dataclasses write its signature there."""
+    """The first line of a dataclass's docstring; "" if it has none, for which `dataclass` sets its signature."""
     text = (inspect.getdoc(schema) or "").partition("\n")[0]
     return "" if not text or text.startswith(f"{schema.__name__}(") else f": {text}"
 
@@ -53,12 +53,12 @@ def _dataclass_in(kind: Any) -> type | None:
     return next((k for k in candidates if isinstance(k, type) and dataclasses.is_dataclass(k)), None)
 
 
-def _shown(value: Any) -> str:
+def _value_text(value: Any) -> str:
     match value:
         case "" | () | {} | []:
             return ""
         case tuple() | list():
-            return f"[{','.join(map(_shown, value))}]"
+            return f"[{','.join(map(_value_text, value))}]"
         case bool() | None:
             return str(value).lower()
     return str(value)
@@ -66,7 +66,7 @@ def _shown(value: Any) -> str:
 
 @cache
 def field_docstrings(schema: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass and of those it inherits from, by the field's name."""
+    """The docstring under each field of a dataclass and of its base classes, by the field's name."""
     meanings: dict[str, str] = {}
     for base in reversed([c for c in schema.__mro__ if dataclasses.is_dataclass(c)]):
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body

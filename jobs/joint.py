@@ -1,8 +1,8 @@
-"""Which layers a score came through: `python -m jobs.joint store=results audit=demo`.
+"""Split scores over the model's layers: `python -m jobs.joint store=results audit=demo`.
 
-s_i = sum_j s_ij over the layers j, for the samples at either end of every ranking, as `joint.parquet` beside the
-audit's results. The audit's projector must keep layers apart: projector=identity or projector=mask. Such audits write
-the table themselves when they end, and show it on their page; this verb prints it, and makes it for those without.
+Prints s_i = sum_j s_ij, over the layers j, for the samples at both ends of every ranking, and writes it to the audit's
+`joint.parquet` if the audit has no such file. The audit's projector must keep layers separate: projector=identity or
+projector=mask. Audits with such a projector write the table when they end, and show it on their page.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class JointConfig:
 def joint(config: JointConfig) -> int:
     """Split the scores, print the strongest layers and write the table."""
     if not config.audit:
-        raise UserError("whose scores? audit=AUDIT; `python -m jobs.status` lists them")
+        raise UserError("audit is empty; give audit=AUDIT; `python -m jobs.status` lists the audits")
     for line in split_finished(Audit(Store(absolute(config.store)), config.audit)):
         print(line)
     return 0

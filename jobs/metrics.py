@@ -1,7 +1,7 @@
-"""The Prometheus metrics of an audit on a cluster, stage by stage; the dashboard uses the same table.
+"""The Prometheus metrics of an audit on a cluster, by stage; the dashboard uses the same table.
 
-The driver records them, because only the driver has all of the numbers. No metric has a tag of shards or samples, so an
-audit has a few dozen series.
+The driver records them, because only the driver has all the numbers. No metric has a tag for shards or samples, so an
+audit has a few dozen time series.
 """
 
 from collections import Counter
@@ -33,14 +33,14 @@ WORKERS = ("waiting", "building", "idle", "working")
 
 @dataclass
 class Meter:
-    """Turns the driver's progress into metrics. The default record drops them."""
+    """Records the driver's progress as metrics. The default record drops them."""
 
     record: Record = unrecorded
     _stage: str = ""
     _retries: Counter[str] = field(default_factory=Counter)
 
     def begin(self, stage: str) -> None:
-        """Begin a stage: the calls that follow are about it."""
+        """Begin a stage; later calls record its numbers."""
         self._stage, self._retries = stage, Counter()
 
     def at(self, done: int, failed: int, load: Load) -> None:
@@ -66,6 +66,6 @@ class Meter:
             self.record("concept_trak_rejects", count, reason=reason)
 
     def _add(self, name: str, amount: float, **tags: str) -> None:
-        """Add to a counter of this stage, unless the amount is 0, which Ray refuses."""
+        """Add to a counter of this stage. An amount of 0 is skipped, because Ray refuses it."""
         if amount:
             self.record(name, amount, stage=self._stage, **tags)

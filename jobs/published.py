@@ -1,7 +1,7 @@
-"""A row of the paper's tables on its published data: `python -m jobs.published set=celeba|abc root=<folder> ...`.
+"""Run a row of the paper's tables on its published data: `python -m jobs.published set=celeba|abc root=<folder> ...`.
 
 Reads the data set as it was published, writes it once as Parquet, audits it for every query of the benchmark, and
-prints the table's numbers. Every key of an audit is one here; the same command goes on where it stopped.
+prints the table's numbers. All keys of an audit can be set; the same command resumes.
 """
 
 import json
@@ -14,7 +14,7 @@ from jobs.configure import main
 
 
 def published(config: PublishedConfig, settings: AuditConfig, run: AuditRunConfig = AuditRunConfig()) -> int:
-    """The data, the audit and the table."""
+    """Write the data, run the audit and print the table."""
     benchmark = published_benchmark(config, settings)
     audit(benchmark.audit, run)
     if not run.preflight:

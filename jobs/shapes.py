@@ -14,15 +14,15 @@ class ShapesConfig:
     set: str = "shapes3"
     """shapes3, shapes2, shapes2_paper, digits, emoji or emoji_roles."""
     rows: int = 320
-    """Images; index 0 ... rows - 1 of the set named by `seed`, the first ones its model was trained on."""
+    """Number of images. `seed` decides the sequence of images; the first ones are those of the model's training set."""
     first: int = 0
-    """Index of the first image; a data set grows by writing another range."""
+    """Index of the first image. Another run with a later range makes the data set grow."""
     files: int = 4
     seed: int = 0
     resolution: int = 0
-    """Side of an image; 0 is the data set's own."""
+    """Side of an image in pixels; 0 means that of the data set."""
     wrong: float = 0.0
-    """Probability of the caption of another combination."""
+    """Probability that an image has the caption of another combination."""
 
 
 def shapes(config: ShapesConfig) -> int:

@@ -1,6 +1,7 @@
-"""Where an audit is, from its files alone: `python -m jobs.status [store=results] [audit=demo]`.
+"""Print how far an audit is: `python -m jobs.status [store=results] [audit=demo]`.
 
-Works while the audit runs, after it died, and from another machine. Without `audit` it lists every audit of the store.
+Reads the audit's files only, so it works while the audit runs, after it died, and from another machine. Without `audit`
+it lists every audit of the store.
 """
 
 from dataclasses import dataclass
@@ -17,11 +18,11 @@ from jobs.configure import main
 class StatusConfig:
     store: str = "results"
     audit: str = ""
-    """Empty: every audit of the store, a line each."""
+    """The audit's name; empty lists every audit of the store."""
 
 
 def status(config: StatusConfig) -> int:
-    """Print where the audit (or every audit) is."""
+    """Print how far the audit (or every audit) is."""
     store = Store(absolute(config.store))
     audits = [config.audit] if config.audit else audits_of(store)
     if not audits:

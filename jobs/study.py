@@ -1,8 +1,8 @@
-"""What makes a row work, one thing at a time: `python -m jobs.study [key=value ...]`.
+"""Change one setting of a row at a time: `python -m jobs.study [key=value ...]`.
 
-The rows of a benchmark and their variants (`conf/study.yaml`), and the rows under other settings, each beside the row
-it comes from. Writes study.md, study.html and study.parquet below `benchmarks/<name>/`; keys are those of
-`jobs.benchmark`, and what is computed is kept as there, so that a killed study goes on where it stopped.
+Grades the rows of a benchmark, their variants (`conf/study.yaml`), and the rows under other settings, and compares each
+with its row. Writes study.md, study.html and study.parquet to `benchmarks/<name>/`. The keys are those of
+`jobs.benchmark`. Features and grades are kept in the store, so the same command resumes.
 """
 
 from dataclasses import replace
@@ -15,7 +15,7 @@ from jobs.configure import main
 
 
 def study(config: BenchmarkConfig, run: BenchmarkRunConfig = BenchmarkRunConfig()) -> int:
-    """Every row, variant and run on every model, then one page."""
+    """Grade every row, variant and run on every model, then write one page."""
     config = replace(config, store=absolute(config.store))
     print(run_study(config, spread(run)))
     print(f"page       {config.store}/benchmarks/{config.name}/study.html")

@@ -1,10 +1,10 @@
 """Run an audit as a job of a Ray cluster: `python -m jobs.submit address=http://head:8265 -- audit=week-1 [key=value]`.
 
-The arguments after `--` are those of `jobs.audit`; `cluster=ray` is added. They are checked here as far as this machine
-can, so that a mistake costs no upload. The submission id is `{audit}-{attempt}`. This command prints the job's log and
-ends with the job's exit code. `audit=@weekly` names the audit after this week, so that a schedule can run the same
-command every time. `action=follow|stop|logs|status audit=week-1` are about a submitted job: the last attempt, or with
-`status` all of them. A cluster with a token needs RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH.
+The arguments after `--` are those of `jobs.audit`; `cluster=ray` is added. This machine checks them before the upload,
+as far as it can. The submission id is `{audit}-{attempt}`. This command prints the job's log and ends with the job's
+exit code. `audit=@weekly` names the audit after this week, so that a schedule can run the same command every time.
+`action=follow|stop|logs|status audit=week-1` applies to the last attempt, or with `status` to all attempts. A cluster
+with a token needs RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH.
 """
 
 import sys
@@ -24,7 +24,7 @@ class SubmitConfig:
     audit: str = ""
     """The audit of an action other than submit. The arguments after `--` name the audit to submit."""
     env: tuple[str, ...] = ()
-    """Names of variables that the job gets from this environment. Their values travel encrypted by the token."""
+    """Names of variables that the job gets from this environment. Their values are sent encrypted with the token."""
     follow: bool = True
     """Whether to print the log of the submitted job until it ends."""
     python: str = "python"
@@ -32,7 +32,15 @@ class SubmitConfig:
 
 
 def submit(config: SubmitConfig, arguments: Sequence[str] = ()) -> int:
-    """Do the action; `arguments` are those of `jobs.audit`. Returns the job's exit code if it was followed, else 0."""
+    """Do the action.
+
+    Args:
+        config: the action and the cluster.
+        arguments: those of `jobs.audit`.
+
+    Returns:
+        The job's exit code if the job was followed, else 0.
+    """
     from jobs import submitted_audits  # imports Ray, which --help does not need
 
     if config.action != "submit":

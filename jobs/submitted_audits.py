@@ -16,7 +16,7 @@ from concept_trak.store.manifest import Audit
 from concept_trak.store.secrets import redacted, refuse_secrets
 from concept_trak.store.store import Store
 from jobs.audit import AuditRunConfig
-from jobs.configure import CONF, LEFT_AT_HOME, configure_all
+from jobs.configure import CONF, NOT_SHIPPED, configure_all
 from jobs.execute import require_reachable
 from jobs.exit_codes import INTERRUPTED, OUTPUT_CLOSED
 
@@ -25,7 +25,7 @@ def submit_audit(address: str, arguments: Sequence[str], python: str, env: Seque
     """Submit the next attempt at an audit.
 
     Args:
-        address: of the dashboard of the cluster's head.
+        address: the address of the dashboard of the cluster's head.
         arguments: those of `jobs.audit`.
         python: the interpreter on the cluster.
         env: names of variables that the job gets from this environment.
@@ -34,32 +34,33 @@ def submit_audit(address: str, arguments: Sequence[str], python: str, env: Seque
         (the audit's name, the submission id).
 
     Raises:
-        UserError: as of `checked` and of `cluster.submission`; or a variable is not set.
+        UserError: the arguments are refused (see `checked`), the cluster refuses the job (see `cluster.submission`), or
+            a variable is not set.
     """
     audit, arguments = checked(arguments)
     if missing := [name for name in env if name not in os.environ]:
-        raise UserError(f"env: {', '.join(missing)} not set here; export it, or take it out of env=[...]")
+        raise UserError(f"env: {', '.join(missing)} not set here; export it, or remove it from env=[...]")
     jobs = submission.client(address)
     variables = {name: os.environ[name] for name in env}
     command = [python, "-m", "jobs.audit", *arguments]
-    if (upload := measure_upload(CONF.parent, [*LEFT_AT_HOME, *NEVER_SHIPPED])).bytes > LARGE:
-        show(f"upload     {upload}. Name in .rayignore what no node needs\n")
-    name = submission.submit(jobs, audit, command, str(CONF.parent), variables, LEFT_AT_HOME)
+    if (upload := measure_upload(CONF.parent, [*NOT_SHIPPED, *NEVER_SHIPPED])).bytes > LARGE:
+        show(f"upload     {upload}. List files that no node needs in .rayignore\n")
+    name = submission.submit(jobs, audit, command, str(CONF.parent), variables, NOT_SHIPPED)
     show(f"submitted  {name} to {address}\n")
     return audit, name
 
 
 def checked(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """The audit's name, and its arguments as they are given to the cluster.
+    """The audit's name, and the arguments for the cluster.
 
     Raises:
-        UserError: the cluster would refuse the arguments, or they have a secret, which Ray would write into its logs.
+        UserError: the arguments are wrong, or they contain a secret, which Ray would write to its logs.
     """
     chosen = any(argument.startswith(("cluster=", "cluster.kind=")) for argument in arguments)
     arguments = [*arguments, *([] if chosen else ["cluster=ray"])]
     config, run = configure_all((AuditConfig, AuditRunConfig), "config", arguments)
     if not config.audit:
-        raise UserError("the submitted audit needs a name, which a next attempt resumes: -- audit=week-1 ...")
+        raise UserError("a submitted audit needs a name, so that the next attempt can resume it: -- audit=week-1 ...")
     audit = tick(config.audit, datetime.now(UTC))
     refuse_secrets(plain_values(config))
     require_reachable(config.complete(), run.cluster)
@@ -79,7 +80,7 @@ def follow_attempt(address: str, audit: str, name: str) -> int:
         return submission.follow(submission.client(address), name, show)
     except submission.ConnectionLost as error:
         raise Stopped(
-            f"{error}. `{command} action=status` shows whether it does, `action=follow` follows it again", 4
+            f"{error}. `{command} action=status` prints its status, `action=follow` follows it again", 4
         ) from None
     except (KeyboardInterrupt, BrokenPipeError) as error:
         reason, code = ("interrupted", INTERRUPTED)
@@ -93,10 +94,15 @@ def follow_attempt(address: str, audit: str, name: str) -> int:
 
 
 def act_on_submitted(action: str, address: str, audit: str) -> int:
-    """`follow`, `stop` or print the `logs` of the last attempt at an audit, or print the `status` of every attempt.
+    """Follow or stop the last attempt at an audit, print its log, or print the status of every attempt.
+
+    Args:
+        action: `follow`, `stop`, `logs` or `status`.
+        address: the address of the dashboard of the cluster's head.
+        audit: the audit's name.
 
     Returns:
-        The job's exit code if it was followed, else 0.
+        The job's exit code if the job was followed, else 0.
 
     Raises:
         UserError: the audit was never submitted there.
@@ -104,7 +110,7 @@ def act_on_submitted(action: str, address: str, audit: str) -> int:
     audit, jobs = tick(audit, datetime.now(UTC)), submission.client(address)
     attempts = submission.attempts(jobs, audit)
     if not attempts:
-        raise UserError(f"{address} has no job of audit {audit!r}; expected audit= of one submitted there")
+        raise UserError(f"{address} has no job of audit {audit!r}; expected an audit that was submitted there")
     match action:
         case "follow":
             return follow_attempt(address, audit, attempts[-1])

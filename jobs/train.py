@@ -1,7 +1,7 @@
-"""Train a model of the benchmark and its judge: python -m jobs.train [key=value ...]
+"""Train a model of the benchmark and its judge: `python -m jobs.train [key=value ...]`.
 
-Writes to `out` a diffusers pipeline directory, `classifier.safetensors`, and `training.json`, which says how they were
-made and how well the model does what it is asked, combination by combination. `out` is refreshed while training runs.
+Writes to `out` a diffusers pipeline directory, `classifier.safetensors`, and `training.json` with the settings and the
+accuracy of the model for every combination. `out` is written again at intervals during the training.
 """
 
 import json
@@ -15,7 +15,7 @@ from jobs.configure import main
 
 
 def train(config: TrainConfig, report: Callable[[str], None] = print) -> dict[str, Any]:
-    """Trains, measures and writes everything; returns what training.json holds."""
+    """Train, measure and write everything; return the content of training.json."""
     out, start = Path(config.out), time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     classifier, right = train_judge(config, out)

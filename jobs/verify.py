@@ -1,8 +1,9 @@
-"""Every file against its record: `python -m jobs.verify [store=results] [audit=demo] [repair=true]`.
+"""Compare every file with its record: `python -m jobs.verify [store=results] [audit=demo] [repair=true]`.
 
-Without `audit`, every audit of the store, the measurements of components and the kept states. `repair=true` computes
-damaged features again, with the audit's own settings and on `cluster`; sound shards are left alone. Files that gc is
-removing are skipped. Exit code 6: something is wrong; the others are those of jobs/exit_codes.py.
+Without `audit`, checks every audit of the store, the source indices, the measurements of components and the kept
+states. `repair=true` computes damaged features again on `cluster`, with the audit's own settings, and leaves sound
+shards unchanged. Files that `jobs.gc` is removing are skipped. Exit code 6 means that a file is damaged; for the others
+see jobs/exit_codes.py.
 """
 
 from dataclasses import dataclass
@@ -19,12 +20,12 @@ from jobs.exit_codes import DAMAGED
 class VerifyConfig:
     store: str = "results"
     audit: str = ""
-    """Empty: every audit of the store."""
+    """The audit's name; empty means every audit of the store."""
     repair: bool = False
 
 
 def verify(config: VerifyConfig, run: RunConfig = RunConfig()) -> int:
-    """Print what is wrong, repair it with `repair=true`, and return 0 or 6."""
+    """Print every problem, repair it with `repair=true`, and return 0 or 6."""
     store = Store(absolute(config.store))
     sound = verify_store(store, config.audit, config.repair, ExecutorMapper(run), worker_settings(run.cluster))
     return 0 if sound else DAMAGED

@@ -14,13 +14,13 @@ from zipfile import ZipFile
 
 import pytest
 
-from jobs.configure import CONF, LEFT_AT_HOME
+from jobs.configure import CONF, NOT_SHIPPED
 from jobs.submitted_audits import checked
 from tests.cluster.head import ROOT, TOKEN, environment, python, standing
 from tests.cluster.wire import Wire
 
 CONCEPTS = "concepts=[{name: a, prompt: a red cat, without_prompt: a cat}]"
-PHRASE, LEFT_AT_HOME_PHRASE = "hunter2-in-a-variable", "hunter2-in-a-file"
+PHRASE, SHIPPED_FILE_PHRASE = "hunter2-in-a-variable", "hunter2-in-a-file"
 ONE_JOB = """
 import os, sys
 from cluster import submission
@@ -61,7 +61,7 @@ def shipped(folder: Path) -> Path:
     """A working directory with our code in it, and with files of secrets beside that."""
     shutil.copytree(ROOT / "cluster", folder / "cluster", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("s3.env", ".env", "cluster/.env.local", "server.key"):
-        (folder / name).write_text(f"SECRET={LEFT_AT_HOME_PHRASE}")
+        (folder / name).write_text(f"SECRET={SHIPPED_FILE_PHRASE}")
     return folder
 
 
@@ -70,7 +70,7 @@ def shipped(folder: Path) -> Path:
     [
         (["audit=week-1"], "model.path is not set"),
         (["--config-name", "demo", "audit=week-1"], "is another folder on each node; give an absolute path or a URL"),
-        ([], "the submitted audit needs a name"),
+        ([], "a submitted audit needs a name"),
         (["audit=../week", "method=trak", "data.uri=/d", CONCEPTS], "expected letters, digits"),
         (["audit=week-1", "data.uri='https://host/a.parquet?sig=hunter2'"], "data.uri is a signed URL"),
         (["audit=week-1", "data.uri=https://host/a.parquet?sig=hunter2"], "cannot be read"),
@@ -104,7 +104,7 @@ def test_what_a_run_needs_is_shipped_and_little_else(tmp_path):
     """By the code with which Ray packs a working directory."""
     from ray._private.runtime_env.packaging import create_package
 
-    create_package(str(CONF.parent), tmp_path / "package.zip", True, excludes=list(LEFT_AT_HOME))
+    create_package(str(CONF.parent), tmp_path / "package.zip", True, excludes=list(NOT_SHIPPED))
     with ZipFile(tmp_path / "package.zip") as package:
         names, size = package.namelist(), sum(one.file_size for one in package.infolist())
     assert {"jobs/audit.py", "conf/weekly.yaml", "assets/demo/model_index.json"} <= set(names)
@@ -133,7 +133,7 @@ def test_no_secret_of_a_job_is_in_rays_logs_files_or_api(whole_head, tmp_path):
     texts = {file: file.read_bytes() for file in files}
     assert any(b"cluster.sealed" in text for text in texts.values()), "the logs that name the job were not read"
     assert any(file.name == "sealed.py" for file in files), "the folder of the job was not read"
-    leaks = [file for file, text in texts.items() if PHRASE.encode() in text or LEFT_AT_HOME_PHRASE.encode() in text]
+    leaks = [file for file, text in texts.items() if PHRASE.encode() in text or SHIPPED_FILE_PHRASE.encode() in text]
     assert not leaks, f"{leaks} hold a secret"
     request = Request(f"{whole_head.dashboard}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"})
     with urlopen(request, timeout=10) as response:
@@ -166,7 +166,7 @@ def test_a_token_in_a_file_opens_the_cluster(head, tmp_path):
     (tmp_path / "token").write_text(TOKEN + "\n")
     done = verb(head, "action=logs", "audit=nobody", RAY_AUTH_TOKEN="", RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))
     assert done.returncode == 2
-    assert done.stderr == f"error: {head} has no job of audit 'nobody'; expected audit= of one submitted there\n"
+    assert done.stderr == f"error: {head} has no job of audit 'nobody'; expected an audit that was submitted there\n"
 
 
 @pytest.mark.soak

@@ -11,7 +11,7 @@ def test_a_shard_that_fails_for_good(start, undisturbed, tmp_path):
     assert driver.wait() == 5, driver.said
     assert "featurize: 1 of 8 failed, the others are done" in driver.said
     assert "KeyError: 'a bug that only this shard meets'" in driver.said
-    assert "Run the same command again to retry only what failed." in driver.said
+    assert "Run the same command again to retry only those." in driver.said
     assert "error: " in driver.said
     before = lasting(files_under(store))
     assert sum("/parts/" in name for name in before) == sum("/commits/" in name for name in before) == 7

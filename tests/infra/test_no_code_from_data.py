@@ -123,7 +123,7 @@ def test_a_configuration_names_no_code(override):
 def test_a_configuration_cannot_read_the_environment_or_itself(override, monkeypatch):
     monkeypatch.setenv("HOME", "/hunter2")
     monkeypatch.setenv("USER", "hunter2")
-    with pytest.raises(UserError, match="is an expression; give the value itself") as raised:
+    with pytest.raises(UserError, match="is an expression; give its value") as raised:
         configure(AuditConfig, "config", [override])
     assert "hunter2" not in str(raised.value)
 

@@ -128,8 +128,8 @@ def test_the_demo_asks_for_what_is_in_the_repository():
         ("concepts=[{name: a, prompt: b, truth: {hue: c}}]", r"'a': truth names hue, which data.label_columns"),
         ("concepts=[{name: a", r"concepts=\[{name: a cannot be read .*; quote special characters"),
         ("data.uri=/year=2026", r"data.uri=/year=2026 cannot be read .*; quote special characters"),
-        ("--config=x", r"'--config=x' is not understood; expected key=value, or --config-name NAME"),
-        ("demo", r"'demo' is not understood; expected key=value"),
+        ("--config=x", r"'--config=x' is not a setting; expected key=value, or --config-name NAME"),
+        ("demo", r"'demo' is not a setting; expected key=value"),
         ("--config-name=nope", r"nope"),
     ],
 )

@@ -104,7 +104,7 @@ def test_mistakes_are_one_message(weeks, world, tmp_path):
         compare(store, "week-1", "week-3")
     with pytest.raises(ValueError, match="are the same audit"):
         compare(store, "week-1", "week-1")
-    with pytest.raises(ValueError, match="two audits are compared"):
+    with pytest.raises(ValueError, match="give the two audits"):
         diff(DiffConfig(str(store), "week-1"))
     settings = store / "audits/week-1/audit.yaml"
     settings.write_text(settings.read_text().replace("name: triangle", "name: other"))

@@ -30,5 +30,5 @@ def test_the_layers_of_a_sample_sum_to_its_score(world, tmp_path, capsys):
 def test_what_cannot_be_split_is_refused(baseline):
     with pytest.raises(ValueError, match="mixes all layers"):
         joint(JointConfig(str(baseline.store), baseline.audit))
-    with pytest.raises(ValueError, match="whose scores"):
+    with pytest.raises(ValueError, match="audit is empty"):
         joint(JointConfig(str(baseline.store)))

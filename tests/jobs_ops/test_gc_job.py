@@ -74,7 +74,7 @@ def test_a_store_whose_audits_live_has_nothing_to_collect(audited: Audited, coll
     age(audited.store)
     names, last = collected(delete=True)
     assert names == set()
-    assert last.endswith("nothing is unneeded and older than 48 hours")
+    assert last.endswith("no unneeded file is older than 48 hours")
 
 
 def test_a_dry_run_lists_and_deletes_nothing(audited: Audited, collected):
