@@ -6,6 +6,8 @@ a node have the node's temporary folder on their command lines; its workers end 
 
 import contextlib
 import sys
+import time
+from collections.abc import Sequence
 
 import psutil
 
@@ -24,12 +26,26 @@ def stop(folder: str) -> int:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):  # it has ended with another of them
             process.terminate()
-    _, left = psutil.wait_procs(processes, timeout=PATIENCE)
-    for process in left:
+    for process in running_after_patience(processes):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(left, timeout=PATIENCE)
+    running_after_patience(processes)
     return len(processes)
+
+
+def running_after_patience(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Wait until all have ended, at most `PATIENCE`; returns those that have not."""
+    deadline = time.monotonic() + PATIENCE
+    while (running := [p for p in processes if is_running(p)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return running
+
+
+def is_running(process: psutil.Process) -> bool:
+    """Not so for a zombie: it has ended, and its parent may never ask how (as PID 1 of many containers)."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 if __name__ == "__main__":

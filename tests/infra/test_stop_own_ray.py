@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
 
-from infra.vm.stop_own_ray import own_processes
+from infra.vm.stop_own_ray import is_running, own_processes, running_after_patience
 from tests.cluster.head import nodes, standing
 from tests.infra.manifests import ROOT
 
@@ -28,6 +29,7 @@ def test_only_processes_of_the_folder_end(tmp_path):
     try:
         done = run(str(folder))
         assert done.stdout == f"2 processes of {folder} ended\n", done.stderr
+        assert not any(map(is_running, map(psutil.Process, (p.pid for p in own)))), "it did not wait for their end"
         assert all(process.wait(1) != 0 for process in own)
         assert all(process.poll() is None for process in others)
         assert run(f"{folder}/").stdout == f"0 processes of {folder}/ ended\n"
@@ -35,6 +37,17 @@ def test_only_processes_of_the_folder_end(tmp_path):
         for process in (*own, *others):
             process.kill()
             process.wait()
+
+
+def test_a_process_that_nobody_has_waited_for_has_ended():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    try:
+        ended = psutil.Process(process.pid)
+        while ended.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        assert running_after_patience([ended]) == []
+    finally:
+        process.wait()
 
 
 @pytest.mark.parametrize("arguments", [(), ("ray",), ("/a", "/b"), ("",)])
