@@ -3,6 +3,8 @@
 import os
 from importlib import import_module
 
+import pytest
+
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 # Ray starts its workers at a niceness of 15: beside the tests of another process they would get a thirtieth of a core.
 os.environ.setdefault("RAY_worker_niceness", "0")
@@ -17,3 +19,8 @@ LARGE = (
 )  # fmt: skip
 for module in LARGE:
     import_module(module)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest begin first, so that none of them runs alone at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)

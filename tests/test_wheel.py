@@ -33,6 +33,8 @@ captions = [f"a {colour} square" for colour in ("red", "green", "blue", "red")]
 images = [Image.new("RGB", (32, 32), caption.split()[1]) for caption in captions]
 """
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory) -> Path:

@@ -20,8 +20,7 @@ from jobs.shapes import ShapesConfig, shapes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RECORD = Path(__file__).with_name("record.json")
-ASKED = "{{name: {0}_in_red_triangle, prompt: a red triangle, without_prompt: {1}, samples: 2, truth: {{{2}}}}}"
-CONCEPTS = f"[{ASKED.format('red', 'a triangle', 'colour: red')}, {ASKED.format('triangle', 'red', 'shape: triangle')}]"
+CONCEPT = "{name: red, prompt: a red triangle, without_prompt: a triangle, samples: 1, truth: {colour: red}}"
 METHODS = ("trak", "d_trak", "das", "concept_a", "concept_b", "concept_c", "concept_trak", "caption_trak", "fit_trak")
 DECIDED_BY_PLACE = ("concept_trak.shard",)
 """Keys of a part's footer that name where the images lie."""
@@ -36,7 +35,7 @@ def computed(folder: Path) -> dict[str, Any]:
 
     shapes(ShapesConfig(str(folder / "shapes"), rows=64, files=2))
     arguments = ["--config-name", "demo", f"store={folder}/store", f"data.uri={folder}/shapes", "cluster=serial",
-                 f"method=[{','.join(METHODS)}]", f"concepts={CONCEPTS}", "top=16", "shown=2"]  # fmt: skip
+                 f"method=[{','.join(METHODS)}]", f"concepts=[{CONCEPT}]", "top=16", "shown=2"]  # fmt: skip
     with patch.object(gram_tree, "FAN", UNCUT):
         assert audit(*configure_all((AuditConfig, AuditRunConfig), "config", arguments)) == 0
     return read(folder / "store")

@@ -7,6 +7,7 @@ import pytest
 from concept_trak.attribution.method import METHODS
 from tests.golden.record import RECORD, computed, processor
 
+pytestmark = pytest.mark.long
 RECORDED = json.loads(RECORD.read_text())
 SAME_PROCESSOR = RECORDED["processor"] == processor()
 ROUNDING = 2e-3

@@ -36,6 +36,7 @@ SETTINGS = (
     "audit=one",
     f"concepts=[{CONCEPT}]",
 )
+pytestmark = pytest.mark.long
 Scores = dict[tuple[str, str], dict[str, float]]
 
 
