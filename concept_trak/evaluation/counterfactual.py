@@ -39,11 +39,9 @@ from concept_trak.store.tables import read_parquet
 
 @dataclass(frozen=True)
 class RetrainTask(Task):
-    """A training run from `seed` without some images; a control is a run with all of them.
+    """A training run from `seed` without the images `without`; a control is a run with all images.
 
-    Attributes:
-        seed: the seed of the weights and batches.
-        without: the ids that are left out, sorted, so that removals of the same images share the retraining.
+    The ids are sorted, so that removals of the same images share the retraining.
     """
 
     seed: int
@@ -66,11 +64,9 @@ class RetrainSettings:
     """The settings that all retrainings of a test share.
 
     Attributes:
-        store: the address of the store.
         folder: the folder of the pictures, relative to the store.
         training: the settings of the training of the model under test.
         samples: pictures of each pair.
-        threads: torch threads of a worker.
     """
 
     store: str
@@ -140,15 +136,7 @@ class Effect:
 def measure_effect(
     cell: Cell, kinds: TwoFactors, classifier: Classifier, control: Pictures, retrained: Pictures
 ) -> Effect:
-    """The effect on the concept of a cell: its factor, in any pair.
-
-    Args:
-        cell: the cell.
-        kinds: the data set.
-        classifier: its judge.
-        control: the control's pictures.
-        retrained: the retrained model's pictures.
-    """
+    """The effect on the concept of a cell: its factor, in any pair."""
     column = kinds.columns.index(cell.factor)
     targets = [pair for pair in kinds.all_pairs if pair[column] == cell.value]
     others = [pair for pair in kinds.all_pairs if pair[column] != cell.value]
