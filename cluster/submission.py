@@ -1,4 +1,4 @@
-"""A command as a job of a running Ray cluster, through Ray's Jobs API; its refusals become messages."""
+"""Runs a command as a job of a Ray cluster, through Ray's Jobs API; the API's refusals become messages."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ import aiohttp
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-import cluster.on_ray  # noqa: F401  sets what Ray reads when it is imported
+import cluster.on_ray  # noqa: F401  sets variables that Ray reads when it is imported
 from cluster.executor import InfrastructureExhausted, UserError
 from cluster.sealed import seal
 from cluster.source import NEVER_SHIPPED
@@ -25,7 +25,7 @@ TOKEN = (
 )
 POLL = 0.5
 TOO_LARGE = re.compile(r"\b413\b|exceeds the maximum size")
-"""How Ray says that the folder is more than it takes."""
+"""Matches Ray's message that the folder is too large."""
 LOST = (aiohttp.ClientError, OSError, RuntimeError)  # what Ray's client raises when no server answers any more
 # Ray reports every package that it uploads, every socket that closes, and that it leaves out .git and .venv, as we do.
 LOGGERS = ("", "._private.runtime_env.working_dir", ".dashboard.modules.dashboard_sdk", ".dashboard.modules.job.sdk")
@@ -73,14 +73,14 @@ def submit(
         command: an interpreter of Python, which the cluster has, and its arguments.
         working_dir: the folder that is shipped to the cluster, and in which the command runs.
         env_vars: variables of the command and of its workers. They travel encrypted (`cluster.sealed`).
-        excludes: what of the folder is not shipped, in the syntax of .gitignore.
+        excludes: paths of the folder that are not shipped, in the syntax of .gitignore.
 
     Returns:
         The submission id.
 
     Raises:
-        UserError: the folder is too large; or Ray refuses the job, as when another submission took the same attempt at
-            the same moment; or there are variables and no token.
+        UserError: the folder is too large; or Ray refuses the job, for example because another submission took the same
+            attempt at the same moment; or there are variables and no token.
     """
     number = 1 + max((int(name.rpartition("-")[2]) for name in attempts(jobs, audit)), default=0)
     runtime: dict[str, Any] = {"working_dir": working_dir, "excludes": [*excludes, *NEVER_SHIPPED]}
@@ -93,17 +93,22 @@ def submit(
             entrypoint=shlex.join(command), submission_id=name, metadata=metadata, runtime_env=runtime
         )
     except (RuntimeError, ValueError) as error:
-        if TOO_LARGE.search(str(error)):
-            upload = measure_upload(working_dir, [".git", ".venv", *runtime["excludes"]])
-            file, size = max(upload.files.items(), key=lambda entry: entry[1], default=(working_dir, 0))
-            raise UserError(
-                f"the cluster refused {name}: {working_dir} is too large to be sent. Its largest file is {file} "
-                f"({size / 1e6:.0f} MB): move it out, or name it in .gitignore. It has {upload}"
-            ) from None
-        raise UserError(
+        raise _refusal(error, name, working_dir, runtime["excludes"]) from None
+
+
+def _refusal(error: Exception, name: str, working_dir: str, excludes: Sequence[str]) -> UserError:
+    """Ray's refusal of a job as a message with the remedy."""
+    if not TOO_LARGE.search(str(error)):
+        return UserError(
             f"the cluster refused {name}: {error}. If another submission took this attempt just now, give the same "
             "command again for the next one"
-        ) from None
+        )
+    upload = measure_upload(working_dir, [".git", ".venv", *excludes])
+    file, size = max(upload.files.items(), key=lambda entry: entry[1], default=(working_dir, 0))
+    return UserError(
+        f"the cluster refused {name}: {working_dir} is too large to be sent. Its largest file is {file} "
+        f"({size / 1e6:.0f} MB): move it out, or name it in .gitignore. It has {upload}"
+    )
 
 
 def follow(jobs: JobSubmissionClient, name: str, line: Callable[[str], None]) -> int:
@@ -135,7 +140,7 @@ async def _tail(jobs: JobSubmissionClient, name: str, line: Callable[[str], None
 
 
 async def _log(jobs: JobSubmissionClient, name: str) -> AsyncIterator[str]:
-    """The log as it comes. A function of its own, so that errors of its reader are not taken for the network's."""
+    """The log, piece by piece. It is a separate function so that errors of its caller are not caught here."""
     pieces = jobs.tail_job_logs(name)
     while True:
         try:

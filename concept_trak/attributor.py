@@ -1,6 +1,6 @@
-"""The in-memory API: from a model, images with captions, and a concept to scores.
+"""The in-memory API: scores of images with captions for a concept and a model.
 
-Features are computed by the functions that the workers of an audit use, so that scores equal those of an audit.
+Features are computed by the same functions as in the workers of an audit, so the scores equal those of an audit.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,7 +29,7 @@ from concept_trak.config import DAMPING, DataConfig, build
 from concept_trak.data.in_memory import Images, memory_samples
 from concept_trak.data.inventory import LeftOut
 from concept_trak.data.sample import Sample, samples
-from concept_trak.data.shard import Source, cut
+from concept_trak.data.shard import cut
 from concept_trak.data.survey import survey
 from concept_trak.models.encode import (
     batches_of_one_shape,
@@ -71,8 +71,8 @@ class Attribution:
         plain: the plain inner products phi_q . phi_i [n], float32.
         rejects: the samples without a feature, each with its reason; they have no score.
         left_out: everything in a data set that no sample uses, counted by kind and reason.
-        low, high: ends of a 90 % interval of each damped score [n], float32: where the mean over more samples of the
-            query would lie. NaN where a phrasing of the query has one sample.
+        low, high: the ends of a 90 % interval of each damped score [n], float32, for the mean over more samples of the
+            query. NaN if a phrasing of the query has a single sample.
     """
 
     ids: tuple[str, ...]
@@ -100,7 +100,7 @@ class Attribution:
         return pa.table({"sample_id": list(self.ids), "score": self.scores, "plain": self.plain})
 
     def to_pandas(self) -> Any:
-        """The same as a pandas DataFrame.
+        """The table of `to_arrow` as a pandas DataFrame.
 
         Raises:
             UserError: pandas is not installed.
@@ -127,9 +127,9 @@ class Attributor:
     """Scores training samples against concepts, in memory.
 
     Args:
-        model: a model, as `load_model` returns it.
+        model: a model from `load_model`.
         method: a row of `METHODS` by name, `recommended`, or a `Method` of your own.
-        projector: from gradients to k features.
+        projector: maps gradients to k features.
         batch_size: samples computed at a time; it does not change the scores.
         seed: seed of the noise of the training side.
 
@@ -169,13 +169,13 @@ class Attributor:
     def fit(
         self, images: Images | DataConfig, captions: Sequence[str] | None = None, ids: Sequence[str] | None = None
     ) -> "Attributor":
-        """Compute the features of the training samples, in place of those of an earlier call.
+        """Compute the features of the training samples; they replace those of an earlier call.
 
         Args:
             images: PIL images of any size, a float tensor [n, 3, h, w] in [-1, 1] of the model's size, or a data set
                 (`dataset`). PIL images are turned upright, put on white, resized and cropped to the model's square.
-            captions: one for each image; None for a data set, which has its own.
-            ids: one for each image, all different; None numbers them: 000000, 000001, ...
+            captions: a caption for each image; None for a data set, which has its own captions.
+            ids: an id for each image, all different; None means numbers: 000000, 000001, ...
 
         Returns:
             Itself.
@@ -184,21 +184,12 @@ class Attributor:
             UserError: lengths differ, ids repeat, a caption is empty, a tensor is out of range, the data set cannot be
                 read, or no sample has a feature.
         """
-        if isinstance(images, DataConfig):
-            data_survey = survey(images, self.model.conditioning)
-            rows, left_out = self._dataset(images, data_survey.sources), tuple(data_survey.left_out)
-        else:
-            rows = memory_samples(images, captions, ids, self.model.resolution, self.model.conditioning != "none")
-            left_out = ()
+        rows, left_out = self._samples(images, captions, ids)
         rejects, kept, phi, weight = list[Reject](), list[str](), list[Tensor](), list[Tensor]()
         for batch in self._batches(rows, rejects):
             features = self._features(batch)
             reasons = reject_reasons(features)
-            rejects += [
-                Reject(sample_id=s.id, source=_source(s), row=s.row, reason=reason[0], message=reason[1])
-                for s, reason in zip(batch, reasons, strict=True)
-                if reason is not None
-            ]
+            rejects += _rejects(batch, reasons)
             usable = [i for i, reason in enumerate(reasons) if reason is None]
             kept += [batch[i].id for i in usable]
             phi.append(features.phi[usable].float())
@@ -206,15 +197,22 @@ class Attributor:
         if not kept:
             raise UserError(f"no sample has a feature; the first is rejected for {_first(rejects)}")
         whole = torch.cat(phi)
+        whole_gram, rejected = gram(whole), tuple(rejects)
         self._fitted = _Fitted(
-            ids=tuple(kept),
-            phi=whole,
-            weight=torch.cat(weight),
-            gram=gram(whole),
-            rejects=tuple(rejects),
-            left_out=left_out,
+            ids=tuple(kept), phi=whole, weight=torch.cat(weight), gram=whole_gram, rejects=rejected, left_out=left_out
         )
         return self
+
+    def _samples(
+        self, images: Images | DataConfig, captions: Sequence[str] | None, ids: Sequence[str] | None
+    ) -> tuple[Iterable[Sample | Reject], tuple[LeftOut, ...]]:
+        """The samples of `fit`, and everything in a data set that no sample uses."""
+        side, conditioning = self.model.resolution, self.model.conditioning
+        if not isinstance(images, DataConfig):
+            return memory_samples(images, captions, ids, side, conditioning != "none"), ()
+        data_survey = survey(images, conditioning)
+        shards = (shard for source in data_survey.sources for shard in cut(source, images.shard_rows))
+        return (row for shard in shards for row in samples(shard, images, side)), tuple(data_survey.left_out)
 
     def _features(self, batch: Sequence[Sample]) -> Features:
         x_0, cond = encode_samples(self.model, batch)
@@ -260,11 +258,6 @@ class Attributor:
             ids=fitted.ids, scores=damped, plain=plain, low=low, high=high, rejects=rejects, left_out=left_out
         )
 
-    def _dataset(self, data: DataConfig, sources: Sequence[Source]) -> Iterator[Sample | Reject]:
-        for source in sources:
-            for shard in cut(source, data.shard_rows):
-                yield from samples(shard, data, self.model.resolution)
-
     def _batches(self, rows: Iterable[Sample | Reject], rejects: list[Reject]) -> Iterator[list[Sample]]:
         """Usable samples in batches of one shape; the others go to `rejects`."""
         waiting = list[Sample]()
@@ -280,8 +273,13 @@ class Attributor:
         yield from batches_of_one_shape(waiting)
 
 
+def _rejects(batch: Sequence[Sample], reasons: Sequence[tuple[str, str] | None]) -> list[Reject]:
+    pairs = [(sample, reason) for sample, reason in zip(batch, reasons, strict=True) if reason is not None]
+    return [Reject(sample_id=s.id, source=_source(s), row=s.row, reason=r, message=m) for s, (r, m) in pairs]
+
+
 def _source(row: Sample | Reject) -> str:
-    """Where a sample of a data set comes from; empty for an image in memory."""
+    """The source of a sample of a data set; empty for an image in memory."""
     return row.source if isinstance(row, Reject) else row.origin.partition("\n")[0]
 
 

@@ -1,13 +1,14 @@
-"""One file per model family; `load` opens the family that a pipeline directory belongs to.
+"""One file per model family; `load_model` opens a model with the family of its pipeline directory.
 
-A family's file lists in `PIPELINES` the pipeline classes (`_class_name` of model_index.json) that it opens, each with
-its `Denoiser`. Nothing else has to know of a new family.
+A family's file has a table `PIPELINES`: the pipeline classes (`_class_name` of model_index.json) that it opens, each
+with its `Denoiser`. A new family needs no other change.
 """
 
 import logging
 import pkgutil
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,22 +64,29 @@ def load_model(
     """
     from concept_trak.models.adapters import Adapters
     from concept_trak.models.location import local_path
-    from concept_trak.models.original_checkpoint import pipeline_of_checkpoint
-    from concept_trak.models.pipeline_folder import pipeline_class
 
-    known, folder = families(), local_path(path, "model.path")
-    if folder.is_file():
-        folder = pipeline_of_checkpoint(folder, known)
-    name = pipeline_class(folder)
-    if name not in known:
-        raise UserError(
-            f"model.path={path!r} is a {name}, which no family here opens; expected one of {', '.join(sorted(known))}. "
-            "Save the model as one of these, or add a file to concept_trak/models/."
-        )
-    family: Any = known[name]
+    folder, family = _pipeline(path)
     adapters = Adapters(
         weights=weights and str(local_path(weights, "model.weights")),
         lora=lora and str(local_path(lora, "model.lora")),
         embeddings=tuple(str(local_path(file, "model.embeddings")) for file in embeddings),
     )
     return family(str(folder), parameters, negative, combinations, device, PRECISIONS[precision], adapters)
+
+
+def _pipeline(path: str) -> tuple[Path, Any]:
+    """The pipeline directory of a model on this machine, and the `Denoiser` class that opens it."""
+    from concept_trak.models.location import local_path
+    from concept_trak.models.original_checkpoint import pipeline_of_checkpoint
+    from concept_trak.models.pipeline_folder import pipeline_class
+
+    classes, folder = families(), local_path(path, "model.path")
+    if folder.is_file():
+        folder = pipeline_of_checkpoint(folder, classes)
+    name = pipeline_class(folder)
+    if name not in classes:
+        raise UserError(
+            f"model.path={path!r} is a {name}, which no family here opens; expected one of "
+            f"{', '.join(sorted(classes))}. Save the model as one of these, or add a file to concept_trak/models/."
+        )
+    return folder, classes[name]

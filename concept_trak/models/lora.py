@@ -61,15 +61,10 @@ def add_lora(
             add_lycoris(modules, part, state, NAME)
         else:
             _add_diffusers(modules, part, lora_files(lora)[0], pipeline)
-    placed = [p for module in modules.values() for n, p in module.named_parameters() if NAME in n.split(".")]
-    given = [key for key in state if not key.endswith("alpha")]
-    if len(placed) != len(given):
-        raise UserError(
-            f"{name} has {len(given)} matrices, and {len(placed)} places were found for them in this model; expected a "
-            f"LoRA of this base. It names layers such as {given[0] if given else 'none'}"
-        )
+    matrices = [p for module in modules.values() for n, p in module.named_parameters() if NAME in n.split(".")]
+    _require_all_used(state, len(matrices), name)
     _require_effect(modules, name)
-    for p in placed:
+    for p in matrices:
         p.data = p.data.to(dtype)
     for module_part, module in modules.items():
         module.eval()
@@ -122,6 +117,15 @@ def _add_diffusers(modules: Mapping[str, Any], part: str, file: Path, pipeline: 
             module.load_lora_adapter(state, prefix=part, **shared)
         else:
             pipeline_class.load_lora_into_text_encoder(state, text_encoder=module, prefix=name, **shared)
+
+
+def _require_all_used(state: Mapping[str, Tensor], used: int, name: str) -> None:
+    keys = [key for key in state if not key.endswith("alpha")]
+    if used != len(keys):
+        raise UserError(
+            f"{name} has {len(keys)} matrices, and {used} places were found for them in this model; expected a "
+            f"LoRA of this base. It names layers such as {keys[0] if keys else 'none'}"
+        )
 
 
 def _require_effect(modules: Mapping[str, nn.Module], name: str) -> None:

@@ -159,14 +159,21 @@ def choose_files(part: str, names: Iterable[str], folder: str = "") -> PartFiles
         )
     variant = variants[0]
     weights = {match.string for match in matches if (match["variant"] or "") == variant}
-    index = [
+    index = {
         n for n in visible if n.startswith(f"{stem}.") and ".index." in n and (f".{variant}." in n) == bool(variant)
-    ]
-    shards = {name for name in weights if "-of-" in name}
-    # If there are a whole file and shards, transformers reads the whole file and diffusers the shards.
-    sharded = bool(shards and index) and (role(part) != "text_encoder" or shards == weights)
-    weights = shards | set(index) if sharded else weights - shards
+    }
+    weights = _weights_read(weights, index, whole_first=role(part) == "text_encoder")
     return PartFiles(("config.json",) if "config.json" in visible else (), tuple(sorted(weights)), variant or None)
+
+
+def _weights_read(weights: set[str], index: set[str], whole_first: bool) -> set[str]:
+    """The weight files that a library reads out of a whole file, shards and the shards' index.
+
+    If there are a whole file and shards, transformers reads the whole file (`whole_first`), and diffusers the shards.
+    """
+    shards = {name for name in weights if "-of-" in name}
+    sharded = bool(shards and index) and (not whole_first or shards == weights)
+    return shards | index if sharded else weights - shards
 
 
 def part_files(path: Path, part: str) -> PartFiles:

@@ -62,31 +62,19 @@ def patch_pipeline(
 ) -> PixArtAlphaPipeline:
     """An untrained transformer on patches of 4 x 4 pixels of RGB in [-1, 1]: 1.2 M parameters.
 
-    PixArt's own layout (attention among patches, cross attention to the text, one table of shifts and scales for all
-    blocks), but CLIP's kind of text encoder in place of T5, which is trained along with it.
+    It has PixArt's layout: attention among patches, cross attention to the text, and one table of shifts and scales for
+    all blocks. A text encoder of CLIP's kind, which is trained along with it, replaces T5.
 
     Args:
-        seed: of the weights.
+        seed: seed of the weights.
         words: the vocabulary.
         resolution: side of the images, in pixels.
-        size: of the transformer.
+        size: size of the transformer.
         predicts: the prediction type of its scheduler.
     """
     vocabulary = tokenizer(words)
     with _seeded(seed):
-        text_encoder = _text_encoder(vocabulary)
-        network = PixArtTransformer2DModel(
-            num_attention_heads=size.heads,
-            attention_head_dim=size.head_width,
-            cross_attention_dim=size.heads * size.head_width,
-            in_channels=3,
-            out_channels=3,
-            num_layers=size.layers,
-            sample_size=resolution,
-            patch_size=4,
-            caption_channels=WIDTH,
-            use_additional_conditions=False,
-        )
+        text_encoder, network = _text_encoder(vocabulary), _transformer(size, resolution)
     parts: dict[str, Any] = {
         "vae": None,
         "text_encoder": text_encoder,
@@ -176,6 +164,21 @@ def _text_encoder(words: CLIPTokenizer) -> CLIPTextModel:
             eos_token_id=END,
             pad_token_id=END,
         )
+    )
+
+
+def _transformer(size: TransformerSize, sample_size: int) -> PixArtTransformer2DModel:
+    return PixArtTransformer2DModel(
+        num_attention_heads=size.heads,
+        attention_head_dim=size.head_width,
+        cross_attention_dim=size.heads * size.head_width,
+        in_channels=3,
+        out_channels=3,
+        num_layers=size.layers,
+        sample_size=sample_size,
+        patch_size=4,
+        caption_channels=WIDTH,
+        use_additional_conditions=False,
     )
 
 
