@@ -22,7 +22,6 @@ from concept_trak.store.manifest import (
     Audit,
     feature_sets,
     finished_manifest,
-    read_manifest,
     read_plan,
     read_settings,
     read_table,
@@ -31,6 +30,7 @@ from concept_trak.store.manifest import (
 )
 from concept_trak.store.queries import read_query
 from concept_trak.store.store import Store
+from concept_trak.store.summaries import summarize_audits
 from concept_trak.store.tables import from_rows
 
 Row = Mapping[str, Any]
@@ -276,11 +276,8 @@ def earlier(audit: Audit, since: str) -> Audit | None:
     if since != "latest":
         return Audit(audit.store, since) if since else None
     names = [name.rstrip("/") for name in audit.store.children("audits") if name.endswith("/")]
-    done = [
-        (recency(manifest["finished"]), name)
-        for name in names
-        if name != audit.id and (manifest := read_manifest(Audit(audit.store, name)))
-    ]
+    summaries = summarize_audits(audit.store, (name for name in names if name != audit.id))
+    done = [(recency(summary.finished), summary.audit) for summary in summaries]
     for _, name in sorted(done, reverse=True):
         with suppress(ValueError, FileNotFoundError):  # nothing in common; or gc is removing it
             common(Audit(audit.store, name), audit.id, read_settings(audit))

@@ -6,7 +6,7 @@ than 1 / (MOST_GROUPS + 1) of all pairs of a sample and a group is always kept. 
 exactly.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from concept_trak.audit.mapper import Attempt, Mapper, Task
 from concept_trak.config import DataConfig
 from concept_trak.data.index import GROUP_COUNTS, LABEL, count_groups
 from concept_trak.data.inventory import Survey
-from concept_trak.store.sources import READERS, read_source_index
+from concept_trak.store.sources import READERS, index_columns, read_source_index
 from concept_trak.store.store import Store
 from concept_trak.store.tables import compute as pc
 from concept_trak.store.tables import to_parquet
@@ -52,9 +52,14 @@ class CountWorker:
 
     def __call__(self, task: CountTask, attempt: Attempt) -> CountResult:
         columns = ["words", *(f"{LABEL}{label}" for label in self.labels)]
-        with ThreadPoolExecutor(READERS) as readers:
-            tables = readers.map(lambda name: read_source_index(self.store, name, columns), task.indices)
-            return CountResult(most_frequent(count_groups(table) for table in tables))
+        return CountResult(count_indices(self.store, task, columns))
+
+
+def count_indices(store: Store, task: CountTask, columns: Sequence[str]) -> pa.Table:
+    """The most frequent groups of some indices: `GROUP_COUNTS`. `columns` are those with words and labels."""
+    with ThreadPoolExecutor(READERS) as readers:
+        tables = readers.map(lambda name: read_source_index(store, name, columns), task.indices)
+        return most_frequent(count_groups(table) for table in tables)
 
 
 def most_frequent(counts: Iterable[pa.Table]) -> pa.Table:
@@ -88,12 +93,33 @@ def heavy_groups(store: Store, data: DataConfig, survey: Survey, mapper: Mapper)
     settings = IndexSettings(store.uri, data)
     name = settings.sources.heavy(survey.listing)
     if store.size(name) is None:
-        indices = [stored.name for source in survey.sources for stored in source.stored]
-        starts = range(0, len(indices), SOURCES_AT_ONCE)
-        tasks = [CountTask(tuple(indices[start : start + SOURCES_AT_ONCE])) for start in starts]
+        tasks = count_tasks([stored.name for source in survey.sources for stored in source.stored])
         results = mapper("words", CountWorker, settings, tasks)
-        store.create(name, to_parquet(most_frequent(result.counts for _, result in results)))
+        store.create(name, to_parquet(most_frequent(_in_order(tasks, results))))
     return name
+
+
+def count_tasks(indices: Sequence[str]) -> list[CountTask]:
+    """The tasks that count these indices, some of them at once."""
+    starts = range(0, len(indices), SOURCES_AT_ONCE)
+    return [CountTask(tuple(indices[start : start + SOURCES_AT_ONCE])) for start in starts]
+
+
+def _in_order(tasks: Sequence[CountTask], results: Iterable[tuple[CountTask, CountResult]]) -> Iterator[pa.Table]:
+    """The counts in the order of the tasks, on which the groups at the margin depend."""
+    numbers, waiting = {task.indices: number for number, task in enumerate(tasks)}, dict[int, pa.Table]()
+    following = 0
+    for task, result in results:
+        waiting[numbers[task.indices]] = result.counts
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
+
+
+def recount_groups(store: Store, indices: Sequence[str]) -> pa.Table:
+    """The most frequent groups of a listing, counted again in this process."""
+    columns = [c for c in index_columns(store, indices[0]) if c == "words" or c.startswith(LABEL)]
+    return most_frequent(count_indices(store, task, columns) for task in count_tasks(indices))
 
 
 def read_heavy_groups(store: Store, name: str) -> pa.Table | None:

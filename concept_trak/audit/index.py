@@ -5,30 +5,27 @@ records only for sources that are not in the survey.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from concept_trak import UserError
 from concept_trak.attribution.denoiser import Conditioning
 from concept_trak.audit.mapper import Attempt, Mapper, Task
+from concept_trak.audit.unique_ids import require_ids_unique
 from concept_trak.config import DataConfig
-from concept_trak.data.ids import CUTS, HEADER_BYTES, bucket_bytes, encode_ids, id_digests, repeated
+from concept_trak.data.ids import encode_ids, id_digests
 from concept_trak.data.index import SourceFacts, count_groups, index_settings, index_source
 from concept_trak.data.inventory import LeftOut, Survey
 from concept_trak.data.shard import Layout, Shard, Source, StoredIndex, version_of_files
-from concept_trak.data.survey import check_first_rows, list_sources, repeated_ids, require_caption_setting, surveyed
+from concept_trak.data.survey import check_first_rows, list_sources, require_caption_setting, surveyed
 from concept_trak.store.sources import (
-    READERS,
     IndexFile,
     SourceSet,
-    read_source_index,
+    listing_of,
     read_source_records,
     read_survey,
     source_name,
@@ -40,9 +37,6 @@ from concept_trak.store.store import Store
 
 FOLDER_ROWS = 4096
 """Images of a folder that one task indexes."""
-BUCKET_IDS = 1 << 24
-"""Ids of one bucket: 128 MB of digests."""
-EXAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -133,7 +127,7 @@ def open_data(store: Store, data: DataConfig, conditioning: Conditioning, mapper
     facts = [by_name[name] for name in names]
     result = surveyed(data, listed, _with_rows(listed.sources, settings.sources, names, facts), facts)
     if data.id_column:
-        require_ids_unique(store, settings, survey, sum(f.rows for f in facts), mapper)
+        require_ids_unique(store, settings.sources, data, survey, mapper)
     return replace(result, listing=listing_of(survey), vocabulary=sum(f.vocabulary for f in facts))
 
 
@@ -186,87 +180,11 @@ def _indexed(
     return facts, name
 
 
-def listing_of(survey: str) -> str:
-    """The hash over the sources of a survey, taken from the survey's name."""
-    return survey.rpartition("-")[2].removesuffix(".parquet")
-
-
 def facts_of(record: Mapping[str, Any]) -> SourceFacts:
     """A record as `SourceFacts`."""
     left_out = tuple(LeftOut(**{**entry, "names": tuple(entry["names"])}) for entry in record["left_out"])
     layout = Layout(*record.get("layout", ()))
     return SourceFacts(**{**record, "left_out": left_out, "unread": tuple(record["unread"]), "layout": layout})
-
-
-@dataclass(frozen=True)
-class IdTask(Task):
-    """Bucket number `bucket` of the ids of all sources of a survey."""
-
-    survey: str
-    bucket: int
-    buckets: int
-
-    @property
-    def label(self) -> str:
-        return f"{self.bucket:03d}"
-
-
-@dataclass(frozen=True)
-class IdResult:
-    """At most `EXAMPLES` ids that occur more than once, each with the sources that have it."""
-
-    repeated: dict[str, list[str]]
-
-
-class IdWorker:
-    """Compares the digests of one bucket over all sources, and the ids themselves if two digests are equal."""
-
-    def __init__(self, settings: IndexSettings) -> None:
-        self.settings, self.store = settings, Store(settings.store)
-
-    def __call__(self, task: IdTask, attempt: Attempt) -> IdResult:
-        records = read_survey(self.store, task.survey)
-        with ThreadPoolExecutor(READERS) as readers:
-            digests = list(readers.map(lambda name: self._bucket(name, task), records))
-            equal = repeated(np.concatenate(digests)) if digests else np.zeros(0, np.uint64)
-            holding = [n for n, own in zip(records, digests, strict=True) if len(equal) and np.isin(own, equal).any()]
-            where: dict[str, list[str]] = {}
-            for name, ids in zip(holding, readers.map(lambda n: self._ids(n, equal), holding), strict=True):
-                for i in ids:
-                    where.setdefault(i, []).append(records[name]["uri"])
-        twice = sorted(i for i, uris in where.items() if len(uris) > 1)
-        return IdResult({i: where[i] for i in twice[:EXAMPLES]})
-
-    def _bucket(self, name: str, task: IdTask) -> np.ndarray:
-        file = self.settings.sources.ids(name)
-        if task.buckets == 1:
-            return np.frombuffer(self.store.read(file)[HEADER_BYTES:], "<u8")
-        start, end = bucket_bytes(self.store.read(file, 0, HEADER_BYTES), task.bucket, task.buckets)
-        return np.frombuffer(self.store.read(file, start, end) if start < end else b"", "<u8")
-
-    def _ids(self, name: str, digests: np.ndarray) -> list[str]:
-        """The ids of a source with one of these digests."""
-        ids = read_source_index(self.store, self.settings.sources.index(name), ["id"])["id"].to_pylist()
-        return [ids[i] for i in np.flatnonzero(np.isin(id_digests(ids), digests))]
-
-
-def require_ids_unique(store: Store, settings: IndexSettings, survey: str, rows: int, mapper: Mapper) -> None:
-    """Require that no id occurs twice in a survey.
-
-    Workers compare the ids by hash buckets. A file records the result, so that this is done once for a listing.
-
-    Raises:
-        UserError: some ids occur twice; the message names them and their sources.
-    """
-    proof = settings.sources.unique(listing_of(survey))
-    if store.size(proof) is not None:
-        return
-    buckets = min(CUTS, 1 << max(0, -(-rows // BUCKET_IDS) - 1).bit_length())
-    tasks = [IdTask(survey, bucket, buckets) for bucket in range(buckets)]
-    twice = [pair for _, result in mapper("ids", IdWorker, settings, tasks) for pair in result.repeated.items()]
-    if twice:
-        raise repeated_ids(settings.data, dict(sorted(twice)[:EXAMPLES]))
-    store.create(proof, json.dumps({"survey": survey}).encode())
 
 
 class IndexReader:

@@ -2,21 +2,23 @@
 
 import contextlib
 import hashlib
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePath
 
+import pyarrow as pa
+
 from concept_trak import UserError
-from concept_trak.audit.heavy_groups import read_heavy_groups
-from concept_trak.audit.index import listing_of
+from concept_trak.audit.heavy_groups import read_heavy_groups, recount_groups
+from concept_trak.audit.mapper import serial
+from concept_trak.audit.unique_ids import IdSettings, IdWorker, id_tasks, read_proof
 from concept_trak.config import DataConfig, build
 from concept_trak.data.ids import encode_ids, id_digests
 from concept_trak.data.index import index_settings
 from concept_trak.store.gc import Garbage, Needed, existing, unknown_needs
 from concept_trak.store.manifest import Audit, read_settings
 from concept_trak.store.part import Damaged
-from concept_trak.store.sources import SOURCES, SourceSet, read_source_records, read_survey, source_name
+from concept_trak.store.sources import SOURCES, SourceSet, listing_of, read_source_records, read_survey, source_name
 from concept_trak.store.store import Store
 from concept_trak.store.tables import read_parquet
 from concept_trak.store.verify import ALTERED, READERS, SOUND, TRUNCATED, Finding
@@ -58,11 +60,11 @@ def verify_indices(store: Store) -> Iterator[Finding]:
     A missing file is no finding, because it is made again when it is needed.
     """
     names = store.names(SOURCES)
-    records = [name for name in names if "/records/" in name]
+    records, existing = [name for name in names if "/records/" in name], frozenset(names)
     with ThreadPoolExecutor(READERS) as readers:
         for findings in readers.map(lambda name: list(_verified(store, name)), records):
             yield from findings
-        yield from filter(None, readers.map(lambda name: _derived(store, name), names))
+        yield from filter(None, readers.map(lambda name: _derived(store, name, existing), names))
 
 
 def _verified(store: Store, record_name: str) -> Iterator[Finding]:
@@ -91,21 +93,52 @@ def _verified(store: Store, record_name: str) -> Iterator[Finding]:
         yield Finding(digests, SOUND if store.read(digests) == expected else ALTERED)
 
 
-def _derived(store: Store, name: str) -> Finding | None:
+def _derived(store: Store, name: str, names: Collection[str]) -> Finding | None:
     """The finding about a file that is derived from the indices of a listing; None for any other file."""
     try:
         match name.split("/")[2]:
             case "surveys":
                 read_survey(store, name)
+                return Finding(name, SOUND)
             case "heavy":
-                read_heavy_groups(store, name)
+                groups = read_heavy_groups(store, name)
+                recounted = _recounted_groups(store, _indices_of(store, name, names))
+                return Finding(name, SOUND if recounted is None or recounted.equals(groups) else ALTERED)
             case "unique":
-                if listing_of(json.loads(store.read(name))["survey"]) != PurePath(name).stem:
-                    return Finding(name, ALTERED)
+                survey = read_proof(store, name)
+                repeated = _repeated_ids(store, survey, _indices_of(store, name, names), names)
+                return Finding(name, ALTERED if repeated else SOUND)
             case _:
                 return None
-    except FileNotFoundError:  # the file was removed after the listing
+    except FileNotFoundError:  # removed since the listing
         return None
-    except (Damaged, ValueError, KeyError, TypeError):
+    except Damaged:
         return Finding(name, ALTERED)
-    return Finding(name, SOUND)
+
+
+def _recounted_groups(store: Store, indices: Sequence[str]) -> pa.Table | None:
+    """The most frequent groups of these indices; None if there are none, or if one is damaged (another finding)."""
+    with contextlib.suppress(Damaged, FileNotFoundError):
+        return recount_groups(store, indices) if indices else None
+    return None
+
+
+def _repeated_ids(store: Store, survey: str, indices: Sequence[str], names: Collection[str]) -> bool:
+    """Whether an id occurs twice in a survey; False unless its indices and the digests of all their ids are there."""
+    sources = SourceSet(survey.split("/")[1])
+    digests = {sources.ids(PurePath(index).stem) for index in indices}
+    with contextlib.suppress(Damaged, FileNotFoundError):
+        if digests and digests.issubset(names):
+            results = serial("ids", IdWorker, IdSettings(store.uri, sources), id_tasks(store, survey))
+            return any(result.repeated for _, result in results)
+    return False
+
+
+def _indices_of(store: Store, derived: str, names: Collection[str]) -> list[str]:
+    """The indices of the listing that a file was made from; [] unless its survey and all of them are there."""
+    sources, listing = SourceSet(derived.split("/")[1]), PurePath(derived).stem
+    surveys = [n for n in names if n.startswith(f"{sources.surveys}/") and listing_of(n) == listing]
+    with contextlib.suppress(Damaged, FileNotFoundError):
+        indices = [sources.index(source) for source in read_survey(store, surveys[-1])] if surveys else []
+        return indices if set(indices) <= set(names) else []
+    return []

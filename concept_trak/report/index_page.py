@@ -3,16 +3,16 @@
 It is written anew whenever an audit ends or is removed, and may lag behind the manifests.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from concept_trak.report.render import environment
-from concept_trak.store.identity import FeatureSet
-from concept_trak.store.manifest import Audit, given_up, read_manifest, read_settings
+from concept_trak.store.manifest import GIVEN_UP, Audit
 from concept_trak.store.records import READERS
 from concept_trak.store.store import Store
+from concept_trak.store.summaries import AuditSummary, keep_summaries, read_summaries, summarize_audit
 
 
 @dataclass(frozen=True)
@@ -51,39 +51,42 @@ INDEX = "audits/index.html"
 
 
 def write_index(store: Store) -> None:
-    """Write the page from the manifests of all audits and the names of their comparisons."""
+    """Write the page from the summaries of all audits and the names of their comparisons."""
     names = [name.rstrip("/") for name in store.children("audits") if name.endswith("/")]
+    kept = read_summaries(store)
     with ThreadPoolExecutor(READERS) as readers:
-        entries = readers.map(lambda name: _entry(Audit(store, name)), names)
-        page = render_index([entry for entry in entries if entry is not None]).encode()
+        summaries = readers.map(lambda name: _summary(Audit(store, name), kept), names)
+        finished = [summary for summary in summaries if summary is not None]
+        entries = [entry for entry in readers.map(lambda done: _entry(store, done), finished) if entry is not None]
+    keep_summaries(store, finished)
+    page = render_index(entries).encode()
     if store.size(INDEX) != len(page) or store.read(INDEX) != page:
         store.replace(INDEX, page)
 
 
-def _entry(audit: Audit) -> Entry | None:
-    """The entry of an audit; None if it is unfinished, being removed, damaged, or has no report, as a benchmark's."""
+def _summary(audit: Audit, kept: Mapping[str, AuditSummary]) -> AuditSummary | None:
     try:
-        done = read_manifest(audit)
-        if done is None or given_up(audit) or "report.html" not in done["files"]:
-            return None
-        settings = read_settings(audit)
-        methods = tuple(settings["methods"])
-        features = FeatureSet(done["settings"]["fingerprints"][methods[0]])
-        rows = {part["name"]: part["rows"] for part in done["parts"]}  # methods may share features: listed for each
-        samples = sum(count for name, count in rows.items() if name.startswith(f"{features.parts}/"))
-        concepts = tuple(concept["name"] for concept in settings["concepts"])
-        files = audit.store.children(f"audits/{audit.id}")
-        compared = sorted(f.removeprefix("diff-").removesuffix(".html") for f in files if _is_page(f))
-        return Entry(
-            audit=audit.id,
-            finished=done["finished"],
-            samples=samples,
-            concepts=concepts,
-            methods=methods,
-            compared=tuple(compared),
-        )
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return summarize_audit(audit, kept)
+    except (FileNotFoundError, ValueError):
         return None  # `jobs.verify` reports what is wrong with it
+
+
+def _entry(store: Store, done: AuditSummary) -> Entry | None:
+    """The entry of an audit; None if it is being removed, damaged, or has no report, as a benchmark's."""
+    files = store.children(f"audits/{done.audit}")
+    if not done.report or not done.methods or GIVEN_UP in files:
+        return None
+    try:
+        return Entry(
+            audit=done.audit,
+            finished=done.finished,
+            samples=done.samples,
+            concepts=done.concepts,
+            methods=done.methods,
+            compared=tuple(sorted(f.removeprefix("diff-").removesuffix(".html") for f in files if _is_page(f))),
+        )
+    except ValueError:
+        return None
 
 
 def _is_page(file: str) -> bool:

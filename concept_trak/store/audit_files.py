@@ -17,7 +17,7 @@ class Audit:
     """One audit on a store: the folder audits/<id>/."""
 
     def __init__(self, store: Store, audit_id: str):
-        if not re.fullmatch(r"\w[\w.-]*", audit_id) or audit_id in ("latest.json", "index.html"):
+        if not re.fullmatch(r"\w[\w.-]*", audit_id) or audit_id in ("latest.json", "index.json", "index.html"):
             raise UserError(f"audit={audit_id!r}: expected letters, digits, '.', '_' or '-', e.g. audit=pikachu-2.")
         self.store, self.id = store, audit_id
 

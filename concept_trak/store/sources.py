@@ -103,6 +103,15 @@ def read_source_index(store: Store, name: str, columns: Sequence[str] | None = N
         raise
 
 
+def index_columns(store: Store, name: str) -> list[str]:
+    """The names of the columns of an index. Raises Damaged, naming the file."""
+    try:
+        return pq.ParquetFile(store.open(name), pre_buffer=True).schema_arrow.names
+    except (pa.ArrowException, OSError) as error:
+        raise_damaged(error, f"{store.uri}/{name}")
+        raise
+
+
 class IndexFile:
     """An index that is read by row groups; the last ones are kept, because shards are read in order."""
 
@@ -150,6 +159,11 @@ def _source_record(store: Store, name: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(f"{store.uri}/{name} is damaged: {error}. {REMEDY}") from error
     return record
+
+
+def listing_of(survey: str) -> str:
+    """The hash over the sources of a survey, taken from the survey's name."""
+    return survey.rpartition("-")[2].removesuffix(".parquet")
 
 
 SURVEY = pa.schema({"name": pa.string(), "record": pa.string()})

@@ -78,5 +78,5 @@ def lasting(files: dict[str, int]) -> dict[str, int]:
     return {
         n: t
         for n, t in files.items()
-        if not n.endswith((".tmp", "/progress.json", "/latest.json", "audits/index.html"))
+        if not n.endswith((".tmp", "/progress.json", "/latest.json", "audits/index.html", "audits/index.json"))
     }

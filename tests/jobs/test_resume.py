@@ -53,7 +53,8 @@ def test_an_audit_without_its_manifest_is_ended_without_gradient_work(world, fin
     assert world.audit(finished, data="few").code == 0
     after = files_under(finished)
     assert {n for n in after if after[n] != before.get(n)} == {
-        "audits/first/manifest.json", "audits/first/progress.json", "audits/index.html", "audits/latest.json",
+        "audits/first/manifest.json", "audits/first/progress.json", "audits/index.html", "audits/index.json",
+        "audits/latest.json",
     }  # fmt: skip
     assert "2 of 2 shards are done, no gradient work" in capsys.readouterr().out
 

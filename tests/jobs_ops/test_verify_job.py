@@ -52,6 +52,7 @@ def test_a_sound_store_is_sound(audited: Audited, said):
         "latest.json",
         "progress.json",
         "index.html",
+        "index.json",
     }  # and records, which are looked at with their parts, and indices, of which only damage is listed
     files = [n for n in files if "sources" not in n.relative_to(audited.store).parts[:1]]
     expected = [f for f in files if f.name not in unlisted and f.parent.name != "commits"]
