@@ -6,9 +6,11 @@ import os
 import re
 import uuid
 from collections.abc import Iterator
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 OWN_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
+TRIES = 10
+"""How often a folder is made again that another process removes because it is empty."""
 
 
 class Backend(Protocol):
@@ -25,6 +27,7 @@ class Backend(Protocol):
     def put_new(self, name: str, data: bytes) -> None: ...
     def put(self, name: str, data: bytes) -> None: ...
     def delete(self, name: str) -> None: ...
+    def own_folders_removed(self) -> contextlib.AbstractContextManager[None]: ...
 
 
 class LocalBackend:
@@ -84,6 +87,26 @@ class LocalBackend:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path(name))
 
+    @contextlib.contextmanager
+    def own_folders_removed(self) -> Iterator[None]:
+        """Make the root for the body. Afterwards remove those folders that were made here and are empty.
+
+        Another process may write there at any moment: a folder with a file is not removed, and `_temporary` makes a
+        folder again that is removed before its file is there.
+        """
+        own = list[str]()
+        try:
+            with _naming(self.root):
+                for folder in _missing(self.root):
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(folder)
+                        own.append(folder)
+            yield
+        finally:
+            for folder in reversed(own):
+                with contextlib.suppress(OSError):
+                    os.rmdir(folder)
+
     def _path(self, name: str) -> str:
         return os.path.join(self.root, name)
 
@@ -105,10 +128,9 @@ class LocalBackend:
         """A temporary file with the bytes in the folder of the final name. Both it and the body's changes are synced to
         disk."""
         folder = os.path.dirname(self._path(name))
-        os.makedirs(folder, exist_ok=True)
         temporary = os.path.join(folder, f".{uuid.uuid4().hex}.tmp")
         try:
-            with open(temporary, "xb") as file:
+            with _opened(temporary) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -117,6 +139,25 @@ class LocalBackend:
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+
+def _opened(path: str) -> BinaryIO:
+    """A new file, in a folder that is made if there is none."""
+    for _ in range(TRIES - 1):
+        with contextlib.suppress(FileNotFoundError):  # the folder is gone again: it was that of another process's probe
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            return open(path, "xb")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    return open(path, "xb")
+
+
+def _missing(folder: str) -> list[str]:
+    """The folder and those above it, as far as there is nothing under their names, the highest first."""
+    missing = list[str]()
+    while not os.path.lexists(folder):
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    return missing[::-1]
 
 
 def _files_below(folder: str, above: tuple[str, ...]) -> Iterator[str]:

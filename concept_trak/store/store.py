@@ -120,7 +120,7 @@ class Store:
         return time.time() if written is None else written
 
     def probe(self) -> None:
-        """Check that the store can be written and refuses a second create of one name. It leaves no file.
+        """Check that the store can be written and refuses a second create of one name. It leaves no file and no folder.
 
         Raises:
             UserError: an unknown scheme, a missing bucket, refused credentials, an unreachable server, or a store
@@ -132,7 +132,8 @@ class Store:
                 raise UserError(f"{self.uri}/{folder} is a file, where the store needs a folder; use another store")
         name = f"probe-{uuid.uuid4().hex}"
         try:
-            kept = self._create_twice(name)
+            with self._place.own_folders_removed():
+                kept = self._create_twice(name)
         except OSError as error:
             raise UserError(f"store {self.uri} cannot be used: {_explain(error)}") from error
         if not kept:

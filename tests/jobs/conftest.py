@@ -34,9 +34,13 @@ def _drawn_in_few_steps():
         yield
 
 
+def everything_in(folder) -> set[str]:
+    return {str(path) for path in folder.rglob("*")}
+
+
 @pytest.fixture
 def refused(world, tmp_path, monkeypatch, capsys):
-    """Runs the job as the command line does, and returns what it says when it refuses."""
+    """Runs the job as the command line does, and returns what it says when it refuses. Nothing may be written then."""
 
     def start_workers(cluster, budget):
         raise AssertionError("the mistake was found only after the workers were asked for")
@@ -44,8 +48,10 @@ def refused(world, tmp_path, monkeypatch, capsys):
     def run(*more: str, store: object = tmp_path / "store", **chosen: str) -> str:
         monkeypatch.setattr(jobs.execute, "executor", start_workers)
         monkeypatch.setattr(sys, "argv", ["jobs.audit", *world.arguments(str(store), *more, **chosen)])
+        before = everything_in(tmp_path)
         with pytest.raises(SystemExit) as ended:
             main(jobs.audit.audit, "config", AuditConfig, jobs.audit.AuditRunConfig)
+        assert everything_in(tmp_path) == before, "a refused run leaves something behind"
         said = capsys.readouterr().err.splitlines()
         assert ended.value.code == 2
         (message,) = [line for line in said if line.startswith("error: ")]

@@ -25,6 +25,7 @@ from tests.store import faults
         (["methods.caption_trak.train.times=[]"], "expected at least one time in 1 ... 999"),
         (["concepts=[]"], "concepts is not set; expected something like concepts=[{name: red"),
         (["model.path=''"], "model.path is not set; expected something like"),
+        (["model.path=/nowhere", "preflight=true"], "model.path='/nowhere' does not exist"),
         (["model.path=/nowhere"], "model.path='/nowhere' does not exist; expected a diffusers pipeline directory with"),
         (["data.uri=/nowhere"], "data.uri='/nowhere' does not exist; expected a file of training samples, or a folder"),
         (["data.uri=nowhere://x"], "Protocol not known: nowhere"),

@@ -82,6 +82,58 @@ def test_probe_passes_and_leaves_nothing(store: Store):
     assert store.names("") == []
 
 
+def probe_and_write(case: tuple[str, int]) -> bool:
+    store = Store(case[0])
+    store.probe()
+    return store.create(f"name-{case[1]}", b"data")
+
+
+@pytest.mark.parametrize("there", ["", "a", "a/b/store", "a/b/store/audits"])
+def test_a_probe_leaves_the_folders_as_they_were(tmp_path, there):
+    (tmp_path / there).mkdir(parents=True, exist_ok=True)
+    before = set(tmp_path.rglob("*"))
+    Store(f"{tmp_path}/a/b/store").probe()
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_probe_removes_no_folder_that_another_process_uses(tmp_path, monkeypatch):
+    """The other one writes when the first one's probe is over and its folder is not removed yet."""
+    ours, other = Store(f"{tmp_path}/a/store"), Store(f"{tmp_path}/a/store")
+    rmdir = os.rmdir
+
+    def late(folder):
+        other.create("audits/x/plan.parquet", b"plan")
+        rmdir(folder)
+
+    monkeypatch.setattr(os, "rmdir", late)
+    ours.probe()
+    assert other.read("audits/x/plan.parquet") == b"plan"
+
+
+def test_a_write_survives_the_removal_of_its_empty_folder(tmp_path, monkeypatch):
+    """Another process's probe removes the folder between its making and the file's."""
+    store, makedirs, left = Store(f"{tmp_path}/a/store"), os.makedirs, [3]
+
+    def fragile(folder, exist_ok):
+        makedirs(folder, exist_ok=exist_ok)
+        if left[0]:
+            left[0] -= 1
+            os.rmdir(folder)
+
+    monkeypatch.setattr(os, "makedirs", fragile)
+    assert store.create("plan", b"first")
+    assert left == [0]
+    assert store.read("plan") == b"first"
+
+
+def test_processes_that_probe_and_write_at_once_all_succeed(tmp_path):
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        assert pool.map(
+            probe_and_write, [(f"{tmp_path}/a/{turn}", worker) for turn in range(100) for worker in (0, 1)], 1
+        )
+    assert len(list(tmp_path.glob("a/*/*"))) == 200
+
+
 @pytest.mark.usefixtures("eager_switches")
 def test_sixteen_threads_have_one_winner(store: Store):
     start = threading.Barrier(16)
