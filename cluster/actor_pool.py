@@ -28,6 +28,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskErr
 from cluster.executor import Failure, Load, Outcome, Resources, Task, package_of
 from cluster.local_ray import connection
 from cluster.queue import Constructions, Lease, Queue, overdue
+from cluster.reported_units import GROUP, ReportedUnits
 from cluster.resources import actor_options, shortage
 from cluster.source import source_digest, source_location
 from cluster.worker import Reply, WorkerActor, classify
@@ -120,6 +121,7 @@ class ActorPool:
         self._ended: SimpleQueue[int] = SimpleQueue()
         self._deadlines: list[tuple[float, int]] = []
         self._numbers = count()
+        self._reported = ReportedUnits()
         self._grow_at, self._remind_at = time.monotonic(), time.monotonic() + REMINDER
 
     def step(self) -> Outcome | None:
@@ -128,6 +130,7 @@ class ActorPool:
         self._grow(now)
         self._dispatch(now)
         self._remind(now)
+        self._reported.ask(now, ((call, a.actor) for call, a in self._calls.items() if a.lease is not None))
         late = self._overdue(now)
         call = self._wait(now) if late is None else late
         if call is None:
@@ -141,7 +144,13 @@ class ActorPool:
     def load(self) -> Load:
         """What the map does now."""
         queue, workers = self._queue, {state: self._states[state] for state in STATES}
-        return Load(queue.leased, queue.pending, workers | {"idle": len(self._idle)}, dict(queue.retries))
+        return Load(
+            running=queue.leased,
+            queued=queue.pending,
+            workers=workers | {"idle": len(self._idle)},
+            retries=dict(queue.retries),
+            units=self._reported.total,
+        )
 
     def release(self) -> None:
         """Leave the idle actors to the next map."""
@@ -196,6 +205,7 @@ class ActorPool:
     def _receive(self, call: int, hangs: bool) -> Outcome | None:
         actor = self._calls.pop(call)
         self._states[actor.state] -= 1
+        self._reported.forget(call)
         reply = overdue(time.monotonic() - actor.since, actor.host) if hangs else _reply(actor)
         if reply.lost:
             # Killed even if it seems dead: an unreachable actor may still compute and hold its GPU.
@@ -259,4 +269,6 @@ def _failure_of_lost(error: RayError) -> Failure:
 
 
 def _new_actor(resources: Resources, env_vars: Mapping[str, str]) -> Any:
-    return ray.remote(WorkerActor).options(**actor_options(resources, env_vars)).remote()
+    # With a second group, Ray runs an actor's other methods in one thread, always the same.
+    groups: Any = {"concurrency_groups": {GROUP: 1}}
+    return ray.remote(**groups)(WorkerActor).options(**actor_options(resources, env_vars)).remote()

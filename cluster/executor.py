@@ -53,17 +53,24 @@ class Resources:
 ONE_CPU = Resources()
 
 
+def unreported(units: float) -> None:
+    """A report that goes nowhere."""
+
+
 @dataclass(frozen=True)
 class Attempt:
-    """Which attempt at an item this is.
+    """Which attempt at an item this is, and where its worker reports how far it is.
 
     Attributes:
         number: from 1.
         halvings: how often running out of memory has halved the batch.
+        report: a worker may call it with the number of units of the item, such as samples, that it has finished since
+            its last call; a unit counts by the part of it that is finished. It only informs a watch.
     """
 
     number: int
     halvings: int
+    report: Callable[[float], None] = field(default=unreported, repr=False, compare=False)
 
 
 Worker = Callable[[Any, Attempt], Any]
@@ -162,12 +169,15 @@ class Load:
         queued: how many items wait.
         workers: how many workers are waiting (for a node), building, idle or working.
         retries: how often items were put back since the map began, by the class of the failure.
+        units: how many units of the running items their workers have reported as finished. On a cluster the number may
+            be some seconds old.
     """
 
     running: int
     queued: int = 0
     workers: Mapping[str, int] = field(default_factory=dict)
     retries: Mapping[str, int] = field(default_factory=dict)
+    units: float = 0.0
 
 
 Watch = Callable[[Load], None]

@@ -76,10 +76,10 @@ class OnRay:
                     local_ray.require_alive()
                     checked = time.monotonic()
                 outcome = pool.step()
-                watch(pool.load)
                 if outcome is not None:
                     yield outcome
                     queue.raise_if_exhausted()
+                watch(pool.load)  # after the outcome, so that an item's units are never missing from both
             pool.release()
         finally:
             pool.stop()

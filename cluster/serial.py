@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from cluster.executor import ONE_CPU, Budgets, Load, Outcome, Resources, Task, Watch, Worker, unwatched
-from cluster.queue import Constructions, Queue
-from cluster.worker import answer
+from cluster.queue import Constructions, Lease, Queue
+from cluster.worker import Reply, answer
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Serial:
     """The executor that is this process.
 
     `Resources` have no effect: the worker has the whole machine. `Budgets.lease` has none either, because nothing can
-    stop an item that hangs, and `watch` is called only when an item begins.
+    stop an item that hangs, and `watch` is called only when an item begins and when its worker reports.
 
     Attributes:
         budgets: how often failures are tried again.
@@ -39,8 +39,7 @@ class Serial:
             if lease is None:
                 self.sleep(max(0.0, queue.ready_at - self.clock()))
                 continue
-            watch(Load(queue.leased, queue.pending, {"working": queue.leased}, dict(queue.retries)))
-            reply = answer(partial(worker, lease.item, lease.attempt))
+            reply = _attempt(worker, lease, queue, watch)
             outcome = queue.settle(lease, reply, self.clock())
             if outcome is not None:
                 yield outcome
@@ -54,3 +53,31 @@ class Serial:
                 assert reply.result is not None
                 return reply.result
             self.sleep(constructions.failed(reply))
+
+
+def _attempt(worker: Worker, lease: Lease, queue: Queue, watch: Watch) -> Reply:
+    """One attempt at an item. An error of `watch` is not the worker's: it is raised when the attempt has ended."""
+    units, errors = 0.0, list[Exception]()
+
+    def load(units: float) -> Load:
+        return Load(
+            running=queue.leased,
+            queued=queue.pending,
+            workers={"working": queue.leased},
+            retries=dict(queue.retries),
+            units=units,
+        )
+
+    def report(finished: float) -> None:
+        nonlocal units
+        units += finished
+        try:
+            watch(load(units))
+        except Exception as error:
+            errors.append(error)
+
+    report(0.0)
+    reply = Reply() if errors else answer(partial(worker, lease.item, replace(lease.attempt, report=report)))
+    if errors:
+        raise errors[0]
+    return reply

@@ -10,7 +10,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -99,10 +99,12 @@ def answer(call: Callable[[], Any]) -> Reply:
 
 
 class WorkerActor:
-    """A process that holds one worker, as an actor of Ray. Its methods return a `Reply` and raise nothing."""
+    """A process that holds one worker, as an actor of Ray. Its methods raise nothing, and all but `units` return a
+    `Reply`."""
 
     def __init__(self) -> None:
         self._worker: Worker | None = None
+        self._units = 0.0
 
     def ready(self) -> Reply:
         """Returns as soon as the process runs, so that the driver can tell a wait for a node from a slow build."""
@@ -130,4 +132,14 @@ class WorkerActor:
     def work(self, item: Any, attempt: Attempt) -> Reply:
         """One attempt at one item."""
         assert self._worker is not None, "work before build"
-        return answer(partial(self._worker, item, attempt))
+        try:
+            return answer(partial(self._worker, item, replace(attempt, report=self._report)))
+        finally:
+            self._units = 0.0
+
+    def units(self) -> float:
+        """How many units of its present item the worker has finished. Another thread may call this during `work`."""
+        return self._units
+
+    def _report(self, finished: float) -> None:
+        self._units += finished

@@ -146,7 +146,7 @@ class ExecutorMapper:
         task = Task(worker, settings)
         resources = Resources(c.cpus, c.gpus, c.memory)
         outcomes = self.executor.map(task, tasks, resources, lambda load: self.progress.watch(load))
-        for outcome in self.progress.track(stage, outcomes, len(tasks)):
+        for outcome in self.progress.track(stage, outcomes, tasks):
             if outcome.error is None:
                 yield outcome.item, outcome.result
             else:

@@ -6,7 +6,7 @@ v is the direction, and J(s)^T v pulls it back to the parameters. u divides by a
 Letters: b samples, k features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -41,6 +41,10 @@ class Features(NamedTuple):
     states: Int[Tensor, " b"]
 
 
+def discard_report(samples: float) -> None:
+    """A report that goes nowhere."""
+
+
 def training_batch(
     denoiser: Denoiser,
     method: Method,
@@ -69,15 +73,17 @@ def train_features(
     batch: Batch,
     seed: int,
     workspace: Workspace | None = None,
+    report: Callable[[float], None] = discard_report,
 ) -> list[Features]:
     """The training side of methods with one path, for one batch: a `Features` on the CPU for each method.
 
     Args:
         batch: as `training_batch` makes it.
         seed: with a sample's id, draws the noise of its states.
+        report: as of `compute_features_together`.
     """
     specs = [method.train_spec for method in methods]
-    results = compute_features_together(denoiser, projector, specs, batch, seed, workspace)
+    results = compute_features_together(denoiser, projector, specs, batch, seed, workspace, report)
     return [Features(features.phi.cpu(), features.weight, features.states) for features in results]
 
 
@@ -107,14 +113,16 @@ def compute_features(
     batch: Batch,
     seed: int,
     workspace: Workspace | None = None,
+    report: Callable[[float], None] = discard_report,
 ) -> Features:
     """The features of every sample of a batch; they do not depend on its other samples.
 
     Args:
         seed: with a sample's id, draws the noise of its states.
         workspace: of the worker, so that tables and memory serve many batches.
+        report: as of `compute_features_together`.
     """
-    return compute_features_together(denoiser, projector, [spec], batch, seed, workspace)[0]
+    return compute_features_together(denoiser, projector, [spec], batch, seed, workspace, report)[0]
 
 
 def compute_features_together(
@@ -124,10 +132,14 @@ def compute_features_together(
     batch: Batch,
     seed: int,
     workspace: Workspace | None = None,
+    report: Callable[[float], None] = discard_report,
 ) -> list[Features]:
     """Several kinds of features on the same states: one forward at each state for all, one backward for each probe.
 
     Equals `features_naive` up to rounding. All probes must have one `path`.
+
+    Args:
+        report: called after each of n states with b / n, the samples of the batch that are finished since the last one.
     """
     workspace = workspace or Workspace()
     probes = list(dict.fromkeys(spec.probe for spec in specs))
@@ -145,6 +157,7 @@ def compute_features_together(
             pulled = pull_back(denoiser, state, directions, workspace)
             for total in totals:
                 total.add(state, pulled[probes.index(total.spec.probe)])
+            report(len(batch.ids) / len(probes[0].states))
             return pulled[0].prediction
 
         walk(TRAJECTORIES[probes[0].trajectory](denoiser, batch, probes[0], seed), visit)

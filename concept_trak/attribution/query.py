@@ -13,7 +13,7 @@ from torch import Tensor
 from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.denoiser import Denoiser, negatives, unprompted_texts
-from concept_trak.attribution.features import Features, compute_features
+from concept_trak.attribution.features import Features, compute_features, discard_report
 from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.method import CONCEPT_DIRECTIONS, Method
 from concept_trak.attribution.projector import Projector
@@ -95,17 +95,20 @@ def query_features(
     batch: Batch,
     size: int,
     workspace: Workspace | None = None,
+    report: Callable[[float], None] = discard_report,
 ) -> Features:
     """The feature of every sample of a query.
 
     Args:
         batch: the result of `query_batch`.
         size: samples computed at a time; it does not change the features.
+        report: as of `features.compute_features_together`.
     """
     parts = []
     for start in range(0, len(batch.ids), size):
         resolved, rows = resolve_query(denoiser, method, concept, batch.rows(slice(start, start + size)))
-        parts.append(compute_features(denoiser, projector, resolved.query_spec, rows, concept.seed, workspace))
+        spec = resolved.query_spec
+        parts.append(compute_features(denoiser, projector, spec, rows, concept.seed, workspace, report))
     phi, weight, states = (torch.cat(values) for values in zip(*parts, strict=True))
     return Features(phi, weight, states)
 

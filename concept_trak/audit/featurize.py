@@ -5,13 +5,13 @@ Only names and small records cross machines; features go to the store.
 
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from concept_trak.attribution.features import Features, reject_reasons, train_features, training_batch
+from concept_trak.attribution.features import Features, discard_report, reject_reasons, train_features, training_batch
 from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.method import Method
 from concept_trak.audit.inversion_cache import Inversions
@@ -72,9 +72,11 @@ class FeaturizeWorker(ModelWorker):
         read = samples(self.index(shard), self.config.data, self.denoiser.resolution)
         for batch in prefetch(batches(read, self.batch_size(attempt))):
             known = [reject_unknown_class(self.denoiser, s, shard.source) for s in batch]
-            rejects += [one for one in known if isinstance(one, Reject)]
+            unusable = [one for one in known if isinstance(one, Reject)]
+            rejects += unusable
+            attempt.report(len(unusable))
             for usable in batches_of_one_shape(one for one in known if isinstance(one, Sample)):
-                features.append(self.features([self.config.methods[m] for m in methods], usable))
+                features.append(self.features([self.config.methods[m] for m in methods], usable, attempt.report))
                 ready += [(one.id, one.row) for one in usable]
         seconds, kind, records = (time.monotonic() - start) / len(methods), self.config.feature, {}
         for i, method in enumerate(methods):
@@ -105,7 +107,9 @@ class FeaturizeWorker(ModelWorker):
             rejects=everything,
         )
 
-    def features(self, methods: Sequence[Method], batch: Sequence[Sample]) -> list[Features]:
+    def features(
+        self, methods: Sequence[Method], batch: Sequence[Sample], report: Callable[[float], None] = discard_report
+    ) -> list[Features]:
         """The features of samples of one shape, for methods that share their states."""
         d, seed = self.denoiser, self.config.seed
         x_0, cond = encode_samples(d, batch)
@@ -114,7 +118,7 @@ class FeaturizeWorker(ModelWorker):
         if self.config.keep_states and methods[0].train.trajectory == "ddim_inversion":
             settings = feature_settings(self.config, methods[0], d, self.identity)
             training = Inversions(self.store, settings, methods[0].train).known(d, training, batch)
-        return train_features(d, self.config.projector, methods, training, seed, self._workspace)
+        return train_features(d, self.config.projector, methods, training, seed, self._workspace, report)
 
     def _width(self) -> int:
         return self.config.projector.width(sum(p.numel() for p in self.denoiser.parameters.values()))

@@ -5,19 +5,25 @@ frozen record out. The library has `serial`; the jobs wrap an executor on Ray in
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 
 @runtime_checkable
 class Attempt(Protocol):
-    """The number of an attempt at a task, from 1, and how often its batch was halved for lack of memory."""
+    """The number of an attempt at a task, from 1, how often its batch was halved for lack of memory, and a report.
+
+    `report` takes the number of samples that the worker has finished since its last report; a sample counts by the part
+    of it that is finished. It only informs.
+    """
 
     @property
     def number(self) -> int: ...
     @property
     def halvings(self) -> int: ...
+    @property
+    def report(self) -> Callable[[float], None]: ...
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,11 @@ class FirstAttempt:
 
     number: int = 1
     halvings: int = 0
+
+    @property
+    def report(self) -> Callable[[float], None]:
+        """Takes every report and drops it."""
+        return lambda samples: None
 
 
 class Task(ABC):
@@ -38,7 +49,7 @@ class Task(ABC):
 
     @property
     def samples(self) -> int:
-        """Number of training samples that the task computes, for the rate in the progress; 0 if it computes none."""
+        """Number of samples that the task computes, for the progress; 0 if it computes none."""
         return 0
 
     def __str__(self) -> str:

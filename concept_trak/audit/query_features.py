@@ -1,5 +1,6 @@
 """The work of one query: a concept's own samples, their mean feature, and pictures of them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch.nn import functional
 
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.damping import query_halves
-from concept_trak.attribution.features import Features
+from concept_trak.attribution.features import Features, discard_report
 from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.query import UNGUIDED, phrasing_features, query_features
 from concept_trak.attribution.state import Batch
@@ -38,6 +39,10 @@ class QueryTask(Task):
     def label(self) -> str:
         return f"{self.method}-{self.concept.name}"
 
+    @property
+    def samples(self) -> int:
+        return self.concept.count
+
 
 @dataclass(frozen=True)
 class QueryResult:
@@ -65,7 +70,7 @@ class QueryWorker(ModelWorker):
     def __call__(self, question: QueryTask, attempt: Attempt) -> QueryResult:
         size = self.batch_size(attempt)
         batch = self.batch(question, size)
-        features = self.features(question, batch, size)
+        features = self.features(question, batch, size, attempt.report)
         phi = phrasing_features(self.denoiser, question.concept, features)
         halves = query_halves(features.phi, max(1, len(question.concept.condition_pairs)))
         return QueryResult(
@@ -82,10 +87,12 @@ class QueryWorker(ModelWorker):
         files = ConceptFiles(question.image, question.examples, question.classifier)
         return open_query(self.denoiser, question.concept, files, size)
 
-    def features(self, question: QueryTask, batch: Batch, size: int) -> Features:
+    def features(
+        self, question: QueryTask, batch: Batch, size: int, report: Callable[[float], None] = discard_report
+    ) -> Features:
         """The feature of each sample, computed `size` samples at a time."""
         method, projector = self.config.methods[question.method], self.config.projector
-        return query_features(self.denoiser, projector, method, question.concept, batch, size, self._workspace)
+        return query_features(self.denoiser, projector, method, question.concept, batch, size, self._workspace, report)
 
     def pictures(self, question: QueryTask, batch: Batch) -> tuple[bytes, ...]:
         """The concept's image, some of its examples, or what the model draws for the first samples."""

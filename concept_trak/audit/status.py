@@ -101,12 +101,13 @@ def describe_status(audit: Audit) -> list[str]:
 
 
 def _counted(s: dict[str, Any], running: str) -> str:
-    """One stage of the last reported progress: done, running, failed, rejected, rate and time left."""
+    """One stage of the last reported progress: done, running, failed, rejected, samples, rate and time left."""
     running = running if s["done"] < s["of"] else ""
+    samples = f", {s['samples']} of {s['samples_of']} samples" if running and s.get("samples_of") else ""
     rate = f", {s['samples_per_second']:.1f} samples/s" if s["samples"] else ""
     left = f", {s['seconds_left']:.0f} s left" if s["seconds_left"] else ""
     troubles = "".join(f", {s[what]} {what}" for what in ("failed", "rejected", "retries") if s[what])
-    return f"{s['done'] - s['failed']} of {s['of']} done{running}{troubles}{rate}{left}"
+    return f"{s['done'] - s['failed']} of {s['of']} done{running}{troubles}{samples}{rate}{left}"
 
 
 def _last_seen(audit: Audit) -> dict[str, Any] | None:

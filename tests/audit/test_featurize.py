@@ -15,6 +15,7 @@ from concept_trak.attribution.features import compute_features
 from concept_trak.attribution.method import METHODS
 from concept_trak.attribution.query import query_batch
 from concept_trak.audit.featurize import FeaturizeTask, FeaturizeWorker
+from concept_trak.audit.mapper import FirstAttempt
 from concept_trak.audit.prepare import Prepared, prepare
 from concept_trak.audit.query_features import QueryTask, QueryWorker
 from concept_trak.audit.shown_samples import ShowTask, ShowWorker
@@ -23,7 +24,7 @@ from concept_trak.data.benchmarks.two_factors import SHAPES3
 from concept_trak.store.codec import decode_blocks
 from concept_trak.store.identity import FeatureSet
 from concept_trak.store.records import read_part
-from tests.jobs.world import RESOLUTION, World, build
+from tests.jobs.world import RESOLUTION, World, altered, build
 from tests.tolerances import BATCH32, EXACT64, STORED16
 
 FIRST = Attempt(1, 0)
@@ -52,6 +53,30 @@ def test_a_shard_becomes_a_part_and_its_record(prepared):
     ids, phi = features(prepared, record)
     assert ids == [f"shapes-{i:06d}" for i in range(8, 16)], "rows stand in the order of the source"
     assert record.sum_squares == pytest.approx((phi**2).sum(), rel=STORED16)
+
+
+def test_who_waits_hears_of_each_state_of_a_batch_until_all_samples_are_done(world, tmp_path):
+    """Two batches of at most four samples; a reject counts when it is read. The reports sum to the samples."""
+
+    def spoil(rows):
+        rows[2]["image"]["bytes"] = b"no image"
+
+    data = altered(world, tmp_path / "one-broken", spoil)
+    p = prepare(world.config(tmp_path / "store", f"data.uri={data}", "model.batch=4"))
+    task, reports = FeaturizeTask(("caption_trak",), p.plan[0]), []
+    (record,) = FeaturizeWorker(p.work)(task, Attempt(1, 0, reports.append)).records
+    assert (record.rejected, record.rows) == (1, 7)
+    assert sum(reports) == pytest.approx(task.samples)
+    states = len(p.config.methods["caption_trak"].train.states)
+    assert [report for report in reports if report] == [1] + [4 / states] * states + [3 / states] * states
+    assert FeaturizeWorker(p.work)(task, FirstAttempt()).records == (record,), "a part that is there reports nothing"
+
+
+def test_a_query_reports_its_own_samples(prepared):
+    reports, question = [], replace(prepared.queries[0], method="caption_trak")
+    QueryWorker(prepared.work)(question, Attempt(1, 0, reports.append))
+    assert sum(reports) == pytest.approx(question.samples)
+    assert question.samples == question.concept.count > 1
 
 
 def test_methods_on_the_same_states_are_computed_together(world, tmp_path):

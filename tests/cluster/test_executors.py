@@ -46,6 +46,21 @@ def test_who_watches_hears_what_is_tried_again_and_why(make_executor):
     assert heard[-1].retries == {"application": 2, "memory": 3}
 
 
+def test_who_watches_hears_how_far_the_running_items_are(make_executor, tmp_path):
+    """An item goes on only after its units were heard of, so the test fails by a timeout where none are."""
+    heard = []
+
+    def watch(load):
+        heard.append(load.units)
+        if load.units:
+            (tmp_path / f"{load.units:g}").touch()
+
+    (outcome,) = make_executor().map(Task(workers.Stepwise, str(tmp_path)), [(1.5, 1.0)], watch=watch)
+    assert outcome.error is None, outcome.error
+    changes = [units for i, units in enumerate(heard) if i == 0 or units != heard[i - 1]]
+    assert changes[:3] == [0.0, 1.5, 2.5]
+
+
 def test_no_items_need_no_worker(make_executor):
     assert list(make_executor().map(Task(workers.Refusing, Settings(word="never built")), [])) == []
 

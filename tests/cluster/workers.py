@@ -70,6 +70,20 @@ class Moody(Square):
         return attempt.number, attempt.halvings
 
 
+class Stepwise(Square):
+    """Reports the numbers of an item one after the other, and waits after each for a file of the sum's name."""
+
+    def __call__(self, item, attempt):
+        total = 0.0
+        for step in item:
+            attempt.report(step)
+            total += step
+            until = time.monotonic() + 60
+            while not (Path(self.config) / f"{total:g}").exists():
+                assert time.monotonic() < until, f"nobody has heard of {total:g} units"
+                time.sleep(0.02)
+
+
 class Killable(Square):
     """On the first attempt leaves its pid in the folder and waits to be killed; later attempts succeed."""
 

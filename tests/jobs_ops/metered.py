@@ -31,13 +31,14 @@ class Recording(Gated):
 def run(folder: str, address: str) -> None:
     meter = Meter(exported(METRICS, {"audit": "week-1"}))
     progress = Progress(Audit(Store(folder), "week-1"), 0.2, meter)
+    items = [Item("plain"), Item("troubled"), Item("hopeless")]
     outcomes = OnRay(address, workers=2, env_vars={"PYTHONPATH": os.environ["PYTHONPATH"]}).map(
         Task(Recording, folder),
-        [Item("plain"), Item("troubled"), Item("hopeless")],
+        items,
         Resources(),
         progress.watch,
     )
-    list(progress.track("featurize", outcomes, 3))
+    list(progress.track("featurize", outcomes, items))
     sys.stdin.read()
 
 
