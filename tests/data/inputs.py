@@ -95,7 +95,7 @@ def tar(root: Path, *members: tuple[str, bytes | str], name: str = "a.tar", **se
 # Files
 
 
-@case("a picture and a text of its name")
+@case("a picture and a text with its name")
 def _(root: Path) -> DataConfig:
     return captioned(root, "a.png")
 
@@ -117,7 +117,7 @@ def _(root: Path) -> DataConfig:
     return DataConfig(str(root), label_columns=("id",))
 
 
-@case("endings that are no picture's")
+@case("files with other endings")
 def _(root: Path) -> DataConfig:
     put(root, README__md="read me", b__psd=b"8BPS")
     return labelled(root, "a.png")
@@ -129,14 +129,14 @@ def _(root: Path) -> DataConfig:
     return labelled(root, "a.png")
 
 
-@case("a link to a picture, and a link to nothing")
+@case("a link to a picture, and a broken link")
 def _(root: Path) -> DataConfig:
     (root / "b.png").symlink_to("a.png")
     (root / "c.png").symlink_to("gone.png")
     return labelled(root, "a.png")
 
 
-@case("a linked folder from elsewhere")
+@case("a link to a folder outside `data.uri`")
 def _(root: Path) -> DataConfig:
     put_file(root / "elsewhere/b.png")
     (root / "data").mkdir()
@@ -144,7 +144,7 @@ def _(root: Path) -> DataConfig:
     return labelled(root / "data", "a.png")
 
 
-@case("two links to a folder that is read under its own name")
+@case("two links to folders inside `data.uri`")
 def _(root: Path) -> DataConfig:
     config = labelled(root, "z/a.png")
     (root / "a").symlink_to("z")
@@ -164,7 +164,7 @@ def _(root: Path) -> DataConfig:
     return DataConfig(str(root / "pipe.parquet"))
 
 
-@case("`data.uri` is a link to nothing")
+@case("`data.uri` is a broken link")
 def _(root: Path) -> DataConfig:
     (root / "a.parquet").symlink_to("gone.parquet")
     return DataConfig(str(root / "a.parquet"))
@@ -176,7 +176,7 @@ def _(root: Path) -> DataConfig:
     return tar(root, *pair("a"))
 
 
-@case("compressed tars alone")
+@case("only compressed tars")
 def _(root: Path) -> DataConfig:
     put(root, b__tar__gz=b"\x1f\x8b")
     return DataConfig(str(root))
@@ -230,7 +230,7 @@ def _(root: Path) -> DataConfig:
     return labelled(root, "train2017/test.png", "val2017/a.png", split="val")
 
 
-@case("a test file beside files of no split")
+@case("a test file and files without a split")
 def _(root: Path) -> DataConfig:
     for name in ("part-0", "test-0"):
         write(root / f"{name}.parquet", files.rows(2))
@@ -372,19 +372,19 @@ def _(root: Path) -> DataConfig:
     return DataConfig(str(root), caption_column="txt")
 
 
-@case("an empty text, or none")
+@case("an empty text, and a picture without a text")
 def _(root: Path) -> DataConfig:
     put(root, a__png=PNG, a__txt=" \r\n", b__png=PNG)
     return DataConfig(str(root), caption_column="txt")
 
 
-@case("a folder of pictures with texts, and one without")
+@case("a folder of pictures, some with texts")
 def _(root: Path) -> DataConfig:
     put(root, b___b__png=PNG)
     return captioned(root, "a/a.png")
 
 
-@case("a caption column that no picture has")
+@case("a caption column that is missing for every picture")
 def _(root: Path) -> DataConfig:
     put(root, a__png=PNG, b___a__png=PNG)
     return DataConfig(str(root), caption_column="text")
@@ -423,7 +423,7 @@ def _(root: Path) -> DataConfig:
     return labelled(root, "a.png")
 
 
-@case("metadata that name a picture that is not there, and a file that is none")
+@case("metadata that name a missing picture and a file that is not a picture")
 def _(root: Path) -> DataConfig:
     put(root, a__png=PNG, b__xyz="?", metadata__csv="file_name,text\na.png,a\ngone.png,b\nb.xyz,c\n")
     return DataConfig(str(root), caption_column="text")
@@ -452,7 +452,7 @@ def _(root: Path) -> DataConfig:
     return tar(root, ("a.png", PNG), ("a.json", '{"n": 5}'), caption_column="n")
 
 
-@case("a caption column of nulls alone, in one file of two")
+@case("a caption column with only nulls in one of two files")
 def _(root: Path) -> DataConfig:
     table(root, "a.parquet", image=structs(), caption=["a", "b"])
     return table(root, "b.parquet", image=structs(), caption=pa.nulls(2))
@@ -464,14 +464,14 @@ def _(root: Path) -> DataConfig:
     return table(root, image=structs(), caption=wrong)
 
 
-@case("half of a surrogate pair, as JSON may have it")
+@case("half of a surrogate pair in JSON")
 def _(root: Path) -> DataConfig:
     lines = '{"file_name": "a.png", "text": "\\ud800"}\n{"file_name": "b.png", "text": "a"}'
     put(root, a__png=PNG, b__png=PNG, metadata__jsonl=lines)
     return DataConfig(str(root), caption_column="text")
 
 
-@case("a label that is null")
+@case("a null label")
 def _(root: Path) -> DataConfig:
     table(root, image=structs(), caption=["a", "b"], artist=["x", None])
     return DataConfig(str(root), label_columns=("artist",))
@@ -501,17 +501,17 @@ def _(root: Path) -> DataConfig:
     return table(root, "3.parquet", image=structs(), caption=["a", "b"])
 
 
-@case("images that are null")
+@case("null images")
 def _(root: Path) -> DataConfig:
     return table(root, image=pa.array([PNG, None], pa.binary()), caption=["a", "b"])
 
 
-@case("images of which only the path is there, all of them")
+@case("images that are all paths without bytes")
 def _(root: Path) -> DataConfig:
     return table(root, image=structs(bytes=None), caption=["a", "b"])
 
 
-@case("images of which only the path is there, some of them")
+@case("images of which some are paths without bytes")
 def _(root: Path) -> DataConfig:
     images = [{"bytes": PNG, "path": None}, {"bytes": None, "path": "/abs/a.png"}]
     return table(root, image=pa.array(images, IMAGE), caption=["a", "b"])
@@ -547,13 +547,13 @@ def _(root: Path) -> DataConfig:
     return DataConfig(str(root))
 
 
-@case("a column that one file lacks")
+@case("a column that is missing from one file")
 def _(root: Path) -> DataConfig:
     table(root, "a.parquet", image=structs(1), caption=["a"])
     return table(root, "b.parquet", image=structs(1))
 
 
-@case("a file that is none, or cut off")
+@case("a file of another format, or cut off")
 def _(root: Path) -> DataConfig:
     table(root, image=structs(1), caption=["a"])
     put_file(root / "b.parquet", (root / "a.parquet").read_bytes()[:-9])
@@ -570,13 +570,13 @@ def _(root: Path) -> DataConfig:
     return config
 
 
-@case("ids that repeat")
+@case("repeated ids")
 def _(root: Path) -> DataConfig:
     table(root, image=structs(2), caption=["a", "b"], id=["x", "x"])
     return DataConfig(str(root), id_column="id")
 
 
-@case("ids that are missing")
+@case("missing ids")
 def _(root: Path) -> DataConfig:
     table(root, image=structs(2), caption=["a", "b"], id=["x", None])
     return DataConfig(str(root), id_column="id")
@@ -591,13 +591,13 @@ def _(root: Path) -> DataConfig:
     return DataConfig(str(root), caption_column="txt")
 
 
-@case("a tar that is cut off")
+@case("a truncated tar")
 def _(root: Path) -> DataConfig:
     put_file(root / "a.tar", packed(*pair("a"))[:2048])
     return DataConfig(str(root), caption_column="txt")
 
 
-@case("bytes of something else behind the end")
+@case("other bytes after the end")
 def _(root: Path) -> DataConfig:
     put_file(root / "a.tar", packed(*pair("a")) + b"no tar" * 200)
     return DataConfig(str(root), caption_column="txt")
@@ -613,17 +613,17 @@ def _(root: Path) -> DataConfig:
     return tar(root, *pair("a"), *pair("b"), *pair("scan.0001"))
 
 
-@case("two pictures of one name, or none")
+@case("two pictures with the same name, and a name without a picture")
 def _(root: Path) -> DataConfig:
     return tar(root, *pair("a"), *pair("b"), ("b.webp", PNG), ("c.txt", "no picture"))
 
 
-@case("members of one sample that are not in one piece")
+@case("members of a sample that are not next to each other")
 def _(root: Path) -> DataConfig:
     return tar(root, ("a.png", PNG), *pair("b"), ("a.txt", "a"))
 
 
-@case("links, devices and names that lead out of the tar")
+@case("links, devices, and names that point outside the tar")
 def _(root: Path) -> DataConfig:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
@@ -635,7 +635,7 @@ def _(root: Path) -> DataConfig:
     return DataConfig(str(root), caption_column="txt")
 
 
-@case("members that no column needs")
+@case("members that no setting needs")
 def _(root: Path) -> DataConfig:
     return tar(root, *pair("a"), ("a.npy", b"1"), ("a.cls", b"2"), ("._a.png", b"Apple"))
 
@@ -660,7 +660,7 @@ def _(root: Path) -> DataConfig:
     return encoded_set(root, torch.zeros(2, 4, 3, 3))
 
 
-@case("tensors of something else")
+@case("other tensors")
 def _(root: Path) -> DataConfig:
     from safetensors.torch import save_file
 

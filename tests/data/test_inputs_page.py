@@ -18,7 +18,7 @@ from concept_trak.data.survey import survey
 from tests.data.inputs import CASES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/inputs.md"
-ROWS = dict(re.findall(r"^\| (?!What lies there|---)(.+?) \| (.+) \|$", PAGE.read_text(), re.M))
+ROWS = dict(re.findall(r"^\| (?!Input |---)(.+?) \| (.+) \|$", PAGE.read_text(), re.M))
 
 
 class Timeless(AbstractFileSystem):
