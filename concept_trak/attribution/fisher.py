@@ -108,8 +108,37 @@ class Solution(NamedTuple):
     residual: Float[Tensor, " m"]
 
 
-def solve(matrix: Float[Tensor, "k k"], lam: float, queries: Float[Tensor, "m k"]) -> Solution:
-    """Primal form, by Cholesky: for n >= k.
+@dataclass(frozen=True)
+class Factor:
+    """K + lambda I with its Cholesky factor, float64 [k, k]. It solves one query after another."""
+
+    shifted: Float[Tensor, "k k"]
+    cholesky: Float[Tensor, "k k"]
+
+    def solve(self, queries: Float[Tensor, "m k"]) -> Solution:
+        """z = (K + lambda I)^-1 q of every query."""
+        q = queries.double()
+        z = torch.cholesky_solve(q.T, self.cholesky).T
+        return Solution(z, _residual(z @ self.shifted, q))
+
+
+@dataclass(frozen=True)
+class DualFactor:
+    """The factor of Phi Phi^T + lambda I, for n < k, with the features Phi, float64."""
+
+    rows: Float[Tensor, "n k"]
+    inner: Factor
+    lam: float
+
+    def solve(self, queries: Float[Tensor, "m k"]) -> Solution:
+        """z = (q - Phi^T (Phi Phi^T + lambda I)^-1 Phi q) / lambda of every query (Woodbury 1950)."""
+        q = queries.double()
+        z = (q - self.inner.solve(q @ self.rows.T).z @ self.rows) / self.lam
+        return Solution(z, _residual(z @ self.rows.T @ self.rows + self.lam * z, q))
+
+
+def factorize(matrix: Float[Tensor, "k k"], lam: float) -> Factor:
+    """The Cholesky factor of K + lambda I.
 
     Raises:
         UserError: K + lambda I is not positive definite, so lambda is too small for the rank of K.
@@ -118,30 +147,29 @@ def solve(matrix: Float[Tensor, "k k"], lam: float, queries: Float[Tensor, "m k"
     factor, info = torch.linalg.cholesky_ex(shifted)
     if info.item() != 0:
         raise UserError(f"K + lambda I is not positive definite at lambda = {lam:.3g}: raise `damping`")
-    q = queries.double()
-    z = torch.cholesky_solve(q.T, factor).T
-    return Solution(z, _residual(z @ shifted, q))
+    return Factor(shifted, factor)
 
 
-def solve_dual(phi: Float[Tensor, "n k"], lam: float, queries: Float[Tensor, "m k"]) -> Solution:
-    """The same z for n < k: z = (q - Phi^T (Phi Phi^T + lambda I)^-1 Phi q) / lambda (Woodbury 1950), lambda > 0."""
+def factorize_dual(phi: Float[Tensor, "n k"], lam: float) -> DualFactor:
+    """The factor of the dual form.
+
+    Raises:
+        UserError: lambda is not positive, or too small.
+    """
     if lam <= 0:
         raise UserError(f"lambda = {lam:.3g} with fewer samples than features: K is singular, raise `damping`")
-    rows, q = phi.double(), queries.double()
-    inner = solve(rows @ rows.T, lam, q @ rows.T).z
-    z = (q - inner @ rows) / lam
-    return Solution(z, _residual(z @ rows.T @ rows + lam * z, q))
+    rows = phi.double()
+    return DualFactor(rows, factorize(rows @ rows.T, lam), lam)
 
 
-def solve_damped(
-    gram: Gram, damping: float, queries: Float[Tensor, "m k"], phi: Callable[[], Float[Tensor, "n k"]]
-) -> tuple[Solution, float]:
-    """z = (K + lambda I)^-1 q of every query, and lambda = damping tr(K) / k; in the dual form if n < k.
+def factorize_damped(
+    gram: Gram, damping: float, phi: Callable[[], Float[Tensor, "n k"]]
+) -> tuple[Factor | DualFactor, float]:
+    """The factor of K + lambda I, and lambda = damping tr(K) / k; that of the dual form if n < k.
 
     Args:
         gram: K, with the number n of its samples.
         damping: relative to the mean eigenvalue of K.
-        queries: phi_q of each query.
         phi: returns all n features; only the dual form calls it.
 
     Raises:
@@ -149,8 +177,26 @@ def solve_damped(
     """
     lam = gram.damped(damping)
     if gram.count < len(gram.matrix):
-        return solve_dual(phi(), lam, queries), lam
-    return solve(gram.matrix, lam, queries), lam
+        return factorize_dual(phi(), lam), lam
+    return factorize(gram.matrix, lam), lam
+
+
+def solve(matrix: Float[Tensor, "k k"], lam: float, queries: Float[Tensor, "m k"]) -> Solution:
+    """Primal form, by Cholesky: for n >= k. Raises UserError as `factorize` does."""
+    return factorize(matrix, lam).solve(queries)
+
+
+def solve_dual(phi: Float[Tensor, "n k"], lam: float, queries: Float[Tensor, "m k"]) -> Solution:
+    """The same z for n < k and lambda > 0. Raises UserError as `factorize_dual` does."""
+    return factorize_dual(phi, lam).solve(queries)
+
+
+def solve_damped(
+    gram: Gram, damping: float, queries: Float[Tensor, "m k"], phi: Callable[[], Float[Tensor, "n k"]]
+) -> tuple[Solution, float]:
+    """z = (K + lambda I)^-1 q of every query, and lambda; the arguments are those of `factorize_damped`."""
+    factor, lam = factorize_damped(gram, damping, phi)
+    return factor.solve(queries), lam
 
 
 def sweep(

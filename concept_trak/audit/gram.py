@@ -23,7 +23,7 @@ from concept_trak.attribution.damping import (
     most_separating_damping,
     why_default,
 )
-from concept_trak.attribution.fisher import Gram, stored_gram
+from concept_trak.attribution.fisher import DualFactor, Factor, Gram, stored_gram
 from concept_trak.audit.damping import Halves, correlated_records, keep_choice, read_choice
 from concept_trak.audit.gram_tree import GramNode
 from concept_trak.audit.mapper import Attempt, Task
@@ -147,6 +147,49 @@ class SolveResult:
     file: ListedFile
 
 
+@dataclass(frozen=True)
+class DampedSystem:
+    """(K + lambda I) z = phi_q of one method, with the factor of K + lambda I, which is the same for every query.
+
+    `file` is where K lies.
+    """
+
+    method: str
+    gram: Gram
+    damping: DampingChoice
+    factor: Factor | DualFactor
+    lam: float
+    file: ListedFile
+
+    def solve(self, phi: Float[np.ndarray, "m k"]) -> SolveResult:
+        """z of every query, and the root mean square that its scores will have."""
+        queries, gram = torch.from_numpy(phi).to(torch.float64), self.gram
+        solved = self.factor.solve(queries)
+        spread = tuple(
+            (ranking.score_rms(z, gram.matrix, gram.count), ranking.score_rms(q, gram.matrix, gram.count))
+            for z, q in zip(solved.z, queries, strict=True)
+        )
+        return SolveResult(
+            method=self.method,
+            count=gram.count,
+            trace=gram.trace,
+            z=solved.z.numpy(),
+            residual=tuple(solved.residual.tolist()),
+            lam=self.lam,
+            spread=spread,
+            damping=self.damping,
+            file=self.file,
+        )
+
+
+def damped_system(
+    method: str, gram: Gram, damping: DampingChoice, file: ListedFile, phi: Callable[[], Tensor]
+) -> DampedSystem:
+    """The system of a method; `phi` returns all features, which only the dual form needs."""
+    factor, lam = fisher.factorize_damped(gram, damping.damping, phi)
+    return DampedSystem(method=method, gram=gram, damping=damping, factor=factor, lam=lam, file=file)
+
+
 class SolveWorker(StoreWorker):
     """K from the top of its tree, to `gram.safetensors`; then z = (K + lambda I)^-1 phi_q of every concept.
 
@@ -155,7 +198,6 @@ class SolveWorker(StoreWorker):
 
     def __call__(self, task: SolveTask, attempt: Attempt) -> SolveResult:
         gram = add_grams(self.store, self.work.features[task.method], task.grams)
-        queries = torch.from_numpy(task.phi).to(torch.float64)
         file = write_listed(self.audit, gram_file(task.method), encode_gram(gram.matrix.numpy(), gram.count))
         if gram.trace == 0:
             raise UserError(
@@ -167,22 +209,7 @@ class SolveWorker(StoreWorker):
             return torch.cat([phi for _, _, phi in self.features(*task.records)])
 
         choice = self._damping(task, gram, phi)
-        solved, lam = fisher.solve_damped(gram, choice.damping, queries, phi)
-        spread = tuple(
-            (ranking.score_rms(z, gram.matrix, gram.count), ranking.score_rms(q, gram.matrix, gram.count))
-            for z, q in zip(solved.z, queries, strict=True)
-        )
-        return SolveResult(
-            method=task.method,
-            count=gram.count,
-            trace=gram.trace,
-            z=solved.z.numpy(),
-            residual=tuple(solved.residual.tolist()),
-            lam=lam,
-            spread=spread,
-            damping=choice,
-            file=file,
-        )
+        return damped_system(task.method, gram, choice, file, phi).solve(task.phi)
 
     def _damping(self, task: SolveTask, gram: Gram, phi: Callable[[], Tensor]) -> DampingChoice:
         """The configured damping; with `auto` the one that the queries agree about, or the default and why."""

@@ -120,7 +120,7 @@ class ScoreWorker(StoreWorker):
         kept, scored, known = ScoreSummary(self.work.config.top, queries.scale), list[Tensor](), list[pa.Table]()
         with closing(self.blocks(*task.records)) as coming:
             for record, shard in zip_longest(task.records, task.shards):
-                ids, values = self._shard(task.method, record, coming, queries, kept)
+                ids, values = score_part(task.method, record, coming, queries, kept)
                 if self.work.config.scores == "all":
                     table = _scores_table(ids, queries.columns, values)
                     files.append(write_listed(self.audit, scores_file(task.method, record.shard), table))
@@ -135,9 +135,7 @@ class ScoreWorker(StoreWorker):
             table = scores.graded(graded)
             files.append(write_listed(self.audit, graded_file(task.method, task.first), table))
             carriers = {c.name: pc.sum(table[shows_column(c.name)]).as_py() or 0 for c in graded}
-        columns = zip(queries.columns, kept.ends(), kept.histogram.tolist(), strict=True)
-        ends = {name: ColumnEnds(ends.top, ends.bottom, counts) for name, ends, counts in columns}
-        return ScoreResult(task.method, ends, tuple(files), carriers)
+        return ScoreResult(task.method, column_ends(queries, kept), tuple(files), carriers)
 
     def _sums(self, task: ScoreTask, scores: "Scored") -> pa.Table:
         """The scores of a task summed by everything that its samples are counted under."""
@@ -146,24 +144,31 @@ class ScoreWorker(StoreWorker):
         groups = list(memberships(scores.known, sources, heavy))
         return sums_table(scores.columns, scores.values.numpy(), groups)
 
-    def _shard(
-        self, method: str, record: Record, coming: Iterator[Block], queries: Queries, kept: ScoreSummary
-    ) -> tuple[list[str], Float[Tensor, "n c"]]:
-        """The next shard's own row groups, as many as its record has rows; its ids and scores."""
-        ids: list[str] = []
-        values = torch.empty(record.rows, len(queries.columns))
-        while len(ids) < record.rows:
-            block = next(coming)
-            require_width(block, queries.z.shape[1], record)
-            scores = values[len(ids) : len(ids) + len(block.ids)]
-            with np.errstate(over="ignore"):
-                factor = torch.from_dlpack(block.weight * block.scale)
-            unit = torch.from_dlpack(block.unit)
-            ranking.stored_scores(unit, factor, queries.z, scores)
-            require_finite_scores(scores, method, record)
-            kept.add(scores, block.ids, record.shard)
-            ids += block.ids
-        return ids, values
+
+def score_part(
+    method: str, record: Record, coming: Iterator[Block], queries: Queries, kept: ScoreSummary
+) -> tuple[list[str], Float[Tensor, "n c"]]:
+    """The next part's own row groups, as many as its record has rows; its ids and scores, which `kept` has too."""
+    ids: list[str] = []
+    values = torch.empty(record.rows, len(queries.columns))
+    while len(ids) < record.rows:
+        block = next(coming)
+        require_width(block, queries.z.shape[1], record)
+        scores = values[len(ids) : len(ids) + len(block.ids)]
+        with np.errstate(over="ignore"):
+            factor = torch.from_dlpack(block.weight * block.scale)
+        unit = torch.from_dlpack(block.unit)
+        ranking.stored_scores(unit, factor, queries.z, scores)
+        require_finite_scores(scores, method, record)
+        kept.add(scores, block.ids, record.shard)
+        ids += block.ids
+    return ids, values
+
+
+def column_ends(queries: Queries, kept: ScoreSummary) -> dict[str, ColumnEnds]:
+    """The ends and the histogram of every column, by its name."""
+    columns = zip(queries.columns, kept.ends(), kept.histogram.tolist(), strict=True)
+    return {name: ColumnEnds(ends.top, ends.bottom, counts) for name, ends, counts in columns}
 
 
 @dataclass(frozen=True)
@@ -220,12 +225,18 @@ def require_finite_scores(values: Float[Tensor, "n c"], method: str, record: Rec
 
 def read_queries(audit: Audit, work: Work, method: str) -> Queries:
     """The queries of an audit for one method, in the order of its concepts."""
-    columns, rows, scale, queries = [], [], [], list[StoredQuery]()
+    queries = list[StoredQuery]()
     for concept in work.config.concepts:
         query = read_query(audit, method, concept.name)
         require_alike(query, queries)
         queries.append(query)
-        columns += [concept.name, plain_column(concept.name)]
-        rows += [query.solved, query.phi]
-        scale += [query.spread_solved, query.spread_phi]
-    return Queries(columns, torch.from_numpy(np.stack(rows)), scale)
+    return stack_queries(queries)
+
+
+def stack_queries(queries: Sequence[StoredQuery]) -> Queries:
+    """The columns of scores of some queries of one method, in their order."""
+    return Queries(
+        columns=[name for query in queries for name in (query.concept, plain_column(query.concept))],
+        z=torch.from_numpy(np.stack([vector for query in queries for vector in (query.solved, query.phi)])),
+        scale=[spread for query in queries for spread in (query.spread_solved, query.spread_phi)],
+    )

@@ -3,7 +3,18 @@
 import pytest
 import torch
 
-from concept_trak.attribution.fisher import PANEL, ROWS, gram, solve, solve_dual, stored_gram, sum_grams, sweep
+from concept_trak.attribution.fisher import (
+    PANEL,
+    ROWS,
+    factorize_damped,
+    gram,
+    solve,
+    solve_damped,
+    solve_dual,
+    stored_gram,
+    sum_grams,
+    sweep,
+)
 from concept_trak.attribution.ranking import score_rms, scores
 from tests.tolerances import DENSE32, EXACT64, SWEPT64
 
@@ -24,6 +35,17 @@ def test_scores_equal_a_dense_float64_solve(n, damping):
         error = (ours - dense).norm() / dense.norm()
         assert error < EXACT64, f"{name} form is off by {error:.1e}"
         assert (solved.residual < EXACT64).all()
+
+
+@pytest.mark.parametrize("n", [20, 200])
+def test_one_factor_solves_query_after_query(n):
+    phi, k = rows(n, 40), gram(rows(n, 40))
+    factor, lam = factorize_damped(k, 3.0, lambda: phi)
+    for seed in (1, 2):
+        queries = rows(3, 40, seed=seed)
+        solution, same = solve_damped(k, 3.0, queries, lambda: phi)
+        assert (lam, factor.solve(queries).z.tolist()) == (same, solution.z.tolist()), "another order of sums"
+        torch.testing.assert_close(solution.z @ k.matrix + lam * solution.z, queries, rtol=0, atol=EXACT64)
 
 
 def test_grams_add_in_any_grouping():
