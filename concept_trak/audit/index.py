@@ -121,7 +121,7 @@ def open_data(store: Store, data: DataConfig, conditioning: Conditioning, mapper
     """
     require_caption_setting(data, conditioning)
     listed, settings = list_sources(data), IndexSettings(store.uri, data)
-    tasks = [IndexTask(part) for source in listed.sources for part in _parts(source)]
+    tasks = [IndexTask(part) for source in listed.sources for part in indexed_parts(source)]
     names = [task.name for task in tasks]
     by_name, survey = _indexed(store, settings, listed, dict(zip(names, tasks, strict=True)), mapper)
     facts = [by_name[name] for name in names]
@@ -131,7 +131,7 @@ def open_data(store: Store, data: DataConfig, conditioning: Conditioning, mapper
     return replace(result, listing=listing_of(survey), vocabulary=sum(f.vocabulary for f in facts))
 
 
-def _parts(source: Source) -> Iterator[Source]:
+def indexed_parts(source: Source) -> Iterator[Source]:
     """The source itself, or the ranges of a folder of images."""
     if source.version:
         yield source

@@ -1,18 +1,22 @@
-"""The plan of an audit: its shards, and the settings that the fingerprint of features covers."""
+"""The plan of an audit: its shards, made or read back, and the settings that the fingerprint of features covers."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from concept_trak import NUMERICS
+from concept_trak import NUMERICS, UserError
 from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.attribution.method import Method, method_settings, norm_settings
+from concept_trak.audit.index import IndexSettings, IndexTask, indexed_parts
 from concept_trak.config import AuditConfig, DataConfig
 from concept_trak.data.captions import caption_columns
-from concept_trak.data.shard import Shard, Source, cut
+from concept_trak.data.shard import Shard, Source, StoredIndex, cut
+from concept_trak.data.survey import list_sources
+from concept_trak.store.sources import SourceSet, source_name
+from concept_trak.store.store import Store
 
 PREPROCESSING = ("crop", "enlarge", "transparency", "most_pixels", "buckets")
 """Settings of `data` that change pixels, or which images become samples."""
@@ -21,6 +25,55 @@ PREPROCESSING = ("crop", "enlarge", "transparency", "most_pixels", "buckets")
 def shards(sources: Sequence[Source], shard_rows: int) -> list[Shard]:
     """All shards, in plan order: sources by name, rows rising."""
     return [shard for source in sources for shard in cut(source, shard_rows)]
+
+
+def read_shards(store: Store, data: DataConfig, plan: Sequence[Mapping[str, Any]]) -> list[Shard]:
+    """The shards of a plan that was read back (`read_plan`), with the files that hold what is known of their rows.
+
+    No image is opened, and nothing is indexed. Only folders of images are listed again, because their indices are named
+    after the versions of their images.
+
+    Args:
+        store: where the indices are.
+        data: how the data are read; `shard_rows` is that of the plan.
+        plan: its rows.
+
+    Raises:
+        UserError: a folder, or an index, is not as it was when the audit was planned.
+    """
+    sources = IndexSettings(store.uri, data).sources
+    indices, rows = set(store.names(sources.folder)), dict[str, int]()
+    for row in plan:
+        rows[row["source"]] = max(rows.get(row["source"], 0), row["first_row"] + row["rows"])
+    shards = [
+        Shard(
+            source=row["source"],
+            version=row["version"],
+            first_row=row["first_row"],
+            rows=row["rows"],
+            stored=(StoredIndex(sources.index(source_name(row["source"], row["version"], 0)), 0, rows[row["source"]]),),
+        )
+        for row in plan
+    ]
+    if all(shard.stored[0].name in indices for shard in shards):
+        return shards
+    folders = {shard.name: shard for shard in _folder_shards(sources, data)}
+    shards = [shard if shard.stored[0].name in indices else folders.get(shard.name, shard) for shard in shards]
+    if changed := next((s for s in shards if not {stored.name for stored in s.stored} <= indices), None):
+        raise UserError(
+            f"{changed.source} changed since the audit was planned, or its index is gone, so the captions and pictures "
+            "of its samples are not known; start a new audit (audit=...): it reuses the features that are still valid"
+        )
+    return shards
+
+
+def _folder_shards(sources: SourceSet, data: DataConfig) -> Iterable[Shard]:
+    """The shards of the folders of images of a data set as they are now."""
+    for source in list_sources(data).sources:
+        if not source.version:
+            parts = [(IndexTask(part).name, part) for part in indexed_parts(source)]
+            stored = tuple(StoredIndex(sources.index(name), part.first_row, part.rows) for name, part in parts)
+            yield from cut(replace(source, stored=stored), data.shard_rows)
 
 
 def feature_settings(

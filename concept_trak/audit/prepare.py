@@ -156,13 +156,22 @@ def check_queries(config: AuditConfig, inputs: Inputs) -> list[QueryTask]:
         UserError: naming the concept or the method.
     """
     denoiser = inputs.denoiser
-    require_conditions(denoiser, config.methods, config.concepts)
-    queries = [_query(denoiser, concept, config.data) for concept in config.concepts]
+    queries = open_questions(denoiser, config)
     if config.model.batch != 1:
         prompts = [text for concept in config.concepts for pair in concept.condition_pairs for text in pair]
         texts = list(dict.fromkeys(prompts)) or unprompted_texts(denoiser, ("0", "1"), 0)
         require_batch_consistency(denoiser, texts[: min(config.model.batch or TOGETHER, TOGETHER)])
     return queries
+
+
+def open_questions(denoiser: Denoiser, config: AuditConfig) -> list[QueryTask]:
+    """The concepts of a configuration with the contents of their files, for no method yet.
+
+    Raises:
+        UserError: a file cannot be read, or the model cannot answer; the message names the concept or the method.
+    """
+    require_conditions(denoiser, config.methods, config.concepts)
+    return [_query(denoiser, concept, config.data) for concept in config.concepts]
 
 
 def check_settings(config: AuditConfig, inputs: Inputs, queries: Sequence[QueryTask]) -> dict[str, dict[str, Any]]:

@@ -95,7 +95,10 @@ class QueryWorker(ModelWorker):
         return query_features(self.denoiser, projector, method, question.concept, batch, size, self._workspace, report)
 
     def pictures(self, question: QueryTask, batch: Batch) -> tuple[bytes, ...]:
-        """The concept's image, some of its examples, or what the model draws for the first samples."""
+        """The concept's image, some of its examples, or what the model draws for the first samples; none if none is
+        shown."""
+        if not question.shown:
+            return ()
         if question.image:
             return (to_png(decode_pixels([question.image], self.denoiser.resolution)[0]),)
         if question.examples:

@@ -39,10 +39,14 @@ def resumed_config(audit: Audit) -> AuditConfig:
         raise UserError(
             "its audit.yaml or plan.parquet is gone, so what to compute is unknown; start a new audit"
         ) from None
-    del values["fingerprints"]
-    values["store"] = audit.store.uri
-    values["data"]["shard_rows"] = max((row["rows"] for row in rows), default=1)
-    return build(AuditConfig, values)
+    return config_of(values, rows, audit.store.uri)
+
+
+def config_of(settings: Mapping[str, Any], plan: Sequence[Mapping[str, Any]], store: str) -> AuditConfig:
+    """The configuration that the settings of an audit (`audit.yaml`) were made from; shards are cut as in its plan."""
+    values = {key: value for key, value in settings.items() if key not in ("fingerprints", "evidence")}
+    values["data"] = {**values["data"], "shard_rows": max((row["rows"] for row in plan), default=1)}
+    return build(AuditConfig, {**values, "store": store})
 
 
 def mend(p: Prepared, damaged: Mapping[str, str], mapper: Mapper) -> None:

@@ -27,7 +27,7 @@ def resolve(config: AuditConfig) -> AuditConfig:
         config,
         audit=tick(config.audit, now) or now.strftime("%Y%m%dT%H%M%SZ"),
         store=absolute(config.store),
-        model=_absolute_model(config.model),
+        model=absolute_model(config.model),
         data=replace(config.data, uri=canonical_uri(config.data.uri)),
     )
 
@@ -51,7 +51,9 @@ def tick(audit: str, now: datetime) -> str:
     return now.strftime(TICKS[audit])
 
 
-def _absolute_model(model: ModelConfig) -> ModelConfig:
+def absolute_model(model: ModelConfig) -> ModelConfig:
+    """The model's settings with absolute paths; Hub ids and URLs are unchanged."""
+
     def absolute_or_hub(address: str) -> str:
         return address if not address or is_hub_id(address) else absolute(address)
 

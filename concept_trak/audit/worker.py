@@ -5,6 +5,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from concept_trak.audit.mapper import Attempt
 from concept_trak.audit.plan import feature_settings
 from concept_trak.config import AuditConfig, ModelConfig, WorkerSettings
 from concept_trak.models import load_model
-from concept_trak.store.identity import FeatureSet
+from concept_trak.store.identity import FeatureSet, differences, read_feature_settings
 from concept_trak.store.manifest import Audit
 from concept_trak.store.part import Block
 from concept_trak.store.prefetch import prefetch
@@ -94,13 +95,19 @@ class ModelWorker:
         self.index = IndexReader(self.store)
         self.identity = identity = self.denoiser.identity()
         for name, method in work.config.methods.items():
-            ours = FeatureSet.of(feature_settings(work.config, method, self.denoiser, identity))
-            if ours != work.features[name]:
-                raise UserError(
-                    f"this worker would compute features {ours.fingerprint} for {name}, the driver expects "
-                    f"{work.features[name].fingerprint}: they see different model files at "
-                    f"{work.config.model.path!r}. Put the same model where every node finds it."
-                )
+            settings = feature_settings(work.config, method, self.denoiser, identity)
+            if FeatureSet.of(settings) != work.features[name]:
+                raise UserError(self._another_model(name, settings))
+
+    def _another_model(self, method: str, settings: dict[str, Any]) -> str:
+        """What differs between the settings of this model's features and those of the features of the audit."""
+        expected = self.work.features[method]
+        different = "; ".join(differences(settings, read_feature_settings(self.store, expected).settings))
+        return (
+            f"the model at {self.config.model.path!r} is not the one of the features {expected.fingerprint} of "
+            f"{method}: {different}. Expected the same files in every process; put the model that the features were "
+            "computed with where every node finds it"
+        )
 
     def batch_size(self, attempt: Attempt) -> int:
         return max(1, (self.config.model.batch or self._fitting) >> attempt.halvings)

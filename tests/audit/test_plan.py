@@ -1,11 +1,20 @@
-"""Shards: names that stay when the data set grows."""
+"""Shards: names that stay when the data set grows, and shards read back from a plan."""
+
+import os
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from concept_trak.audit.plan import shards
+from concept_trak import UserError
+from concept_trak.audit import index
+from concept_trak.audit.index import IndexReader, open_data
+from concept_trak.audit.mapper import serial
+from concept_trak.audit.plan import read_shards, shards
+from concept_trak.config import DataConfig
+from concept_trak.data.benchmarks.synthetic import draw_labelled, write_synthetic
 from concept_trak.data.shard import Shard, Source, cut
+from concept_trak.store.store import Store
 
 
 def synthetic(count: int = 50, rows: int = 2560) -> list[Source]:
@@ -47,3 +56,44 @@ def test_shards_are_aligned_to_the_start_of_their_file(rows, shard_rows):
     parts = cut(Source("a.parquet", "v", rows), shard_rows)
     assert [row for s in parts for row in range(s.first_row, s.first_row + s.rows)] == list(range(rows))
     assert all(s.first_row % shard_rows == 0 for s in parts)
+
+
+def plan_of(store, data):
+    """The shards as an audit plans them, and the rows of its plan."""
+    planned = shards(open_data(store, data, "text", serial).sources, data.shard_rows)
+    return planned, [
+        {"shard": s.name, "source": s.source, "version": s.version, "first_row": s.first_row, "rows": s.rows}
+        for s in planned
+    ]
+
+
+def test_shards_of_files_come_back_without_a_listing(tmp_path, monkeypatch):
+    write_synthetic(tmp_path / "shapes", 24, seed=0, files=2, resolution=16)
+    store, data = Store(str(tmp_path / "store")), DataConfig(str(tmp_path / "shapes"), shard_rows=5)
+    planned, rows = plan_of(store, data)
+    monkeypatch.setattr("concept_trak.audit.plan.list_sources", lambda data: pytest.fail("the data were listed"))
+    again = read_shards(store, data, rows)
+    assert [(s, s.stored) for s in again] == [(s, s.stored) for s in planned]
+    reader = IndexReader(store)
+    assert reader(again[-1]).known.equals(reader(planned[-1]).known)
+
+
+def test_shards_of_a_folder_come_back_as_long_as_its_images_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(index, "FOLDER_ROWS", 4)
+    (tmp_path / "images").mkdir()
+    for i in range(10):
+        draw_labelled(0, i, resolution=16).image.save(tmp_path / f"images/{i}.png")
+        (tmp_path / f"images/{i}.txt").write_text(f"number {i}")
+    store = Store(str(tmp_path / "store"))
+    data = DataConfig(str(tmp_path / "images"), caption_column="txt", shard_rows=3)
+    planned, rows = plan_of(store, data)
+    assert len({part.name for shard in planned for part in shard.stored}) == 3
+    before, again = set(store.names("")), read_shards(store, data, rows)
+    assert [(s, s.stored) for s in again] == [(s, s.stored) for s in planned]
+    reader = IndexReader(store)
+    captions = [text for shard in again for text in reader(shard).known["caption"].to_pylist()]
+    assert captions == [f"number {i}" for i in range(10)]
+    os.utime(tmp_path / "images/9.png", (1, 1))
+    with pytest.raises(UserError, match=r"images/ changed since the audit was planned"):
+        read_shards(store, data, rows)
+    assert set(store.names("")) == before, "an index was written"
