@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from concept_trak.attributor import Attribution as Attribution
     from concept_trak.attributor import Attributor as Attributor
     from concept_trak.attributor import dataset as dataset
+    from concept_trak.audit.finished_audit import open_audit as open_audit
     from concept_trak.config import AuditConfig as AuditConfig
     from concept_trak.models import load_model as load_model
     from concept_trak.report.publish_audit import run_audit as run_audit
-    from concept_trak.store.finished_audit import open_audit as open_audit
 
 __version__ = "0.1.0"
 
@@ -39,7 +39,7 @@ HOMES = {
     "Projector": "attribution.projector",
     "AuditConfig": "config",
     "run_audit": "report.publish_audit",
-    "open_audit": "store.finished_audit",
+    "open_audit": "audit.finished_audit",
 }
 __all__ = [*HOMES, "UserError"]  # pyright: ignore[reportUnsupportedDunderAll]
 

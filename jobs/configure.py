@@ -141,7 +141,9 @@ def _register(schemas: Sequence[type]) -> None:
     store = ConfigStore.instance()
     defaults = {key: value for schema in schemas for key, value in dataclasses.asdict(schema()).items()}
     store.store(name="schema", node=OmegaConf.create(defaults))
-    for name, row in {**{name: name for name in METHODS}, "recommended": RECOMMENDED}.items():
+    store.repo.pop("method", None)  # a group only where whole rows are chosen; to jobs.ask the key is a name
+    rows = {**{name: name for name in METHODS}, "recommended": RECOMMENDED} if "methods" in defaults else {}
+    for name, row in rows.items():
         node = {row: OmegaConf.create(method_settings(METHODS[row]))}
         store.store(group="method", name=name, node=node, package="methods")
 

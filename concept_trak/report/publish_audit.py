@@ -1,7 +1,7 @@
 """The end of an audit: tables, metrics, the page and last the manifest; and its lines on the terminal."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -224,17 +224,34 @@ def describe_answer(p: Prepared, line: Callable[[str], None]) -> None:
         empty = rejected.get("no_caption", 0) / p.samples
         line(f"rejected   {counted} of {p.samples} samples ({empty:.1%} without a caption)")
     for concept in p.config.concepts:
-        line(f"\n{concept.name}: {one_line(concept.question)} ({concept.scope})")
         agreement = questions.get(concept.name, {}).get("agreement", {})
-        for method in p.config.methods:
-            line(f"  {method}{_grade(metrics.get(concept.name, {}).get(method))}{_agreed(agreement.get(method))}")
-            for r in best:
-                if (r["concept"], r["method"]) == (concept.name, method):
-                    same = f"  (the same image as {escaped(r['duplicate_of'])})" if r["duplicate_of"] else ""
-                    sample = f"{escaped(r['sample_id']):<20} {one_line(r['caption'], 100)}{same}"
-                    line(f"    {r['rank']:>3}  {r['score']:>10.3g}  {sample}")
+        for text in concept_lines(concept, p.config.methods, best, metrics.get(concept.name, {}), agreement):
+            line(text)
     where = p.store.uri.removeprefix("file://")
     line(f"\nreport     {where}/{p.audit.name('report.html')}")
+
+
+def concept_lines(
+    concept: Concept,
+    methods: Iterable[str],
+    best: Sequence[Mapping[str, Any]],
+    grades: Mapping[str, dict[str, float]],
+    agreement: Mapping[str, Sequence[float]],
+) -> Iterator[str]:
+    """The lines about one concept: its question, and by method the best samples.
+
+    Args:
+        best: rows of `top.parquet`, of this concept and others, in the order of the ranks.
+        grades, agreement: by method, the measures of the ranking, and how far its phrasings agree, where there are any.
+    """
+    yield f"\n{concept.name}: {one_line(concept.question)} ({concept.scope})"
+    for method in methods:
+        yield f"  {method}{_grade(grades.get(method))}{_agreed(agreement.get(method))}"
+        for r in best:
+            if (r["concept"], r["method"]) == (concept.name, method):
+                same = f"  (the same image as {escaped(r['duplicate_of'])})" if r["duplicate_of"] else ""
+                sample = f"{escaped(r['sample_id']):<20} {one_line(r['caption'], 100)}{same}"
+                yield f"    {r['rank']:>3}  {r['score']:>10.3g}  {sample}"
 
 
 def _grade(measures: dict[str, float] | None) -> str:
@@ -245,6 +262,6 @@ def _grade(measures: dict[str, float] | None) -> str:
     return f"  AP {ap:.2f} (base rate {base:.2f}), P@10 {hits:.1f}"
 
 
-def _agreed(cosines: list[float] | None) -> str:
+def _agreed(cosines: Sequence[float] | None) -> str:
     """The agreement of each phrasing with the others, in their order."""
     return f"  phrasings agree to {', '.join(f'{c:.2f}' for c in cosines)}" if cosines else ""

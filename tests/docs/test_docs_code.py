@@ -12,6 +12,7 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from concept_trak.attribution.direction import DIRECTIONS
@@ -112,6 +113,16 @@ def test_commands_that_read_the_store_run(shown, capsys, name):
         arguments = [word.replace("=results", f"={shown}/results") for word in words(command)[1]]
         assert verb(f"jobs.{name}")(arguments) == 0
         assert capsys.readouterr().out
+
+
+def test_questions_to_a_finished_audit_are_answered(shown, tmp_path, capsys):
+    assert len(of("ask")) >= 3
+    for i, command in enumerate(of("ask")):
+        asked = [word for word in words(command)[1] if not word.startswith(("store=", "out="))]
+        assert verb("jobs.ask")([*asked, f"store={shown}/results", f"out={tmp_path}/{i}", "samples=1"]) == 0
+        assert "question: " in capsys.readouterr().out
+        assert pq.read_table(tmp_path / f"{i}/top.parquet").num_rows
+        assert (tmp_path / f"{i}/report.html").stat().st_size
 
 
 def test_the_first_components_command_writes_its_tables(tmp_path):

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from concept_trak import UserError
-from concept_trak.store import finished_audit, manifest
+from concept_trak.audit import finished_audit
+from concept_trak.audit.finished_audit import FinishedAudit, open_audit
+from concept_trak.store import manifest
 from concept_trak.store.codec import Part
-from concept_trak.store.finished_audit import FinishedAudit, open_audit
 from concept_trak.store.identity import FeatureSet
 from concept_trak.store.manifest import Audit
 from concept_trak.store.part import Damaged
@@ -185,7 +186,7 @@ def test_ends_alone_and_other_kinds_of_audits_say_what_they_lack(tmp_path):
 
 def test_it_needs_no_torch_and_no_ray(folder: Path):
     code = (
-        "import sys; from concept_trak.store.finished_audit import open_audit; a = open_audit('results', 'demo');"
+        "import sys; from concept_trak.audit.finished_audit import open_audit; a = open_audit('results', 'demo');"
         "a.top(), a.scores(), list(a.features()), a.queries();"
         "print([m for m in ('torch', 'ray', 'hydra', 'omegaconf', 'pandas') if m in sys.modules])"
     )

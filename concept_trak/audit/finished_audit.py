@@ -1,6 +1,6 @@
 """A finished audit, read back: its rankings, scores, features and settings, each file checked before it is used.
 
-Needs pyarrow and numpy only: no torch, no Ray, and no model.
+Reading needs pyarrow and numpy only: no torch, no Ray, and no model. A new question (`ask`) needs the model.
 """
 
 import hashlib
@@ -8,19 +8,24 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
 from concept_trak import UserError
+from concept_trak.attribution.concept import Concept
 from concept_trak.store.codec import decode_blocks
 from concept_trak.store.identity import FeatureSet
 from concept_trak.store.manifest import Audit, finished_manifest, query_file, scores_file
 from concept_trak.store.part import Block, Damaged
 from concept_trak.store.store import Store
 from concept_trak.store.tables import read_parquet
+
+if TYPE_CHECKING:
+    import concept_trak.audit.answer
+    import concept_trak.audit.questions
 
 FORMS, ENDS = ("damped", "plain"), ("top", "bottom")
 
@@ -54,12 +59,13 @@ class FinishedAudit:
     """
 
     def __init__(self, audit: Audit) -> None:
-        self._audit = audit
+        self.audit = audit
+        """Where its files are."""
         self.manifest: dict[str, Any] = finished_manifest(audit)
         """The manifest: `audit`, `finished` (when), `settings`, `files` and `parts` with size and sha256."""
 
     def __repr__(self) -> str:
-        return f"open_audit({self._audit.store.uri!r}, {self._audit.id!r})"
+        return f"open_audit({self.audit.store.uri!r}, {self.audit.id!r})"
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -74,12 +80,12 @@ class FinishedAudit:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The settings that decided the outcome, and the fingerprint of each method's features."""
-        return yaml.safe_load(self._file("audit.yaml"))
+        return yaml.safe_load(self.file("audit.yaml"))
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """The contents of `metrics.json`: counts, dampings, and average precision where concepts have `truth`."""
-        return json.loads(self._file("metrics.json"))
+        return json.loads(self.file("metrics.json"))
 
     @property
     def rejects(self) -> pa.Table:
@@ -113,12 +119,39 @@ class FinishedAudit:
             UserError: the audit has no such concept, method, form or end.
             Damaged: the file was altered since the audit finished.
         """
-        table = self._table("top.parquet")
-        wanted = {"concept": (concept, self.concepts), "method": (method, self.methods), "form": (form, FORMS)}
-        for column, (value, known) in {**wanted, "end": (end, ENDS)}.items():
-            if value is not None:
-                table = table.filter(pc.field(column) == _require_one_of(column, value, known))
-        return table if n is None else table.filter(pc.field("rank") <= n)
+        wanted = {"concept": (concept, self.concepts), "method": (method, self.methods)}
+        return ranking_rows(self._table("top.parquet"), wanted, form, end, n)
+
+    def ask(
+        self, concept: Concept | Sequence[Concept], method: str | Sequence[str] = (), top: int = 10
+    ) -> "concept_trak.audit.answer.Answer":
+        """The rankings of a concept that the audit was not run for, from the features that it has.
+
+        The first question loads the audit's model, which must be where it was; this object keeps it, so later questions
+        are faster. A model that has moved goes to `audit.questions.Questions`. Needs torch.
+
+        Args:
+            concept: one concept, or several with different names, which share one pass over the features.
+            method: one or several of the audit's methods; all by default.
+            top: number of the best and of the worst samples, at least 1.
+
+        Returns:
+            The answer. Its `top(...)` has the arguments and the columns of `top` here, and so has `bottom`. The scores
+            are those that an audit with this concept has, to rounding.
+
+        Raises:
+            UserError: there is no such method, features are gone, the model is not the one that the features were
+                computed with (the message says what differs), or it cannot be asked about the concept.
+            Damaged: a file is not the one that the audit was computed from.
+        """
+        concepts = [concept] if isinstance(concept, Concept) else list(concept)
+        return self._questions.ask(concepts, [method] if isinstance(method, str) else list(method), top)
+
+    @cached_property
+    def _questions(self) -> "concept_trak.audit.questions.Questions":
+        from concept_trak.audit.questions import Questions
+
+        return Questions(self)
 
     def scores(self, method: str | None = None) -> pa.Table:
         """Every score of one method.
@@ -138,10 +171,10 @@ class FinishedAudit:
             Damaged: a file was altered since the audit finished.
         """
         name = self._method(method)
-        files = [scores_file(name, part["shard"]) for part in self._parts(name)]
+        files = [scores_file(name, part["shard"]) for part in self.parts(name)]
         if not any(file in self.manifest["files"] for file in files):
             raise UserError(
-                f"audit {self._audit.id} kept the ends of its rankings and not every score; run it under another name "
+                f"audit {self.audit.id} kept the ends of its rankings and not every score; run it under another name "
                 "with scores=all: it reuses all features"
             )
         return pa.concat_tables([self._table(file) for file in files])
@@ -165,7 +198,7 @@ class FinishedAudit:
             UserError: the audit has no such method.
             Damaged: a part is not the one that the audit was computed from.
         """
-        for part in self._parts(self._method(method)):
+        for part in self.parts(self._method(method)):
             yield from decode_blocks(self._checked(part["name"], part), checked=True)
 
     def queries(self, concept: str | None = None, method: str | None = None) -> pa.Table:
@@ -187,29 +220,30 @@ class FinishedAudit:
             return self.methods[0]
         return _require_one_of("method", method, self.methods)
 
-    def _parts(self, method: str) -> list[dict[str, Any]]:
+    def parts(self, method: str) -> list[dict[str, Any]]:
         """The entries of a method's parts, in the order of the plan."""
         features = FeatureSet(self.settings["fingerprints"][method])
         parts = {part["name"]: part for part in self.manifest["parts"]}  # methods may share features: listed for each
         return [part for name, part in parts.items() if name == features.part(part["shard"])]
 
     def _table(self, relative: str) -> pa.Table:
-        return read_parquet(self._file(relative))
+        return read_parquet(self.file(relative))
 
-    def _file(self, relative: str) -> bytes:
+    def file(self, relative: str) -> bytes:
+        """The bytes of one file of the audit, by its name below the audit, once they are those that it wrote."""
         if relative not in self.manifest["files"]:
-            raise UserError(f"audit {self._audit.id} has no {relative}: its manifest does not list the file")
-        return self._checked(self._audit.name(relative), self.manifest["files"][relative])
+            raise UserError(f"audit {self.audit.id} has no {relative}: its manifest does not list the file")
+        return self._checked(self.audit.name(relative), self.manifest["files"][relative])
 
     def _checked(self, name: str, listed: Mapping[str, Any]) -> bytes:
         """The bytes of a file, once they are those that the manifest lists."""
-        where = f"{self._audit.store.uri}/{name}"
+        where = f"{self.audit.store.uri}/{name}"
         try:
-            data = self._audit.store.read(name)
+            data = self.audit.store.read(name)
         except FileNotFoundError:
-            raise Damaged(f"{where} is gone, and audit {self._audit.id} lists it. {REMEDY}") from None
+            raise Damaged(f"{where} is gone, and audit {self.audit.id} lists it. {REMEDY}") from None
         if (len(data), hashlib.sha256(data).hexdigest()) != (listed["size"], listed["sha256"]):
-            raise Damaged(f"{where} was truncated or altered since audit {self._audit.id} finished. {REMEDY}")
+            raise Damaged(f"{where} was truncated or altered since audit {self.audit.id} finished. {REMEDY}")
         return data
 
 
@@ -217,6 +251,29 @@ REMEDY = (
     "Expected the file that the audit wrote. `python -m jobs.verify` lists all that is damaged; to have the results "
     "again, run the audit under another name, which reuses all features that are sound."
 )
+
+
+def ranking_rows(
+    table: pa.Table,
+    wanted: Mapping[str, tuple[str | None, Sequence[str]]],
+    form: str | None,
+    end: str,
+    n: int | None,
+) -> pa.Table:
+    """The rows of `top.parquet` with some values.
+
+    Args:
+        table: its rows.
+        wanted: by column, the value (None for all) and the values there are.
+        form, end, n: as `FinishedAudit.top` takes them.
+
+    Raises:
+        UserError: a column has no such value.
+    """
+    for column, (value, known) in {**wanted, "form": (form, FORMS), "end": (end, ENDS)}.items():
+        if value is not None:
+            table = table.filter(pc.field(column) == _require_one_of(column, value, known))
+    return table if n is None else table.filter(pc.field("rank") <= n)
 
 
 def _require_one_of(what: str, value: str | None, known: Sequence[str]) -> str:

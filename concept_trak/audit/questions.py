@@ -1,0 +1,260 @@
+"""New questions to a finished audit: its features answer a concept that it was not run for.
+
+    score_i = w_i phi_q^T (K + lambda I)^-1 phi_i
+
+Only phi_q is computed, by the function and the model of the audit's workers. K, lambda and every phi_i are the audit's
+own, so the scores are those that an audit with this concept has, to rounding. Nothing is written to the store.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+import torch
+
+from concept_trak import UserError
+from concept_trak.attribution.concept import Concept
+from concept_trak.attribution.damping import DampingChoice
+from concept_trak.attribution.fisher import Gram
+from concept_trak.attribution.query import require_query_direction
+from concept_trak.attribution.ranking import ScoreSummary
+from concept_trak.audit.answer import Answer
+from concept_trak.audit.damping import damping_file, read_choice
+from concept_trak.audit.finished_audit import FinishedAudit
+from concept_trak.audit.gram import DampedSystem, SolveResult, damped_system, stored_query
+from concept_trak.audit.listed_features import listed_records, listed_settings
+from concept_trak.audit.mapper import FirstAttempt
+from concept_trak.audit.pipeline import AuditRun
+from concept_trak.audit.plan import demand, read_shards
+from concept_trak.audit.prepare import Prepared, open_questions
+from concept_trak.audit.query_features import QueryResult, QueryWorker
+from concept_trak.audit.repair import config_of
+from concept_trak.audit.resolve import absolute_model
+from concept_trak.audit.results import Tally
+from concept_trak.audit.score import ScoreResult, column_ends, score_part, score_tasks, stack_queries
+from concept_trak.audit.shown_samples import ShownSample
+from concept_trak.audit.stages import StageResults
+from concept_trak.audit.worker import StoreWorker, Work
+from concept_trak.config import AuditConfig, ModelConfig, WorkerSettings
+from concept_trak.data.inventory import Survey
+from concept_trak.data.shard import Shard, Source
+from concept_trak.store.audit_files import ListedFile
+from concept_trak.store.grams import decode_gram
+from concept_trak.store.identity import FeatureSet
+from concept_trak.store.manifest import gram_file
+from concept_trak.store.part import Damaged
+from concept_trak.store.queries import StoredQuery
+from concept_trak.store.tables import read_parquet
+
+DRAWN = 8
+"""Pictures of a query's own samples, where pictures are wanted."""
+
+
+@dataclass(frozen=True)
+class MovedModel:
+    """Where the audit's model is now; what is empty is where it was."""
+
+    path: str = ""
+    """As model.path of an audit. The model must be the one that the features were computed with."""
+    weights: str = ""
+    lora: str = ""
+    embeddings: tuple[str, ...] = ()
+    device: str = ""
+    """auto (a GPU if there is one), cpu, or cuda."""
+
+
+class Questions:
+    """A finished audit that answers new concepts. It keeps the model and each method's factor of K + lambda I.
+
+    The first question loads the model and factorizes K; later ones cost the gradients of the query and one pass over
+    the features. One thread at a time may ask.
+
+    Args:
+        results: the audit.
+        model: where its model is now, if it has moved.
+        worker: what this process may use of its machine; None is torch's number of threads, and a GPU if there is one.
+
+    Raises:
+        UserError: features of the audit are gone or were altered, or its settings cannot be read.
+    """
+
+    def __init__(
+        self, results: FinishedAudit, model: MovedModel = MovedModel(), worker: WorkerSettings | None = None
+    ) -> None:
+        self.results, self._plan = results, read_parquet(results.file("plan.parquet")).to_pylist()
+        store, settings = results.audit.store, results.settings
+        config = config_of(settings, self._plan, store.uri)
+        self.config: AuditConfig = replace(
+            config, model=_moved(config, model), scores="top", aggregates=False, report="file", since=""
+        )
+        features = {method: FeatureSet(settings["fingerprints"][method]) for method in config.methods}
+        self._settings = {method: listed_settings(results, method, own) for method, own in features.items()}
+        self.records = {method: listed_records(results, method, own, self._plan) for method, own in features.items()}
+        self.work = Work(self.config, features, worker or own_settings())
+        self._reader, self._systems = StoreWorker(self.work), dict[str, DampedSystem]()
+
+    def ask(self, concepts: Sequence[Concept], methods: Sequence[str] = (), top: int = 10, pictured: int = 0) -> Answer:
+        """The rankings of some concepts, in one pass over the features of each method.
+
+        Args:
+            concepts: with different names.
+            methods: of the audit; all by default.
+            top: number of the best and of the worst samples.
+            pictured: how many of them have a picture, for a page; with 0 the query's own samples are not drawn either.
+
+        Raises:
+            UserError: the audit has no such method, the model is not the one of the features, or it cannot answer.
+            Damaged: a part is not the one that the audit was computed from; the message names it.
+        """
+        config, seconds = self._configuration(concepts, methods, top, pictured), dict[str, float]()
+        with _timed(seconds, "model"):
+            run = AuditRun(self._prepared(config), computed=dict.fromkeys(config.methods, 0))
+        with _timed(seconds, "query"):
+            queries = self.query(run.prepared)
+        with _timed(seconds, "solve"):
+            by_method = {m: [queries[m, c.name] for c in config.concepts] for m in config.methods}
+            solutions = {m: self.solve(m, of_method) for m, of_method in by_method.items()}
+        with _timed(seconds, "score"):
+            tally = Tally(top)
+            for method, of_method in by_method.items():
+                stored = [stored_query(solutions[method], i, query) for i, query in enumerate(of_method)]
+                for result in self.score(method, stored, top):
+                    tally.add(result)
+        with _timed(seconds, "show"):
+            samples = self._show(run, tally)
+        results = StageResults(
+            records={method: self.records[method] for method in config.methods},
+            queries=queries,
+            solutions=solutions,
+            tally=tally,
+            samples=samples,
+            measures={},
+            aggregates={},
+        )
+        return Answer(run, results, seconds)
+
+    def query(self, p: Prepared) -> dict[tuple[str, str], QueryResult]:
+        """phi_q of every concept for every method, by (method, concept); only this needs the model."""
+        results = (self._querier(question, FirstAttempt()) for question in p.queries)
+        return {(result.method, result.concept): result for result in results}
+
+    def solve(self, method: str, queries: Sequence[QueryResult]) -> SolveResult:
+        """z of some queries of one method. The factor of its K + lambda I is kept."""
+        if method not in self._systems:
+            self._systems[method] = self._system(method)
+        return self._systems[method].solve(np.stack([query.phi for query in queries]))
+
+    def score(self, method: str, queries: Sequence[StoredQuery], top: int) -> Iterator[ScoreResult]:
+        """The best and worst samples of some queries of one method, for some parts after another."""
+        columns = stack_queries(queries)
+        for task in score_tasks(method, self.records[method]):
+            kept = ScoreSummary(top, columns.scale)
+            with closing(self._reader.blocks(*task.records)) as coming:
+                for record in task.records:
+                    score_part(method, record, coming, columns, kept)
+            yield ScoreResult(method, column_ends(columns, kept))
+
+    def _show(self, run: AuditRun, tally: Tally) -> dict[str, ShownSample]:
+        """Captions, labels and pictures of the best and worst samples, from the training data."""
+        try:
+            return run.show(tally)
+        except Damaged:
+            raise
+        except UserError as error:
+            raise UserError(
+                f"the samples are ranked, but the training data of audit {self.config.audit} cannot be read again: "
+                f"{error}"
+            ) from error
+
+    def _configuration(
+        self, concepts: Sequence[Concept], methods: Sequence[str], top: int, pictured: int
+    ) -> AuditConfig:
+        """The configuration of an audit with these concepts, after every check that needs no model."""
+        known = self.config.methods
+        if unknown := [method for method in methods if method not in known]:
+            raise UserError(f"method={unknown[0]!r}: audit {self.config.audit} has {', '.join(known)}")
+        if not concepts:
+            raise UserError("no concept is asked about; give one, such as Concept('red', prompt='a red square')")
+        chosen = {method: known[method] for method in (methods or known)}
+        for concept, method in product(concepts, chosen.values()):
+            require_query_direction(method, concept)
+        return replace(self.config, concepts=tuple(concepts), methods=chosen, top=top, shown=pictured)
+
+    @cached_property
+    def _querier(self) -> QueryWorker:
+        """The worker with the model, which is compared with that of the features."""
+        try:
+            return QueryWorker(self.work)
+        except UserError as error:
+            raise UserError(
+                f"audit {self.config.audit} cannot be asked: {error}. Where its model has moved, set model.path= to "
+                "where it is now"
+            ) from error
+
+    def _prepared(self, config: AuditConfig) -> Prepared:
+        """What an audit with this configuration would run on."""
+        denoiser = self._querier.denoiser
+        questions = open_questions(denoiser, config)
+        sources = {s.source: Source(uri=s.source, version=s.version, rows=s.rows) for s in self._shards}
+        return Prepared(
+            work=replace(self.work, config=config, features={m: self.work.features[m] for m in config.methods}),
+            store=self.results.audit.store,
+            audit=self.results.audit,
+            plan=self._shards,
+            data=Survey(tuple(sources.values())),
+            settings=self._settings,
+            queries=tuple(
+                replace(question, method=method, shown=DRAWN if config.shown else 0)
+                for method in config.methods
+                for question in questions
+            ),
+            demand=demand(config, denoiser),
+            resolution=denoiser.resolution,
+            sizes={name: p.numel() for name, p in denoiser.parameters.items()},
+        )
+
+    @cached_property
+    def _shards(self) -> list[Shard]:
+        return read_shards(self.results.audit.store, self.config.data, self._plan)
+
+    def _system(self, method: str) -> DampedSystem:
+        """The audit's own system: its K, and the damping that it was solved with."""
+        name = gram_file(method)
+        matrix, count = decode_gram(self.results.file(name))
+        file = ListedFile(name, **self.results.manifest["files"][name])
+
+        def phi() -> torch.Tensor:
+            return torch.cat([phi for _, _, phi in self._reader.features(*self.records[method])])
+
+        return damped_system(method, Gram(torch.from_numpy(matrix), count), self._damping(method), file, phi)
+
+    def _damping(self, method: str) -> DampingChoice:
+        """Where the audit chose it, with the curve, but without what the curve says of the audit's own concepts."""
+        if not isinstance(self.config.damping, str):
+            return DampingChoice(self.config.damping)
+        self.results.file(damping_file(method))
+        choice = read_choice(self.results.audit, method)
+        assert choice is not None, "it was just read"
+        return choice._replace(curve=tuple(point._replace(own=()) for point in choice.curve))
+
+
+def own_settings() -> WorkerSettings:
+    """The threads that torch has in this process, and a GPU if there is one."""
+    return WorkerSettings(cpus=float(torch.get_num_threads()), gpu=True)
+
+
+def _moved(config: AuditConfig, model: MovedModel) -> ModelConfig:
+    """The settings of the audit's model, with what has moved."""
+    given = {field.name: value for field in fields(model) if (value := getattr(model, field.name))}
+    return absolute_model(replace(config.model, **given))
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    seconds[step] = time.monotonic() - start
