@@ -23,11 +23,10 @@ from omegaconf.errors import OmegaConfBaseException
 from concept_trak import UserError
 from concept_trak.attribution.method import METHODS, RECOMMENDED, method_settings
 from concept_trak.config import build
-from concept_trak.data.text import encodable
+from concept_trak.data.text import encodable, escape_output
 from concept_trak.store.secrets import redacted
 from jobs.exit_codes import ended
 from jobs.help import help_text
-from jobs.terminal import escape_output
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 NOT_SHIPPED = ("/outputs", "/results", "/assets/benchmark", ".git", ".venv")

@@ -1,9 +1,10 @@
-"""Text from users: its encoding, and limits of its length and of the depth of JSON."""
+"""Text from users: its encoding, limits of its length and of the depth of JSON, and its way to a terminal."""
 
 import codecs
 import json
 import re
-from typing import Any
+import sys
+from typing import Any, TextIO
 
 from concept_trak import UserError
 
@@ -112,3 +113,34 @@ def escaped(text: str, keep: str = "") -> str:
 def printable(name: str) -> str:
     """A file's name as UTF-8 text: bytes that are not UTF-8 are written as escapes."""
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+BAR = "\n\t\r"  # a progress bar goes back to the beginning of its line
+
+
+class EscapedOutput:
+    """A stream that escapes control characters, so that no text of data or of storage acts on a terminal or in a log.
+
+    Args:
+        stream: where the text goes.
+        keep: control characters that pass.
+    """
+
+    def __init__(self, stream: TextIO, keep: str = "\n\t") -> None:
+        self._stream, self._keep = stream, keep
+
+    def write(self, text: str) -> int:
+        self._stream.write(escaped(text, self._keep))
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for text in lines:
+            self.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def escape_output() -> None:
+    """Escape what this process writes to its output and its errors from now on."""
+    sys.stdout, sys.stderr = EscapedOutput(sys.stdout), EscapedOutput(sys.stderr, BAR)  # type: ignore[assignment]

@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 import pyarrow.parquet as pq
 import pytest
 
+from concept_trak.data.text import EscapedOutput
 from jobs.configure import main
 from jobs.diff import DiffConfig, diff
 from jobs.exit_codes import ended
-from jobs.terminal import EscapedOutput
 from tests.jobs.world import altered, reraise
 
 CAPTION = "\x1b]0;title\x07a red\u202e elgnairt\u202c\x9b2J\u200b triangle\r"
