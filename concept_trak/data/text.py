@@ -4,7 +4,7 @@ import codecs
 import json
 import re
 import sys
-from typing import Any, TextIO
+from typing import Any
 
 from concept_trak import UserError
 
@@ -122,11 +122,11 @@ class EscapedOutput:
     """A stream that escapes control characters, so that no text of data or of storage acts on a terminal or in a log.
 
     Args:
-        stream: where the text goes.
+        stream: where the text goes, a text stream.
         keep: control characters that pass.
     """
 
-    def __init__(self, stream: TextIO, keep: str = "\n\t") -> None:
+    def __init__(self, stream: Any, keep: str = "\n\t") -> None:
         self._stream, self._keep = stream, keep
 
     def write(self, text: str) -> int:
