@@ -303,7 +303,7 @@ def test_a_model_that_has_moved_is_given_and_another_one_is_refused(world, said,
     code, text = said(PROMPT, f"model.path={tmp_path}/other", store=done.store)
     assert code == 2, text
     assert f"audit first cannot be asked: the model at '{tmp_path}/other' is not the one of the features" in text
-    assert "model.unet: " in text
+    assert "model.unet/diffusion_pytorch_model.safetensors: " in text
     assert " here, " in text
 
 
