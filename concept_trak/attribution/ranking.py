@@ -51,10 +51,12 @@ class TopK:
     bottom: list[Entry] = field(default_factory=list)
 
     def add_best(self, entries: list[Entry]) -> None:
-        self.top = sorted(self.top + entries, key=lambda e: (-e[0], e[1]))[: self.m]
+        if reaching := [e for e in entries if e[0] >= self.top[-1][0]] if len(self.top) == self.m else entries:
+            self.top = sorted(self.top + reaching, key=lambda e: (-e[0], e[1]))[: self.m]
 
     def add_worst(self, entries: list[Entry]) -> None:
-        self.bottom = sorted(self.bottom + entries, key=lambda e: (e[0], e[1]))[: self.m]
+        if reaching := [e for e in entries if e[0] <= self.bottom[-1][0]] if len(self.bottom) == self.m else entries:
+            self.bottom = sorted(self.bottom + reaching, key=lambda e: (e[0], e[1]))[: self.m]
 
     def __add__(self, other: "TopK") -> "TopK":
         merged = TopK(self.m, self.top, self.bottom)

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from concept_trak.config import AuditConfig
+from concept_trak.data.files import SKIPPED_BYTES
 from concept_trak.models import small
 from jobs.audit import audit
 from jobs.exit_codes import ended
@@ -26,7 +27,7 @@ SETTINGS = (
     "projector.dim=16", "data.enlarge=true", "cluster=serial", "top=2", "shown=1", f"concepts=[{CONCEPT}]",
 )  # fmt: skip
 
-pytestmark = pytest.mark.soak  # a minute each, beside the start of a server
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]  # a minute or two each, beside the start of a server
 
 
 def picture(seed: int, side: int) -> bytes:
@@ -82,12 +83,16 @@ def test_a_tar_is_read_for_its_index_and_its_images_and_never_again(model, proxy
     largest = max(sizes.values()) / samples + 2048
     run(model, address, folder, *usual, "audit=one")
     first = read_of(proxy, folder)
+    twice = 2.05 if largest < SKIPPED_BYTES else 1.1  # the index passes over large images
     shown = 2 * 2 * 2 * largest  # two forms, two ends, two samples at each
-    assert sum(first.values()) <= 2.05 * sum(sizes.values()) + shown + tars * (4 << 20)
+    assert sum(first.values()) <= twice * sum(sizes.values()) + shown + tars * (4 << 20)
     sizes["new.tar"] = put(f"{folder}/new.tar", tar(samples, tars * samples, side))
     run(model, address, folder, *usual, "audit=two")
     second = read_of(proxy, folder)
-    assert second.pop("new.tar") <= 2.05 * sizes["new.tar"] + shown + (4 << 20)
+    print(
+        f"{sum(first.values())} of {sum(sizes.values())}, {second['new.tar']} of {sizes['new.tar']}, shown {shown:.0f}"
+    )
+    assert second.pop("new.tar") <= twice * sizes["new.tar"] + shown + (4 << 20)
     assert sum(second.values()) <= shown, "of an old tar more was read than the samples that are shown"
     run(model, address, folder, *usual, "audit=two")
     assert read_of(proxy, folder) == {}, "a finished audit read its data again"
@@ -107,7 +112,7 @@ SMALL_PAGES = {"write_batch_size": 4}
         (4_096, 40, 1_024, {}, 0),
         (20_000, 60, 2_048, {}, 0),
     ],
-    ids=["small", "20,000 images", "small, as pyarrow writes it", "20,000 images, as pyarrow writes it"],
+    ids=["small", "20,000 images", "small with default pages", "20000 images with default pages"],
 )
 def test_one_row_group_is_read_once(model, proxy, address, rows, side, shard_rows, options, shown):
     """Over all shards of an audit, with the index and the samples that are shown, each of which reads its page."""
@@ -119,4 +124,5 @@ def test_one_row_group_is_read_once(model, proxy, address, rows, side, shard_row
     size = put(f"{folder}/a.parquet", out.getvalue())
     run(model, address, folder, f"data.shard_rows={shard_rows}", "audit=one", "top=1", f"shown={shown}")
     read = read_of(proxy, folder)
+    print(f"{read['a.parquet'] / size:.3f} times the file")
     assert read["a.parquet"] <= 1.2 * size
