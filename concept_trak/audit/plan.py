@@ -62,7 +62,8 @@ def read_shards(store: Store, data: DataConfig, plan: Sequence[Mapping[str, Any]
     if changed := next((s for s in shards if not {stored.name for stored in s.stored} <= indices), None):
         raise UserError(
             f"{changed.source} changed since the audit was planned, or its index is gone, so the captions and pictures "
-            "of its samples are not known; start a new audit (audit=...): it reuses the features that are still valid"
+            "of its samples are not known. Run the command of the audit again: it indexes data that are unchanged. If "
+            "they changed, start a new audit (audit=...): it reuses the features that are still valid"
         )
     return shards
 

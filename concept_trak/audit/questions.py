@@ -41,7 +41,7 @@ from concept_trak.audit.stages import StageResults
 from concept_trak.audit.worker import StoreWorker, Work
 from concept_trak.config import AuditConfig, ModelConfig, WorkerSettings
 from concept_trak.data.inventory import Survey
-from concept_trak.data.shard import Shard, Source
+from concept_trak.data.shard import Source
 from concept_trak.store.audit_files import ListedFile
 from concept_trak.store.grams import decode_gram
 from concept_trak.store.identity import FeatureSet
@@ -79,21 +79,23 @@ class Questions:
         worker: what this process may use of its machine; None is torch's number of threads, and a GPU if there is one.
 
     Raises:
-        UserError: features of the audit are gone or were altered, or its settings cannot be read.
+        UserError: features of the audit or the index of its data are gone, or its settings cannot be read.
+        Damaged: features were altered.
     """
 
     def __init__(
         self, results: FinishedAudit, model: MovedModel = MovedModel(), worker: WorkerSettings | None = None
     ) -> None:
-        self.results, self._plan = results, read_parquet(results.file("plan.parquet")).to_pylist()
-        store, settings = results.audit.store, results.settings
-        config = config_of(settings, self._plan, store.uri)
+        self.results, store, settings = results, results.audit.store, results.settings
+        plan = read_parquet(results.file("plan.parquet")).to_pylist()
+        config = config_of(settings, plan, store.uri)
         self.config: AuditConfig = replace(
             config, model=_moved(config, model), scores="top", aggregates=False, report="file", since=""
         )
         features = {method: FeatureSet(settings["fingerprints"][method]) for method in config.methods}
         self._settings = {method: listed_settings(results, method, own) for method, own in features.items()}
-        self.records = {method: listed_records(results, method, own, self._plan) for method, own in features.items()}
+        self.records = {method: listed_records(results, method, own, plan) for method, own in features.items()}
+        self._shards = read_shards(store, config.data, plan)
         self.work = Work(self.config, features, worker or own_settings())
         self._reader, self._systems = StoreWorker(self.work), dict[str, DampedSystem]()
 
@@ -216,10 +218,6 @@ class Questions:
             resolution=denoiser.resolution,
             sizes={name: p.numel() for name, p in denoiser.parameters.items()},
         )
-
-    @cached_property
-    def _shards(self) -> list[Shard]:
-        return read_shards(self.results.audit.store, self.config.data, self._plan)
 
     def _system(self, method: str) -> DampedSystem:
         """The audit's own system: its K, and the damping that it was solved with."""

@@ -246,6 +246,10 @@ def lost_part(store: Path) -> None:
     part.unlink()
 
 
+def lost_index(store: Path) -> None:
+    shutil.rmtree(store / "sources")
+
+
 def lost_gram(store: Path) -> None:
     (store / "audits/first/das/gram.safetensors").unlink()
 
@@ -256,6 +260,7 @@ def lost_gram(store: Path) -> None:
         (unfinished, "audit first is not finished; run its command again"),
         (collected, "are gone: "),
         (lost_part, "are gone: "),
+        (lost_index, "or its index is gone"),
     ],
 )
 def test_an_audit_that_cannot_answer_says_so_before_the_model_is_loaded(said, copied, monkeypatch, damage, message):
@@ -264,6 +269,13 @@ def test_an_audit_that_cannot_answer_says_so_before_the_model_is_loaded(said, co
     code, text = said(PROMPT, store=copied)
     assert code == 2, text
     assert message in text
+
+
+def test_the_command_of_the_audit_makes_a_lost_index_again(world, said, copied):
+    lost_index(copied)
+    audit(world, copied, FIRST, method="[caption_trak,das]")
+    code, text = said(PROMPT, "samples=1", "method=caption_trak", store=copied)
+    assert code == 0, text
 
 
 def test_a_damaged_part_is_named(said, copied):
