@@ -1,7 +1,8 @@
 """What of a working directory Ray uploads, and what makes it large."""
 
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,27 @@ def measure_upload(folder: str | Path, excludes: Sequence[str]) -> Upload:
 
     _dir_travel(root, [_get_excludes(root, list(excludes))], add, include_gitignore=True)
     return Upload(files)
+
+
+def not_uploaded(folder: str | Path, excludes: Sequence[str], paths: Sequence[str]) -> list[str]:
+    """The files that a folder has, and that its upload would lack; hidden files in a folder of `paths` do not count.
+
+    Args:
+        folder: what is uploaded.
+        excludes: as of `measure_upload`.
+        paths: files and folders, relative to `folder`; those that do not exist are passed over.
+    """
+    uploaded = measure_upload(folder, excludes).files
+    return sorted({name for path in paths for name in _files(str(folder), path)} - uploaded.keys())
+
+
+def _files(folder: str, path: str) -> Iterator[str]:
+    top = os.path.join(folder, path)
+    if os.path.isfile(top):
+        yield os.path.normpath(path)
+    for root, folders, names in os.walk(top):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (os.path.relpath(os.path.join(root, name), folder) for name in names if not name.startswith("."))
 
 
 def _listed(sizes: "Counter[str]") -> str:

@@ -17,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -84,6 +85,15 @@ def configure_all(schemas: Sequence[type[Any]], default: str, arguments: Sequenc
     assert isinstance(values, dict)
     _require_values(values)
     return tuple(build(schema, own) for schema, own in zip(schemas, _divided(schemas, values), strict=True))
+
+
+def configuration_files(default: str, arguments: Sequence[str]) -> list[str]:
+    """The files that `configure_all` reads for these arguments, which it has accepted, as `conf/model/demo.yaml`."""
+    name, overrides = _arguments(arguments, default)
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        defaults = loader.compute_defaults_list(name, overrides, RunMode.RUN).defaults
+    return [f"conf/{d.config_path}.yaml" for d in defaults if (CONF / f"{d.config_path}.yaml").is_file()]
 
 
 def _require_values(values: Any, key: str = "") -> None:

@@ -3,10 +3,11 @@
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 from cluster import submission
 from cluster.source import NEVER_SHIPPED
-from cluster.upload import LARGE, measure_upload
+from cluster.upload import LARGE, measure_upload, not_uploaded
 from concept_trak import UserError
 from concept_trak.audit.mapper import Stopped
 from concept_trak.audit.resolve import tick
@@ -16,9 +17,11 @@ from concept_trak.store.manifest import Audit
 from concept_trak.store.secrets import redacted, refuse_secrets
 from concept_trak.store.store import Store
 from jobs.audit import AuditRunConfig
-from jobs.configure import CONF, NOT_SHIPPED, configure_all
+from jobs.configure import CONF, NOT_SHIPPED, configuration_files, configure_all
 from jobs.execute import require_reachable
 from jobs.exit_codes import INTERRUPTED, OUTPUT_CLOSED
+
+EXCLUDES = (*NOT_SHIPPED, *NEVER_SHIPPED)
 
 
 def submit_audit(address: str, arguments: Sequence[str], python: str, env: Sequence[str]) -> tuple[str, str]:
@@ -43,7 +46,7 @@ def submit_audit(address: str, arguments: Sequence[str], python: str, env: Seque
     jobs = submission.client(address)
     variables = {name: os.environ[name] for name in env}
     command = [python, "-m", "jobs.audit", *arguments]
-    if (upload := measure_upload(CONF.parent, [*NOT_SHIPPED, *NEVER_SHIPPED])).bytes > LARGE:
+    if (upload := measure_upload(CONF.parent, EXCLUDES)).bytes > LARGE:
         show(f"upload     {upload}. List files that no node needs in .rayignore\n")
     name = submission.submit(jobs, audit, command, str(CONF.parent), variables, NOT_SHIPPED)
     show(f"submitted  {name} to {address}\n")
@@ -66,7 +69,23 @@ def checked(arguments: Sequence[str]) -> tuple[str, list[str]]:
     require_reachable(config.complete(), run.cluster)
     Audit(Store(absolute(config.store)), audit)  # refuses a bad name
     require_portable_name(audit)
+    require_uploaded(config, configuration_files("config", arguments))
     return audit, [*(argument for argument in arguments if not argument.startswith("audit=")), f"audit={audit}"]
+
+
+def require_uploaded(config: AuditConfig, files: Sequence[str]) -> None:
+    """Check that the job finds what it reads from the checkout: `files`, and whatever has a relative path."""
+    m, concepts = config.model, config.concepts
+    places = [config.data.uri, m.path, m.weights, m.lora, *m.embeddings]
+    places += [path for c in concepts for path in (c.image, c.classifier, *c.examples)]
+    relative = [path for path in places if path and "://" not in path and not Path(path).is_absolute()]
+    if lacking := not_uploaded(CONF.parent, EXCLUDES, [*files, *relative]):
+        names = f"{', '.join(lacking[:3])}{', ...' * (len(lacking) > 3)}"
+        raise UserError(
+            f"{names} would not reach the cluster, because .gitignore or .rayignore names it, or it is outside the "
+            f"checkout or in a folder that is never sent ({', '.join(NOT_SHIPPED)}): move it, or add a line such as "
+            f"!{lacking[0]} to the file that names it"
+        )
 
 
 def follow_attempt(address: str, audit: str, name: str) -> int:

@@ -129,6 +129,20 @@ def percent(value: float) -> str:
     return f"{value:.{digits}f}"
 
 
+def below(source: str, data: str) -> str:
+    """The address of a source below that of the data set; the name of the file where the data set is one file.
+
+    Args:
+        source: the address, perhaps with more text behind it, such as its row.
+        data: `data.uri`.
+    """
+    address, folder = (text.removeprefix("file://") for text in (source, data.rstrip("/")))
+    rest = address.removeprefix(folder)
+    if not folder or rest == address or rest[:1] not in ("", "/", ","):
+        return source
+    return rest[1:] if rest.startswith("/") else f"{folder.rpartition('/')[2]}{rest}"
+
+
 def duration(seconds: float) -> str:
     """Seconds in words: 4.2 s, 12 min 5 s, 3 h 12 min."""
     if seconds < 60:
@@ -203,6 +217,7 @@ def environment() -> Environment:
         bars,
         is_log,
         tick_position,
+        below,
         number,
         ratio,
         gain,

@@ -1,17 +1,19 @@
 """What a submission uploads, and what it says of it when that is large."""
 
 import io
+import shutil
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
 from ray._private.runtime_env.packaging import create_package
 
+import concept_trak
 from cluster import submission
 from cluster.executor import UserError
 from cluster.source import NEVER_SHIPPED
 from cluster.upload import Upload, measure_upload
-from jobs import submitted_audits
+from jobs import configure, submitted_audits
 
 
 @pytest.fixture
@@ -65,3 +67,53 @@ def test_submit_prints_what_is_large_before_it_is_sent(monkeypatch, capsys, size
     monkeypatch.setattr(submission, "submit", lambda *arguments: "week-1-1")
     assert submitted_audits.submit_audit("http://head:8265", [], "python", []) == ("week-1", "week-1-1")
     assert capsys.readouterr().out.count("upload     1000.0 MB in 1 files: assets/ (1000.0 MB)") == lines
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch) -> Path:
+    """A checkout with a configuration and a few files of the user's own; git is told to ignore some of them."""
+    shutil.copytree(configure.CONF, tmp_path / "conf")
+    (tmp_path / "conf/mine.yaml").write_text(
+        "defaults: [config, override model: mine, _self_]\nmodel: {negative: empty}\n"
+    )
+    (tmp_path / "conf/model/mine.yaml").write_text("path: s3://models/one\n")
+    for name in ("pictures/a.png", "pictures/.cache/b", "results/old/c.parquet"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    for module in (configure, submitted_audits):
+        monkeypatch.setattr(module, "CONF", tmp_path / "conf")
+    return tmp_path
+
+
+GIVEN = ["--config-name", "mine", "audit=week-1", "store=s3://b/r", "method=trak", "data.uri=s3://b/train"]
+TEXT = "concepts=[{name: red, prompt: a red square, without_prompt: a square}]"
+EXAMPLES = "concepts=[{name: red, examples: [pictures]}]"
+
+
+@pytest.mark.parametrize(
+    ("ignored", "arguments", "named"),
+    [
+        ("mine.yaml", [TEXT], "conf/mine.yaml, conf/model/mine.yaml would not reach the cluster"),
+        ("/conf/model/mine.yaml", [TEXT], "conf/model/mine.yaml would not reach"),
+        ("conf/model/mine.yaml", [TEXT], "a line such as !conf/model/mine.yaml"),
+        ("*.png", [EXAMPLES], "pictures/a.png would not reach the cluster, because .gitignore or .rayignore names it"),
+        ("", [TEXT, "data.uri=results/old", "cluster=local"], "results/old/c.parquet would not reach the cluster"),
+        ("", [TEXT, "data.uri=../elsewhere", "cluster=local"], "../elsewhere/d.parquet would not reach the cluster"),
+    ],
+)
+def test_a_file_that_the_job_needs_and_that_is_not_sent_is_named_before(checkout, ignored, arguments, named):
+    (checkout / ".gitignore").write_text(ignored)
+    (checkout.parent / "elsewhere").mkdir(exist_ok=True)
+    (checkout.parent / "elsewhere/d.parquet").write_bytes(b"")
+    with pytest.raises(concept_trak.UserError) as error:
+        submitted_audits.checked([*GIVEN, *arguments])
+    assert named in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "ignored", ["", "*.parquet\nconf/weekly.yaml", "mine.yaml\n!/conf/mine.yaml\n!/conf/model/mine.yaml"]
+)
+@pytest.mark.parametrize("concepts", [TEXT, EXAMPLES])
+def test_what_is_sent_or_not_needed_is_no_mistake(checkout, ignored, concepts):
+    (checkout / ".gitignore").write_text(ignored)
+    assert submitted_audits.checked([*GIVEN, concepts])[0] == "week-1"

@@ -365,3 +365,26 @@ def test_a_chosen_damping_is_shown_with_its_curve(page):
     assert agreement_chart({"d_trak": default}) is None
     heights = [y for _, y in chart.curves[0].points]
     assert heights[0] > heights[1], "more agreement is drawn higher"
+
+
+@pytest.mark.parametrize(
+    ("data", "source", "shown"),
+    [
+        ("/data/train", "file:///data/train/x/a.parquet", "x/a.parquet"),
+        ("file:///data/train/", "file:///data/train/a.parquet", "a.parquet"),
+        ("/data/train/a.parquet", "file:///data/train/a.parquet", "a.parquet"),
+        ("s3://bucket/train", "s3://bucket/train/a.tar", "a.tar"),
+        ("s3://bucket/train", "s3://bucket/training/a.tar", "s3://bucket/training/a.tar"),
+        ("", "file:///data/train/a.parquet", "file:///data/train/a.parquet"),
+    ],
+)
+def test_a_source_is_shown_below_the_data_with_its_whole_address_as_title(page, data, source, shown):
+    groups = {"source": (GroupStatistics(source, 9, 0.5, 0.2, 9.0),)}
+    thumb = replace(page.sections[0].rankings[0].top[0], origin=f"{source}, row 7")
+    ranking = replace(page.sections[0].rankings[0], groups=groups, top=(thumb,))
+    document = parse(render(replace(with_first(page, ranking), data=data)))
+    (row,) = [cell for cell in document.all("th") if cell.attributes.get("title") == source]
+    assert row.text == shown
+    assert f"Which source taught it: {shown}" in " ".join(document.text.split())
+    (origin,) = [span for span in document.all("span") if span.attributes.get("title") == f"{source}, row 7"]
+    assert origin.text == f"{shown}, row 7"
