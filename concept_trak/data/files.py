@@ -71,8 +71,13 @@ def list_files(uri: str) -> Listing:
     """Every file at an address, which is a file, or a folder with its subfolders. It makes one listing.
 
     Raises:
-        UserError: the address does not exist, or cannot be reached.
+        UserError: the address does not exist, cannot be reached, or is a chain of file systems.
     """
+    if "::" in uri:
+        raise UserError(
+            f"data.uri={uri!r} has `::`, which chains file systems, and no chain is read; give the address behind it, "
+            "unpack an archive, or rename a folder that is called so"
+        )
     try:
         fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
         listing = _list_local(fs, path) if isinstance(fs, LocalFileSystem) else _list_remote(fs, path)
@@ -86,10 +91,9 @@ def list_files(uri: str) -> Listing:
             " and the credentials in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)"
         ) from error
     if listing is None:
-        chain = "; `::` in a path chains file systems: rename the folder" if "::" in uri else ""
         pattern = "; for a pattern, set data.uri to the folder and data.files to the pattern" if "*" in uri else ""
         raise UserError(
-            f"data.uri={uri!r} does not exist; expected a file of training samples, or a folder of them{pattern}{chain}"
+            f"data.uri={uri!r} does not exist; expected a file of training samples, or a folder of them{pattern}"
         )
     return listing
 

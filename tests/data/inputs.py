@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -276,9 +277,16 @@ def _(root: Path) -> DataConfig:
     return DataConfig("timeless://data/a.parquet")
 
 
-@case("an unknown protocol, or a chain of them")
+@case("an unknown protocol")
 def _(root: Path) -> DataConfig:
-    return DataConfig("zip://x::missing")
+    return DataConfig("nosuch://x")
+
+
+@case("a chain of file systems, as `zip://a.png::b.zip` or `simplecache::s3://bucket/train`")
+def _(root: Path) -> DataConfig:
+    with ZipFile(root / "b.zip", "w") as archive:
+        archive.writestr("a.png", PNG)
+    return DataConfig(f"zip://a.png::{root}/b.zip")
 
 
 @case("no files")

@@ -2,7 +2,6 @@
 
 import datetime
 import decimal
-import gzip
 import io
 import json
 import os
@@ -18,7 +17,7 @@ from safetensors.torch import save_file
 
 from concept_trak.config import DataConfig
 from tests.data.inputs import PNG, encoded_set, labelled, packed, pair, put, put_file, structs, table, tar
-from tests.data.test_inputs_page import outcome
+from tests.data.test_inputs_page import require_outcome
 
 CASES: dict[str, tuple[str, Callable[[Path], DataConfig]]] = {}
 
@@ -126,7 +125,7 @@ def metadata_parquet_alone(root: Path) -> DataConfig:
     return DataConfig(str(root))
 
 
-@gives("refused: `::` in a path chains file systems: rename the folder")
+@gives("refused: or rename a folder that is called so")
 def colon_folder(root: Path) -> DataConfig:
     return labelled(root / "a::b", "a.png")
 
@@ -165,12 +164,6 @@ def single_png(root: Path) -> DataConfig:
 def single_png_txt(root: Path) -> DataConfig:
     put(root, a__png=PNG, a__txt="x")
     return DataConfig(str(root / "a.png"), caption_column="txt")
-
-
-@gives("refused: of save_to_disk: write them with to_parquet")
-def save_to_disk(root: Path) -> DataConfig:
-    put(root, **{"data-00000-of-00001__arrow": b"ARROW1", "state__json": "{}"})
-    return DataConfig(str(root))
 
 
 @gives("refused: there: 1 file ending .csv (urls.csv)")
@@ -244,12 +237,6 @@ def tar_empty(root: Path) -> DataConfig:
 @gives("refused: is not a readable tar file (empty file)")
 def tar_zero(root: Path) -> DataConfig:
     put_file(root / "a.tar", b"")
-    return DataConfig(str(root), caption_column="txt")
-
-
-@gives("refused: is compressed, so no shard could begin inside")
-def tar_is_gz(root: Path) -> DataConfig:
-    put_file(root / "a.tar", gzip.compress(packed(*pair("a"))))
     return DataConfig(str(root), caption_column="txt")
 
 
@@ -458,11 +445,6 @@ def caption_files(root: Path) -> DataConfig:
     return DataConfig(str(root))
 
 
-@gives("1 sample")
-def label_root(root: Path) -> DataConfig:
-    return labelled(root, "a.png")
-
-
 @gives("1 sample; left out: 1 file linking to nothing")
 def loop_link(root: Path) -> DataConfig:
     os.symlink("loop.png", root / "loop.png")
@@ -517,9 +499,4 @@ def nul_uri(root: Path) -> DataConfig:
 @pytest.mark.parametrize("name", CASES)
 def test_an_odd_input_gives_what_is_expected(name, tmp_path):
     expected, make = CASES[name]
-    now = outcome(make(tmp_path))
-    if expected.startswith("refused: "):
-        assert now.startswith("refused: ")
-        assert expected.removeprefix("refused: ") in now
-    else:
-        assert now == expected
+    require_outcome(expected, make, tmp_path)
