@@ -230,9 +230,9 @@ def negatives(denoiser: Denoiser, ids: Sequence[str], texts: Sequence[str], seed
     return denoiser.encode(drawn)
 
 
-def negative_count(denoiser: Denoiser, wanted: int) -> int:
-    """The number of negatives of a sample: 1 if it is empty, else `wanted`, at most all other combinations."""
-    return 1 if denoiser.negative == "empty" else max(1, min(wanted, len(denoiser.combinations) - 1))
+def negative_count(denoiser: Denoiser, most: int) -> int:
+    """The number of negatives of a sample: 1 if it is empty, else `most`, at most all other combinations."""
+    return 1 if denoiser.negative == "empty" else max(1, min(most, len(denoiser.combinations) - 1))
 
 
 def unprompted_texts(denoiser: Denoiser, ids: Sequence[str], seed: int) -> list[str]:
@@ -243,7 +243,7 @@ def unprompted_texts(denoiser: Denoiser, ids: Sequence[str], seed: int) -> list[
     """
     if denoiser.negative == "empty":
         return [""] * len(ids)
-    known = denoiser.combinations
-    if not known:
+    combinations = denoiser.combinations
+    if not combinations:
         raise UserError("model.negative=other_label needs model.combinations: list captions that the model can draw")
-    return [known[choice(len(known), seed, sample, "condition")] for sample in ids]
+    return [combinations[choice(len(combinations), seed, sample, "condition")] for sample in ids]

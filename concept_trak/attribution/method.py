@@ -100,9 +100,9 @@ class Method:
         return FeatureSpec(self.query, self.unit, over=self.over, exponent=self.exponent)
 
 
-def _require_one_of(name: str, value: str, known: Collection[str]) -> None:
-    if value not in known:
-        raise UserError(f"{name}={value!r} is not known; expected one of: {', '.join(known)}")
+def _require_one_of(name: str, value: str, values: Collection[str]) -> None:
+    if value not in values:
+        raise UserError(f"{name}={value!r} is not known; expected one of: {', '.join(values)}")
 
 
 def method_settings(method: Method) -> dict[str, Any]:

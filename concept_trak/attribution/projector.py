@@ -138,11 +138,11 @@ def mask_coordinates(
     Args:
         sizes: name and number of scalars of every parameter, in the model's order.
     """
-    kept = torch.cat([hashes(seed, name, size, device) for name, size in sizes]).argsort(stable=True)[:dim]
+    smallest = torch.cat([hashes(seed, name, size, device) for name, size in sizes]).argsort(stable=True)[:dim]
     start, coordinates = 0, {}
     for name, size in sizes:
-        column = ((kept >= start) & (kept < start + size)).nonzero()[:, 0]
-        coordinates[name] = (kept[column] - start, column)
+        column = ((smallest >= start) & (smallest < start + size)).nonzero()[:, 0]
+        coordinates[name] = (smallest[column] - start, column)
         start += size
     return coordinates
 

@@ -211,9 +211,9 @@ def require_conditioning(denoiser: Denoiser, concept: Concept) -> None:
     """
     if concept.kind in ("examples", "classifier"):
         return
-    given = "prompt" if concept.prompt else "labels" if concept.labels else "nothing"
+    field = "prompt" if concept.prompt else "labels" if concept.labels else "nothing"
     expected = {"text": "prompt", "class": "labels", "none": "nothing"}[denoiser.conditioning]
-    if given == expected:
+    if field == expected:
         return
     remedy = {
         "text": "the model's conditioning is text: give prompt and without_prompt",
@@ -221,7 +221,7 @@ def require_conditioning(denoiser: Denoiser, concept: Concept) -> None:
         "none": "the model has no conditioning: give examples or a classifier, or ask about an image alone (scope: "
         "local, image: picture.png, neither prompt nor labels) with a whole-image row such as method=das",
     }[denoiser.conditioning]
-    value = f"{given}={concept.text!r}" if concept.text else "neither prompt nor labels"
+    value = f"{field}={concept.text!r}" if concept.text else "neither prompt nor labels"
     raise UserError(f"concept {concept.name!r}: it has {value}, and {remedy}")
 
 

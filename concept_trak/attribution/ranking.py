@@ -33,8 +33,8 @@ def stored_scores(
     rows, across = max(64, WIDE_BYTES // (4 * unit.shape[1])), z.T.contiguous()  # a sixth faster than the view
     buffer = torch.empty(min(rows, len(unit)), unit.shape[1])
     for first in range(0, len(unit), rows):
-        some = unit[first : first + rows]
-        wide = some if some.dtype == torch.float32 else buffer[: len(some)].copy_(some)
+        block = unit[first : first + rows]
+        wide = block if block.dtype == torch.float32 else buffer[: len(block)].copy_(block)
         torch.mm(wide, across, out=out[first : first + rows])
     out.mul_(factor[:, None])
 
@@ -75,8 +75,8 @@ def histograms(values: Float[Tensor, "n c"], scale: Float[Tensor, " c"]) -> Int6
     step, columns = BINS / (2 * SPAN) / torch.where(scale > 0, scale, 1.0), values.shape[1]
     total, offset = torch.zeros(columns * BINS, dtype=torch.int64), torch.arange(columns) * BINS
     middle = torch.tensor(BINS / 2, dtype=values.dtype)
-    for some in values.split(BINNED):
-        index = torch.addcmul(middle, some, step).clamp_(0, BINS - 1).to(torch.int64)  # rounds down: none is negative
+    for block in values.split(BINNED):
+        index = torch.addcmul(middle, block, step).clamp_(0, BINS - 1).to(torch.int64)  # rounds down: none is negative
         total += torch.bincount(index.add_(offset).view(-1), minlength=len(total))
     return total.view(columns, BINS)
 

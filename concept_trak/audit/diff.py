@@ -199,8 +199,8 @@ def summary(d: Difference) -> dict[str, Any]:
 
 
 def _top(rows: Sequence[Row], concept: str, method: str, form: str) -> list[Row]:
-    wanted = (concept, method, form, "top")
-    return [row for row in rows if (row["concept"], row["method"], row["form"], row["end"]) == wanted]
+    key = (concept, method, form, "top")
+    return [row for row in rows if (row["concept"], row["method"], row["form"], row["end"]) == key]
 
 
 def _phi(audit: Audit, method: str, concept: str) -> np.ndarray:
@@ -219,9 +219,9 @@ def novelty(store: Store, rows: Iterable[Row], before: ComparedAudit, after: Com
     """
     shard_of = shard_finder(after.plan)
     place = {row["sample_id"]: shard_of(row) for row in rows}
-    known, there = before.shards, after.shards
-    doubtful = {sample: shard for sample, shard in place.items() if shard not in known}
-    left = [shard["shard"] for shard in before.plan if shard["shard"] not in there]
+    shards_before, shards_after = before.shards, after.shards
+    doubtful = {sample: shard for sample, shard in place.items() if shard not in shards_before}
+    left = [shard["shard"] for shard in before.plan if shard["shard"] not in shards_after]
     old = shards_holding(store, before.features, left, doubtful.keys()) if doubtful else {}
     novelty = dict.fromkeys(place, SAME) | dict.fromkeys(doubtful, NEW) | dict.fromkeys(old, CHANGED)
     if before.features == after.features and old:
@@ -244,7 +244,7 @@ def common(before: Audit, after: str, new: Mapping[str, Any]) -> list[tuple[str,
     questions = [
         {c["name"]: {k: v for k, v in c.items() if k not in UNASKED} for c in s["concepts"]} for s in (old, new)
     ]
-    concepts = [name for name, asked in questions[1].items() if questions[0].get(name) == asked]
+    concepts = [name for name, settings in questions[1].items() if questions[0].get(name) == settings]
     methods = [method for method in new["methods"] if method in old["methods"]]
     if not concepts or not methods:
         sides = (f"{name}: {', '.join(s['methods'])} about {', '.join(q)}"

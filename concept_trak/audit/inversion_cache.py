@@ -100,10 +100,10 @@ class Inversions:
 
 def _inverted(denoiser: Denoiser, batch: Batch, probe: Probe, rows: Sequence[int]) -> Float[Tensor, "n s c h w"]:
     """x_t at every state, of these rows of the batch."""
-    some = [batch.rows(slice(i, i + 1)) for i in rows]
-    if len(some) == len(batch.ids):
+    singles = [batch.rows(slice(i, i + 1)) for i in rows]
+    if len(singles) == len(batch.ids):
         return torch.stack([state.x_t for state in ddim_inversion(denoiser, batch, probe, 0)], 1)
-    return torch.cat([_inverted(denoiser, one, probe, [0]) for one in some])
+    return torch.cat([_inverted(denoiser, single, probe, [0]) for single in singles])
 
 
 def _name(sample: Sample) -> str:

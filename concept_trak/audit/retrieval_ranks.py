@@ -170,9 +170,9 @@ def read_range(
         table = read_columns(worker.store, worker.audit.name(graded_file(task.method, first)), names)
         score = table[names[0]].to_numpy()
         inside = (within[0] < score) & (score <= within[1])
-        kept = table.filter(pa.array(inside))
-        ids = np.array(kept["sample_id"].to_pylist(), dtype=str) if with_ids else np.zeros(0, str)
-        return score[inside], kept[names[1]].to_numpy(), ids
+        rows = table.filter(pa.array(inside))
+        ids = np.array(rows["sample_id"].to_pylist(), dtype=str) if with_ids else np.zeros(0, str)
+        return score[inside], rows[names[1]].to_numpy(), ids
 
     with ThreadPoolExecutor(READERS) as readers:
         scores, relevant, ids = zip(*readers.map(read, task.tables), strict=True)

@@ -86,8 +86,8 @@ def describe_status(audit: Audit) -> list[str]:
     if seen is None and audit.store.size(audit.name("audit.yaml")) is not None:
         return [f"{audit.id}: begun, nothing computed yet; the same command resumes it"]
     if seen is None:
-        known = ", ".join(audits_of(audit.store)) or "none"
-        raise UserError(f"{audit.store.uri} has no audit {audit.id!r}; it has: {known}")
+        names = ", ".join(audits_of(audit.store)) or "none"
+        raise UserError(f"{audit.store.uri} has no audit {audit.id!r}; it has: {names}")
     ago = max(0.0, time.time() - seen["time"])
     lines = [f"{audit.id}: not finished, last seen in {seen['stage']} {ago:.0f} s ago; the same command resumes it"]
     if silent := ago > max(SILENCE, WORDS * seen["interval"]):

@@ -49,14 +49,14 @@ def committed(store: Store, features: FeatureSet, shards: Sequence[PlannedShard]
             f"{features.part(lost[0].name)}. Expected a part for every record; another program removed it. {REPAIR}"
         )
     orphans = [s for s in shards if features.part(s.name) in parts and features.record(s.name) not in versions]
-    known = {record.shard: record for record in read_compacted(store, features, versions)}
-    single = [shard for shard in done if shard.name not in known]
+    by_name = {record.shard: record for record in read_compacted(store, features, versions)}
+    single = [shard for shard in done if shard.name not in by_name]
     with ThreadPoolExecutor(READERS) as readers:
         read = [*readers.map(lambda shard: read_record(store, features, shard), single)]
     if len(read) >= LEAST:
         write_compacted(store, features, read, versions)
-    known |= {record.shard: record for record in (*read, *(derive_record(store, features, s) for s in orphans))}
-    records = {shard.name: known[shard.name] for shard in shards if shard.name in known}
+    by_name |= {record.shard: record for record in (*read, *(derive_record(store, features, s) for s in orphans))}
+    records = {shard.name: by_name[shard.name] for shard in shards if shard.name in by_name}
     for shard in done:
         record = records[shard.name]
         require_planned_rows(record.rows, record.rejected, shard, f"{store.uri}/{features.record(shard.name)}")

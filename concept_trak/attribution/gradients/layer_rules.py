@@ -72,17 +72,17 @@ def is_separable(layer: nn.Module, call: LayerCall, b: int) -> bool:
 
 
 def per_sample_gradients(
-    layer: nn.Module, call: LayerCall, g: Float[Tensor, "n ..."], b: int, wanted: Collection[str]
+    layer: nn.Module, call: LayerCall, g: Float[Tensor, "n ..."], b: int, names: Collection[str]
 ) -> dict[str, ParameterGradient]:
-    """The gradients of the `wanted` parameters of a layer for which `is_separable` holds.
+    """The gradients of the parameters `names` of a layer for which `is_separable` holds.
 
     Args:
         g: the gradient at the output of the call.
-        wanted: names within the layer, such as `weight`.
+        names: names of parameters within the layer, such as `weight`.
     """
     if has_rule(layer):
-        return RULES[type(layer)](layer, call, g, b, wanted)
-    parameters = {name: p for name, p in layer.named_parameters(recurse=False) if name in wanted}
+        return RULES[type(layer)](layer, call, g, b, names)
+    parameters = {name: p for name, p in layer.named_parameters(recurse=False) if name in names}
     return {name: DenseGradient(value) for name, value in _replayed(layer, call, g, parameters, b).items()}
 
 
@@ -116,24 +116,24 @@ def _close(replay: Tensor, y: Tensor) -> bool:
 
 
 def _linear(
-    layer: nn.Linear, call: LayerCall, g: Tensor, b: int, wanted: Collection[str]
+    layer: nn.Linear, call: LayerCall, g: Tensor, b: int, names: Collection[str]
 ) -> dict[str, ParameterGradient]:
     x, gradients = call.args[0].detach(), dict[str, ParameterGradient]()
     x, g = x.reshape(b, -1, x.shape[-1]), g.reshape(b, -1, g.shape[-1])
-    if "weight" in wanted:
+    if "weight" in names:
         gradients["weight"] = FactoredGradient(g, x, tuple(layer.weight.shape))
-    if "bias" in wanted:
+    if "bias" in names:
         gradients["bias"] = DenseGradient(at_least_float32(g).sum(1))
     return gradients
 
 
 def _conv2d(
-    layer: nn.Conv2d, call: LayerCall, g: Tensor, b: int, wanted: Collection[str]
+    layer: nn.Conv2d, call: LayerCall, g: Tensor, b: int, names: Collection[str]
 ) -> dict[str, ParameterGradient]:
     gradients: dict[str, ParameterGradient] = {}
-    if "weight" in wanted:
+    if "weight" in names:
         gradients["weight"] = _kernel(layer, call.args[0].detach(), g, b)
-    if "bias" in wanted:
+    if "bias" in names:
         by_row = at_least_float32(g).flatten(2).sum(2)
         gradients["bias"] = DenseGradient(by_row.reshape(b, -1, g.shape[1]).sum(1))
     return gradients
@@ -158,7 +158,7 @@ def _kernel(layer: nn.Conv2d, x: Tensor, g: Tensor, b: int) -> ParameterGradient
 
 
 def _group_norm(
-    layer: nn.GroupNorm, call: LayerCall, g: Tensor, b: int, wanted: Collection[str]
+    layer: nn.GroupNorm, call: LayerCall, g: Tensor, b: int, names: Collection[str]
 ) -> dict[str, ParameterGradient]:
     """sum_p g_p x_hat_p = (sum_p g_p x_p - mean sum_p g_p) / deviation, by channel.
 
@@ -170,7 +170,7 @@ def _group_norm(
     size = (1, len(ones), x[0, 0].numel(), mean.shape[1])
     _, *slopes = torch.ops.aten.native_group_norm_backward(g, x, mean, rate, ones, *size, (False, True, True))
     rows = (slope.view(b, -1, layer.num_channels).sum(1) for slope in slopes)
-    return {name: DenseGradient(row) for name, row in zip(("weight", "bias"), rows, strict=True) if name in wanted}
+    return {name: DenseGradient(row) for name, row in zip(("weight", "bias"), rows, strict=True) if name in names}
 
 
 def _moments(layer: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,10 +179,10 @@ def _moments(layer: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _layer_norm(
-    layer: nn.LayerNorm, call: LayerCall, g: Tensor, b: int, wanted: Collection[str]
+    layer: nn.LayerNorm, call: LayerCall, g: Tensor, b: int, names: Collection[str]
 ) -> dict[str, ParameterGradient]:
-    values = {"bias": at_least_float32(g)} if "bias" in wanted else {}
-    if "weight" in wanted:
+    values = {"bias": at_least_float32(g)} if "bias" in names else {}
+    if "weight" in names:
         x_hat = F.layer_norm(at_least_float32(call.args[0].detach()), layer.normalized_shape, eps=layer.eps)
         values["weight"] = at_least_float32(g) * x_hat
     shape = layer.normalized_shape
@@ -190,7 +190,7 @@ def _layer_norm(
 
 
 def _embedding(
-    layer: nn.Embedding, call: LayerCall, g: Tensor, b: int, wanted: Collection[str]
+    layer: nn.Embedding, call: LayerCall, g: Tensor, b: int, names: Collection[str]
 ) -> dict[str, ParameterGradient]:
     rows, g = call.args[0].reshape(b, -1), g.reshape(b, -1, layer.embedding_dim)
     total = at_least_float32(g).new_zeros(b, layer.num_embeddings, layer.embedding_dim)

@@ -80,8 +80,8 @@ def caption_chances(p: float) -> Float[Tensor, " 4"]:
 
     Each factor is dropped with probability p, and both at once with probability p, all three independently.
     """
-    kept = (1 - p) * torch.tensor([(1 - p) ** 2, (1 - p) * p, p * (1 - p), p * p])
-    return kept + p * torch.tensor([0.0, 0.0, 0.0, 1.0])
+    chances = (1 - p) * torch.tensor([(1 - p) ** 2, (1 - p) * p, p * (1 - p), p * p])
+    return chances + p * torch.tensor([0.0, 0.0, 0.0, 1.0])
 
 
 def replacement_rows(removed: Bool[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
