@@ -39,7 +39,7 @@ TICK, REMINDER = 1.0, 30.0  # seconds: the longest wait for a reply; between two
 
 @dataclass(eq=False)
 class PooledActor:
-    """One actor as the driver sees it: waiting for a node, building its worker, idle, or working on a lease.
+    """One actor as the driver sees it: pending (no node has room), building its worker, idle, or working on a lease.
 
     Attributes:
         actor: Ray's handle.
@@ -62,10 +62,10 @@ class PooledActor:
         """What it does while it has a call: one of `STATES`."""
         if self.lease is not None:
             return "working"
-        return "building" if self.host else "waiting"
+        return "building" if self.host else "pending"
 
 
-STATES = ("waiting", "building", "working")
+STATES = ("pending", "building", "working")
 
 
 @dataclass
@@ -234,7 +234,7 @@ class ActorPool:
 
     def _remind(self, now: float) -> None:
         """Warn now and then that actors wait for a node: only the user can add nodes or lower the resources."""
-        if now < self._remind_at or not self._states["waiting"]:
+        if now < self._remind_at or not self._states["pending"]:
             return
         waiting = [actor for actor in self._calls.values() if not actor.host and now - actor.since > REMINDER]
         self._remind_at = now + (REMINDER if waiting else TICK)

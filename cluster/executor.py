@@ -167,7 +167,7 @@ class Load:
     Attributes:
         running: how many items workers have now.
         queued: how many items wait.
-        workers: how many workers are waiting (for a node), building, idle or working.
+        workers: how many workers are pending (no node has room), building, idle or working.
         retries: how often items were put back since the map began, by the class of the failure.
         units: how many units of the running items their workers have reported as finished. On a cluster the number may
             be some seconds old.

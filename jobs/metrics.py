@@ -21,14 +21,16 @@ METRICS = {
     "concept_trak_queue_depth": Metric(
         "gauge", "Items of a stage that wait for their first or next attempt.", ("stage",)
     ),
-    "concept_trak_workers": Metric("gauge", "Workers: waiting (for a node), building, idle or working.", ("state",)),
+    "concept_trak_workers": Metric(
+        "gauge", "Workers: pending (no node has room), building, idle or working.", ("state",)
+    ),
     "concept_trak_samples": Metric("counter", "Samples of the items that a stage has done.", ("stage",)),
     "concept_trak_rejects": Metric("counter", "Samples without a feature, by reason.", ("reason",)),
     "concept_trak_retries": Metric("counter", "Items put back after a failure, by its class.", ("stage", "failure")),
     "concept_trak_bytes": Metric("counter", "Bytes of the feature files that a stage has committed.", ("stage",)),
     "concept_trak_seconds": Metric("counter", "Seconds that workers took for the items that ended.", ("stage",)),
 }
-WORKERS = ("waiting", "building", "idle", "working")
+WORKERS = ("pending", "building", "idle", "working")
 
 
 @dataclass

@@ -69,7 +69,7 @@ def test_a_run_on_a_cluster_is_scraped_while_it_happens_and_after(head, tmp_path
             ("items", "week-1", "featurize", "failed"): 1,
             ("items", "week-1", "featurize", "running"): 0,
             ("queue_depth", "week-1", "featurize"): 0,
-            **{("workers", "week-1", state): 0 for state in ("waiting", "building", "idle", "working")},
+            **{("workers", "week-1", state): 0 for state in ("pending", "building", "idle", "working")},
             ("samples_total", "week-1", "featurize"): 8,
             ("bytes_total", "week-1", "featurize"): 2000,
             ("rejects_total", "week-1", "no_caption"): 2,
