@@ -6,6 +6,7 @@ Only phi_q is computed, by the function and the model of the audit's workers. K,
 own, so the scores are those that an audit with this concept has, to rounding. Nothing is written to the store.
 """
 
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -31,7 +32,7 @@ from concept_trak.audit.mapper import FirstAttempt
 from concept_trak.audit.pipeline import AuditRun
 from concept_trak.audit.plan import demand, read_shards
 from concept_trak.audit.prepare import Prepared, open_questions
-from concept_trak.audit.query_features import QueryResult, QueryWorker
+from concept_trak.audit.query_features import QueryResult, QueryTask, QueryWorker
 from concept_trak.audit.repair import config_of
 from concept_trak.audit.resolve import absolute_model
 from concept_trak.audit.results import Tally
@@ -52,6 +53,8 @@ from concept_trak.store.tables import read_parquet
 
 DRAWN = 8
 """Pictures of a query's own samples, where pictures are wanted."""
+KEPT_QUERIES = 64
+"""Queries that are kept, each with k numbers and its pictures."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,10 @@ class MovedModel:
 
 
 class Questions:
-    """A finished audit that answers new concepts. It keeps the model and each method's factor of K + lambda I.
+    """A finished audit that answers new concepts. It keeps the model, the factors of K + lambda I and the last queries.
 
     The first question loads the model and factorizes K; later ones cost the gradients of the query and one pass over
-    the features. One thread at a time may ask.
+    the features, and a concept that was asked before costs the pass alone. One thread at a time may ask.
 
     Args:
         results: the audit.
@@ -98,6 +101,7 @@ class Questions:
         self._shards = read_shards(store, config.data, plan)
         self.work = Work(self.config, features, worker or own_settings())
         self._reader, self._systems = StoreWorker(self.work), dict[str, DampedSystem]()
+        self._queries = dict[str, QueryResult]()
 
     def ask(self, concepts: Sequence[Concept], methods: Sequence[str] = (), top: int = 10, pictured: int = 0) -> Answer:
         """The rankings of some concepts, in one pass over the features of each method.
@@ -141,8 +145,16 @@ class Questions:
 
     def query(self, p: Prepared) -> dict[tuple[str, str], QueryResult]:
         """phi_q of every concept for every method, by (method, concept); only this needs the model."""
-        results = (self._querier(question, FirstAttempt()) for question in p.queries)
-        return {(result.method, result.concept): result for result in results}
+        return {(question.method, question.concept.name): self._query(question) for question in p.queries}
+
+    def _query(self, question: QueryTask) -> QueryResult:
+        """phi_q of one concept; that of an equal one under another name, if it was asked lately."""
+        key = _content(question)
+        result = self._queries.pop(key, None) or self._querier(question, FirstAttempt())
+        self._queries[key] = result
+        if len(self._queries) > KEPT_QUERIES:
+            del self._queries[next(iter(self._queries))]
+        return replace(result, concept=question.concept.name)
 
     def solve(self, method: str, queries: Sequence[QueryResult]) -> SolveResult:
         """z of some queries of one method. The factor of its K + lambda I is kept."""
@@ -243,6 +255,13 @@ class Questions:
 def own_settings() -> WorkerSettings:
     """The threads that torch has in this process, and a GPU if there is one."""
     return WorkerSettings(cpus=float(torch.get_num_threads()), gpu=True)
+
+
+def _content(question: QueryTask) -> str:
+    """What the feature of a query depends on, as text: all but the concept's name and truth."""
+    files = [hashlib.sha256(data).hexdigest() for data in (question.image, question.classifier, *question.examples)]
+    concept = replace(question.concept, name="any", truth={})
+    return repr((replace(question, concept=concept, image=b"", classifier=b"", examples=()), files))
 
 
 def _moved(config: AuditConfig, model: MovedModel) -> ModelConfig:

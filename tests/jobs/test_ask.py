@@ -17,6 +17,7 @@ from concept_trak import UserError
 from concept_trak.attribution.concept import Concept, Phrasing
 from concept_trak.audit import worker
 from concept_trak.audit.finished_audit import open_audit
+from concept_trak.audit.query_features import QueryWorker
 from concept_trak.audit.questions import MovedModel, Questions
 from concept_trak.config import WorkerSettings
 from concept_trak.data.benchmarks import synthetic
@@ -168,13 +169,19 @@ def test_rejects_and_parts_without_rows_change_nothing(world, tmp_path):
 
 
 def test_a_second_question_keeps_the_model_and_the_factor_and_nothing_is_written(first, monkeypatch):
-    opened, before = [], files_under(first.store)
+    opened, queried, before = [], [], files_under(first.store)
     open_model = worker.open_model
     monkeypatch.setattr(worker, "open_model", lambda *given: opened.append(given) or open_model(*given))
+    query = QueryWorker.__call__
+    monkeypatch.setattr(QueryWorker, "__call__", lambda *given: queried.append(given) or query(*given))
     asked = questions(first)
-    answers = [asked.ask([concept], top=2) for concept in (CIRCLE, replace(CIRCLE, seed=1))]
+    same = replace(CIRCLE, name="same", truth={"colour": "blue"})
+    answers = [asked.ask([c], ["caption_trak"], top=2) for c in (CIRCLE, replace(CIRCLE, seed=1), same)]
     assert len(opened) == 1
+    assert len(queried) == 2, "an equal concept was computed again"
     assert answers[0].table != answers[1].table
+    assert answers[0].table.drop_columns("concept").equals(answers[2].table.drop_columns("concept"))
+    assert set(answers[2].table["concept"].to_pylist()) == {"same"}
     assert files_under(first.store) == before
 
 
