@@ -20,11 +20,12 @@ from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from concept_trak import UserError
 from concept_trak.attribution.method import METHODS, RECOMMENDED, method_settings
 from concept_trak.config import build
-from concept_trak.data.text import encodable, escape_output
+from concept_trak.data.text import encodable, escape_output, one_line
 from concept_trak.store.secrets import redacted
 from jobs.exit_codes import ended
 from jobs.help import help_text
@@ -82,6 +83,11 @@ def configure_all(schemas: Sequence[type[Any]], default: str, arguments: Sequenc
             raise UserError(f"{redacted(str(error.override))} cannot be read ({why}); {remedy}") from None
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(_explained(str(error), overrides, name)) from None
+        except (YAMLError, ValueError, RecursionError) as error:  # of a file of conf/, or of a value for a group
+            raise UserError(
+                f"--config-name {name} with {' '.join(map(redacted, overrides))[:200] or 'no setting'} cannot be read "
+                f"({one_line(error)[:500]}); expected YAML in UTF-8, and one value for each key"
+            ) from None
     assert isinstance(values, dict)
     _require_values(values)
     return tuple(build(schema, own) for schema, own in zip(schemas, _divided(schemas, values), strict=True))
@@ -133,6 +139,9 @@ def _arguments(arguments: Sequence[str], default: str) -> tuple[str, list[str]]:
             if argument.startswith(f"{flag}="):
                 name = rest.pop(i).partition("=")[2]
                 break
+    if not (CONF / f"{name.removesuffix('.yaml')}.yaml").is_file() or {"", ".."} & set(name.split("/")):
+        known = ", ".join(sorted(path.stem for path in CONF.glob("*.yaml")))
+        raise UserError(f"there is no configuration {name!r} in conf/; expected one of: {known}")
     if wrong := [a for a in rest if a.startswith("-") or "=" not in a]:
         raise UserError(f"{wrong[0]!r} is not a setting; expected key=value, or --config-name NAME with NAME in conf/")
     for argument in rest:
@@ -164,6 +173,10 @@ def _explained(message: str, overrides: Sequence[str], name: str) -> str:
         if f"'{key}'" in message and "override" in message:
             near = difflib.get_close_matches(key, _keys(name), 1, 0.5)
             return f"unknown key {key}" + (f" (did you mean {near[0]}?)" if near else "")
+    if "multirun" in message:
+        return (
+            f"{' '.join(map(redacted, overrides))[:200]}: a key has several values; give it one, or a list: key=[a, b]"
+        )
     if unknown := re.search(r"Could not (?:find|load) '([^/']+)/([^']+)'", message):
         group, choice = unknown.groups()
         choices = GlobalHydra.instance().config_loader().get_group_options(group)

@@ -24,6 +24,7 @@ from concept_trak.data.captions import caption_of, caption_words
 from concept_trak.data.format import Findings, SourceRow, checked_text, format_of, labels_of_row, sample_id
 from concept_trak.data.inventory import LeftOut
 from concept_trak.data.shard import NO_LAYOUT, Layout, Shard, Source
+from concept_trak.data.text import text_problem
 from concept_trak.store.tables import compute as pc
 
 GROUP_COUNTS = pa.schema({"kind": pa.string(), "label": pa.string(), "value": pa.string(), "samples": pa.int64()})
@@ -108,6 +109,8 @@ def _known(row: SourceRow, source: Source, data: DataConfig) -> dict[str, Any]:
         caption = ""
         if reason is None:
             reason, message = "caption_type", str(error)
+    if reason is None and (problem := text_problem("the caption", caption)):  # captions may be joined
+        reason, message, caption = "text", problem, ""
     labels = {f"{LABEL}{column}": value for column, value in labels_of_row(row, data).items()}
     offset, length, skip = row.extent or (None, None, None)
     file, version = row.file or (None, None)

@@ -9,6 +9,7 @@ import io
 import posixpath
 from collections.abc import Iterator
 from typing import Any
+from unicodedata import normalize
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -43,7 +44,15 @@ def read_metadata(fs: Any, files: Files) -> dict[str, dict[str, Any]]:
         if files[name]["size"] > MOST_BYTES:
             raise UserError(f"{name} has {files[name]['size']} bytes; expected at most {MOST_BYTES}")
         fields |= _by_image(name, _entries(name, fs.cat_file(name)))
-    return fields
+    return _as_listed(fields, files)
+
+
+def _as_listed(fields: dict[str, dict[str, Any]], files: Files) -> dict[str, dict[str, Any]]:
+    """The fields under the names of the files: a Mac writes an accent as a character of its own, metadata may not."""
+    if not (missing := fields.keys() - files.keys()):
+        return fields
+    listed = {normalize("NFC", name): name for name in files.keys() - fields.keys()}
+    return {listed.get(normalize("NFC", n), n) if n in missing else n: entry for n, entry in fields.items()}
 
 
 def _by_image(name: str, entries: list[Any]) -> dict[str, dict[str, Any]]:

@@ -419,6 +419,13 @@ def _(root: Path) -> DataConfig:
     return DataConfig(str(root), caption_column="text")
 
 
+@case("metadata that write é as one character, where the file's name has two, as from a Mac")
+def _(root: Path) -> DataConfig:
+    put_file(root / "cafe\u0301.png")
+    put(root, metadata__jsonl=json.dumps({"file_name": "caf\u00e9.png", "text": "a red square"}))
+    return DataConfig(str(root), caption_column="text")
+
+
 @case("`old_metadata.csv`")
 def _(root: Path) -> DataConfig:
     put(root, old_metadata__csv="name\nx\n")
@@ -493,6 +500,12 @@ def _(root: Path) -> DataConfig:
     table(root, "a.parquet", image=structs(), caption=pa.array(["a", "b"], pa.string_view()))
     table(root, "b.parquet", image=structs(), caption=pa.array(["a", "a"]).dictionary_encode())
     return table(root, "c.parquet", image=structs(), caption=pa.array(["a", "b"], pa.large_string()))
+
+
+@case("captions that `data.captions=join` makes longer than 10,000 characters")
+def _(root: Path) -> DataConfig:
+    table(root, image=structs(2), caption=[["x" * 6000, "y" * 6000], ["a red square", "a square"]])
+    return DataConfig(str(root), captions="join")
 
 
 @case("captions as lists, large lists or fixed lists")

@@ -1,5 +1,6 @@
 """From conf/ and the command line to dataclasses."""
 
+import shutil
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -130,7 +131,13 @@ def test_the_demo_asks_for_what_is_in_the_repository():
         ("data.uri=/year=2026", r"data.uri=/year=2026 cannot be read .*; quote special characters"),
         ("--config=x", r"'--config=x' is not a setting; expected key=value, or --config-name NAME"),
         ("demo", r"'demo' is not a setting; expected key=value"),
-        ("--config-name=nope", r"nope"),
+        ("--config-name=nope", r"there is no configuration 'nope' in conf/; expected one of: .*demo, .*weekly"),
+        ("--config-name=../conf/demo", r"there is no configuration '../conf/demo' in conf/"),
+        ("--config-name=/etc/passwd", r"there is no configuration '/etc/passwd' in conf/"),
+        ("model=null", r"with model=null cannot be read \(Config group override must be a string or a list"),
+        (f"top={'9' * 5000}", r"cannot be read \(Exceeds the limit"),
+        ("damping=1,2", r"damping=1,2: a key has several values; give it one, or a list: key=\[a, b\]"),
+        ("damping=range(1,3)", r"a key has several values; give it one"),
     ],
 )
 def test_mistakes_are_one_message_with_the_remedy(argument, says):
@@ -153,3 +160,26 @@ def test_numbers_are_texts_where_a_text_is_meant():
 def test_concepts_as_json_are_told_how_a_mapping_is_written():
     with pytest.raises(UserError, match=r"cannot be read \(.*keys of a mapping have no quotes: concepts=\[\{name: red"):
         configure(AuditConfig, "config", ['concepts=[{"name": "red", "prompt": "a red square"}]'])
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("audit: café\n".encode("latin-1"), r"can't decode byte 0xe9 .*; expected YAML in UTF-8"),
+        ("audit: a\n".encode("utf-16"), r"can't decode byte 0xff"),
+        (b"audit: a\naudit: b\n", r"found duplicate key audit .*and one value for each key"),
+        (b"model:\n\tpath: x\n", r"found character '\\t' that cannot start any token"),
+        (b"audit: !!python/object/apply:os.getcwd []\n", r"could not determine a constructor for the tag"),
+        (b"defaults: [mine, _self_]\n", r"--config-name mine with no setting cannot be read \(maximum recursion"),
+        (b"defaults: [nosuch, _self_]\n", r"In 'mine': Could not load 'nosuch'"),
+        (b"- a\n- b\n", r"must be a DictConfig"),
+    ],
+    ids=range(8),
+)
+def test_a_configuration_that_cannot_be_read_is_one_message(tmp_path, monkeypatch, content, says):
+    shutil.copytree(CONF, tmp_path / "conf")
+    (tmp_path / "conf/mine.yaml").write_bytes(content)
+    monkeypatch.setattr("jobs.configure.CONF", tmp_path / "conf")
+    with pytest.raises(UserError, match=says) as raised:
+        configure(AuditConfig, "config", ["--config-name=mine"])
+    assert "\n" not in str(raised.value)
