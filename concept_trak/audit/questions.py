@@ -148,13 +148,13 @@ class Questions:
         return {(question.method, question.concept.name): self._query(question) for question in p.queries}
 
     def _query(self, question: QueryTask) -> QueryResult:
-        """phi_q of one concept; that of an equal one under another name, if it was asked lately."""
-        key = _content(question)
+        """phi_q of one concept; a kept one, if it was asked lately, or for a method with the same query side."""
+        key = repr((self.config.methods[question.method].query_spec, _content(question)))
         result = self._queries.pop(key, None) or self._querier(question, FirstAttempt())
         self._queries[key] = result
         if len(self._queries) > KEPT_QUERIES:
             del self._queries[next(iter(self._queries))]
-        return replace(result, concept=question.concept.name)
+        return replace(result, method=question.method, concept=question.concept.name)
 
     def solve(self, method: str, queries: Sequence[QueryResult]) -> SolveResult:
         """z of some queries of one method. The factor of its K + lambda I is kept."""
@@ -257,11 +257,11 @@ def own_settings() -> WorkerSettings:
     return WorkerSettings(cpus=float(torch.get_num_threads()), gpu=True)
 
 
-def _content(question: QueryTask) -> str:
-    """What the feature of a query depends on, as text: all but the concept's name and truth."""
+def _content(question: QueryTask) -> tuple[QueryTask, list[str]]:
+    """What the feature of a query depends on beside the method: all but the concept's name and truth, files hashed."""
     files = [hashlib.sha256(data).hexdigest() for data in (question.image, question.classifier, *question.examples)]
     concept = replace(question.concept, name="any", truth={})
-    return repr((replace(question, concept=concept, image=b"", classifier=b"", examples=()), files))
+    return replace(question, method="", concept=concept, image=b"", classifier=b"", examples=()), files
 
 
 def _moved(config: AuditConfig, model: MovedModel) -> ModelConfig:

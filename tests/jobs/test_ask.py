@@ -185,6 +185,17 @@ def test_a_second_question_keeps_the_model_and_the_factor_and_nothing_is_written
     assert files_under(first.store) == before
 
 
+def test_methods_with_one_query_side_share_a_query(world, tmp_path, monkeypatch):
+    both, path = "[caption_trak,concept_trak]", [f"methods.concept_trak.query.{key}" for key in ("points=6", "every=3")]
+    done = audit(world, tmp_path, FIRST, *path, method=both)
+    again = audit(world, tmp_path, "audit=again", listed((CIRCLE,)), *path, method=both)
+    queried, query = [], QueryWorker.__call__
+    monkeypatch.setattr(QueryWorker, "__call__", lambda *given: queried.append(given) or query(*given))
+    answer = questions(done).ask([CIRCLE], top=5)
+    assert answer.table.to_pylist() == rankings(again)
+    assert len(queried) == 1
+
+
 @pytest.fixture
 def said(first, monkeypatch, capsys):
     """Runs the command and returns its exit code with what it printed."""
