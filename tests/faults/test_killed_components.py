@@ -8,7 +8,7 @@ import pytest
 
 from jobs.gc import GcConfig, gc
 from jobs.verify import VerifyConfig, verify
-from tests.faults.watcher import AtCreate, Driver, appear, descendants, drive
+from tests.faults.watcher import ACTOR, AtCreate, Driver, appear, descendants, drive
 from tests.jobs.world import World, files_under
 
 CONCEPTS = ("{name: red, prompt: a red triangle, without_prompt: a triangle}",
@@ -41,8 +41,8 @@ def test_a_worker_killed_on_ray_costs_nothing_but_its_trajectory(world, whole, t
     store = tmp_path / "store"
     driver = start(world, store, cluster="local", seeds="[0,1]")
     appear(store, UNITS, 1, seconds=600)
-    # Ray's own agents are called ray:: too; a node whose agents die dies with them, and the test would wait for it.
-    killed = [pid for pid, command in descendants(driver.pid).items() if command.startswith("ray::Place")]
+    # Not Ray's agents: a node whose agents die dies with them, and the test would wait for it.
+    killed = [pid for pid, command in descendants(driver.pid).items() if command.startswith(ACTOR)]
     assert killed, "no worker of Ray was found: the work did not go there"
     for pid in killed:
         os.kill(pid, signal.SIGKILL)

@@ -11,7 +11,7 @@ import pytest
 from concept_trak.data.benchmarks.synthetic import write_synthetic
 from jobs.gc import GcConfig, gc
 from tests.faults.sound import Undisturbed, lasting, temporaries
-from tests.faults.watcher import Driver, Hires, appear, descendants, drive, processes, until
+from tests.faults.watcher import ACTOR, Driver, Hires, appear, descendants, drive, processes, until
 from tests.jobs.world import RESOLUTION, files_under
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
@@ -50,7 +50,7 @@ def test_a_worker_that_hangs_costs_one_lease(world, undisturbed, tmp_path):
     driver = drive(world.arguments(store, *said, model="pixels"), tmp_path / "log", Hires("Stopped", str(books)))
     assert driver.wait(400) == 0, driver.said
     assert driver.said.count("infrastructure failure 1, tried again up to 10 times") == 1, driver.said
-    assert "so it hangs and was killed. If an attempt may well take that long, raise budget.lease" in driver.said
+    assert "so it hangs and was killed. If an attempt may take that long, raise budget.lease" in driver.said
     undisturbed.require_same(store)
     stopped = int((books / "stopped").read_text())
     until(lambda: stopped not in processes(), "the end of the worker that hung")
@@ -98,7 +98,7 @@ def strike(driver: Driver, chance: random.Random, kills: Counter) -> set[int]:
     end = time.monotonic() + chance.expovariate(1 / GAP)
     until(lambda: not driver.process.is_alive() or time.monotonic() > end, "the next kill", seconds=20 * GAP)
     everyone = descendants(driver.pid) if driver.process.is_alive() else {}
-    crew = sorted(pid for pid, command in everyone.items() if command.startswith("ray::Place"))
+    crew = sorted(pid for pid, command in everyone.items() if command.startswith(ACTOR))
     victim = "driver" if kills.total() % 3 == 2 else "worker"
     if everyone and (crew or victim == "driver"):
         os.kill(driver.pid if victim == "driver" else chance.choice(crew), signal.SIGKILL)

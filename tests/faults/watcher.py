@@ -24,6 +24,7 @@ from typing import Protocol
 
 from cluster.executor import ONE_CPU, Task, unwatched
 from cluster.serial import Serial
+from cluster.worker import WorkerActor
 from concept_trak.audit import featurize
 from concept_trak.config import AuditConfig
 from concept_trak.store.store import Store
@@ -34,6 +35,7 @@ from jobs.execute import RunConfig
 from jobs.gc import GcConfig, gc
 
 HERE = str(Path(__file__).parent)
+ACTOR = f"ray::{WorkerActor.__name__}"  # how the command of a worker begins; the agents of Ray are called ray:: too
 LONGEST = 120.0  # seconds a test waits for what should have come long before
 
 
@@ -163,7 +165,9 @@ class Hires:
             if task.worker is featurize.FeaturizeWorker:
                 task = replace(task, worker=getattr(import_module("deadly"), self.worker))
                 said = {"PYTHONPATH": f"{CONF.parent}{os.pathsep}{HERE}", "DEADLY_BOOKS": self.books}
+                idle = executor.idle_actors  # of the stages before: they hold CPUs until others are needed
                 executor = replace(executor, env_vars={**executor.env_vars, **said})
+                object.__setattr__(executor, "idle_actors", idle)
             return hired(executor, task, items, resources, watch)
 
         OnRay.map = deadly

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from concept_trak.audit import featurize
+from concept_trak.audit import worker as workers
 from concept_trak.audit.featurize import FeaturizeWorker
 from concept_trak.audit.plan import shards
 from concept_trak.audit.resolve import tick
@@ -66,7 +66,7 @@ class Year:
             method="d_trak",
         )  # fmt: skip
         patch.setattr(FeaturizeWorker, "_computed", counted)
-        patch.setattr(featurize, "load", lambda *ignored: Gaussian())
+        patch.setattr(workers, "load_model", lambda *ignored, **settings: Gaussian())
 
     def add(self) -> None:
         """One more file; its id and time, which is its version, never come again."""

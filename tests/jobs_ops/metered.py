@@ -16,6 +16,12 @@ from jobs.metrics import METRICS, Meter
 from jobs.progress import Progress
 
 
+class Quartet(Item):
+    """A task that stands for four samples."""
+
+    samples = 4
+
+
 class Recording(Gated):
     """Fails twice where the item says so, and commits a part of 1000 bytes with 3 rows and a reject for any other."""
 
@@ -31,7 +37,7 @@ class Recording(Gated):
 def run(folder: str, address: str) -> None:
     meter = Meter(exported(METRICS, {"audit": "week-1"}))
     progress = Progress(Audit(Store(folder), "week-1"), 0.2, meter)
-    items = [Item("plain"), Item("troubled"), Item("hopeless")]
+    items = [Quartet("plain"), Quartet("troubled"), Quartet("hopeless")]
     outcomes = OnRay(address, workers=2, env_vars={"PYTHONPATH": os.environ["PYTHONPATH"]}).map(
         Task(Recording, folder),
         items,
