@@ -105,24 +105,24 @@ SMALL_PAGES = {"write_batch_size": 4}
 
 
 @pytest.mark.parametrize(
-    ("rows", "side", "shard_rows", "options", "shown"),
+    ("rows", "side", "shard_rows", "options", "page"),
     [
-        (600, 200, 200, SMALL_PAGES, 1),
-        (20_000, 60, 2_000, SMALL_PAGES, 1),
-        (4_096, 40, 1_024, {}, 0),
-        (20_000, 60, 2_048, {}, 0),
+        (600, 200, 200, SMALL_PAGES, 0),
+        (20_000, 60, 2_000, SMALL_PAGES, 0),
+        (20_000, 60, 2_048, {}, 1_024),
     ],
-    ids=["small", "20,000 images", "small with default pages", "20000 images with default pages"],
+    ids=["small", "20,000 images", "20000 images with default pages"],
 )
-def test_one_row_group_is_read_once(model, proxy, address, rows, side, shard_rows, options, shown):
-    """Over all shards of an audit, with the index and the samples that are shown, each of which reads its page."""
+def test_one_row_group_is_read_once(model, proxy, address, rows, side, shard_rows, options, page):
+    """Over all shards of an audit, with the index. Six samples are read by themselves, two before the audit and one at
+    each of four ends: where pages are large, each costs a page of `page` images."""
     images = [{"bytes": picture(n, side), "path": None} for n in range(rows)]
     captions = [f"a picture of {n}" for n in range(rows)]
     out = io.BytesIO()
     pq.write_table(pa.table({"image": pa.array(images, IMAGE), "caption": captions}), out, **options)
     folder = f"rows-{rows}-{shard_rows}"
     size = put(f"{folder}/a.parquet", out.getvalue())
-    run(model, address, folder, f"data.shard_rows={shard_rows}", "audit=one", "top=1", f"shown={shown}")
+    run(model, address, folder, f"data.shard_rows={shard_rows}", "audit=one", "top=1")
     read = read_of(proxy, folder)
     print(f"{read['a.parquet'] / size:.3f} times the file")
-    assert read["a.parquet"] <= 1.2 * size
+    assert read["a.parquet"] <= (1.2 + 6 * page / rows) * size
