@@ -102,7 +102,10 @@ class ModelWorker:
     def _another_model(self, method: str, settings: dict[str, Any]) -> str:
         """What differs between the settings of this model's features and those of the features of the audit."""
         expected = self.work.features[method]
-        different = "; ".join(differences(settings, read_feature_settings(self.store, expected).settings))
+        try:
+            different = "; ".join(differences(settings, read_feature_settings(self.store, expected).settings))
+        except FileNotFoundError:  # of a driver whose store this process does not share
+            different = f"how they differ is not known, because {self.store.uri} has no {expected.settings_file}"
         return (
             f"the model at {self.config.model.path!r} is not the one of the features {expected.fingerprint} of "
             f"{method}: {different}. Expected the same files in every process; put the model that the features were "

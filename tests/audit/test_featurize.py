@@ -1,6 +1,7 @@
 """The work of one shard and of one question, called as a worker is called."""
 
 import io
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +23,7 @@ from concept_trak.audit.shown_samples import ShowTask, ShowWorker
 from concept_trak.data.benchmarks.synthetic import draw_labelled
 from concept_trak.data.benchmarks.two_factors import SHAPES3
 from concept_trak.store.codec import decode_blocks
-from concept_trak.store.identity import FeatureSet
+from concept_trak.store.identity import FeatureSet, read_feature_settings
 from concept_trak.store.records import read_part
 from tests.jobs.world import RESOLUTION, World, altered, build
 from tests.tolerances import BATCH32, EXACT64, STORED16
@@ -121,10 +122,15 @@ def test_half_a_batch_gives_the_same_features(world, tmp_path):
 
 
 def test_a_worker_that_sees_another_model_refuses_to_work(prepared):
-    work = replace(prepared.work, features={"caption_trak": FeatureSet("0" * 16)})
-    with pytest.raises(
-        ValueError, match=r"the driver expects 0000000000000000: they see different model files at .*Put"
-    ):
+    settings = read_feature_settings(prepared.store, prepared.work.features["caption_trak"]).settings
+    other = settings | {"model": settings["model"] | {"text_encoder": "0"}}
+    expected = FeatureSet.of(other)
+    work = replace(prepared.work, features={"caption_trak": expected})
+    unseen = f"not the one of the features {expected.fingerprint} of caption_trak: .* has no {expected.settings_file}"
+    with pytest.raises(UserError, match=unseen):
+        FeaturizeWorker(work)
+    prepared.store.create(expected.settings_file, json.dumps({"settings": other, "shard_rows": 8}).encode())
+    with pytest.raises(UserError, match=r"of caption_trak: model\.text_encoder: nothing here, .* there.*put the model"):
         FeaturizeWorker(work)
 
 

@@ -230,10 +230,10 @@ def test_the_next_batch_of_images_is_decoded_while_one_is_computed(world, tmp_pa
     class Watched(FeaturizeWorker):
         computed = 0
 
-        def features(self, rows, ready):
+        def features(self, rows, ready, *report):
             self.computed += len(ready)
             decoded.require(min(self.computed + 2, 8), f"{self.computed} samples are computed")
-            return super().features(rows, ready)
+            return super().features(rows, ready, *report)
 
     monkeypatch.setattr(featurize, "samples", counted)
     p = prepare(world.config(tmp_path, "model.batch=2", data="few"))

@@ -87,7 +87,7 @@ def done(world, tmp_path_factory) -> Done:
     return Done(p, {m: tuple(records[shard.name] for shard in planned) for m, records in found.items()})
 
 
-@pytest.mark.parametrize("method", ["fit_trak", "das"])
+@pytest.mark.parametrize("method", ["das", pytest.param("fit_trak", marks=pytest.mark.soak)])
 def test_a_grade_is_that_of_the_audits_own_scores(done, method):
     """All of a concept's samples as one query, at the audit's damping and as the plain inner product."""
     audits = json.loads(done.path("metrics.json").read_text())["concepts"]

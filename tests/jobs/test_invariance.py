@@ -88,6 +88,7 @@ def test_the_order_of_the_work_changes_no_byte(world, baseline, tmp_path):
     assert timeless(backwards) == timeless(baseline), "a sum or a tally follows the order in which shards ended"
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("own_ray")
 def test_two_workers_on_ray_write_the_same_bytes_as_this_process(world, baseline, tmp_path):
     found = world.audit(tmp_path, "cluster=local", "cluster.workers=2")

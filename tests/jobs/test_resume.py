@@ -79,6 +79,7 @@ def closing(uri: str, files: list, wanted: list[int]) -> None:
     raise AssertionError("no such time")
 
 
+@pytest.mark.soak
 def test_a_grown_data_set_costs_what_grew(world, tmp_path, capsys):
     data, store = tmp_path / "shapes", tmp_path / "store"
     shutil.copytree(world.root / "shapes", data)

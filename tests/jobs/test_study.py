@@ -76,6 +76,7 @@ def done(tmp_path_factory) -> Path:
     return store / "benchmarks/small"
 
 
+@pytest.mark.soak
 def test_what_changes_nothing_makes_no_difference(done):
     lines = duckdb.sql(f"select method, merit, gap_low, gap_high, damping from '{done}/study.parquet'").fetchall()
     found = {method: rest for method, *rest in lines}

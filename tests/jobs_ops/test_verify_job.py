@@ -234,6 +234,7 @@ def test_an_audit_of_the_grown_data_mends_what_an_older_one_cannot(audited: Audi
     assert {n for n in before if after[n] != before[n]} == {audited.name(part), audited.name(audited.record(part))}
 
 
+@pytest.mark.soak
 def test_methods_that_share_features_compute_a_shard_once(audited: Audited, said):
     sides = ("trak.train", "trak.query", "concept_a.train")
     short = [f"methods.{side}.times=[500]" for side in sides]
