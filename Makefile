@@ -22,11 +22,11 @@ results/shapes: | .venv/ready
 audit: .venv/ready results/shapes
 	$(BIN)/python -m jobs.audit --config-name demo
 
-# A file of tests stays in one process, so that what its tests share is made once. Four on two cores: a third of the time
+# A file of tests stays in one process, so that what its tests share is made once. Three on two cores: a third of the time
 # they wait for processes and storage. In the order of their names, after those marked long: by the number of tests, the
 # files with few slow ones would come last.
 test: .venv/ready
-	$(BIN)/python -m pytest -m "not soak and not gpu" -n 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not soak and not gpu" -n 3 --dist loadfile --no-loadscope-reorder
 
 # Long faults and sizes (at most 30 minutes on two cores). Two files at a time, half of which wait for processes, storage and
 # the next kill; in the order of their names, which puts none of the longest last.
