@@ -15,6 +15,7 @@ from concept_trak.audit.mapper import serial
 from concept_trak.config import DataConfig
 from concept_trak.data.ids import encode_ids, id_digests
 from concept_trak.data.inventory import Survey
+from concept_trak.store import sources
 from concept_trak.store.sources import SourceSet
 from concept_trak.store.store import Store
 from concept_trak.store.tables import read_parquet, to_parquet
@@ -23,9 +24,10 @@ from tests.data.files import rows, write
 MOST = 6
 
 
-@pytest.fixture
-def indexed(tmp_path, monkeypatch) -> tuple[Store, DataConfig, Survey]:
+@pytest.fixture(params=[sources.ROW_GROUP, 2], ids=["one row group", "several row groups"])
+def indexed(tmp_path, monkeypatch, request) -> tuple[Store, DataConfig, Survey]:
     """Three files whose captions have more words than are kept, indexed, with what is derived from them."""
+    monkeypatch.setattr(sources, "ROW_GROUP", request.param)
     monkeypatch.setattr(counting, "MOST_GROUPS", MOST)
     monkeypatch.setattr(counting, "SOURCES_AT_ONCE", 1)
     monkeypatch.setattr(unique_ids, "BUCKET_IDS", 4)

@@ -60,7 +60,7 @@ class Year:
                 inside()
             return plain(worker, methods, shard, attempt)
 
-        self.config = world.config(
+        self.config, self.run = world.configs(
             self.store, f"data.uri={self.data}", "data.caption_column=class", "data.captions=class",
             f"data.shard_rows={SHARD}", "projector.dim=16", "top=4", "since=latest", f"concepts=[{CONCEPT}]",
             method="d_trak",
@@ -95,7 +95,7 @@ class Year:
     def tick(self, name: str, store: Path | None = None) -> Found:
         """The audit of this name; like the command of a schedule, it differs from the others in nothing else."""
         config = replace(self.config, audit=name, store=str(store or self.store))
-        return Found(store or self.store, name, audit(config))
+        return Found(store or self.store, name, audit(config, self.run))
 
     def complete(self, name: str, store: Path | None = None) -> Found:
         """A tick that comes to its end, over every shard of the data as it is."""

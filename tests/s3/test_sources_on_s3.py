@@ -111,7 +111,7 @@ SMALL_PAGES = {"write_batch_size": 4}
         (20_000, 60, 2_000, SMALL_PAGES, 0),
         (20_000, 60, 2_048, {}, 1_024),
     ],
-    ids=["small", "20,000 images", "20000 images with default pages"],
+    ids=["small", "20000 images", "20000 images with default pages"],
 )
 def test_one_row_group_is_read_once(model, proxy, address, rows, side, shard_rows, options, page):
     """Over all shards of an audit, with the index. Six samples are read by themselves, two before the audit and one at
