@@ -53,25 +53,20 @@ def to_parquet(table: pa.Table) -> bytes:
 
 def read_parquet(data: bytes) -> pa.Table:
     """The table that `to_parquet` wrote, page checksums verified."""
-    return _read(pa.BufferReader(data))
+    return _read(pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True))
 
 
 def read_columns(store: Store, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Some columns of a table in the store, and of the others nothing; page checksums verified."""
     with store.open(name) as file:
-        return _read(file, columns)
+        return _read(pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True), columns)
 
 
-def _read(file: Any, columns: Sequence[str] | None = None) -> pa.Table:
+def _read(file: pq.ParquetFile, columns: Sequence[str] | None = None) -> pa.Table:
     """One row group at a time: Arrow cannot read lists of dictionary values over several, each with its own values."""
-    table = pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
     # Arrow's threads would keep the bytes; when Python ends before they do, the process aborts.
-    groups = [table.read_row_group(i, columns, use_threads=False) for i in range(table.num_row_groups)]
-    return (
-        pa.concat_tables(groups)
-        if groups
-        else table.schema_arrow.empty_table().select(columns or table.schema_arrow.names)
-    )
+    groups = [file.read_row_group(i, columns, use_threads=False) for i in range(file.num_row_groups)]
+    return pa.concat_tables(groups) if groups else file.read(columns, use_threads=False)
 
 
 def parquet_tail(file: SeekableFile) -> bytes:
