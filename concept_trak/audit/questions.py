@@ -3,7 +3,7 @@
     score_i = w_i phi_q^T (K + lambda I)^-1 phi_i
 
 Only phi_q is computed, by the function and the model of the audit's workers. K, lambda and every phi_i are the audit's
-own, so the scores are those that an audit with this concept has, to rounding. Nothing is written to the store.
+own, so the scores are those that an audit with this concept has, to rounding. Nothing is written into the audit.
 """
 
 import hashlib
@@ -127,8 +127,8 @@ class Questions:
         with _timed(seconds, "score"):
             tally = Tally(top)
             for method, of_method in by_method.items():
-                stored = [stored_query(solutions[method], i, query) for i, query in enumerate(of_method)]
-                for result in self.score(method, stored, top):
+                columns = [stored_query(solutions[method], i, query) for i, query in enumerate(of_method)]
+                for result in self.score(method, columns, top):
                     tally.add(result)
         with _timed(seconds, "show"):
             samples = self._show(run, tally)
@@ -166,11 +166,11 @@ class Questions:
         """The best and worst samples of some queries of one method, for some parts after another."""
         columns = stack_queries(queries)
         for task in score_tasks(method, self.records[method]):
-            kept = ScoreSummary(top, columns.scale)
+            summary = ScoreSummary(top, columns.scale)
             with closing(self._reader.blocks(*task.records)) as coming:
                 for record in task.records:
-                    score_part(method, record, coming, columns, kept)
-            yield ScoreResult(method, column_ends(columns, kept))
+                    score_part(method, record, coming, columns, summary)
+            yield ScoreResult(method, column_ends(columns, summary))
 
     def _show(self, run: AuditRun, tally: Tally) -> dict[str, ShownSample]:
         """Captions, labels and pictures of the best and worst samples, from the training data."""
@@ -266,8 +266,8 @@ def _content(question: QueryTask) -> tuple[QueryTask, list[str]]:
 
 def _moved(config: AuditConfig, model: MovedModel) -> ModelConfig:
     """The settings of the audit's model, with what has moved."""
-    given = {field.name: value for field in fields(model) if (value := getattr(model, field.name))}
-    return absolute_model(replace(config.model, **given))
+    overrides = {field.name: value for field in fields(model) if (value := getattr(model, field.name))}
+    return absolute_model(replace(config.model, **overrides))
 
 
 @contextmanager

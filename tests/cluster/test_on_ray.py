@@ -37,7 +37,7 @@ def test_a_killed_worker_is_replaced_and_its_item_done_again(on_ray, tmp_path):
 
 @pytest.mark.parametrize("how", ["waits for ever", pytest.param("is stopped", marks=pytest.mark.soak)])
 def test_a_worker_that_hangs_is_killed_and_its_item_done_again(on_ray, tmp_path, caplog, how):
-    """Whether it still listens or not: a stopped process answers nothing, not even that it should end."""
+    """Whether it still listens or not: a stopped process answers nothing. With a lease of 45 s Ray does not end it."""
     loads = []
     executor = on_ray(budgets=Budgets(lease=8.0))
     outcomes = list(
