@@ -105,8 +105,7 @@ class DataConfig:
     uri: str = ""
     """A file, or a folder of them: Parquet as Hugging Face `datasets` writes it, WebDataset tars, or images."""
     format: str = "auto"
-    """auto (by the endings of the files), or a file of concept_trak/data/ that defines one: parquet, webdataset,
-    folder, latents."""
+    """auto (by the endings of the files), or one of concept_trak/data/: parquet, webdataset, folder, latents."""
     files: str = ""
     """Only files whose name matches this pattern, such as train-*.parquet; with a slash, files whose path below `uri`
     matches it, such as sub/**/*.jpg. The others are left out and counted."""
@@ -169,6 +168,7 @@ class AuditConfig:
     """Rows of the table of methods, by name."""
     projector: Projector = field(default_factory=Projector)
     concepts: tuple[Concept, ...] = ()
+    """A list; on the command line also a .json or .yaml file with one."""
     damping: float | str = DEFAULT_DAMPING
     """lambda = damping tr(K) / k; auto: by method, that at which a concept's samples agree best (docs/methods.md)."""
     seed: int = 0

@@ -25,7 +25,7 @@ from yaml import YAMLError
 from concept_trak import UserError
 from concept_trak.attribution.method import METHODS, RECOMMENDED, method_settings
 from concept_trak.config import build
-from concept_trak.data.text import encodable, escape_output, one_line
+from concept_trak.data.text import encodable, escape_output, one_line, read_list
 from concept_trak.store.secrets import redacted
 from jobs.exit_codes import ended
 from jobs.help import help_text
@@ -89,17 +89,20 @@ def configure_all(schemas: Sequence[type[Any]], default: str, arguments: Sequenc
                 f"({one_line(error)[:500]}); expected YAML in UTF-8, and one value for each key"
             ) from None
     assert isinstance(values, dict)
+    if isinstance(concepts := values.get("concepts"), str):
+        values["concepts"] = read_list(concepts, "concepts")
     _require_values(values)
     return tuple(build(schema, own) for schema, own in zip(schemas, _divided(schemas, values), strict=True))
 
 
 def configuration_files(default: str, arguments: Sequence[str]) -> list[str]:
-    """The files that `configure_all` reads for these arguments, which it has accepted, as `conf/model/demo.yaml`."""
+    """The files that `configure_all` reads for these accepted arguments, as `conf/model/demo.yaml`."""
     name, overrides = _arguments(arguments, default)
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         defaults = loader.compute_defaults_list(name, overrides, RunMode.RUN).defaults
-    return [f"conf/{d.config_path}.yaml" for d in defaults if (CONF / f"{d.config_path}.yaml").is_file()]
+    lists = [o.partition("=")[2].strip("'\"") for o in overrides if o.startswith("concepts=") and "[" not in o]
+    return [f"conf/{d.config_path}.yaml" for d in defaults if (CONF / f"{d.config_path}.yaml").is_file()] + lists
 
 
 def _require_values(values: Any, key: str = "") -> None:

@@ -4,7 +4,10 @@ import codecs
 import json
 import re
 import sys
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from concept_trak import UserError
 
@@ -12,6 +15,8 @@ MOST_CHARACTERS = 10_000
 """Of one caption, label or id: a longer value is a damaged file or an attack, and fills every page and log."""
 MOST_BYTES = 1 << 20
 """Of a text file or a JSON member."""
+MOST_LIST_BYTES = 64 << 20
+"""Of a file with the list of a setting."""
 MOST_DEPTH = 32
 """Lists and objects inside one another in JSON."""
 _MARKS = (
@@ -21,6 +26,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _JOINED = "[\u0590-\ud7ff\uf900-\ufffd\U00010000-\U000dffff]"
 _HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164"
@@ -61,6 +67,37 @@ def parse_json(text: str | bytes, name: str) -> Any:
     if json_depth(value) > MOST_DEPTH:
         raise UserError(f"{name} is JSON nested deeper than {MOST_DEPTH}; write it flatter")
     return value
+
+
+def read_list(path: str, key: str) -> list[Any]:
+    """The list in a local file: JSON if the name ends with .json, else YAML.
+
+    It is read by libyaml or `json`, because a configuration of Hydra takes some 3 ms for each mapping of a list.
+
+    Args:
+        path: the file; `~` is the home folder.
+        key: the setting that names it, for messages.
+
+    Raises:
+        UserError: the file cannot be read, or does not hold a list.
+    """
+    where = f"{key}={path!r}"
+    try:
+        content = Path(path).expanduser().read_bytes()
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{where} cannot be read ({one_line(error)}); expected a list, or a file with one") from None
+    text = decode_text(content, where, MOST_LIST_BYTES)
+    value = parse_json(text, where) if path.lower().endswith(".json") else _parse_yaml(text, where)
+    if not isinstance(value, list):
+        raise UserError(f"{where} holds no list; expected the list that the setting would have, as JSON or YAML")
+    return value
+
+
+def _parse_yaml(text: str, name: str) -> Any:
+    try:
+        return yaml.load(text, _YAML)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError for a date such as 2026-99-99
+        raise UserError(f"{name} is no readable YAML ({one_line(error)}); write it again") from None
 
 
 def json_depth(value: Any) -> int:

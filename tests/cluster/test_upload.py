@@ -110,6 +110,16 @@ def test_a_file_that_the_job_needs_and_that_is_not_sent_is_named_before(checkout
     assert named in str(error.value)
 
 
+def test_a_file_of_concepts_is_sent_or_named(checkout, monkeypatch):
+    monkeypatch.chdir(checkout)
+    (checkout / "mine.json").write_text('[{"name": "red", "prompt": "a red square", "without_prompt": "a square"}]')
+    arguments = [*GIVEN, "concepts=mine.json"]
+    assert submitted_audits.checked(arguments)[0] == "week-1"
+    (checkout / ".gitignore").write_text("mine.json")
+    with pytest.raises(concept_trak.UserError, match=r"^mine\.json would not reach the cluster"):
+        submitted_audits.checked(arguments)
+
+
 @pytest.mark.parametrize(
     "ignored", ["", "*.parquet\nconf/weekly.yaml", "mine.yaml\n!/conf/mine.yaml\n!/conf/model/mine.yaml"]
 )
