@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import fsspec
 from fsspec.caching import ReadAheadCache, register_cache
 from fsspec.implementations.local import LocalFileSystem
 
 from concept_trak import UserError
 from concept_trak.data.text import encodable, printable
+from concept_trak.store.file_system import open_file_system
 from concept_trak.store.secrets import without_secrets
 
 Files = dict[str, dict[str, Any]]
@@ -79,7 +79,7 @@ def list_files(uri: str) -> Listing:
             "unpack an archive, or rename a folder that is called so"
         )
     try:
-        fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+        fs, path = open_file_system(uri)
         listing = _list_local(fs, path) if isinstance(fs, LocalFileSystem) else _list_remote(fs, path)
     except UserError:
         raise
@@ -215,7 +215,7 @@ def open_planned(uri: str, planned: str, **options: Any) -> Iterator[Any]:
     """
     if not encodable(uri):
         raise UserError(f"the name of {printable(uri)} is not UTF-8; rename it, or leave it out with data.files=")
-    fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+    fs, path = open_file_system(uri)
     require_version(fs, path, planned)
     try:
         with fs.open(path, **options) as file:
@@ -287,12 +287,12 @@ class FileRange:
 @contextmanager
 def open_range(uri: str, planned: str, start: int, end: int, padding: int = 0) -> Iterator[FileRange]:
     """A part of a file of the data set, in the version that was planned. Raises UserError if it has another one."""
-    fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+    fs, path = open_file_system(uri)
     require_version(fs, path, planned)
     yield FileRange(fs, path, start, end, padding)
 
 
 def path_below(source: str, uri: str) -> str:
     """The name of a source below `data.uri`; empty for that file itself."""
-    fs, path = fsspec.core.url_to_fs(uri)
+    fs, path = open_file_system(uri)
     return source.removeprefix(fs.unstrip_protocol(path)).strip("/")

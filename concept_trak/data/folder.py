@@ -9,8 +9,6 @@ import posixpath
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-import fsspec
-
 from concept_trak import UserError
 from concept_trak.config import DataConfig
 from concept_trak.data.decode import ENDINGS
@@ -29,6 +27,7 @@ from concept_trak.data.inventory import LeftOutCounts
 from concept_trak.data.metadata import METADATA, is_metadata, read_metadata
 from concept_trak.data.shard import Shard, Source
 from concept_trak.data.text import MOST_BYTES, decode_text, encodable, printable
+from concept_trak.store.file_system import open_file_system
 
 
 class ImageEntry(NamedTuple):
@@ -96,7 +95,7 @@ def _rows(source: Source, data: DataConfig, findings: Findings) -> Iterator[Sour
         findings.unread += _unread(source, data)
     except UserError as error:  # the images of another folder may have the column
         findings.lacking = str(error)
-    fs, folder = fsspec.core.url_to_fs(source.uri.rstrip("/"), use_listings_cache=False)
+    fs, folder = open_file_system(source.uri.rstrip("/"))
     prefix, columns = path_below(source.uri.rstrip("/"), data.uri), known_columns(data)
     for number, entry in enumerate(source.places, source.first_row):
         fields = dict(entry.fields)
@@ -135,7 +134,7 @@ def _text(fs: Any, folder: str, entry: ImageEntry) -> tuple[str | None, tuple[st
 
 def _images(shard: Shard, data: DataConfig) -> Iterator[RowImage]:
     """The images of the rows, each in its own file."""
-    fs, folder = fsspec.core.url_to_fs(shard.source.rstrip("/"), use_listings_cache=False)
+    fs, folder = open_file_system(shard.source.rstrip("/"))
     for row in shard.known.select(["file", "file_version", "reason"]).to_pylist():
         usable = row["reason"] is None
         yield RowImage(_read(fs, f"{folder}/{row['file']}", row["file_version"]) if usable else None)

@@ -7,7 +7,6 @@ size, an image, or a classifier.
 import io
 from collections.abc import Iterator, Sequence
 
-import fsspec
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from concept_trak import UserError
 from concept_trak.data.decode import ENDINGS, MOST_PIXELS, decode_image
+from concept_trak.store.file_system import open_file_system
 
 MOST_EXAMPLES = 256
 """The most examples of a concept, because they are sent to the workers with the query."""
@@ -141,7 +141,7 @@ def read_examples(
 
 def _files(path: str) -> Iterator[str]:
     """The file, or the pictures that lie in the folder, by name."""
-    fs, root = fsspec.core.url_to_fs(path)
+    fs, root = open_file_system(path)
     if not fs.isdir(root):
         yield path
         return
@@ -174,7 +174,7 @@ def read_file(path: str) -> bytes:
 
 
 def _read(path: str) -> bytes:
-    fs, name = fsspec.core.url_to_fs(path)
+    fs, name = open_file_system(path)
     if fs.exists(name) and not fs.isfile(name):
         raise UserError("it is a folder, a pipe or a device")
     with fs.open(name, "rb") as file:

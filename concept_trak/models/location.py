@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import huggingface_hub
 from filelock import FileLock
 from huggingface_hub import constants
@@ -22,6 +21,7 @@ from huggingface_hub import constants
 from concept_trak import UserError
 from concept_trak.data.files import version
 from concept_trak.models.pipeline_folder import CLASSES, SETTINGS, choose_files, role
+from concept_trak.store.file_system import open_file_system
 from concept_trak.store.secrets import without_secrets
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ def needed_files(names: Iterable[str]) -> list[str]:
 def _fetched(address: str, key: str) -> Path:
     """A copy of a file or folder of object storage, in the cache."""
     try:
-        fs, root = fsspec.core.url_to_fs(address, use_listings_cache=False)
+        fs, root = open_file_system(address)
         single = fs.isfile(root)
         listing = {root: fs.info(root)} if single else fs.find(root, detail=True)
     except Exception as error:  # botocore's and google's own errors are not OSErrors

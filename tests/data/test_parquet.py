@@ -22,6 +22,7 @@ from concept_trak.data.index import indexed_rows, label_values
 from concept_trak.data.sample import Sample, samples, samples_by_id
 from concept_trak.data.shard import cut
 from concept_trak.data.survey import indexed_here, survey
+from concept_trak.store.file_system import open_file_system
 from concept_trak.store.part import Reject
 from tests.data import files
 from tests.data.files import plan, write
@@ -112,7 +113,7 @@ def test_a_sample_is_its_row_with_labels_that_may_repeat_other_columns(tmp_path)
 @pytest.mark.parametrize("form", ["{}", "{}/", "file://{}", "memory:/{}", "memory:/{}/"])
 def test_made_ids_are_unique_and_stay_when_files_are_added(tmp_path, form):
     uri = form.format(tmp_path)
-    fs, root = fsspec.core.url_to_fs(uri)
+    fs, root = open_file_system(uri)
 
     def put(name: str, count: int) -> None:
         local = write(tmp_path / "made" / name, files.rows(count))
