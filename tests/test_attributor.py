@@ -98,6 +98,7 @@ def test_pictures_and_their_pixels_give_one_answer(attributor):
         (lambda: ([], []), "images is empty"),
         (lambda: (images(), CAPTIONS[:2]), "3 images, 2 captions and 3 ids"),
         (lambda: (images(), CAPTIONS, ["a", "b", "a"]), "'a' occurs twice"),
+        (lambda: (images(), CAPTIONS, ["a", "", "b"]), "ids: one is empty"),
         (lambda: (images(), ["a red circle", "", "x"]), "the caption of '000001' is empty"),
         (lambda: (torch.zeros(3, 16, 16), CAPTIONS), "expected floats"),
         (lambda: (torch.full((3, 3, 16, 16), 255.0), CAPTIONS), r"range over 255 ... 255"),

@@ -24,7 +24,7 @@ from concept_trak.data.format import (
     require_text,
 )
 from concept_trak.data.inventory import LeftOutCounts
-from concept_trak.data.metadata import METADATA, is_metadata, read_metadata
+from concept_trak.data.metadata import METADATA, OF_KOHYA, is_metadata, read_metadata
 from concept_trak.data.shard import Shard, Source
 from concept_trak.data.text import MOST_BYTES, decode_text, encodable, printable
 from concept_trak.store.file_system import open_file_system
@@ -78,7 +78,10 @@ def _leave_out(listing: Listing, files: Files, images: set[str], texts: set[str]
         tally.add("file", "of text without an image", listing.relative(name))
     for name in files:
         if name not in images and not name.lower().endswith(".txt") and not is_metadata(name):
-            tally.add("file", f"ending {posixpath.splitext(name)[1].lower()}", listing.relative(name))
+            remedy = ", as of kohya: write it as metadata.jsonl, with a file_name in each line"
+            kohya = posixpath.basename(name).lower() in OF_KOHYA
+            reason = f"ending {posixpath.splitext(name)[1].lower()}" + remedy * kohya
+            tally.add("file", reason, listing.relative(name))
 
 
 def _is_image(name: str) -> bool:
@@ -160,6 +163,6 @@ FORMAT = Format(
     _sources,
     _rows,
     _images,
-    companions=(".txt", *METADATA),
+    companions=(".txt", *METADATA, *OF_KOHYA),
     split_in_name=False,
 )

@@ -232,9 +232,14 @@ def require_text(key: str, column: str, values: Sequence[Any], where: str) -> No
 
 
 def sample_id(row: SourceRow, data: DataConfig) -> str:
-    """The id column's value, or the id that the format made."""
+    """The id column's value, or the id that the format made where that is missing or empty."""
     own = row.values.get(data.id_column) if data.id_column else None
-    return printable(row.id) if own is None else str(own)
+    return printable(row.id) if own is None or is_blank(own) else str(own)
+
+
+def is_blank(value: Any) -> bool:
+    """Whether a value is text of nothing but white space, which names no sample."""
+    return isinstance(value, str) and not value.strip()
 
 
 def labels_of_row(row: SourceRow, data: DataConfig) -> dict[str, str]:

@@ -28,7 +28,7 @@ def memory_samples(
         captioned: whether the model needs a caption.
 
     Raises:
-        UserError: lengths differ, ids repeat, a caption is empty, or an image is not as described.
+        UserError: lengths differ, ids repeat or are empty, a caption is empty, or an image is not as described.
     """
     names = [f"{i:06d}" for i in range(len(images))] if ids is None else [str(i) for i in ids]
     texts = [""] * len(images) if captions is None else list(captions)
@@ -46,6 +46,8 @@ def _require_alike(count: int, captions: Sequence[str], ids: Sequence[str], capt
         raise UserError(f"{count} images, {len(captions)} captions and {len(ids)} ids; expected one of each an image")
     if len(set(ids)) < count:
         raise UserError(f"ids: {next(i for i in ids if list(ids).count(i) > 1)!r} occurs twice; give each its own")
+    if any(not i.strip() for i in ids):
+        raise UserError("ids: one is empty; give each image an id, or leave ids out to have the images numbered")
     if captioned and (empty := [i for i, text in zip(ids, captions, strict=True) if not text]):
         raise UserError(f"the caption of {empty[0]!r} is empty; the model is conditioned on one: leave the image out")
 

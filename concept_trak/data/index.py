@@ -21,7 +21,7 @@ import pyarrow as pa
 from concept_trak import UserError
 from concept_trak.config import DataConfig
 from concept_trak.data.captions import caption_of, caption_words
-from concept_trak.data.format import Findings, SourceRow, checked_text, format_of, labels_of_row, sample_id
+from concept_trak.data.format import Findings, SourceRow, checked_text, format_of, is_blank, labels_of_row, sample_id
 from concept_trak.data.inventory import LeftOut
 from concept_trak.data.shard import NO_LAYOUT, Layout, Shard, Source
 from concept_trak.data.text import text_problem
@@ -102,7 +102,10 @@ def _known(row: SourceRow, source: Source, data: DataConfig) -> dict[str, Any]:
         raise UserError(
             f"{source.uri} has rows without an id; fill them, or leave data.id_column empty to have ids made"
         )
-    name, (reason, message) = sample_id(row, data), row.flaw or (None, None)
+    name, flaw = sample_id(row, data), row.flaw
+    if flaw is None and data.id_column and is_blank(row.values.get(data.id_column)):
+        flaw = ("no_id", f"{data.id_column} is empty; give the row an id, or leave data.id_column empty")
+    reason, message = flaw or (None, None)
     try:
         caption = caption_of(row.values, name, data)
     except UserError as error:

@@ -19,6 +19,8 @@ from concept_trak.data.files import Files
 from concept_trak.data.text import decode_text, one_line, parse_json
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+OF_KOHYA = ("metadata.json", "meta_cap.json", "meta_cap_dd.json", "meta_clean.json", "meta_lat.json")
+"""Names of kohya's files, which hold one object with a key for each image. They are not read."""
 MOST_BYTES = 1 << 30
 """Of one file: it is read whole."""
 

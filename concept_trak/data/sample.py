@@ -59,7 +59,7 @@ class Unusable(ValueError):
 def samples(shard: Shard, data: DataConfig, resolution: int) -> Iterator[Sample | Reject]:
     """Every row of the shard, in order: a sample, or a reject.
 
-    Reasons are no_caption, caption_type, text, decode, too_small, and those of the format.
+    Reasons are no_id, no_caption, caption_type, text, decode, too_small, and those of the format.
 
     Args:
         shard: the rows, with their index.

@@ -92,7 +92,7 @@ def check_first_rows(listed: Survey, sources: Sequence[Source], data: DataConfig
         findings = Findings()
         rows = list(islice(format_of(source, data).rows(source, data, findings), PEEKED_ROWS))
         if findings.lacking and len(listed.sources) == 1:
-            raise UserError(findings.lacking)
+            raise _lacking(findings.lacking, listed.left_out)
         if rows:
             return
     if len(listed.sources) <= len(sources[:PEEKED]):
@@ -115,7 +115,7 @@ def surveyed(
     """
     lacking = [index.lacking for index in indices if index.lacking]
     if lacking and len(lacking) == len(indices):
-        raise UserError(lacking[0])
+        raise _lacking(lacking[0], listed.left_out)
     tally = LeftOutCounts()
     tally.extend(listed.left_out)
     for index in indices:
@@ -125,6 +125,12 @@ def surveyed(
     for column in dict.fromkeys(column for index in indices for column in index.unread):
         tally.add("column", "that no setting names", column)
     return replace(listed, sources=tuple(sources), left_out=tally.left_out())
+
+
+def _lacking(reason: str, left_out: Sequence[LeftOut]) -> UserError:
+    """The error for a column that no source has; it may be in a file that is left out."""
+    described = inventory.describe_left_out(left_out)
+    return UserError(reason + (f"; {described}" if described else ""))
 
 
 def _no_rows(data: DataConfig, files: int, kind: str, left_out: Sequence[LeftOut]) -> UserError:

@@ -426,6 +426,21 @@ def _(root: Path) -> DataConfig:
     return DataConfig(str(root), caption_column="text")
 
 
+KOHYA = json.dumps({"a": {"caption": "a red square", "tags": "red, square"}})
+
+
+@case("`metadata.json`, as kohya writes it, beside pictures with texts")
+def _(root: Path) -> DataConfig:
+    put(root, metadata__json=KOHYA)
+    return captioned(root, "a.png")
+
+
+@case("the same without texts")
+def _(root: Path) -> DataConfig:
+    put(root, a__png=PNG, metadata__json=KOHYA)
+    return DataConfig(str(root))
+
+
 @case("`old_metadata.csv`")
 def _(root: Path) -> DataConfig:
     put(root, old_metadata__csv="name\nx\n")
@@ -594,6 +609,12 @@ def _(root: Path) -> DataConfig:
 @case("repeated ids")
 def _(root: Path) -> DataConfig:
     table(root, image=structs(2), caption=["a", "b"], id=["x", "x"])
+    return DataConfig(str(root), id_column="id")
+
+
+@case("empty ids, in two of three rows")
+def _(root: Path) -> DataConfig:
+    table(root, image=structs(3), caption=["a", "b", "c"], id=["x", "", " "])
     return DataConfig(str(root), id_column="id")
 
 

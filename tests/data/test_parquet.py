@@ -152,6 +152,19 @@ def test_ids_may_be_strings_or_integers_and_are_unique_over_all_files(tmp_path):
     survey(DataConfig(uri=str(tmp_path)))
 
 
+def test_an_empty_id_is_a_reject_that_is_named_by_its_row(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.parquet", files.rows(3, id=[name, "", "\n"]))
+    data = DataConfig(uri=str(tmp_path), id_column="id")
+    rows = read(data)
+    rejects = [row for row in rows if isinstance(row, Reject)]
+    assert [row.id for row in rows if not isinstance(row, Reject)] == ["a", "b"]
+    assert [row.sample_id for row in rejects] == ["a.parquet:1", "a.parquet:2", "b.parquet:1", "b.parquet:2"]
+    assert {(row.reason, row.message) for row in rejects} == {
+        ("no_id", "id is empty; give the row an id, or leave data.id_column empty")
+    }
+
+
 def test_a_missing_caption_is_a_reject(tmp_path):
     captions = ["fine", None, "", " \n\t", "also fine"]
     data = DataConfig(uri=write(tmp_path / "a.parquet", files.rows(5, caption=captions)), id_column="id")
