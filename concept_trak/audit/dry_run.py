@@ -21,7 +21,7 @@ from concept_trak.audit.pipeline import AuditRun
 from concept_trak.audit.plan import feature_bytes
 from concept_trak.audit.prepare import Prepared, prepare
 from concept_trak.audit.query_features import QueryResult, QueryTask, QueryWorker
-from concept_trak.audit.resolve import resolve
+from concept_trak.audit.resolve import require_apart, resolve
 from concept_trak.audit.results import rejects_by_reason
 from concept_trak.audit.worker import Work
 from concept_trak.config import AuditConfig, WorkerSettings
@@ -156,6 +156,7 @@ def few(shard: Shard, config: AuditConfig, resolution: int) -> Shard:
 
 @contextmanager
 def _scratch(config: AuditConfig) -> Iterator[AuditConfig]:
+    require_apart(config.store, config.model, config.data.uri)
     Store(config.store).probe()
     folder = f"{config.store.rstrip('/')}/preflight-{uuid.uuid4().hex[:8]}"
     # States that are kept would hide the time.

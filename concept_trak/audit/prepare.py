@@ -4,7 +4,6 @@
 workers, once everything else is known to be right), `begin_prepared` (feature sets, plan, settings).
 """
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,7 +24,7 @@ from concept_trak.audit.index import IndexReader, open_data
 from concept_trak.audit.mapper import Mapper, serial
 from concept_trak.audit.plan import Demand, demand, feature_settings, shards
 from concept_trak.audit.query_features import QueryTask
-from concept_trak.audit.resolve import resolve
+from concept_trak.audit.resolve import require_apart, resolve
 from concept_trak.audit.status import require_new_name
 from concept_trak.audit.worker import Work, open_model
 from concept_trak.config import AuditConfig, DataConfig, WorkerSettings, plain_values
@@ -130,23 +129,12 @@ def open_inputs(config: AuditConfig, worker: WorkerSettings) -> Inputs:
     Raises:
         UserError: one of them is missing or cannot be read.
     """
-    _require_apart(config)
+    require_apart(config.store, config.model, config.data.uri)
     store = Store(config.store)
     store.probe()
     require_new_name(Audit(store, config.audit))
     denoiser = open_model(config.model, worker)
     return Inputs(store, denoiser)
-
-
-def _require_apart(config: AuditConfig) -> None:
-    """That no result is written among the data, where a next audit would read it as data."""
-    data, store = (address.removeprefix("file://").rstrip("/") for address in (config.data.uri, config.store))
-    for folder in {data, os.path.realpath(data)} if "://" not in data else {data}:
-        if f"{store}/".startswith(f"{folder}/") or f"{os.path.realpath(store)}/".startswith(f"{folder}/"):
-            raise UserError(
-                f"store={config.store} is in the folder of data.uri={config.data.uri}, where results would be read as "
-                "data; put the store elsewhere, or set data.uri to the folder of the samples alone"
-            )
 
 
 def check_queries(config: AuditConfig, inputs: Inputs) -> list[QueryTask]:

@@ -10,6 +10,7 @@ from concept_trak.config import AuditConfig, ModelConfig, absolute, plain_values
 from concept_trak.data.files import canonical_uri
 from concept_trak.models.location import is_hub_id
 from concept_trak.store.secrets import refuse_secrets
+from concept_trak.store.store import FOLDERS
 
 
 def resolve(config: AuditConfig) -> AuditConfig:
@@ -30,6 +31,44 @@ def resolve(config: AuditConfig) -> AuditConfig:
         model=absolute_model(config.model),
         data=replace(config.data, uri=canonical_uri(config.data.uri)),
     )
+
+
+def require_apart(store: str, model: ModelConfig, data: str = "") -> None:
+    """Check that the store is not among the data or the model's files, and that none of them is in a folder of results.
+
+    Addresses are compared without `file://` and slashes at their ends, and links are followed. Data or a model beside
+    the store's own folders are no problem: the store lists, reads and removes nothing outside of those.
+
+    Args:
+        store, model: their addresses.
+        data: the address of the data; "" if there are none.
+
+    Raises:
+        UserError: an address is inside another one, so that results would be read as data or removed with results.
+    """
+    weights = [("model.weights", model.weights), ("model.lora", model.lora)]
+    named = [("data.uri", data), ("model.path", model.path), *weights]
+    named += [("model.embeddings", address) for address in model.embeddings]
+    for key, address in named:
+        if not address or (key != "data.uri" and is_hub_id(address)):
+            continue
+        if _is_inside(store, address):
+            why = "where results would be read as data" if key == "data.uri" else "which has the model's files alone"
+            raise UserError(
+                f"store={store} is in the folder of {key}={address}, {why}; put the store elsewhere"
+                + ", or set data.uri to the folder of the samples alone" * (key == "data.uri")
+            )
+        if folder := next((name for name in FOLDERS if _is_inside(address, f"{store.rstrip('/')}/{name}")), ""):
+            raise UserError(
+                f"{key}={address} is in {folder}/ of store={store}, where files that no audit needs are removed; move "
+                "one of the two"
+            )
+
+
+def _is_inside(address: str, folder: str) -> bool:
+    """Whether an address is a folder, or is below it, however the two are written."""
+    inner, outer = (canonical_uri(text).replace("s3a://", "s3://").rstrip("/") for text in (address, folder))
+    return f"{inner}/".startswith(f"{outer}/")
 
 
 # By cron's word for a schedule, the name of one of its periods, for `strftime`. Names sort by time.

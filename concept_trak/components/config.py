@@ -7,6 +7,7 @@ from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.query import require_conditioning, require_prompt_pairs
 from concept_trak.attribution.state import Probe
+from concept_trak.audit.resolve import require_apart
 from concept_trak.audit.worker import open_model
 from concept_trak.components.choice import Choice
 from concept_trak.components.dose_response import CRITERIA
@@ -112,6 +113,7 @@ class ComponentsConfig:
 
 def components_settings(config: ComponentsConfig, worker: WorkerSettings) -> ComponentsSettings:
     """The settings of the workers, after checks of the store, the model and the concepts."""
+    require_apart(config.store, config.model)
     Store(config.store).probe()
     denoiser = open_model(config.model, worker)
     for concept in config.concepts:

@@ -17,7 +17,8 @@ from concept_trak.store.backends import Backend, LocalBackend
 from concept_trak.store.object_backend import FsspecBackend
 from concept_trak.store.secrets import refuse_credentials, without_secrets
 
-FOLDERS = ("audits", "features", "states", "components")
+FOLDERS = ("audits", "features", "sources", "states", "components")
+"""The folders of results; the store lists, reads and removes nothing beside them."""
 
 
 class Store:

@@ -89,6 +89,17 @@ def test_a_store_among_the_data(refused, world, tmp_path):
     assert [path.name for path in data.rglob("*") if path.is_dir()] == []
 
 
+def test_a_store_among_the_models_files_and_data_among_results(refused, world, tmp_path):
+    shutil.copytree(world.root / "latents", tmp_path / "model")
+    shutil.copytree(world.root / "few", tmp_path / "store/features/train")
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    for more in ([], ["preflight=true"]):
+        said = refused(f"model.path={tmp_path}/link/", *more, store=f"file://{tmp_path}/model/results/")
+        assert "is in the folder of model.path=" in said
+        said = refused(f"data.uri=file://{tmp_path}/store/features/train/", *more)
+        assert f"/store/features/train is in features/ of store={tmp_path}/store, where files that no audit" in said
+
+
 def test_an_audit_that_differs_from_another_in_case_alone(refused, world, tmp_path):
     store = tmp_path / "store"
     for name in ("Week-1", "weiß"):
