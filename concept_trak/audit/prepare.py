@@ -21,7 +21,7 @@ from concept_trak.attribution.query import (
 from concept_trak.audit.checks import require_batch_consistency, require_fit, warn_of_prediction_type
 from concept_trak.audit.diff import require_comparable
 from concept_trak.audit.index import IndexReader, open_data
-from concept_trak.audit.mapper import Mapper, serial
+from concept_trak.audit.mapper import Mapper, Stopped, serial
 from concept_trak.audit.plan import Demand, demand, feature_settings, shards
 from concept_trak.audit.query_features import QueryTask
 from concept_trak.audit.resolve import require_apart, resolve
@@ -34,7 +34,7 @@ from concept_trak.data.shard import Shard, cut
 from concept_trak.models.encode import read_concept_files
 from concept_trak.store.codec import MAX_PART_BYTES
 from concept_trak.store.identity import FeatureSet, as_json, open_feature_set
-from concept_trak.store.manifest import Audit, begin_audit, require_same_settings
+from concept_trak.store.manifest import Audit, begin_audit, remove_unbegun, require_same_settings
 from concept_trak.store.store import Store
 
 TOGETHER = 8
@@ -107,11 +107,22 @@ def prepare(
     """
     config = resolve(config)
     inputs = open_inputs(config, worker)
+    try:
+        return _prepared(config, worker, mapper, inputs, indices or inputs.store)
+    except (UserError, Stopped) as error:
+        if not isinstance(error, Stopped) or error.exit_code == 2:
+            remove_unbegun(Audit(inputs.store, config.audit))  # what was noted while the data were indexed
+        raise
+
+
+def _prepared(
+    config: AuditConfig, worker: WorkerSettings, mapper: Mapper, inputs: "Inputs", indices: Store
+) -> Prepared:
     queries = check_queries(config, inputs)
     settings = check_settings(config, inputs, queries)
-    data = open_data(indices or inputs.store, config.data, inputs.denoiser.conditioning, mapper)
+    data = open_data(indices, config.data, inputs.denoiser.conditioning, mapper)
     if inputs.store.size(Audit(inputs.store, config.audit).name("plan.parquet")) is None:  # else it was checked then
-        check_data(config, inputs, data, IndexReader(indices or inputs.store))
+        check_data(config, inputs, data, IndexReader(indices))
     return begin_prepared(config, worker, inputs, settings, data, queries)
 
 

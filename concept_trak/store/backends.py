@@ -27,6 +27,7 @@ class Backend(Protocol):
     def put_new(self, name: str, data: bytes) -> None: ...
     def put(self, name: str, data: bytes) -> None: ...
     def delete(self, name: str) -> None: ...
+    def remove_empty(self, folder: str) -> None: ...
     def own_folders_removed(self) -> contextlib.AbstractContextManager[None]: ...
 
 
@@ -86,6 +87,10 @@ class LocalBackend:
     def delete(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path(name))
+
+    def remove_empty(self, folder: str) -> None:
+        with contextlib.suppress(OSError):  # it has files, or does not exist
+            os.rmdir(self._path(folder))
 
     @contextlib.contextmanager
     def own_folders_removed(self) -> Iterator[None]:

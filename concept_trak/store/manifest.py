@@ -26,6 +26,7 @@ PLAN = pa.schema(
     {"shard": pa.string(), "source": pa.string(), "version": pa.string(), "first_row": pa.int64(), "rows": pa.int64()}
 )
 LATEST = "audits/latest.json"
+PROGRESS = "progress.json"
 GIVEN_UP = "given_up.json"  # exists in an audit while gc removes it
 
 
@@ -45,6 +46,19 @@ def begin_audit(audit: Audit, config: Mapping[str, Any], plan: pa.Table | Sequen
     if not write_table(audit, "plan.parquet", ours):
         _require_same_plan(audit, ours)
     audit.store.delete(audit.name(GIVEN_UP))  # an audit that is begun again is not removed
+
+
+def remove_unbegun(audit: Audit) -> None:
+    """Remove the progress and the failures of an audit that was refused before it began; one that began stays."""
+    store, folder = audit.store, f"audits/{audit.id}"
+    if store.size(audit.name("audit.yaml")) is not None:
+        return
+    names = [n for n in store.names(folder) if n == audit.name(PROGRESS) or n.startswith(f"{folder}/failures/")]
+    for name in names:
+        store.delete(name)
+    above = {f"{folder}/failures", folder, "audits"}
+    for empty in sorted(above | {name.rpartition("/")[0] for name in names}, reverse=True):
+        store.remove_empty(empty)
 
 
 def given_up(audit: Audit) -> bool:
@@ -94,7 +108,7 @@ def read_table(audit: Audit, relative: str) -> pa.Table:
 
 def write_progress(audit: Audit, obj: Any) -> None:
     """Replace progress.json, a hint for observers of the run."""
-    audit.store.replace(audit.name("progress.json"), encode_json(obj))
+    audit.store.replace(audit.name(PROGRESS), encode_json(obj))
 
 
 def finish_audit(

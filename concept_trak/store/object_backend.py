@@ -97,6 +97,9 @@ class FsspecBackend:
         with contextlib.suppress(FileNotFoundError), self._storage("delete", name) as files:
             files.rm_file(self._path(name))
 
+    def remove_empty(self, folder: str) -> None:
+        pass  # a folder without objects is none
+
     def own_folders_removed(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()  # a folder without objects is none
 

@@ -110,6 +110,10 @@ class Store:
         """Remove a file, if it exists."""
         self._place.delete(_checked(name))
 
+    def remove_empty(self, folder: str) -> None:
+        """Remove a folder without files, if there is one; a writer makes a folder again that it needs."""
+        self._place.remove_empty(folder.strip("/"))
+
     def clock(self) -> float:
         """The storage's own time in unix seconds, as `modified` gives it: that of a file written now."""
         name = f"probe-{uuid.uuid4().hex}"

@@ -138,6 +138,20 @@ def test_the_manifest_lists_what_stands(audit: Audit, tmp_path):
     assert second == written, "the first manifest stands, whatever a second driver lists"
 
 
+def test_only_an_audit_that_never_began_is_forgotten(tmp_path):
+    store = Store(str(tmp_path))
+    never, begun = Audit(store, "never"), Audit(store, "begun")
+    manifest.begin_audit(begun, {"a": 1}, [])
+    for audit in (never, begun):
+        manifest.write_progress(audit, {"done": 1})
+        store.create(audit.name("failures/index/0000-a.log"), b"why")
+        store.create(audit.name("notes.txt"), b"not ours")
+        manifest.remove_unbegun(audit)
+    kept = ["audit.yaml", "failures/index/0000-a.log", "notes.txt", "plan.parquet", "progress.json"]
+    assert store.names("audits/begun") == [begun.name(name) for name in kept]
+    assert store.names("audits/never") == [never.name("notes.txt")]
+
+
 def test_a_manifest_needs_its_files(audit: Audit):
     with pytest.raises(ValueError, match=r"demo cannot be finished: report\.html does not exist"):
         manifest.finish_audit(audit, ["report.html"], [], {})
