@@ -13,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from concept_trak import UserError
 from concept_trak.data.text import encodable, printable
-from concept_trak.store.file_system import open_file_system
+from concept_trak.store.file_system import find_files, open_file_system
 from concept_trak.store.secrets import without_secrets
 
 Files = dict[str, dict[str, Any]]
@@ -101,7 +101,7 @@ def list_files(uri: str) -> Listing:
 def _list_remote(fs: Any, path: str) -> Listing | None:
     if fs.isfile(path):
         return Listing(fs, path, {path: fs.info(path)})
-    entries = fs.find(path, detail=True)
+    entries = find_files(fs, path)
     if not entries and not fs.exists(path):
         return None
     names = sorted(entries)

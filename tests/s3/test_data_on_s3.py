@@ -14,6 +14,7 @@ from concept_trak.config import DataConfig
 from concept_trak.data import latents
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.survey import survey
+from concept_trak.store.file_system import find_files, open_file_system
 from concept_trak.store.part import Reject
 from tests.data.files import encoded, plan, rows, write
 from tests.s3.server import BUCKET
@@ -55,6 +56,21 @@ def tensors(folder: Path) -> None:
     x = torch.arange(COUNT).float()
     condition = {"text": x[:, None].expand(-1, 5)}
     latents.write_latents(folder / "a.safetensors", x[:, None, None, None].expand(-1, 2, 4, 4), condition, {})
+
+
+def test_folders_listed_side_by_side_have_the_files_of_one_listing(address):
+    client = boto3.Session().client("s3")
+    names = ("a.png", "one/b.png", "one/deep/c.png", "two/", "two/d.png", "one.png", "3/e.png")
+    for name in names:
+        client.put_object(
+            Bucket=BUCKET, Key=f"{address.rpartition('/')[2]}/{name}", Body=b"1" if name[-1] != "/" else b""
+        )
+    client.close()
+    fs, path = open_file_system(address)
+    whole = fs.find(path, detail=True)
+    files = find_files(fs, path)
+    assert [name.removeprefix(f"{path}/") for name in files] == sorted(names)
+    assert {name: entry["ETag"] for name, entry in files.items()} == {n: e["ETag"] for n, e in whole.items()}
 
 
 FORMATS = {"webdataset": webdataset, "parquet": parquet, "folder": images, "latents": tensors}
