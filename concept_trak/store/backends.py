@@ -149,7 +149,8 @@ class LocalBackend:
 def _opened(path: str) -> BinaryIO:
     """A new file, in a folder that is made if there is none."""
     for _ in range(TRIES - 1):
-        with contextlib.suppress(FileNotFoundError):  # the folder is gone again: it was that of another process's probe
+        # Another process's probe removed the folder: after it was made, or while `makedirs` looked what was in its way.
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             return open(path, "xb")
     os.makedirs(os.path.dirname(path), exist_ok=True)

@@ -126,6 +126,23 @@ def test_a_write_survives_the_removal_of_its_empty_folder(tmp_path, monkeypatch)
     assert store.read("plan") == b"first"
 
 
+def test_a_write_survives_the_removal_of_its_folder_while_it_is_made(tmp_path, monkeypatch):
+    """`os.makedirs` raises if its folder was there for `mkdir` and is gone when it looks for it."""
+    store, isdir, left = Store(f"{tmp_path}/store"), os.path.isdir, [2]
+
+    def vanishing(folder):
+        if left[0]:
+            left[0] -= 1
+            return False
+        return isdir(folder)
+
+    assert store.create("plan", b"first")
+    monkeypatch.setattr(os.path, "isdir", vanishing)
+    assert store.create("other", b"second")
+    assert left == [0]
+    assert store.read("other") == b"second"
+
+
 def test_processes_that_probe_and_write_at_once_all_succeed(tmp_path):
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         assert pool.map(
