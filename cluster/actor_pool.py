@@ -166,8 +166,8 @@ class ActorPool:
 
     def _grow(self, now: float) -> None:
         size = len(self._idle) + len(self._calls)
-        wanted = min(self._constructions.workers, self._queue.unfinished) if now >= self._grow_at else 0
-        for _ in range(wanted - size):
+        target = min(self._constructions.workers, self._queue.unfinished) if now >= self._grow_at else 0
+        for _ in range(target - size):
             actor = PooledActor(self._idle_actors.take(self._resources, self._env_vars), since=now)
             self._call(actor, actor.actor.ready.remote())
 

@@ -54,7 +54,7 @@ class ReportedUnits:
         question.future().add_done_callback(lambda answer: self._answers.put((call, answer)))
 
     def _take(self, call: int, answer: "Future[float]") -> None:
-        asked = self._questions.pop(call, None) is not None
-        if asked and answer.exception() is None:
+        is_pending = self._questions.pop(call, None) is not None
+        if is_pending and answer.exception() is None:
             self.total += answer.result() - self._of_call.get(call, 0.0)
             self._of_call[call] = answer.result()

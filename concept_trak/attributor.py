@@ -185,21 +185,25 @@ class Attributor:
                 read, or no sample has a feature.
         """
         rows, left_out = self._samples(images, captions, ids)
-        rejects, kept, phi, weight = list[Reject](), list[str](), list[Tensor](), list[Tensor]()
+        rejects, sample_ids, phi, weight = list[Reject](), list[str](), list[Tensor](), list[Tensor]()
         for batch in self._batches(rows, rejects):
             features = self._features(batch)
             reasons = reject_reasons(features)
             rejects += _rejects(batch, reasons)
             usable = [i for i, reason in enumerate(reasons) if reason is None]
-            kept += [batch[i].id for i in usable]
+            sample_ids += [batch[i].id for i in usable]
             phi.append(features.phi[usable].float())
             weight.append(features.weight[usable].float())
-        if not kept:
+        if not sample_ids:
             raise UserError(f"no sample has a feature; the first is rejected for {_first(rejects)}")
-        whole = torch.cat(phi)
-        whole_gram, rejected = gram(whole), tuple(rejects)
+        all_phi = torch.cat(phi)
         self._fitted = _Fitted(
-            ids=tuple(kept), phi=whole, weight=torch.cat(weight), gram=whole_gram, rejects=rejected, left_out=left_out
+            ids=tuple(sample_ids),
+            phi=all_phi,
+            weight=torch.cat(weight),
+            gram=gram(all_phi),
+            rejects=tuple(rejects),
+            left_out=left_out,
         )
         return self
 

@@ -26,9 +26,9 @@ T = TypeVar("T")
 MOST_TOP, DAMPING = 1_000_000, (1e-12, 1e12)
 
 
-def _one_of(key: str, value: str, *known: str) -> None:
-    if value not in known:
-        raise UserError(f"{key}={value!r}; expected one of: {', '.join(known)}")
+def _one_of(key: str, value: str, *choices: str) -> None:
+    if value not in choices:
+        raise UserError(f"{key}={value!r}; expected one of: {', '.join(choices)}")
 
 
 def _at_least(key: str, value: float | int, least: float | int, most: float | int = 2**63) -> None:
@@ -239,8 +239,8 @@ def _strict(schema: type, seen: set[type] | None = None) -> None:
         return
     seen.add(schema)
     schema.__pydantic_config__ = {"extra": "forbid", "coerce_numbers_to_str": True}  # type: ignore[attr-defined]
-    for known in dataclasses.fields(schema):
-        for inner in (known.type, *get_args(known.type)):
+    for entry in dataclasses.fields(schema):
+        for inner in (entry.type, *get_args(entry.type)):
             if isinstance(inner, type) and dataclasses.is_dataclass(inner):
                 _strict(inner, seen)
 
@@ -249,9 +249,9 @@ def _sentence(schema: type, error: Any) -> str:
     place = ".".join(str(part) for part in error["loc"])
     if error["type"] == "unexpected_keyword_argument":
         *parents, wrong = error["loc"]
-        known = [f.name for f in dataclasses.fields(_at(schema, parents))]
-        near = difflib.get_close_matches(str(wrong), known, 1, 0.5)
-        return f"unknown key {place}" + (f" (did you mean {near[0]}?)" if near else f"; known: {', '.join(known)}")
+        names = [f.name for f in dataclasses.fields(_at(schema, parents))]
+        near = difflib.get_close_matches(str(wrong), names, 1, 0.5)
+        return f"unknown key {place}" + (f" (did you mean {near[0]}?)" if near else f"; known: {', '.join(names)}")
     if error["type"] == "missing":
         return f"{place} is missing; give it a value"
     if error["type"] == "value_error":

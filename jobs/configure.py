@@ -143,8 +143,8 @@ def _arguments(arguments: Sequence[str], default: str) -> tuple[str, list[str]]:
                 name = rest.pop(i).partition("=")[2]
                 break
     if not (CONF / f"{name.removesuffix('.yaml')}.yaml").is_file() or {"", ".."} & set(name.split("/")):
-        known = ", ".join(sorted(path.stem for path in CONF.glob("*.yaml")))
-        raise UserError(f"there is no configuration {name!r} in conf/; expected one of: {known}")
+        names = ", ".join(sorted(path.stem for path in CONF.glob("*.yaml")))
+        raise UserError(f"there is no configuration {name!r} in conf/; expected one of: {names}")
     if wrong := [a for a in rest if a.startswith("-") or "=" not in a]:
         raise UserError(f"{wrong[0]!r} is not a setting; expected key=value, or --config-name NAME with NAME in conf/")
     for argument in rest:

@@ -36,10 +36,10 @@ class Progress:
     meter: Meter = field(default_factory=Meter)
     stages: dict[str, StageProgress] = field(default_factory=dict)
     now: str = ""
-    noted: float = 0.0
-    drawn: float = field(default=0.0, init=False)
+    written_at: float = 0.0
+    drawn_at: float = field(default=0.0, init=False)
     bar: Any = field(default=None, init=False, repr=False)
-    shown: str = field(default="", init=False)
+    last_line: str = field(default="", init=False)
 
     def line(self, text: str) -> None:
         print(text, flush=True)
@@ -73,26 +73,26 @@ class Progress:
 
     def _show(self, stage: StageProgress, last: bool) -> None:
         """Show a stage on the terminal or as a line, and write it down, when it is time or this is the `last` time."""
-        if not self.bar.disable and (last or time.monotonic() - self.drawn >= REDRAW):
-            self.drawn, self.bar.n = time.monotonic(), stage.share
+        if not self.bar.disable and (last or time.monotonic() - self.drawn_at >= REDRAW):
+            self.drawn_at, self.bar.n = time.monotonic(), stage.share
             self.bar.set_postfix_str(str(stage))
         if last or self._due:
             self._note()
             line = f"{self.now:<10} {stage}"
-            if self.bar.disable and line != self.shown:
-                self.shown = line
+            if self.bar.disable and line != self.last_line:
+                self.last_line = line
                 self.line(line)
 
     @property
     def _due(self) -> bool:
-        return time.monotonic() - self.noted >= self.interval
+        return time.monotonic() - self.written_at >= self.interval
 
     def counters(self) -> dict[str, dict[str, Any]]:
         """The counts of each stage of this run, by its name."""
         return {name: stage.counters() for name, stage in self.stages.items()}
 
     def _note(self) -> None:
-        self.noted = time.monotonic()
+        self.written_at = time.monotonic()
         if self.audit is None:
             return
         now = {"stage": self.now, "running": self.stages[self.now].running, "interval": self.interval}

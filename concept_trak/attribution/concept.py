@@ -78,7 +78,7 @@ class Concept:
     def kind(self) -> str:
         """`text`, `examples` or `classifier`; or `image`, for a model without conditions."""
         kinds = {"examples": self.examples, "classifier": self.classifier, "text": self.text}
-        return next((kind for kind, given in kinds.items() if given), "image")
+        return next((kind for kind, value in kinds.items() if value), "image")
 
     @property
     def text(self) -> str:
@@ -132,20 +132,20 @@ def contradiction(concept: Any) -> str:
 def _given(c: Any) -> list[tuple[bool, str]]:
     """Mistakes in the name, and in the choice of prompt, labels, examples or classifier."""
     ways = {"prompt": c.prompt, "labels": c.labels, "examples": c.examples, "classifier": c.classifier}
-    given = [key for key, value in ways.items() if value]
+    keys = [key for key, value in ways.items() if value]
     return [
         (
             not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", c.name),
             "name must be at most 100 letters, digits, '.', '_' or '-', because it names files and columns",
         ),
         (
-            {"prompt", "labels"} <= set(given) or not (given or c.image),
+            {"prompt", "labels"} <= set(keys) or not (keys or c.image),
             "give either prompt or labels: the condition that has the concept; or, where no prompt names it, examples "
             "or a classifier",
         ),
         (
-            len(given) > 1,
-            f"{' and '.join(given)} ask in different ways; give one of them, and the other as a concept of its own",
+            len(keys) > 1,
+            f"{' and '.join(keys)} ask in different ways; give one of them, and the other as a concept of its own",
         ),
         (
             bool(c.classifier) != bool(c.shows),

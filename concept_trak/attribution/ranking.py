@@ -106,7 +106,7 @@ class ScoreSummary:
     def ends(self) -> list[TopK]:
         """The best and the worst entries of each column."""
         result = []
-        for best, worst in zip(self._best.found(), self._worst.found(), strict=True):
+        for best, worst in zip(self._best.entries(), self._worst.entries(), strict=True):
             result.append(TopK(self._m))
             result[-1].add_best([(value, *self._samples[row]) for value, row in best])
             result[-1].add_worst([(-value, *self._samples[row]) for value, row in worst])
@@ -119,26 +119,26 @@ class BestRows:
     def __init__(self, m: int, columns: int) -> None:
         self._values = torch.full((m, columns), -torch.inf)  # the m best so far, in order
         nothing = torch.zeros(0, dtype=torch.int64)
-        self._found = [(nothing, nothing, torch.zeros(0))]  # column, row, value
+        self._candidates = [(nothing, nothing, torch.zeros(0))]  # column, row, value
 
     def add(self, values: Float32[Tensor, "n c"], first: int) -> None:
         """Add the next rows. `first` is the number of the first of them among all rows."""
         reaching = self._reaching(values)
         columns, rows = reaching.T.nonzero(as_tuple=True)
-        some = values[rows, columns]
-        self._found.append((columns, rows + first, some))
+        candidates = values[rows, columns]
+        self._candidates.append((columns, rows + first, candidates))
         counts = reaching.sum(0)
         padded = torch.full((int(counts.max()), len(counts)), -torch.inf)
-        padded[torch.arange(len(some)) - (counts.cumsum(0) - counts)[columns], columns] = some
+        padded[torch.arange(len(candidates)) - (counts.cumsum(0) - counts)[columns], columns] = candidates
         self._values = torch.cat([self._values, padded]).topk(len(self._values), dim=0).values
 
-    def found(self) -> Iterator[list[tuple[float, int]]]:
+    def entries(self) -> Iterator[list[tuple[float, int]]]:
         """(value, row) of each column."""
-        columns, rows, values = (torch.cat(some) for some in zip(*self._found, strict=True))
-        kept = (values >= self._values[-1][columns]).nonzero()[:, 0]
-        kept = kept[columns[kept].argsort(stable=True)]
-        pairs = list(zip(values[kept].tolist(), rows[kept].tolist(), strict=True))
-        ends = columns[kept].bincount(minlength=self._values.shape[1]).cumsum(0).tolist()
+        columns, rows, values = (torch.cat(blocks) for blocks in zip(*self._candidates, strict=True))
+        best = (values >= self._values[-1][columns]).nonzero()[:, 0]
+        best = best[columns[best].argsort(stable=True)]
+        pairs = list(zip(values[best].tolist(), rows[best].tolist(), strict=True))
+        ends = columns[best].bincount(minlength=self._values.shape[1]).cumsum(0).tolist()
         return (pairs[start:end] for start, end in pairwise([0, *ends]))
 
     def _reaching(self, values: Float32[Tensor, "n c"]) -> Bool[Tensor, "n c"]:

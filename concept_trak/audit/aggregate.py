@@ -41,22 +41,22 @@ class Memberships(NamedTuple):
     samples: Int64[np.ndarray, " m"]
 
 
-def memberships(known: pa.Table, sources: Sequence[tuple[str, int]], heavy: pa.Table | None) -> Iterator[Memberships]:
+def memberships(index: pa.Table, sources: Sequence[tuple[str, int]], heavy: pa.Table | None) -> Iterator[Memberships]:
     """Everything that samples are counted under.
 
     Args:
-        known: the index of the samples, in their order.
+        index: the index of the samples, in their order.
         sources: (source, samples) of consecutive samples.
         heavy: the labels and words with a row of their own (`KEYS`); None for all.
     """
     names = list(dict.fromkeys(source for source, _ in sources))
     own = np.repeat([names.index(source) for source, _ in sources], [count for _, count in sources])
     yield Memberships([("source", "", name) for name in names], own.astype(np.int64), np.arange(len(own)))
-    for column in (name for name in known.column_names if name.startswith(LABEL)):
-        there = pc.is_valid(known[column])
-        yield _coded("label", column.removeprefix(LABEL), known[column].filter(there), np.flatnonzero(there), heavy)
-    lengths = pc.list_value_length(known["words"]).to_numpy()
-    yield _coded("word", "", pc.list_flatten(known["words"]), np.repeat(np.arange(len(lengths)), lengths), heavy)
+    for column in (name for name in index.column_names if name.startswith(LABEL)):
+        valid = pc.is_valid(index[column])
+        yield _coded("label", column.removeprefix(LABEL), index[column].filter(valid), np.flatnonzero(valid), heavy)
+    lengths = pc.list_value_length(index["words"]).to_numpy()
+    yield _coded("word", "", pc.list_flatten(index["words"]), np.repeat(np.arange(len(lengths)), lengths), heavy)
 
 
 def _coded(
@@ -75,9 +75,9 @@ def _coded(
     own = heavy.filter((pc.field("kind") == kind) & (pc.field("label") == label))
     rare = ~np.asarray(pc.is_in(names, value_set=own["value"].combine_chunks()))
     rest = np.unique(samples[rare[groups]])
-    kept = ~rare[groups]
-    groups = np.concatenate([groups[kept], np.full(len(rest), len(keys))])
-    return Memberships([*keys, (kind, "", RARER)], groups, np.concatenate([samples[kept], rest]))
+    heavy_rows = ~rare[groups]
+    groups = np.concatenate([groups[heavy_rows], np.full(len(rest), len(keys))])
+    return Memberships([*keys, (kind, "", RARER)], groups, np.concatenate([samples[heavy_rows], rest]))
 
 
 def statistics(values: Float32[np.ndarray, "n c"]) -> Float[Tensor, "n c_and_more"]:
@@ -102,12 +102,12 @@ def sums_table(columns: Sequence[str], values: Float32[np.ndarray, "n c"], parts
         offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64))
         rows = torch.from_numpy(part.samples[order].astype(np.int64))
         sums = torch.nn.functional.embedding_bag(rows, each, offsets, mode="sum") if len(rows) else each[:0]
-        there = np.flatnonzero(counts)
-        keys = zip(*(part.keys[i] for i in there), strict=True) if len(there) else ((), (), ())
+        nonempty = np.flatnonzero(counts)
+        keys = zip(*(part.keys[i] for i in nonempty), strict=True) if len(nonempty) else ((), (), ())
         arrays = [pa.array(list(key), pa.string()) for key in keys]
-        numbers = [pa.array(column) for column in sums.numpy()[there].T] if len(there) else [
+        numbers = [pa.array(column) for column in sums.numpy()[nonempty].T] if len(nonempty) else [
             pa.array([], pa.float64()) for _ in names]  # fmt: skip
-        tables.append(pa.Table.from_arrays([*arrays, pa.array(counts[there], pa.int64()), *numbers], schema=schema))
+        tables.append(pa.Table.from_arrays([*arrays, pa.array(counts[nonempty], pa.int64()), *numbers], schema=schema))
     return added(pa.concat_tables(tables))
 
 
@@ -158,7 +158,7 @@ class AggregateResult:
     the files that were written."""
 
     method: str
-    shown: dict[str, dict[str, tuple[GroupStatistics, ...]]]
+    groups: dict[str, dict[str, tuple[GroupStatistics, ...]]]
     files: tuple[ListedFile, ...]
 
 
@@ -167,7 +167,7 @@ class AggregateWorker(StoreWorker):
 
     def __call__(self, item: AggregateTask, attempt: Attempt) -> AggregateResult:
         total = self._total(item)
-        shown, files = dict[str, dict[str, tuple[GroupStatistics, ...]]](), list[ListedFile]()
+        groups, files = dict[str, dict[str, tuple[GroupStatistics, ...]]](), list[ListedFile]()
         for kind, named in KINDS.items():
             tables = [_about(total, kind, question, item.method) for question in questions(self.work.config)]
             whole = pa.concat_tables(table.drop_columns(["column"]) for table in tables)
@@ -176,8 +176,8 @@ class AggregateWorker(StoreWorker):
                 least = LEAST if kind == "word" else 0
                 rows = table.filter(pc.field("samples") >= least).slice(0, SHOWN).to_pylist()
                 if rows:
-                    shown.setdefault(rows[0]["column"], {})[kind] = tuple(_statistics(row, named) for row in rows)
-        return AggregateResult(item.method, shown, tuple(files))
+                    groups.setdefault(rows[0]["column"], {})[kind] = tuple(_statistics(row, named) for row in rows)
+        return AggregateResult(item.method, groups, tuple(files))
 
     def _total(self, item: AggregateTask) -> pa.Table:
         """The sums of all tables; as many rows in memory as there are groups, and those of one table."""

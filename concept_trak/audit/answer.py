@@ -47,9 +47,9 @@ class Answer:
             UserError: there is no such concept, method, form or end.
         """
         config = self.run.prepared.config
-        concepts = tuple(known.name for known in config.concepts)
-        wanted = {"concept": (concept, concepts), "method": (method, tuple(config.methods))}
-        return ranking_rows(self.table, wanted, form, end, n)
+        concepts = tuple(c.name for c in config.concepts)
+        filters = {"concept": (concept, concepts), "method": (method, tuple(config.methods))}
+        return ranking_rows(self.table, filters, form, end, n)
 
     def bottom(self, concept: str | None = None, method: str | None = None, n: int | None = None) -> pa.Table:
         """The samples with the lowest damped scores, the lowest first."""

@@ -67,7 +67,7 @@ class DryRunQueryResult:
     def seconds(self, question: QueryTask) -> float:
         """Seconds of a query of the same method with this number of samples and pictures."""
         count = question.concept.count
-        return self.sample * count + self.picture * min(question.shown, count)
+        return self.sample * count + self.picture * min(question.picture_count, count)
 
 
 class DryRunFeaturizeWorker:
@@ -107,13 +107,13 @@ class DryRunQueryWorker:
     def __call__(self, query: QueryTask, attempt: Attempt) -> DryRunQueryResult:
         worker = self.querier
         size, concept = worker.batch_size(attempt), replace(query.concept, samples=1, phrasings=())
-        result = worker(replace(query, concept=concept, shown=1), attempt)
+        result = worker(replace(query, concept=concept, picture_count=1), attempt)
         many = replace(query, concept=replace(concept, samples=min(size, query.concept.count)))
         batch = worker.batch(many, size)
         seconds, n = timed(lambda n: worker.features(many, batch.rows(slice(0, n)), size), len(batch.ids))
-        most = max(1, min(query.shown, len(batch.ids)))
-        drawing, shown = timed(lambda n: worker.pictures(replace(many, shown=n), batch), most)
-        return DryRunQueryResult(result, seconds / n, drawing / shown)
+        most = max(1, min(query.picture_count, len(batch.ids)))
+        drawing, count = timed(lambda n: worker.pictures(replace(many, picture_count=n), batch), most)
+        return DryRunQueryResult(result, seconds / n, drawing / count)
 
 
 def timed(work: Callable[[int], object], most: int) -> tuple[float, int]:

@@ -71,13 +71,13 @@ class FeaturizeWorker(ModelWorker):
         start, ready, features, rejects = time.monotonic(), [], [], []
         read = samples(self.index(shard), self.config.data, self.denoiser.resolution)
         for batch in prefetch(batches(read, self.batch_size(attempt))):
-            known = [reject_unknown_class(self.denoiser, s, shard.source) for s in batch]
-            unusable = [one for one in known if isinstance(one, Reject)]
+            checked = [reject_unknown_class(self.denoiser, s, shard.source) for s in batch]
+            unusable = [sample for sample in checked if isinstance(sample, Reject)]
             rejects += unusable
             attempt.report(len(unusable))
-            for usable in batches_of_one_shape(one for one in known if isinstance(one, Sample)):
+            for usable in batches_of_one_shape(sample for sample in checked if isinstance(sample, Sample)):
                 features.append(self.features([self.config.methods[m] for m in methods], usable, attempt.report))
-                ready += [(one.id, one.row) for one in usable]
+                ready += [(sample.id, sample.row) for sample in usable]
         seconds, kind, records = (time.monotonic() - start) / len(methods), self.config.feature, {}
         for i, method in enumerate(methods):
             part = self._part(method, shard, ready, [each[i] for each in features], rejects)
@@ -117,7 +117,7 @@ class FeaturizeWorker(ModelWorker):
         training = training_batch(d, methods[0], ids, captions, x_0, cond, seed)
         if self.config.keep_states and methods[0].train.trajectory == "ddim_inversion":
             settings = feature_settings(self.config, methods[0], d, self.identity)
-            training = Inversions(self.store, settings, methods[0].train).known(d, training, batch)
+            training = Inversions(self.store, settings, methods[0].train).with_path(d, training, batch)
         return train_features(d, self.config.projector, methods, training, seed, self._workspace, report)
 
     def _width(self) -> int:

@@ -119,8 +119,8 @@ class FinishedAudit:
             UserError: the audit has no such concept, method, form or end.
             Damaged: the file was altered since the audit finished.
         """
-        wanted = {"concept": (concept, self.concepts), "method": (method, self.methods)}
-        return ranking_rows(self._table("top.parquet"), wanted, form, end, n)
+        filters = {"concept": (concept, self.concepts), "method": (method, self.methods)}
+        return ranking_rows(self._table("top.parquet"), filters, form, end, n)
 
     def ask(
         self, concept: Concept | Sequence[Concept], method: str | Sequence[str] = (), top: int = 10
@@ -255,7 +255,7 @@ REMEDY = (
 
 def ranking_rows(
     table: pa.Table,
-    wanted: Mapping[str, tuple[str | None, Sequence[str]]],
+    filters: Mapping[str, tuple[str | None, Sequence[str]]],
     form: str | None,
     end: str,
     n: int | None,
@@ -264,19 +264,19 @@ def ranking_rows(
 
     Args:
         table: its rows.
-        wanted: by column, the value (None for all) and the values there are.
+        filters: by column, the value (None for all) and the values there are.
         form, end, n: as `FinishedAudit.top` takes them.
 
     Raises:
         UserError: a column has no such value.
     """
-    for column, (value, known) in {**wanted, "form": (form, FORMS), "end": (end, ENDS)}.items():
+    for column, (value, choices) in {**filters, "form": (form, FORMS), "end": (end, ENDS)}.items():
         if value is not None:
-            table = table.filter(pc.field(column) == _require_one_of(column, value, known))
+            table = table.filter(pc.field(column) == _require_one_of(column, value, choices))
     return table if n is None else table.filter(pc.field("rank") <= n)
 
 
-def _require_one_of(what: str, value: str | None, known: Sequence[str]) -> str:
-    if value is None or value not in known:
-        raise UserError(f"{what}={value!r}: expected one of {', '.join(known)}")
+def _require_one_of(what: str, value: str | None, choices: Sequence[str]) -> str:
+    if value is None or value not in choices:
+        raise UserError(f"{what}={value!r}: expected one of {', '.join(choices)}")
     return value

@@ -72,19 +72,19 @@ class Inversions:
     settings: dict[str, Any]
     probe: Probe
 
-    def known(self, denoiser: Denoiser, batch: Batch, samples: Sequence[Sample]) -> Batch:
+    def with_path(self, denoiser: Denoiser, batch: Batch, samples: Sequence[Sample]) -> Batch:
         """The batch with its path: read if the store has that of every sample, otherwise computed and kept."""
         folder = path_of(self.settings, self.probe)
         names = [f"{STATES}/{folder}/{_name(s)}.safetensors" for s in samples]
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
-            kept = list(pool.map(self._read, names))
-            missing = [i for i, state in enumerate(kept) if state is None]
+            states = list(pool.map(self._read, names))
+            missing = [i for i, state in enumerate(states) if state is None]
             if missing:
                 inverted = _inverted(denoiser, batch, self.probe, missing)
                 list(pool.map(self._write, [names[i] for i in missing], inverted))
                 for i, state in zip(missing, inverted, strict=True):
-                    kept[i] = state
-        path = torch.stack([state for state in kept if state is not None])
+                    states[i] = state
+        path = torch.stack([state for state in states if state is not None])
         return replace(batch, path=path.to(denoiser.device, denoiser.dtype))
 
     def _read(self, name: str) -> Tensor | None:

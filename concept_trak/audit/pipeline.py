@@ -202,8 +202,8 @@ class AuditRun:
 
     def _pictured(self, tally: Tally) -> set[str]:
         """The samples whose pictures the page shows."""
-        shown = self.prepared.config.shown
-        return {e[1] for ends in tally.ends.values() for e in ends.top[:shown] + ends.bottom[:shown]}
+        count = self.prepared.config.shown
+        return {e[1] for ends in tally.ends.values() for e in ends.top[:count] + ends.bottom[:count]}
 
     def in_files(self, tally: Tally) -> bool:
         """Whether the report is a folder, with pictures as files, and not one page that holds everything."""

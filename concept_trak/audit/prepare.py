@@ -243,12 +243,12 @@ def _unused_model_files(denoiser: Denoiser) -> list[LeftOut]:
 
 def outcome_settings(values: dict[str, Any]) -> dict[str, Any]:
     """A configuration's values without those that only decide how the work is done."""
-    kept = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items() if k not in EXECUTION}
+    settings = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items() if k not in EXECUTION}
     for key in EXECUTION:
         group, _, name = key.partition(".")
-        if name and isinstance(kept.get(group), dict):
-            kept[group].pop(name, None)
-    return kept
+        if name and isinstance(settings.get(group), dict):
+            settings[group].pop(name, None)
+    return settings
 
 
 def _shard_rows(store: Store, settings: dict[str, dict[str, Any]], rows: int) -> int:

@@ -23,7 +23,7 @@ from concept_trak.models.encode import ConceptFiles, decode_pixels, open_query
 
 @dataclass(frozen=True)
 class QueryTask(Task):
-    """A concept for one method, the number of its samples to show, and the bytes of its files.
+    """A concept for one method, the number of pictures to make of it, and the bytes of its files.
 
     The files are its image, its examples (pictures of the model's size) or its classifier.
     """
@@ -31,7 +31,7 @@ class QueryTask(Task):
     method: str
     concept: Concept
     image: bytes = b""
-    shown: int = 8
+    picture_count: int = 8
     examples: tuple[bytes, ...] = ()
     classifier: bytes = b""
 
@@ -97,14 +97,14 @@ class QueryWorker(ModelWorker):
     def pictures(self, question: QueryTask, batch: Batch) -> tuple[bytes, ...]:
         """The concept's image, some of its examples, or what the model draws for the first samples; none if none is
         shown."""
-        if not question.shown:
+        if not question.picture_count:
             return ()
         if question.image:
             return (to_png(decode_pixels([question.image], self.denoiser.resolution)[0]),)
         if question.examples:
-            return question.examples[: question.shown]
-        shown = batch.rows(slice(0, question.shown))
-        images = self.denoiser.to_pixels(generate(self.denoiser, shown, UNGUIDED, question.concept.seed))
+            return question.examples[: question.picture_count]
+        samples = batch.rows(slice(0, question.picture_count))
+        images = self.denoiser.to_pixels(generate(self.denoiser, samples, UNGUIDED, question.concept.seed))
         return tuple(to_png(image) for image in images)
 
 

@@ -188,12 +188,12 @@ class Questions:
         self, concepts: Sequence[Concept], methods: Sequence[str], top: int, pictured: int
     ) -> AuditConfig:
         """The configuration of an audit with these concepts, after every check that needs no model."""
-        known = self.config.methods
-        if unknown := [method for method in methods if method not in known]:
-            raise UserError(f"method={unknown[0]!r}: audit {self.config.audit} has {', '.join(known)}")
+        available = self.config.methods
+        if unknown := [method for method in methods if method not in available]:
+            raise UserError(f"method={unknown[0]!r}: audit {self.config.audit} has {', '.join(available)}")
         if not concepts:
             raise UserError("no concept is asked about; give one, such as Concept('red', prompt='a red square')")
-        chosen = {method: known[method] for method in (methods or known)}
+        chosen = {method: available[method] for method in (methods or available)}
         for concept, method in product(concepts, chosen.values()):
             require_query_direction(method, concept)
         return replace(self.config, concepts=tuple(concepts), methods=chosen, top=top, shown=pictured)
@@ -222,7 +222,7 @@ class Questions:
             data=Survey(tuple(sources.values())),
             settings=self._settings,
             queries=tuple(
-                replace(question, method=method, shown=DRAWN if config.shown else 0)
+                replace(question, method=method, picture_count=DRAWN if config.shown else 0)
                 for method in config.methods
                 for question in questions
             ),

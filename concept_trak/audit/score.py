@@ -117,17 +117,18 @@ class ScoreWorker(StoreWorker):
 
     def __call__(self, task: ScoreTask, attempt: Attempt) -> ScoreResult:
         queries, files = self.queries[task.method], list[ListedFile]()
-        kept, scored, known = ScoreSummary(self.work.config.top, queries.scale), list[Tensor](), list[pa.Table]()
+        summary = ScoreSummary(self.work.config.top, queries.scale)
+        scored, index = list[Tensor](), list[pa.Table]()
         with closing(self.blocks(*task.records)) as coming:
             for record, shard in zip_longest(task.records, task.shards):
-                ids, values = score_part(task.method, record, coming, queries, kept)
+                ids, values = score_part(task.method, record, coming, queries, summary)
                 if self.work.config.scores == "all":
                     table = _scores_table(ids, queries.columns, values)
                     files.append(write_listed(self.audit, scores_file(task.method, record.shard), table))
                 if shard is not None:
-                    known.append(rows_of(self.index(shard), ids, record))
+                    index.append(rows_of(self.index(shard), ids, record))
                     scored.append(values)
-        scores = Scored(queries.columns, torch.cat(scored), pa.concat_tables(known)) if task.shards else None
+        scores = Scored(queries.columns, torch.cat(scored), pa.concat_tables(index)) if task.shards else None
         if scores is not None and self.work.config.aggregates:
             files.append(write_listed(self.audit, sums_file(task.method, task.first), self._sums(task, scores)))
         carriers = dict[str, int]()
@@ -135,20 +136,20 @@ class ScoreWorker(StoreWorker):
             table = scores.graded(graded)
             files.append(write_listed(self.audit, graded_file(task.method, task.first), table))
             carriers = {c.name: pc.sum(table[shows_column(c.name)]).as_py() or 0 for c in graded}
-        return ScoreResult(task.method, column_ends(queries, kept), tuple(files), carriers)
+        return ScoreResult(task.method, column_ends(queries, summary), tuple(files), carriers)
 
     def _sums(self, task: ScoreTask, scores: "Scored") -> pa.Table:
         """The scores of a task summed by everything that its samples are counted under."""
         sources = [(shard.source, record.rows) for shard, record in zip(task.shards, task.records, strict=True)]
         heavy = read_heavy_groups(self.store, task.heavy)
-        groups = list(memberships(scores.known, sources, heavy))
+        groups = list(memberships(scores.index, sources, heavy))
         return sums_table(scores.columns, scores.values.numpy(), groups)
 
 
 def score_part(
-    method: str, record: Record, coming: Iterator[Block], queries: Queries, kept: ScoreSummary
+    method: str, record: Record, coming: Iterator[Block], queries: Queries, summary: ScoreSummary
 ) -> tuple[list[str], Float[Tensor, "n c"]]:
-    """The next part's own row groups, as many as its record has rows; its ids and scores, which `kept` has too."""
+    """The next part's own row groups, as many as its record has rows; its ids and scores, which `summary` has too."""
     ids: list[str] = []
     values = torch.empty(record.rows, len(queries.columns))
     while len(ids) < record.rows:
@@ -160,31 +161,31 @@ def score_part(
         unit = torch.from_dlpack(block.unit)
         ranking.stored_scores(unit, factor, queries.z, scores)
         require_finite_scores(scores, method, record)
-        kept.add(scores, block.ids, record.shard)
+        summary.add(scores, block.ids, record.shard)
         ids += block.ids
     return ids, values
 
 
-def column_ends(queries: Queries, kept: ScoreSummary) -> dict[str, ColumnEnds]:
+def column_ends(queries: Queries, summary: ScoreSummary) -> dict[str, ColumnEnds]:
     """The ends and the histogram of every column, by its name."""
-    columns = zip(queries.columns, kept.ends(), kept.histogram.tolist(), strict=True)
+    columns = zip(queries.columns, summary.ends(), summary.histogram.tolist(), strict=True)
     return {name: ColumnEnds(ends.top, ends.bottom, counts) for name, ends, counts in columns}
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Samples with their scores, by column, and with what the index of the data knows of them."""
+    """Samples with their scores, by column, and with their rows of the data's index."""
 
     columns: Sequence[str]
     values: Float[Tensor, "n c"]
-    known: pa.Table
+    index: pa.Table
 
     def graded(self, concepts: Sequence[Concept]) -> pa.Table:
         """The scores about these concepts, and whether each sample shows them."""
         numbers = dict(zip(self.columns, self.values.T.numpy(), strict=True))
         scores = {name: numbers[name] for c in concepts for name in (c.name, plain_column(c.name))}
-        shown = {shows_column(c.name): showing(self.known, c) for c in concepts}
-        return pa.table({"sample_id": self.known["id"], **scores, **shown})
+        shows = {shows_column(c.name): showing(self.index, c) for c in concepts}
+        return pa.table({"sample_id": self.index["id"], **scores, **shows})
 
 
 def _scores_table(ids: Sequence[str], columns: Sequence[str], values: Float[Tensor, "n c"]) -> pa.Table:
@@ -194,12 +195,12 @@ def _scores_table(ids: Sequence[str], columns: Sequence[str], values: Float[Tens
 
 def rows_of(shard: Shard, ids: Sequence[str], record: Record) -> pa.Table:
     """The rows of a shard's index that are these samples, in their order. Raises Damaged for a sample of another."""
-    rows = pc.index_in(pa.array(ids, pa.string()), value_set=shard.known["id"].combine_chunks())
+    rows = pc.index_in(pa.array(ids, pa.string()), value_set=shard.index_table["id"].combine_chunks())
     if rows.null_count:
         part = FeatureSet(record.fingerprint).part(record.shard)
         stranger = min(i for i, row in zip(ids, rows.to_pylist(), strict=True) if row is None)
         raise Damaged(f"{part} has a sample {stranger!r} that is not in its source. {REPAIR}")
-    return shard.known.take(rows)
+    return shard.index_table.take(rows)
 
 
 def require_width(block: Block, width: int, record: Record) -> None:

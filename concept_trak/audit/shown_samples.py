@@ -72,16 +72,16 @@ class ShowWorker:
         self.data, self.audit, self.index = work.config.data, Audit(store, work.config.audit), IndexReader(store)
 
     def __call__(self, task: ShowTask, attempt: Attempt) -> ShowResult:
-        shard, wanted = self.index(task.shard), frozenset(task.ids)
-        files, shown = list[ListedFile](), list[ShownSample]()
-        for sample in samples_by_id(shard, self.data, task.resolution, wanted):
-            shown.append(self._shown(task, sample, files))
-        if strangers := wanted.difference(sample.sample_id for sample in shown):
+        shard, ids = self.index(task.shard), frozenset(task.ids)
+        files, result = list[ListedFile](), list[ShownSample]()
+        for sample in samples_by_id(shard, self.data, task.resolution, ids):
+            result.append(self._shown(task, sample, files))
+        if strangers := ids.difference(sample.sample_id for sample in result):
             raise Damaged(
                 f"shard {task.shard.name} has a feature of {min(strangers)!r}, and {task.shard.source} has no such "
                 f"sample among its rows. {REPAIR}"
             )
-        return ShowResult(tuple(shown), tuple(files))
+        return ShowResult(tuple(result), tuple(files))
 
     def _shown(self, task: ShowTask, looked_up: FoundSample, files: list[ListedFile]) -> ShownSample:
         s, original = looked_up.sample, looked_up.original if task.files else None

@@ -80,14 +80,14 @@ class CalibrationWorker(ComponentsWorker):
         self._known: dict[str, tuple[list[StateBatch], BasePredictions]] = {}
 
     def __call__(self, task: CalibrationTask, attempt: Attempt) -> CalibrationResult:
-        batches, held = self._states(task.measured)
-        before, _, _ = self.objective(batches, held)
+        batches, reference = self._states(task.measured)
+        before, _, _ = self.objective(batches, reference)
         alphas = alpha(self.denoiser, mean_measurement(self.read(task.measured.units)))
         counts, changes = list[int](), list[tuple[float, float, float]]()
         for number in task.numbers:
             masks = ablation_masks(self.denoiser.parameters, task.fraction, number)
             with self.ablated(masks, 0.0):
-                frozen, recomputed, _ = self.objective(batches, held)
+                frozen, recomputed, _ = self.objective(batches, reference)
             predicted = -sum(alphas[n][mask.cpu()].double().sum().item() for n, mask in masks.items())
             counts.append(sum(int(mask.sum()) for mask in masks.values()))
             changes.append((predicted, frozen - before, recomputed - before))
@@ -105,12 +105,12 @@ class CalibrationWorker(ComponentsWorker):
 
     @torch.no_grad()
     def objective(
-        self, batches: Sequence[StateBatch], held: BasePredictions | None = None
+        self, batches: Sequence[StateBatch], reference: BasePredictions | None = None
     ) -> tuple[float, float, BasePredictions]:
         """The mean of J over all states, with both references from one evaluation of the network.
 
         Args:
-            held: eps_c- of every batch to hold; None for the model's own.
+            reference: eps_c- of every batch to hold; None for the model's own.
 
         Returns:
             (J with the reference held, J with the model's own reference, the model's own reference).
@@ -118,7 +118,7 @@ class CalibrationWorker(ComponentsWorker):
         sums, own, count = torch.zeros(2, dtype=torch.float64), BasePredictions(), 0
         for i, batch in enumerate(batches):
             with_concept, base = self.denoiser(batch.x_t, batch.t, batch.cond).eps.chunk(2)
-            moved = torch.stack([with_concept - (base if held is None else held[i]), with_concept - base])
+            moved = torch.stack([with_concept - (base if reference is None else reference[i]), with_concept - base])
             sums += moved.double().square().flatten(2).mean(2).sum(1).cpu()
             own.append(base)
             count += len(with_concept)
@@ -131,7 +131,7 @@ def state_batches(states: Sequence[State]) -> list[StateBatch]:
     at: dict[int, list[State]] = {}
     for state in states:
         at.setdefault(state.t, []).append(state)
-    return [_together(t, some) for t, some in at.items()]
+    return [_together(t, group) for t, group in at.items()]
 
 
 def _together(t: int, states: Sequence[State]) -> StateBatch:
@@ -169,10 +169,12 @@ def pearson_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     """A line for each fraction and one for all: the correlation of predicted and actual change."""
     lines = []
     for fraction in [*sorted({row["fraction"] for row in rows}), None]:
-        some = [row for row in rows if fraction in (None, row["fraction"])]
-        predicted = [row["predicted"] for row in some]
-        correlations = {what: pearson(predicted, [row[what] for row in some]) for what in ("frozen", "recomputed")}
+        group = [row for row in rows if fraction in (None, row["fraction"])]
+        predicted = [row["predicted"] for row in group]
+        correlations = {what: pearson(predicted, [row[what] for row in group]) for what in ("frozen", "recomputed")}
         share = "all" if fraction is None else f"{fraction:g}"
         both = ", ".join(f"{what} {value:+.3f}" for what, value in correlations.items())
-        lines.append(f"{rows[0]['concept']:<10} {share:>6} of the parameters, {len(some):>5} ablations: Pearson {both}")
+        lines.append(
+            f"{rows[0]['concept']:<10} {share:>6} of the parameters, {len(group):>5} ablations: Pearson {both}"
+        )
     return lines

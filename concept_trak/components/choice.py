@@ -42,14 +42,14 @@ class Choice:
         return self.towards == "more" or (not self.towards and objective == "amplify")
 
     def __post_init__(self) -> None:
-        for key, value, known in (
+        for key, value, choices in (
             ("by", self.by, ("global", "per_tensor", "per_row")),
             ("granularity", self.granularity, GRANULARITIES),
             ("against", self.against, AGAINST),
             ("towards", self.towards, ("", "less", "more")),
         ):
-            if value not in known:
-                raise UserError(f"edit.choice.{key}={value!r}; expected one of: {', '.join(known)}")
+            if value not in choices:
+                raise UserError(f"edit.choice.{key}={value!r}; expected one of: {', '.join(choices)}")
         if self.by == "per_row" and self.granularity != "scalar":
             raise UserError(
                 f"edit.choice.by=per_row chooses single parameters; granularity={self.granularity} does not"

@@ -129,8 +129,10 @@ def presences(
     rows = list[tuple[str, str, float]]()
     for position, (factor, values) in enumerate((("thing", kinds.things), ("colour", kinds.looks))):
         for value in values:
-            shown = [presence(judge, x, **{factor: value}) for pair, x in pictures.items() if pair[position] == value]
-            rows.append((value, factor, float(torch.cat(shown).mean())))
+            probabilities = [
+                presence(judge, x, **{factor: value}) for pair, x in pictures.items() if pair[position] == value
+            ]
+            rows.append((value, factor, float(torch.cat(probabilities).mean())))
     for pair, x in pictures.items():
         rows.append((pair_caption(*pair), "pair", float(presence(judge, x, *pair).mean())))
     values, of, means = zip(*rows, strict=True)

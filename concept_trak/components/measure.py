@@ -86,12 +86,12 @@ def states_of(
     return TRAJECTORIES["forward_noise"](denoiser, replace(batch, x_0=x_0), noised, seed)
 
 
-def evaluations(objective: str, probe: Probe, given: bool = False) -> int:
+def evaluations(objective: str, probe: Probe, has_image: bool = False) -> int:
     """Network evaluations of one trajectory, a backward as two; amplify without an image also generates one."""
     if objective != "amplify":
         sampled = replace(probe, trajectory="sampling", direction="" if objective == "reach" else "concept_reward")
         return sampled.evaluations + (2 * len(sampled.states) if objective == "contrast" else 0)
-    return replace(probe, trajectory="forward_noise", direction="").evaluations + (0 if given else UNGUIDED.points)
+    return replace(probe, trajectory="forward_noise", direction="").evaluations + (0 if has_image else UNGUIDED.points)
 
 
 def objective_at(denoiser: Denoiser, objective: str, state: State, seed: int = 0) -> tuple[Tensor, Prediction]:

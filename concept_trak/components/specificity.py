@@ -61,7 +61,7 @@ def benefit_and_price(
         worst = {n: torch.stack([theta[n] * r.gradient[n] for r in references]).amax(0) for n in target}
         return BenefitAndPrice({n: a - worst[n] for n, a in _times(theta, target).items()})
     names = [[n] for n in target] if against == "surgery_by_tensor" else [list(target)]
-    parts = [off_span({n: target[n] for n in some}, [r.gradient for r in references]) for some in names]
+    parts = [off_span({n: target[n] for n in block}, [r.gradient for r in references]) for block in names]
     return BenefitAndPrice(_times(theta, {n: g for part in parts for n, g in part.items()}))
 
 

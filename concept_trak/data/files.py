@@ -267,20 +267,20 @@ class FileRange:
 
     def read(self, size: int) -> bytes:
         last = self._end + self._padding
-        wanted = max(0, min(size, last - self._position))
-        stop = self._position + wanted
+        count = max(0, min(size, last - self._position))
+        stop = self._position + count
         if stop > self._first + len(self._block) or self._position < self._first:
             self._load(max(stop, min(self._position + BLOCK_BYTES, last)))
         begin = self._position - self._first
         self._position = stop
-        return self._block[begin : begin + wanted]
+        return self._block[begin : begin + count]
 
     def _load(self, stop: int) -> None:
         """The bytes from the position to `stop`; what the last block has of them is not read again."""
-        held = self._block[self._position - self._first :] if self._first <= self._position else b""
-        start, end = self._position + len(held), min(stop, self._end)
+        overlap = self._block[self._position - self._first :] if self._first <= self._position else b""
+        start, end = self._position + len(overlap), min(stop, self._end)
         more = self._fs.cat_file(self._path, start=start, end=end) if start < end else b""
-        self._block, self._first = held + more, self._position
+        self._block, self._first = overlap + more, self._position
         self._block += bytes(stop - self._first - len(self._block))
 
 

@@ -115,10 +115,10 @@ def _rows(source: Source, data: DataConfig, findings: Findings) -> Iterator[Sour
 def _unread(source: Source, data: DataConfig) -> Iterable[str]:
     """The columns that no setting names, once some image of the folder has those that the settings name, and captions
     are text."""
-    there = dict.fromkeys(c for entry in source.places for c, _ in entry.fields)
-    there |= dict.fromkeys(["image", "label"])
-    there |= {"txt": None} if any(entry.text_version for entry in source.places) else {}
-    unread = require_columns(data, sorted(there), f"known of no image in {source.uri}")
+    columns = dict.fromkeys(c for entry in source.places for c, _ in entry.fields)
+    columns |= dict.fromkeys(["image", "label"])
+    columns |= {"txt": None} if any(entry.text_version for entry in source.places) else {}
+    unread = require_columns(data, sorted(columns), f"known of no image in {source.uri}")
     for key, column in named_columns(data):
         if key in ("data.caption_column", "data.other_captions") and data.captions != "class":
             require_text(key, column, [dict(e.fields).get(column) for e in source.places], source.uri)
@@ -138,7 +138,7 @@ def _text(fs: Any, folder: str, entry: ImageEntry) -> tuple[str | None, tuple[st
 def _images(shard: Shard, data: DataConfig) -> Iterator[RowImage]:
     """The images of the rows, each in its own file."""
     fs, folder = open_file_system(shard.source.rstrip("/"))
-    for row in shard.known.select(["file", "file_version", "reason"]).to_pylist():
+    for row in shard.index_table.select(["file", "file_version", "reason"]).to_pylist():
         usable = row["reason"] is None
         yield RowImage(_read(fs, f"{folder}/{row['file']}", row["file_version"]) if usable else None)
 

@@ -105,8 +105,8 @@ def formats() -> dict[str, Format]:
     """The formats of all files in this folder that define one."""
     package = __name__.rpartition(".")[0]
     files = [file.name for file in pkgutil.iter_modules(import_module(package).__path__) if not file.ispkg]
-    known = {name: getattr(import_module(f"{package}.{name}"), "FORMAT", None) for name in files}
-    return {name: kind for name, kind in known.items() if isinstance(kind, Format)}
+    modules = {name: getattr(import_module(f"{package}.{name}"), "FORMAT", None) for name in files}
+    return {name: kind for name, kind in modules.items() if isinstance(kind, Format)}
 
 
 def own_files(candidates: Files, kind: Format, listing: Listing, data: DataConfig, tally: LeftOutCounts) -> Files:
@@ -130,22 +130,22 @@ def detect_format(files: Files, data: DataConfig) -> str:
     Raises:
         UserError: an unknown format, no file of a known one, or files of several.
     """
-    known = formats()
-    if data.format not in ("auto", *known):
-        raise UserError(f"data.format={data.format!r} is not known; expected auto or one of: {', '.join(known)}")
-    wanted = known if data.format == "auto" else {data.format: known[data.format]}
-    there = {name: kind for name, kind in wanted.items() if any(_is_data(file, kind) for file in files)}
-    if len(files) == len(wanted) == 1:
-        there = wanted
-    if "folder" in there:  # metadata.parquet beside pictures is no data set of its own
-        there = {n: kind for n, kind in there.items() if any(_is_data(f, kind, known["folder"]) for f in files)}
-    if not there:
-        raise UserError(_nothing(files, wanted, data))
-    if len(there) > 1:
+    by_name = formats()
+    if data.format not in ("auto", *by_name):
+        raise UserError(f"data.format={data.format!r} is not known; expected auto or one of: {', '.join(by_name)}")
+    candidates = by_name if data.format == "auto" else {data.format: by_name[data.format]}
+    matching = {name: kind for name, kind in candidates.items() if any(_is_data(file, kind) for file in files)}
+    if len(files) == len(candidates) == 1:
+        matching = candidates
+    if "folder" in matching:  # metadata.parquet beside pictures is no data set of its own
+        matching = {n: kind for n, kind in matching.items() if any(_is_data(f, kind, by_name["folder"]) for f in files)}
+    if not matching:
+        raise UserError(_nothing(files, candidates, data))
+    if len(matching) > 1:
         raise UserError(
-            f"data.uri={data.uri!r} holds files of several formats ({', '.join(there)}); say which with data.format="
+            f"data.uri={data.uri!r} holds files of several formats ({', '.join(matching)}); say which with data.format="
         )
-    return next(iter(there))
+    return next(iter(matching))
 
 
 def _is_data(name: str, kind: Format, other: Format | None = None) -> bool:
@@ -154,23 +154,23 @@ def _is_data(name: str, kind: Format, other: Format | None = None) -> bool:
     return lower.endswith(kind.endings) and not (other and lower.endswith(other.companions))
 
 
-def _nothing(files: Files, wanted: dict[str, Format], data: DataConfig) -> str:
+def _nothing(files: Files, candidates: dict[str, Format], data: DataConfig) -> str:
     tally = LeftOutCounts()
     inventory.count_endings(map(posixpath.basename, files), Listing(None, "", {}), tally)
-    there = inventory.describe_left_out(tally.left_out()).replace("left out", "there")
-    endings = [", ".join(kind.endings[:5]) + ", ..." * (len(kind.endings) > 5) for kind in wanted.values()]
+    contents = inventory.describe_left_out(tally.left_out()).replace("left out", "there")
+    endings = [", ".join(kind.endings[:5]) + ", ..." * (len(kind.endings) > 5) for kind in candidates.values()]
     return (
         f"data.uri={data.uri!r} holds no {', '.join(endings)} files; expected a file of training samples, or a "
-        f"folder of them{f' ({there})' if there else ''}"
+        f"folder of them{f' ({contents})' if contents else ''}"
     )
 
 
 def format_of(shard: Shard | Source, data: DataConfig) -> Format:
     """The format that a planned source is read in."""
-    known, uri = formats(), shard.uri if isinstance(shard, Source) else shard.source
+    by_name, uri = formats(), shard.uri if isinstance(shard, Source) else shard.source
     if data.format != "auto":
-        return known[data.format]
-    return next((kind for kind in known.values() if uri.lower().endswith(kind.endings)), known["folder"])
+        return by_name[data.format]
+    return next((kind for kind in by_name.values() if uri.lower().endswith(kind.endings)), by_name["folder"])
 
 
 def checked_text(rows: Iterable[SourceRow]) -> Iterator[SourceRow]:
@@ -197,9 +197,12 @@ def named_columns(data: DataConfig) -> list[tuple[str, str]]:
 
 
 def require_columns(
-    data: DataConfig, there: Iterable[str], where: str, optional: Callable[[str, str], bool] = lambda key, column: False
+    data: DataConfig,
+    columns: Iterable[str],
+    where: str,
+    optional: Callable[[str, str], bool] = lambda key, column: False,
 ) -> frozenset[str]:
-    """The columns of `there` that the settings do not name.
+    """The given columns that the settings do not name.
 
     Args:
         where: the rest of the sentence "data.id_column='uid' is ...", such as "not a column of a.parquet".
@@ -208,13 +211,13 @@ def require_columns(
     Raises:
         UserError: one that they name is not there; the message has the nearest name.
     """
-    known, named = list(there), named_columns(data)
+    available, named = list(columns), named_columns(data)
     for key, column in named:
-        if column not in known and not optional(key, column):
-            near = difflib.get_close_matches(column, known, 1, 0.4)
+        if column not in available and not optional(key, column):
+            near = difflib.get_close_matches(column, available, 1, 0.4)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"{key}={column!r} is {where} (there: {', '.join(map(printable, known))}){hint}")
-    return frozenset(known) - {column for _, column in named}
+            raise UserError(f"{key}={column!r} is {where} (there: {', '.join(map(printable, available))}){hint}")
+    return frozenset(available) - {column for _, column in named}
 
 
 def require_text(key: str, column: str, values: Sequence[Any], where: str) -> None:
@@ -223,10 +226,10 @@ def require_text(key: str, column: str, values: Sequence[Any], where: str) -> No
     Raises:
         UserError: all of them are numbers.
     """
-    known = [value for value in values if value is not None]
-    if known and all(isinstance(value, (int, float)) for value in known):
+    texts = [value for value in values if value is not None]
+    if texts and all(isinstance(value, (int, float)) for value in texts):
         raise UserError(
-            f"{key}={column!r} holds numbers in {where} (such as {known[0]!r}); name the column of captions, or set "
+            f"{key}={column!r} holds numbers in {where} (such as {texts[0]!r}); name the column of captions, or set "
             "data.captions=class where it holds classes"
         )
 

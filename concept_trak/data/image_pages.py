@@ -16,18 +16,18 @@ from concept_trak.data.shard import Layout
 def image_extents(f: Any, file: pq.ParquetFile, data: DataConfig, findings: Findings) -> Iterator[Extent | None]:
     """The page of every row's image, as its rows come; None where Arrow has to read the row group from its start."""
     groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-    first_row, page_rows, known, size = 0, 0, True, _image_bytes(file, data)
+    first_row, page_rows, all_paged, size = 0, 0, True, _image_bytes(file, data)
     for group, rows in enumerate(groups):
         chunk, end = image_chunk(file, group, data), first_row + rows
         with suppress(PagesUnknownError):
             for page in column_pages(partial(read_between, f), chunk.column, first_row) if chunk else ():
                 page_rows = max(page_rows, page.rows)
-                findings.layout = Layout(max(groups), page_rows if known else 0, size)
+                findings.layout = Layout(max(groups), page_rows if all_paged else 0, size)
                 for skip in range(min(page.rows, end - first_row)):
                     first_row += 1
                     yield Extent(page.offset, page.length, skip)
         if first_row < end:
-            known, findings.layout = False, Layout(max(groups), 0, size)
+            all_paged, findings.layout = False, Layout(max(groups), 0, size)
         yield from (None for _ in range(end - first_row))
         first_row = end
 

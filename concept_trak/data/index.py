@@ -80,8 +80,8 @@ def index_source(source: Source, data: DataConfig) -> SourceIndex:
     findings, names = Findings(), schema(data)
     rows = checked_text(format_of(source, data).rows(source, data, findings))
     batches = list[pa.RecordBatch]()
-    while some := list(islice(rows, BATCH_ROWS)):
-        batches.append(_batch(some, source, data, names))
+    while block := list(islice(rows, BATCH_ROWS)):
+        batches.append(_batch(block, source, data, names))
     table = pa.Table.from_batches(batches, names)
     return SourceIndex(
         table=table,
@@ -161,12 +161,12 @@ class IndexedRow:
 
 def indexed_rows(shard: Shard) -> Iterator[IndexedRow]:
     """The rows of a shard whose index is read, in order."""
-    table = shard.known
+    table = shard.index_table
     labels = [name for name in table.column_names if name.startswith(LABEL)]
     for values in table.select(["row", "id", "caption", "reason", "message", *labels]).to_pylist():
         flaw = (values["reason"], values["message"]) if values["reason"] else None
-        known = {name.removeprefix(LABEL): values[name] for name in labels if values[name] is not None}
-        yield IndexedRow(number=values["row"], id=values["id"], caption=values["caption"], labels=known, flaw=flaw)
+        row_labels = {name.removeprefix(LABEL): values[name] for name in labels if values[name] is not None}
+        yield IndexedRow(number=values["row"], id=values["id"], caption=values["caption"], labels=row_labels, flaw=flaw)
 
 
 def label_values(shard: Shard) -> Iterator[tuple[str, dict[str, str]]]:
@@ -174,10 +174,10 @@ def label_values(shard: Shard) -> Iterator[tuple[str, dict[str, str]]]:
     return ((row.id, row.labels) for row in indexed_rows(shard))
 
 
-def count_groups(known: pa.Table) -> pa.Table:
+def count_groups(index: pa.Table) -> pa.Table:
     """How many rows of an index have each label and each word: `GROUP_COUNTS`."""
-    columns = [("word", "", pc.list_flatten(known["words"]))]
-    columns += [("label", n.removeprefix(LABEL), known[n]) for n in known.column_names if n.startswith(LABEL)]
+    columns = [("word", "", pc.list_flatten(index["words"]))]
+    columns += [("label", n.removeprefix(LABEL), index[n]) for n in index.column_names if n.startswith(LABEL)]
     return pa.concat_tables(_counted(kind, label, values) for kind, label, values in columns)
 
 

@@ -117,10 +117,10 @@ def select_files(listing: Listing, data: DataConfig, tally: LeftOutCounts) -> Fi
         else:
             files[name] = info
     if data.files and not any(matches(listing.relative(name), data.files) for name in files):
-        there = ", ".join(printable(listing.relative(name)) for name in list(files)[:5])
+        examples = ", ".join(printable(listing.relative(name)) for name in list(files)[:5])
         raise UserError(
-            f"data.files={data.files!r} matches no file of {data.uri} (there: {there or 'none'}); expected a pattern "
-            "such as train-*.parquet, or sub/**/*.jpg"
+            f"data.files={data.files!r} matches no file of {data.uri} (there: {examples or 'none'}); expected a "
+            "pattern such as train-*.parquet, or sub/**/*.jpg"
         )
     return files
 
@@ -144,13 +144,13 @@ def select_pattern(
     """The files of the pattern `data.files`; those that only accompany samples have any name."""
     if not data.files:
         return files
-    kept = Files()
+    matching = Files()
     for name, info in files.items():
         if name.lower().endswith(tuple(endings)) and not matches(listing.relative(name), data.files):
             tally.add("file", f"not of data.files={data.files}", listing.relative(name))
         else:
-            kept[name] = info
-    return kept
+            matching[name] = info
+    return matching
 
 
 def select_split(files: Files, listing: Listing, data: DataConfig, by_file_name: bool, tally: LeftOutCounts) -> Files:
@@ -163,24 +163,24 @@ def select_split(files: Files, listing: Listing, data: DataConfig, by_file_name:
         UserError: there are several splits and none is chosen, or the chosen one does not exist.
     """
     splits = {name: split_of(listing.relative(name), by_file_name) for name in files}
-    there = sorted({split for split in splits.values() if split})
-    wanted = _SPLIT_OF.get(data.split.lower(), data.split)
-    if not wanted and (len(there) > 1 or (there and there != ["train"] and "" in splits.values())):
+    available = sorted({split for split in splits.values() if split})
+    chosen = _SPLIT_OF.get(data.split.lower(), data.split)
+    if not chosen and (len(available) > 1 or (available and available != ["train"] and "" in splits.values())):
         raise UserError(
             f"data.uri={data.uri!r} holds {_counted(splits.values())}; set data.split to one of them, or "
             "data.split=all to read every file"
         )
-    if not wanted or wanted == "all":
+    if not chosen or chosen == "all":
         return files
-    if wanted not in there:
+    if chosen not in available:
         raise UserError(
             f"data.split={data.split!r} is not there: data.uri={data.uri!r} holds {_counted(splits.values())}; name "
             "one of them, or use data.files="
         )
     for name, split in splits.items():
-        if split != wanted:
+        if split != chosen:
             tally.add("file", f"of split {split}" if split else "of no split", listing.relative(name))
-    return {name: info for name, info in files.items() if splits[name] == wanted}
+    return {name: info for name, info in files.items() if splits[name] == chosen}
 
 
 def split_of(relative: str, by_file_name: bool = True) -> str:

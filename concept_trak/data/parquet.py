@@ -80,14 +80,14 @@ def _rows(source: Source, data: DataConfig, findings: Findings) -> Iterator[Sour
         if not file.metadata.num_rows:
             return
         findings.unread += _unread(source.uri, file, hive, data)
-        wanted = [c for c in known_columns(data) if c in file.schema_arrow.names]
-        known = {c: value for c, value in hive.items() if c in known_columns(data)}
+        columns = [c for c in known_columns(data) if c in file.schema_arrow.names]
+        hive_values = {c: value for c, value in hive.items() if c in known_columns(data)}
         path = _path_column(file.schema_arrow, data)
         extents = image_extents(f, file, data, findings)
-        for number, values in _values(file, 0, file.metadata.num_rows, [*wanted, *path], source.uri):
+        for number, values in _values(file, 0, file.metadata.num_rows, [*columns, *path], source.uri):
             image = values.pop(data.image_column, None) if path else None
             place = (one_line(image["path"]), "") if image and image["path"] else None
-            yield SourceRow(number, f"{below or 'rows'}:{number}", known | values, None, next(extents), place)
+            yield SourceRow(number, f"{below or 'rows'}:{number}", hive_values | values, None, next(extents), place)
 
 
 def _path_column(schema: pa.Schema, data: DataConfig) -> list[str]:
@@ -100,8 +100,8 @@ def _path_column(schema: pa.Schema, data: DataConfig) -> list[str]:
 def _unread(where: str, file: pq.ParquetFile, hive: dict[str, Any], data: DataConfig) -> Iterable[str]:
     """The columns that no setting names, once those that they name are there and of types that can be used."""
     schema, metadata = file.schema_arrow, file.metadata
-    there = list(dict.fromkeys([*schema.names, *hive]))
-    unread = require_columns(data, there, f"not a column of {where}")
+    columns = list(dict.fromkeys([*schema.names, *hive]))
+    unread = require_columns(data, columns, f"not a column of {where}")
     for key, column in named_columns(data):
         if schema.names.count(column) > 1:
             raise UserError(f"{key}={column!r} is {schema.names.count(column)} columns of {where}; rename them")
@@ -146,17 +146,17 @@ def _conditions(schema: pa.Schema, data: DataConfig) -> list[str]:
 
 def _images(shard: Shard, data: DataConfig) -> Iterator[RowImage]:
     """The images of the rows: page by page where the index has their pages, else from the start of a row group on."""
-    known = shard.known.select(["offset", "length", "skip", "file"]).to_pylist()
+    rows = shard.index_table.select(["offset", "length", "skip", "file"]).to_pylist()
     with open_planned(shard.source, shard.version, **RANGED) as f:
         file = _opened(f, shard.source)
-        paged = all(row["offset"] is not None for row in known)
+        paged = all(row["offset"] is not None for row in rows)
         images = _paged(f, file, shard, data) if paged else _streamed(file, shard, data)
-        yield from (_with_path(image, row["file"]) for image, row in zip(images, known, strict=True))
+        yield from (_with_path(image, row["file"]) for image, row in zip(images, rows, strict=True))
 
 
 def _paged(f: Any, file: pq.ParquetFile, shard: Shard, data: DataConfig) -> Iterator[RowImage]:
     """Each page that holds rows of the shard is read once, and nothing else."""
-    rows = shard.known.select(["offset", "length", "skip"]).to_pylist()
+    rows = shard.index_table.select(["offset", "length", "skip"]).to_pylist()
     chunks = list(filter(None, (image_chunk(file, group, data) for group in range(file.num_row_groups))))
     for (offset, length), same in groupby(rows, key=lambda row: (row["offset"], row["length"])):
         chunk = next(chunk for chunk in chunks if chunk.start <= offset < chunk.end)

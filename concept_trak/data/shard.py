@@ -96,15 +96,17 @@ class Shard:
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
-    def known(self) -> pa.Table:
-        """What is known of each row, which whoever uses the shard has read before."""
+    def index_table(self) -> pa.Table:
+        """`index`, once it is read: a row of what is known for each row of the shard (`index.schema`)."""
         assert self.index is not None, f"{self.name} has no index"
         assert self.index.num_rows == self.rows, f"{self.name} has the index of other rows"
         return self.index
 
     def rows_from(self, first_row: int, rows: int) -> "Shard":
         """Some consecutive rows, as a shard of their own."""
-        return replace(self, first_row=first_row, rows=rows, index=self.known.slice(first_row - self.first_row, rows))
+        return replace(
+            self, first_row=first_row, rows=rows, index=self.index_table.slice(first_row - self.first_row, rows)
+        )
 
 
 def cut(source: Source, shard_rows: int) -> list[Shard]:

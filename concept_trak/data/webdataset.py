@@ -127,8 +127,8 @@ def _count(sample: _Sample, reader: "_Reader", tally: LeftOutCounts, columns: _C
     """Counts the members that no column is read from."""
     for ending in sample.endings:
         if not (reader.wants(ending) or ending in reader.images):
-            known = ("member", f"ending .{ending}") in tally.counts or len(tally.counts) < MOST_KINDS
-            kind = f"ending .{ending[:40]}" if known else "of further endings"
+            is_listed = ("member", f"ending .{ending}") in tally.counts or len(tally.counts) < MOST_KINDS
+            kind = f"ending .{ending[:40]}" if is_listed else "of further endings"
             tally.add("member", kind, f"{sample.key}.{ending}")
     dotted = [e for e in sample.endings if "." in e and e.rpartition(".")[2] in ENDINGS]
     if dotted and not sample.pictures(reader.images):
@@ -137,9 +137,9 @@ def _count(sample: _Sample, reader: "_Reader", tally: LeftOutCounts, columns: _C
 
 
 def _samples(
-    file: Any, name: str, wanted: Callable[[str], bool], tally: LeftOutCounts | None = None
+    file: Any, name: str, reads: Callable[[str], bool], tally: LeftOutCounts | None = None
 ) -> Iterator[_Sample]:
-    """The samples from where the file is positioned; the bytes of wanted members are read on the way."""
+    """The samples from where the file is positioned, each with the bytes of the members that `reads` accepts."""
     sample = None
     for tar, member in tar_members(file, name):
         if is_hidden(member.name):
@@ -155,7 +155,7 @@ def _samples(
         sample.end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         if reason := reason_unsafe(member):
             sample.flaw = ("unsafe_member", reason)
-        elif wanted(ending):
+        elif reads(ending):
             _read(tar, member, sample, ending)
     if sample is not None:
         yield sample
@@ -197,9 +197,9 @@ class _Reader:
 
     def _flaw(self, sample: _Sample, pictures: list[str]) -> tuple[str, str] | None:
         if not pictures:
-            there, column = ", ".join(sample.endings), self.data.image_column
+            members, column = ", ".join(sample.endings), self.data.image_column
             dot = "; a sample's name ends at its first dot" if any("." in e for e in sample.endings) else ""
-            return "no_image", f"has no member for data.image_column={column!r} (there: {there}){dot}"
+            return "no_image", f"has no member for data.image_column={column!r} (there: {members}){dot}"
         if len(pictures) > 1:
             return "several_images", f"has {', '.join(pictures)}; name one of them with data.image_column"
         return None
@@ -230,9 +230,9 @@ def _fields(sample: _Sample) -> dict[str, Any]:
 def _unread(source: Source, columns: _Columns, data: DataConfig) -> Iterable[str]:
     """The columns that no setting names, once some of a tar's first samples have every column that the settings name,
     and captions are text."""
-    there = {"__key__": None, **columns.endings, **dict.fromkeys(columns.fields)}
-    there |= {"image": None} if set(there) & set(ENDINGS) else {}
-    unread = require_columns(data, sorted(there), f"in none of the first samples of {source.uri}")
+    available = {"__key__": None, **columns.endings, **dict.fromkeys(columns.fields)}
+    available |= {"image": None} if set(available) & set(ENDINGS) else {}
+    unread = require_columns(data, sorted(available), f"in none of the first samples of {source.uri}")
     members = {*ENDINGS, "json", "image", "__key__"}  # members are counted one by one; these are fields
     for key, column in named_columns(data):
         if key in ("data.caption_column", "data.other_captions") and data.captions != "class":
@@ -249,7 +249,7 @@ def _readable_fields(sample: _Sample) -> dict[str, Any]:
 
 def _images(shard: Shard, data: DataConfig) -> Iterator[RowImage]:
     """The images of the rows, read from their own range of the tar; members that are no image are passed over."""
-    reader, extents = _Reader(data, [data.image_column]), shard.known.select(["offset", "length"]).to_pylist()
+    reader, extents = _Reader(data, [data.image_column]), shard.index_table.select(["offset", "length"]).to_pylist()
     start, end = extents[0]["offset"], extents[-1]["offset"] + extents[-1]["length"]
     with open_range(shard.source, shard.version, start, end, padding=2 * tarfile.BLOCKSIZE) as file:
         for _, sample in zip(extents, _samples(file, shard.source, reader.wants), strict=True):

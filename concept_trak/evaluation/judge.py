@@ -113,7 +113,7 @@ def labelled_drawings(
 ) -> tuple[Float[Tensor, "b 3 h w"], Int[Tensor, "b 2"]]:
     """Drawings of all combinations in [-1, 1], and the numbers of their things and colours."""
     images, records = arrays(seed, first, count, kinds.whole(), resolution)
-    numbers = [(kinds.things.index(r.shown[0]), kinds.looks.index(r.shown[1])) for r in records]
+    numbers = [(kinds.things.index(r.image_pair[0]), kinds.looks.index(r.image_pair[1])) for r in records]
     return unit_range(torch.from_numpy(images)), torch.tensor(numbers)
 
 

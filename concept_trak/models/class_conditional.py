@@ -37,18 +37,18 @@ class Classes:
         label = text.strip()
         if not label and self.empty is not None:
             return self.empty
-        known = {**{str(i): i for i in range(self.count)}, **self.names}
-        if label in known:
-            return known[label]
+        numbers = {**{str(i): i for i in range(self.count)}, **self.names}
+        if label in numbers:
+            return numbers[label]
         if not label:
             raise UserError(
                 "the model has no empty class, so every condition needs a class: give concepts without_labels, and set "
                 "model.negative=other_label"
             )
-        some = f", or a name such as {', '.join(map(repr, list(self.names)[:3]))}" if self.names else ""
+        examples = f", or a name such as {', '.join(map(repr, list(self.names)[:3]))}" if self.names else ""
         raise UserError(
-            f"{text!r} is no class of the model; expected a number in 0 ... {self.count - 1}{some}. Classes come from "
-            "the data's label column (data.caption_column) and from labels and without_labels of a concept."
+            f"{text!r} is no class of the model; expected a number in 0 ... {self.count - 1}{examples}. Classes come "
+            "from the data's label column (data.caption_column) and from labels and without_labels of a concept."
         )
 
 

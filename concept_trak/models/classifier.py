@@ -110,10 +110,10 @@ def open_classifier(data: bytes, path: str, shows: str, denoiser: Denoiser) -> L
         UserError: the file is no such classifier, has no such class, or takes another shape.
     """
     weights, heads = _read(data, path)
-    known = [name for head in heads for name in head.classes]
+    classes = [name for head in heads for name in head.classes]
     head = next((head for head in heads if shows in head.classes), None)
     if head is None:
-        raise UserError(f"{path} has no class {shows!r}; expected one of: {', '.join(known)}")
+        raise UserError(f"{path} has no class {shows!r}; expected one of: {', '.join(classes)}")
     kind = torch.promote_types(denoiser.dtype, torch.float32)
     logits = partial(ARCHITECTURES[head.architecture], {n: w.to(denoiser.device, kind) for n, w in weights.items()})
     place, log_p = head.classes.index(shows), OUTPUTS[head.output]

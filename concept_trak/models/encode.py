@@ -57,11 +57,12 @@ def encode_samples(denoiser: Denoiser, samples: Sequence[Sample]) -> tuple[Float
 
 def _require_fit(denoiser: Denoiser, latent: Tensor, cond: Condition) -> None:
     own = {name: value.shape[1:] for name, value in denoiser.encode([""]).items()}
-    given = {"latents": latent.shape[:1], **{name: value.shape[1:] for name, value in cond.items()}}
+    actual = {"latents": latent.shape[:1], **{name: value.shape[1:] for name, value in cond.items()}}
     expected = {"latents": torch.Size(denoiser.shape[:1]), **own}
-    if given != expected:
+    if actual != expected:
         has, needs = (
-            ", ".join(f"{name} {list(shape)}" for name, shape in sorted(shapes.items())) for shapes in (given, expected)
+            ", ".join(f"{name} {list(shape)}" for name, shape in sorted(shapes.items()))
+            for shapes in (actual, expected)
         )
         raise UserError(
             f"the precomputed latents and embeddings do not fit the model: they have {has} (channels, and the shape "

@@ -47,8 +47,8 @@ class Gaussian(Denoiser):
         self.settings, self.shape = settings, settings.shape
         self.network = Means(settings)
         self.parameters = attributable(self.network, parameters)
-        kept = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
-        alpha_bar = torch.cumprod(1 - kept, 0)
+        betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+        alpha_bar = torch.cumprod(1 - betas, 0)
         self.alpha, self.sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         self.negative, self.combinations = "other_label", tuple(str(i) for i in range(settings.classes))
 

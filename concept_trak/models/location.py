@@ -101,8 +101,8 @@ def hub_folder(address: str, settings_only: bool = False) -> Path:
     if not constants.HF_HUB_OFFLINE:
         try:
             names = huggingface_hub.HfApi().list_repo_files(repository, **options)
-            wanted = [name for name in needed_files(names) if not settings_only or name.endswith(SETTINGS)]
-            return Path(huggingface_hub.snapshot_download(repository, allow_patterns=wanted, **options))
+            files = [name for name in needed_files(names) if not settings_only or name.endswith(SETTINGS)]
+            return Path(huggingface_hub.snapshot_download(repository, allow_patterns=files, **options))
         except UserError:
             raise
         except Exception as error:  # a failed connection has no OSError's class; the cache may still have the model

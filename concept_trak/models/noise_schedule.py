@@ -60,41 +60,43 @@ def variance_preserving(scheduler: Any, name: str) -> NoiseSchedule:
             f"{described}; expected alphas_cumprod and prediction_type epsilon or v_prediction. Save the pipeline with "
             "a DDIM or DDPM scheduler."
         )
-    kept = alphas_cumprod.double()
-    if len(kept) < FEWEST_STEPS:
+    alpha_bar = alphas_cumprod.double()
+    if len(alpha_bar) < FEWEST_STEPS:
         raise UserError(
-            f"{described} and {len(kept)} steps; expected at least {FEWEST_STEPS}, the points of the DDIM grid"
+            f"{described} and {len(alpha_bar)} steps; expected at least {FEWEST_STEPS}, the points of the DDIM grid"
         )
     # With zero-terminal SNR, diffusers' Euler schedulers end at 2^-24, which may be above the step before.
-    if not bool((kept.isfinite() & (kept >= 0) & (kept <= 1)).all() and (kept.diff() <= 1e-6).all()):
+    if not bool(
+        (alpha_bar.isfinite() & (alpha_bar >= 0) & (alpha_bar <= 1)).all() and (alpha_bar.diff() <= 1e-6).all()
+    ):
         raise UserError(
             f"{described}, and its alphas_cumprod are no noise process; expected them to fall from 1 to 0. Check the "
             "betas (trained_betas, beta_start, beta_end) in scheduler_config.json"
         )
     if prediction_type == "epsilon":
-        kept = _with_usable_alpha(kept, described, bool(scheduler.config.get("rescale_betas_zero_snr")))
-    times = torch.linspace(0, len(kept) - 1, TIMES, dtype=torch.float64).round().long()
-    alpha, sigma = kept[times].sqrt(), (1 - kept[times]).sqrt()
+        alpha_bar = _with_usable_alpha(alpha_bar, described, bool(scheduler.config.get("rescale_betas_zero_snr")))
+    times = torch.linspace(0, len(alpha_bar) - 1, TIMES, dtype=torch.float64).round().long()
+    alpha, sigma = alpha_bar[times].sqrt(), (1 - alpha_bar[times]).sqrt()
     return NoiseSchedule(alpha, sigma, tuple(times.tolist()), prediction_type)
 
 
-def _with_usable_alpha(kept: Tensor, described: str, zero_snr: bool) -> Tensor:
+def _with_usable_alpha(alpha_bar: Tensor, described: str, zero_snr: bool) -> Tensor:
     """alphas_cumprod without the last steps, at which a division by alpha would amplify every error of eps."""
-    if zero_snr or kept[-1] == 0:
+    if zero_snr or alpha_bar[-1] == 0:
         raise UserError(
             f"{described} and zero-terminal SNR: at the last step alpha is 0, so eps does not determine x_0. Such a "
             "model predicts v: set prediction_type to v_prediction in scheduler_config.json if it was trained so; if "
             "it was trained on eps, set rescale_betas_zero_snr to false"
         )
-    usable = int((kept.sqrt() >= LEAST_ALPHA).sum())
-    if kept[-1].sqrt() >= LEAST_ALPHA:
-        return kept
-    if usable < 0.9 * len(kept):
+    usable = int((alpha_bar.sqrt() >= LEAST_ALPHA).sum())
+    if alpha_bar[-1].sqrt() >= LEAST_ALPHA:
+        return alpha_bar
+    if usable < 0.9 * len(alpha_bar):
         raise UserError(
-            f"{described}, and alpha is below {LEAST_ALPHA} at {len(kept) - usable} of {len(kept)} steps, so eps does "
-            "not determine x_0 there; expected a schedule that reaches pure noise at its end. Check the betas"
+            f"{described}, and alpha is below {LEAST_ALPHA} at {len(alpha_bar) - usable} of {len(alpha_bar)} steps, so "
+            "eps does not determine x_0 there; expected a schedule that reaches pure noise at its end. Check the betas"
         )
-    return kept[:usable]
+    return alpha_bar[:usable]
 
 
 def rectified_flow(scheduler: Any, name: str) -> NoiseSchedule:

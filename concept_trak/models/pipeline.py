@@ -125,9 +125,9 @@ class Pipeline(Denoiser):
         size, channels = config["sample_size"], config["in_channels"]
         sides: tuple[Any, ...] = tuple(size) if isinstance(size, (list, tuple)) and len(size) == 2 else (size, size)
         if not all(type(side) is int and side > 0 for side in sides):
-            shown = "null" if size is None else repr(size)
+            value = "null" if size is None else repr(size)
             raise UserError(
-                f"{self.path / self.part}/config.json has sample_size {shown}; set it to the side of the latents that "
+                f"{self.path / self.part}/config.json has sample_size {value}; set it to the side of the latents that "
                 "the model was trained on (of 512 pixels behind a VAE of factor 8: 64), or of its images without a VAE"
             )
         latent = channels if self.vae is None else self.vae.module.config.get("latent_channels", channels)

@@ -192,28 +192,28 @@ def _ranking(run: AuditRun, results: StageResults, concept: Concept, method: str
 
 
 def _groups(results: StageResults, method: str, name: str) -> dict[str, tuple[GroupStatistics, ...]]:
-    shown = results.aggregates[method].shown.get(name, {}) if method in results.aggregates else {}
-    return {kind: groups for kind, groups in shown.items() if groups}
+    by_kind = results.aggregates[method].groups.get(name, {}) if method in results.aggregates else {}
+    return {kind: groups for kind, groups in by_kind.items() if groups}
 
 
 def _thumb(
     run: AuditRun, results: StageResults, of: tuple[Concept, str, str], entry: Entry, rank: int, end: str
 ) -> Thumb:
     (score, sample, _), (concept, method, form) = entry, of
-    shown = results.samples[sample]
+    picture = results.samples[sample]
     return Thumb(
         sample_id=sample,
-        caption=shown.caption,
+        caption=picture.caption,
         score=score,
         percentile=percentile(rank, end, results.solutions[method].count),
         rank=rank,
-        png=shown.png,
-        labels=shown.labels,
-        relevant=shows(concept, shown.labels) if concept.truth else None,
-        file=shown.thumbnail,
-        original=shown.original,
+        png=picture.png,
+        labels=picture.labels,
+        relevant=shows(concept, picture.labels) if concept.truth else None,
+        file=picture.thumbnail,
+        original=picture.original,
         small=_small(run),
-        origin=f"{shown.source}, row {shown.row}",
+        origin=f"{picture.source}, row {picture.row}",
         through=results.layers.strongest(method, concept.name, form, sample),
     )
 

@@ -53,9 +53,9 @@ INDEX = "audits/index.html"
 def write_index(store: Store) -> None:
     """Write the page from the summaries of all audits and the names of their comparisons."""
     names = [name.rstrip("/") for name in store.children("audits") if name.endswith("/")]
-    kept = read_summaries(store)
+    earlier = read_summaries(store)
     with ThreadPoolExecutor(READERS) as readers:
-        summaries = readers.map(lambda name: _summary(Audit(store, name), kept), names)
+        summaries = readers.map(lambda name: _summary(Audit(store, name), earlier), names)
         finished = [summary for summary in summaries if summary is not None]
         entries = [entry for entry in readers.map(lambda done: _entry(store, done), finished) if entry is not None]
     keep_summaries(store, finished)
@@ -64,9 +64,9 @@ def write_index(store: Store) -> None:
         store.replace(INDEX, page)
 
 
-def _summary(audit: Audit, kept: Mapping[str, AuditSummary]) -> AuditSummary | None:
+def _summary(audit: Audit, earlier: Mapping[str, AuditSummary]) -> AuditSummary | None:
     try:
-        return summarize_audit(audit, kept)
+        return summarize_audit(audit, earlier)
     except (FileNotFoundError, ValueError):
         return None  # `jobs.verify` reports what is wrong with it
 

@@ -61,10 +61,10 @@ def verify_store(
     Raises:
         UserError: there is no such audit.
     """
-    known = [name for name in audits_of(store) if not given_up(Audit(store, name))]
-    if (not known and not store.names("components")) or (audit and audit not in known):
-        raise UserError(f"{store.uri} has no audit {audit or 'at all'}; it has: {', '.join(known) or 'none'}")
-    audits = [Audit(store, name) for name in known if audit in ("", name)]
+    names = [name for name in audits_of(store) if not given_up(Audit(store, name))]
+    if (not names and not store.names("components")) or (audit and audit not in names):
+        raise UserError(f"{store.uri} has no audit {audit or 'at all'}; it has: {', '.join(names) or 'none'}")
+    audits = [Audit(store, name) for name in names if audit in ("", name)]
     left = 0 if audit else _verify_remade(store, repair, line)
     damage = _report(audits, line)
     if damage and repair:

@@ -143,10 +143,10 @@ def _compared(p: Prepared, results: StageResults) -> tuple[StageResults, list[st
 
 def _report(run: AuditRun, results: StageResults) -> list[str]:
     """Write the page and its files; returns their names."""
-    shown, audit = page(run, results), run.prepared.audit
-    files = {"report.html": render(shown).encode()}
-    if shown.files:
-        files |= {beside_report(f"{s.name}.html"): render_concept(shown, s).encode() for s in shown.sections}
+    audit_page, audit = page(run, results), run.prepared.audit
+    files = {"report.html": render(audit_page).encode()}
+    if audit_page.files:
+        files |= {beside_report(f"{s.name}.html"): render_concept(audit_page, s).encode() for s in audit_page.sections}
         for concept in run.prepared.config.concepts:
             pictures = results.queries[next(iter(run.prepared.config.methods)), concept.name].pictures
             files |= {beside_report(picture(concept.name, i)): png for i, png in enumerate(pictures)}

@@ -23,7 +23,7 @@ def run_components(
         if not value:
             raise UserError(f"{key} is not set; expected something like {example}")
     settings, concepts = components_settings(config, worker), measured_concepts(config)
-    units = {settings.file(unit): unit for c in concepts for some in (c.units, *c.references) for unit in some}
+    units = {settings.file(unit): unit for c in concepts for group in (c.units, *c.references) for unit in group}
     write_measurement_names(Store(config.store), config.name, list(units))
     measure_missing(config, settings, units, mapper)
     summaries = summarize(settings, concepts, mapper)

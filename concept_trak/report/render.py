@@ -61,8 +61,8 @@ def render_concept(page: Page, section: Section) -> str:
 
 
 def _context(page: Page) -> dict[str, object]:
-    known = {facts.method for facts in page.facts}
-    return {"page": page, "known": known, "pictures": BESIDE if page.files else INLINE}
+    methods = {facts.method for facts in page.facts}
+    return {"page": page, "known": methods, "pictures": BESIDE if page.files else INLINE}
 
 
 def columns(section: Section) -> tuple[Column, ...]:

@@ -163,9 +163,9 @@ def unneeded_features(store: Store, names: Iterable[str], living: Needed, before
     free = [name for name in names if _kind(name) and not living.keep(name)]
     old = {name: Garbage(_kind(name), name, size) for name, size, age in existing(store, free) if age < before}
     young = {_unit(name) for name in free if name not in old}
-    taken = {name: waste for name, waste in old.items() if _unit(name) not in young}
-    staying = {_folder(name) for name in names if name not in taken and _kind(name) != FEATURE_SET}
-    return [waste for name, waste in taken.items() if waste.kind != FEATURE_SET or _folder(name) not in staying]
+    garbage = {name: waste for name, waste in old.items() if _unit(name) not in young}
+    staying = {_folder(name) for name in names if name not in garbage and _kind(name) != FEATURE_SET}
+    return [waste for name, waste in garbage.items() if waste.kind != FEATURE_SET or _folder(name) not in staying]
 
 
 def temporary_files(store: Store, before: float) -> list[Garbage]:

@@ -121,9 +121,11 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """One line per setting that differs, nested keys dotted: "projector.dim: 4096 here, 2048 there"; [] if equal."""
-    here, there = dict(_leaves(as_json(ours))), dict(_leaves(as_json(theirs)))
-    differing = [key for key in sorted(here.keys() | there.keys()) if here.get(key) != there.get(key)]
-    sides = ((".".join(key), here.get(key, "nothing"), there.get(key, "nothing")) for key in differing)
+    our_leaves, their_leaves = dict(_leaves(as_json(ours))), dict(_leaves(as_json(theirs)))
+    differing = [
+        key for key in sorted(our_leaves.keys() | their_leaves.keys()) if our_leaves.get(key) != their_leaves.get(key)
+    ]
+    sides = ((".".join(key), our_leaves.get(key, "nothing"), their_leaves.get(key, "nothing")) for key in differing)
     return [f"{key}: {our_value} here, {their_value} there" for key, our_value, their_value in sides]
 
 

@@ -18,9 +18,9 @@ StoredFeature = tuple[np.ndarray, float]  # phi in float64, and the largest rela
 
 
 def shards_holding(
-    store: Store, features: FeatureSet, shards: Sequence[str], wanted: Collection[str]
+    store: Store, features: FeatureSet, shards: Sequence[str], sample_ids: Collection[str]
 ) -> dict[str, str]:
-    """The shard of each wanted sample that is in one of these shards.
+    """The shard of each of these samples that is in one of these shards.
 
     Raises:
         FileNotFoundError: a part is gone.
@@ -28,7 +28,7 @@ def shards_holding(
     """
     with ThreadPoolExecutor(READERS) as readers:
         listed = readers.map(lambda shard: _ids(store, features.part(shard)), shards)
-        return {i: shard for shard, ids in zip(shards, listed, strict=True) for i in set(wanted).intersection(ids)}
+        return {i: shard for shard, ids in zip(shards, listed, strict=True) for i in set(sample_ids).intersection(ids)}
 
 
 def read_features(store: Store, features: FeatureSet, places: Mapping[str, str]) -> dict[str, StoredFeature]:

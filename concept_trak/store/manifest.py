@@ -198,10 +198,10 @@ def _require_same_plan(audit: Audit, plan: pa.Table) -> None:
     ours, theirs = plan.to_pylist(), read_plan(audit)
     if ours == theirs:
         return
-    here, there = ({(row["source"], row["version"]) for row in plan} for plan in (ours, theirs))
+    our_sources, their_sources = ({(row["source"], row["version"]) for row in plan} for plan in (ours, theirs))
     entries = [
-        *(f"{source} (version {version}) left" for source, version in sorted(there - here)),
-        *(f"{source} (version {version}) is new" for source, version in sorted(here - there)),
+        *(f"{source} (version {version}) left" for source, version in sorted(their_sources - our_sources)),
+        *(f"{source} (version {version}) is new" for source, version in sorted(our_sources - their_sources)),
     ]
     what = "; ".join(entries[:6]) + (f"; and {len(entries) - 6} more" if len(entries) > 6 else "")
     raise UserError(

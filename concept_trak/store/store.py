@@ -138,10 +138,10 @@ class Store:
         name = f"probe-{uuid.uuid4().hex}"
         try:
             with self._place.own_folders_removed():
-                kept = self._create_twice(name)
+                has_first = self._create_twice(name)
         except OSError as error:
             raise UserError(f"store {self.uri} cannot be used: {_explain(error)}") from error
-        if not kept:
+        if not has_first:
             raise UserError(
                 f"store {self.uri}: a second create of the same name overwrote the first. Expected storage that refuses"
                 " it (If-None-Match: * on S3, exclusive links on a file system), because two attempts at one shard"

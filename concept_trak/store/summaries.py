@@ -45,14 +45,14 @@ def summarize_audits(store: Store, names: Iterable[str]) -> list[AuditSummary]:
     Raises:
         Damaged: a manifest cannot be read.
     """
-    kept = read_summaries(store)
+    earlier = read_summaries(store)
     with ThreadPoolExecutor(READERS) as readers:
-        summaries = readers.map(lambda name: summarize_audit(Audit(store, name), kept), names)
+        summaries = readers.map(lambda name: summarize_audit(Audit(store, name), earlier), names)
         return [summary for summary in summaries if summary is not None]
 
 
-def summarize_audit(audit: Audit, kept: Mapping[str, AuditSummary]) -> AuditSummary | None:
-    """The summary of an audit, from `kept` if it is there; None while the audit is unfinished.
+def summarize_audit(audit: Audit, earlier: Mapping[str, AuditSummary]) -> AuditSummary | None:
+    """The summary of an audit, from `earlier` if that still holds; None while the audit is unfinished.
 
     Raises:
         Damaged: the manifest cannot be read.
@@ -61,8 +61,8 @@ def summarize_audit(audit: Audit, kept: Mapping[str, AuditSummary]) -> AuditSumm
     size, modified = audit.store.size(name), audit.store.modified(name)
     if size is None or modified is None:
         return None
-    if audit.id in kept and kept[audit.id].written == (size, modified):
-        return kept[audit.id]
+    if audit.id in earlier and earlier[audit.id].written == (size, modified):
+        return earlier[audit.id]
     manifest = read_manifest(audit)
     return None if manifest is None else _summarized(audit, manifest, (size, modified))
 
@@ -116,6 +116,6 @@ def _read_summary(row: Mapping[str, Any]) -> AuditSummary:
 
 def keep_summaries(store: Store, summaries: Iterable[AuditSummary]) -> None:
     """Replace the file, unless it has these already; summaries without settings are made again."""
-    kept = {summary.audit: summary for summary in summaries if summary.methods}
-    if kept != read_summaries(store):
-        store.replace(SUMMARIES, encode_json([asdict(summary) for _, summary in sorted(kept.items())]))
+    by_audit = {summary.audit: summary for summary in summaries if summary.methods}
+    if by_audit != read_summaries(store):
+        store.replace(SUMMARIES, encode_json([asdict(summary) for _, summary in sorted(by_audit.items())]))

@@ -216,13 +216,13 @@ def _judged(key: Key, shard: StoredShard, contents: Contents) -> Iterator[Findin
         yield Finding(record, LONE_RECORD) if shard.recorded else Finding(part, MISSING)
         return
     written = (shard.record.bytes, shard.record.sha256) if shard.record else None
-    known = [checksum for checksum in (written, listed) if checksum is not None]
+    checksums = [checksum for checksum in (written, listed) if checksum is not None]
     facts = replace(shard.record, seconds=0.0, attempt=0, host="") if shard.record else None
-    broken = shard.derived is None or (known and shard.checksum not in known)
-    if broken and known and shard.checksum[0] < known[0][0]:
+    broken = shard.derived is None or (checksums and shard.checksum not in checksums)
+    if broken and checksums and shard.checksum[0] < checksums[0][0]:
         yield Finding(part, TRUNCATED)
     elif broken:
-        yield Finding(part, ALTERED, why=shard.why if shard.checksum in known else "")
+        yield Finding(part, ALTERED, why=shard.why if shard.checksum in checksums else "")
     elif not shard.recorded and contents.finished:
         yield Finding(part, LONE_PART)
     elif listed not in (None, shard.checksum):

@@ -42,13 +42,13 @@ def trained(demo):
     batch = Batch(ids, demo.encode(captions), negatives(demo, ids, captions, 0), x_0)
     parts = [batch.rows(slice(i, i + 16)) for i in range(0, ROWS, 16)]
     phi = torch.cat([compute_features(demo, P, FeatureSpec(probe, ROW.unit), part, 0).phi for part in parts])
-    return phi, np.array([d.shown[1] for d in drawings])
+    return phi, np.array([d.image_pair[1] for d in drawings])
 
 
 def pictures(colour: str, count: int = 24) -> list[bytes]:
     """Drawings of another set in one colour, whatever the shape, as files."""
     found = (synthetic.draw_labelled(99, i) for i in range(400))
-    return [png(d.image) for d in found if d.shown[1] == colour][:count]
+    return [png(d.image) for d in found if d.image_pair[1] == colour][:count]
 
 
 def average_precision(demo, trained, concept: Concept, colour: str, **given) -> tuple[float, float]:

@@ -168,7 +168,7 @@ def test_a_question_is_the_mean_over_its_samples(world, tmp_path):
 def test_a_question_shows_its_own_images(prepared):
     worker, (question,) = QueryWorker(prepared.work), prepared.queries
     for shown in (1, 8):
-        pictures = worker(replace(question, shown=shown), FIRST).pictures
+        pictures = worker(replace(question, picture_count=shown), FIRST).pictures
         assert len(pictures) == min(shown, question.concept.samples)
         assert {Image.open(io.BytesIO(p)).size for p in pictures} == {(RESOLUTION, RESOLUTION)}
 
@@ -209,5 +209,5 @@ def test_only_the_samples_of_the_page_are_drawn(prepared):
     assert (one.row, one.caption, one.labels) == (
         3,
         drawing.caption,
-        dict(zip(("shape", "colour"), drawing.shown, strict=True)),
+        dict(zip(("shape", "colour"), drawing.image_pair, strict=True)),
     )

@@ -75,7 +75,7 @@ def test_shards_of_files_come_back_without_a_listing(tmp_path, monkeypatch):
     again = read_shards(store, data, rows)
     assert [(s, s.stored) for s in again] == [(s, s.stored) for s in planned]
     reader = IndexReader(store)
-    assert reader(again[-1]).known.equals(reader(planned[-1]).known)
+    assert reader(again[-1]).index_table.equals(reader(planned[-1]).index_table)
 
 
 def test_shards_of_a_folder_come_back_as_long_as_its_images_stay(tmp_path, monkeypatch):
@@ -91,7 +91,7 @@ def test_shards_of_a_folder_come_back_as_long_as_its_images_stay(tmp_path, monke
     before, again = set(store.names("")), read_shards(store, data, rows)
     assert [(s, s.stored) for s in again] == [(s, s.stored) for s in planned]
     reader = IndexReader(store)
-    captions = [text for shard in again for text in reader(shard).known["caption"].to_pylist()]
+    captions = [text for shard in again for text in reader(shard).index_table["caption"].to_pylist()]
     assert captions == [f"number {i}" for i in range(10)]
     os.utime(tmp_path / "images/9.png", (1, 1))
     with pytest.raises(UserError, match=r"images/ changed since the audit was planned"):

@@ -231,7 +231,7 @@ def test_only_the_range_of_a_shard_is_read(tmp_path):
     data = DataConfig(uri=str(tmp_path), caption_column="txt", shard_rows=3)
     _, middle, last = plan(data)
     status, content = path.stat(), path.read_bytes()
-    first, after = middle.known["offset"][0].as_py(), last.known["offset"][0].as_py()
+    first, after = middle.index_table["offset"][0].as_py(), last.index_table["offset"][0].as_py()
     damaged = b"\xff" * first + content[first:after]
     path.write_bytes(damaged + b"\xff" * (len(content) - len(damaged)))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))

@@ -46,7 +46,12 @@ def denoiser(request, tmp_path_factory) -> Denoiser:
 def drawn(count: int, wrong: float = 0.0) -> list[Sample]:
     images, drawings = arrays(0, 0, count, SHAPES3, 16, wrong)
     labels = [
-        {"shape": d.shown[0], "colour": d.shown[1], "said_shape": d.captioned[0], "said_colour": d.captioned[1]}
+        {
+            "shape": d.image_pair[0],
+            "colour": d.image_pair[1],
+            "said_shape": d.caption_pair[0],
+            "said_colour": d.caption_pair[1],
+        }
         for d in drawings
     ]
     seen = zip(unit_range(torch.from_numpy(images)), drawings, labels, strict=True)

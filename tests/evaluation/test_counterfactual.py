@@ -40,7 +40,7 @@ MADE = TrainConfig(
 )
 RED = Cell(("triangle", "red"), "colour", True)
 DRAWN = [draw_labelled(0, i, SHAPES2, 16) for i in range(24)]
-REDS = [d.id for d in DRAWN if d.shown[1] == "red"]
+REDS = [d.id for d in DRAWN if d.image_pair[1] == "red"]
 FIRST = Attempt(1, 0)
 
 

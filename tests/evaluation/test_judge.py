@@ -39,7 +39,7 @@ def test_presences_of_all_combinations_sum_to_one():
 def test_a_judge_has_a_head_for_each_factor_of_its_set(kinds):
     pixels, numbers = judge.labelled_drawings(seed=2, first=40, count=8, kinds=kinds, resolution=16)
     assert [(kinds.things[t], kinds.looks[c]) for t, c in numbers.tolist()] == [
-        draw_labelled(2, index, kinds.whole(), 16).shown for index in range(40, 48)
+        draw_labelled(2, index, kinds.whole(), 16).image_pair for index in range(40, 48)
     ]
     untrained = judge.Classifier(kinds)
     total = sum(judge.presence(untrained, pixels, *pair) for pair in kinds.all_pairs)

@@ -113,7 +113,7 @@ def test_the_same_sums_however_the_parts_are_cut(world: World, baseline: Found, 
             for key in ("mean", "deviation", "sum", "share", "errors"):
                 assert ours.pop(key) == pytest.approx(theirs.pop(key), abs=1e-6)
             assert ours == theirs
-    shown = done.shown["triangle"]
+    shown = done.groups["triangle"]
     assert [s.name for s in shown["label"]] == [
         f"{r['label']} = {r['value']}" for r in told(baseline, "label") if r["form"] == "damped"
     ][:SHOWN]

@@ -35,7 +35,7 @@ def pictures(tmp_path_factory) -> Path:
     """A folder of red drawings, larger than the model's, with a file that is none of them."""
     folder = tmp_path_factory.mktemp("pictures")
     found = (synthetic.draw_labelled(5, i, resolution=2 * RESOLUTION) for i in range(60))
-    for drawing in [d for d in found if d.shown[1] == "red"][:3]:
+    for drawing in [d for d in found if d.image_pair[1] == "red"][:3]:
         drawing.image.save(folder / f"{drawing.id}.png")
     (folder / "notes.txt").write_text("red things")
     return folder

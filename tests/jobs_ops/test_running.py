@@ -79,7 +79,7 @@ def test_a_driver_that_says_nothing_any_more_is_told(tmp_path, capsys):
     progress = Progress(Audit(Store(str(tmp_path)), "first"), 20.0)
     tracking = progress.track("featurize", outcomes, [Item(0), Item(1)])
     next(tracking)
-    progress.noted = 0.0
+    progress.written_at = 0.0
     progress.watch(Load(running=1))
     file = tmp_path / "audits/first/progress.json"
     said = json.loads(file.read_text())

@@ -53,8 +53,8 @@ def tasks(root: Path, custom: Custom) -> list[dict[str, Any]]:
             raise UserError(f"{file}: task {number} has no {', '.join(missing)}; expected {', '.join(KEYS)}")
     chosen = [task for task in listed if task["model_path"] == custom.model]
     if not chosen:
-        known = sorted({task["model_path"] for task in listed})
-        raise UserError(f"custom.model={custom.model!r} has no task in {file}; expected one of: {', '.join(known)}")
+        models = sorted({task["model_path"] for task in listed})
+        raise UserError(f"custom.model={custom.model!r} has no task in {file}; expected one of: {', '.join(models)}")
     return chosen
 
 

@@ -74,10 +74,10 @@ def celeba_pictures(root: Path, faces: Faces) -> list[Picture]:
     places = [names.index(name) for name in faces.attributes]
     pictures = []
     for image, values in rows:
-        shown = tuple(values[place] for place in places)
-        if shown != faces.held_out:
-            labels = {name: _label(value) for name, value in zip(faces.attributes, shown, strict=True)}
-            pictures.append(Picture(Path(image).stem, within(folder, image), faces.caption(shown), labels))
+        triple = tuple(values[place] for place in places)
+        if triple != faces.held_out:
+            labels = {name: _label(value) for name, value in zip(faces.attributes, triple, strict=True)}
+            pictures.append(Picture(Path(image).stem, within(folder, image), faces.caption(triple), labels))
     return pictures
 
 

@@ -167,13 +167,13 @@ def archive(style: str) -> Path:
         UserError: npm is missing or cannot fetch it, or the archive is another one than the pinned one.
     """
     package, pinned = PACKAGES[style]
-    kept = _cache_folder() / f"{style}.tgz"
-    if not kept.is_file():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
-            os.replace(_packed_by_npm(package, Path(folder)), kept)
-    require_content(kept, pinned)
-    return kept
+    file = _cache_folder() / f"{style}.tgz"
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            os.replace(_packed_by_npm(package, Path(folder)), file)
+    require_content(file, pinned)
+    return file
 
 
 def _cache_folder() -> Path:

@@ -41,11 +41,11 @@ def export_parquet(folder: Path, pictures: Sequence[Picture], settings: dict[str
     folder.mkdir(parents=True, exist_ok=True)
     _made_from(folder / "dataset.json", {**settings, "rows": len(pictures)})
     for number, first in enumerate(range(0, len(pictures), ROWS)):
-        some = pictures[first : first + ROWS]
+        block = pictures[first : first + ROWS]
         path = folder / f"part-{number:05d}.parquet"
         if not path.exists():
             out = io.BytesIO()
-            pq.write_table(pa.Table.from_pylist(list(_rows(some)), _schema(some[0])), out, row_group_size=64)
+            pq.write_table(pa.Table.from_pylist(list(_rows(block)), _schema(block[0])), out, row_group_size=64)
             write_whole(path, out.getvalue())
 
 

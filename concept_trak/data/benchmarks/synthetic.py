@@ -28,12 +28,12 @@ class LabelledImage:
 
     id: str
     image: Image.Image
-    shown: Pair
-    captioned: Pair
+    image_pair: Pair
+    caption_pair: Pair
 
     @property
     def caption(self) -> str:
-        return pair_caption(*self.captioned)
+        return pair_caption(*self.caption_pair)
 
 
 def draw_labelled(
@@ -47,13 +47,13 @@ def draw_labelled(
         raise UserError(f"wrong={wrong}: expected the probability, in 0 ... 1, that a caption is another pair's")
     rng = np.random.default_rng([seed, index])
     pairs = kinds.pairs
-    shown = captioned = pairs[rng.integers(len(pairs))]
-    image = kinds.render(*shown, rng, resolution or kinds.resolution)
+    image_pair = caption_pair = pairs[rng.integers(len(pairs))]
+    image = kinds.render(*image_pair, rng, resolution or kinds.resolution)
     words = np.random.default_rng([seed, index, 1])
     if words.random() < wrong:
-        others = [pair for pair in pairs if pair != shown]
-        captioned = others[words.integers(len(others))]
-    return LabelledImage(f"{kinds.factor}s-{index:06d}", image, shown, captioned)
+        others = [pair for pair in pairs if pair != image_pair]
+        caption_pair = others[words.integers(len(others))]
+    return LabelledImage(f"{kinds.factor}s-{index:06d}", image, image_pair, caption_pair)
 
 
 def arrays(
@@ -112,9 +112,9 @@ def _parquet(drawings: list[LabelledImage], labels: tuple[str, ...], unsaid: lis
             "id": drawing.id,
             "image": {"bytes": png(drawing.image), "path": f"{drawing.id}.png"},
             "caption": pair_caption(
-                *(None if left_out else v for v, left_out in zip(drawing.captioned, unsaid, strict=True))
+                *(None if left_out else v for v, left_out in zip(drawing.caption_pair, unsaid, strict=True))
             ),
-            **dict(zip(labels, (*drawing.shown, *drawing.captioned), strict=False)),
+            **dict(zip(labels, (*drawing.image_pair, *drawing.caption_pair), strict=False)),
         }
         for drawing in drawings
     ]

@@ -53,7 +53,7 @@ def training_set(config: TrainConfig, tokenizer: Callable[..., Any], without: Co
     """
     images, drawings = arrays(config.drawing_seed, 0, config.images, config.kinds, config.side, config.wrong)
     rows = replacement_rows(np.array([drawing.id in without for drawing in drawings]))
-    pairs = [drawings[row].captioned for row in rows]
+    pairs = [drawings[row].caption_pair for row in rows]
     captions = [pair_caption(t, c) for thing, colour in pairs for t in (thing, None) for c in (colour, None)]
     tokens = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
     return TrainingSet(torch.from_numpy(images[rows]), tokens.view(len(rows), 4, -1), caption_chances(config.dropped))

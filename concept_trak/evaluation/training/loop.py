@@ -92,10 +92,10 @@ def replacement_rows(removed: Bool[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     Raises:
         UserError: all images are removed.
     """
-    rows, kept = np.arange(len(removed)), np.flatnonzero(~removed)
-    if not len(kept):
+    rows, remaining = np.arange(len(removed)), np.flatnonzero(~removed)
+    if not len(remaining):
         raise UserError(f"all {len(removed)} training images are removed; expected at least one to remain")
-    rows[removed] = np.resize(kept, int(removed.sum()))
+    rows[removed] = np.resize(remaining, int(removed.sum()))
     return rows
 
 

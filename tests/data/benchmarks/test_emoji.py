@@ -110,10 +110,10 @@ def test_an_image_shows_the_hand_of_its_caption_and_no_held_out_pair(npm, kinds)
     for labelled in drawn:
         middle = np.asarray(labelled.image)[12:20, 12:20].reshape(-1, 3).mean(0)
         assert labelled.image.size == (32, 32)
-        assert labelled.caption == f"a {labelled.shown[1]} {labelled.shown[0]}"
-        assert kinds.looks[int(middle.argmax())] == labelled.shown[1], "another hand drew this"
-    assert {labelled.shown for labelled in drawn} <= set(kinds.pairs)
-    assert len({labelled.shown for labelled in drawn}) > len(kinds.things)
+        assert labelled.caption == f"a {labelled.image_pair[1]} {labelled.image_pair[0]}"
+        assert kinds.looks[int(middle.argmax())] == labelled.image_pair[1], "another hand drew this"
+    assert {labelled.image_pair for labelled in drawn} <= set(kinds.pairs)
+    assert len({labelled.image_pair for labelled in drawn}) > len(kinds.things)
 
 
 def test_a_role_has_twelve_drawings(npm):

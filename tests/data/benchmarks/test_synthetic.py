@@ -52,7 +52,7 @@ def test_files_are_what_hugging_face_datasets_writes_and_pillow_opens_their_imag
         opened = Image.open(io.BytesIO(row["image"]["bytes"]))
         assert (opened.size, opened.mode) == ((48, 48), "RGB")
         assert np.array_equal(np.asarray(opened), np.asarray(drawn.image)), "PNG must lose nothing"
-        assert (row["caption"], row["shape"], row["colour"]) == (drawn.caption, *drawn.shown)
+        assert (row["caption"], row["shape"], row["colour"]) == (drawn.caption, *drawn.image_pair)
 
 
 @pytest.mark.parametrize(

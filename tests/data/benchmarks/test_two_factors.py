@@ -45,14 +45,16 @@ def test_exactly_the_held_out_pairs_never_occur(kinds):
     assert set(kinds.held_out) < possible, "nothing is held out, or something that cannot be"
     for wrong in (0.0, 0.5):
         drawn = many(kinds, wrong)
-        assert {d.shown for d in drawn} == possible - set(kinds.held_out)
-        assert {d.captioned for d in drawn} == possible - set(kinds.held_out), "training would hear of a held-out pair"
-    assert {d.shown for d in many(kinds.whole())} == possible
+        assert {d.image_pair for d in drawn} == possible - set(kinds.held_out)
+        assert {d.caption_pair for d in drawn} == possible - set(kinds.held_out), (
+            "training would hear of a held-out pair"
+        )
+    assert {d.image_pair for d in many(kinds.whole())} == possible
 
 
 def test_every_known_pair_can_be_held_out():
     kinds = replace(SHAPES3, held_out=(("square", "blue"), ("circle", "red")))
-    assert set(kinds.all_pairs) - {d.shown for d in many(kinds)} == {("square", "blue"), ("circle", "red")}
+    assert set(kinds.all_pairs) - {d.image_pair for d in many(kinds)} == {("square", "blue"), ("circle", "red")}
 
 
 def test_a_held_out_pair_that_is_none_is_refused():
@@ -67,17 +69,17 @@ def test_a_held_out_pair_that_is_none_is_refused():
 @every_set
 def test_the_share_of_wrong_captions_is_the_one_asked_for(kinds):
     share = 0.2
-    mistaken = [d for d in many(kinds, share) if d.captioned != d.shown]
+    mistaken = [d for d in many(kinds, share) if d.caption_pair != d.image_pair]
     spread = math.sqrt(MANY * share * (1 - share))
     assert abs(len(mistaken) - MANY * share) < DEVIATIONS * spread, (
         f"{len(mistaken)} of {MANY} captions are wrong: perhaps 'another pair' can be the pair itself"
     )
     per_pair = len(mistaken) / len(kinds.pairs)
     for pair in kinds.pairs:
-        said = sum(d.captioned == pair for d in mistaken)
+        said = sum(d.caption_pair == pair for d in mistaken)
         assert abs(said - per_pair) < DEVIATIONS * math.sqrt(per_pair), f"wrong captions prefer or avoid {pair}"
-    assert {d.captioned for d in mistaken} == set(kinds.pairs)
-    assert all(d.captioned == d.shown for d in many(kinds))
+    assert {d.caption_pair for d in mistaken} == set(kinds.pairs)
+    assert all(d.caption_pair == d.image_pair for d in many(kinds))
 
 
 @every_set
@@ -85,7 +87,7 @@ def test_shuffled_captions_say_nothing_about_their_image(kinds):
     """With probability 1 - 1/n of another pair's caption, each of the n is said as often of every image."""
     drawn = many(kinds, 1 - 1 / len(kinds.pairs))
     for shown in kinds.pairs[:3]:
-        told = [d.captioned for d in drawn if d.shown == shown]
+        told = [d.caption_pair for d in drawn if d.image_pair == shown]
         for said in kinds.pairs:
             expected = len(told) / len(kinds.pairs)
             assert abs(told.count(said) - expected) < DEVIATIONS * math.sqrt(expected), f"{shown} tends to be {said}"
@@ -165,7 +167,7 @@ def test_a_digit_is_one_of_the_real_scans_of_that_digit():
     known, used = flattened(known), set()
     for index in range(40):
         drawn = draw_labelled(0, index, DIGITS)
-        digit, colour = drawn.shown
+        digit, colour = drawn.image_pair
         dark = [i for i, name in enumerate(("red", "green", "blue")) if name != colour]  # where ink differs from paper
         seen = flattened(np.asarray(drawn.image).astype(float)[:, :, dark].mean(2)[None])
         likeness = -(known @ seen[0])
@@ -181,7 +183,7 @@ def test_the_ink_has_the_colour_that_is_named():
         drawn = draw_labelled(1, index, DIGITS)
         pixels = np.asarray(drawn.image).astype(int)
         row, column = divmod(int((pixels.max(2) - pixels.min(2)).argmax()), pixels.shape[1])
-        assert ("red", "green", "blue")[int(pixels[row, column].argmax())] == drawn.shown[1]
+        assert ("red", "green", "blue")[int(pixels[row, column].argmax())] == drawn.image_pair[1]
 
 
 def test_scans_are_counted_out_by_digit():

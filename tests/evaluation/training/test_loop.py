@@ -122,7 +122,7 @@ def test_a_sample_has_its_full_caption_first_and_the_empty_one_last():
     pipeline = small.pixel_pipeline(0, resolution=16)
     data = training_set(TINY, pipeline.tokenizer)
     _, drawn = arrays(TINY.seed, 0, TINY.images, resolution=16)
-    for tokens, (shape, colour) in zip(data.tokens, (d.captioned for d in drawn), strict=True):
+    for tokens, (shape, colour) in zip(data.tokens, (d.caption_pair for d in drawn), strict=True):
         texts = pipeline.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         assert [text.strip() for text in texts] == [f"a {colour} {shape}", f"a {shape}", colour, ""]
 
@@ -313,7 +313,7 @@ def test_wrong_captions_reach_training_and_images_do_not_change():
     right, wrong = (training_set(replace(TINY, wrong=share), tokenizer) for share in (0.0, 0.5))
     assert torch.equal(right.images, wrong.images)
     changed = (right.tokens[:, 0] != wrong.tokens[:, 0]).any(1)
-    said = [d.captioned != d.shown for d in arrays(TINY.seed, 0, TINY.images, resolution=16, wrong=0.5)[1]]
+    said = [d.caption_pair != d.image_pair for d in arrays(TINY.seed, 0, TINY.images, resolution=16, wrong=0.5)[1]]
     assert changed.tolist() == said
     assert any(said), "this seed draws no wrong caption"
 
