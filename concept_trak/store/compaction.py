@@ -150,9 +150,9 @@ def write_compacted(
 class RecordGatherer:
     """Collects the records of a run as its shards finish, and writes them to compacted files.
 
-    Each write costs a listing of all single records, so a write waits until there are half as many new records as
-    written ones. All listings together then cost a few times the last one, and a run that is killed leaves at most a
-    third of its records to be read one by one.
+    Each write costs a listing of all single records, so a write waits until there are as many new records as written
+    ones. All listings together then cost at most three times the last one, and a run that is killed leaves at most half
+    of its records to be read one by one.
     """
 
     store: Store
@@ -162,7 +162,7 @@ class RecordGatherer:
 
     def add(self, record: Record) -> None:
         self.records.append(record)
-        if len(self.records) >= max(MOST, self.written // 2):
+        if len(self.records) >= max(MOST, self.written):
             self._write()
 
     def finish(self) -> None:

@@ -22,6 +22,9 @@ float16. *Real*: listing, plan, records, the tree of Grams, queue, progress, tal
 *Real, by ...*: this machine's disk, with features of random numbers in place of gradients; survey, parts, Grams,
 solve, scores, aggregates, tables and page are real.
 
+Python's full collections of garbage are a row of their own: each costs as much as everything in memory, in whatever
+stage it comes.
+
 Audits: `first`; `grown`, after 1 % of new sources; `same`, of unchanged data; `gc`, which keeps the last audit only.
 The exponent is the slope of log(figure) over log(size) between the last two sizes; "–" where it is within {noise:g} s.
 """

@@ -5,6 +5,7 @@ Simulated: the file system (a table of names; parts and Grams are sizes without 
 time that fail at 0.1 %, whose results are made by a formula and not by a model.
 """
 
+import gc
 import hashlib
 import heapq
 import math
@@ -62,6 +63,7 @@ class Ledger:
     requests: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     stage: str = "start"
     since: float = field(default_factory=time.process_time)
+    collecting: str = ""
 
     def restart(self) -> None:
         """Nothing is counted yet."""
@@ -84,10 +86,18 @@ class Ledger:
         finally:
             self.enter(before)
 
+    def collect(self, phase: str, details: dict[str, int]) -> None:
+        """Account Python's full collections of garbage by themselves: they cost as much as everything that is in
+        memory, and come in whatever stage."""
+        if details["generation"] == 2 and self.stage not in ("start", "workers", "end"):
+            before = self.enter(COLLECTOR if phase == "start" else self.collecting)
+            self.collecting = before if phase == "start" else ""
+
     def request(self, kind: str, number: int = 1) -> None:
         self.requests[self.stage][kind] += number
 
 
+COLLECTOR = "collections of garbage"
 LEDGER = Ledger()
 
 
@@ -172,6 +182,8 @@ class SimulatedFiles(AbstractFileSystem):
 
 def begin() -> None:
     """Empty storage, and nothing counted."""
+    if LEDGER.collect not in gc.callbacks:
+        gc.callbacks.append(LEDGER.collect)
     fsspec.register_implementation("simulated", SimulatedFiles, clobber=True)
     SimulatedFiles.folders.clear()
     SimulatedFiles.written.clear()

@@ -134,6 +134,16 @@ def test_a_run_writes_what_it_gathered_a_file_at_a_time(store, records):
     assert again == records
 
 
+def test_the_listings_of_a_run_cost_a_few_times_the_last_one(store, records, monkeypatch):
+    gatherer, sizes = RecordGatherer(store, FEATURES), list[int]()
+    monkeypatch.setattr(compaction, "write_compacted", lambda store, features, some: sizes.append(len(some)))
+    for _ in range(1000):
+        gatherer.add(next(iter(records.values())))
+    gatherer.finish()
+    assert sizes == [5, 5, 10, 20, 40, 80, 160, 320, 360]
+    assert sum(sum(sizes[: i + 1]) for i in range(len(sizes))) < 3 * 1000, "each write lists all records so far"
+
+
 def test_the_same_records_make_the_same_file(store, records):
     versions = store.versions(FEATURES.records)
     for _ in range(2):
