@@ -12,7 +12,15 @@ from concept_trak.config import DataConfig
 from concept_trak.data.index import indexed_rows, label_values
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.survey import survey
-from concept_trak.data.text import MOST_DEPTH, decode_text, json_depth, one_line, parse_json, text_problem
+from concept_trak.data.text import (
+    MOST_DEPTH,
+    decode_text,
+    json_depth,
+    one_line,
+    parse_json,
+    read_list,
+    text_problem,
+)
 from concept_trak.store.part import Reject
 from tests.data.inputs import PNG, pair, put, put_file, structs, table, tar
 
@@ -150,6 +158,30 @@ def test_json_is_bounded_in_depth_and_length():
             parse_json(wrong, "x")
     with pytest.raises(UserError, match=r"x has more than 1048576 bytes"):
         parse_json(b" " * (1 << 21), "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("gone.json", None, "gone.json' cannot be read .*expected a list, or a file with one"),
+        ("c.json", b"[{", "c.json' is no readable JSON"),
+        ("c.yaml", b"- a: [", "c.yaml' is no readable YAML"),
+        ("c.yaml", b"- {name: a, prompt: 2026-99-99}", "c.yaml' is no readable YAML .month"),
+        ("c.yaml", b"name: a", "c.yaml' holds no list"),
+        ("c.yaml", b"- {name: \xe4}", "c.yaml' is not UTF-8"),
+    ],
+)
+def test_a_file_without_a_list_is_named(tmp_path, name, content, says):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"^concepts='.*{says}"):
+        read_list(f"{tmp_path}/{name}", "concepts")
+
+
+def test_a_list_is_read_from_json_and_yaml(tmp_path):
+    for name, text in (("a.JSON", '[{"a": "\\u00e9"}, 1]'), ("a.yaml", "- a: é\n- 1\n"), ("a", "[{a: é}, 1]")):
+        (tmp_path / name).write_text(text, "utf-8-sig")
+        assert read_list(f"{tmp_path}/{name}", "concepts") == [{"a": "é"}, 1]
 
 
 def test_what_is_shown_is_one_printable_line():

@@ -99,32 +99,14 @@ def test_values_lists_and_files_come_from_the_command_line():
     assert configure(AuditConfig, "config", ["data.uri='s3://b/year=2026'"]).data.uri == "s3://b/year=2026"
 
 
-@pytest.mark.parametrize("ending", ["json", "yaml", "JSON"])
-def test_concepts_come_from_a_file_as_from_the_command_line(tmp_path, ending):
+def test_concepts_come_from_a_file_as_from_the_command_line(tmp_path):
     concepts = "[{name: a, prompt: a red square, truth: {}}, {name: b, labels: 7}]"
-    (tmp_path / f"c.{ending}").write_text(json.dumps(yaml.safe_load(concepts)))
-    from_file = configure(AuditConfig, "demo", [f"concepts={tmp_path}/c.{ending}"])
+    (tmp_path / "c.json").write_text(json.dumps(yaml.safe_load(concepts)))
+    from_file = configure(AuditConfig, "demo", [f"concepts={tmp_path}/c.json"])
     assert from_file == configure(AuditConfig, "demo", [f"concepts={concepts}"])
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "says"),
-    [
-        ("gone.json", None, "gone.json' cannot be read .*expected a list, or a file with one"),
-        ("c.json", b"[{", "c.json' is no readable JSON"),
-        ("c.yaml", b"- a: [", "c.yaml' is no readable YAML"),
-        ("c.yaml", b"- {name: a, prompt: 2026-99-99}", "c.yaml' is no readable YAML .month"),
-        ("c.yaml", b"name: a", "c.yaml' holds no list"),
-        ("c.yaml", b"- {name: \xe4}", "c.yaml' is not UTF-8"),
-        ("c.yaml", b"- {name: a, prompt: b, wihtout: c}", r"concepts.0.wihtout \(did you mean without_prompt\?\)"),
-        ("c.yaml", b"- {name: a, prompt: '${oc.env:HOME}'}", "concepts.0.prompt=.* is an expression"),
-    ],
-)
-def test_a_file_of_concepts_that_cannot_be_read_is_named(tmp_path, name, content, says):
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=says):
-        configure(AuditConfig, "demo", [f"concepts={tmp_path}/{name}"])
+    (tmp_path / "c.yaml").write_text("- {name: a, prompt: b, wihtout: '${oc.env:HOME}'}")
+    with pytest.raises(UserError, match=r"concepts.0.wihtout=.* is an expression"):
+        configure(AuditConfig, "demo", [f"concepts={tmp_path}/c.yaml"])
 
 
 def test_the_demo_asks_for_what_is_in_the_repository():

@@ -93,11 +93,10 @@ def test_a_store_among_the_models_files_and_data_among_results(refused, world, t
     shutil.copytree(world.root / "latents", tmp_path / "model")
     shutil.copytree(world.root / "few", tmp_path / "store/features/train")
     (tmp_path / "link").symlink_to(tmp_path / "model")
-    for more in ([], ["preflight=true"]):
-        said = refused(f"model.path={tmp_path}/link/", *more, store=f"file://{tmp_path}/model/results/")
-        assert "is in the folder of model.path=" in said
-        said = refused(f"data.uri=file://{tmp_path}/store/features/train/", *more)
-        assert f"/store/features/train is in features/ of store={tmp_path}/store, where files that no audit" in said
+    said = refused(f"model.path={tmp_path}/link/", store=f"file://{tmp_path}/model/results/")
+    assert "is in the folder of model.path=" in said
+    said = refused(f"data.uri=file://{tmp_path}/store/features/train/", "preflight=true")
+    assert f"/store/features/train is in features/ of store={tmp_path}/store, where files that no audit" in said
 
 
 def test_an_audit_that_differs_from_another_in_case_alone(refused, world, tmp_path):
