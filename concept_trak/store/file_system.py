@@ -14,7 +14,7 @@ SMALL_FOLDER = 250
 _environments: dict[type[AbstractFileSystem], dict[str, str]] = {}
 
 
-def open_file_system(address: str) -> tuple[AbstractFileSystem, str]:
+def open_file_system(address: str) -> tuple[Any, str]:
     """The file system of an address and the path in it.
 
     fsspec returns the file system that it opened before for the same scheme, with the endpoint and the credentials of
