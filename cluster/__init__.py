@@ -1,1 +1,1 @@
-"""Machines as software: one verb, `map`, in this process or on a Ray cluster."""
+"""Runs work on machines: one method, `map`, in this process or on a Ray cluster."""

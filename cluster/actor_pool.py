@@ -1,12 +1,13 @@
 """The actors of one map: the driver owns a queue, and every actor works on one item at a time.
 
-Ray restarts and retries nothing here (`max_restarts=0`, `max_task_retries=0`): its retries cannot tell a dead node from
-a wrong setting. The driver replaces actors and gives their items out again, and `queue.py` counts every failure once.
+Ray restarts and retries nothing here (`max_restarts=0`, `max_task_retries=0`), because its retries do not distinguish a
+dead node from a wrong setting. Instead, the driver replaces actors and gives their items to others, and `queue.py`
+counts every failure once.
 
-Actors that are idle at the end of a map are kept for the next one: to start a process and to import in it what a worker
-needs takes longer than a short stage.
+Actors that are idle at the end of a map are kept for the next map, because starting a process and its imports takes
+longer than a short stage.
 
-Only `on_ray.py` imports this module, after it has set what Ray reads from the environment.
+Only `on_ray.py` imports this module, after it has set the variables that Ray reads when it is imported.
 """
 
 import contextlib
@@ -34,20 +35,21 @@ from cluster.source import source_digest, source_location
 from cluster.worker import Reply, WorkerActor, classify
 
 LOG = logging.getLogger(__name__)
-TICK, REMINDER = 1.0, 30.0  # seconds: the longest wait for a reply; between two warnings that actors wait for a node
+TICK = 1.0  # seconds: the longest wait for a reply
+REMINDER = 30.0  # seconds between two warnings that actors wait for a node
 
 
 @dataclass(eq=False)
 class PooledActor:
-    """One actor as the driver sees it: pending (no node has room), building its worker, idle, or working on a lease.
+    """The driver's record of one actor: pending (no node has room), building its worker, idle, or working on a lease.
 
     Attributes:
-        actor: Ray's handle.
-        reference: Ray's, to the reply of its present call.
+        actor: Ray's handle of the actor.
         since: when its present call began.
-        until: when that call is overdue.
+        until: when its present call is overdue.
         host: the machine it runs on; "" while it waits for a node.
-        lease: the item that it works on.
+        lease: the item that it works on; None if it does not work.
+        reference: Ray's reference to the reply of its present call.
     """
 
     actor: Any
@@ -59,7 +61,7 @@ class PooledActor:
 
     @property
     def state(self) -> str:
-        """What it does while it has a call: one of `STATES`."""
+        """One of `STATES`, for an actor that has a call."""
         if self.lease is not None:
             return "working"
         return "building" if self.host else "pending"
@@ -70,13 +72,13 @@ STATES = ("pending", "building", "working")
 
 @dataclass
 class IdleActors:
-    """The actors that the last map of an executor left idle, for its next one. Ray ends an actor without a handle."""
+    """The idle actors of an executor, between two maps. Ray ends an actor whose handle is gone."""
 
     _kind: tuple[Any, ...] = ()
     _actors: list[Any] = field(default_factory=list)
 
     def take(self, resources: Resources, env_vars: Mapping[str, str]) -> Any:
-        """An idle actor with these resources and this environment, or else a new one."""
+        """An idle actor with these resources and this environment, or a new one if there is none."""
         # The actors of an earlier connection are gone.
         kind = (resources, *sorted(env_vars.items()), connection())
         if kind != self._kind:
@@ -85,7 +87,7 @@ class IdleActors:
         return self._actors.pop() if self._actors else _new_actor(resources, env_vars)
 
     def put_back(self, actor: Any) -> None:
-        """Keep an actor that came from `take`."""
+        """Take back an actor that `take` returned."""
         self._actors.append(actor)
 
 
@@ -98,7 +100,7 @@ class ActorPool:
         env_vars: set in every worker.
         queue: the items.
         constructions: counts the workers that could not be built.
-        idle_actors: where actors come from, and where those that are idle in the end go.
+        idle_actors: where actors are taken from; idle ones return there at the end.
     """
 
     def __init__(
@@ -117,7 +119,7 @@ class ActorPool:
         self._idle: list[PooledActor] = []
         self._calls: dict[int, PooledActor] = {}  # by the number of the call
         self._states = Counter[str]()  # of the actors with a call
-        # Ray puts a call's number here when it ends: a step costs the same however many calls there are.
+        # Ray puts a call's number here when it ends, so the cost of a step does not grow with the number of calls.
         self._ended: SimpleQueue[int] = SimpleQueue()
         self._deadlines: list[tuple[float, int]] = []
         self._numbers = count()
@@ -125,7 +127,7 @@ class ActorPool:
         self._grow_at, self._remind_at = time.monotonic(), time.monotonic() + REMINDER
 
     def step(self) -> Outcome | None:
-        """Give out what can be given out, wait at most `TICK` for a reply, and return the outcome that it brings."""
+        """Give ready items to idle actors, wait at most `TICK` for a reply, and return the outcome if an item ended."""
         now = time.monotonic()
         self._grow(now)
         self._dispatch(now)
@@ -136,13 +138,13 @@ class ActorPool:
         if call is None:
             return None
         outcome = self._receive(call, hangs=late is not None)
-        # Before the caller sees the outcome: no actor should be idle while the caller works with it.
+        # Now and not in the next step: no actor should be idle while the caller works with the outcome.
         self._dispatch(time.monotonic())
         return outcome
 
     @property
     def load(self) -> Load:
-        """What the map does now."""
+        """The load of the map now."""
         queue, workers = self._queue, {state: self._states[state] for state in STATES}
         return Load(
             running=queue.leased,
@@ -153,13 +155,13 @@ class ActorPool:
         )
 
     def release(self) -> None:
-        """Leave the idle actors to the next map."""
+        """Return the idle actors, for the next map."""
         for actor in self._idle:
             self._idle_actors.put_back(actor.actor)
         self._idle.clear()
 
     def stop(self) -> None:
-        """Kill every actor that was not released; if the connection is closed, Ray has done so."""
+        """Kill every actor that was not released. If the connection is closed, Ray has done this."""
         for actor in [*self._idle, *self._calls.values()]:
             if ray.is_initialized():
                 ray.kill(actor.actor)
@@ -178,7 +180,7 @@ class ActorPool:
             self._call(actor, actor.actor.work.remote(lease.item, lease.attempt))
 
     def _call(self, actor: PooledActor, reference: Any) -> None:
-        """Keep the call that an actor has from now on."""
+        """Record the call that an actor has from now on."""
         call = next(self._numbers)
         self._calls[call], actor.reference = actor, reference
         self._states[actor.state] += 1
@@ -187,7 +189,7 @@ class ActorPool:
         reference.future().add_done_callback(lambda _: self._ended.put(call))
 
     def _overdue(self, now: float) -> int | None:
-        """A call that is over its time. Not one that has been answered: the driver itself may have been away."""
+        """A call that is overdue and has no reply. With a reply, it is the driver that is late."""
         while self._deadlines and self._deadlines[0][0] <= now:
             _, call = heapq.heappop(self._deadlines)
             if call in self._calls and not ray.wait([self._calls[call].reference], timeout=0)[0]:
@@ -195,7 +197,7 @@ class ActorPool:
         return None
 
     def _wait(self, now: float) -> int | None:
-        """The next call that ends, if one does in time; not one that was given up as overdue before."""
+        """The next call that ends within the pause; None if there is none, or if it was given up as overdue before."""
         pause = min(TICK, max(0.0, self._queue.ready_at - now)) if self._idle else TICK
         with contextlib.suppress(Empty):
             call = self._ended.get(timeout=pause)
@@ -208,7 +210,7 @@ class ActorPool:
         self._reported.forget(call)
         reply = overdue(time.monotonic() - actor.since, actor.host) if hangs else _reply(actor)
         if reply.lost:
-            # Killed even if it seems dead: an unreachable actor may still compute and hold its GPU.
+            # An actor that seems dead may only be unreachable, and may still compute and use its GPU.
             ray.kill(actor.actor)
         if actor.lease is None:
             self._prepare(actor, reply)
@@ -219,7 +221,7 @@ class ActorPool:
         return self._queue.settle(lease, reply, time.monotonic())
 
     def _prepare(self, actor: PooledActor, reply: Reply) -> None:
-        """The next step of an actor that has no worker yet: wait for a node, build, be idle."""
+        """The next step of an actor without a worker: it waits for a node, then builds its worker, then is idle."""
         if reply.failure is not None:
             LOG.warning("a worker could not be built: %s", reply.message.strip().partition("\n")[0])
             ray.kill(actor.actor)
@@ -233,7 +235,7 @@ class ActorPool:
             self._idle.append(actor)
 
     def _remind(self, now: float) -> None:
-        """Warn now and then that actors wait for a node: only the user can add nodes or lower the resources."""
+        """Warn from time to time that actors wait for a node: only the user can add nodes or lower the resources."""
         if now < self._remind_at or not self._states["pending"]:
             return
         waiting = [actor for actor in self._calls.values() if not actor.host and now - actor.since > REMINDER]
@@ -243,11 +245,11 @@ class ActorPool:
 
 
 def _reply(actor: PooledActor) -> Reply:
-    """The reply of a call that has ended; if the process could not send one, this makes one."""
+    """The reply of a call that has ended, or a reply made from Ray's error if the process sent none."""
     try:
         return ray.get(actor.reference)
     except RayTaskError as error:
-        # WorkerActor raises nothing of its own: an item or a result could not be pickled. The actor lives.
+        # WorkerActor itself raises nothing, so an item or a result could not be pickled. The actor is alive.
         return Reply(failure=classify(error.cause), message=str(error.cause), trace=str(error))
     except RayError as error:
         return Reply(
@@ -263,12 +265,12 @@ def _reply(actor: PooledActor) -> Reply:
 def _failure_of_lost(error: RayError) -> Failure:
     if isinstance(error, OutOfMemoryError):
         return Failure.MEMORY
-    # The process could not import `cluster`, or its environment could not be made: waiting does not help.
+    # Waiting does not help if the process cannot import `cluster`, or its environment cannot be made.
     unusable = isinstance(error, RuntimeEnvSetupError) or (isinstance(error, RayActorError) and error.actor_init_failed)
     return Failure.APPLICATION if unusable else Failure.INFRASTRUCTURE
 
 
 def _new_actor(resources: Resources, env_vars: Mapping[str, str]) -> Any:
-    # With a second group, Ray runs an actor's other methods in one thread, always the same.
+    # `units` has a group of its own. Then Ray runs all other methods of the actor in one thread, always the same.
     groups: Any = {"concurrency_groups": {GROUP: 1}}
     return ray.remote(**groups)(WorkerActor).options(**actor_options(resources, env_vars)).remote()

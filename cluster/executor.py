@@ -1,8 +1,8 @@
-"""The contract of an executor: one verb, `map`, and the records that go in and come out.
+"""The interface of an executor: its one method `map`, and the records that `map` takes and returns.
 
-An executor builds one worker per process and calls it with one item after the other. Items and results are small
-records (a file name, a row range, a few counts); whatever is large goes to storage. Effects must be idempotent: a
-worker that was given up for dead may still compute, so an item can be done twice.
+An executor builds one worker in each process and calls it with one item after the other. Items and results are small
+records (a file name, a row range, a few counts); workers write large data to storage. An item can be done twice,
+because a worker that seems dead may still compute. So the effects of a worker must be idempotent.
 """
 
 import math
@@ -17,13 +17,17 @@ from typing import Any, Protocol
 class UserError(ValueError):
     """A mistake of the user, shown as one message without a traceback (exit code 2).
 
-    Any other exception is a bug, also a `ValueError` of a library. The class is recognized by its name, so that
-    `concept_trak.UserError`, which this package does not import, counts too.
+    Any other exception is a bug, also a `ValueError` of a library. The class is recognized by its name, because this
+    package does not import `concept_trak.UserError`.
     """
 
 
 class Failure(Enum):
-    """The class of a failure, by its remedy: waiting, a smaller batch, perhaps another attempt, or only the user."""
+    """The class of a failure, by its remedy.
+
+    INFRASTRUCTURE: wait and try again. MEMORY: try again with half the batch. APPLICATION: another attempt may help.
+    INPUT: only the user can help.
+    """
 
     INFRASTRUCTURE = "infrastructure"
     MEMORY = "memory"
@@ -54,18 +58,18 @@ ONE_CPU = Resources()
 
 
 def unreported(units: float) -> None:
-    """A report that goes nowhere."""
+    """The default of `Attempt.report`: it does nothing."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """Which attempt at an item this is, and where its worker reports how far it is.
+    """The number of an attempt at an item, and how its worker reports progress.
 
     Attributes:
         number: from 1.
         halvings: how often running out of memory has halved the batch.
-        report: a worker may call it with the number of units of the item, such as samples, that it has finished since
-            its last call; a unit counts by the part of it that is finished. It only informs a watch.
+        report: a worker may call it with the number of units of the item (such as samples) that it has finished since
+            its last call; fractions count. Only a `Watch` sees these numbers.
     """
 
     number: int
@@ -81,13 +85,13 @@ class Task:
     """The class of the workers and their configuration.
 
     Attributes:
-        worker: a class or function of a module. `worker(config)` is called once per process, and what it returns is
-            called with each item and its `Attempt`.
+        worker: a class or function of a module. `worker(config)` runs once in each process; the object that it
+            returns is called with each item and its `Attempt`.
         config: a small record that can be pickled.
 
     Raises:
-        TypeError: another process cannot import `worker`: it is a lambda, of a function's body, or of `__main__`,
-            which in a worker's process is another program.
+        TypeError: another process cannot import `worker`, because it is a lambda, is defined inside a function, or
+            belongs to `__main__`, which is another program in a worker's process.
     """
 
     worker: Callable[[Any], Worker]
@@ -129,7 +133,7 @@ class Outcome:
         error: the traceback of the last error; None if there is a result.
         attempts: how many attempts there were.
         seconds: the length of the last attempt.
-        host: the machine of the last attempt; "" where that is not known.
+        host: the machine of the last attempt; "" if it is unknown.
     """
 
     item: Any
@@ -144,13 +148,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Budgets:
-    """How often an item is tried again for each class of failure, and what ends a map.
+    """How often an item is tried again for each class of failure, and when a map gives up.
 
     Attributes:
         infrastructure, memory, application: how often an item is tried again after a failure of this class.
-        systemic: how many workers in a row that cannot be built, or how many items given up in a row, end the map.
-        lease: seconds that one attempt, or the construction of a worker, may take. A process that takes longer hangs:
-            it is killed, and that counts as a failure of infrastructure. Infinity waits for ever.
+        systemic: the map ends after this many workers in a row that cannot be built, or items in a row that are given
+            up.
+        lease: seconds that one attempt, or the construction of a worker, may take. A process that takes longer is
+            killed, which counts as a failure of infrastructure. Infinity sets no limit.
     """
 
     infrastructure: int = 10
@@ -167,9 +172,9 @@ class Load:
     Attributes:
         running: how many items workers have now.
         queued: how many items wait.
-        workers: how many workers are pending (no node has room), building, idle or working.
+        workers: how many workers are pending (no node has room), building, idle or working, by that word.
         retries: how often items were put back since the map began, by the class of the failure.
-        units: how many units of the running items their workers have reported as finished. On a cluster the number may
+        units: how many units of the running items are finished, as their workers report. On a cluster the number may
             be some seconds old.
     """
 
@@ -193,18 +198,18 @@ class Executor(Protocol):
     def map(
         self, task: Task, items: Sequence[Any], resources: Resources = ONE_CPU, watch: Watch = unwatched
     ) -> Iterator[Outcome]:
-        """Every item's outcome exactly once, in the order in which they end.
+        """Yield the outcome of every item exactly once, in the order in which the items end.
 
-        An item whose failures are over their budget comes out with its last `error`, and the others go on. If the
-        failures were of infrastructure, the map then ends with `InfrastructureExhausted`: after the last item, or at
-        once if `Budgets.systemic` items in a row were given up.
+        An item is given up when its failures exceed their budget: its outcome has the last error, and the other items
+        go on. If items were given up because of infrastructure, the map raises `InfrastructureExhausted` after the last
+        item, or at once after `Budgets.systemic` of them in a row.
 
         Args:
             task: what the workers do.
             items: small records that can be pickled.
             resources: what one worker owns.
-            watch: called with the present load by the thread that iterates, when that may have changed, and about once
-                a second while the map waits.
+            watch: called with the load when it may have changed, and about once a second while the map waits. The
+                thread that iterates calls it.
 
         Raises:
             WorkerFailed: no worker can be built from `task`.

@@ -1,4 +1,4 @@
-"""Ray on this machine for one run: started with the cores that this process may use, and watched while it is used."""
+"""Ray on this machine for one run: starts it with the cores that this process may use, and checks that it is alive."""
 
 import contextlib
 import logging
@@ -18,12 +18,12 @@ QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 OBJECT_STORE_BYTES = 100 * 2**20
 ESSENTIAL = ("gcs_server", "raylet")  # the processes without which a node of Ray is dead
 _processes: dict[str, list[psutil.Process]] = {}
-"""The essential processes by the connection that this process has to them."""
+"""The essential processes of each Ray that `start` has started, by the id of the connection."""
 
 
 @contextlib.contextmanager
 def own_sigterm() -> Iterator[None]:
-    """What SIGTERM does stays as it is while Ray is started, whose own handler would abort the process."""
+    """Keep this process's handler of SIGTERM while Ray starts; Ray would set its own, which aborts the process."""
     handler = signal.getsignal(signal.SIGTERM)
     yield
     if callable(handler) and threading.current_thread() is threading.main_thread():
@@ -32,7 +32,7 @@ def own_sigterm() -> Iterator[None]:
 
 def start() -> None:
     """Start Ray on this machine, and connect to it."""
-    # "local" and not None: RAY_ADDRESS must not turn a run on this machine into one somewhere else.
+    # With None, the variable RAY_ADDRESS could send the run to another machine.
     ray.init(
         "local",
         num_cpus=usable_cpus(),
@@ -52,11 +52,11 @@ def require_alive() -> None:
     """Check that the Ray which `start` started is alive; any other Ray is not checked.
 
     Raises:
-        InfrastructureExhausted: it is dead. Waiting does not help, because no node will join it.
+        InfrastructureExhausted: it is dead, and no other node will join.
     """
     processes = _processes.get(connection(), [])
     ended = [process for process in processes if not _runs(process)]
-    # Ray counts a node as dead that has not answered for long, though its process is there.
+    # Ray also counts a node as dead if its process exists but has not answered for long.
     if ended or (processes and not any(node["Alive"] for node in ray.nodes())):
         raise InfrastructureExhausted(
             "Ray on this machine has died and does not come back; what is done stays done. Run the same command again."

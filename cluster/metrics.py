@@ -1,7 +1,7 @@
-"""Numbers for Prometheus, through `ray.util.metrics`: every node of a cluster serves what its processes record.
+"""Metrics for Prometheus, through `ray.util.metrics`: every node of a cluster serves the metrics of its processes.
 
-Ray serves each metric as `ray_` plus its name, and a counter with `_total` at the end. A tag may have few values only:
-Prometheus keeps a series for every combination of them.
+Ray serves each metric as `ray_` plus its name, and a counter with `_total` at the end. A tag should have few values,
+because Prometheus keeps a series for every combination of them.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,12 +15,12 @@ Record = Callable[..., None]
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric. There are no histograms: Ray 2.60 counts each value as the middle of its bucket, so sums are wrong.
+    """One metric. Histograms are not used: Ray 2.60 counts each value as the middle of its bucket, so sums are wrong.
 
     Attributes:
         kind: counter or gauge.
-        meaning: what is counted, with its unit.
-        tags: their names.
+        meaning: the quantity, with its unit.
+        tags: the names of its tags.
     """
 
     kind: Literal["counter", "gauge"]
@@ -29,18 +29,18 @@ class Metric:
 
 
 def unrecorded(name: str, value: float, **tags: str) -> None:
-    """A record that drops every value, for runs that are not on an existing cluster."""
+    """A `Record` that drops every value, for runs that are not on an existing cluster."""
 
 
 def exported(metrics: Mapping[str, Metric], everywhere: Mapping[str, str]) -> Record:
-    """A `Record` for the Ray cluster that this process has joined by its first call.
+    """A `Record` for a Ray cluster. This process must have joined the cluster before the record is first called.
 
     Args:
-        metrics: by name.
-        everywhere: tags of every metric and their values.
+        metrics: the metrics, by name.
+        everywhere: tags that every metric gets, with their values.
     """
 
-    @cache  # registered at its first value: before, this process may not have joined the cluster
+    @cache  # a metric is registered at its first value, because only then this process has joined the cluster
     def registered(name: str) -> Callable[..., None]:
         return _registered(name, metrics[name], (*everywhere, *metrics[name].tags))
 

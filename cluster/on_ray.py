@@ -1,4 +1,4 @@
-"""The executor on Ray: a cluster of its own on this machine, or one that runs already."""
+"""The executor on Ray: it starts Ray on this machine, or joins a cluster that runs already."""
 
 import os
 import time
@@ -11,13 +11,13 @@ from cluster.queue import Constructions, Queue
 from cluster.resources import capacity, demand, holdings
 from cluster.source import NEVER_SHIPPED
 
-# Set before Ray is imported, because Ray reads them then; a value that the user has set stays.
+# Ray reads these when it is imported. A value that the user has set stays.
 RAY_SETTINGS = {
-    # The coming default: Ray leaves the GPU variables of a worker without GPUs alone. `actor_options` hides the GPUs.
+    # Ray leaves the GPU variables of a worker without GPUs alone, as its next versions do; `actor_options` sets them.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Nothing is reported to anyone, and Ray does not print that it would be.
+    # Ray reports nothing to its makers, and prints nothing about it.
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray prints these on the driver's terminal even with log_to_driver=False; the queue logs each in one line.
+    # Ray prints these messages even with log_to_driver=False; the queue logs each failure in one line.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "Raylet is terminated|worker died or was killed|workers \\(tasks / actors\\) killed",
 }
 for _name, _value in RAY_SETTINGS.items():
@@ -28,7 +28,7 @@ import ray  # noqa: E402
 from cluster import local_ray  # noqa: E402
 from cluster.actor_pool import ActorPool, IdleActors  # noqa: E402
 
-CHECK = 5.0  # seconds between two looks at whether a local Ray is alive
+CHECK = 5.0  # seconds between two checks that a local Ray is alive
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class OnRay:
 
     Attributes:
         address: of an existing cluster; None starts one on this machine.
-        workers: how many at most; 0 means as many as the nodes can hold.
+        workers: the most workers; 0 means as many as the nodes can hold.
         env_vars: set in every worker, after the thread counts and before anything is imported there.
-        working_dir: the folder that is shipped to the nodes of an existing cluster. A job that was submitted through
-            Ray's Jobs API brings its own, and then this one is not used. What .gitignore names is never shipped.
-        excludes: what else of it is not shipped, in the syntax of .gitignore.
+        working_dir: the folder that is shipped to the nodes of an existing cluster. It is not used in a job that was
+            submitted through Ray's Jobs API, which has its own. Files that .gitignore names are never shipped.
+        excludes: more files that are not shipped, in the syntax of .gitignore.
         budgets: how often failures are tried again.
-        idle_actors: what the last map left for the next.
+        idle_actors: the idle actors between two maps.
     """
 
     address: str | None = None
@@ -57,10 +57,10 @@ class OnRay:
     def map(
         self, task: Task, items: Sequence[Any], resources: Resources = ONE_CPU, watch: Watch = unwatched
     ) -> Iterator[Outcome]:
-        """As `Executor.map`; processes are started at the first step of the iteration.
+        """As `Executor.map`; processes start at the first step of the iteration.
 
-        They are kept for this executor's next map and end with the executor; if a map fails or is closed, its processes
-        end at once.
+        They are kept for the next map of this executor and end with the executor. If a map fails or is closed, its
+        processes end at once.
         """
         if not items:
             return

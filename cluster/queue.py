@@ -1,7 +1,7 @@
 """The driver's work queue: a pure state machine, pending -> leased -> committed | failed.
 
-It reads no clock and knows no executor: time (seconds on any clock that does not go back) and replies are passed in, so
-that tests can try every order of events.
+It has no clock and no executor. Its caller passes in the time (seconds of any clock that does not go back) and the
+replies, so tests can try every order of events.
 """
 
 import heapq
@@ -32,7 +32,7 @@ def backoff(failures: int) -> float:
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to try one item once, until `until`."""
+    """One attempt at one item, which a worker must end before the time `until`."""
 
     index: int
     item: Any
@@ -41,7 +41,7 @@ class Lease:
 
 
 def overdue(seconds: float, host: str) -> Reply:
-    """The reply for a worker that is killed because it sent none in time."""
+    """The reply that is recorded for a worker which is killed because it did not reply in time."""
     message = (
         f"no answer from a worker on {host} in {seconds:.0f} s, so it hangs and was killed. If an attempt may take "
         "that long, raise budget.lease (seconds; 0 waits for ever)"
@@ -50,7 +50,10 @@ def overdue(seconds: float, host: str) -> Reply:
 
 
 class Queue:
-    """Every item comes out of `settle` exactly once, whatever the order of events; none is leased twice at a time."""
+    """The items of a map. `settle` returns the outcome of each exactly once, whatever the order of events.
+
+    No item has two leases at a time.
+    """
 
     def __init__(self, items: Sequence[Any], budgets: Budgets) -> None:
         self._items = items
@@ -61,7 +64,7 @@ class Queue:
             Failure.INPUT: 0,
         }
         self._systemic, self._patience = budgets.systemic, budgets.lease
-        # (ready at, index): an untried item has always been ready, so it goes before those that failed.
+        # (ready at, index): an untried item is ready since -infinity, so it comes before those that failed.
         self._pending = [(-math.inf, index) for index in range(len(items))]
         self._leased: dict[int, Lease] = {}
         self._failures: defaultdict[int, Counter[Failure]] = defaultdict(Counter)
@@ -100,7 +103,7 @@ class Queue:
         return self._leased[index]
 
     def settle(self, lease: Lease, reply: Reply, now: float) -> Outcome | None:
-        """The item's outcome if `reply` ends it, None if it will be tried again."""
+        """Record the reply to a lease. Returns the item's outcome, or None if the item will be tried again."""
         assert self._leased.get(lease.index) == lease, f"{lease} is settled twice or was never given out"
         del self._leased[lease.index]
         if reply.failure is not None:
@@ -143,7 +146,7 @@ class Queue:
             self._exhausted_in_a_row = 0
 
     def raise_if_exhausted(self) -> None:
-        """Raise InfrastructureExhausted once nothing is left to do, or at once if item after item is given up."""
+        """Raise InfrastructureExhausted if items were given up because of it: at the end, or after many in a row."""
         if not self._exhausted or (self.unfinished and self._exhausted_in_a_row < self._systemic):
             return
         last = self._exhausted[-1]
@@ -156,10 +159,10 @@ class Queue:
 
 
 class Constructions:
-    """Counts the workers that could not be built, in a row.
+    """Counts how many workers in a row could not be built, and decides when none can be built anywhere.
 
-    `systemic` failures of the application, or `infrastructure` times the number of workers of machines and storage,
-    mean that no worker can be built anywhere.
+    That is so after `Budgets.systemic` failures of the application, or after `Budgets.infrastructure` failures of
+    machines and storage for each worker.
     """
 
     def __init__(self, budgets: Budgets, workers: int) -> None:
@@ -167,20 +170,20 @@ class Constructions:
         self.succeeded()
 
     def until(self, now: float) -> float:
-        """When a construction that begins now is overdue."""
+        """The time until which a construction that begins now may take."""
         return now + self._budgets.lease
 
     def succeeded(self) -> None:
-        """A worker was built: the failures before it were not systemic."""
+        """Forget the failures so far, because a worker was built."""
         self._failed: list[Reply] = []
         self._lost = 0
 
     def failed(self, reply: Reply) -> float:
-        """Seconds to wait before the next construction.
+        """Count a failure. Returns the seconds to wait before the next construction.
 
         Raises:
-            WorkerFailed: a mistake of the user (exit code 2), or `systemic` failures in a row (exit code 5).
-            InfrastructureExhausted: the machines do not hold one worker long enough to build it.
+            WorkerFailed: the user made a mistake (exit code 2), or `systemic` constructions in a row failed (5).
+            InfrastructureExhausted: machines or storage fail before a worker is built.
         """
         if reply.failure is Failure.INPUT:
             raise WorkerFailed(reply.message, exit_code=2)

@@ -1,4 +1,4 @@
-"""How far the running items are: the driver asks their workers now and then, and waits for no answer."""
+"""The progress of running items: the driver asks their workers from time to time, and does not wait for answers."""
 
 import math
 from collections.abc import Iterable
@@ -8,14 +8,15 @@ from typing import Any
 
 GROUP = "units"
 """The concurrency group of an actor that answers while its worker works."""
-PAUSE, PER_SECOND = 1.0, 100  # the least seconds between two rounds of questions; questions a second, on average
+PAUSE = 1.0  # the least seconds between two rounds of questions
+PER_SECOND = 100  # the most questions a second, on average
 
 
 class ReportedUnits:
     """The units that workers of running calls have reported.
 
-    A call has at most one question that is not answered yet, so this holds a few numbers for each worker. A worker that
-    hangs, or whose process has died, answers nothing, and the last known number is used.
+    A call has at most one open question, so this object has a few numbers for each worker. If a worker hangs, or its
+    process has died, its last number stays.
 
     Attributes:
         total: the sum over the running calls.
@@ -29,11 +30,11 @@ class ReportedUnits:
         self._ask_at = -math.inf
 
     def ask(self, now: float, actors: Iterable[tuple[int, Any]]) -> None:
-        """Take the answers that have come, and from time to time ask again.
+        """Take the answers that have arrived, and ask again if it is time.
 
         Args:
             now: seconds of any clock that does not go back.
-            actors: of each call that works on an item, its number and Ray's handle.
+            actors: (number of the call, Ray's handle of the actor) for each call that works on an item.
         """
         while not self._answers.empty():
             self._take(*self._answers.get())
@@ -45,7 +46,7 @@ class ReportedUnits:
         self._ask_at = now + max(PAUSE, len(calls) / PER_SECOND)
 
     def forget(self, call: int) -> None:
-        """A call has ended: its units are those of a finished item, or are lost."""
+        """Drop the units of a call that has ended."""
         self.total -= self._of_call.pop(call, 0.0)
         self._questions.pop(call, None)
 

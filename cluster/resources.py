@@ -1,4 +1,4 @@
-"""What one worker needs, what this process may use, and what the nodes of a Ray cluster can hold. Without Ray."""
+"""The resources that a worker needs, that this process may use, and that nodes have. This module needs no Ray."""
 
 import math
 import os
@@ -12,13 +12,13 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 
 def demand(resources: Resources) -> dict[str, float]:
-    """What one worker needs under Ray's names; what it does not need is left out."""
+    """The resources that one worker needs, by Ray's names, without those of which it needs none."""
     amounts = {"CPU": resources.cpus, "GPU": resources.gpus, "memory": resources.memory}
     return {name: amount for name, amount in amounts.items() if amount}
 
 
 def holdings(amounts: Mapping[str, float]) -> dict[str, float]:
-    """The same names from `ray.cluster_resources()` or `ray.available_resources()`."""
+    """CPU, GPU and memory of `ray.cluster_resources()` or `ray.available_resources()`."""
     return {name: amounts.get(name, 0.0) for name in ("CPU", "GPU", "memory")}
 
 
@@ -26,12 +26,12 @@ def capacity(nodes: Sequence[Mapping[str, Any]], resources: Resources) -> int:
     """How many workers the living nodes can hold, each worker on one node; `nodes` as from `ray.nodes()`."""
     needed = demand(resources)
     living = [node["Resources"] for node in nodes if node["Alive"]]
-    # 1e-9: twelve workers of 0.1 fit into 1.2 although the floats' quotient is 11.999...
+    # With 1e-9, twelve workers of 0.1 fit into 1.2, although the quotient of the floats is 11.999...
     return sum(min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in needed.items()) for node in living)
 
 
 def shortage(waiting: int, resources: Resources, total: Mapping[str, float], free: Mapping[str, float]) -> str:
-    """The warning that `waiting` workers have no node yet: what they need, what exists, what to do."""
+    """The warning that `waiting` workers have no node: the resources that they need and that exist, and what to do."""
     return (
         f"{waiting} workers wait for a node; each asks for {demand(resources)}; the cluster has {holdings(total)}, "
         f"of this free {holdings(free)}. Add nodes or lower the resources."
@@ -41,7 +41,7 @@ def shortage(waiting: int, resources: Resources, total: Mapping[str, float], fre
 def actor_options(resources: Resources, env_vars: Mapping[str, str]) -> dict[str, Any]:
     """The options of one actor: Ray restarts and retries nothing, and the actor has as many threads as cores.
 
-    A worker without GPUs must see none: Ray would let it see all those of its node.
+    The GPUs of its node are hidden from a worker without GPUs, because Ray would show it all of them.
     """
     environment = {name: str(max(1, int(resources.cpus))) for name in THREAD_VARIABLES}
     if not resources.gpus:
@@ -57,9 +57,9 @@ def actor_options(resources: Resources, env_vars: Mapping[str, str]) -> dict[str
 
 
 def usable_cpus(variables: Mapping[str, str] = os.environ, root: Path = Path("/")) -> int:
-    """How many cores this process may use, at least 1: not all of the machine's on a shared node or in a container.
+    """How many cores this process may use, at least 1. On a shared node or in a container they are not all cores.
 
-    The least of the cores that its affinity allows, the quota of its control groups, and Slurm's share of the job.
+    It is the least of three numbers: its affinity, the quota of its control groups, and Slurm's share of the job.
     """
     share = variables.get("SLURM_CPUS_PER_TASK") or variables.get("SLURM_CPUS_ON_NODE") or ""
     slurm = int(share) if share.isdigit() else math.inf
@@ -73,7 +73,7 @@ def _affinity() -> int:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """The cores that each control group of this process allows, its own and those above it."""
+    """The cores that the control group of this process, and each group above it, allows."""
     memberships = root / "proc/self/cgroup"
     for line in memberships.read_text().splitlines() if memberships.exists() else ():
         _, controllers, name = line.split(":", 2)
@@ -81,14 +81,14 @@ def _quotas(root: Path) -> Iterator[float]:
             continue
         mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
         group = mount / name.lstrip("/")
-        # A container may see its own group as the mount itself, and not under the name that the host gives it.
+        # In a container the group may be the mount itself, and not a folder with the name that it has on the host.
         for folder in (group, *group.parents[: len(group.parts) - len(mount.parts)]):
             quota, period = _quota_of(folder)
             yield quota / period if quota > 0 else math.inf
 
 
 def _quota_of(group: Path) -> tuple[float, float]:
-    """(quota, period) in microseconds, of version 2 or 1; a quota below 0 sets no limit."""
+    """(quota, period) of a control group in microseconds; a quota below 0 sets no limit. Version 2 and version 1."""
     first, second = group / "cpu.cfs_quota_us", group / "cpu.cfs_period_us"
     try:
         if (group / "cpu.max").exists():

@@ -1,7 +1,7 @@
-"""Encryption of a job's variables on their way through Ray's Jobs API.
+"""Encryption of the environment variables that a job carries through Ray's Jobs API.
 
 Ray writes the environment of a job into its logs, shows it on its dashboard and returns it from its API. The submitter,
-the driver and the workers all have the cluster's token, so the key is derived from the token, and Ray's copies are
+the driver and the workers all have the cluster's token. The key is derived from this token, and Ray's copies are
 useless without it. A job starts with `python -m cluster.sealed COMMAND`; workers decrypt the variables themselves.
 """
 
@@ -18,7 +18,7 @@ VARIABLE = "CONCEPT_TRAK_SEALED"
 
 
 def seal(variables: Mapping[str, str], environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """One variable that has all the others, encrypted.
+    """One variable that contains all the others, encrypted.
 
     Raises:
         UserError: there is no token in the environment.

@@ -1,4 +1,4 @@
-"""The executor without Ray: everything in this process, one item after the other."""
+"""The executor without Ray: it does one item after the other in this process."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,14 +13,15 @@ from cluster.worker import Reply, answer
 
 @dataclass(frozen=True)
 class Serial:
-    """The executor that is this process.
+    """The executor in this process.
 
-    `Resources` have no effect: the worker has the whole machine. `Budgets.lease` has none either, because nothing can
-    stop an item that hangs, and `watch` is called only when an item begins and when its worker reports.
+    `Resources` have no effect, because the worker has the whole machine. `Budgets.lease` has no effect, because nothing
+    can stop an item that hangs. `watch` is called only when an item begins and when its worker reports.
 
     Attributes:
         budgets: how often failures are tried again.
-        sleep, clock: of the time between two attempts, in seconds.
+        sleep: waits for some seconds between two attempts.
+        clock: the time, in seconds.
     """
 
     budgets: Budgets = field(default_factory=Budgets)
@@ -56,7 +57,7 @@ class Serial:
 
 
 def _attempt(worker: Worker, lease: Lease, queue: Queue, watch: Watch) -> Reply:
-    """One attempt at an item. An error of `watch` is not the worker's: it is raised when the attempt has ended."""
+    """One attempt at an item. An error of `watch` is not a failure of the worker: it is raised after the attempt."""
     units, errors = 0.0, list[Exception]()
 
     def load(units: float) -> Load:

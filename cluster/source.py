@@ -1,4 +1,4 @@
-"""The source code that workers run: the shipped files, and a comparison with the driver's before any import."""
+"""The source code that workers run: which files are never shipped, and the comparison with the driver's code."""
 
 import hashlib
 import socket
@@ -16,7 +16,7 @@ class StaleCode(UserError):
 
 
 def source_roots(package: str) -> list[Path]:
-    """The files or folders that `package` (a top-level name) would be imported from. Nothing is imported."""
+    """The files or folders that `package` (a top-level name) would be imported from, without importing it."""
     spec = find_spec(package)
     if spec is None:
         raise UserError(f"no package {package} on {socket.gethostname()}; start from the folder that contains it")
@@ -35,18 +35,18 @@ def source_digest(package: str) -> str:
         for file in files:
             source = file.read_bytes()
             name = file.relative_to(root if root.is_dir() else root.parent).as_posix()
-            # The lengths keep (name, bytes) apart: without them a byte could move from one to the other.
+            # Without the lengths, the same digest would result if a byte moved from the name to the content.
             digest.update(f"{len(name)} {name} {len(source)} ".encode() + source)
     return digest.hexdigest()
 
 
 def require_same_source(package: str, location: str, digest: str) -> None:
-    """Compare the source that a worker would import with the driver's, before anything of it is imported.
+    """Compare the source code that a worker would import with the driver's, before the worker imports it.
 
     Args:
         package: its top-level name.
         location: where the driver imports it from.
-        digest: the `source_digest` of the driver's.
+        digest: the driver's `source_digest` of it.
 
     Raises:
         StaleCode: they differ; the message names both places.

@@ -1,4 +1,4 @@
-"""Runs a command as a job of a Ray cluster, through Ray's Jobs API; the API's refusals become messages."""
+"""Runs a command as a job of a Ray cluster, through Ray's Jobs API, whose errors become messages for the user."""
 
 import asyncio
 import logging
@@ -26,8 +26,8 @@ TOKEN = (
 POLL = 0.5
 TOO_LARGE = re.compile(r"\b413\b|exceeds the maximum size")
 """Matches Ray's message that the folder is too large."""
-LOST = (aiohttp.ClientError, OSError, RuntimeError)  # what Ray's client raises when no server answers any more
-# Ray reports every package that it uploads, every socket that closes, and that it leaves out .git and .venv, as we do.
+LOST = (aiohttp.ClientError, OSError, RuntimeError)  # the errors of Ray's client when the server no longer answers
+# Without this, Ray prints a line for each upload and each closed socket, and one about .git and .venv.
 LOGGERS = ("", "._private.runtime_env.working_dir", ".dashboard.modules.dashboard_sdk", ".dashboard.modules.job.sdk")
 for _name in LOGGERS:
     logging.getLogger(f"ray{_name}").setLevel(logging.WARNING)
@@ -39,7 +39,7 @@ class ConnectionLost(InfrastructureExhausted):
 
 
 def client(address: str) -> JobSubmissionClient:
-    """The Jobs API at `address` (http://head:8265).
+    """A client of the Jobs API at `address` (http://head:8265).
 
     Raises:
         UserError: no Ray head answers there, or the token is missing or wrong.
@@ -51,7 +51,7 @@ def client(address: str) -> JobSubmissionClient:
 
 
 def attempts(jobs: JobSubmissionClient, audit: str) -> list[str]:
-    """The submission ids `{audit}-{attempt}` of an audit, the first attempt first."""
+    """The submission ids of an audit, `{audit}-{attempt}`, in the order of attempts."""
     names = [job.submission_id or "" for job in jobs.list_jobs()]
     own = {int(match[1]): name for name in names if (match := re.fullmatch(rf"{re.escape(audit)}-(\d+)", name))}
     return [own[number] for number in sorted(own)]
@@ -70,8 +70,8 @@ def submit(
     Args:
         jobs: the Jobs API.
         audit: its name.
-        command: an interpreter of Python, which the cluster has, and its arguments.
-        working_dir: the folder that is shipped to the cluster, and in which the command runs.
+        command: a Python interpreter of the cluster, and its arguments.
+        working_dir: the folder that is shipped to the cluster. The command runs there.
         env_vars: variables of the command and of its workers. They travel encrypted (`cluster.sealed`).
         excludes: paths of the folder that are not shipped, in the syntax of .gitignore.
 
@@ -79,8 +79,8 @@ def submit(
         The submission id.
 
     Raises:
-        UserError: the folder is too large; or Ray refuses the job, for example because another submission took the same
-            attempt at the same moment; or there are variables and no token.
+        UserError: the folder is too large; there are variables and no token; or Ray refuses the job, for example
+            because another submission took the same attempt at the same moment.
     """
     number = 1 + max((int(name.rpartition("-")[2]) for name in attempts(jobs, audit)), default=0)
     runtime: dict[str, Any] = {"working_dir": working_dir, "excludes": [*excludes, *NEVER_SHIPPED]}
@@ -97,7 +97,7 @@ def submit(
 
 
 def _refusal(error: Exception, name: str, working_dir: str, excludes: Sequence[str]) -> UserError:
-    """Ray's refusal of a job as a message with the remedy."""
+    """The message for a job that Ray refused, with the remedy."""
     if not TOO_LARGE.search(str(error)):
         return UserError(
             f"the cluster refused {name}: {error}. If another submission took this attempt just now, give the same "
@@ -112,10 +112,11 @@ def _refusal(error: Exception, name: str, working_dir: str, excludes: Sequence[s
 
 
 def follow(jobs: JobSubmissionClient, name: str, line: Callable[[str], None]) -> int:
-    """Call `line` with each piece of the job's log, from its beginning until the job ends; returns its exit code.
+    """Call `line` with each piece of a job's log until the job ends. Returns the exit code of the job.
 
     Raises:
-        ConnectionLost: the connection broke. Errors of `line` are passed on.
+        ConnectionLost: the connection broke.
+        Exception: any error of `line`.
     """
     asyncio.run(_tail(jobs, name, line))
     try:
@@ -127,7 +128,7 @@ def follow(jobs: JobSubmissionClient, name: str, line: Callable[[str], None]) ->
 
 
 def exit_code(jobs: JobSubmissionClient, name: str) -> int:
-    """The exit code of a job; 4, as for machines that failed, if it was stopped or died without one."""
+    """The exit code of a job. A job that was stopped or died without one gets 4, the code for failed machines."""
     info = jobs.get_job_info(name)
     if info.driver_exit_code is not None and info.driver_exit_code >= 0:
         return info.driver_exit_code
@@ -140,7 +141,7 @@ async def _tail(jobs: JobSubmissionClient, name: str, line: Callable[[str], None
 
 
 async def _log(jobs: JobSubmissionClient, name: str) -> AsyncIterator[str]:
-    """The log, piece by piece. It is a separate function so that errors of its caller are not caught here."""
+    """The log, piece by piece. It is a separate function, because it must not catch the errors of `line`."""
     pieces = jobs.tail_job_logs(name)
     while True:
         try:

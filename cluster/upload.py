@@ -1,4 +1,4 @@
-"""What of a working directory Ray uploads, and what makes it large."""
+"""Which files of a working directory Ray uploads, and which are the largest."""
 
 import os
 from collections import Counter
@@ -10,7 +10,7 @@ from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 
 MB = 1e6
 LARGE = 50 * MB
-"""Bytes of files, above which a submission says what they are: each job carries them to every node."""
+"""Bytes; a submission lists the files of a larger upload, because every node receives them."""
 NAMED = 3
 
 
@@ -26,7 +26,7 @@ class Upload:
 
     @property
     def largest(self) -> str:
-        """The largest folders of the top level, and the largest files, as text for a message."""
+        """The largest top-level folders and the largest files, as text for a message."""
         folders = Counter[str]()
         for path, size in self.files.items():
             folders[path.partition("/")[0] + ("/" if "/" in path else "")] += size
@@ -37,9 +37,9 @@ class Upload:
 
 
 def measure_upload(folder: str | Path, excludes: Sequence[str]) -> Upload:
-    """What Ray would upload of a folder: all but what `excludes`, .gitignore and .rayignore name.
+    """The files of a folder that Ray would upload: all that `excludes`, .gitignore and .rayignore do not name.
 
-    Ray's own walk is used, so that this is what is uploaded and not what this project thinks it is.
+    Ray's own function lists them, so the result cannot differ from the upload.
     """
     root, files = Path(folder).absolute(), dict[str, int]()
 
@@ -52,12 +52,12 @@ def measure_upload(folder: str | Path, excludes: Sequence[str]) -> Upload:
 
 
 def not_uploaded(folder: str | Path, excludes: Sequence[str], paths: Sequence[str]) -> list[str]:
-    """The files that a folder has, and that its upload would lack; hidden files in a folder of `paths` do not count.
+    """Files of a folder that its upload would lack. Hidden files do not count, unless `paths` names them.
 
     Args:
-        folder: what is uploaded.
-        excludes: as of `measure_upload`.
-        paths: files and folders, relative to `folder`; those that do not exist are passed over.
+        folder: the folder that is uploaded.
+        excludes: as in `measure_upload`.
+        paths: the files and folders to look at, relative to `folder`; those that do not exist are ignored.
     """
     uploaded = measure_upload(folder, excludes).files
     return sorted({name for path in paths for name in _files(str(folder), path)} - uploaded.keys())

@@ -1,7 +1,7 @@
-"""What happens in a worker's process: build the worker, call it, and turn what it raises into a small record.
+"""The process of a worker: it builds the worker, calls it, and turns an exception into a small record.
 
-Exceptions do not travel between machines here. They are classified where they are raised, with the object at hand, and
-are sent as text: the driver then needs neither to import nor to unpickle the exception's class.
+An exception is classified where it is raised and sent as text, so the driver does not have to import or unpickle its
+class.
 """
 
 import gc
@@ -21,10 +21,10 @@ from cluster.source import require_same_source
 
 @dataclass(frozen=True)
 class Reply:
-    """The end of one call.
+    """The result or the failure of one call.
 
     Attributes:
-        result: what it returned.
+        result: the returned value.
         failure: the class of the error; None if there was none.
         message: the error's text.
         trace: the error's traceback.
@@ -42,17 +42,17 @@ class Reply:
     lost: bool = False
 
 
-# Clients of storage and hubs whose errors do not all derive from OSError; named by package, so none is imported here.
+# Clients of storage and hubs; not all their errors are OSErrors. They are named, so that none has to be imported.
 NETWORK_CLIENTS = frozenset({"aiobotocore", "aiohttp", "botocore", "gcsfs", "httpcore", "httpx", "urllib3"})
 MACHINES = (Failure.INFRASTRUCTURE, Failure.MEMORY)
-# Waiting does not bring a missing file: these OSErrors are the application's.
+# OSErrors of the application: waiting does not make a missing file appear.
 LASTING = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
 def classify(error: BaseException) -> Failure:
-    """The class of an error: its own, else that of the first of its causes which is due to the machines.
+    """The class of an error. An error of the application gets the class of its causes if one is due to the machines.
 
-    A `UserError` counts only as the error itself: code that raises another error from it gives another message.
+    A `UserError` among the causes does not count: code that raised another error from it chose another message.
     """
     failure, cause = _own_class(error), error.__cause__
     while failure is Failure.APPLICATION and cause is not None:
@@ -64,7 +64,7 @@ def classify(error: BaseException) -> Failure:
 def _own_class(error: BaseException) -> Failure:
     names = {cls.__name__ for cls in type(error).__mro__}
     packages = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
-    # PyTorch's CPU allocator raises a bare RuntimeError, which has no other mark than its text.
+    # PyTorch's CPU allocator raises a plain RuntimeError, which only its text distinguishes.
     refused = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     if isinstance(error, MemoryError) or "OutOfMemoryError" in names or refused:
         return Failure.MEMORY
@@ -83,7 +83,7 @@ def accelerator_lost(error: BaseException) -> bool:
 
 
 def answer(call: Callable[[], Any]) -> Reply:
-    """The reply of one call, whatever it raises."""
+    """Call, and return the result or the exception as a reply."""
     start, host = time.monotonic(), socket.gethostname()
     try:
         return Reply(call(), seconds=time.monotonic() - start, host=host)
@@ -99,7 +99,7 @@ def answer(call: Callable[[], Any]) -> Reply:
 
 
 class WorkerActor:
-    """A process that holds one worker, as an actor of Ray. Its methods raise nothing, and all but `units` return a
+    """An actor of Ray, which is a process with one worker. Its methods raise nothing and, except `units`, return a
     `Reply`."""
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ class WorkerActor:
         self._units = 0.0
 
     def ready(self) -> Reply:
-        """Returns as soon as the process runs, so that the driver can tell a wait for a node from a slow build."""
+        """Return as soon as the process runs: the driver distinguishes a wait for a node from a slow build by this."""
         return Reply(host=socket.gethostname())
 
     def build(self, entry: str, config: bytes, location: str, digest: str) -> Reply:
@@ -115,16 +115,16 @@ class WorkerActor:
 
         Args:
             entry: its name, "module:qualname".
-            config: its configuration, pickled: the class is imported only after the sources were compared.
+            config: its configuration, pickled, because its class may be imported only after the sources are compared.
             location: where the driver imports the worker's package from.
-            digest: the `source_digest` of that.
+            digest: the driver's `source_digest` of this package.
         """
         return answer(partial(self._build, entry, config, location, digest))
 
     def _build(self, entry: str, config: bytes, location: str, digest: str) -> None:
         open_sealed()
         require_same_source(package_of(entry), location, digest)
-        self._worker = None  # that of the map before: two models may not fit into memory
+        self._worker = None  # frees the worker of the map before: two models may not fit into memory
         gc.collect()
         module, _, name = entry.partition(":")
         self._worker = imported(module, name)(pickle.loads(config))
@@ -138,7 +138,7 @@ class WorkerActor:
             self._units = 0.0
 
     def units(self) -> float:
-        """How many units of its present item the worker has finished. Another thread may call this during `work`."""
+        """The number of units of the present item that are finished. Another thread may call this during `work`."""
         return self._units
 
     def _report(self, finished: float) -> None:

@@ -1,7 +1,7 @@
-"""The progress of a run: a bar on a terminal, otherwise a line for each interval, and always `progress.json`.
+"""The progress of a run: a bar on a terminal, or else a line for each interval; and always `progress.json`.
 
-Where the items of a stage have samples, as shards have, it moves with them: workers report how far they are within
-an item.
+If the items of a stage have samples, as shards do, progress counts samples: workers report them while they work on an
+item.
 """
 
 import logging
@@ -25,10 +25,10 @@ REDRAW = 0.1  # seconds between two drawings of a bar
 
 @dataclass
 class Progress:
-    """Progress of one audit, stage by stage. `interval` is the least number of seconds between two reports.
+    """The progress of one audit, stage by stage. `interval` is the least number of seconds between two reports.
 
-    While the driver waits for workers of a cluster, it reports about once an interval, so that a reader notices a dead
-    driver.
+    The driver writes `progress.json` about once an interval, also while it only waits for workers. A reader therefore
+    notices a dead driver. Without an `audit`, no file is written.
     """
 
     audit: Audit | None
@@ -45,8 +45,8 @@ class Progress:
         print(text, flush=True)
 
     def track(self, name: str, outcomes: Iterator[Outcome], items: Sequence[Any]) -> Iterator[Outcome]:
-        """Pass the outcomes of items on and count them. A stage may come again, as Grams are summed by level, and adds
-        up."""
+        """Count the outcomes of items and pass them on. If a stage runs several times, as that of the Grams does, its
+        counts add up."""
         stage = self.stages.setdefault(name, StageProgress())
         stage.expect(items)
         self.now = name
@@ -62,7 +62,7 @@ class Progress:
         self.meter.at(stage.done - stage.failed, stage.failed, Load(running=0))
 
     def watch(self, load: Load) -> None:
-        """Take the executor's load in the present stage."""
+        """Take the load that the executor reports about the present stage."""
         stage = self.stages[self.now]
         first = stage.running == stage.done == 0 < load.running
         stage.take(load.running, load.units)
@@ -72,7 +72,7 @@ class Progress:
         self._show(stage, False)
 
     def _show(self, stage: StageProgress, last: bool) -> None:
-        """Show a stage on the terminal or as a line, and write it down, when it is time or this is the `last` time."""
+        """Show a stage on the terminal or as a line, and write the file, if it is time or the stage ends (`last`)."""
         if not self.bar.disable and (last or time.monotonic() - self.drawn_at >= REDRAW):
             self.drawn_at, self.bar.n = time.monotonic(), stage.share
             self.bar.set_postfix_str(str(stage))
@@ -99,4 +99,4 @@ class Progress:
         try:
             write_progress(self.audit, {**now, "stages": self.counters(), "time": time.time()})
         except OSError as error:  # a hint: the work itself finds out whether storage has failed
-            LOG.warning("progress is not written down: %s", error)
+            LOG.warning("progress.json cannot be written: %s", error)

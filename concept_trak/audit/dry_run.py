@@ -32,15 +32,15 @@ from concept_trak.store.records import Record
 from concept_trak.store.store import Store
 
 SAMPLES = 2
-MOST = 16  # samples that are timed together at most; of a query that are as many as there are by default
-LONG = 20.0  # seconds: what takes longer is timed on fewer samples
+MOST = 16  # the most samples that are timed together; a query has as many by default
+LONG = 20.0  # seconds that one measurement should not exceed; slow models are timed on fewer samples
 
 
 @dataclass(frozen=True)
 class DryRunFeaturizeResult:
-    """The measured cost of samples: seconds for `batch` of them together, and peak bytes of memory and on the GPU.
+    """The measured cost of samples: `seconds` for `batch` samples together, and peak bytes of memory and on the GPU.
 
-    `seconds` leaves out what a worker does only once; `spent`, the seconds of the whole dry run, includes it.
+    `spent` is the seconds of the worker's whole call. It includes work that is done once, and `seconds` does not.
     """
 
     records: tuple[Record, ...]
@@ -52,13 +52,13 @@ class DryRunFeaturizeResult:
 
     @property
     def rows(self) -> int:
-        """Number of the first samples that have a feature."""
+        """How many of the first samples have a feature."""
         return sum(record.rows for record in self.records)
 
 
 @dataclass(frozen=True)
 class DryRunQueryResult:
-    """The measured cost of a query: its result from one sample, seconds for each sample, and seconds for a picture."""
+    """The result of a query with one sample, and its measured cost: seconds a sample, and seconds a picture."""
 
     result: QueryResult
     sample: float
@@ -71,7 +71,7 @@ class DryRunQueryResult:
 
 
 class DryRunFeaturizeWorker:
-    """Featurizes a shard once, then times copies of its samples, as many as the audit computes together."""
+    """Featurizes a shard once, then times a batch of copies of its samples; the batch is as large as the audit's."""
 
     def __init__(self, work: Work) -> None:
         self.featurizer = FeaturizeWorker(work)
@@ -99,7 +99,7 @@ class DryRunFeaturizeWorker:
 
 
 class DryRunQueryWorker:
-    """Computes one sample of a query from end to end, then times as many as the audit computes together."""
+    """Computes one sample of a query from end to end, then times a batch of them; it is as large as the audit's."""
 
     def __init__(self, work: Work) -> None:
         self.querier = QueryWorker(work)
@@ -117,7 +117,11 @@ class DryRunQueryWorker:
 
 
 def timed(work: Callable[[int], object], most: int) -> tuple[float, int]:
-    """(seconds, n) of work on n samples together: `most` of them, or fewer if so many take about `LONG`."""
+    """Time work on n samples together. n doubles, up to `most`, while the next time should stay below `LONG`.
+
+    Returns:
+        (seconds, n) of the last measurement.
+    """
     n, most = 1, min(most, MOST)
     while True:
         start = time.monotonic()
@@ -129,13 +133,13 @@ def timed(work: Callable[[int], object], most: int) -> tuple[float, int]:
 
 
 def peak_bytes() -> int:
-    """The peak memory of this process, in bytes; getrusage would include that of its parent."""
+    """The peak memory of this process, in bytes; `getrusage` would count its parent's too."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def few(shard: Shard, config: AuditConfig, resolution: int) -> Shard:
-    """Some rows of a shard: from its first usable sample to the next one of one shape.
+    """Some rows of a shard: from its first usable sample to the next usable one of the same shape.
 
     Raises:
         UserError: the shard has no sample that can be used; the message says why.
@@ -159,7 +163,7 @@ def _scratch(config: AuditConfig) -> Iterator[AuditConfig]:
     require_apart(config.store, config.model, config.data.uri)
     Store(config.store).probe()
     folder = f"{config.store.rstrip('/')}/preflight-{uuid.uuid4().hex[:8]}"
-    # States that are kept would hide the time.
+    # Inversions that are read from the store would hide the time of computing them.
     own = replace(config, store=folder, audit="preflight", keep_states=False, aggregates=False)
     try:
         yield own
@@ -180,15 +184,18 @@ def dry_run(
 ) -> list[str]:
     """Load everything, run two samples and one query from end to end, and estimate the whole audit.
 
-    It works in a folder of its own inside the store, which is removed again: nothing is published, and nothing is kept
-    but what is known of the data, which the audit needs too.
+    It works in a temporary folder of the store and removes it afterwards. Only the index of the data stays, because the
+    audit needs it too.
 
     Args:
         config: the audit's settings.
         mapper: where the work is done, on one worker.
         worker: what one worker may use of its machine.
-        workers: number of workers of the audit; 0 leaves out the hours of all of them.
+        workers: number of workers of the audit; 0 leaves out the hours that they take together.
         price: of one worker for an hour, in any currency; 0 leaves out the cost.
+
+    Returns:
+        Lines of text about time, memory, storage and cost.
 
     Raises:
         UserError: an audit with these settings would be refused, or a number is not finite.
@@ -207,7 +214,7 @@ def dry_run(
 def _timed_stages(
     run: AuditRun,
 ) -> tuple[dict[str, DryRunFeaturizeResult], dict[str, DryRunQueryResult], float]:
-    """The measured costs of samples and of a query of each method, and the seconds that a worker takes to start."""
+    """By method, the measured costs of samples and of a query; and the seconds that a worker takes to start."""
     p, begun = run.prepared, time.monotonic()
     tasks = [FeaturizeTask((method,), shard) for method in p.config.methods for shard in p.plan]
     results = {task.methods[0]: r for task, r in run.map("featurize", DryRunFeaturizeWorker, tasks)}
@@ -237,7 +244,7 @@ def report(
     workers: int,
     price: float,
 ) -> list[str]:
-    """Lines about the dry run and the estimated whole run; each line has the numbers that it was computed from."""
+    """Lines about the dry run and the estimate for the whole audit, with the numbers behind each estimate."""
     config, results = p.config, list(featurized.values())
     each = sum(r.seconds / r.batch for r in results)
     querying = sum(queries[q.method].seconds(q) for q in p.queries)
@@ -247,8 +254,8 @@ def report(
     spread = f"; {hours / workers:.3g} h on {workers} workers" if workers else ""
     cost = f" x {price:g} = {hours * price:.4g}" if price else "; cluster.price=<of one> shows the cost"
     return [
-        f"preflight  {max(r.rows for r in results)} samples and 1 query end to end: finite, and samples do not see "
-        f"each other{batch}",
+        f"preflight  {max(r.rows for r in results)} samples and 1 query end to end: finite, and predictions do "
+        f"not depend on the batch{batch}",
         f"time       {each:.3g} s a sample, {querying:.3g} s for {len(p.queries)} queries, {starting:.3g} s until a "
         f"worker works: {hours:.3g} worker-hours for {p.samples} samples{spread}",
         f"memory     {max(r.host_bytes for r in results) / 1e9:.2f} GB in the worker, "

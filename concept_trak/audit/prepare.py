@@ -1,51 +1,54 @@
-"""Everything that can be wrong is found here, before any gradient is computed, in four steps.
+"""Checks an audit and begins it, before any gradient is computed. `prepare` does this in four steps:
 
-`resolve` the configuration, `open_inputs` (store, model) and check them, `open_data` (which indexes new sources on
-workers, once everything else is known to be right), `begin_prepared` (feature sets, plan, settings).
+1. `resolve` makes the addresses of the configuration absolute.
+2. `open_inputs` opens the store and the model; `check_queries` and `check_settings` check the configuration with them.
+3. `open_data` indexes new sources on workers; `check_data` checks that the model takes the data.
+4. `begin_prepared` creates the feature sets, and writes the audit's settings and plan.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from hashlib import sha256
 from typing import Any
 
 from concept_trak import UserError
-from concept_trak.attribution.concept import Concept
-from concept_trak.attribution.denoiser import Denoiser, equal_conditions, unprompted_texts
-from concept_trak.attribution.query import (
-    require_conditioning,
-    require_conditions,
-    require_untruncated,
-)
+from concept_trak.attribution.denoiser import Denoiser, unprompted_texts
 from concept_trak.audit.checks import require_batch_consistency, require_fit, warn_of_prediction_type
 from concept_trak.audit.diff import require_comparable
 from concept_trak.audit.index import IndexReader, open_data
 from concept_trak.audit.mapper import Mapper, Stopped, serial
 from concept_trak.audit.plan import Demand, demand, feature_settings, shards
-from concept_trak.audit.query_features import QueryTask
+from concept_trak.audit.query_features import QueryTask, file_digests, open_questions
 from concept_trak.audit.resolve import require_apart, resolve
 from concept_trak.audit.status import require_new_name
 from concept_trak.audit.worker import Work, open_model
-from concept_trak.config import AuditConfig, DataConfig, WorkerSettings, plain_values
+from concept_trak.config import AuditConfig, WorkerSettings, plain_values
 from concept_trak.data.image_reads import describe_reads
 from concept_trak.data.inventory import LeftOut, Survey
 from concept_trak.data.shard import Shard, cut
-from concept_trak.models.encode import read_concept_files
 from concept_trak.store.codec import MAX_PART_BYTES
 from concept_trak.store.identity import FeatureSet, as_json, open_feature_set
 from concept_trak.store.manifest import Audit, begin_audit, remove_unbegun, require_same_settings
 from concept_trak.store.store import Store
 
 TOGETHER = 8
-"""Prompts predicted together and alone before an audit: two see each other already, and each costs two evaluations."""
+"""The most prompts that are predicted as a batch and one by one, to check that a prediction does not depend on its
+batch. Two would show it; each costs two evaluations."""
 # Settings that may differ between two runs of one audit, because no result depends on them.
 EXECUTION = ("store", "keep_states", "model.batch", "model.device", "data.shard_rows")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An audit that can run."""
+    """An audit that passed all checks, with everything that its stages need.
+
+    Attributes:
+        work: the settings for the workers.
+        settings: by method, the settings that its features depend on.
+        queries: a query for each method and concept.
+        demand: the numbers from which the needed memory follows.
+        resolution: the side of the model's images, in pixels.
+    """
 
     work: Work
     store: Store
@@ -94,16 +97,18 @@ def prepare(
     mapper: Mapper = serial,
     indices: Store | None = None,
 ) -> Prepared:
-    """Check a configuration against the world, name its features, cut its plan, and begin its audit in the store.
+    """Check a configuration, its model and its data, cut the data into shards, and begin the audit in the store.
 
     Args:
         config: what the audit is.
         worker: what one worker may use of its machine.
-        mapper: where sources are indexed that are not.
-        indices: the store with the indices of the data, if it is not the audit's.
+        mapper: where new sources are indexed.
+        indices: the store with the indices of the data; None for the audit's own.
 
     Raises:
-        UserError: one of them is wrong; the message has what was expected, and what to do.
+        UserError: the configuration, the store, the model or the data cannot be used; the message has what was
+            expected, and what to do.
+        Stopped: the index of the data could not be finished.
     """
     config = resolve(config)
     inputs = open_inputs(config, worker)
@@ -121,14 +126,16 @@ def _prepared(
     queries = check_queries(config, inputs)
     settings = check_settings(config, inputs, queries)
     data = open_data(indices, config.data, inputs.denoiser.conditioning, mapper)
-    if inputs.store.size(Audit(inputs.store, config.audit).name("plan.parquet")) is None:  # else it was checked then
+    if (
+        inputs.store.size(Audit(inputs.store, config.audit).name("plan.parquet")) is None
+    ):  # else they were checked before
         check_data(config, inputs, data, IndexReader(indices))
     return begin_prepared(config, worker, inputs, settings, data, queries)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What an audit opens before anything about the data: the store and the model."""
+    """The store and the model, which are opened before the data."""
 
     store: Store
     denoiser: Denoiser
@@ -149,10 +156,10 @@ def open_inputs(config: AuditConfig, worker: WorkerSettings) -> Inputs:
 
 
 def check_queries(config: AuditConfig, inputs: Inputs) -> list[QueryTask]:
-    """The queries, for no method yet, once the model can answer them.
+    """Check that the model can answer the concepts. Returns their queries, which have no method yet.
 
     Raises:
-        UserError: naming the concept or the method.
+        UserError: it cannot; the message names the concept or the method.
     """
     denoiser = inputs.denoiser
     queries = open_questions(denoiser, config)
@@ -163,18 +170,8 @@ def check_queries(config: AuditConfig, inputs: Inputs) -> list[QueryTask]:
     return queries
 
 
-def open_questions(denoiser: Denoiser, config: AuditConfig) -> list[QueryTask]:
-    """The concepts of a configuration with the contents of their files, for no method yet.
-
-    Raises:
-        UserError: a file cannot be read, or the model cannot answer; the message names the concept or the method.
-    """
-    require_conditions(denoiser, config.methods, config.concepts)
-    return [_query(denoiser, concept, config.data) for concept in config.concepts]
-
-
 def check_settings(config: AuditConfig, inputs: Inputs, queries: Sequence[QueryTask]) -> dict[str, dict[str, Any]]:
-    """The settings of each method's features, once the audit may be begun, or resumed, with this configuration.
+    """Check that the audit can begin or resume with this configuration. Returns the settings of each method's features.
 
     Raises:
         UserError: the audit exists with other settings, or cannot be compared with the one that `since` names.
@@ -189,13 +186,13 @@ def check_settings(config: AuditConfig, inputs: Inputs, queries: Sequence[QueryT
 
 
 def _outcome(config: AuditConfig, settings: dict[str, dict[str, Any]], queries: Sequence[QueryTask]) -> dict[str, Any]:
-    """What decides the outcome. It holds the fingerprints, so that a model changed under an audit is refused too."""
+    """The settings that decide the results. Because of the fingerprints in them, a changed model is refused too."""
     fingerprints = {name: FeatureSet.of(s).fingerprint for name, s in settings.items()}
     return {**outcome_settings(plain_values(config)), "fingerprints": fingerprints, **file_digests(queries)}
 
 
 def check_data(config: AuditConfig, inputs: Inputs, data: Survey, index: IndexReader) -> None:
-    """That the model takes the first samples of the data. Raises UserError, naming the size."""
+    """Check that the model takes the first samples of the data. Raises UserError, which names the size."""
     first = next(source for source in data.sources if source.rows)
     require_fit(inputs.denoiser, index(cut(first, 1)[0]), config.data)
     warn_of_prediction_type(inputs.denoiser, index(cut(first, 2)[0]), config.data)
@@ -252,14 +249,14 @@ def outcome_settings(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shard_rows(store: Store, settings: dict[str, dict[str, Any]], rows: int) -> int:
-    """Rows of a shard in the feature sets of this audit; an existing feature set has fixed the number."""
+    """The rows of a shard: `rows`, unless a feature set of this audit exists, which has fixed the number."""
     names = sorted(settings, key=lambda n: store.size(FeatureSet.of(settings[n]).settings_file) is None)
     fixed = dict[str, int]()
     for name in names:
         fixed[name] = rows = open_feature_set(store, settings[name], rows).shard_rows
     if len(set(fixed.values())) > 1:
         raise UserError(
-            f"the features of these methods were cut into shards of different sizes ({fixed}); audit them apart"
+            f"the features of these methods were cut into shards of different sizes ({fixed}); audit each by itself"
         )
     return rows
 
@@ -267,29 +264,3 @@ def _shard_rows(store: Store, settings: dict[str, dict[str, Any]], rows: int) ->
 def _planned(shard: Shard) -> dict[str, Any]:
     return {"shard": shard.name, "source": shard.source, "version": shard.version,
             "first_row": shard.first_row, "rows": shard.rows}  # fmt: skip
-
-
-def _query(denoiser: Denoiser, concept: Concept, data: DataConfig) -> QueryTask:
-    """The concept with the contents of its files, without a method."""
-    require_conditioning(denoiser, concept)
-    require_untruncated(denoiser, concept)
-    for text, without in concept.condition_pairs:
-        _require_direction(denoiser, concept, text, without)
-    files = read_concept_files(denoiser, concept, data)
-    return QueryTask("", concept, image=files.image, examples=files.examples, classifier=files.classifier)
-
-
-def _require_direction(denoiser: Denoiser, concept: Concept, text: str, without: str) -> None:
-    """Check that the model encodes the two conditions differently; a tokenizer may map two spellings to one."""
-    if equal_conditions(denoiser.encode([text]), denoiser.encode([without])).all():
-        raise UserError(
-            f"concept {concept.name!r}: the model encodes {text!r} and {without!r} alike, so there is no direction "
-            "between them; change the prompts"
-        )
-
-
-def file_digests(queries: Iterable[QueryTask]) -> dict[str, Any]:
-    """A digest of the examples or the classifier of every concept with such files, because files may change."""
-    files = {q.concept.name: (*q.examples, q.classifier) for q in queries if q.examples or q.classifier}
-    digests = {name: sha256(b"".join(contents)).hexdigest() for name, contents in files.items()}
-    return {"evidence": digests} if digests else {}

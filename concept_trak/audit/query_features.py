@@ -1,24 +1,36 @@
-"""The work of one query: a concept's own samples, their mean feature, and pictures of them."""
+"""The queries of an audit, and the work of one query: the concept's own samples, their mean feature, and pictures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.damping import query_halves
+from concept_trak.attribution.denoiser import Denoiser, equal_conditions
 from concept_trak.attribution.features import Features, discard_report
 from concept_trak.attribution.gradients.workspace import Workspace
-from concept_trak.attribution.query import UNGUIDED, phrasing_features, query_features
+from concept_trak.attribution.query import (
+    UNGUIDED,
+    phrasing_features,
+    query_features,
+    require_conditioning,
+    require_conditions,
+    require_untruncated,
+)
 from concept_trak.attribution.state import Batch
 from concept_trak.attribution.trajectory import generate
 from concept_trak.audit.mapper import Attempt, Task
 from concept_trak.audit.worker import ModelWorker, Work
+from concept_trak.config import AuditConfig, DataConfig
 from concept_trak.data.image import to_png
-from concept_trak.models.encode import ConceptFiles, decode_pixels, open_query
+from concept_trak.models.encode import ConceptFiles, decode_pixels, open_query, read_concept_files
 
 
 @dataclass(frozen=True)
@@ -113,3 +125,39 @@ def agreement(phi: Float[Tensor, "phrasings k"]) -> tuple[float, ...]:
     if len(phi) == 1:
         return ()
     return tuple(functional.cosine_similarity(phi, phi.sum(0) - phi, dim=1).tolist())
+
+
+def open_questions(denoiser: Denoiser, config: AuditConfig) -> list[QueryTask]:
+    """The queries of a configuration, with the contents of their files and without a method.
+
+    Raises:
+        UserError: a file cannot be read, or the model cannot answer; the message names the concept or the method.
+    """
+    require_conditions(denoiser, config.methods, config.concepts)
+    return [_query(denoiser, concept, config.data) for concept in config.concepts]
+
+
+def _query(denoiser: Denoiser, concept: Concept, data: DataConfig) -> QueryTask:
+    """The concept with the contents of its files, without a method."""
+    require_conditioning(denoiser, concept)
+    require_untruncated(denoiser, concept)
+    for text, without in concept.condition_pairs:
+        _require_direction(denoiser, concept, text, without)
+    files = read_concept_files(denoiser, concept, data)
+    return QueryTask("", concept, image=files.image, examples=files.examples, classifier=files.classifier)
+
+
+def _require_direction(denoiser: Denoiser, concept: Concept, text: str, without: str) -> None:
+    """Check that the model encodes the two conditions differently; a tokenizer may map two spellings to one."""
+    if equal_conditions(denoiser.encode([text]), denoiser.encode([without])).all():
+        raise UserError(
+            f"concept {concept.name!r}: the model encodes {text!r} and {without!r} alike, so there is no direction "
+            "between them; change the prompts"
+        )
+
+
+def file_digests(queries: Iterable[QueryTask]) -> dict[str, Any]:
+    """A digest of the examples or the classifier of every concept with such files, because files may change."""
+    files = {q.concept.name: (*q.examples, q.classifier) for q in queries if q.examples or q.classifier}
+    digests = {name: sha256(b"".join(contents)).hexdigest() for name, contents in files.items()}
+    return {"evidence": digests} if digests else {}

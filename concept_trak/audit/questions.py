@@ -31,8 +31,8 @@ from concept_trak.audit.listed_features import listed_records, listed_settings
 from concept_trak.audit.mapper import FirstAttempt
 from concept_trak.audit.pipeline import AuditRun
 from concept_trak.audit.plan import demand, read_shards
-from concept_trak.audit.prepare import Prepared, open_questions
-from concept_trak.audit.query_features import QueryResult, QueryTask, QueryWorker
+from concept_trak.audit.prepare import Prepared
+from concept_trak.audit.query_features import QueryResult, QueryTask, QueryWorker, open_questions
 from concept_trak.audit.repair import config_of
 from concept_trak.audit.resolve import absolute_model
 from concept_trak.audit.results import Tally

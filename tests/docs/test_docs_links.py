@@ -67,6 +67,14 @@ def test_the_map_has_every_package():
     assert {f"concept_trak/{name}" for name in here} <= set(re.findall(r"^\| `([\w/]+/)`", text("docs/map.md"), re.M))
 
 
+def test_the_map_has_one_line_for_every_file():
+    """Files of one line, such as an `__init__.py`, hold nothing that has to be found."""
+    files = [path for package in ("concept_trak", "cluster", "jobs") for path in (ROOT / package).rglob("*.py")]
+    here = {path.relative_to(ROOT).as_posix() for path in files if len(path.read_text().splitlines()) > 10}
+    lines = re.findall(r"^\| `([\w/]+\.py)` \|", text("docs/map.md"), re.M)
+    assert sorted(lines) == sorted(here)
+
+
 def test_every_page_is_in_the_navigation_and_in_the_readme():
     navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
     for page in PAGES[1:]:

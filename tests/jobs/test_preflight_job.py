@@ -23,7 +23,7 @@ def test_a_preflight_says_what_all_will_take_and_leaves_nothing(world, tmp_path,
         "more than the index is left"
     )
     said = capsys.readouterr().out
-    assert "2 samples and 1 query end to end: finite, and samples do not see each other" in said
+    assert "2 samples and 1 query end to end: finite, and predictions do not depend on the batch" in said
     each, asking, starting, hours = (
         float(x) for x in re.findall(r"time +(\S+) s a .*, (\S+) s for 1 .*, (\S+) s until .*: (\S+) worker", said)[0]
     )
