@@ -21,6 +21,7 @@ from torch import Tensor
 
 from concept_trak.attribution.fisher import Gram, solve_damped
 from concept_trak.attribution.ranking import scores
+from concept_trak.attribution.uncertainty import query_groups
 
 DAMPINGS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
 """The candidates of `damping=auto`; powers of 10 alone would lose up to .04 of mean AP (assets/study.md)."""
@@ -79,10 +80,7 @@ def query_halves(phi: Float[Tensor, "m k"], phrasings: int = 1) -> Float[Tensor,
         phi: the features of the samples; sample i has the phrasing i mod `phrasings`.
         phrasings: their number. Both halves give every phrasing the same weight, as the concept's own feature does.
     """
-    if len(phi) < 2 * phrasings:
-        return None
-    by_phrasing = [phi[i::phrasings] for i in range(phrasings)]
-    return torch.stack([torch.stack([rows[half::2].mean(0) for rows in by_phrasing]).mean(0) for half in (0, 1)])
+    return query_groups(phi, phrasings, 2)
 
 
 def damping_curve(

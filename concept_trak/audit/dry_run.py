@@ -112,7 +112,7 @@ class DryRunQueryWorker:
         batch = worker.batch(many, size)
         seconds, n = timed(lambda n: worker.features(many, batch.rows(slice(0, n)), size), len(batch.ids))
         most = max(1, min(query.picture_count, len(batch.ids)))
-        drawing, count = timed(lambda n: worker.pictures(replace(many, picture_count=n), batch), most)
+        drawing, count = timed(lambda n: worker.pictures_and_fit(replace(many, picture_count=n), batch), most)
         return DryRunQueryResult(result, seconds / n, drawing / count)
 
 

@@ -108,13 +108,17 @@ def gram_task(method: str, node: GramNode, records: Sequence[Record]) -> GramTas
     return GramTask(method, node.name, tuple(r for r in records[node.first : node.stop] if r.rows))
 
 
+Groups = tuple[Float[np.ndarray, "g k"] | None, ...]
+"""By concept, vectors of its groups of samples; None for a concept that cannot be divided."""
+
+
 @dataclass(frozen=True)
 class SolveTask(Task):
     """One method's linear system: the top of its tree of Grams, in plan order, and phi_q of each concept.
 
     `records` are the parts, which only the dual form reads: none where there are at least as many samples as features.
     With `damping=auto`, `halves` are those of every concept, and `correlated` the parts whose scores tell how well they
-    agree.
+    agree. `groups` are the features of every concept's groups of samples, which are solved too.
     """
 
     method: str
@@ -123,6 +127,7 @@ class SolveTask(Task):
     records: tuple[Record, ...] = ()
     halves: Halves = ()
     correlated: tuple[Record, ...] = ()
+    groups: Groups = ()
 
     @property
     def label(self) -> str:
@@ -133,7 +138,8 @@ class SolveTask(Task):
 class SolveResult:
     """z of each concept with its relative residual and the lambda of the solve.
 
-    `spread` is the root mean square that the concept's scores will have, damped and plain.
+    `spread` is the root mean square that the concept's scores will have, damped and plain. `groups` are the solutions
+    of its groups of samples.
     """
 
     method: str
@@ -145,6 +151,7 @@ class SolveResult:
     spread: tuple[tuple[float, float], ...]
     damping: DampingChoice
     file: ListedFile
+    groups: Groups = ()
 
 
 @dataclass(frozen=True)
@@ -161,8 +168,8 @@ class DampedSystem:
     lam: float
     file: ListedFile
 
-    def solve(self, phi: Float[np.ndarray, "m k"]) -> SolveResult:
-        """z of every query, and the root mean square that its scores will have."""
+    def solve(self, phi: Float[np.ndarray, "m k"], groups: Groups = ()) -> SolveResult:
+        """z of every query and of its groups of samples, and the root mean square that its scores will have."""
         queries, gram = torch.from_numpy(phi).to(torch.float64), self.gram
         solved = self.factor.solve(queries)
         spread = tuple(
@@ -179,7 +186,11 @@ class DampedSystem:
             spread=spread,
             damping=self.damping,
             file=self.file,
+            groups=tuple(None if own is None else self._solved(own) for own in groups),
         )
+
+    def _solved(self, phi: Float[np.ndarray, "g k"]) -> Float[np.ndarray, "g k"]:
+        return self.factor.solve(torch.from_numpy(phi).to(torch.float64)).z.numpy()
 
 
 def damped_system(
@@ -209,7 +220,7 @@ class SolveWorker(StoreWorker):
             return torch.cat([phi for _, _, phi in self.features(*task.records)])
 
         choice = self._damping(task, gram, phi)
-        return damped_system(task.method, gram, choice, file, phi).solve(task.phi)
+        return damped_system(task.method, gram, choice, file, phi).solve(task.phi, task.groups)
 
     def _damping(self, task: SolveTask, gram: Gram, phi: Callable[[], Tensor]) -> DampingChoice:
         """The configured damping; with `auto` the one that the queries agree about, or the default and why."""
@@ -248,11 +259,13 @@ def solve_task(
         records=tuple(records) if dual else (),
         halves=tuple(query.halves for query in queries) if auto else (),
         correlated=correlated_records(records) if auto else (),
+        groups=tuple(query.groups for query in queries),
     )
 
 
 def stored_query(s: SolveResult, i: int, query: QueryResult) -> StoredQuery:
     """What `queries/` keeps of the i-th concept: phi_q, its solution, and the root mean square of its scores."""
+    groups = s.groups[i] if s.groups else None
     return StoredQuery(
         concept=query.concept,
         method=s.method,
@@ -262,4 +275,5 @@ def stored_query(s: SolveResult, i: int, query: QueryResult) -> StoredQuery:
         lam=s.lam,
         spread_solved=s.spread[i][0],
         spread_phi=s.spread[i][1],
+        groups=None if groups is None else groups.astype(np.float32),
     )

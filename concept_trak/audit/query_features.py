@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
+from concept_trak.attribution.concept_fit import ConceptFit, concept_fit
 from concept_trak.attribution.damping import query_halves
 from concept_trak.attribution.denoiser import Denoiser, equal_conditions
 from concept_trak.attribution.features import Features, discard_report
@@ -26,6 +27,7 @@ from concept_trak.attribution.query import (
 )
 from concept_trak.attribution.state import Batch
 from concept_trak.attribution.trajectory import generate
+from concept_trak.attribution.uncertainty import query_groups
 from concept_trak.audit.mapper import Attempt, Task
 from concept_trak.audit.worker import ModelWorker, Work
 from concept_trak.config import AuditConfig, DataConfig
@@ -62,6 +64,8 @@ class QueryResult:
 
     `agreement`: if there are several phrasings, the cosine of each one's feature with the mean of the others, in
     [-1, 1]. `halves`: the features of the two halves of its samples; None where a phrasing has one sample.
+    `groups`: the same of more groups, for the intervals of scores. `fit`: whether the model tells the concept in these
+    pictures; None without pictures of two conditions.
     """
 
     method: str
@@ -70,6 +74,8 @@ class QueryResult:
     pictures: tuple[bytes, ...]
     agreement: tuple[float, ...] = ()
     halves: Float[np.ndarray, "2 k"] | None = None
+    groups: Float[np.ndarray, "g k"] | None = None
+    fit: ConceptFit | None = None
 
 
 class QueryWorker(ModelWorker):
@@ -84,14 +90,18 @@ class QueryWorker(ModelWorker):
         batch = self.batch(question, size)
         features = self.features(question, batch, size, attempt.report)
         phi = phrasing_features(self.denoiser, question.concept, features)
-        halves = query_halves(features.phi, max(1, len(question.concept.condition_pairs)))
+        phrasings = max(1, len(question.concept.condition_pairs))
+        halves, groups = query_halves(features.phi, phrasings), query_groups(features.phi, phrasings)
+        pictures, fit = self.pictures_and_fit(question, batch)
         return QueryResult(
             method=question.method,
             concept=question.concept.name,
             phi=phi.mean(0).cpu().numpy(),
-            pictures=self.pictures(question, batch),
+            pictures=pictures,
             agreement=agreement(phi),
             halves=None if halves is None else halves.cpu().numpy(),
+            groups=None if groups is None else groups.cpu().numpy(),
+            fit=fit,
         )
 
     def batch(self, question: QueryTask, size: int) -> Batch:
@@ -106,18 +116,25 @@ class QueryWorker(ModelWorker):
         method, projector = self.config.methods[question.method], self.config.projector
         return query_features(self.denoiser, projector, method, question.concept, batch, size, self._workspace, report)
 
-    def pictures(self, question: QueryTask, batch: Batch) -> tuple[bytes, ...]:
-        """The concept's image, some of its examples, or what the model draws for the first samples; none if none is
-        shown."""
+    def pictures_and_fit(self, question: QueryTask, batch: Batch) -> tuple[tuple[bytes, ...], ConceptFit | None]:
+        """The concept's image, some of its examples, or what the model draws for the first samples, and how well the
+        model tells the concept in them; nothing if none is shown."""
         if not question.picture_count:
-            return ()
+            return (), None
         if question.image:
-            return (to_png(decode_pixels([question.image], self.denoiser.resolution)[0]),)
+            image = to_png(decode_pixels([question.image], self.denoiser.resolution)[0])
+            return (image,), self._fit(question, batch.rows(slice(0, 1)), batch.x_0)
         if question.examples:
-            return question.examples[: question.picture_count]
+            return question.examples[: question.picture_count], None
         samples = batch.rows(slice(0, question.picture_count))
-        images = self.denoiser.to_pixels(generate(self.denoiser, samples, UNGUIDED, question.concept.seed))
-        return tuple(to_png(image) for image in images)
+        images = generate(self.denoiser, samples, UNGUIDED, question.concept.seed)
+        pictures = tuple(to_png(image) for image in self.denoiser.to_pixels(images))
+        return pictures, self._fit(question, samples, images)
+
+    def _fit(self, question: QueryTask, batch: Batch, x_0: Tensor | None) -> ConceptFit | None:
+        if x_0 is None or batch.without is None:
+            return None
+        return concept_fit(self.denoiser, batch, x_0[: len(batch.ids)], question.concept.seed)
 
 
 def agreement(phi: Float[Tensor, "phrasings k"]) -> tuple[float, ...]:

@@ -22,7 +22,6 @@ from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.damping import DampingChoice
 from concept_trak.attribution.fisher import Gram
 from concept_trak.attribution.query import require_query_direction
-from concept_trak.attribution.ranking import ScoreSummary
 from concept_trak.audit.answer import Answer
 from concept_trak.audit.damping import damping_file, read_choice
 from concept_trak.audit.finished_audit import FinishedAudit
@@ -36,7 +35,7 @@ from concept_trak.audit.query_features import QueryResult, QueryTask, QueryWorke
 from concept_trak.audit.repair import config_of
 from concept_trak.audit.resolve import absolute_model
 from concept_trak.audit.results import Tally
-from concept_trak.audit.score import ScoreResult, column_ends, score_part, score_tasks, stack_queries
+from concept_trak.audit.score import ScoreResult, score_part, score_tasks, stack_queries
 from concept_trak.audit.shown_samples import ShownSample
 from concept_trak.audit.stages import StageResults
 from concept_trak.audit.worker import StoreWorker, Work
@@ -160,17 +159,18 @@ class Questions:
         """z of some queries of one method. The factor of its K + lambda I is kept."""
         if method not in self._systems:
             self._systems[method] = self._system(method)
-        return self._systems[method].solve(np.stack([query.phi for query in queries]))
+        groups = tuple(query.groups for query in queries)
+        return self._systems[method].solve(np.stack([query.phi for query in queries]), groups)
 
     def score(self, method: str, queries: Sequence[StoredQuery], top: int) -> Iterator[ScoreResult]:
         """The best and worst samples of some queries of one method, for some parts after another."""
         columns = stack_queries(queries)
         for task in score_tasks(method, self.records[method]):
-            summary = ScoreSummary(top, columns.scale)
+            summary = columns.summary(top)
             with closing(self._reader.blocks(*task.records)) as coming:
                 for record in task.records:
-                    score_part(method, record, coming, columns, summary)
-            yield ScoreResult(method, column_ends(columns, summary))
+                    score_part(method, record, coming, summary)
+            yield ScoreResult(method, summary.column_ends())
 
     def _show(self, run: AuditRun, tally: Tally) -> dict[str, ShownSample]:
         """Captions, labels and pictures of the best and worst samples, from the training data."""

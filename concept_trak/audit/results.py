@@ -12,6 +12,7 @@ from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.ranking import BINS, Entry, TopK
 from concept_trak.audit.retrieval_ranks import FORMS, column
 from concept_trak.audit.score import ScoreResult
+from concept_trak.audit.score_spread import Certainty, QuerySpread, certainty
 from concept_trak.audit.shown_samples import ShownSample
 from concept_trak.config import AuditConfig
 from concept_trak.store.records import Record
@@ -26,6 +27,8 @@ class Tally:
     m: int
     ends: dict[Key, TopK] = field(default_factory=dict)
     histogram: dict[Key, np.ndarray] = field(default_factory=dict)
+    spreads: dict[Key, QuerySpread] = field(default_factory=dict)
+    """Of the damped columns whose query's samples were divided into groups."""
     carriers: dict[Key, int] = field(default_factory=dict)
     """By method and concept, how many samples show it, where rankings are graded."""
 
@@ -34,9 +37,15 @@ class Tally:
             key = (scored.method, name)
             self.ends[key] = self.ends.get(key, TopK(self.m)) + TopK(self.m, ends.top, ends.bottom)
             self.histogram[key] = self.histogram.get(key, np.zeros(BINS, np.int64)) + np.array(ends.histogram)
-
+            if ends.spread is not None:
+                self._add_spread(key, ends.spread)
         for concept, count in scored.carriers.items():
             self.carriers[scored.method, concept] = self.carriers.get((scored.method, concept), 0) + count
+
+    def _add_spread(self, key: Key, spread: QuerySpread) -> None:
+        samples = {entry[1] for entry in self.ends[key].top + self.ends[key].bottom}
+        earlier = self.spreads.get(key)
+        self.spreads[key] = spread if earlier is None else earlier.merged(spread, samples)
 
     def entries(self) -> Iterable[Entry]:
         for ends in self.ends.values():
@@ -50,6 +59,37 @@ def percentile(rank: int, end: str, count: int) -> float:
     return 100 * (count - place + 1) / count
 
 
+INTERVALS = {"low": "float32", "high": "float32", "rank_low": "int64", "rank_high": "int64"}
+"""The columns of the 90 % intervals of a damped score and of its rank, which are null where no spread is known."""
+
+
+def intervals(tally: Tally, key: Key, end: str, rank: int) -> dict[str, float | int | None]:
+    """The intervals of the score with a rank at an end of a column; the ranks count from that end."""
+    spread = tally.spreads.get(key)
+    if spread is None:
+        return dict.fromkeys(INTERVALS)
+    sign, entries = (1, tally.ends[key].top) if end == "top" else (-1, tally.ends[key].bottom)
+    score, sample, _ = entries[rank - 1]
+    low, high = spread.interval(sample, score)
+    towards = (low, high) if end == "top" else (-high, -low)
+    counts = tally.histogram[key].tolist()[::sign]
+    first, last = spread.ranks(towards, rank, [sign * entry[0] for entry in entries], counts)
+    return dict(zip(INTERVALS, (low, high, first, last), strict=True))
+
+
+def certainties(config: AuditConfig, tally: Tally, concept: Concept) -> dict[str, Certainty]:
+    """By method, how far the top about a concept can be relied on, where the query's samples were divided.
+
+    The top are the samples that the page shows; all that are ranked if it shows none.
+    """
+    of = config.shown or config.top
+    return {
+        method: certainty(tally.spreads[method, concept.name], [e[0] for e in tally.ends[method, concept.name].top], of)
+        for method in config.methods
+        if (method, concept.name) in tally.spreads
+    }
+
+
 def top_rows(
     config: AuditConfig, tally: Tally, seen: dict[str, ShownSample], counts: dict[str, int]
 ) -> Iterator[dict[str, Any]]:
@@ -58,13 +98,15 @@ def top_rows(
     `duplicate_of` is the better-ranked sample (at the bottom: of a lower score) that is the same image to the model.
     """
     for method, concept, form in product(config.methods, config.concepts, FORMS):
-        ends = tally.ends[method, column(concept.name, form)]
+        key = method, column(concept.name, form)
+        ends = tally.ends[key]
         for end, entries in (("top", ends.top), ("bottom", ends.bottom)):
             first: dict[str, str] = {}
             for rank, (score, sample, _) in enumerate(entries, 1):
                 s = seen[sample]
                 question = {"concept": concept.name, "method": method, "form": form, "end": end, "rank": rank}
                 answer = {"sample_id": sample, "score": score, "percentile": percentile(rank, end, counts[method])}
+                answer |= intervals(tally, key, end, rank)
                 same = first.setdefault(s.content or sample, sample)
                 place = {"caption": s.caption, "source": s.source, "row": s.row}
                 yield {**question, **answer, **place, "duplicate_of": "" if same == sample else same, **s.labels}
@@ -73,7 +115,7 @@ def top_rows(
 def top_kinds(config: AuditConfig) -> dict[str, str]:
     """The columns of `top.parquet`."""
     question = {"concept": "string", "method": "string", "form": "string", "end": "string", "rank": "int32"}
-    answer = {"sample_id": "string", "score": "float32", "percentile": "float64"}
+    answer = {"sample_id": "string", "score": "float32", "percentile": "float64"} | INTERVALS
     place = {"caption": "string", "source": "string", "row": "int64", "duplicate_of": "string"}
     return {**question, **answer, **place, **dict.fromkeys(config.data.label_columns, "string")}
 

@@ -11,7 +11,7 @@ from itertools import zip_longest
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from concept_trak import UserError
@@ -22,6 +22,7 @@ from concept_trak.audit.aggregate import memberships, sums_table
 from concept_trak.audit.heavy_groups import read_heavy_groups
 from concept_trak.audit.mapper import Attempt, Task
 from concept_trak.audit.retrieval_ranks import graded_concepts, showing, shows_column
+from concept_trak.audit.score_spread import GroupSummary, QuerySpread
 from concept_trak.audit.worker import StoreWorker, Work
 from concept_trak.data.shard import Shard
 from concept_trak.store.audit_files import Audit, ListedFile, write_listed
@@ -37,11 +38,12 @@ from concept_trak.store.tables import from_columns
 
 @dataclass(frozen=True)
 class ColumnEnds:
-    """One column of scores over some shards: its best, its worst, and its histogram."""
+    """One column of scores over some shards: its best, its worst, its histogram, and for damped scores its spread."""
 
     top: list[Entry]
     bottom: list[Entry]
     histogram: list[int]
+    spread: QuerySpread | None = None
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,36 @@ class ScoreResult:
 
 @dataclass(frozen=True)
 class Queries:
-    """The columns of scores with their vectors [m, k] and root mean squares: each concept solved, then plain."""
+    """The columns of scores with their vectors [m, k] and root mean squares: each concept solved, then plain.
+
+    `groups` are the solved vectors of each concept's groups of samples.
+    """
 
     columns: list[str]
     z: Float[Tensor, "m k"]
     scale: list[float]
+    groups: list[Float32[Tensor, "g k"] | None] = field(default_factory=list)
+
+    def summary(self, top: int) -> "TaskSummary":
+        """What is kept of the scores of a task: `top` entries at each end, among others."""
+        return TaskSummary(self, ScoreSummary(top, self.scale), GroupSummary(top, self.groups))
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """What is kept of the scores of a task: ends and histograms, and the scores by groups of the queries' samples."""
+
+    queries: Queries
+    scores: ScoreSummary
+    groups: GroupSummary
+
+    def column_ends(self) -> dict[str, ColumnEnds]:
+        """The ends and the histogram of every column, by its name."""
+        ends, damped = self.scores.ends(), slice(0, None, 2)
+        spreads = self.groups.spreads(ends[damped], self.queries.scale[damped])
+        both = [spread for damped_spread in spreads for spread in (damped_spread, None)]
+        columns = zip(self.queries.columns, ends, self.scores.histogram.tolist(), both, strict=True)
+        return {name: ColumnEnds(own.top, own.bottom, counts, spread) for name, own, counts, spread in columns}
 
 
 SCORED_BYTES = 256 << 20  # some parts, so that reading and multiplying overlap, and a second or so of work
@@ -117,11 +144,11 @@ class ScoreWorker(StoreWorker):
 
     def __call__(self, task: ScoreTask, attempt: Attempt) -> ScoreResult:
         queries, files = self.queries[task.method], list[ListedFile]()
-        summary = ScoreSummary(self.work.config.top, queries.scale)
+        summary = queries.summary(self.work.config.top)
         scored, index = list[Tensor](), list[pa.Table]()
         with closing(self.blocks(*task.records)) as coming:
             for record, shard in zip_longest(task.records, task.shards):
-                ids, values = score_part(task.method, record, coming, queries, summary)
+                ids, values = score_part(task.method, record, coming, summary)
                 if self.work.config.scores == "all":
                     table = _scores_table(ids, queries.columns, values)
                     files.append(write_listed(self.audit, scores_file(task.method, record.shard), table))
@@ -136,7 +163,7 @@ class ScoreWorker(StoreWorker):
             table = scores.graded(graded)
             files.append(write_listed(self.audit, graded_file(task.method, task.first), table))
             carriers = {c.name: pc.sum(table[shows_column(c.name)]).as_py() or 0 for c in graded}
-        return ScoreResult(task.method, column_ends(queries, summary), tuple(files), carriers)
+        return ScoreResult(task.method, summary.column_ends(), tuple(files), carriers)
 
     def _sums(self, task: ScoreTask, scores: "Scored") -> pa.Table:
         """The scores of a task summed by everything that its samples are counted under."""
@@ -147,10 +174,10 @@ class ScoreWorker(StoreWorker):
 
 
 def score_part(
-    method: str, record: Record, coming: Iterator[Block], queries: Queries, summary: ScoreSummary
+    method: str, record: Record, coming: Iterator[Block], summary: TaskSummary
 ) -> tuple[list[str], Float[Tensor, "n c"]]:
     """The next part's own row groups, as many as its record has rows; its ids and scores, which `summary` has too."""
-    ids: list[str] = []
+    ids, queries = list[str](), summary.queries
     values = torch.empty(record.rows, len(queries.columns))
     while len(ids) < record.rows:
         block = next(coming)
@@ -161,15 +188,10 @@ def score_part(
         unit = torch.from_dlpack(block.unit)
         ranking.stored_scores(unit, factor, queries.z, scores)
         require_finite_scores(scores, method, record)
-        summary.add(scores, block.ids, record.shard)
+        summary.scores.add(scores, block.ids, record.shard)
+        summary.groups.add(unit, factor, block.ids)
         ids += block.ids
     return ids, values
-
-
-def column_ends(queries: Queries, summary: ScoreSummary) -> dict[str, ColumnEnds]:
-    """The ends and the histogram of every column, by its name."""
-    columns = zip(queries.columns, summary.ends(), summary.histogram.tolist(), strict=True)
-    return {name: ColumnEnds(ends.top, ends.bottom, counts) for name, ends, counts in columns}
 
 
 @dataclass(frozen=True)
@@ -240,4 +262,5 @@ def stack_queries(queries: Sequence[StoredQuery]) -> Queries:
         columns=[name for query in queries for name in (query.concept, plain_column(query.concept))],
         z=torch.from_numpy(np.stack([vector for query in queries for vector in (query.solved, query.phi)])),
         scale=[spread for query in queries for spread in (query.spread_solved, query.spread_phi)],
+        groups=[None if query.groups is None else torch.from_numpy(query.groups) for query in queries],
     )

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from concept_trak.attribution.concept_fit import ConceptFit
 from concept_trak.attribution.damping import DampingChoice
 from concept_trak.audit.aggregate import GroupStatistics
 from concept_trak.audit.layer_scores import Through
+from concept_trak.audit.score_spread import Certainty
 from concept_trak.report.chart import Chart
 
 
@@ -21,6 +23,7 @@ class Thumb:
         small: whether the picture is enlarged with sharp edges.
         origin: the source and the row, in words.
         through: the parts of the network in which the score is largest, if the features keep layers apart.
+        interval: of the score and of its rank, 90 %: low, high, the better and the worse rank; empty if not known.
     """
 
     sample_id: str
@@ -36,6 +39,7 @@ class Thumb:
     small: bool = False
     origin: str = ""
     through: tuple[Through, ...] = ()
+    interval: tuple[float, float, int, int] | tuple[()] = ()
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,15 @@ class Overlap:
 
 
 @dataclass(frozen=True)
+class AnswerInWords:
+    """What a method answers, in a sentence. `clear`: whether it names a group of images that stands out."""
+
+    method: str
+    clear: bool
+    text: str
+
+
+@dataclass(frozen=True)
 class Section:
     """One concept: its conditions, the query's own images, every ranking, and the changes.
 
@@ -118,7 +131,9 @@ class Section:
         written: the prompt and its other phrasings, each with its prompt without the concept; empty if both prompts
             were given and there is no other phrasing.
         agreement: by method, the cosine between each phrasing's feature and the mean of the others.
-        reliability: by method, that of the scores, at most 1, where two halves of the samples were compared.
+        certainty: by method, how far its top can be relied on, where the query's samples were divided.
+        fit: whether the model tells the concept in the pictures; None where it was not asked.
+        answers: of each method, in words.
         overlaps: of the forms of each method, and of the methods.
     """
 
@@ -136,7 +151,9 @@ class Section:
     question: str = ""
     written: tuple[tuple[str, str], ...] = ()
     agreement: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    reliability: dict[str, float] = field(default_factory=dict)
+    certainty: dict[str, Certainty] = field(default_factory=dict)
+    fit: ConceptFit | None = None
+    answers: tuple[AnswerInWords, ...] = ()
     overlaps: tuple[Overlap, ...] = ()
 
 

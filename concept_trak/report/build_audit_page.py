@@ -13,10 +13,11 @@ from concept_trak.attribution.ranking import SPAN, Entry
 from concept_trak.audit.aggregate import GroupStatistics
 from concept_trak.audit.diff import CHANGED, NEW, Difference
 from concept_trak.audit.pipeline import AuditRun
-from concept_trak.audit.results import percentile, rejects_by_reason, shows
+from concept_trak.audit.results import certainties, intervals, percentile, rejects_by_reason, shows
 from concept_trak.audit.retrieval_ranks import FORMS, column
 from concept_trak.audit.stages import StageResults
 from concept_trak.config import plain_values
+from concept_trak.report.answer_in_words import answers
 from concept_trak.report.audit_page import Change, Facts, Moved, Other, Overlap, Page, Ranking, Section, Thumb
 from concept_trak.report.damping_chart import agreement_chart
 from concept_trak.report.render import PIXELATED_BELOW
@@ -87,7 +88,7 @@ def others(methods: Mapping[str, Method]) -> tuple[Other, ...]:
 
 
 def _section(run: AuditRun, results: StageResults, concept: Concept) -> Section:
-    methods = run.prepared.config.methods
+    config, methods = run.prepared.config, run.prepared.config.methods
     rankings = tuple(_ranking(run, results, concept, method, form) for method in methods for form in FORMS)
     pictures = results.queries[next(iter(methods)), concept.name].pictures
     changes = tuple(_change(d) for d in results.differences if (d.concept, d.form) == (concept.name, "damped"))
@@ -102,7 +103,8 @@ def _section(run: AuditRun, results: StageResults, concept: Concept) -> Section:
         changes=changes,
         kind=concept.kind,
         question=concept.question,
-        reliability=_reliability(run, results, concept),
+        certainty=certainties(config, results.tally, concept),
+        fit=results.queries[next(iter(methods)), concept.name].fit,
         overlaps=overlaps(run, results, concept),
     )
     if concept.minus or concept.phrasings:
@@ -112,18 +114,7 @@ def _section(run: AuditRun, results: StageResults, concept: Concept) -> Section:
     if run.in_files(results.tally):
         files = tuple(picture(concept.name, i) for i in range(len(pictures)))
         section = replace(section, pictures=(), files=files, small=_small(run))
-    return section
-
-
-def _reliability(run: AuditRun, results: StageResults, concept: Concept) -> dict[str, float]:
-    """By method, where its damping was chosen from two halves of this concept's samples, among others."""
-    config, reliability = run.prepared.config, dict[str, float]()
-    for method in config.methods:
-        compared = [c.name for c in config.concepts if results.queries[method, c.name].halves is not None]
-        by_concept = dict(zip(compared, results.solutions[method].damping.reliability, strict=False))
-        if concept.name in by_concept:
-            reliability[method] = by_concept[concept.name]
-    return reliability
+    return replace(section, answers=answers(section, config.data.uri))
 
 
 def overlaps(run: AuditRun, results: StageResults, concept: Concept) -> tuple[Overlap, ...]:
@@ -215,7 +206,13 @@ def _thumb(
         small=_small(run),
         origin=f"{picture.source}, row {picture.row}",
         through=results.layers.strongest(method, concept.name, form, sample),
+        interval=_interval(results, (method, column(concept.name, form)), end, rank),
     )
+
+
+def _interval(results: StageResults, key: tuple[str, str], end: str, rank: int) -> tuple[Any, ...]:
+    ends = tuple(intervals(results.tally, key, end, rank).values())
+    return () if None in ends else ends
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from math import isfinite
 from typing import Any
 
 from pyarrow import ArrowException
@@ -20,7 +21,7 @@ from concept_trak.audit.pipeline import MOST_REJECTS, AuditRun
 from concept_trak.audit.plan import readable
 from concept_trak.audit.prepare import Prepared, prepare
 from concept_trak.audit.query_features import QueryResult
-from concept_trak.audit.results import rejects_by_reason, top_kinds, top_rows
+from concept_trak.audit.results import certainties, rejects_by_reason, top_kinds, top_rows
 from concept_trak.audit.retrieval_ranks import graded_concepts
 from concept_trak.audit.score import score_tasks
 from concept_trak.audit.stages import StageResults, run_stages
@@ -120,8 +121,9 @@ def publish_audit(run: AuditRun, results: StageResults) -> None:
     run.gather_rejects(results.records, data)
     costs = {method: _cost(run, results, method) for method in config.methods}
     questions = {concept.name: question_facts(concept, results.queries, config.methods) for concept in config.concepts}
-    metrics = {"data": data, "questions": questions, "concepts": results.measures, "methods": costs,
-               "stages": run.counters()}  # fmt: skip
+    certainty = {concept.name: certainty_facts(concept, config, results) for concept in config.concepts}
+    metrics = {"data": data, "questions": questions, "concepts": results.measures, "certainty": certainty,
+               "methods": costs, "stages": run.counters()}  # fmt: skip
     write_json(p.audit, "metrics.json", metrics)
     results, compared = _compared(p, results)
     names = [*_files(p, results), *compared, *_report(run, results)]
@@ -174,6 +176,14 @@ def question_facts(
         "conditions": [{"prompt": text, "without": without} for text, without in concept.condition_pairs],
         "agreement": {method: cosines for method, cosines in agreement.items() if cosines},
     }
+
+
+def certainty_facts(concept: Concept, config: AuditConfig, results: StageResults) -> dict[str, Any]:
+    """How far the answer about a concept can be relied on: `fit`, and by method the fields of `Certainty`."""
+    fit = results.queries[next(iter(config.methods)), concept.name].fit
+    of_pictures = {} if fit is None or not isfinite(fit.error) else {"fit": fit._asdict() | {"told": fit.told}}
+    by_method = {method: asdict(own) for method, own in certainties(config, results.tally, concept).items()}
+    return {**of_pictures, "methods": by_method}
 
 
 COSTS = ("evaluations", "seconds", "samples", "computed", "rejected", "features", "trace", "lam")

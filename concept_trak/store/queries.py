@@ -1,8 +1,9 @@
 """A concept's query on storage: its mean feature phi, and (K + lambda I)^-1 phi. k projected dimensions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ from concept_trak.store.tables import from_rows, read_parquet
 SAME_LAMBDA = 5e-3
 """Relative tolerance of lambda, a multiple of tr(K), which rounding changes if a part is computed again."""
 COLUMNS = {"concept": "string", "method": "string", "phi": "vector", "solved": "vector", "residual": "float64",
-           "lambda": "float64", "spread_solved": "float64", "spread_phi": "float64"}  # fmt: skip
+           "lambda": "float64", "spread_solved": "float64", "spread_phi": "float64", "groups": "vector"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class StoredQuery:
         residual: of the solve, relative to the norm of phi.
         lam: the lambda of the solve.
         spread_solved, spread_phi: the root mean square over all samples of the damped and of the plain scores.
+        groups: (K + lambda I)^-1 phi of each of g groups of the concept's samples; None if they were not divided.
     """
 
     concept: str
@@ -39,6 +41,7 @@ class StoredQuery:
     lam: float
     spread_solved: float
     spread_phi: float
+    groups: Float32[np.ndarray, "g k"] | None = None
 
     def vector(self, form: str) -> Float32[np.ndarray, " k"]:
         """The vector that a sample's feature is multiplied by, for `damped` or `plain` scores."""
@@ -48,6 +51,7 @@ class StoredQuery:
 def write_query(audit: Audit, query: StoredQuery) -> bool:
     """Put the query if absent; False if another driver's exists, which is kept."""
     row = {name: getattr(query, "lam" if name == "lambda" else name) for name in COLUMNS}
+    row["groups"] = None if query.groups is None else query.groups.reshape(-1)
     return write_table(audit, query_file(query.method, query.concept), from_rows(COLUMNS, [row]))
 
 
@@ -71,11 +75,18 @@ def read_query(audit: Audit, method: str, concept: str) -> StoredQuery:
             lam=float(row["lambda"]),
             spread_solved=float(row["spread_solved"]),
             spread_phi=float(row["spread_phi"]),
+            groups=_groups(row),
         )
         _require_sound(query, method, concept)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise Damaged(f"{audit.store.uri}/{name} is damaged: {type(error).__name__}: {error}") from error
     return query
+
+
+def _groups(row: Mapping[str, Any]) -> Float32[np.ndarray, "g k"] | None:
+    """The solutions of the groups of samples; None in the file of an earlier version, too."""
+    values = row.get("groups")
+    return np.asarray(values, np.float32).reshape(-1, len(row["phi"])) if values else None
 
 
 def require_alike(query: StoredQuery, others: Sequence[StoredQuery]) -> None:
@@ -102,5 +113,7 @@ def _require_sound(query: StoredQuery, method: str, concept: str) -> None:
         raise UserError(f"it is the query of {query.concept} by {query.method}")
     if query.phi.shape != query.solved.shape:
         raise UserError(f"phi has {len(query.phi)} numbers and solved has {len(query.solved)}")
-    if not all(np.isfinite(x).all() for x in (query.phi, query.solved, query.lam, query.spread_solved)):
+    if not all(np.isfinite(x).all() for x in (query.phi, query.solved, query.lam, query.spread_solved)) or (
+        query.groups is not None and not np.isfinite(query.groups).all()
+    ):
         raise UserError("it holds numbers that are not finite")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from concept_trak.attribution.uncertainty import score_intervals, student_quantile
+from concept_trak.attribution.uncertainty import query_groups, rank_interval, score_intervals, student_quantile
 
 
 def drawn(*shape, seed=0):
@@ -41,3 +41,29 @@ def test_one_sample_of_a_phrasing_has_no_interval():
         found = score_intervals(values, phrasings)
         assert torch.isfinite(found.mean).all()
         assert torch.isnan(torch.cat([found.low, found.high])).all()
+
+
+def test_groups_are_disjoint_and_weigh_every_phrasing_alike():
+    phi = torch.arange(10.0)[:, None]
+    assert query_groups(phi)[:, 0].tolist() == [(0 + 4 + 8) / 3, (1 + 5 + 9) / 3, 4, 5]
+    assert query_groups(phi, phrasings=5)[:, 0].tolist() == [2, 7]  # 0 ... 4, and 5 ... 9
+    assert query_groups(phi[:9], phrasings=5) is None, "one phrasing has one sample"
+
+
+@pytest.mark.parametrize("kept", [0, 40, 300])
+def test_the_ranks_of_an_interval_hold_those_among_all_scores(kept):
+    """Exact among the best that are known; beyond, bounded by the bins of the histogram."""
+    scores = sorted(drawn(300).tolist(), reverse=True)
+    edges = torch.linspace(-2, 2, 81, dtype=torch.float64)
+    bins = (torch.bucketize(torch.tensor(scores, dtype=torch.float64), edges, right=True) - 1).clamp(0, 79)
+    counts = torch.bincount(bins, minlength=80).tolist()
+    for rank in (1, 7, 40, 150, 300):
+        low, high = scores[rank - 1] - 0.3, scores[rank - 1] + 0.3
+        first, last = 1 + sum(s > high for s in scores), sum(s > low for s in scores)
+        found = rank_interval((low, high), rank, scores[:kept], counts, 2.0)
+        assert found[0] <= first <= rank <= last <= found[1]
+        if kept == 300 or last < kept:
+            assert found == (first, last)
+        assert found[1] - found[0] <= last - first + 2 * max(counts[1:-1]) + counts[0] * (rank > 280) + counts[-1]
+    tied = rank_interval((1.0, 1.0), 3, [1.0, 1.0, 1.0], [0, 3], 2.0)
+    assert tied == (1, 3), "a score without spread keeps its rank, and those that are equal are not above it"

@@ -46,6 +46,26 @@ def test_the_scores_are_those_of_the_chosen_damping(world, chosen):
         )
 
 
+def test_the_answer_is_that_nothing_taught_a_model_that_was_never_trained(chosen):
+    """The weights of this model are the initial ones."""
+    certainty = json.loads((chosen.folder / "metrics.json").read_text())["certainty"]
+    for name in ("red", "triangle"):
+        assert not certainty[name]["fit"]["told"]
+        assert certainty[name]["methods"]["caption_trak"]["of"] == 24
+    page = (chosen.folder / "report.html").read_text()
+    assert page.count("Nothing in this data is shown to have taught it") == 2
+    assert "taught it most" not in page
+
+
+def test_an_interval_holds_its_score_and_its_rank(chosen):
+    for end in ("top", "bottom"):
+        for row in chosen.top(end=end):
+            assert row["low"] <= row["score"] <= row["high"]
+            assert 1 <= row["rank_low"] <= row["rank"] <= row["rank_high"] <= 48
+        plain = chosen.top(form="plain", end=end)
+        assert all(row["low"] is row["high"] is row["rank_low"] is row["rank_high"] is None for row in plain)
+
+
 def test_a_resumed_audit_keeps_the_choice_that_was_made(world, chosen):
     """Even where its queries, computed again, would choose another by their rounding."""
     store = chosen.store

@@ -12,6 +12,7 @@ from numpy import float32
 from concept_trak.attribution.damping import DampingChoice, DampingPoint
 from concept_trak.audit.aggregate import GroupStatistics
 from concept_trak.audit.layer_scores import Through
+from concept_trak.audit.score_spread import Certainty
 from concept_trak.report.audit_page import Change, Moved, Overlap, Page, Ranking, Thumb
 from concept_trak.report.damping_chart import agreement_chart
 from concept_trak.report.render import LEGIBLE, duration, gain, inline, number, percent, render, render_concept
@@ -342,12 +343,16 @@ def test_a_group_is_named_from_three_standard_errors_on(page, errors, named):
 def test_what_the_samples_and_the_rankings_disagree_about_is_said(page):
     doubtful = replace(
         page.sections[0],
-        reliability={"concept_trak": 0.31, "d_trak": 0.93},
+        certainty={
+            "concept_trak": Certainty(reliability=0.31, of=24, shared=3, by_chance=0.2, above_noise=24),
+            "d_trak": Certainty(reliability=0.93, of=24, shared=20, by_chance=0.2, above_noise=24),
+        },
         overlaps=(Overlap("concept_trak, damped", "concept_trak, plain", 3, 24), Overlap("a", "b", 12, 24)),
     )
     text = parse(render(replace(page, sections=(doubtful,)))).text
     assert text.count("agree too little to rank by") == 1
     assert "The reliability of its scores is 0.930" in text
+    assert "Of the first 24, 20 are first by either half (0.200 by chance), and 24 score higher" in text
     assert "concept_trak, damped and concept_trak, plain share 3 of their first 24: they give different answers" in text
     assert text.count("they give different answers") == 1
 

@@ -1,0 +1,87 @@
+"""The answer about a concept in a sentence, by method: what stands out with its interval, or why nothing does."""
+
+from dataclasses import dataclass
+
+from concept_trak.audit.aggregate import GroupStatistics
+from concept_trak.report.audit_page import AnswerInWords, Ranking, Section
+from concept_trak.report.render import STANDS_OUT, Column, below, columns, number, ratio
+
+RELIABLE = 0.5
+"""Least reliability of scores that can be ranked by: half of their variance is not noise."""
+IN_WORDS = {"label": "images labelled {}", "word": "images with {} in their caption", "source": "the images of {}"}
+
+
+@dataclass(frozen=True)
+class Strongest:
+    """The group of samples whose mean score is farthest above that of all, of any kind."""
+
+    kind: str
+    group: GroupStatistics
+
+
+def answers(section: Section, data: str) -> tuple[AnswerInWords, ...]:
+    """The answer of each method to the question of a section.
+
+    Args:
+        data: `data.uri`, below which sources are named.
+    """
+    return tuple(_answer(section, column, data) for column in columns(section))
+
+
+def _answer(section: Section, column: Column, data: str) -> AnswerInWords:
+    why_not = _why_nothing(section, column.method)
+    if why_not or not column.main.top:
+        return AnswerInWords(column.method, False, why_not or "No image is ranked.")
+    strongest = _strongest(column.main)
+    stands_out = strongest is not None and strongest.group.errors >= STANDS_OUT
+    return AnswerInWords(column.method, stands_out, f"{_group(strongest, data)}{_highest(section, column)}")
+
+
+def _why_nothing(section: Section, method: str) -> str:
+    """Why no image can be named; empty if some can."""
+    fit, own = section.fit, section.certainty.get(method)
+    if fit is not None and not fit.told:
+        return (
+            f"Nothing in this data is shown to have taught it: in its own pictures the model does not tell "
+            f"“{section.text}” from “{section.without}” (fit {number(fit.coefficient)}, standard error "
+            f"{number(fit.error)}; 1 and at most 0.25 where it does). The order follows at most the words of captions."
+        )
+    if own is not None and own.reliability < RELIABLE:
+        return (
+            "Nothing stands out: the samples of this query agree too little to rank by "
+            f"(reliability {ratio(own.reliability)})."
+        )
+    if own is not None and own.above_noise == 0:
+        return "Nothing stands out: no score is higher than noise of the query's size would make one."
+    return ""
+
+
+def _strongest(ranking: Ranking) -> Strongest | None:
+    groups = [Strongest(kind, rows[0]) for kind in IN_WORDS if (rows := ranking.groups.get(kind, ()))]
+    return max(groups, key=lambda strongest: strongest.group.errors, default=None)
+
+
+def _group(strongest: Strongest | None, data: str) -> str:
+    if strongest is None:
+        return ""
+    if strongest.group.errors < STANDS_OUT:
+        return f"No source, label or word stands out by {STANDS_OUT:g} standard errors. "
+    named = IN_WORDS[strongest.kind].format(f"“{below(strongest.group.name, data)}”")
+    return (
+        f"{named[0].upper()}{named[1:]} taught it most: their mean score is {number(strongest.group.errors)} standard "
+        "errors above that of all images. "
+    )
+
+
+def _highest(section: Section, column: Column) -> str:
+    first, own = column.main.top[0], section.certainty.get(column.method)
+    text = f"The highest score is {number(first.score)}"
+    if first.interval:
+        low, high, _, last = first.interval
+        text += f" (90 % interval {number(low)} to {number(high)}, rank 1 to {last:,})"
+    if own is None:
+        return f"{text}; one sample of the query gives no interval."
+    return (
+        f"{text}. {own.shared:,} of the first {own.of:,} are first by either half of the query's samples "
+        f"({own.by_chance:.1f} by chance)."
+    )
