@@ -44,7 +44,7 @@ Ranked = list[tuple[str, float]]
 
 
 def dataset(uri: str, **settings: Any) -> DataConfig:
-    """A data set for `Attributor.fit`.
+    """The settings of a data set, for `Attributor.fit`.
 
     Args:
         uri: a folder, a file or an address: `s3://bucket/train`.
@@ -130,7 +130,7 @@ class Attributor:
         model: a model from `load_model`.
         method: a row of `METHODS` by name, `recommended`, or a `Method` of your own.
         projector: maps gradients to k features.
-        batch_size: samples computed at a time; it does not change the scores.
+        batch_size: samples that are computed together, at least 1; it does not change the scores.
         seed: seed of the noise of the training side.
 
     Raises:

@@ -155,7 +155,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class AuditConfig:
-    """One audit: a model, its training data, concepts and methods."""
+    """One audit: a model, its training data, concepts and methods. Raises UserError for a value that is not allowed."""
 
     store: str = "results"
     """The folder or object-store URL of features and results."""
@@ -211,7 +211,7 @@ class AuditConfig:
                 )
 
     def complete(self) -> "AuditConfig":
-        """Itself, after a check that no setting that a run needs is missing."""
+        """Check that every setting that a run needs is set; returns itself. Raises UserError, naming a missing one."""
         for key, value, example in (
             ("model.path", self.model.path, "model.path=assets/demo"),
             ("data.uri", self.data.uri, "data.uri=s3://bucket/train"),

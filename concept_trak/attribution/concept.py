@@ -25,7 +25,7 @@ class Phrasing:
 class Concept:
     """One concept. Give exactly one of `prompt`, `labels`, `examples` and `classifier`.
 
-    A model without conditions takes none of them but `image` alone, or `examples` or a `classifier`.
+    For a model without conditions, give `image`, `examples` or `classifier`.
 
     Raises:
         UserError: a field is missing, or two fields contradict each other; the message names the concept.
@@ -82,10 +82,12 @@ class Concept:
 
     @property
     def text(self) -> str:
+        """The condition with the concept: `prompt` or `labels`."""
         return self.prompt or self.labels
 
     @property
     def without(self) -> str:
+        """The same condition without the concept, written out if `minus` makes it."""
         return self._without(self.text, self.without_prompt if self.prompt else self.without_labels)
 
     @property
@@ -98,7 +100,7 @@ class Concept:
 
     @property
     def _written(self) -> str:
-        """A note that `minus` made the second conditions; empty if they were given."""
+        """A note that `minus` made the second conditions; empty without `minus`."""
         return f" (minus {self.minus!r}, written out)" if self.minus else ""
 
     def _without(self, text: str, written: str) -> str:

@@ -46,9 +46,9 @@ class Method:
         unit: whether the gradient of each state is divided by its Euclidean norm, on both sides.
         over: what the norm runs over: `all` attributable parameters, or each `layer`'s by itself, so that no few
             layers decide.
-        exponent: with `over="layer"`, p in (0, 1]: the gradient g_l of a layer is divided by |g_l|^p |g|^(1-p), g being
-            the whole. 1 divides by the layer's own norm; towards 0 it becomes the norm over all. In between, layers
-            with large gradients count more, as their square root for p = 1/2.
+        exponent: p in (0, 1], for `over="layer"`. The gradient g_l of a layer is divided by |g_l|^p |g|^(1-p), where g
+            is the gradient of all layers. p = 1 divides by the layer's own norm; as p goes to 0, every layer is divided
+            by |g|. In between, layers with large gradients count more: with p = 1/2, as the square root of their norm.
         weight: a row of `direction.WEIGHTS`: `one` or `squared_error`.
 
     Raises:
@@ -92,11 +92,12 @@ class Method:
 
     @property
     def train_spec(self) -> FeatureSpec:
+        """The settings of the features of training samples."""
         return FeatureSpec(self.train, self.unit, self.weight, self.over, self.exponent)
 
     @property
     def query_spec(self) -> FeatureSpec:
-        """Queries are not weighted."""
+        """The settings of the features of queries, which have no weight."""
         return FeatureSpec(self.query, self.unit, over=self.over, exponent=self.exponent)
 
 

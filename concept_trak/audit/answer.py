@@ -18,7 +18,7 @@ class Answer:
     """The rankings of some concepts by the features of a finished audit.
 
     Attributes:
-        run, results: what the page is made of, as after an audit.
+        run, results: the run and its results, from which the page is made, as for an audit.
         seconds: how long each step took: model, query, solve, score, show.
     """
 
@@ -41,7 +41,9 @@ class Answer:
         end: str = "top",
         n: int | None = None,
     ) -> pa.Table:
-        """The samples at one end of the rankings, the most extreme first; as `FinishedAudit.top`.
+        """The samples at one end of the rankings, the most extreme first.
+
+        The arguments and the columns are those of `FinishedAudit.top`.
 
         Raises:
             UserError: there is no such concept, method, form or end.

@@ -125,10 +125,10 @@ class FinishedAudit:
     def ask(
         self, concept: Concept | Sequence[Concept], method: str | Sequence[str] = (), top: int = 10
     ) -> "concept_trak.audit.answer.Answer":
-        """The rankings of a concept that the audit was not run for, from the features that it has.
+        """Rank the samples by a concept that the audit was not run for, with the features that it has.
 
-        The first question loads the audit's model, which must be where it was; this object keeps it, so later questions
-        are faster. A model that has moved goes to `audit.questions.Questions`. Needs torch.
+        The first question loads the audit's model from where it was, and this object keeps it, so later questions are
+        faster. If the model has moved, use `audit.questions.Questions`. Needs torch.
 
         Args:
             concept: one concept, or several with different names, which share one pass over the features.
@@ -202,10 +202,13 @@ class FinishedAudit:
             yield from decode_blocks(self._checked(part["name"], part), checked=True)
 
     def queries(self, concept: str | None = None, method: str | None = None) -> pa.Table:
-        """The concepts' own features, of which scores are products: phi, solved, lambda and the solve's residual.
+        """The features of the concepts. A score is the product of one of them with the feature of a sample.
 
         Args:
             concept, method: their names; None for all.
+
+        Returns:
+            One row per concept and method, with phi, solved, lambda and the residual of the solve.
 
         Raises:
             UserError: the audit has no such concept or method.
@@ -221,7 +224,7 @@ class FinishedAudit:
         return _require_one_of("method", method, self.methods)
 
     def parts(self, method: str) -> list[dict[str, Any]]:
-        """The entries of a method's parts, in the order of the plan."""
+        """The manifest's entries of the files with a method's features, in the order of the plan."""
         features = FeatureSet(self.settings["fingerprints"][method])
         parts = {part["name"]: part for part in self.manifest["parts"]}  # methods may share features: listed for each
         return [part for name, part in parts.items() if name == features.part(part["shard"])]
@@ -230,13 +233,21 @@ class FinishedAudit:
         return read_parquet(self.file(relative))
 
     def file(self, relative: str) -> bytes:
-        """The bytes of one file of the audit, by its name below the audit, once they are those that it wrote."""
+        """The bytes of one file of the audit, after a comparison with the manifest.
+
+        Args:
+            relative: its name below the folder of the audit.
+
+        Raises:
+            UserError: the audit has no such file.
+            Damaged: the file is gone, or was altered since the audit finished.
+        """
         if relative not in self.manifest["files"]:
             raise UserError(f"audit {self.audit.id} has no {relative}: its manifest does not list the file")
         return self._checked(self.audit.name(relative), self.manifest["files"][relative])
 
     def _checked(self, name: str, listed: Mapping[str, Any]) -> bytes:
-        """The bytes of a file, once they are those that the manifest lists."""
+        """The bytes of a file, after a comparison with its size and sha256 in the manifest."""
         where = f"{self.audit.store.uri}/{name}"
         try:
             data = self.audit.store.read(name)

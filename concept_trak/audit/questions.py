@@ -51,14 +51,14 @@ from concept_trak.store.queries import StoredQuery
 from concept_trak.store.tables import read_parquet
 
 DRAWN = 8
-"""Pictures of a query's own samples, where pictures are wanted."""
+"""The number of pictures of a query's own samples, if there are pictures."""
 KEPT_QUERIES = 64
-"""Queries that are kept, each with k numbers and its pictures."""
+"""How many queries are kept; each has k numbers and its pictures."""
 
 
 @dataclass(frozen=True)
 class MovedModel:
-    """Where the audit's model is now; what is empty is where it was."""
+    """Where the audit's model is now. An empty field means: where it was."""
 
     path: str = ""
     """As model.path of an audit. The model must be the one that the features were computed with."""
@@ -72,8 +72,8 @@ class MovedModel:
 class Questions:
     """A finished audit that answers new concepts. It keeps the model, the factors of K + lambda I and the last queries.
 
-    The first question loads the model and factorizes K; later ones cost the gradients of the query and one pass over
-    the features, and a concept that was asked before costs the pass alone. One thread at a time may ask.
+    The first question loads the model and factorizes K. A later one costs the gradients of the query and one pass over
+    the features, and only the pass if its concept was asked before. One thread at a time may ask.
 
     Args:
         results: the audit.
@@ -103,13 +103,13 @@ class Questions:
         self._queries = dict[str, QueryResult]()
 
     def ask(self, concepts: Sequence[Concept], methods: Sequence[str] = (), top: int = 10, pictured: int = 0) -> Answer:
-        """The rankings of some concepts, in one pass over the features of each method.
+        """Rank the samples by some concepts, in one pass over the features of each method.
 
         Args:
-            concepts: with different names.
-            methods: of the audit; all by default.
-            top: number of the best and of the worst samples.
-            pictured: how many of them have a picture, for a page; with 0 the query's own samples are not drawn either.
+            concepts: the concepts, with different names.
+            methods: names of methods of the audit; all by default.
+            top: number of the best and of the worst samples, at least 1.
+            pictured: how many of them get a picture, for a page; with 0 the query's own samples are not drawn either.
 
         Raises:
             UserError: the audit has no such method, the model is not the one of the features, or it cannot answer.
@@ -143,7 +143,7 @@ class Questions:
         return Answer(run, results, seconds)
 
     def query(self, p: Prepared) -> dict[tuple[str, str], QueryResult]:
-        """phi_q of every concept for every method, by (method, concept); only this needs the model."""
+        """The features phi_q [k] of all queries, by (method, concept). Only this step needs the model."""
         return {(question.method, question.concept.name): self._query(question) for question in p.queries}
 
     def _query(self, question: QueryTask) -> QueryResult:
@@ -156,14 +156,14 @@ class Questions:
         return replace(result, method=question.method, concept=question.concept.name)
 
     def solve(self, method: str, queries: Sequence[QueryResult]) -> SolveResult:
-        """z of some queries of one method. The factor of its K + lambda I is kept."""
+        """Solve z = (K + lambda I)^-1 phi_q for some queries of one method. The factor of K + lambda I is kept."""
         if method not in self._systems:
             self._systems[method] = self._system(method)
         groups = tuple(query.groups for query in queries)
         return self._systems[method].solve(np.stack([query.phi for query in queries]), groups)
 
     def score(self, method: str, queries: Sequence[StoredQuery], top: int) -> Iterator[ScoreResult]:
-        """The best and worst samples of some queries of one method, for some parts after another."""
+        """Yield the best and the worst samples of some queries of one method, for some parts at a time."""
         columns = stack_queries(queries)
         for task in score_tasks(method, self.records[method]):
             summary = columns.summary(top)
@@ -200,7 +200,7 @@ class Questions:
 
     @cached_property
     def _querier(self) -> QueryWorker:
-        """The worker with the model, which is compared with that of the features."""
+        """The worker with the model, after a check that the features were computed with this model."""
         try:
             return QueryWorker(self.work)
         except UserError as error:
@@ -210,7 +210,7 @@ class Questions:
             ) from error
 
     def _prepared(self, config: AuditConfig) -> Prepared:
-        """What an audit with this configuration would run on."""
+        """The prepared audit with this configuration, on the features of the finished one."""
         denoiser = self._querier.denoiser
         questions = open_questions(denoiser, config)
         sources = {s.source: Source(uri=s.source, version=s.version, rows=s.rows) for s in self._shards}
@@ -243,7 +243,7 @@ class Questions:
         return damped_system(method, Gram(torch.from_numpy(matrix), count), self._damping(method), file, phi)
 
     def _damping(self, method: str) -> DampingChoice:
-        """Where the audit chose it, with the curve, but without what the curve says of the audit's own concepts."""
+        """The audit's damping. A chosen one has its curve, without the values for the audit's own concepts."""
         if not isinstance(self.config.damping, str):
             return DampingChoice(self.config.damping)
         self.results.file(damping_file(method))
@@ -258,14 +258,14 @@ def own_settings() -> WorkerSettings:
 
 
 def _content(question: QueryTask) -> tuple[QueryTask, list[str]]:
-    """What the feature of a query depends on beside the method: all but the concept's name and truth, files hashed."""
+    """All that the feature of a query depends on except the method, with a hash in place of each file."""
     files = [hashlib.sha256(data).hexdigest() for data in (question.image, question.classifier, *question.examples)]
     concept = replace(question.concept, name="any", truth={})
     return replace(question, method="", concept=concept, image=b"", classifier=b"", examples=()), files
 
 
 def _moved(config: AuditConfig, model: MovedModel) -> ModelConfig:
-    """The settings of the audit's model, with what has moved."""
+    """The settings of the audit's model, with its new addresses."""
     overrides = {field.name: value for field in fields(model) if (value := getattr(model, field.name))}
     return absolute_model(replace(config.model, **overrides))
 

@@ -46,18 +46,22 @@ def load_model(
     lora: str = "",
     embeddings: Sequence[str] = (),
 ) -> Denoiser:
-    """Open a model as a `Denoiser`.
+    """Open a model.
 
     Args:
         path: a diffusers pipeline directory, a Hub id, an address such as `s3://bucket/model`, or an original
             checkpoint.
-        parameters: the attributable ones: a group (`all`, `attention`, `lora`, ...) or a pattern of names.
+        parameters: which parameters have gradients: a group (`all`, `attention`, `lora`, ...) or a pattern of names.
         negative: the model's negative: `empty`, or `other_label` for models that were not trained on an empty
             condition.
         combinations: for `other_label`, the captions or classes to draw from.
         device: `cpu`, `cuda`, ...
-        precision: one of `PRECISIONS`, for every network.
+        precision: the type of the weights of every network, one of `PRECISIONS`.
         weights, lora, embeddings: files on top of the directory (see `adapters.Adapters`), local or remote.
+
+    Returns:
+        The model as a `Denoiser`: it maps a state (x_t [b, c, h, w], t in 0 ... 999, a condition) to (x_0, eps), both
+        [b, c, h, w].
 
     Raises:
         UserError: the model cannot be reached, no family opens it, or one of its files is refused.
