@@ -62,7 +62,7 @@ def memberships(index: pa.Table, sources: Sequence[tuple[str, int]], heavy: pa.T
 def _coded(
     kind: str, label: str, values: pa.ChunkedArray, samples: Int64[np.ndarray, " m"], heavy: pa.Table | None
 ) -> Memberships:
-    """The members of one label's values, or of words. What is not heavy is one group, in which a sample counts once."""
+    """The members of one label's values, or of words. All that is not heavy is one group; a sample counts there once."""
     if not pa.types.is_dictionary(values.type):
         values = values.dictionary_encode()
     coded = values.unify_dictionaries().combine_chunks()
@@ -81,7 +81,7 @@ def _coded(
 
 
 def statistics(values: Float32[np.ndarray, "n c"]) -> Float[Tensor, "n c_and_more"]:
-    """What is summed of every sample: its scores, their squares, and those that are positive, in float64."""
+    """The numbers of every sample that are summed: its scores, their squares and their positive parts, in float64."""
     scores = torch.from_numpy(values).double()
     return torch.cat([scores, scores * scores, scores.clamp_min(0)], dim=1)
 

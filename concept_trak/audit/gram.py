@@ -158,7 +158,7 @@ class SolveResult:
 class DampedSystem:
     """(K + lambda I) z = phi_q of one method, with the factor of K + lambda I, which is the same for every query.
 
-    `file` is where K lies.
+    `file` is the file of K.
     """
 
     method: str

@@ -117,7 +117,7 @@ def needed_states(audit: Audit) -> Needed:
     """The folders of states that an audit's features were computed from.
 
     Raises:
-        UserError: a feature set cannot be read, so that what it needs is unknown.
+        UserError: a feature set cannot be read, so the states that it needs are unknown.
     """
     try:
         sets = set(feature_sets(audit).values())

@@ -28,7 +28,7 @@ def shards(sources: Sequence[Source], shard_rows: int) -> list[Shard]:
 
 
 def read_shards(store: Store, data: DataConfig, plan: Sequence[Mapping[str, Any]]) -> list[Shard]:
-    """The shards of a plan that was read back (`read_plan`), with the files that hold what is known of their rows.
+    """The shards of a plan that was read back (`read_plan`), with the files that hold the index of their rows.
 
     No image is opened, and nothing is indexed. Only folders of images are listed again, because their indices are named
     after the versions of their images.

@@ -147,7 +147,7 @@ class Questions:
         return {(question.method, question.concept.name): self._query(question) for question in p.queries}
 
     def _query(self, question: QueryTask) -> QueryResult:
-        """phi_q of one concept; a kept one, if it was asked lately, or for a method with the same query side."""
+        """phi_q of one concept. It is computed again only if no recent question had the same concept and query side."""
         key = repr((self.config.methods[question.method].query_spec, _content(question)))
         result = self._queries.pop(key, None) or self._querier(question, FirstAttempt())
         self._queries[key] = result

@@ -60,7 +60,7 @@ class ScoreTask(Task):
 
     @property
     def first(self) -> str:
-        """The shard that names what is written about all of them."""
+        """The shard whose name the files about all of the parts get."""
         return self.records[0].shard
 
     @property
@@ -95,13 +95,13 @@ class Queries:
     groups: list[Float32[Tensor, "g k"] | None] = field(default_factory=list)
 
     def summary(self, top: int) -> "TaskSummary":
-        """What is kept of the scores of a task: `top` entries at each end, among others."""
+        """An empty summary of the scores of a task, with room for `top` entries at each end."""
         return TaskSummary(self, ScoreSummary(top, self.scale), GroupSummary(top, self.groups))
 
 
 @dataclass(frozen=True)
 class TaskSummary:
-    """What is kept of the scores of a task: ends and histograms, and the scores by groups of the queries' samples."""
+    """A summary of the scores of a task: ends, histograms, and the scores by groups of the queries' samples."""
 
     queries: Queries
     scores: ScoreSummary
@@ -124,7 +124,7 @@ def score_tasks(
 ) -> Iterator[ScoreTask]:
     """All parts, in order, cut after every SCORED_BYTES: the same items whatever the number of workers.
 
-    `plan`: the shards of the parts, if their scores are to be summed too, with what is `heavy`.
+    `plan`: the shards of the parts, if their scores are also summed by groups; `heavy` is as of `ScoreTask`.
     """
     first, size = 0, 0
     for end, record in enumerate(records, 1):

@@ -138,8 +138,8 @@ class GroupSummary:
         ]
 
     def _spread(self, values: Float32[Tensor, "n g"], ends: TopK, reach: float) -> QuerySpread:
-        wanted = {entry[1] for entry in ends.top + ends.bottom}
-        rows = [row for row, sample in enumerate(self._ids) if sample in wanted]
+        extremes = {entry[1] for entry in ends.top + ends.bottom}
+        rows = [row for row, sample in enumerate(self._ids) if sample in extremes]
         halves = torch.stack([values[:, 0::2].mean(1), values[:, 1::2].mean(1)], 1)
         a, b = halves.double().T
         sums = (a.sum(), b.sum(), a @ a, b @ b, a @ b)

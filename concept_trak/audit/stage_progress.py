@@ -52,7 +52,7 @@ class StageProgress:
         Args:
             item: the `Task`.
             result: what its worker returned.
-            failed: whether there is none.
+            failed: whether it returned nothing, because the item failed.
             attempts: how many there were.
             seconds: the length of the last one.
         """

@@ -111,7 +111,7 @@ def _counted(s: dict[str, Any], running: str) -> str:
 
 
 def _last_seen(audit: Audit) -> dict[str, Any] | None:
-    """The hint of a run; None where there is none, or none that can be read."""
+    """The content of a run's `progress.json`; None if it is missing or cannot be read."""
     try:
         seen = json.loads(audit.store.read(audit.name("progress.json")))
         return seen if seen.keys() >= SEEN else None

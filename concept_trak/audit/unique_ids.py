@@ -104,7 +104,7 @@ def id_tasks(store: Store, survey: str) -> list[IdTask]:
 
 
 def read_proof(store: Store, name: str) -> str:
-    """The survey of which a file under `unique/` says that no id occurs twice. Raises Damaged, naming the file."""
+    """The survey that a file under `unique/` is about: no id of it occurs twice. Raises Damaged, naming the file."""
     try:
         survey = json.loads(store.read(name))["survey"]
         if listing_of(survey) != PurePath(name).stem:
