@@ -62,7 +62,7 @@ def memberships(index: pa.Table, sources: Sequence[tuple[str, int]], heavy: pa.T
 def _coded(
     kind: str, label: str, values: pa.ChunkedArray, samples: Int64[np.ndarray, " m"], heavy: pa.Table | None
 ) -> Memberships:
-    """The members of one label's values, or of words. All that is not heavy is one group; a sample counts there once."""
+    """The members of one label's values, or of words. All that is not heavy is one group, with each sample once."""
     if not pa.types.is_dictionary(values.type):
         values = values.dictionary_encode()
     coded = values.unify_dictionaries().combine_chunks()
