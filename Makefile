@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export PYTHONPATH :=
 
-.PHONY: lock advisories audit test soak bench scale check docs format clean s3
+.PHONY: lock advisories audit serve test soak bench scale check docs format clean s3
 
 .venv/ready: pyproject.toml infra/constraints.txt
 	$(PYTHON) -m venv .venv
@@ -21,6 +21,10 @@ results/shapes: | .venv/ready
 # The demo: a few hundred images, two methods, four concepts; the last line names the page.
 audit: .venv/ready results/shapes
 	$(BIN)/python -m jobs.audit --config-name demo
+
+# Questions to the demo in a browser, on all cores; Ctrl-C ends it.
+serve: .venv/ready
+	env -u OMP_NUM_THREADS $(BIN)/python -m jobs.serve store=results audit=demo
 
 # A file of tests stays in one process, so that what its tests share is made once. Three on two cores: a third of the time
 # they wait for processes and storage. In the order of their names, after those marked long: by the number of tests, the

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("concept_trak", "cluster", "jobs")
+PACKAGES = ("concept_trak", "cluster", "serving", "jobs")
 LONGEST, SHORT, SHORT_FILES = 300, 40, 10
 LONGEST_VERB, LONGEST_JOBS = 60, 1500
 PARTICIPLES = frozenset({"found", "said", "told", "asked", "made", "one"})

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("concept_trak", "cluster", "jobs")
+PACKAGES = ("concept_trak", "cluster", "serving", "jobs")
 
 
 def lint(folder: Path) -> subprocess.CompletedProcess[str]:

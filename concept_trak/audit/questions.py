@@ -8,7 +8,7 @@ own, so the scores are those that an audit with this concept has, to rounding. N
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -52,6 +52,8 @@ from concept_trak.store.tables import read_parquet
 
 DRAWN = 8
 """The number of pictures of a query's own samples, if there are pictures."""
+STEPS = ("model", "query", "solve", "score", "show")
+"""The steps of a question, in their order."""
 KEPT_QUERIES = 64
 """How many queries are kept; each has k numbers and its pictures."""
 
@@ -102,7 +104,18 @@ class Questions:
         self._reader, self._systems = StoreWorker(self.work), dict[str, DampedSystem]()
         self._queries = dict[str, QueryResult]()
 
-    def ask(self, concepts: Sequence[Concept], methods: Sequence[str] = (), top: int = 10, pictured: int = 0) -> Answer:
+    def load(self) -> None:
+        """Load the model now, and not at the first question. Raises as `ask` does."""
+        _ = self._querier
+
+    def ask(
+        self,
+        concepts: Sequence[Concept],
+        methods: Sequence[str] = (),
+        top: int = 10,
+        pictured: int = 0,
+        begun: Callable[[str], object] = lambda step: None,
+    ) -> Answer:
         """Rank the samples by some concepts, in one pass over the features of each method.
 
         Args:
@@ -110,26 +123,35 @@ class Questions:
             methods: names of methods of the audit; all by default.
             top: number of the best and of the worst samples, at least 1.
             pictured: how many of them get a picture, for a page; with 0 the query's own samples are not drawn either.
+            begun: is called with the name of each of `STEPS` as it begins.
 
         Raises:
             UserError: the audit has no such method, the model is not the one of the features, or it cannot answer.
             Damaged: a part is not the one that the audit was computed from; the message names it.
         """
-        config, seconds = self._configuration(concepts, methods, top, pictured), dict[str, float]()
-        with _timed(seconds, "model"):
+        config, seconds = self.configuration(concepts, methods, top, pictured), dict[str, float]()
+
+        @contextmanager
+        def timed(step: str) -> Iterator[None]:
+            begun(step)
+            start = time.monotonic()
+            yield
+            seconds[step] = time.monotonic() - start
+
+        with timed("model"):
             run = AuditRun(self._prepared(config), computed=dict.fromkeys(config.methods, 0))
-        with _timed(seconds, "query"):
+        with timed("query"):
             queries = self.query(run.prepared)
-        with _timed(seconds, "solve"):
+        with timed("solve"):
             by_method = {m: [queries[m, c.name] for c in config.concepts] for m in config.methods}
             solutions = {m: self.solve(m, of_method) for m, of_method in by_method.items()}
-        with _timed(seconds, "score"):
+        with timed("score"):
             tally = Tally(top)
             for method, of_method in by_method.items():
                 columns = [stored_query(solutions[method], i, query) for i, query in enumerate(of_method)]
                 for result in self.score(method, columns, top):
                     tally.add(result)
-        with _timed(seconds, "show"):
+        with timed("show"):
             samples = self._show(run, tally)
         results = StageResults(
             records={method: self.records[method] for method in config.methods},
@@ -184,10 +206,14 @@ class Questions:
                 f"{error}"
             ) from error
 
-    def _configuration(
+    def configuration(
         self, concepts: Sequence[Concept], methods: Sequence[str], top: int, pictured: int
     ) -> AuditConfig:
-        """The configuration of an audit with these concepts, after every check that needs no model."""
+        """The configuration of an audit with these concepts, after every check that needs no model.
+
+        Raises:
+            UserError: a check has failed.
+        """
         available = self.config.methods
         if unknown := [method for method in methods if method not in available]:
             raise UserError(f"method={unknown[0]!r}: audit {self.config.audit} has {', '.join(available)}")
@@ -268,10 +294,3 @@ def _moved(config: AuditConfig, model: MovedModel) -> ModelConfig:
     """The settings of the audit's model, with its new addresses."""
     overrides = {field.name: value for field in fields(model) if (value := getattr(model, field.name))}
     return absolute_model(replace(config.model, **overrides))
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
-    start = time.monotonic()
-    yield
-    seconds[step] = time.monotonic() - start

@@ -60,7 +60,7 @@ def test_what_changes_most_comes_last():
 def test_the_code_is_all_there_and_nothing_else_is_sent():
     sources = [words.split()[:-1] for words in texts("COPY")]
     copied = {name for names in sources for name in names}
-    assert {"concept_trak", "cluster", "jobs", "conf"} <= copied
+    assert {"concept_trak", "cluster", "serving", "jobs", "conf"} <= copied
     allowed = (ROOT / "infra/Dockerfile.dockerignore").read_text().splitlines()
     assert allowed[0] == "*", "a store, a .git or a key in the folder would travel"
     for name in copied:

@@ -70,14 +70,15 @@ def imported(package: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("package", "extras"), [("concept_trak", ["benchmark"]), ("cluster", ["jobs"]), ("jobs", ["jobs"])]
+    ("package", "extras"),
+    [("concept_trak", ["benchmark"]), ("cluster", ["jobs"]), ("serving", ["jobs"]), ("jobs", ["jobs"])],
 )
 def test_what_is_imported_is_declared(package, extras):
     """A module that only comes with another distribution is gone the day that one no longer needs it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = [*project["dependencies"], *(r for extra in extras for r in project["optional-dependencies"][extra])]
     names = {re.sub(r"[-_.]+", "-", Requirement(r).name.lower()) for r in declared}
-    ours, providers = {"concept_trak", "cluster", "jobs"}, packages_distributions()
+    ours, providers = {"concept_trak", "cluster", "serving", "jobs"}, packages_distributions()
     foreign = imported(package) - ours - set(sys.stdlib_module_names)
     assert len(foreign) > 1, "the walk over the code finds too little"
     undeclared = {name for name in foreign if not names & {re.sub(r"[-_.]+", "-", d.lower()) for d in providers[name]}}

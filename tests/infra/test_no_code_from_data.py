@@ -40,7 +40,9 @@ KNOWN = {
     ("concept_trak/data/format.py", "import_module()"): "the files of its own folder",
     ("concept_trak/data/benchmarks/emoji.py", "import subprocess"): "npm pack, of three packages with pinned digests",
 }
-FILES = [p for top in ("concept_trak", "cluster", "jobs", "infra") for p in sorted((ROOT / top).rglob("*.py"))]
+FILES = [
+    p for top in ("concept_trak", "cluster", "serving", "jobs", "infra") for p in sorted((ROOT / top).rglob("*.py"))
+]
 
 
 def found(source: str) -> Iterator[str]:

@@ -1,5 +1,7 @@
 """A finished audit answers new concepts with the numbers that an audit with these concepts has."""
 
+import asyncio
+import io
 import os
 import shutil
 import subprocess
@@ -10,6 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from aiohttp.test_utils import TestClient, TestServer
 
 import concept_trak as ct
 import jobs.ask
@@ -18,13 +21,16 @@ from concept_trak.attribution.concept import Concept, Phrasing
 from concept_trak.audit import worker
 from concept_trak.audit.finished_audit import open_audit
 from concept_trak.audit.query_features import QueryWorker
-from concept_trak.audit.questions import MovedModel, Questions
+from concept_trak.audit.questions import MovedModel, Questions, own_settings
 from concept_trak.config import WorkerSettings
 from concept_trak.data.benchmarks import synthetic
 from concept_trak.models import small
 from concept_trak.report.publish_answer import AskConfig
 from concept_trak.store.part import Damaged
 from jobs.configure import configure, main
+from serving.answering import Answering
+from serving.application import application
+from serving.kept import KeptQuestions
 from tests.jobs.world import RESOLUTION, Found, World, altered, files_under
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -359,6 +365,31 @@ def test_the_command_prints_as_an_audit_does_and_writes_a_table_and_a_page(said,
         assert words in page
     code, text = said(PROMPT, f"out={out}")
     assert (code, "give another folder" in text) == (2, True)
+
+
+def test_a_server_answers_as_the_command(said, first, pictures, tmp_path):
+    """The same table, row for row, for a prompt and a picture that is sent; the audit's files stay as they are."""
+    own, out = pictures / "0.png", tmp_path / "out"
+    words = ("prompt=a red circle", "without=a circle", "method=das", "samples=2", "top=3")
+    assert said(*words, f"image={own}", f"out={out}")[0] == 0
+    before, audited = files_under(first.store), open_audit(str(first.store), "first")
+    answering = Answering(Questions(audited, worker=own_settings()), KeptQuestions(f"{tmp_path}/kept", audited), 4)
+
+    async def talk() -> None:
+        async with TestClient(TestServer(application(answering))) as client:
+            sent = await (await client.post("/pictures", data=own.read_bytes())).json()
+            asked = {"prompt": "a red circle", "without": "a circle", "samples": 2, "top": 3, "method": ["das"]}
+            key = (await (await client.post("/questions", json=asked | {"image": sent["id"]})).json())["id"]
+            while (state := await (await client.get(f"/questions/{key}")).json())["state"] in ("queued", "running"):
+                await asyncio.sleep(0.02)
+            assert state["state"] == "done", state
+            table = pq.read_table(io.BytesIO(await (await client.get(f"/questions/{key}.parquet")).read()))
+            assert table.equals(pq.read_table(out / "top.parquet"))
+            thumbnail = await client.get(f"/samples/{table['sample_id'][0]}/thumbnail")
+            assert thumbnail.content_type == "image/png"
+
+    asyncio.run(asyncio.wait_for(talk(), 120))
+    assert files_under(first.store) == before
 
 
 def test_one_image_and_several_methods_by_name(said, pictures):

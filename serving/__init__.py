@@ -1,0 +1,1 @@
+"""A finished audit answers questions over HTTP, and on a page with a search box."""

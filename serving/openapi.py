@@ -1,0 +1,93 @@
+"""The description of the interface for programs, as OpenAPI 3.1."""
+
+from typing import Any
+
+from concept_trak import __version__
+from concept_trak.audit.questions import STEPS
+from serving.question import question_schema
+
+STATE = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "question": {"$ref": "#/components/schemas/Question"},
+        "state": {"enum": ["queued", "running", "done", "failed"]},
+        "step": {"type": "integer", "description": f"running: how many of these have begun: {', '.join(STEPS)}"},
+        "ahead": {"type": "integer", "description": "queued: how many questions are answered before it"},
+        "error": {"type": "string", "description": "failed: why"},
+        "result": {
+            "type": "object",
+            "description": "done: `rows` are those of the table, `seconds` those of each step",
+            "properties": {"rows": {"type": "array", "items": {"type": "object"}}, "seconds": {"type": "object"}},
+        },
+    },
+}
+BEGUN = {
+    "type": "object",
+    "properties": {name: {"type": "string"} for name in ("id", "url", "page")},
+    "required": ["id", "url", "page"],
+}
+
+
+def openapi() -> dict[str, Any]:
+    """The document of `GET /openapi.json`."""
+    key = _path("key", "the id of a question", "^[0-9a-f]{20}$")
+    refusals = {
+        "413": "the body is too large",
+        "422": "the question or the picture cannot be used; `error` has the reason",
+        "429": "too many questions wait; Retry-After has the seconds",
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "concept-trak", "version": __version__, "description": "Questions to a finished audit."},
+        "components": {
+            "schemas": {"Question": question_schema()},
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"token": []}],
+        "paths": {
+            "/questions": {
+                "post": {
+                    "summary": "Ask. An equal question has the same id, and is not computed again.",
+                    "requestBody": _json({"$ref": "#/components/schemas/Question"}) | {"required": True},
+                    "responses": {"202": _json(BEGUN, "the question's id"), **_described(refusals)},
+                }
+            },
+            "/pictures": {
+                "post": {
+                    "summary": "Send a picture, which a question then names by its id.",
+                    "requestBody": {"content": {"image/*": {}}, "required": True},
+                    "responses": {"201": _json({"type": "object"}, "`id`, its sha256"), **_described(refusals)},
+                }
+            },
+            "/questions/{key}": _get("How far a question is, and its answer.", key, _json(STATE, "its state")),
+            "/questions/{key}.parquet": _get("The answer as a table.", key, {"description": "a Parquet file"}),
+            "/samples/{sample}/thumbnail": _get(
+                "The thumbnail of a sample that an answer shows.",
+                _path("sample", "the id of a sample"),
+                {"description": "a PNG or JPEG file"},
+            ),
+            "/healthz": {
+                "get": {"summary": "Whether the server runs.", "security": [], "responses": _described({"200": "ok"})}
+            },
+        },
+    }  # fmt: skip
+
+
+def _path(name: str, description: str, pattern: str = "") -> dict[str, Any]:
+    schema = {"type": "string", **({"pattern": pattern} if pattern else {})}
+    return {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
+
+
+def _get(summary: str, parameter: dict[str, Any], response: dict[str, Any]) -> dict[str, Any]:
+    responses = {"200": response, "404": {"description": "there is none"}}
+    return {"get": {"summary": summary, "parameters": [parameter], "responses": responses}}
+
+
+def _json(schema: dict[str, Any], description: str = "") -> dict[str, Any]:
+    described = {"description": description} if description else {}
+    return {"content": {"application/json": {"schema": schema}}, **described}
+
+
+def _described(statuses: dict[str, str]) -> dict[str, Any]:
+    return {status: {"description": text} for status, text in statuses.items()}

@@ -1,0 +1,99 @@
+"""A stand-in for the questions of an audit: it answers at once, or when a test lets it, and needs no model."""
+
+import io
+import threading
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from PIL import Image
+
+from concept_trak import UserError
+from concept_trak.attribution.concept import Concept
+from concept_trak.audit.questions import STEPS
+from concept_trak.store.tables import from_rows
+from serving.answering import Answering
+from serving.kept import KeptQuestions
+
+RESULTS: Any = SimpleNamespace(
+    manifest={"files": {"audit.yaml": {"sha256": "a"}, "plan.parquet": {"sha256": "b"}}},
+    audit=SimpleNamespace(id="first"),
+)
+STRANGE = '../a/"><script>1</script>'
+"""An id that is a path, and would be a script."""
+CAPTION = "a <b>red</b> square"
+
+
+def picture(colour: str = "red", side: int = 4, kind: str = "PNG") -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (side, side), colour).save(out, kind)
+    return out.getvalue()
+
+
+class Stand:
+    """As `Questions`. `wait` holds every answer back until it is set; `fails` is raised in place of an answer."""
+
+    def __init__(self, wait: bool = False) -> None:
+        data = SimpleNamespace(transparency="white", most_pixels=10_000, uri="/data/train")
+        methods = dict.fromkeys(("caption_trak", "das"))
+        self.config = SimpleNamespace(audit="first", methods=methods, concepts=(), data=data)
+        self.records = {"caption_trak": [SimpleNamespace(rows=9)]}
+        self.asked, self.go, self.fails = list[Concept](), threading.Event(), list[Exception]()
+        self.begun = threading.Event()
+        if not wait:
+            self.go.set()
+
+    def configuration(self, concepts: Sequence[Concept], methods: Sequence[str], top: int, pictured: int) -> None:
+        if unknown := set(methods) - set(self.config.methods):
+            raise UserError(f"method={unknown.pop()!r}: audit first has caption_trak, das")
+
+    def ask(
+        self, concepts: Sequence[Concept], methods: Sequence[str], top: int, pictured: int, begun: Callable[[str], None]
+    ) -> Any:
+        self.asked += concepts
+        begun(STEPS[0])
+        begun(STEPS[1])
+        self.begun.set()
+        assert self.go.wait(20)
+        if self.fails:
+            raise self.fails.pop()
+        return answer(concepts[0], methods)
+
+
+def answer(concept: Concept, methods: Sequence[str]) -> Any:
+    kinds = {"concept": "string", "method": "string", "form": "string", "end": "string", "rank": "int64",
+             "sample_id": "string", "score": "float64", "percentile": "float64", "caption": "string",
+             "low": "float32", "high": "float32", "rank_low": "int64", "rank_high": "int64",
+             "source": "string", "row": "int64", "duplicate_of": "string", "colour": "string"}  # fmt: skip
+    rows = [
+        {"concept": "question", "method": method, "form": form, "end": end, "rank": 1, "sample_id": sample,
+         "score": float("nan") if form == "plain" else 0.5, "percentile": 100.0, "caption": CAPTION,
+         "low": 0.25 if end == "top" else None, "high": 0.75, "rank_low": 1, "rank_high": 7,
+         "source": "/data/train/0.parquet", "row": 3, "duplicate_of": "", "colour": "red"}
+        for method in methods for form in ("damped", "plain") for end, sample in (("top", STRANGE), ("bottom", "b"))
+    ]  # fmt: skip
+    config = SimpleNamespace(concepts=(concept,), methods=dict.fromkeys(methods))
+    return SimpleNamespace(
+        table=from_rows(kinds, rows),
+        seconds={"model": 0.5, "query": 1.0},
+        run=SimpleNamespace(prepared=SimpleNamespace(config=config, resolution=16)),
+        results=SimpleNamespace(
+            samples={s: SimpleNamespace(sample_id=s, png=picture()) for s in (STRANGE, "b")},
+            queries={(method, concept.name): SimpleNamespace(pictures=(picture("blue"),)) for method in methods},
+            solutions={method: SimpleNamespace(count=9) for method in methods},
+        ),
+    )
+
+
+class Kept(KeptQuestions):
+    """The sentence about an answer is made of results that the stand-in does not have."""
+
+    def _in_words(self, answer: Any) -> dict[str, dict[str, Any]]:
+        return {
+            method: {"text": "Nothing <stands> out.", "stands_out": False}
+            for method in answer.run.prepared.config.methods
+        }
+
+
+def answering(folder: str, questions: Any = None, most: int = 4) -> Answering:
+    return Answering(questions or Stand(), Kept(folder, RESULTS), most)

@@ -1,0 +1,299 @@
+"""What each path answers, with a stand-in for the model; tests/jobs/test_ask.py compares with the real answers."""
+
+import asyncio
+import base64
+import io
+import json
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import aiohttp
+import pyarrow.parquet as pq
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from concept_trak import UserError
+from serving.application import application
+from serving.question import Question
+from tests.serving.stand_in import CAPTION, STRANGE, Stand, answering, picture
+
+RED = {"prompt": "a red triangle", "without": "a triangle"}
+PAGE = {"Accept": "text/html"}
+TOKEN = "0123456789abcdef"
+
+
+@pytest.fixture
+def serve(tmp_path) -> Callable[..., None]:
+    """Runs a conversation with a server of its own, whose links are kept in one folder of the test."""
+
+    def run(talk: Callable[[Any], Awaitable[None]], questions: Any = None, most: int = 4, **more: Any) -> None:
+        async def whole() -> None:
+            app = application(answering(f"{tmp_path}/questions", questions, most), **more)
+            async with TestClient(TestServer(app), cookie_jar=aiohttp.DummyCookieJar()) as client:
+                await talk(client)
+
+        asyncio.run(asyncio.wait_for(whole(), 30))
+
+    return run
+
+
+async def posted(client: Any, **question: Any) -> str:
+    async with client.post("/questions", json=question) as response:
+        assert response.status == 202, await response.text()
+        return (await response.json())["id"]
+
+
+async def ended(client: Any, key: str) -> dict[str, Any]:
+    while (question := await (await client.get(f"/questions/{key}")).json())["state"] in ("queued", "running"):
+        await asyncio.sleep(0.005)
+    return question
+
+
+def test_a_question_is_answered_and_an_equal_one_has_its_id(serve):
+    questions = Stand()
+
+    async def talk(client: Any) -> None:
+        key = await posted(client, **RED)
+        done = await ended(client, key)
+        assert (done["state"], done["question"]["prompt"]) == ("done", "a red triangle")
+        rows = done["result"]["rows"]
+        assert [row["method"] for row in rows] == 4 * ["caption_trak"] + 4 * ["das"]
+        assert {row["score"] for row in rows} == {0.5, None}, "JSON has no NaN"
+        assert done["result"]["seconds"] == {"model": 0.5, "query": 1.0}
+        same = await posted(client, **RED, method=["das", "caption_trak"], seed=0)
+        assert same == key
+        other = await posted(client, **RED, seed=1)
+        assert other != key
+        await ended(client, other)
+        async with client.get(f"/questions/{key}.parquet") as response:
+            assert response.content_type == "application/vnd.apache.parquet"
+            table = pq.read_table(io.BytesIO(await response.read()))
+        assert table["sample_id"].to_pylist()[0] == STRANGE
+
+    serve(talk, questions)
+    assert [concept.seed for concept in questions.asked] == [0, 1], "an equal question was computed again"
+    assert (questions.asked[0].prompt, questions.asked[0].without_prompt) == ("a red triangle", "a triangle")
+
+
+def test_links_are_permanent_and_a_question_that_was_left_is_answered_by_the_next_server(serve, tmp_path):
+    left = answering(f"{tmp_path}/questions")
+    key = left.kept.keep_question(Question(prompt="left").by(("caption_trak", "das")))
+    again, keys = Stand(), [key]
+
+    async def first(client: Any) -> None:
+        keys.append(await posted(client, **RED))
+        await ended(client, keys[1])
+
+    async def second(client: Any) -> None:
+        assert (await ended(client, keys[1]))["state"] == "done"
+        assert again.asked == [], "an answer that is kept was computed again"
+        assert (await ended(client, key))["state"] == "done"
+
+    serve(first)
+    serve(second, again)
+    assert [concept.prompt for concept in again.asked] == ["left"]
+
+
+def test_the_page_asks_waits_and_shows(serve):
+    questions = Stand(wait=True)
+
+    async def talk(client: Any) -> None:
+        form = await (await client.get("/")).text()
+        assert len(labels := re.findall(r'<label for="(\w+)"', form)) == 7
+        assert set(labels) == set(re.findall(r'<input id="(\w+)"', form)), "a field has no label"
+        fields = {
+            "prompt": "a red triangle",
+            "minus": "red",
+            "without": "",
+            "method": "das",
+            "samples": "2",
+            "top": "3",
+        }
+        async with client.post("/answers", data=fields, allow_redirects=False) as response:
+            assert response.status == 303
+            link = response.headers["Location"]
+        await asyncio.to_thread(questions.begun.wait, 20)
+        waiting = await (await client.get(link)).text()
+        assert "Step 2 of 5" in waiting
+        assert 'value="a red triangle"' in waiting
+        questions.go.set()
+        await ended(client, link.rpartition("/")[2])
+        page = await (await client.get(link)).text()
+        assert "what <q>a red triangle</q> has and <q>a triangle</q> does not" in page
+        assert page.count("<h3") == 1, "one method was chosen"
+        assert "a &lt;b&gt;red&lt;/b&gt; square" in page
+        assert CAPTION not in page
+        assert page.count("0.250 to 0.750") == page.count("</span>1 to 7</span>") == 1, "one interval is not known"
+        assert "<b>Nothing &lt;stands&gt; out.</b>" in page
+        assert "<script>" not in page, "an id is a script"
+        (thumbnail,) = set(re.findall(r'src="(/samples/\.\.[^"]+)"', page))
+        async with client.get(aiohttp.client.URL(thumbnail, encoded=True)) as response:
+            assert (response.status, response.content_type) == (200, "image/png")
+        assert (await client.get("/samples/unknown/thumbnail")).status == 404
+
+    serve(talk, questions)
+    assert (questions.asked[0].minus, questions.asked[0].samples) == ("red", 2)
+
+
+def test_pictures_are_decoded_first_and_then_asked_about(serve):
+    questions = Stand()
+
+    async def talk(client: Any) -> None:
+        sent = await (await client.post("/pictures", data=picture("green", 50))).json()
+        key = await posted(client, **RED, image=sent["id"])
+        assert (await ended(client, key))["state"] == "done"
+        form = aiohttp.FormData({"prompt": ""})
+        form.add_field("picture", picture("green", 60), filename="a.png")
+        async with client.post("/answers", data=form, allow_redirects=False) as response:
+            assert response.status == 303, await response.text()
+            assert (await ended(client, response.headers["Location"][-20:]))["question"]["examples"]
+        for data, message in ((b"no picture", "no image format"), (picture("red", 101), "more than data.most_pixels")):
+            async with client.post("/pictures", data=data) as response:
+                assert response.status == 422
+                assert message in (await response.json())["error"]
+        async with client.post("/questions", json={**RED, "image": "0" * 64}) as response:
+            assert "send it with `POST /pictures` first" in (await response.json())["error"]
+        assert (await client.post("/pictures", data=b"0" * 20_001)).status == 413
+
+    serve(talk, questions, most_bytes=20_000)
+    assert [(c.scope, len(c.examples)) for c in questions.asked] == [("local", 0), ("global", 1)]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("[[", "the body is no JSON"),
+        ("[" * 50_000, "the body is no JSON"),
+        ("[]", "expected a JSON object"),
+        ('{"promt": "a"}', "did you mean prompt?"),
+        ('{"prompt": 3}', "prompt is no text"),
+        ("{}", "give either prompt or labels"),
+        (json.dumps({"prompt": "a" * 1001}), "prompt has 1001 characters; expected at most 1000"),
+        ('{"prompt": "a", "top": 201}', "top=201; expected 1 to 200"),
+        ('{"prompt": "a", "samples": 0}', "samples=0; expected 1 to 64"),
+        ('{"prompt": "a", "method": ["trak"]}', "audit first has caption_trak, das"),
+        ('{"prompt": "a", "image": "/etc/passwd"}', "is no id of a picture"),
+        ('{"prompt": "a", "examples": ["../../x"]}', "is no id of a picture"),
+    ],
+)
+def test_what_is_wrong_is_said_at_once(serve, body, message):
+    async def talk(client: Any) -> None:
+        async with client.post("/questions", data=body) as response:
+            assert response.status == 422
+            assert message in (await response.json())["error"]
+
+    questions = Stand()
+    serve(talk, questions)
+    assert not questions.asked
+
+
+def test_a_form_that_is_refused_keeps_its_words(serve):
+    async def talk(client: Any) -> None:
+        async with client.post("/answers", data={"prompt": "a cat", "top": "many"}, headers=PAGE) as response:
+            page = await response.text()
+            assert response.status == 422
+            assert "expected whole numbers" in page
+            assert 'value="a cat"' in page
+
+    serve(talk)
+
+
+def test_a_full_queue_says_when_to_come_again(serve):
+    questions = Stand(wait=True)
+
+    async def talk(client: Any) -> None:
+        running = await posted(client, prompt="0")
+        await asyncio.to_thread(questions.begun.wait, 20)
+        waiting = [await posted(client, prompt=str(i)) for i in (1, 2)]
+        states = [await (await client.get(f"/questions/{key}")).json() for key in (running, *waiting)]
+        assert [(s["state"], s["step"], s["ahead"]) for s in states] == [
+            ("running", 2, 0),
+            ("queued", 0, 1),
+            ("queued", 0, 2),
+        ]
+        for path, headers in (("/questions", {}), ("/pictures", {}), ("/answers", PAGE)):
+            async with client.post(path, data="{}", headers=headers) as response:
+                assert response.status == 429
+                assert int(response.headers["Retry-After"]) >= 1
+        assert (await client.get(f"/questions/{running}.parquet")).status == 409
+        questions.go.set()
+        assert [(await ended(client, key))["state"] for key in (running, *waiting)] == ["done"] * 3
+
+    serve(talk, questions, most=2)
+    assert [concept.prompt for concept in questions.asked] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (UserError("the model takes labels"), "the model takes labels"),
+        (OSError("s3: down"), "storage failed, ask again: s3: down"),
+        (ValueError("a bug"), "the server has failed at this question; its log has the reason"),
+    ],
+)
+def test_a_question_that_fails_says_why_and_may_be_asked_again(serve, error, message):
+    questions = Stand()
+    questions.fails.append(error)
+
+    async def talk(client: Any) -> None:
+        failed = await ended(client, key := await posted(client, **RED))
+        assert (failed["state"], failed["error"]) == ("failed", message)
+        assert message in await (await client.get(f"/answers/{key}")).text()
+        assert (await ended(client, await posted(client, **RED)))["state"] == "done"
+
+    serve(talk, questions)
+
+
+def test_unknown_addresses_are_404(serve):
+    async def talk(client: Any) -> None:
+        for path in ("/questions/" + "0" * 20, "/answers/" + "0" * 20, "/questions/..%2f..%2fx", "/nowhere"):
+            assert (await client.get(path)).status == 404
+        assert (await (await client.get("/questions/" + "0" * 20)).json())["error"] == "no question has this address"
+
+    serve(talk)
+
+
+def test_without_the_token_nothing_is_said(serve):
+    def basic(password: str) -> str:
+        return f"Basic {base64.b64encode(f'anybody:{password}'.encode()).decode()}"
+
+    async def talk(client: Any) -> None:
+        wrong = ("", "Bearer", f"Bearer {TOKEN}0", f"Digest {TOKEN}", "Basic !", basic("x"), basic(""), "Bearer é")
+        for path in ("/", "/questions/" + "0" * 20, "/script.js", "/openapi.json", "/nowhere"):
+            for header in wrong:
+                async with client.get(path, headers={"Authorization": header}) as response:
+                    assert (response.status, await response.read()) == (401, b"")
+                    assert response.headers["Server"] == "concept-trak"
+        for header in (f"Bearer {TOKEN}", f"bearer {TOKEN}", basic(TOKEN)):
+            assert (await client.get("/", headers={"Authorization": header, "Host": "audits.example"})).status == 200
+        assert await (await client.get("/healthz")).text() == "ok\n"
+
+    serve(talk, token=TOKEN)
+
+
+def test_other_sites_cannot_ask_through_a_browser_on_this_machine(serve):
+    async def talk(client: Any) -> None:
+        own = f"127.0.0.1:{client.port}"
+        for host, status in (("evil.example", 403), (f"127.0.0.1@evil.example:{client.port}", 403), ("", 403),
+                             (f"localhost:{client.port}", 200), (f"[::1]:{client.port}", 200)):  # fmt: skip
+            assert (await client.get("/", headers={"Host": host})).status == status, host
+        for origin, status in (("https://evil.example", 403), ("null", 403), (f"http://{own}", 202)):
+            async with client.post("/questions", json=RED, headers={"Origin": origin}) as response:
+                assert response.status == status, origin
+        policy = (await client.get("/")).headers["Content-Security-Policy"]
+        assert "unsafe-eval" not in policy
+        assert "script-src 'self';" in policy
+
+    serve(talk)
+
+
+def test_the_description_has_every_path_and_every_field(serve):
+    async def talk(client: Any) -> None:
+        described = await (await client.get("/openapi.json")).json()
+        assert set(described["components"]["schemas"]["Question"]["properties"]) == set(Question.__dataclass_fields__)
+        routes = {r.resource.canonical for r in client.app.router.routes() if r.resource is not None}
+        pages = {"/", "/answers", "/answers/{key}", "/script.js", "/openapi.json"}
+        assert set(described["paths"]) == routes - pages
+
+    serve(talk)

@@ -1,0 +1,93 @@
+"""The command as people start it, and its page in a real browser: type, ask, wait, filter, go back."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.jobs.world import build
+from tests.report.browser import CHROMIUM
+from tests.serving.browsing import browser, complaints
+from tests.serving.stand_in import picture
+
+pytestmark = [pytest.mark.soak, pytest.mark.skipif(CHROMIUM is None, reason="needs the program `chromium` on PATH")]
+ROOT = Path(__file__).resolve().parents[2]
+ANSWERED = "!!document.getElementById('answer')"
+DARK = "getComputedStyle(document.body).backgroundColor == 'rgb(21, 24, 27)'"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("served")
+    done = build(root / "world").audit(root / "store", model="pixels", method="[caption_trak,das]", data="few")
+    assert done.code == 0
+    return done.store
+
+
+@pytest.fixture
+def url(store) -> Iterator[str]:
+    """A server as a process of its own, which must end well when it is terminated."""
+    command = [sys.executable, "-m", "jobs.serve", f"store={store}", "audit=first", "port=0"]
+    own = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=ROOT, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("listening  http://127.0.0.1:"), (line, process.stderr)
+        yield line.split()[1]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert process.communicate()[1] == ""
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_question_from_the_search_box_to_pictures(url, tmp_path):
+    (tmp_path / "own.png").write_bytes(picture("red", 64))
+
+    async def person() -> None:
+        async with browser(tmp_path) as tab:
+            await tab.open(f"{url}/")
+            await tab.type("prompt", "a red triangle")
+            await tab.type("minus", "red")
+            await tab.press("Enter", 13)
+            await tab.until(ANSWERED)
+            first = await tab.evaluate("location.href")
+            assert first.startswith(f"{url}/answers/")
+            assert "what a red triangle has and a triangle does not" in await tab.evaluate("document.body.innerText")
+            for width, scheme in ((1280, "light"), (400, "light"), (400, "dark")):
+                shot = await tab.look(f"{width}-{scheme}", width, scheme)
+                assert await tab.evaluate("document.documentElement.scrollWidth") == width, "the page is cut off"
+                assert await tab.evaluate(DARK) is (scheme == "dark")
+                assert len(Image.open(shot).convert("RGB").getcolors(1 << 24) or []) > 100, "no picture is drawn"
+            items = "[...document.querySelectorAll('#answer li')].filter(i => !i.hidden)"
+            before = await tab.evaluate(f"{items}.length")
+            await tab.type("filter", "a red")
+            assert 0 < await tab.evaluate(f"{items}.length") < before
+            assert await tab.evaluate(f"{items}.every(i => i.dataset.text.includes('red'))")
+            assert "shown" in await tab.evaluate("document.getElementById('filter-count').textContent")
+            await tab.choose("picture", tmp_path / "own.png")
+            await tab.until("document.getElementById('preview').naturalWidth == 64")
+            await tab.evaluate("for (const i of document.querySelectorAll('[value=das]')) i.checked = false")
+            await tab.evaluate("document.querySelector('form').requestSubmit()")
+            await tab.until(f"location.href != {first!r} && ({ANSWERED})")
+            assert "in this one picture" in await tab.evaluate("document.body.innerText")
+            assert await tab.evaluate("document.querySelectorAll('#answer h3').length") == 1
+            await tab.evaluate("history.back()")
+            await tab.until(f"location.href == {first!r} && ({ANSWERED})")
+            await tab.open(f"{url}/")
+            await tab.type("minus", "blue")
+            await tab.press("Enter", 13)
+            await tab.until("!!document.querySelector('[role=alert]')")
+            assert await tab.evaluate("document.getElementById('minus').value") == "blue"
+
+    asyncio.run(asyncio.wait_for(person(), 200))
+    unexpected = [line for line in complaints(tmp_path) if "422" not in line]
+    assert unexpected == [], "the browser complains"

@@ -1,0 +1,60 @@
+"""What a server needs before it listens: an address that is free, and off loopback a token."""
+
+import pytest
+
+from concept_trak import UserError
+from serving.guard import is_this_machine
+from serving.listen import TOKEN, ServeConfig, bound, listen, own_token
+
+
+@pytest.mark.parametrize(
+    ("token", "address", "message"),
+    [
+        ("", "0.0.0.0", "is not set, and other machines can reach this address"),
+        ("", "192.0.2.1", "is not set"),
+        ("short", "127.0.0.1", "has 5 characters"),
+        ("é" * 16, "0.0.0.0", "expected at least 16 ASCII characters"),
+        ("0123456789abcdef\n", "0.0.0.0", "expected at least 16 ASCII characters"),
+    ],
+)
+def test_a_token_is_needed_off_loopback(monkeypatch, token, address, message):
+    monkeypatch.setenv(TOKEN, token)
+    with pytest.raises(UserError, match=message) as raised:
+        own_token(address)
+    assert not token.strip() or token not in str(raised.value)
+
+
+def test_a_token_that_is_given_is_needed_on_loopback_too(monkeypatch):
+    monkeypatch.setenv(TOKEN, "0123456789abcdef")
+    assert own_token("127.0.0.1") == own_token("::1") == "0123456789abcdef"
+    monkeypatch.delenv(TOKEN)
+    assert own_token("127.0.0.1") == own_token("::1") == ""
+
+
+def test_an_address_that_is_taken_or_elsewhere_is_named():
+    with bound("127.0.0.1", 0) as sock:
+        port = sock.getsockname()[1]
+        with pytest.raises(UserError, match=f"host=127.0.0.1 port={port} cannot be listened on"):
+            bound("127.0.0.1", port)
+    with pytest.raises(UserError, match=r"host=192.0.2.1 port=0 cannot be listened on"):
+        bound("192.0.2.1", 0)
+
+
+@pytest.mark.parametrize(("key", "value"), [("port", 65536), ("queue", 0), ("most_bytes", 1)])
+def test_settings_have_ranges(key, value):
+    with pytest.raises(UserError, match=f"{key}={value}; expected"):
+        ServeConfig(**{key: value})
+
+
+def test_the_audit_is_named():
+    with pytest.raises(UserError, match="which audit is asked"):
+        listen(ServeConfig())
+
+
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [("localhost", True), ("127.0.0.1:8000", True), ("127.1.2.3", True), ("[::1]:8000", True), ("LOCALHOST:1", True),
+     ("", False), ("localhost.example", False), ("10.0.0.1:8000", False), ("[", False), ("a@localhost", False)],
+)  # fmt: skip
+def test_hosts_of_this_machine(host, own):
+    assert is_this_machine(host) is own
