@@ -11,7 +11,7 @@ from concept_trak import UserError
 from concept_trak.audit.questions import STEPS, Questions
 from concept_trak.data.text import escaped, one_line
 from concept_trak.store.secrets import redacted, without_secrets
-from serving.kept import KeptQuestions
+from serving.archive import QuestionArchive
 from serving.question import Question
 
 MOST_FAILURES = 256
@@ -52,12 +52,12 @@ class Answering:
 
     Args:
         questions: the audit and its model.
-        kept: where questions and answers are kept.
+        archive: where questions and answers are kept.
         most: the length of the queue.
     """
 
-    def __init__(self, questions: Questions, kept: KeptQuestions, most: int) -> None:
-        self.questions, self.kept, self.most = questions, kept, most
+    def __init__(self, questions: Questions, archive: QuestionArchive, most: int) -> None:
+        self.questions, self.archive, self.most = questions, archive, most
         self._queued, self._failed = OrderedDict[str, Question](), OrderedDict[str, str]()
         self._running, self._step, self._stopped, self._seconds = "", 0, False, FIRST_GUESS
         self._changed = threading.Condition()
@@ -83,13 +83,13 @@ class Answering:
             OSError: the folder of the questions cannot be written.
         """
         question = question.by(tuple(self.questions.config.methods))
-        self.questions.configuration([question.concept(self.kept.pictures)], question.method, question.top, 0)
-        self.kept.require_pictures(question)
-        key = question.id(self.kept.settings)
-        if self.kept.is_answered(key):
+        self.questions.configuration([question.concept(self.archive.pictures)], question.method, question.top, 0)
+        self.archive.require_pictures(question)
+        key = question.id(self.archive.settings)
+        if self.archive.is_answered(key):
             return key
         self.require_space(key)
-        self.kept.keep_question(question)
+        self.archive.keep_question(question)
         with self._changed:
             self.require_space(key)
             if key != self._running and key not in self._queued:
@@ -120,9 +120,9 @@ class Answering:
                 return Progress("queued", ahead=list(self._queued).index(key) + bool(self._running))
             if key in self._failed:
                 return Progress("failed", error=self._failed[key])
-        if self.kept.is_answered(key):
+        if self.archive.is_answered(key):
             return Progress("done")
-        if (question := self.kept.question(key)) is None:
+        if (question := self.archive.question(key)) is None:
             return None
         self.submit(question)
         return Progress("queued", ahead=len(self._queued))
@@ -153,9 +153,9 @@ class Answering:
         return key, question
 
     def _answer(self, key: str, question: Question) -> None:
-        concept, top = question.concept(self.kept.pictures), question.top
+        concept, top = question.concept(self.archive.pictures), question.top
         answer = self.questions.ask([concept], question.method, top, pictured=top, begun=self._begun)
-        self.kept.keep_answer(key, answer)
+        self.archive.keep_answer(key, answer)
 
     def _begun(self, step: str) -> None:
         self._step = STEPS.index(step) + 1

@@ -69,7 +69,7 @@ class Handlers:
     """What each path answers. Storage and pictures are read in threads, so that no request waits for another's."""
 
     def __init__(self, answering: Answering) -> None:
-        self.answering, self.kept, self.pages = answering, answering.kept, Pages(answering.questions)
+        self.answering, self.archive, self.pages = answering, answering.archive, Pages(answering.questions)
         self._uploads, self._decoding = asyncio.Semaphore(UPLOADS), asyncio.Lock()
 
     @web.middleware
@@ -160,7 +160,7 @@ class Handlers:
         key, _, progress = await self._known(request)
         if progress.state != "done":
             raise web.HTTPConflict(reason=f"the question is {progress.state}")
-        data = await asyncio.to_thread(self.kept.table, key)
+        data = await asyncio.to_thread(self.archive.table, key)
         name = f'attachment; filename="{key}.parquet"'
         kind = "application/vnd.apache.parquet"
         return web.Response(body=data, content_type=kind, headers={"Content-Disposition": name, "Cache-Control": WEEK})
@@ -173,7 +173,7 @@ class Handlers:
         return web.Response(text=text, content_type="text/html")
 
     async def thumbnail(self, request: web.Request) -> web.Response:
-        thumbnail = await asyncio.to_thread(self.kept.thumbnail, request.match_info["sample"])
+        thumbnail = await asyncio.to_thread(self.archive.thumbnail, request.match_info["sample"])
         if thumbnail is None:
             raise web.HTTPNotFound(reason="no answer shows this sample")
         return web.Response(body=thumbnail[0], content_type=thumbnail[1], headers={"Cache-Control": WEEK})
@@ -181,14 +181,14 @@ class Handlers:
     async def _known(self, request: web.Request) -> tuple[str, Question, Progress]:
         """The id, the question and its progress; 404 for an id that nobody has."""
         key = request.match_info["key"]
-        question = await asyncio.to_thread(self.kept.question, key)
+        question = await asyncio.to_thread(self.archive.question, key)
         progress = await asyncio.to_thread(self.answering.progress, key) if question is not None else None
         if question is None or progress is None:
             raise web.HTTPNotFound(reason="no question has this address")
         return key, question, progress
 
     def _answer(self, key: str) -> tuple[dict[str, Any], Any]:
-        beside, table = self.kept.answer(key), self.kept.table(key)
+        beside, table = self.archive.answer(key), self.archive.table(key)
         assert beside is not None, "the answer is kept before the question is done"
         assert table is not None, "the table is kept before what the page shows beside it"
         return beside, read_parquet(table)
@@ -202,7 +202,7 @@ class Handlers:
         config = self.answering.questions.config.data
         most = min(config.most_pixels, MOST_PICTURE_PIXELS)
         async with self._decoding:
-            return await asyncio.to_thread(self.kept.keep_picture, data, config.transparency, most)
+            return await asyncio.to_thread(self.archive.keep_picture, data, config.transparency, most)
 
 
 def _whole_numbers(texts: dict[str, str]) -> dict[str, Any]:

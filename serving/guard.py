@@ -59,15 +59,15 @@ def guard(token: str) -> Middleware:
 
 def is_authorized(header: str, token: str) -> bool:
     """Whether an Authorization header has the token: as a bearer token, or as the password of Basic (for browsers)."""
-    scheme, _, given = header.partition(" ")
+    scheme, _, secret = header.partition(" ")
     if scheme.lower() == "basic":
         try:
-            given = base64.b64decode(given, validate=True).decode().partition(":")[2]
+            secret = base64.b64decode(secret, validate=True).decode().partition(":")[2]
         except (binascii.Error, UnicodeDecodeError):
-            given = ""
+            secret = ""
     elif scheme.lower() != "bearer":
-        given = ""
-    return hmac.compare_digest(_digest(given), _digest(token))
+        secret = ""
+    return hmac.compare_digest(_digest(secret), _digest(token))
 
 
 def _digest(text: str) -> bytes:

@@ -16,8 +16,8 @@ from concept_trak.audit.questions import MovedModel, Questions
 from concept_trak.config import absolute
 from serving.answering import Answering
 from serving.application import application
+from serving.archive import QuestionArchive
 from serving.guard import is_loopback
-from serving.kept import KeptQuestions
 
 TOKEN = "CONCEPT_TRAK_TOKEN"
 """The environment variable with the token: a setting would be visible to everybody in the list of processes."""
@@ -107,7 +107,7 @@ def _answering(config: ServeConfig) -> Answering:
     questions = Questions(results, config.model)
     questions.load()
     folder = absolute(config.questions) if config.questions else f"{store.rstrip('/')}/questions"
-    return Answering(questions, KeptQuestions(folder, results), config.queue)
+    return Answering(questions, QuestionArchive(folder, results), config.queue)
 
 
 def _url(sock: socket.socket) -> str:

@@ -78,16 +78,16 @@ class Pages:
             answer: what is shown beside the table, and the table; None before the question is done.
         """
         problem = f"The question has no answer: {progress.error}" if progress.error else ""
-        shown = {}
+        content = {}
         if answer is not None:
             beside, table = answer
             small = beside["resolution"] < PIXELATED_BELOW
-            shown = {"beside": beside, "rankings": rankings(table), "small": small}
-        return self._render(asdict(question), problem, key=key, progress=progress, **shown)
+            content = {"beside": beside, "rankings": rankings(table), "small": small}
+        return self._render(asdict(question), problem, key=key, progress=progress, **content)
 
-    def _render(self, values: Mapping[str, Any], problem: str, **shown: Any) -> str:
+    def _render(self, values: Mapping[str, Any], problem: str, **content: Any) -> str:
         empty = {"key": "", "progress": None, "beside": None, "rankings": {}, "small": False}
-        return self._template.render({**self._constant, **empty, **shown, "values": values, "problem": problem})
+        return self._template.render({**self._constant, **empty, **content, "values": values, "problem": problem})
 
 
 def rankings(table: pa.Table) -> dict[str, dict[str, list[dict[str, Any]]]]:

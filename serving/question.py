@@ -78,8 +78,8 @@ class Question:
 
     def by(self, methods: Sequence[str]) -> "Question":
         """The same question with its methods in the order of the audit, so that equal questions are equal."""
-        known = [method for method in methods if method in self.method or not self.method]
-        return replace(self, method=(*known, *(m for m in self.method if m not in methods)))
+        present = [method for method in methods if method in self.method or not self.method]
+        return replace(self, method=(*present, *(m for m in self.method if m not in methods)))
 
     def id(self, audit: str) -> str:
         """Equal for equal questions to the same audit, on every server.

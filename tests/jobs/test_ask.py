@@ -30,7 +30,7 @@ from concept_trak.store.part import Damaged
 from jobs.configure import configure, main
 from serving.answering import Answering
 from serving.application import application
-from serving.kept import KeptQuestions
+from serving.archive import QuestionArchive
 from tests.jobs.world import RESOLUTION, Found, World, altered, files_under
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -373,7 +373,7 @@ def test_a_server_answers_as_the_command(said, first, pictures, tmp_path):
     words = ("prompt=a red circle", "without=a circle", "method=das", "samples=2", "top=3")
     assert said(*words, f"image={own}", f"out={out}")[0] == 0
     before, audited = files_under(first.store), open_audit(str(first.store), "first")
-    answering = Answering(Questions(audited, worker=own_settings()), KeptQuestions(f"{tmp_path}/kept", audited), 4)
+    answering = Answering(Questions(audited, worker=own_settings()), QuestionArchive(f"{tmp_path}/kept", audited), 4)
 
     async def talk() -> None:
         async with TestClient(TestServer(application(answering))) as client:

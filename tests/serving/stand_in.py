@@ -13,7 +13,7 @@ from concept_trak.attribution.concept import Concept
 from concept_trak.audit.questions import STEPS
 from concept_trak.store.tables import from_rows
 from serving.answering import Answering
-from serving.kept import KeptQuestions
+from serving.archive import QuestionArchive
 
 RESULTS: Any = SimpleNamespace(
     manifest={"files": {"audit.yaml": {"sha256": "a"}, "plan.parquet": {"sha256": "b"}}},
@@ -85,7 +85,7 @@ def answer(concept: Concept, methods: Sequence[str]) -> Any:
     )
 
 
-class Kept(KeptQuestions):
+class Kept(QuestionArchive):
     """The sentence about an answer is made of results that the stand-in does not have."""
 
     def _in_words(self, answer: Any) -> dict[str, dict[str, Any]]:

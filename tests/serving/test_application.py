@@ -78,7 +78,7 @@ def test_a_question_is_answered_and_an_equal_one_has_its_id(serve):
 
 def test_links_are_permanent_and_a_question_that_was_left_is_answered_by_the_next_server(serve, tmp_path):
     left = answering(f"{tmp_path}/questions")
-    key = left.kept.keep_question(Question(prompt="left").by(("caption_trak", "das")))
+    key = left.archive.keep_question(Question(prompt="left").by(("caption_trak", "das")))
     again, keys = Stand(), [key]
 
     async def first(client: Any) -> None:

@@ -29,7 +29,7 @@ KINDS = {"png": "image/png", "jpg": "image/jpeg"}
 """The types of thumbnails by the endings of their files."""
 
 
-class KeptQuestions:
+class QuestionArchive:
     """The questions to one audit, with their answers.
 
     Args:
