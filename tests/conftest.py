@@ -1,6 +1,7 @@
 """Set before anything imports Ray or torch: no token file in the home directory, one thread, no network."""
 
 import os
+import signal
 
 import pytest
 
@@ -11,6 +12,10 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# Whoever is started by a shell in the background ignores Ctrl-C, and so do the programs that the tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 shape_checks.install()
 
