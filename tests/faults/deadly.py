@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from concept_trak.attribution.features import Features
+from concept_trak.attribution.features import Features, discard_report
 from concept_trak.audit import featurize
 from concept_trak.store.store import Store
 
@@ -90,15 +90,15 @@ class Fated(featurize.FeaturizeWorker):
         finally:
             self.store = sound
 
-    def features(self, row, ready) -> Features:
+    def features(self, methods, batch, report=discard_report) -> list[Features]:
         with open(books() / "work", "a") as file:
-            file.write(f"{self.now} {len(ready)}\n")
+            file.write(f"{self.now} {len(batch)}\n")
         if self.fate == "mid_shard":
             (books() / "pid").write_text(str(os.getpid()))
             time.sleep(600)  # until it is killed from outside
         if self.fate == "out_of_memory":
             exhaust()
-        return super().features(row, ready)
+        return super().features(methods, batch, report)
 
 
 def exhaust() -> None:
