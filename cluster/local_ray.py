@@ -44,8 +44,10 @@ def start() -> None:
 
 
 def connection() -> str:
-    """The id of this process's connection to Ray."""
-    return ray.get_runtime_context().get_worker_id()
+    """The id of this process's connection to Ray: of the node, because the first job of every cluster has the same id
+    and so has its driver."""
+    context = ray.get_runtime_context()
+    return f"{context.get_node_id()} {context.get_worker_id()}"
 
 
 def require_alive() -> None:

@@ -102,6 +102,7 @@ def test_the_page_asks_waits_and_shows(serve):
         form = await (await client.get("/")).text()
         assert len(labels := re.findall(r'<label for="(\w+)"', form)) == 7
         assert set(labels) == set(re.findall(r'<input id="(\w+)"', form)), "a field has no label"
+        assert "Keep" not in form, "no picture is asked about"
         fields = {
             "prompt": "a red triangle",
             "minus": "red",
@@ -143,6 +144,8 @@ def test_pictures_are_decoded_first_and_then_asked_about(serve):
         sent = await (await client.post("/pictures", data=picture("green", 50))).json()
         key = await posted(client, **RED, image=sent["id"])
         assert (await ended(client, key))["state"] == "done"
+        page = await (await client.get(f"/answers/{key}")).text()
+        assert page.count("Keep the picture") == page.count(f'name="image" value="{sent["id"]}"') == 1
         form = aiohttp.FormData({"prompt": ""})
         form.add_field("picture", picture("green", 60), filename="a.png")
         async with client.post("/answers", data=form, allow_redirects=False) as response:
