@@ -175,7 +175,7 @@ def _indexed(
         facts[task.name] = result.facts
     if own and not missing:
         return facts, own[-1]
-    name = f"{sources.surveys}/{datetime.now(UTC):%Y%m%dT%H%M%S}-{listing}.parquet"
+    name = f"{sources.surveys}/{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{listing}.parquet"
     write_survey(store, name, {n: asdict(facts[n]) for n in tasks})
     return facts, name
 

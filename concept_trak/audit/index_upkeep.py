@@ -16,7 +16,7 @@ from concept_trak.config import DataConfig, build
 from concept_trak.data.ids import encode_ids, id_digests
 from concept_trak.data.index import index_settings
 from concept_trak.store.gc import Garbage, Needed, existing, unknown_needs
-from concept_trak.store.manifest import Audit, read_settings
+from concept_trak.store.manifest import Audit, read_plan, read_settings
 from concept_trak.store.part import Damaged
 from concept_trak.store.sources import SOURCES, SourceSet, listing_of, read_source_records, read_survey, source_name
 from concept_trak.store.store import Store
@@ -24,21 +24,90 @@ from concept_trak.store.tables import read_parquet
 from concept_trak.store.verify import ALTERED, READERS, SOUND, TRUNCATED, Finding
 
 INDEX = "source index"
+Records = dict[str, tuple[str, str]]
+"""(address, version) of the sources of a survey, by their names."""
 
 
-def needed_indices(audit: Audit) -> Needed:
-    """The folder of indices that an audit needs.
+class IndexNeeds:
+    """Which indices audits need. Surveys are read once.
+
+    Args:
+        store: where they are.
+        names: all files under sources/.
+    """
+
+    def __init__(self, store: Store, names: Iterable[str]) -> None:
+        self._store, self._surveys = store, dict[str, list[str]]()
+        self._records = dict[str, Records | None]()
+        for name in sorted(names):
+            if "/surveys/" in name:
+                self._surveys.setdefault(name.partition("/surveys/")[0], []).append(name)
+
+    def __call__(self, audit: Audit) -> Needed:
+        """The indices of the sources that an audit has planned, and the newest survey with its sources.
+
+        An audit without a plan has just begun, and may need all indices of its data. Where a survey is damaged, all are
+        needed too.
+
+        Raises:
+            UserError: the audit's settings or its plan cannot be read, so its needs are unknown.
+        """
+        if (sources := source_set(audit)) is None:
+            return Needed()
+        try:
+            planned = {(row["source"], row["version"]) for row in read_plan(audit)}
+        except FileNotFoundError:
+            return Needed(folders=frozenset([sources.folder]))
+        except Damaged as error:
+            raise unknown_needs(audit, str(error)) from error
+        surveys = [(name, self._read(name)) for name in self._surveys.get(sources.folder, ())]
+        if not surveys or any(records is None for _, records in surveys):
+            return Needed(folders=frozenset([sources.folder]))
+        return Needed(frozenset(_needed_files(sources, [(n, r) for n, r in surveys if r is not None], planned)))
+
+    def _read(self, survey: str) -> Records | None:
+        """(address, version) of the sources of a survey, by their names; None if it is damaged or gone."""
+        if survey not in self._records:
+            self._records[survey] = None
+            with contextlib.suppress(Damaged, KeyError, FileNotFoundError):
+                records = read_survey(self._store, survey)
+                self._records[survey] = {name: (r["uri"], r["version"]) for name, r in records.items()}
+        return self._records[survey]
+
+
+def source_set(audit: Audit) -> SourceSet | None:
+    """The indices of the audit's data; None if no audit has begun in this folder.
 
     Raises:
-        ValueError: the audit's settings cannot be read, so its needs are unknown.
+        UserError: the audit's settings cannot be read, so its needs are unknown.
     """
     try:
-        data = build(DataConfig, read_settings(audit)["data"])
+        return SourceSet.of(index_settings(build(DataConfig, read_settings(audit)["data"])))
     except FileNotFoundError:
-        return Needed()  # no audit has begun in this folder
+        return None
     except (Damaged, KeyError, UserError) as error:
         raise unknown_needs(audit, f"its settings of data cannot be read ({error})") from error
-    return Needed(folders=frozenset([SourceSet.of(index_settings(data)).folder]))
+
+
+def _needed_files(
+    sources: SourceSet, surveys: Sequence[tuple[str, Records]], planned: Collection[tuple[str, str]]
+) -> Iterator[str]:
+    """The files about planned sources, and the newest survey with what is known of its listing and its sources."""
+    newest, _ = surveys[-1]  # their names begin with the time
+    for survey, records in surveys:
+        if survey == newest or set(records.values()) == planned:
+            yield from (survey, sources.unique(listing_of(survey)), sources.heavy(listing_of(survey)))
+        planned_names = records if survey == newest else _planned_names(records, planned)
+        for name in planned_names:
+            yield from (sources.index(name), sources.record(name), sources.ids(name))
+
+
+def _planned_names(records: Records, planned: Collection[tuple[str, str]]) -> list[str]:
+    """The sources of a survey that are planned. The ranges of a folder have versions of their own, so that all of them
+    are taken where no version is the planned one."""
+    exact = {uri for uri, version in records.values() if (uri, version) in planned}
+    others = {uri for uri, _ in planned} - exact
+    return [name for name, (uri, version) in records.items() if (uri, version) in planned or uri in others]
 
 
 def unneeded_indices(store: Store, names: Iterable[str], living: Needed, before: float) -> list[Garbage]:

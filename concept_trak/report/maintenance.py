@@ -147,7 +147,13 @@ def collect_garbage(store: Store, rules: Retention, delete: bool = False) -> Ite
     names, states, indices = store.names("features"), store.names(STATES), store.names(SOURCES)
     audits = [Audit(store, name) for name in audits_of(store)]
     leaving = expired_audits([audit for audit in audits if not store.is_linked(audit.name(GIVEN_UP))], rules)
-    living = {audit.id: _needs(audit, states, indices) for audit in audits if audit not in leaving}
+    index_needs = index_upkeep.IndexNeeds(store, indices)
+
+    def needs(audit: Audit) -> Needed:
+        needed = needed_by(audit, gram_nodes) + (index_needs(audit) if indices else Needed())
+        return needed + (inversion_cache.needed_states(audit) if states else Needed())
+
+    living = {audit.id: needs(audit) for audit in audits if audit not in leaving}
     needed = reduce(add, living.values(), linked(store, (*names, *states, *indices)))
     garbage = [g for audit in leaving for g in audit_files(audit)] + temporary_files(store, rules.before)
     garbage += [unit for unit in units.unneeded_measurements(store, rules.before) if not store.is_linked(unit.name)]
@@ -156,8 +162,10 @@ def collect_garbage(store: Store, rules: Retention, delete: bool = False) -> Ite
     garbage += index_upkeep.unneeded_indices(store, indices, needed, rules.before)
 
     def newly_needed() -> Needed:
-        begun = (Audit(store, name) for name in audits_of(store) if name not in living)
-        return reduce(add, (_needs(audit, states, indices) for audit in begun), Needed(units.named_measurements(store)))
+        begun = [Audit(store, name) for name in audits_of(store) if name not in living]
+        # Their surveys may be younger than the listing, and so name older indices.
+        whole = frozenset(sources.folder for audit in begun if (sources := index_upkeep.source_set(audit)))
+        return reduce(add, map(needs, begun), Needed(units.named_measurements(store), whole))
 
     audits_changed = False
     for item in remove_garbage(store, garbage, newly_needed) if delete else garbage:
@@ -165,12 +173,6 @@ def collect_garbage(store: Store, rules: Retention, delete: bool = False) -> Ite
         yield item
     if audits_changed and delete:
         write_index(store)
-
-
-def _needs(audit: Audit, states: Sequence[str], indices: Sequence[str]) -> Needed:
-    needed = needed_by(audit, gram_nodes)
-    needed += inversion_cache.needed_states(audit) if states else Needed()
-    return needed + (index_upkeep.needed_indices(audit) if indices else Needed())
 
 
 def count_garbage(garbage: Iterable[Garbage]) -> tuple[list[str], int, int]:

@@ -1,0 +1,80 @@
+"""The indices of sources are kept as long as an audit plans these sources, however the data are stored."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from concept_trak.audit.index import open_data
+from concept_trak.audit.index_upkeep import IndexNeeds
+from concept_trak.audit.mapper import serial
+from concept_trak.audit.plan import shards
+from concept_trak.config import DataConfig, plain_values
+from concept_trak.store.manifest import PLAN, Audit, begin_audit
+from concept_trak.store.sources import SOURCES
+from concept_trak.store.store import Store
+from jobs.gc import GcConfig, gc
+from tests.jobs.test_year import Year
+from tests.jobs.world import World
+
+
+@pytest.fixture
+def year(world: World, tmp_path, monkeypatch) -> Year:
+    return Year(world, tmp_path, monkeypatch)
+
+
+def indices(year: Year, folder: str = "") -> set[str]:
+    return {path.stem for path in year.store.glob(f"sources/*/{folder}*") if path.is_file()}
+
+
+def collect(year: Year, keep: int = 1) -> None:
+    for _ in range(3):
+        year.ages()
+    assert gc(GcConfig(str(year.store), True, keep=keep)) == 0
+
+
+def test_a_source_that_is_gone_leaves_no_index(year: Year):
+    year.add()
+    year.add()
+    year.complete("first")
+    gone, staying = sorted(indices(year))
+    next(year.data.glob("000*")).unlink()
+    year.add()
+    year.complete("second")
+    collect(year, keep=2)
+    assert len(indices(year)) == 3, "the first audit plans it still"
+    assert len(indices(year, "surveys/")) == 2
+    collect(year)
+    left = indices(year)
+    assert gone not in left, "no audit plans it"
+    assert staying in left
+    assert len(left) == len(indices(year, "records/")) == 2
+    assert len(indices(year, "surveys/")) == 1
+    year.complete("third")
+    assert indices(year) == left, "a source was indexed again"
+
+
+def test_every_range_of_a_planned_folder_keeps_its_index(tmp_path):
+    """The shards of a folder have versions of their own, which no index has."""
+    store, data = (
+        Store(str(tmp_path / "store")),
+        DataConfig(uri=str(tmp_path / "data"), captions="class", caption_column="label"),
+    )
+    for place in ("a/0", "a/1", "b/0"):
+        draw(tmp_path / f"data/{place}.png")
+    sources = open_data(store, data, "class", serial).sources
+    first, audit = set(store.names(SOURCES)), Audit(store, "first")
+    plan = [{key: getattr(shard, key) for key in PLAN.names if key != "shard"} | {"shard": shard.name}
+            for shard in shards(sources, 1)]  # fmt: skip
+    begin_audit(audit, {"data": plain_values(data)}, plan)
+    draw(tmp_path / "data/b/1.png")
+    open_data(store, data, "class", serial)
+    names = store.names(SOURCES)
+    dropped = {name for name in names if not IndexNeeds(store, names)(audit).keep(name)}
+    assert {name.split("/")[2] for name in dropped & first} <= {"surveys", "unique"}
+    assert len([name for name in names if "/surveys/" in name]) == 2
+
+
+def draw(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), (len(path.stem), 0, 0)).save(path)
