@@ -1,4 +1,4 @@
-"""The golden record: what every row of `METHODS` gives on 16 images of the demo, as digests and as numbers.
+"""The golden record: what every row of `METHODS` gives on 8 images of the demo, as digests and as numbers.
 
 `python -m tests.golden.record` writes it anew; do so only where numbers are meant to change, and say why. It reads
 files with pyarrow alone, so that it holds whatever the library's own readers are called.
@@ -33,9 +33,9 @@ def computed(folder: Path) -> dict[str, Any]:
     from concept_trak.config import AuditConfig
     from jobs.audit import AuditRunConfig, audit
 
-    shapes(ShapesConfig(str(folder / "shapes"), rows=16, files=2))
+    shapes(ShapesConfig(str(folder / "shapes"), rows=8, files=2))
     arguments = ["--config-name", "demo", f"store={folder}/store", f"data.uri={folder}/shapes", "cluster=serial",
-                 f"method=[{','.join(METHODS)}]", f"concepts=[{CONCEPT}]", "top=16", "shown=2"]  # fmt: skip
+                 f"method=[{','.join(METHODS)}]", f"concepts=[{CONCEPT}]", "top=8", "shown=2"]  # fmt: skip
     with patch.object(gram_tree, "FAN", UNCUT):
         assert audit(*configure_all((AuditConfig, AuditRunConfig), "config", arguments)) == 0
     return read(folder / "store")
