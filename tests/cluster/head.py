@@ -104,8 +104,11 @@ def free_ports(count: int) -> list[int]:
 
 
 def _apart(places: contextlib.ExitStack) -> str:
-    """A short path, because Ray's sockets lie below it and their names may have 107 bytes."""
-    return places.enter_context(tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp"))
+    """A short path, because Ray's sockets lie below it and their names may have 107 bytes.
+
+    What a process that ends with its node still writes there, while it is removed, is no mistake of a test.
+    """
+    return places.enter_context(tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True))
 
 
 def _node(log: Path, ports: list[int], cpus: int, settings: dict[str, str], *own: str) -> "subprocess.Popen[bytes]":

@@ -19,7 +19,7 @@ SCHEMES = {"dark": 0, "light": 1}
 def visit(page: Path, width: int, scheme: str = "light", height: int = 2600) -> tuple[Image.Image, list[str]]:
     """A screenshot of a page, and the lines of the browser's console. The page's folder is left as it is."""
     assert CHROMIUM is not None
-    with tempfile.TemporaryDirectory() as own:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as own:  # its processes end after it
         shot = Path(own) / "shot.png"
         run = subprocess.run(
             [CHROMIUM, *FLAGS, f"--user-data-dir={own}/profile", f"--window-size={width},{height}",
