@@ -103,7 +103,8 @@ def test_its_install_steps_run_in_a_clean_environment(tmp_path):
     subprocess.run([tmp_path / "venv/bin/python", "-c", imports], cwd=app, env=variables, check=True)
     freeze = [tmp_path / "venv/bin/pip", "freeze", "--all", "--exclude=pip"]
     frozen = subprocess.run(freeze, env=variables, check=True, capture_output=True, text=True).stdout
-    assert not versions(frozen) - versions((ROOT / "infra/constraints.txt").read_text()), (
+    pinned = [(ROOT / name).read_text() for name in ("infra/constraints.txt", "infra/locked-cuda.txt")]
+    assert not versions(frozen) - set().union(*map(versions, pinned)), (
         "installed otherwise than pinned; the package itself would hide the code that a job ships"
     )
 
@@ -116,9 +117,10 @@ def own_index() -> str:
 
 
 def versions(lines: str) -> set[tuple[str, str]]:
-    """(name, version) of every line `name==version`, however the name is spelt, without a build such as +cpu."""
+    """(name, version) of every line `name==version`, however the name is spelt, without a build such as +cpu and without
+    what follows, as in a lock."""
     parts = [line.partition("==") for line in lines.splitlines() if not line.startswith("#")]
-    return {(name.lower().replace("_", "-"), version.partition("+")[0]) for name, _, version in parts}
+    return {(name.lower().replace("_", "-"), version.partition("+")[0].partition(" ")[0]) for name, _, version in parts}
 
 
 def bring(source: Path, target: Path) -> None:
