@@ -117,8 +117,10 @@ def own_index() -> str:
 
 
 def versions(lines: str) -> set[tuple[str, str]]:
-    """(name, version) of every line `name==version`, however the name is spelt, without a build such as +cpu and without
-    what follows, as in a lock."""
+    """(name, version) of every line `name==version`, however the name is spelt.
+
+    A build such as +cpu, and what follows a version in a lock, are left out.
+    """
     parts = [line.partition("==") for line in lines.splitlines() if not line.startswith("#")]
     return {(name.lower().replace("_", "-"), version.partition("+")[0].partition(" ")[0]) for name, _, version in parts}
 
