@@ -49,11 +49,17 @@ def test_nodes_install_what_the_locks_name_and_nothing_else():
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_what_each_node_starts(tmp_path, rank):
-    """Run with a fake interpreter and a fake `ray`, which note how they are called."""
+    """Run with a fake interpreter and a fake `ray`, which note how they are called.
+
+    On the head the interpreter waits for `ray`, which starts beside it, as `infra/nodes.py` does.
+    """
     programs = tmp_path / "venv/bin"
     programs.mkdir(parents=True)
     for name in ("python", "ray"):
-        code = '[ "$(basename "$0") $2" = "ray --head" ] && exec sleep 60; exit 1' if name == "ray" else "exit 0"
+        code = {
+            "python": f'[ $SKYPILOT_NODE_RANK = 1 ] || until grep -qs "^ray" "{tmp_path}/calls"; do sleep 0.01; done',
+            "ray": '[ "$(basename "$0") $2" = "ray --head" ] && exec sleep 60; exit 1',
+        }[name]
         (programs / name).write_text(f'#!/bin/bash\necho "$(basename "$0") $*" >> "{tmp_path}/calls"\n{code}\n')
         (programs / name).chmod(0o755)
     job = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
