@@ -1,4 +1,4 @@
-"""The file system of an address, as the environment of now describes it."""
+"""The file system of an address, with the endpoint and credentials that the environment has now."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +17,8 @@ _environments: dict[type[AbstractFileSystem], dict[str, str]] = {}
 def open_file_system(address: str) -> tuple[Any, str]:
     """The file system of an address and the path in it.
 
-    fsspec returns the file system that it opened before for the same scheme, with the endpoint and the credentials of
-    then. They are read again here after the environment changed: a person who mends a wrong key in a notebook is
-    answered by the new one.
+    fsspec keeps the file system that it opens first for a scheme, with its endpoint and credentials. Here they are read
+    again when the environment has changed, so that a key that is corrected in a notebook takes effect.
 
     Args:
         address: a path or a URL that fsspec knows; listings of it are not cached.
