@@ -154,10 +154,10 @@ class Answering:
 
     def _answer(self, key: str, question: Question) -> None:
         concept, top = question.concept(self.archive.pictures), question.top
-        answer = self.questions.ask([concept], question.method, top, pictured=top, begun=self._begun)
+        answer = self.questions.ask([concept], question.method, top, pictured=top, progress=self._set_step)
         self.archive.keep_answer(key, answer)
 
-    def _begun(self, step: str) -> None:
+    def _set_step(self, step: str) -> None:
         self._step = STEPS.index(step) + 1
 
     def _end(self, key: str, message: str, seconds: float) -> None:

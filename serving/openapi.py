@@ -22,21 +22,22 @@ STATE = {
         },
     },
 }
-BEGUN = {
+ACCEPTED = {
     "type": "object",
     "properties": {name: {"type": "string"} for name in ("id", "url", "page")},
     "required": ["id", "url", "page"],
 }
 
 
+REFUSALS = {
+    "413": "the body is too large",
+    "422": "the question or the picture cannot be used; `error` has the reason",
+    "429": "too many questions wait; Retry-After has the seconds",
+}
+
+
 def openapi() -> dict[str, Any]:
     """The document of `GET /openapi.json`."""
-    key = _path("key", "the id of a question", "^[0-9a-f]{20}$")
-    refusals = {
-        "413": "the body is too large",
-        "422": "the question or the picture cannot be used; `error` has the reason",
-        "429": "too many questions wait; Retry-After has the seconds",
-    }
     return {
         "openapi": "3.1.0",
         "info": {"title": "concept-trak", "version": __version__, "description": "Questions to a finished audit."},
@@ -45,33 +46,45 @@ def openapi() -> dict[str, Any]:
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{"token": []}],
-        "paths": {
-            "/questions": {
-                "post": {
-                    "summary": "Ask. An equal question has the same id, and is not computed again.",
-                    "requestBody": _json({"$ref": "#/components/schemas/Question"}) | {"required": True},
-                    "responses": {"202": _json(BEGUN, "the question's id"), **_described(refusals)},
-                }
-            },
-            "/pictures": {
-                "post": {
-                    "summary": "Send a picture, which a question then names by its id.",
-                    "requestBody": {"content": {"image/*": {}}, "required": True},
-                    "responses": {"201": _json({"type": "object"}, "`id`, its sha256"), **_described(refusals)},
-                }
-            },
-            "/questions/{key}": _get("How far a question is, and its answer.", key, _json(STATE, "its state")),
-            "/questions/{key}.parquet": _get("The answer as a table.", key, {"description": "a Parquet file"}),
-            "/samples/{sample}/thumbnail": _get(
-                "The thumbnail of a sample that an answer shows.",
-                _path("sample", "the id of a sample"),
-                {"description": "a PNG or JPEG file"},
-            ),
-            "/healthz": {
-                "get": {"summary": "Whether the server runs.", "security": [], "responses": _described({"200": "ok"})}
-            },
+        "paths": {**_writes(), **_reads()},
+    }
+
+
+def _writes() -> dict[str, Any]:
+    """The paths that take something."""
+    question, picture = {"$ref": "#/components/schemas/Question"}, {"content": {"image/*": {}}, "required": True}
+    return {
+        "/questions": _post(
+            "Ask. An equal question has the same id, and is not computed again.",
+            _json(question) | {"required": True},
+            {"202": _json(ACCEPTED, "the question's id")},
+        ),
+        "/pictures": _post(
+            "Send a picture, which a question then names by its id.",
+            picture,
+            {"201": _json({"type": "object"}, "`id`, its sha256")},
+        ),
+    }
+
+
+def _reads() -> dict[str, Any]:
+    """The paths that change nothing."""
+    key = _path("key", "the id of a question", "^[0-9a-f]{20}$")
+    sample = _path("sample", "the id of a sample")
+    return {
+        "/questions/{key}": _get("How far a question is, and its answer.", key, _json(STATE, "its state")),
+        "/questions/{key}.parquet": _get("The answer as a table.", key, {"description": "a Parquet file"}),
+        "/samples/{sample}/thumbnail": _get(
+            "The thumbnail of a sample that an answer shows.", sample, {"description": "a PNG or JPEG file"}
+        ),
+        "/healthz": {
+            "get": {"summary": "Whether the server runs.", "security": [], "responses": _described({"200": "ok"})}
         },
-    }  # fmt: skip
+    }
+
+
+def _post(summary: str, body: dict[str, Any], responses: dict[str, Any]) -> dict[str, Any]:
+    return {"post": {"summary": summary, "requestBody": body, "responses": {**responses, **_described(REFUSALS)}}}
 
 
 def _path(name: str, description: str, pattern: str = "") -> dict[str, Any]:

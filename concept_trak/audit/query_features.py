@@ -1,7 +1,7 @@
 """The queries of an audit, and the work of one query: the concept's own samples, their mean feature, and pictures."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -56,6 +56,13 @@ class QueryTask(Task):
     @property
     def samples(self) -> int:
         return self.concept.count
+
+    @property
+    def content(self) -> tuple["QueryTask", list[str]]:
+        """All that the feature depends on except the method, with a hash in place of each file."""
+        files = [sha256(data).hexdigest() for data in (self.image, self.classifier, *self.examples)]
+        concept = replace(self.concept, name="any", truth={})
+        return replace(self, method="", concept=concept, image=b"", classifier=b"", examples=()), files
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,11 @@ Only phi_q is computed, by the function and the model of the audit's workers. K,
 own, so the scores are those that an audit with this concept has, to rounding. Nothing is written into the audit.
 """
 
-import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 
 import numpy as np
@@ -114,7 +113,7 @@ class Questions:
         methods: Sequence[str] = (),
         top: int = 10,
         pictured: int = 0,
-        begun: Callable[[str], object] = lambda step: None,
+        progress: Callable[[str], object] = lambda step: None,
     ) -> Answer:
         """Rank the samples by some concepts, in one pass over the features of each method.
 
@@ -123,21 +122,14 @@ class Questions:
             methods: names of methods of the audit; all by default.
             top: number of the best and of the worst samples, at least 1.
             pictured: how many of them get a picture, for a page; with 0 the query's own samples are not drawn either.
-            begun: is called with the name of each of `STEPS` as it begins.
+            progress: is called with the name of each of `STEPS` as it begins.
 
         Raises:
             UserError: the audit has no such method, the model is not the one of the features, or it cannot answer.
             Damaged: a part is not the one that the audit was computed from; the message names it.
         """
         config, seconds = self.configuration(concepts, methods, top, pictured), dict[str, float]()
-
-        @contextmanager
-        def timed(step: str) -> Iterator[None]:
-            begun(step)
-            start = time.monotonic()
-            yield
-            seconds[step] = time.monotonic() - start
-
+        timed = partial(_timed, seconds, progress)
         with timed("model"):
             run = AuditRun(self._prepared(config), computed=dict.fromkeys(config.methods, 0))
         with timed("query"):
@@ -146,11 +138,7 @@ class Questions:
             by_method = {m: [queries[m, c.name] for c in config.concepts] for m in config.methods}
             solutions = {m: self.solve(m, of_method) for m, of_method in by_method.items()}
         with timed("score"):
-            tally = Tally(top)
-            for method, of_method in by_method.items():
-                columns = [stored_query(solutions[method], i, query) for i, query in enumerate(of_method)]
-                for result in self.score(method, columns, top):
-                    tally.add(result)
+            tally = self._tally(by_method, solutions, top)
         with timed("show"):
             samples = self._show(run, tally)
         results = StageResults(
@@ -164,13 +152,24 @@ class Questions:
         )
         return Answer(run, results, seconds)
 
+    def _tally(
+        self, queries: Mapping[str, Sequence[QueryResult]], solutions: Mapping[str, SolveResult], top: int
+    ) -> Tally:
+        """The best and the worst samples of the queries of each method."""
+        tally = Tally(top)
+        for method, of_method in queries.items():
+            columns = [stored_query(solutions[method], i, query) for i, query in enumerate(of_method)]
+            for result in self.score(method, columns, top):
+                tally.add(result)
+        return tally
+
     def query(self, p: Prepared) -> dict[tuple[str, str], QueryResult]:
         """The features phi_q [k] of all queries, by (method, concept). Only this step needs the model."""
         return {(question.method, question.concept.name): self._query(question) for question in p.queries}
 
     def _query(self, question: QueryTask) -> QueryResult:
         """phi_q of one concept. It is computed again only if no recent question had the same concept and query side."""
-        key = repr((self.config.methods[question.method].query_spec, _content(question)))
+        key = repr((self.config.methods[question.method].query_spec, question.content))
         result = self._queries.pop(key, None) or self._querier(question, FirstAttempt())
         self._queries[key] = result
         if len(self._queries) > KEPT_QUERIES:
@@ -278,16 +277,18 @@ class Questions:
         return choice._replace(curve=tuple(point._replace(own=()) for point in choice.curve))
 
 
+@contextmanager
+def _timed(seconds: dict[str, float], progress: Callable[[str], object], step: str) -> Iterator[None]:
+    """Report that a step begins, and note how many seconds it takes."""
+    progress(step)
+    start = time.monotonic()
+    yield
+    seconds[step] = time.monotonic() - start
+
+
 def own_settings() -> WorkerSettings:
     """The threads that torch has in this process, and a GPU if there is one."""
     return WorkerSettings(cpus=float(torch.get_num_threads()), gpu=True)
-
-
-def _content(question: QueryTask) -> tuple[QueryTask, list[str]]:
-    """All that the feature of a query depends on except the method, with a hash in place of each file."""
-    files = [hashlib.sha256(data).hexdigest() for data in (question.image, question.classifier, *question.examples)]
-    concept = replace(question.concept, name="any", truth={})
-    return replace(question, method="", concept=concept, image=b"", classifier=b"", examples=()), files
 
 
 def _moved(config: AuditConfig, model: MovedModel) -> ModelConfig:

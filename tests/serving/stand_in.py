@@ -48,11 +48,16 @@ class Stand:
             raise UserError(f"method={unknown.pop()!r}: audit first has caption_trak, das")
 
     def ask(
-        self, concepts: Sequence[Concept], methods: Sequence[str], top: int, pictured: int, begun: Callable[[str], None]
+        self,
+        concepts: Sequence[Concept],
+        methods: Sequence[str],
+        top: int,
+        pictured: int,
+        progress: Callable[[str], None],
     ) -> Any:
         self.asked += concepts
-        begun(STEPS[0])
-        begun(STEPS[1])
+        progress(STEPS[0])
+        progress(STEPS[1])
         self.begun.set()
         assert self.go.wait(20)
         if self.fails:
