@@ -12,6 +12,7 @@ from concept_trak.audit.questions import STEPS, Questions
 from concept_trak.data.text import escaped, one_line
 from concept_trak.store.secrets import redacted, without_secrets
 from serving.archive import QuestionArchive
+from serving.metrics import ServerMeter
 from serving.question import Question
 
 MOST_FAILURES = 256
@@ -57,7 +58,7 @@ class Answering:
     """
 
     def __init__(self, questions: Questions, archive: QuestionArchive, most: int) -> None:
-        self.questions, self.archive, self.most = questions, archive, most
+        self.questions, self.archive, self.most, self.meter = questions, archive, most, ServerMeter()
         self._queued, self._failed = OrderedDict[str, Question](), OrderedDict[str, str]()
         self._running, self._step, self._stopped, self._seconds = "", 0, False, FIRST_GUESS
         self._changed = threading.Condition()
@@ -127,6 +128,17 @@ class Answering:
         self.submit(question)
         return Progress("queued", ahead=len(self._queued))
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether questions are taken and answered."""
+        return self._thread.is_alive()
+
+    def metrics(self) -> str:
+        """The numbers of this server, as Prometheus reads them."""
+        with self._changed:
+            waiting, running = len(self._queued), int(bool(self._running))
+        return self.meter.text(self.questions.config.audit, waiting, running)
+
     def _work(self) -> None:
         while (key := self._next()) is not None:
             start, message = time.monotonic(), ""
@@ -161,6 +173,7 @@ class Answering:
         self._step = STEPS.index(step) + 1
 
     def _end(self, key: str, message: str, seconds: float) -> None:
+        self.meter.add_question(bool(message), seconds)
         with self._changed:
             self._running, self._seconds = "", seconds
             if message:

@@ -13,6 +13,7 @@ from concept_trak import UserError
 from concept_trak.store.tables import read_parquet
 from serving.answering import Answering, Progress, QueueFull
 from serving.guard import guard, set_headers
+from serving.metrics import MEDIA_TYPE
 from serving.openapi import openapi
 from serving.page import SCRIPT, Pages, table_rows
 from serving.question import Question, question_from
@@ -25,6 +26,8 @@ UPLOADS, PATIENCE = 4, 60.0
 """Bodies that are read at the same time, and seconds that each of them may take."""
 TEXTS = web.RequestKey("texts", dict)
 """The fields of a form, which its page shows again when they are refused."""
+ANSWERING = web.AppKey("answering", Answering)
+"""The queue of an application."""
 KEY = r"{key:[0-9a-f]{20}}"
 WEEK = "private, max-age=604800, immutable"
 
@@ -43,10 +46,15 @@ def application(answering: Answering, token: str = "", most_bytes: int = 10_000_
         yield
         await asyncio.to_thread(answering.stop)
 
+    async def counted(request: web.Request, response: web.StreamResponse) -> None:
+        answering.meter.add_request(response.status)
+
     handlers = Handlers(answering)
     app = web.Application(middlewares=[guard(token), handlers.errors], client_max_size=most_bytes)
     app.on_response_prepare.append(set_headers)
+    app.on_response_prepare.append(counted)
     app.cleanup_ctx.append(running)
+    app[ANSWERING] = answering
     app.add_routes(
         [
             web.get("/", handlers.form),
@@ -59,7 +67,8 @@ def application(answering: Answering, token: str = "", most_bytes: int = 10_000_
             web.get(f"/questions/{KEY}.parquet", handlers.table),
             web.get("/samples/{sample:.+}/thumbnail", handlers.thumbnail),
             web.get("/openapi.json", handlers.openapi),
-            web.get("/healthz", handlers.health),
+            web.get("/health", handlers.health),
+            web.get("/metrics", handlers.metrics),
         ]
     )
     return app
@@ -99,7 +108,12 @@ class Handlers:
         return web.json_response({"error": message}, status=status, headers=headers)
 
     async def health(self, request: web.Request) -> web.Response:
+        if not self.answering.is_alive:
+            raise web.HTTPServiceUnavailable(reason="no question is answered any more; start the server again")
         return web.Response(text="ok\n")
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        return web.Response(text=self.answering.metrics(), headers={"Content-Type": f"{MEDIA_TYPE}; charset=utf-8"})
 
     async def openapi(self, request: web.Request) -> web.Response:
         return web.json_response(openapi())

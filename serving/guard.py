@@ -15,7 +15,7 @@ import re
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-OPEN = "/healthz"
+OPEN = "/health"
 """The path that needs no token, for the probes of a load balancer. It says nothing but that the server runs."""
 POLICY = (
     "default-src 'none'; img-src 'self' data: blob:; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; "

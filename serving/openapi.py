@@ -77,8 +77,15 @@ def _reads() -> dict[str, Any]:
         "/samples/{sample}/thumbnail": _get(
             "The thumbnail of a sample that an answer shows.", sample, {"description": "a PNG or JPEG file"}
         ),
-        "/healthz": {
-            "get": {"summary": "Whether the server runs.", "security": [], "responses": _described({"200": "ok"})}
+        "/metrics": {
+            "get": {"summary": "Numbers for Prometheus.", "responses": _described({"200": "its text format"})},
+        },
+        "/health": {
+            "get": {
+                "summary": "Whether the server answers questions.",
+                "security": [],
+                "responses": _described({"200": "ok", "503": "it must be started again"}),
+            }
         },
     }
 

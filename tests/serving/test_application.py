@@ -12,9 +12,11 @@ import aiohttp
 import pyarrow.parquet as pq
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from prometheus_client.parser import text_string_to_metric_families
 
 from concept_trak import UserError
-from serving.application import application
+from serving.application import ANSWERING, application
+from serving.metrics import SERVER_METRICS
 from serving.question import Question
 from tests.serving.stand_in import CAPTION, STRANGE, Stand, answering, picture
 
@@ -270,9 +272,51 @@ def test_without_the_token_nothing_is_said(serve):
                     assert response.headers["Server"] == "concept-trak"
         for header in (f"Bearer {TOKEN}", f"bearer {TOKEN}", basic(TOKEN)):
             assert (await client.get("/", headers={"Authorization": header, "Host": "audits.example"})).status == 200
-        assert await (await client.get("/healthz")).text() == "ok\n"
+        assert await (await client.get("/health")).text() == "ok\n"
 
     serve(talk, token=TOKEN)
+
+
+def test_prometheus_reads_what_the_server_has_done(serve):
+    questions = Stand()
+    questions.fails.append(UserError("no"))
+
+    async def talk(client: Any) -> None:
+        await ended(client, await posted(client, **RED))
+        key = await posted(client, **RED)
+        await ended(client, key)
+        assert (await client.get("/nowhere")).status == 404
+        async with client.get("/metrics") as response:
+            assert response.content_type == "text/plain"
+            families = {f.name: f for f in text_string_to_metric_families(await response.text())}
+        assert {m.name.removesuffix("_total") for m in SERVER_METRICS} == set(families)
+        ends = {s.labels["state"]: s.value for s in families["concept_trak_questions"].samples}
+        assert ends == {"done": 1, "failed": 1}
+        statuses = {s.labels["status"]: s.value for s in families["concept_trak_requests"].samples}
+        assert statuses.pop("200") >= 2
+        assert statuses == {"202": 2, "404": 1}
+        gauges = {name: [(s.labels, s.value) for s in families[f"concept_trak_{name}"].samples]
+                  for name in ("question_queue_depth", "questions_running", "audit_info")}  # fmt: skip
+        assert gauges == {
+            "question_queue_depth": [({}, 0)],
+            "questions_running": [({}, 0)],
+            "audit_info": [({"audit": "first"}, 1)],
+        }
+        (memory,) = families["process_resident_memory_bytes"].samples
+        assert 1e6 < memory.value < 1e12
+
+    serve(talk, questions)
+
+
+def test_a_server_that_answers_no_more_is_not_healthy(serve):
+    async def talk(client: Any) -> None:
+        assert (await client.get("/health")).status == 200
+        await asyncio.to_thread(client.app[ANSWERING].stop)
+        async with client.get("/health") as response:
+            assert response.status == 503
+            assert "start the server again" in (await response.json())["error"]
+
+    serve(talk)
 
 
 def test_other_sites_cannot_ask_through_a_browser_on_this_machine(serve):
