@@ -137,6 +137,14 @@ class DualFactor:
         return Solution(z, _residual(z @ self.rows.T @ self.rows + self.lam * z, q))
 
 
+class ZeroFactor:
+    """The pseudo-inverse of K + lambda I for features that are all zero: K and lambda are 0, and so is every z."""
+
+    def solve(self, queries: Float[Tensor, "m k"]) -> Solution:
+        """z = 0 for every query, without a residual, because K has no range in which there is something to solve."""
+        return Solution(torch.zeros_like(queries, dtype=torch.float64), queries.new_zeros(len(queries)).double())
+
+
 def factorize(matrix: Float[Tensor, "k k"], lam: float) -> Factor:
     """The Cholesky factor of K + lambda I.
 
@@ -164,8 +172,10 @@ def factorize_dual(phi: Float[Tensor, "n k"], lam: float) -> DualFactor:
 
 def factorize_damped(
     gram: Gram, damping: float, phi: Callable[[], Float[Tensor, "n k"]]
-) -> tuple[Factor | DualFactor, float]:
+) -> tuple[Factor | DualFactor | ZeroFactor, float]:
     """The factor of K + lambda I, and lambda = damping tr(K) / k; that of the dual form if n < k.
+
+    If all features are zero, every z is zero: no sample has a score, and that is the answer.
 
     Args:
         gram: K, with the number n of its samples.
@@ -176,6 +186,8 @@ def factorize_damped(
         UserError: K + lambda I is not positive definite; raise the damping.
     """
     lam = gram.damped(damping)
+    if gram.trace == 0:
+        return ZeroFactor(), 0.0
     if gram.count < len(gram.matrix):
         return factorize_dual(phi(), lam), lam
     return factorize(gram.matrix, lam), lam

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from concept_trak import UserError
 from concept_trak.attribution import fisher, ranking
 from concept_trak.attribution.damping import (
     DEFAULT_DAMPING,
@@ -23,7 +22,7 @@ from concept_trak.attribution.damping import (
     most_separating_damping,
     why_default,
 )
-from concept_trak.attribution.fisher import DualFactor, Factor, Gram, stored_gram
+from concept_trak.attribution.fisher import DualFactor, Factor, Gram, ZeroFactor, stored_gram
 from concept_trak.audit.damping import Halves, correlated_records, keep_choice, read_choice
 from concept_trak.audit.gram_tree import GramNode
 from concept_trak.audit.mapper import Attempt, Task
@@ -164,7 +163,7 @@ class DampedSystem:
     method: str
     gram: Gram
     damping: DampingChoice
-    factor: Factor | DualFactor
+    factor: Factor | DualFactor | ZeroFactor
     lam: float
     file: ListedFile
 
@@ -210,11 +209,6 @@ class SolveWorker(StoreWorker):
     def __call__(self, task: SolveTask, attempt: Attempt) -> SolveResult:
         gram = add_grams(self.store, self.work.features[task.method], task.grams)
         file = write_listed(self.audit, gram_file(task.method), encode_gram(gram.matrix.numpy(), gram.count))
-        if gram.trace == 0:
-            raise UserError(
-                f"all features of {task.method} are zero: for no sample does the prediction depend on the caption, so "
-                "there is nothing to attribute (is the model trained?). Choose another method, or another model"
-            )
 
         def phi() -> Tensor:
             return torch.cat([phi for _, _, phi in self.features(*task.records)])
@@ -229,7 +223,7 @@ class SolveWorker(StoreWorker):
             return DampingChoice(configured)
         if (choice := read_choice(self.audit, task.method)) is not None:
             return choice
-        if reason := why_default(task.halves):
+        if reason := "every feature is zero" if gram.trace == 0 else why_default(task.halves):
             return keep_choice(self.audit, task.method, DampingChoice(DEFAULT_DAMPING, reason=reason))
         halves = [torch.from_numpy(half).double() for half in task.halves if half is not None]
         weights, rows = zip(*[(weight, phi) for _, weight, phi in self.features(*task.correlated)], strict=True)

@@ -29,12 +29,23 @@ def answers(section: Section, data: str) -> tuple[AnswerInWords, ...]:
 
 
 def _answer(section: Section, column: Column, data: str) -> AnswerInWords:
-    why_not = _why_nothing(section, column.method)
+    why_not = _why_no_score(column) or _why_nothing(section, column.method)
     if why_not or not column.main.top:
         return AnswerInWords(column.method, False, why_not or "No image is ranked.")
     strongest = _strongest(column.main)
     stands_out = strongest is not None and strongest.group.errors >= STANDS_OUT
     return AnswerInWords(column.method, stands_out, f"{_group(strongest, data)}{_highest(section, column)}")
+
+
+def _why_no_score(column: Column) -> str:
+    """Why every score is zero; empty if one is not. A query is never zero, so every feature is."""
+    ends = (*column.main.top, *column.main.bottom)
+    if not ends or any(entry.score for entry in ends):
+        return ""
+    return (
+        f"Nothing in this data taught it, as far as {column.method} can tell: every feature is zero, because for no "
+        "image does the prediction depend on its caption (is the model trained?). The order of images means nothing."
+    )
 
 
 def _why_nothing(section: Section, method: str) -> str:

@@ -6,6 +6,7 @@ import torch
 from concept_trak.attribution.fisher import (
     PANEL,
     ROWS,
+    Gram,
     factorize_damped,
     gram,
     solve,
@@ -134,3 +135,12 @@ def test_a_sweep_tends_to_the_plain_inner_product():
 def test_features_that_are_all_zero_score_zero():
     (swept,) = sweep(torch.zeros(5, 10), rows(2, 10, seed=1), [3.0])
     assert (swept == 0).all(), "0 / 0: such a ranking would be of undefined numbers"
+
+
+def test_features_that_are_all_zero_solve_to_zero():
+    """The pseudo-inverse of K = 0 is 0; a Cholesky factor does not exist at lambda = 0."""
+    phi, queries = torch.zeros(3, 5), torch.randn(2, 5)
+    solution, lam = solve_damped(Gram(phi.double().T @ phi.double(), len(phi)), 100.0, queries, lambda: phi)
+    assert lam == 0
+    assert not solution.z.any()
+    assert not solution.residual.any()
