@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import PurePath
 
 import pyarrow as pa
@@ -24,12 +25,11 @@ from concept_trak.store.tables import read_parquet
 from concept_trak.store.verify import ALTERED, READERS, SOUND, TRUNCATED, Finding
 
 INDEX = "source index"
-Records = dict[str, tuple[str, str]]
-"""(address, version) of the sources of a survey, by their names."""
 
 
 class IndexNeeds:
-    """Which indices audits need. Surveys are read once.
+    """Which indices audits need. Surveys are read once, and each audit is compared with all of them at once, so the
+    cost grows with the sources of the surveys and of the plans, and not with their product.
 
     Args:
         store: where they are.
@@ -38,7 +38,7 @@ class IndexNeeds:
 
     def __init__(self, store: Store, names: Iterable[str]) -> None:
         self._store, self._surveys = store, dict[str, list[str]]()
-        self._records = dict[str, Records | None]()
+        self._surveyed = dict[str, _Surveyed | None]()
         for name in sorted(names):
             if "/surveys/" in name:
                 self._surveys.setdefault(name.partition("/surveys/")[0], []).append(name)
@@ -55,24 +55,49 @@ class IndexNeeds:
         if (sources := source_set(audit)) is None:
             return Needed()
         try:
-            planned = {(row["source"], row["version"]) for row in read_plan(audit)}
+            planned = frozenset((row["source"], row["version"]) for row in read_plan(audit))
         except FileNotFoundError:
             return Needed(folders=frozenset([sources.folder]))
         except Damaged as error:
             raise unknown_needs(audit, str(error)) from error
-        surveys = [(name, self._read(name)) for name in self._surveys.get(sources.folder, ())]
-        if not surveys or any(records is None for _, records in surveys):
+        if sources.folder not in self._surveyed:
+            self._surveyed[sources.folder] = _surveyed(self._store, self._surveys.get(sources.folder, ()))
+        surveyed = self._surveyed[sources.folder]
+        if surveyed is None:
             return Needed(folders=frozenset([sources.folder]))
-        return Needed(frozenset(_needed_files(sources, [(n, r) for n, r in surveys if r is not None], planned)))
+        return Needed(frozenset(_needed_files(sources, surveyed, planned)))
 
-    def _read(self, survey: str) -> Records | None:
-        """(address, version) of the sources of a survey, by their names; None if it is damaged or gone."""
-        if survey not in self._records:
-            self._records[survey] = None
-            with contextlib.suppress(Damaged, KeyError, FileNotFoundError):
-                records = read_survey(self._store, survey)
-                self._records[survey] = {name: (r["uri"], r["version"]) for name, r in records.items()}
-        return self._records[survey]
+
+@dataclass(frozen=True)
+class _Surveyed:
+    """The surveys of one data set.
+
+    Attributes:
+        newest: the newest survey.
+        current: the names of its sources.
+        versions: by address of a source and by version, the names of all sources that any survey has.
+        surveys: the surveys by their sources, each source as (address, version).
+    """
+
+    newest: str
+    current: tuple[str, ...]
+    versions: dict[str, dict[str, set[str]]]
+    surveys: dict[frozenset[tuple[str, str]], list[str]]
+
+
+def _surveyed(store: Store, surveys: Sequence[str]) -> _Surveyed | None:
+    """What the surveys have; None if there are none, or one is damaged or gone."""
+    versions, by_sources, current = dict[str, dict[str, set[str]]](), dict[frozenset[tuple[str, str]], list[str]](), ()
+    for survey in surveys:  # in the order of time, with which their names begin
+        try:
+            records = {name: (r["uri"], r["version"]) for name, r in read_survey(store, survey).items()}
+        except (Damaged, KeyError, FileNotFoundError):
+            return None
+        for name, (uri, version) in records.items():
+            versions.setdefault(uri, {}).setdefault(version, set()).add(name)
+        by_sources.setdefault(frozenset(records.values()), []).append(survey)
+        current = tuple(records)
+    return _Surveyed(newest=surveys[-1], current=current, versions=versions, surveys=by_sources) if surveys else None
 
 
 def source_set(audit: Audit) -> SourceSet | None:
@@ -89,25 +114,23 @@ def source_set(audit: Audit) -> SourceSet | None:
         raise unknown_needs(audit, f"its settings of data cannot be read ({error})") from error
 
 
-def _needed_files(
-    sources: SourceSet, surveys: Sequence[tuple[str, Records]], planned: Collection[tuple[str, str]]
-) -> Iterator[str]:
+def _needed_files(sources: SourceSet, surveyed: _Surveyed, planned: frozenset[tuple[str, str]]) -> Iterator[str]:
     """The files about planned sources, and the newest survey with what is known of its listing and its sources."""
-    newest, _ = surveys[-1]  # their names begin with the time
-    for survey, records in surveys:
-        if survey == newest or set(records.values()) == planned:
-            yield from (survey, sources.unique(listing_of(survey)), sources.heavy(listing_of(survey)))
-        planned_names = records if survey == newest else _planned_names(records, planned)
-        for name in planned_names:
-            yield from (sources.index(name), sources.record(name), sources.ids(name))
+    for survey in (surveyed.newest, *surveyed.surveys.get(planned, ())):
+        yield from (survey, sources.unique(listing_of(survey)), sources.heavy(listing_of(survey)))
+    for name in (*surveyed.current, *_planned_names(surveyed, planned)):
+        yield from (sources.index(name), sources.record(name), sources.ids(name))
 
 
-def _planned_names(records: Records, planned: Collection[tuple[str, str]]) -> list[str]:
-    """The sources of a survey that are planned. The ranges of a folder have versions of their own, so that all of them
-    are taken where no version is the planned one."""
-    exact = {uri for uri, version in records.values() if (uri, version) in planned}
-    others = {uri for uri, _ in planned} - exact
-    return [name for name, (uri, version) in records.items() if (uri, version) in planned or uri in others]
+def _planned_names(surveyed: _Surveyed, planned: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """The sources that are planned. The shards of a folder have versions that no source has; there, all are taken."""
+    by_address = dict[str, set[str]]()
+    for uri, version in planned:
+        by_address.setdefault(uri, set()).add(version)
+    for uri, planned_versions in by_address.items():
+        versions = surveyed.versions.get(uri, {})
+        for version in planned_versions if planned_versions <= versions.keys() else versions:
+            yield from versions[version]
 
 
 def unneeded_indices(store: Store, names: Iterable[str], living: Needed, before: float) -> list[Garbage]:

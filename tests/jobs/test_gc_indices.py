@@ -1,19 +1,24 @@
 """The indices of sources are kept as long as an audit plans these sources, however the data are stored."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from concept_trak.audit import index_upkeep
 from concept_trak.audit.index import open_data
 from concept_trak.audit.index_upkeep import IndexNeeds
 from concept_trak.audit.mapper import serial
 from concept_trak.audit.plan import shards
 from concept_trak.config import DataConfig, plain_values
+from concept_trak.data.shard import Shard
 from concept_trak.store.manifest import PLAN, Audit, begin_audit
-from concept_trak.store.sources import SOURCES
+from concept_trak.store.sources import SOURCES, read_survey
 from concept_trak.store.store import Store
 from jobs.gc import GcConfig, gc
+from tests.data.files import rows, write
 from tests.jobs.test_year import Year
 from tests.jobs.world import World
 
@@ -64,15 +69,44 @@ def test_every_range_of_a_planned_folder_keeps_its_index(tmp_path):
         draw(tmp_path / f"data/{place}.png")
     sources = open_data(store, data, "class", serial).sources
     first, audit = set(store.names(SOURCES)), Audit(store, "first")
-    plan = [{key: getattr(shard, key) for key in PLAN.names if key != "shard"} | {"shard": shard.name}
-            for shard in shards(sources, 1)]  # fmt: skip
-    begin_audit(audit, {"data": plain_values(data)}, plan)
+    begin_audit(audit, {"data": plain_values(data)}, planned_rows(shards(sources, 1)))
     draw(tmp_path / "data/b/1.png")
     open_data(store, data, "class", serial)
     names = store.names(SOURCES)
     dropped = {name for name in names if not IndexNeeds(store, names)(audit).keep(name)}
     assert {name.split("/")[2] for name in dropped & first} <= {"surveys", "unique"}
     assert len([name for name in names if "/surveys/" in name]) == 2
+
+
+def test_no_survey_is_read_again_for_another_audit(tmp_path, monkeypatch):
+    """Three audits of data that grow by a file: each needs its own survey, the newest, and the sources of both."""
+    store, data, audits = Store(str(tmp_path / "store")), DataConfig(str(tmp_path / "data")), list[Audit]()
+    for n in range(3):
+        write(tmp_path / f"data/{n}.parquet", rows(2, first=2 * n))
+        plan = shards(open_data(store, data, "text", serial).sources, 2)
+        audits.append(Audit(store, f"audit-{n}"))
+        begin_audit(audits[-1], {"data": plain_values(data)}, planned_rows(plan))
+    names, read = store.names(SOURCES), list[str]()
+    monkeypatch.setattr(index_upkeep, "read_survey", lambda store, name: read.append(name) or read_survey(store, name))
+    needs = IndexNeeds(store, names)
+    needed = [needs(audit) for audit in audits]
+    surveys = [name for name in names if "/surveys/" in name]
+    assert read == surveys, "a survey was read for each audit"
+    for survey, of_audit in zip(surveys, needed, strict=True):
+        assert {name for name in surveys if of_audit.keep(name)} == {survey, surveys[-1]}
+    (tmp_path / "data/0.parquet").unlink()
+    open_data(store, data, "text", serial)
+    names = store.names(SOURCES)
+    indices = sorted(name for name in names if name.count("/") == 2)
+    last, first = IndexNeeds(store, names)(audits[-1]), IndexNeeds(store, names)(audits[0])
+    assert [last.keep(name) for name in indices] == [True] * 3, "it plans the file that is gone"
+    assert [first.keep(name) for name in indices] == [True] * 3, "the newest survey has the other two"
+
+
+def planned_rows(plan: Sequence[Shard]) -> list[dict[str, Any]]:
+    return [
+        {key: getattr(shard, key) for key in PLAN.names if key != "shard"} | {"shard": shard.name} for shard in plan
+    ]
 
 
 def draw(path: Path) -> None:
