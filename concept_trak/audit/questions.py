@@ -128,7 +128,11 @@ class Questions:
             UserError: the audit has no such method, the model is not the one of the features, or it cannot answer.
             Damaged: a part is not the one that the audit was computed from; the message names it.
         """
-        config, seconds = self.configuration(concepts, methods, top, pictured), dict[str, float]()
+        return self._answer(self.configuration(concepts, methods, top, pictured), progress)
+
+    def _answer(self, config: AuditConfig, progress: Callable[[str], object]) -> Answer:
+        """The answer to the concepts of a configuration."""
+        seconds = dict[str, float]()
         timed = partial(_timed, seconds, progress)
         with timed("model"):
             run = AuditRun(self._prepared(config), computed=dict.fromkeys(config.methods, 0))
@@ -137,8 +141,9 @@ class Questions:
         with timed("solve"):
             by_method = {m: [queries[m, c.name] for c in config.concepts] for m in config.methods}
             solutions = {m: self.solve(m, of_method) for m, of_method in by_method.items()}
+            columns = {m: [stored_query(solutions[m], i, q) for i, q in enumerate(by_method[m])] for m in by_method}
         with timed("score"):
-            tally = self._tally(by_method, solutions, top)
+            tally = self._tally(columns, config.top)
         with timed("show"):
             samples = self._show(run, tally)
         results = StageResults(
@@ -152,14 +157,11 @@ class Questions:
         )
         return Answer(run, results, seconds)
 
-    def _tally(
-        self, queries: Mapping[str, Sequence[QueryResult]], solutions: Mapping[str, SolveResult], top: int
-    ) -> Tally:
+    def _tally(self, columns: Mapping[str, Sequence[StoredQuery]], top: int) -> Tally:
         """The best and the worst samples of the queries of each method."""
         tally = Tally(top)
-        for method, of_method in queries.items():
-            columns = [stored_query(solutions[method], i, query) for i, query in enumerate(of_method)]
-            for result in self.score(method, columns, top):
+        for method, queries in columns.items():
+            for result in self.score(method, queries, top):
                 tally.add(result)
         return tally
 

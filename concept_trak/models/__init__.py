@@ -66,16 +66,21 @@ def load_model(
     Raises:
         UserError: the model cannot be reached, no family opens it, or one of its files is refused.
     """
+    folder, family = _pipeline(path)
+    adapters = _adapters(weights, lora, embeddings)
+    return family(str(folder), parameters, negative, combinations, device, PRECISIONS[precision], adapters)
+
+
+def _adapters(weights: str, lora: str, embeddings: Sequence[str]) -> Any:
+    """The `Adapters` of these files, which are on this machine afterwards."""
     from concept_trak.models.adapters import Adapters
     from concept_trak.models.location import local_path
 
-    folder, family = _pipeline(path)
-    adapters = Adapters(
+    return Adapters(
         weights=weights and str(local_path(weights, "model.weights")),
         lora=lora and str(local_path(lora, "model.lora")),
         embeddings=tuple(str(local_path(file, "model.embeddings")) for file in embeddings),
     )
-    return family(str(folder), parameters, negative, combinations, device, PRECISIONS[precision], adapters)
 
 
 def _pipeline(path: str) -> tuple[Path, Any]:

@@ -18,7 +18,6 @@ from concept_trak.config import WorkerSettings
 from concept_trak.data.text import escaped
 from concept_trak.report.index_page import write_index
 from concept_trak.store.gc import (
-    AUDIT,
     Garbage,
     Needed,
     Retention,
@@ -167,11 +166,8 @@ def collect_garbage(store: Store, rules: Retention, delete: bool = False) -> Ite
         whole = frozenset(sources.folder for audit in begun if (sources := index_upkeep.source_set(audit)))
         return reduce(add, map(needs, begun), Needed(units.named_measurements(store), whole))
 
-    audits_changed = False
-    for item in remove_garbage(store, garbage, newly_needed) if delete else garbage:
-        audits_changed = audits_changed or item.kind == AUDIT
-        yield item
-    if audits_changed and delete:
+    yield from remove_garbage(store, garbage, newly_needed) if delete else garbage
+    if delete and leaving:
         write_index(store)
 
 
