@@ -58,10 +58,11 @@ class Answering:
     """
 
     def __init__(self, questions: Questions, archive: QuestionArchive, most: int) -> None:
-        self.questions, self.archive, self.most, self.meter = questions, archive, most, ServerMeter()
+        self.questions, self.archive, self.most = questions, archive, most
         self._queued, self._failed = OrderedDict[str, Question](), OrderedDict[str, str]()
         self._running, self._step, self._stopped, self._seconds = "", 0, False, FIRST_GUESS
         self._changed = threading.Condition()
+        self.meter = ServerMeter(questions.config.audit, lambda: len(self._queued), lambda: bool(self._running))
         self._thread = threading.Thread(target=self._work, name="answering")
 
     def start(self) -> None:
@@ -132,12 +133,6 @@ class Answering:
     def is_alive(self) -> bool:
         """Whether questions are taken and answered."""
         return self._thread.is_alive()
-
-    def metrics(self) -> str:
-        """The numbers of this server, as Prometheus reads them."""
-        with self._changed:
-            waiting, running = len(self._queued), int(bool(self._running))
-        return self.meter.text(self.questions.config.audit, waiting, running)
 
     def _work(self) -> None:
         while (key := self._next()) is not None:

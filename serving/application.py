@@ -8,12 +8,12 @@ from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from concept_trak import UserError
 from concept_trak.store.tables import read_parquet
 from serving.answering import Answering, Progress, QueueFull
 from serving.guard import guard, set_headers
-from serving.metrics import MEDIA_TYPE
 from serving.openapi import openapi
 from serving.page import SCRIPT, Pages, table_rows
 from serving.question import Question, question_from
@@ -46,13 +46,13 @@ def application(answering: Answering, token: str = "", most_bytes: int = 10_000_
         yield
         await asyncio.to_thread(answering.stop)
 
-    async def counted(request: web.Request, response: web.StreamResponse) -> None:
+    async def count(request: web.Request, response: web.StreamResponse) -> None:
         answering.meter.add_request(response.status)
 
     handlers = Handlers(answering)
     app = web.Application(middlewares=[guard(token), handlers.errors], client_max_size=most_bytes)
     app.on_response_prepare.append(set_headers)
-    app.on_response_prepare.append(counted)
+    app.on_response_prepare.append(count)
     app.cleanup_ctx.append(running)
     app[ANSWERING] = answering
     app.add_routes(
@@ -113,7 +113,7 @@ class Handlers:
         return web.Response(text="ok\n")
 
     async def metrics(self, request: web.Request) -> web.Response:
-        return web.Response(text=self.answering.metrics(), headers={"Content-Type": f"{MEDIA_TYPE}; charset=utf-8"})
+        return web.Response(body=self.answering.meter.text(), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
     async def openapi(self, request: web.Request) -> web.Response:
         return web.json_response(openapi())

@@ -16,7 +16,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 OPEN = "/health"
-"""The path that needs no token, for the probes of a load balancer. It says nothing but that the server runs."""
+"""The path that needs no token, for the probes of a load balancer. It says only whether questions are answered."""
 POLICY = (
     "default-src 'none'; img-src 'self' data: blob:; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"

@@ -1,55 +1,34 @@
-"""The numbers of a server for Prometheus, in its text format 0.0.4; docs/serving.md has the table.
+"""The numbers of a server for Prometheus; docs/serving.md has the table.
 
 No metric has a label for questions or samples, so that a server has a few dozen time series.
 """
 
-import threading
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 
-MEDIA_TYPE = "text/plain; version=0.0.4"
-Values = Mapping[tuple[str, ...], float]
-"""The values of a metric by those of its labels."""
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
 
-
-@dataclass(frozen=True)
-class ServerMetric:
-    """One metric: its kind (counter or gauge), its meaning with the unit, and the names of its labels."""
-
-    name: str
-    kind: str
-    meaning: str
-    labels: tuple[str, ...] = ()
-
-    def lines(self, values: Values) -> Iterable[str]:
-        """The metric in text."""
-        yield f"# HELP {self.name} {self.meaning}"
-        yield f"# TYPE {self.name} {self.kind}"
-        for key, value in sorted(values.items()):
-            labels = ",".join(f'{name}="{_quoted(text)}"' for name, text in zip(self.labels, key, strict=True))
-            yield f"{self.name}{{{labels}}} {value:.17g}" if labels else f"{self.name} {value:.17g}"
-
-
-QUESTIONS = ServerMetric("concept_trak_questions_total", "counter", "Questions that ended: done or failed.", ("state",))
-SECONDS = ServerMetric(
-    "concept_trak_question_seconds_total", "counter", "Seconds that questions took, without those that they waited."
-)
-QUEUE = ServerMetric("concept_trak_question_queue_depth", "gauge", "Questions that wait.")
-RUNNING = ServerMetric("concept_trak_questions_running", "gauge", "Questions that are computed: 0 or 1.")
-REQUESTS = ServerMetric("concept_trak_requests_total", "counter", "Requests by status of the answer.", ("status",))
-MEMORY = ServerMetric("process_resident_memory_bytes", "gauge", "Resident memory of the process, in bytes.")
-AUDIT = ServerMetric("concept_trak_audit_info", "gauge", "1 for the audit that is asked.", ("audit",))
-SERVER_METRICS = (QUESTIONS, SECONDS, QUEUE, RUNNING, REQUESTS, MEMORY, AUDIT)
+PREFIX = "concept_trak"
 
 
 class ServerMeter:
-    """Counts what a server does. Several threads may count."""
+    """Counts what a server does. Several threads may count.
 
-    def __init__(self) -> None:
-        self._lock, self._seconds = threading.Lock(), 0.0
-        self._questions, self._requests = Counter[str](done=0, failed=0), Counter[int]()
+    Args:
+        audit: the name of the audit that is asked.
+        waiting, running: return numbers of questions.
+    """
+
+    def __init__(self, audit: str, waiting: Callable[[], float], running: Callable[[], float]) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        self._questions = self._counter("questions", "Questions that ended: done or failed.", "state")
+        self._seconds = self._counter("question_seconds", "Seconds that questions took, without waiting.")
+        self._requests = self._counter("requests", "Requests by the status of the answer.", "status")
+        for state in ("done", "failed"):
+            self._questions.labels(state)
+        self._gauge("question_queue_depth", "Questions that wait.").set_function(waiting)
+        self._gauge("questions_running", "Questions that are computed: 0 or 1.").set_function(running)
+        self._gauge("audit_info", "1 for the audit that is asked.", "audit").labels(audit).set(1)
 
     def add_question(self, failed: bool, seconds: float) -> None:
         """Count a question that has ended.
@@ -58,44 +37,19 @@ class ServerMeter:
             failed: whether it has no answer.
             seconds: how long it was computed.
         """
-        with self._lock:
-            self._questions["failed" if failed else "done"] += 1
-            self._seconds += seconds
+        self._questions.labels("failed" if failed else "done").inc()
+        self._seconds.inc(seconds)
 
     def add_request(self, status: int) -> None:
         """Count a request that is answered with this status."""
-        with self._lock:
-            self._requests[status] += 1
+        self._requests.labels(str(status)).inc()
 
-    def text(self, audit: str, waiting: int, running: int) -> str:
-        """All metrics, as Prometheus reads them.
+    def text(self) -> bytes:
+        """All metrics, as Prometheus reads them."""
+        return generate_latest(self._registry)
 
-        Args:
-            audit: the name of the audit that is asked.
-            waiting, running: numbers of questions.
-        """
-        with self._lock:
-            questions, requests, seconds = dict(self._questions), dict(self._requests), self._seconds
-        values: dict[ServerMetric, Values] = {
-            QUESTIONS: {(state,): count for state, count in questions.items()},
-            SECONDS: {(): seconds},
-            QUEUE: {(): waiting},
-            RUNNING: {(): running},
-            REQUESTS: {(str(status),): count for status, count in requests.items()},
-            MEMORY: {(): memory} if (memory := resident_bytes()) else {},
-            AUDIT: {(audit,): 1},
-        }
-        return "".join(f"{line}\n" for metric in SERVER_METRICS for line in metric.lines(values[metric]))
+    def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
+        return Counter(f"{PREFIX}_{name}", meaning, labels, registry=self._registry)
 
-
-def resident_bytes() -> int:
-    """Resident memory of this process; 0 where the system has no /proc."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return 0
-    return next((1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")), 0)
-
-
-def _quoted(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
+        return Gauge(f"{PREFIX}_{name}", meaning, labels, registry=self._registry)
