@@ -138,10 +138,10 @@ class DualFactor:
 
 
 class ZeroFactor:
-    """The pseudo-inverse of K + lambda I for features that are all zero: K and lambda are 0, and so is every z."""
+    """The pseudo-inverse of K + lambda I where all features are zero. K and lambda are 0 then, and so is every z."""
 
     def solve(self, queries: Float[Tensor, "m k"]) -> Solution:
-        """z = 0 for every query, without a residual, because K has no range in which there is something to solve."""
+        """z = 0 of every query, with residual 0: the range of K, in which z solves the system, is empty."""
         return Solution(torch.zeros_like(queries, dtype=torch.float64), queries.new_zeros(len(queries)).double())
 
 
@@ -175,7 +175,7 @@ def factorize_damped(
 ) -> tuple[Factor | DualFactor | ZeroFactor, float]:
     """The factor of K + lambda I, and lambda = damping tr(K) / k; that of the dual form if n < k.
 
-    If all features are zero, every z is zero: no sample has a score, and that is the answer.
+    If all features are zero, so is every z.
 
     Args:
         gram: K, with the number n of its samples.
@@ -187,7 +187,7 @@ def factorize_damped(
     """
     lam = gram.damped(damping)
     if gram.trace == 0:
-        return ZeroFactor(), 0.0
+        return ZeroFactor(), lam
     if gram.count < len(gram.matrix):
         return factorize_dual(phi(), lam), lam
     return factorize(gram.matrix, lam), lam

@@ -160,7 +160,9 @@ class AuditRun:
         return tally
 
     def measure(self, records: dict[str, list[Record]], tally: Tally) -> dict[str, dict[str, dict[str, float]]]:
-        """AP, P@10 and recall@carriers of every ranking whose concept has a truth."""
+        """AP, P@10 and recall@carriers of every ranking whose concept has a truth, by methods that rank anything."""
+        ranked = {method for (method, _), ends in tally.ends.items() if ends.top}
+        records = {method: parts for method, parts in records.items() if method in ranked}
         tables = {m: tuple(task.first for task in score_tasks(m, parts)) for m, parts in records.items()}
         samples = {m: sum(record.rows for record in parts) for m, parts in records.items()}
         return retrieval_metrics(self.prepared.config, tables, samples, tally.carriers, self.map)

@@ -108,12 +108,19 @@ class TaskSummary:
     groups: GroupSummary
 
     def column_ends(self) -> dict[str, ColumnEnds]:
-        """The ends and the histogram of every column, by its name."""
+        """The ends and the histogram of every column, by its name.
+
+        A column of zeros has no ends: every feature is zero, and an order of equal scores is no answer.
+        """
         ends, damped = self.scores.ends(), slice(0, None, 2)
         spreads = self.groups.spreads(ends[damped], self.queries.scale[damped])
         both = [spread for damped_spread in spreads for spread in (damped_spread, None)]
         columns = zip(self.queries.columns, ends, self.scores.histogram.tolist(), both, strict=True)
-        return {name: ColumnEnds(own.top, own.bottom, counts, spread) for name, own, counts, spread in columns}
+        scale = dict(zip(self.queries.columns, self.queries.scale, strict=True))
+        return {
+            name: ColumnEnds(own.top, own.bottom, counts, spread) if scale[name] else ColumnEnds([], [], counts)
+            for name, own, counts, spread in columns
+        }
 
 
 SCORED_BYTES = 256 << 20  # some parts, so that reading and multiplying overlap, and a second or so of work

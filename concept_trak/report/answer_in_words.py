@@ -29,7 +29,7 @@ def answers(section: Section, data: str) -> tuple[AnswerInWords, ...]:
 
 
 def _answer(section: Section, column: Column, data: str) -> AnswerInWords:
-    why_not = _why_no_score(column) or _why_nothing(section, column.method)
+    why_not = _why_nothing(section, column.method) if column.main.span else no_features(column.method)
     if why_not or not column.main.top:
         return AnswerInWords(column.method, False, why_not or "No image is ranked.")
     strongest = _strongest(column.main)
@@ -37,14 +37,11 @@ def _answer(section: Section, column: Column, data: str) -> AnswerInWords:
     return AnswerInWords(column.method, stands_out, f"{_group(strongest, data)}{_highest(section, column)}")
 
 
-def _why_no_score(column: Column) -> str:
-    """Why every score is zero; empty if one is not. A query is never zero, so every feature is."""
-    ends = (*column.main.top, *column.main.bottom)
-    if not ends or any(entry.score for entry in ends):
-        return ""
+def no_features(method: str) -> str:
+    """The answer of a method whose features, and so whose scores, are all zero."""
     return (
-        f"Nothing in this data taught it, as far as {column.method} can tell: every feature is zero, because for no "
-        "image does the prediction depend on its caption (is the model trained?). The order of images means nothing."
+        f"Nothing in this data taught it, as far as {method} can tell: every feature is zero. Is the model trained, "
+        "and does its prediction depend on the caption?"
     )
 
 

@@ -29,6 +29,7 @@ from concept_trak.config import AuditConfig, WorkerSettings
 from concept_trak.data.image_reads import image_reads
 from concept_trak.data.inventory import describe_left_out
 from concept_trak.data.text import escaped, one_line
+from concept_trak.report.answer_in_words import no_features
 from concept_trak.report.build_audit_page import facts, page, picture
 from concept_trak.report.diff_page import page_file, write_page
 from concept_trak.report.index_page import write_index
@@ -251,17 +252,20 @@ def concept_lines(
     """The lines about one concept: its question, and by method the best samples.
 
     Args:
-        best: rows of `top.parquet`, of this concept and others, in the order of the ranks.
+        best: rows of `top.parquet`, of this concept and others, in the order of the ranks. A method without a row has
+            no features other than zero.
         grades, agreement: by method, the measures of the ranking, and how far its phrasings agree, where there are any.
     """
     yield f"\n{concept.name}: {one_line(concept.question)} ({concept.scope})"
     for method in methods:
         yield f"  {method}{_grade(grades.get(method))}{_agreed(agreement.get(method))}"
-        for r in best:
-            if (r["concept"], r["method"]) == (concept.name, method):
-                same = f"  (the same image as {escaped(r['duplicate_of'])})" if r["duplicate_of"] else ""
-                sample = f"{escaped(r['sample_id']):<20} {one_line(r['caption'], 100)}{same}"
-                yield f"    {r['rank']:>3}  {r['score']:>10.3g}  {sample}"
+        rows = [r for r in best if (r["concept"], r["method"]) == (concept.name, method)]
+        for r in rows:
+            same = f"  (the same image as {escaped(r['duplicate_of'])})" if r["duplicate_of"] else ""
+            sample = f"{escaped(r['sample_id']):<20} {one_line(r['caption'], 100)}{same}"
+            yield f"    {r['rank']:>3}  {r['score']:>10.3g}  {sample}"
+        if not rows:
+            yield f"    {no_features(method)}"
 
 
 def _grade(measures: dict[str, float] | None) -> str:

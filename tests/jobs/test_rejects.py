@@ -85,17 +85,18 @@ def test_a_shard_of_rejects_alone_commits_and_a_run_of_them_ends(world, tmp_path
     assert "no sample has a feature for caption_trak: all were rejected (16 no_caption)" in capsys.readouterr().err
 
 
-def test_a_method_without_a_feature_says_so_and_the_others_answer(world, tmp_path):
+def test_a_method_without_a_feature_says_so_and_the_others_answer(world, tmp_path, capsys):
     """Random weights tell no picture from another: every feature of fit_trak is zero, and no number is made up."""
-    audit = world.audit(tmp_path, method="[caption_trak,fit_trak]", data="few")
+    audit = world.audit(tmp_path, "damping=auto", method="[caption_trak,fit_trak]", data="few")
     assert audit.code == 0
-    scores = {method: set() for method in ("caption_trak", "fit_trak")}
-    for row in pq.read_table(audit.folder / "top.parquet").to_pylist():
-        scores[row["method"]].add(row["score"])
-    assert scores["fit_trak"] == {0.0}
-    assert len(scores["caption_trak"]) > 1, "the audit has no answer of a method that has features"
+    methods = pq.read_table(audit.folder / "top.parquet")["method"].to_pylist()
+    assert set(methods) == {"caption_trak"}, "scores that are all zero are ranked, or others are not"
+    assert "as far as fit_trak can tell: every feature is zero" in capsys.readouterr().out
     metrics = json.loads((audit.folder / "metrics.json").read_text())
     assert metrics["methods"]["fit_trak"]["trace"] == 0 < metrics["methods"]["caption_trak"]["trace"]
+    assert metrics["methods"]["fit_trak"]["damping"]["reason"] == "every feature is zero"
+    for measures in metrics["concepts"].values():
+        assert {name.partition("~")[0] for name in measures} == {"caption_trak"}, "equal scores are graded"
     page = (audit.folder / "report.html").read_text()
     assert "as far as fit_trak can tell: every feature is zero" in page
     assert "as far as caption_trak can tell" not in page

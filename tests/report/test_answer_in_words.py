@@ -82,7 +82,7 @@ def test_the_page_begins_a_concept_with_its_answer(section):
 
 def test_scores_that_are_all_zero_are_no_answer(section):
     first, *rest = section.rankings
-    zero = [tuple(replace(thumb, score=0.0) for thumb in end) for end in (first.top, first.bottom)]
-    answer = answers(replace(section, rankings=(replace(first, top=zero[0], bottom=zero[1]), *rest)), "file:///d")[0]
+    zero = replace(first, top=(), bottom=(), span=0.0)
+    answer = answers(replace(section, rankings=(zero, *rest)), "file:///d")[0]
     assert not answer.clear
     assert "every feature is zero" in answer.text
