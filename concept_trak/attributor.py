@@ -18,7 +18,7 @@ from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.damping import DEFAULT_DAMPING
 from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.attribution.features import Features, reject_reasons, train_features, training_batch
-from concept_trak.attribution.fisher import Gram, gram, solve_damped
+from concept_trak.attribution.fisher import NO_FEATURES, Gram, gram, solve_damped
 from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.method import METHODS, RECOMMENDED, Method
 from concept_trak.attribution.projector import Projector
@@ -236,7 +236,7 @@ class Attributor:
             The scores of all samples, damped and plain.
 
         Raises:
-            UserError: `fit` was not called, the concept does not fit the model, or the concept has no direction.
+            UserError: `fit` was not called, the concept does not fit the model or has no direction, or all features are 0.
         """
         fitted = self._fitted
         if fitted is None:
@@ -245,13 +245,13 @@ class Attributor:
             raise UserError(f"damping={damping}; expected a positive number, 1e-12 ... 1e12")
         require_conditions(self.model, {"method": self.method}, [concept])
         require_conditioning(self.model, concept)
+        if fitted.gram.trace == 0:
+            raise UserError(f"nothing in this data taught it, as far as the method can tell: {NO_FEATURES}")
         batch = open_query(self.model, concept, read_concept_files(self.model, concept), self.batch_size)
         features = query_features(
             self.model, self.projector, self.method, concept, batch, self.batch_size, self._workspace
         )
         phi_q = phrasing_features(self.model, concept, features).mean(0, keepdim=True).cpu().double()
-        if fitted.gram.trace == 0:
-            raise UserError("all features are zero: the prediction depends on no caption (is the model trained?)")
         queries = torch.cat([phi_q, features.phi.cpu().double()])
         solution, _ = solve_damped(fitted.gram, damping, queries, lambda: fitted.phi)
         damped, plain = scores(fitted.phi, fitted.weight, torch.cat([solution.z[:1], phi_q]).float()).T.numpy()

@@ -111,6 +111,15 @@ def test_what_cannot_be_fitted(attributor, given, message):
         attributor.fit(*given())
 
 
+def test_features_that_are_all_zero_are_refused_for_the_reason_of_an_audit(model):
+    """Random weights tell no picture from another, so `fit_trak` has no feature; tests/jobs/test_rejects.py has it."""
+    fit_trak = replace(quick(), train=replace(ct.METHODS["fit_trak"].train, times=(300,)))
+    attributor = ct.Attributor(model, method=fit_trak, projector=ct.Projector(dim=64)).fit(images(), CAPTIONS)
+    red = ct.Concept("red", prompt="a red circle", without_prompt="a circle", samples=1)
+    with pytest.raises(ct.UserError, match="as far as the method can tell: every feature is zero"):
+        attributor.score(red)
+
+
 def test_mistakes_of_a_score(attributor, model):
     concept = ct.Concept("red", prompt="a red circle", without_prompt="a circle", samples=1)
     with pytest.raises(ct.UserError, match="call fit"):

@@ -137,6 +137,10 @@ class DualFactor:
         return Solution(z, _residual(z @ self.rows.T @ self.rows + self.lam * z, q))
 
 
+NO_FEATURES = "every feature is zero. Is the model trained, and does its prediction depend on the caption?"
+"""Why a method ranks nothing where `ZeroFactor` solves: all scores are 0."""
+
+
 class ZeroFactor:
     """The pseudo-inverse of K + lambda I where all features are zero. K and lambda are 0 then, and so is every z."""
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from concept_trak.attribution.fisher import NO_FEATURES
 from concept_trak.audit.aggregate import GroupStatistics
 from concept_trak.report.audit_page import AnswerInWords, Ranking, Section
 from concept_trak.report.render import STANDS_OUT, Column, below, columns, number, ratio
@@ -39,10 +40,7 @@ def _answer(section: Section, column: Column, data: str) -> AnswerInWords:
 
 def no_features(method: str) -> str:
     """The answer of a method whose features, and so whose scores, are all zero."""
-    return (
-        f"Nothing in this data taught it, as far as {method} can tell: every feature is zero. Is the model trained, "
-        "and does its prediction depend on the caption?"
-    )
+    return f"Nothing in this data taught it, as far as {method} can tell: {NO_FEATURES}"
 
 
 def _why_nothing(section: Section, method: str) -> str:
