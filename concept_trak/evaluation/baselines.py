@@ -10,11 +10,13 @@ Each baseline is a function (inputs, concept, m queries) -> scores [n, m].
 | pixels     | the cosine with the query's generated image, after the training mean is subtracted from both     |
 | activation | the same cosine for the output of the network's middle at one noise level, mean over positions   |
 | style      | the same cosine for the mean and deviation over positions, by channel (Huang and Belongie 2017)  |
+| (a name)   | the same cosine for the embedding of a folder of weights, such as CLIP or DINOv2                 |
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,6 +37,7 @@ from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import Shard
 from concept_trak.evaluation.benchmark import PLAIN, GradeRow, RankingHead, grade_rows, write_ranking
 from concept_trak.evaluation.retrieval import grade
+from concept_trak.models.embedding import Embedder
 from concept_trak.models.encode import encode_samples
 from concept_trak.store.manifest import Audit
 
@@ -149,6 +152,14 @@ def style_similarity(inputs: BaselineInputs, concept: Concept, m: int) -> Float[
     return _cosine(inputs.styles, queries)
 
 
+def embedding_similarity(inputs: BaselineInputs, concept: Concept, m: int, folder: str) -> Float[Tensor, "n m"]:
+    """Cosine of the embeddings of the pictures by the weights in `folder`."""
+    embedder, queries = Embedder(Path(folder), inputs.denoiser.device), inputs.generated(concept, m).x_0
+    assert queries is not None, "queries have generated images"
+    pictures = torch.stack([sample.content for sample in inputs.train])
+    return _cosine(embedder(pictures), embedder(inputs.denoiser.to_pixels(queries)))
+
+
 def _cosine(train: Tensor | None, queries: Tensor | None) -> Float[Tensor, "n m"]:
     assert train is not None, "training samples have images"
     assert queries is not None, "queries have generated images"
@@ -157,7 +168,8 @@ def _cosine(train: Tensor | None, queries: Tensor | None) -> Float[Tensor, "n m"
     return functional.normalize(a - mean) @ functional.normalize(b - mean).T
 
 
-GRADIENT_FREE: dict[str, Callable[[BaselineInputs, Concept, int], Tensor]] = {
+Baseline = Callable[[BaselineInputs, Concept, int], Tensor]
+GRADIENT_FREE: dict[str, Baseline] = {
     "random": random_order,
     "agnostic": concept_agnostic,
     "lookup": caption_lookup,
@@ -167,13 +179,22 @@ GRADIENT_FREE: dict[str, Callable[[BaselineInputs, Concept, int], Tensor]] = {
 }
 
 
+def baseline(name: str, folder: str) -> Baseline:
+    """The baseline of a name: that of an embedding if it has a folder of weights."""
+    return partial(embedding_similarity, folder=folder) if folder else GRADIENT_FREE[name]
+
+
 @dataclass(frozen=True)
 class BaselineTask(Task):
-    """One baseline against m queries of every concept, over the shards of a plan."""
+    """One baseline against m queries of every concept, over the shards of a plan.
+
+    An embedding has the folder of its weights; the other baselines have none.
+    """
 
     baseline: str
     plan: tuple[Shard, ...]
     m: int
+    folder: str = ""
 
     @property
     def label(self) -> str:
@@ -195,10 +216,10 @@ class BaselineWorker(ModelWorker):
         shards = map(self.index, task.plan)
         train = [s for shard in shards for s in samples(shard, data, side) if isinstance(s, Sample)]
         inputs, ids = BaselineInputs(self.denoiser, train, self.config.seed), [s.id for s in train]
-        rows, heads = list[GradeRow](), list[RankingHead]()
+        rows, heads, ranking = list[GradeRow](), list[RankingHead](), baseline(task.baseline, task.folder)
         for concept in self.config.concepts:
             relevant = np.array([shows(concept, s.labels) for s in train])
-            scores = GRADIENT_FREE[task.baseline](inputs, concept, task.m).cpu().double().numpy()
+            scores = ranking(inputs, concept, task.m).cpu().double().numpy()
             rows += grade_rows(grade(scores, relevant, ids), concept.name, PLAIN, 0, relevant)
             heads.append(RankingHead.of(concept.name, PLAIN, scores, ids, relevant))
         write_ranking(Audit(self.store, self.config.audit), task.baseline, "none", heads)

@@ -1,6 +1,6 @@
 """The pipeline of a benchmark: each model's audit, its queries, and the grades of every ranking."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from concept_trak.evaluation.suite import (
     require_known_pairs,
 )
 from concept_trak.evaluation.training.settings import TrainConfig
+from concept_trak.models.embedding import require_embeddings
 from concept_trak.store.manifest import Audit, finish_audit, read_manifest, read_table, write_table
 from concept_trak.store.records import Record
 from concept_trak.store.tables import from_rows
@@ -75,6 +76,7 @@ def evaluate_models(config: BenchmarkConfig, spread: Spread = Spread()) -> list[
     for training in trainings.values():
         require_known_pairs(config, training)
         require_captions(config, training)
+    require_embeddings(config.embeddings, {*GRADIENT_FREE, *compared_methods(config)})
     results: dict[str, DatasetGrades] = {}
     for path, training in trainings.items():
         title, audit = dataset_title(config, training), benchmark_audit(config, path, training)
@@ -89,15 +91,15 @@ def model_grades(config: BenchmarkConfig, path: str, audit: AuditConfig, spread:
     p = prepare(audit, spread.worker)
     if read_manifest(p.audit) is None:
         run = AuditRun(p, spread.mapper_for(p.audit), most_rejects=spread.most_rejects)
-        records = run.featurize()
+        records, baselines = run.featurize(), baseline_folders(config)
         queries = compute_queries(run)
         rows = [
             *method_grades(run, records, config.dampings, config.each),
-            *baseline_grades(run, config.queries),
+            *baseline_grades(run, config.queries, baselines),
         ]
         write_table(p.audit, "grades.parquet", from_rows(GRADE_COLUMNS, rows))
         parts = [record for own in records.values() for record in own]
-        files = ["audit.yaml", "plan.parquet", "grades.parquet", *queries, *ranking_files(run)]
+        files = ["audit.yaml", "plan.parquet", "grades.parquet", *queries, *ranking_files(run, baselines)]
         finish_audit(p.audit, files, parts, {"fingerprints": p.work.fingerprints})
     return [{"model": path, **row} for row in read_table(p.audit, "grades.parquet").to_pylist()]
 
@@ -135,17 +137,23 @@ def method_grades(
         yield from ({"method": task.method, "query_kind": task.query_kind, **row} for row in result.rows)
 
 
-def baseline_grades(run: AuditRun, queries: int) -> Iterator[dict[str, Any]]:
+def baseline_folders(config: BenchmarkConfig) -> dict[str, str]:
+    """The baselines without gradients; by name, the folder of an embedding's weights, or "" for the others."""
+    return dict.fromkeys(GRADIENT_FREE, "") | config.embeddings
+
+
+def baseline_grades(run: AuditRun, queries: int, baselines: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """The grades of the baselines without gradients, for `queries` queries of every concept."""
-    tasks = [BaselineTask(name, tuple(run.prepared.plan), queries) for name in GRADIENT_FREE]
+    plan = tuple(run.prepared.plan)
+    tasks = [BaselineTask(name, plan, queries, folder) for name, folder in baselines.items()]
     for task, result in run.map("baseline", BaselineWorker, tasks):
         yield from ({"method": task.baseline, "query_kind": "none", **row} for row in result.rows)
 
 
-def ranking_files(run: AuditRun) -> list[str]:
+def ranking_files(run: AuditRun, baselines: Iterable[str]) -> list[str]:
     """The files of ranking heads, one for each method and kind of query."""
     kinds = [(name, kind) for name, method in run.prepared.config.methods.items() for kind in query_variants(method)]
-    return [ranking_file(*key) for key in (*kinds, *((name, "none") for name in GRADIENT_FREE))]
+    return [ranking_file(*key) for key in (*kinds, *((name, "none") for name in baselines))]
 
 
 def query_variants(method: Method) -> dict[str, Method]:
@@ -158,7 +166,7 @@ def query_variants(method: Method) -> dict[str, Method]:
 def evaluations_by_method(config: BenchmarkConfig) -> dict[str, int]:
     """By method, the network evaluations of one training sample; 0 for baselines without gradients."""
     methods = {name: method.train.evaluations for name, method in compared_methods(config).items()}
-    return methods | dict.fromkeys(GRADIENT_FREE, 0)
+    return methods | dict.fromkeys(baseline_folders(config), 0)
 
 
 def dataset_title(config: BenchmarkConfig, training: TrainConfig) -> str:

@@ -24,7 +24,19 @@ from concept_trak.evaluation.retrieval import TRUTHS, Cell, cell_concept, cells
 from concept_trak.evaluation.training.settings import TrainConfig
 
 # The settings that decide a model's grades. A change of any other setting keeps grades that exist.
-GRADING = ("methods", "rows", "queries", "each", "pairs", "truth", "unsaid", "dampings", "parameters", "projector")
+GRADING = (
+    "methods",
+    "rows",
+    "queries",
+    "each",
+    "pairs",
+    "truth",
+    "unsaid",
+    "embeddings",
+    "dampings",
+    "parameters",
+    "projector",
+)
 
 
 def build_variants(variants: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Method]) -> dict[str, Method]:
@@ -58,6 +70,8 @@ class BenchmarkConfig:
     """A sample is relevant if its image shows the factor (shown), its caption names it (said), or both (both)."""
     unsaid: str = ""
     """A factor that captions of the scored samples leave out; the models must have been trained with such captions."""
+    embeddings: dict[str, str] = field(default_factory=dict)
+    """Rankings by the embedding of pictures, each with a local folder of weights: {clip: /weights/clip}."""
     dampings: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0, float("inf"))
     parameters: str = r"\.(weight|bias)$"
     projector: Projector = field(default_factory=Projector)

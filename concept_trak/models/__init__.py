@@ -20,7 +20,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """False for the log line about image processors without torchvision, which no model here uses."""
+    """False for the log line about image processors without torchvision: those with PIL do the same."""
     return "requires torchvision (not installed); falling back" not in record.getMessage()
 
 

@@ -33,6 +33,7 @@ from concept_trak.store.compaction import committed
 from concept_trak.store.manifest import read_table, scores_file
 from concept_trak.store.records import Record
 from tests.jobs.world import CONCEPT, Found, World, build
+from tests.models.test_embedding import save as save_embedding
 from tests.tolerances import DENSE32
 
 FIRST = Attempt(1, 0)
@@ -224,9 +225,10 @@ def test_a_method_without_any_feature_is_told_so(done):
         GradeWorker(done.p.work)(item, FIRST)
 
 
-@pytest.mark.parametrize("baseline", GRADIENT_FREE)
-def test_a_baselines_grades_are_beside_the_methods(done, baseline):
-    rows = BaselineWorker(done.p.work)(BaselineTask(baseline, tuple(done.p.plan), 2), FIRST).rows
+@pytest.mark.parametrize("baseline", [*GRADIENT_FREE, "resnet"])
+def test_a_baselines_grades_are_beside_the_methods(done, baseline, tmp_path):
+    folder = "" if baseline in GRADIENT_FREE else str(save_embedding(baseline, tmp_path / "weights"))
+    rows = BaselineWorker(done.p.work)(BaselineTask(baseline, tuple(done.p.plan), 2, folder), FIRST).rows
     beside = {r["concept"]: r["base_rate"] for r in done.grade("das", (PLAIN,), 1)}
     assert [(r["concept"], r["query"]) for r in rows] == [(c.name, q) for c in done.concepts for q in (0, 1)]
     for row in rows:
