@@ -236,7 +236,7 @@ class Attributor:
             The scores of all samples, damped and plain.
 
         Raises:
-            UserError: `fit` was not called, the concept does not fit the model or has no direction, or all features are 0.
+            UserError: `fit` was not called, the concept does not fit or has no direction, or every feature is zero.
         """
         fitted = self._fitted
         if fitted is None:
