@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import cached_property, partial
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -26,11 +26,11 @@ from concept_trak.audit.damping import damping_file, read_choice
 from concept_trak.audit.finished_audit import FinishedAudit
 from concept_trak.audit.gram import DampedSystem, SolveResult, damped_system, stored_query
 from concept_trak.audit.listed_features import listed_records, listed_settings
-from concept_trak.audit.mapper import FirstAttempt
 from concept_trak.audit.pipeline import AuditRun
-from concept_trak.audit.plan import demand, read_shards
+from concept_trak.audit.plan import read_shards
 from concept_trak.audit.prepare import Prepared
-from concept_trak.audit.query_features import QueryResult, QueryTask, QueryWorker, open_questions
+from concept_trak.audit.query_features import QueryResult
+from concept_trak.audit.query_model import LocalQueryModel, QueryModel
 from concept_trak.audit.repair import config_of
 from concept_trak.audit.resolve import absolute_model
 from concept_trak.audit.results import Tally
@@ -53,8 +53,6 @@ DRAWN = 8
 """The number of pictures of a query's own samples, if there are pictures."""
 STEPS = ("model", "query", "solve", "score", "show")
 """The steps of a question, in their order."""
-KEPT_QUERIES = 64
-"""How many queries are kept; each has k numbers and its pictures."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +99,11 @@ class Questions:
         self._shards = read_shards(store, config.data, plan)
         self.work = Work(self.config, features, worker or own_settings())
         self._reader, self._systems = StoreWorker(self.work), dict[str, DampedSystem]()
-        self._queries = dict[str, QueryResult]()
+        self.model: QueryModel = LocalQueryModel(self.work)
 
     def load(self) -> None:
         """Load the model now, and not at the first question. Raises as `ask` does."""
-        _ = self._querier
+        self.model.load()
 
     def ask(
         self,
@@ -167,16 +165,7 @@ class Questions:
 
     def query(self, p: Prepared) -> dict[tuple[str, str], QueryResult]:
         """The features phi_q [k] of all queries, by (method, concept). Only this step needs the model."""
-        return {(question.method, question.concept.name): self._query(question) for question in p.queries}
-
-    def _query(self, question: QueryTask) -> QueryResult:
-        """phi_q of one concept. It is computed again only if no recent question had the same concept and query side."""
-        key = repr((self.config.methods[question.method].query_spec, question.content))
-        result = self._queries.pop(key, None) or self._querier(question, FirstAttempt())
-        self._queries[key] = result
-        if len(self._queries) > KEPT_QUERIES:
-            del self._queries[next(iter(self._queries))]
-        return replace(result, method=question.method, concept=question.concept.name)
+        return {(task.method, task.concept.name): self.model.query(task) for task in p.queries}
 
     def solve(self, method: str, queries: Sequence[QueryResult]) -> SolveResult:
         """Solve z = (K + lambda I)^-1 phi_q for some queries of one method. The factor of K + lambda I is kept."""
@@ -225,21 +214,9 @@ class Questions:
             require_query_direction(method, concept)
         return replace(self.config, concepts=tuple(concepts), methods=chosen, top=top, shown=pictured)
 
-    @cached_property
-    def _querier(self) -> QueryWorker:
-        """The worker with the model, after a check that the features were computed with this model."""
-        try:
-            return QueryWorker(self.work)
-        except UserError as error:
-            raise UserError(
-                f"audit {self.config.audit} cannot be asked: {error}. Where its model has moved, set model.path= to "
-                "where it is now"
-            ) from error
-
     def _prepared(self, config: AuditConfig) -> Prepared:
         """The prepared audit with this configuration, on the features of the finished one."""
-        denoiser = self._querier.denoiser
-        questions = open_questions(denoiser, config)
+        opened = self.model.open(config)
         sources = {s.source: Source(uri=s.source, version=s.version, rows=s.rows) for s in self._shards}
         return Prepared(
             work=replace(self.work, config=config, features={m: self.work.features[m] for m in config.methods}),
@@ -249,13 +226,13 @@ class Questions:
             data=Survey(tuple(sources.values())),
             settings=self._settings,
             queries=tuple(
-                replace(question, method=method, picture_count=DRAWN if config.shown else 0)
+                replace(task, method=method, picture_count=DRAWN if config.shown else 0)
                 for method in config.methods
-                for question in questions
+                for task in opened.tasks
             ),
-            demand=demand(config, denoiser),
-            resolution=denoiser.resolution,
-            sizes={name: p.numel() for name, p in denoiser.parameters.items()},
+            demand=opened.demand,
+            resolution=opened.resolution,
+            sizes=opened.sizes,
         )
 
     def _system(self, method: str) -> DampedSystem:
