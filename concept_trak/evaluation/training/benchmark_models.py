@@ -3,6 +3,7 @@
 `jobs.train` trains the models of the benchmark; a causal test trains them again without some images.
 """
 
+import json
 import time
 from collections.abc import Callable, Collection
 from dataclasses import asdict, fields
@@ -57,6 +58,20 @@ def training_set(config: TrainConfig, tokenizer: Callable[..., Any], without: Co
     captions = [pair_caption(t, c) for thing, colour in pairs for t in (thing, None) for c in (colour, None)]
     tokens = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
     return TrainingSet(torch.from_numpy(images[rows]), tokens.view(len(rows), 4, -1), caption_chances(config.dropped))
+
+
+def train_with_judge(config: TrainConfig, report: Callable[[str], None] = print) -> dict[str, Any]:
+    """Train the judge and the model, measure, and write everything to `config.out`; returns the content of
+    training.json."""
+    out, start = Path(config.out), time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    classifier, right = train_judge(config, out)
+    report(f"judge: {right:.4f} right on fresh drawings, {time.monotonic() - start:.0f} s")
+    train_model(config, out, lambda line: report(f"{line}, {time.monotonic() - start:.0f} s"))
+    record = training_record(config, classifier, right, seconds=round(time.monotonic() - start))
+    (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    report(json.dumps(record["shows_both_factors"], indent=2))
+    return record
 
 
 def train_model(config: TrainConfig, out: Path, report: Callable[[str], None], without: Collection[str] = ()) -> None:

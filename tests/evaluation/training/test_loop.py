@@ -23,6 +23,7 @@ from concept_trak.evaluation.training.benchmark_models import (
     text_conditioned,
     train_command,
     train_model,
+    train_with_judge,
     training_set,
 )
 from concept_trak.evaluation.training.loop import (
@@ -43,7 +44,6 @@ from concept_trak.evaluation.training.optim import INNER, optimizers, rate_share
 from concept_trak.evaluation.training.settings import TrainConfig
 from concept_trak.models import load_model, small
 from concept_trak.models.small import TransformerSize
-from jobs.train import train
 from tests.configured import configure
 
 ALPHAS = small.scheduler("epsilon").alphas_cumprod.double()
@@ -220,7 +220,7 @@ def test_every_word_is_one_token_and_no_other_word_is_mistaken_for_one(words):
 @pytest.mark.parametrize("tiny", [TINY, TRANSFORMER], ids=["unet", "transformer"])
 def test_train_writes_a_pipeline_its_judge_and_how_they_were_made(tmp_path, tiny):
     config = replace(tiny, out=str(tmp_path / "model"))
-    record = train(config, report=lambda line: None)
+    record = train_with_judge(config, report=lambda line: None)
     denoiser, written = load_model(config.out), (tmp_path / "model/training.json").read_text()
     assert (denoiser.part, denoiser.resolution) == (tiny.network, 16)
     judge.load_classifier(tmp_path / "model/classifier.safetensors", tiny.kinds)
