@@ -26,6 +26,7 @@ class Tiny:
     texts: what to ask for: three conditions, then the empty one.
     group: named parameters that it has, beside `attention` and `all`.
     ways: what else `load` is told.
+    replayed: how many parameters have no layer rule, so that their gradients cost a pass per sample.
     """
 
     build: Callable[[], Any]
@@ -37,6 +38,7 @@ class Tiny:
     texts: tuple[str, ...] = ("a red circle", "a blue square", "a green triangle", "")
     group: str = "cross_attention"
     ways: dict[str, Any] = field(default_factory=dict)
+    replayed: int = 0
 
 
 def draw(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
@@ -119,15 +121,19 @@ def euler(pipe: Any, raw: Tensor, t: int, x_t: Tensor) -> Tensor:
 
 LABELS = ("0", "1", "2", "")
 FAMILIES: dict[str, Tiny] = {
-    "stable_diffusion_eps": Tiny(lambda: stable_diffusion("epsilon"), "unet", draw, from_eps, itself, ddim),
-    "stable_diffusion_v": Tiny(lambda: stable_diffusion("v_prediction"), "unet", draw, from_v, itself, ddim),
+    "stable_diffusion_eps": Tiny(lambda: stable_diffusion("epsilon"), "unet", draw, from_eps, itself, ddim,
+                                 replayed=1),
+    "stable_diffusion_v": Tiny(lambda: stable_diffusion("v_prediction"), "unet", draw, from_v, itself, ddim,
+                                 replayed=1),
     "sdxl": Tiny(lambda: sdxl(zeros=True), "unet", draw, from_eps, itself, ddim),
     "sdxl_encoded_empty": Tiny(lambda: sdxl(zeros=False), "unet", draw, from_eps, itself, ddim),
     "sd3": Tiny(lambda: sd3(t5=False), "transformer", draw, from_flow, of_flow, euler, group="attention"),
     "sd3_t5": Tiny(lambda: sd3(t5=True), "transformer", draw, from_flow, of_flow, euler, group="attention"),
-    "pixart": Tiny(pixart, "transformer", draw_patches, from_eps, itself, ddim),
-    "pixart_t5": Tiny(lambda: pixart_t5(sizes=False), "transformer", draw_masked, from_eps, itself, ddim),
-    "pixart_t5_sizes": Tiny(lambda: pixart_t5(sizes=True), "transformer", draw_masked, from_eps, itself, ddim),
+    "pixart": Tiny(pixart, "transformer", draw_patches, from_eps, itself, ddim, replayed=3),
+    "pixart_t5": Tiny(lambda: pixart_t5(sizes=False), "transformer", draw_masked, from_eps, itself, ddim,
+                      replayed=3),
+    "pixart_t5_sizes": Tiny(lambda: pixart_t5(sizes=True), "transformer", draw_masked, from_eps, itself, ddim,
+                      replayed=3),
     "dit": Tiny(dit, "transformer", draw_class, from_eps, itself, ddim, LABELS, "self_attention_out"),
     "unet_2d": Tiny(lambda: ddpm(4), "unet", call_with_class, from_eps, itself, ddim_of_ddpm, ("0", "1", "2", "3"),
                     "self_attention_out", {"negative": "other_label"}),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from concept_trak.attribution.denoiser import Condition, Denoiser, concat_conditions, take_rows
 from concept_trak.attribution.direction import DIRECTIONS
+from concept_trak.attribution.gradients.layer_rules import has_rule
 from concept_trak.attribution.gradients.pull_back import pull_back
 from concept_trak.attribution.numerics import normal
 from concept_trak.attribution.state import Batch, Probe
@@ -134,6 +135,12 @@ def test_attributable_parameters_are_those_asked_for(family):
         few = family.load(parameters=parameters)
         assert 0 < len(few.parameters) < len(network)
         assert {n for n, p in few.network.named_parameters() if p.requires_grad} == set(few.parameters)
+
+
+def test_parameters_without_a_layer_rule_are_those_that_are_known(family):
+    owners = [m for m in family.denoiser.network.modules() if not has_rule(m)]
+    names = [f"{type(m).__name__}.{name}" for m in owners for name, _ in m.named_parameters(recurse=False)]
+    assert len(names) == family.tiny.replayed, f"{names} cost a pass per sample"
 
 
 @pytest.mark.parametrize("direction", ["denoising_error", "reconstruction_reward", "caption_reward"])

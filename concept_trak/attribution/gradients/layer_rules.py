@@ -5,7 +5,7 @@ type, because a subclass may compute anything. A layer without a rule is run aga
 its recorded inputs and output gradient. This is exact, and cheap for a small layer.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,11 @@ class LayerCall:
     version: int = 0
     moments: tuple[Tensor, Tensor] | None = None
 
+    @property
+    def input(self) -> Tensor:
+        """The first argument, by place or by keyword, without its graph."""
+        return next(iter((*self.args, *self.kwargs.values()))).detach()
+
 
 def record_call(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> LayerCall:
     """Record a call while its autograd node still has its saved tensors.
@@ -55,9 +60,13 @@ def record_call(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> LayerC
 
 
 def has_rule(layer: nn.Module) -> bool:
-    """Whether `RULES` covers the layer: its exact type and, for convolutions, padding with a number of zeros."""
+    """Whether a rule covers the layer: its exact type and, for convolutions, padding with a number of zeros."""
     odd = isinstance(layer, nn.Conv2d) and (isinstance(layer.padding, str) or layer.padding_mode != "zeros")
-    return type(layer) in RULES and not odd
+    return _rule(layer) is not None and not odd
+
+
+def _rule(layer: nn.Module) -> Any:
+    return RULES.get(type(layer)) or NAMED_RULES.get(f"{type(layer).__module__}.{type(layer).__qualname__}")
 
 
 def is_separable(layer: nn.Module, call: LayerCall, b: int) -> bool:
@@ -66,7 +75,7 @@ def is_separable(layer: nn.Module, call: LayerCall, b: int) -> bool:
     if not isinstance(y, Tensor) or not y.requires_grad or y.dim() == 0 or y._version != call.version:
         return False
     if has_rule(layer):
-        return y.shape[0] % b == 0 and call.args[0].shape[0] == y.shape[0]
+        return y.shape[0] % b == 0 and call.input.shape[0] == y.shape[0]
     with torch.no_grad():
         return y.shape[0] == b and _close(torch.cat([layer(*args, **kwargs) for args, kwargs in _apart(call, b)]), y)
 
@@ -81,7 +90,7 @@ def per_sample_gradients(
         names: names of parameters within the layer, such as `weight`.
     """
     if has_rule(layer):
-        return RULES[type(layer)](layer, call, g, b, names)
+        return _rule(layer)(layer, call, g, b, names)
     parameters = {name: p for name, p in layer.named_parameters(recurse=False) if name in names}
     return {name: DenseGradient(value) for name, value in _replayed(layer, call, g, parameters, b).items()}
 
@@ -118,7 +127,7 @@ def _close(replay: Tensor, y: Tensor) -> bool:
 def _linear(
     layer: nn.Linear, call: LayerCall, g: Tensor, b: int, names: Collection[str]
 ) -> dict[str, ParameterGradient]:
-    x, gradients = call.args[0].detach(), dict[str, ParameterGradient]()
+    x, gradients = call.input, dict[str, ParameterGradient]()
     x, g = x.reshape(b, -1, x.shape[-1]), g.reshape(b, -1, g.shape[-1])
     if "weight" in names:
         gradients["weight"] = FactoredGradient(g, x, tuple(layer.weight.shape))
@@ -132,7 +141,7 @@ def _conv2d(
 ) -> dict[str, ParameterGradient]:
     gradients: dict[str, ParameterGradient] = {}
     if "weight" in names:
-        gradients["weight"] = _kernel(layer, call.args[0].detach(), g, b)
+        gradients["weight"] = _kernel(layer, call.input, g, b)
     if "bias" in names:
         by_row = at_least_float32(g).flatten(2).sum(2)
         gradients["bias"] = DenseGradient(by_row.reshape(b, -1, g.shape[1]).sum(1))
@@ -164,7 +173,7 @@ def _group_norm(
 
     PyTorch's own backward computes it: n samples with some groups are one sample with n times as many groups.
     """
-    x, g = (at_least_float32(y).contiguous() for y in (call.args[0].detach(), g))
+    x, g = (at_least_float32(y).contiguous() for y in (call.input, g))
     mean, rate = (m.to(x.dtype).reshape(1, -1) for m in call.moments or _moments(layer, x))
     ones = x.new_ones(len(x) * layer.num_channels)
     size = (1, len(ones), x[0, 0].numel(), mean.shape[1])
@@ -181,18 +190,45 @@ def _moments(layer: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
 def _layer_norm(
     layer: nn.LayerNorm, call: LayerCall, g: Tensor, b: int, names: Collection[str]
 ) -> dict[str, ParameterGradient]:
+    def normalized() -> Tensor:
+        return F.layer_norm(at_least_float32(call.input), layer.normalized_shape, eps=layer.eps)
+
+    return _scale_and_shift(normalized, g, b, layer.normalized_shape, names)
+
+
+def _rms_norm(layer: nn.RMSNorm, call: LayerCall, g: Tensor, b: int, names: Collection[str]) -> dict[str, Any]:
+    def normalized() -> Tensor:
+        x = call.input
+        eps = torch.finfo(x.dtype).eps if layer.eps is None else layer.eps
+        return F.rms_norm(at_least_float32(x), list(layer.normalized_shape), eps=eps)
+
+    return _scale_and_shift(normalized, g, b, layer.normalized_shape, names)
+
+
+def _rms_norm_of_diffusers(layer: Any, call: LayerCall, g: Tensor, b: int, names: Collection[str]) -> dict[str, Any]:
+    """As diffusers computes it: the mean square over the last dimension, in float32 whatever the precision of x."""
+
+    def normalized() -> Tensor:
+        mean_square = call.input.float().square().mean(-1, keepdim=True)
+        return at_least_float32(call.input * torch.rsqrt(mean_square + layer.eps))
+
+    return _scale_and_shift(normalized, g, b, layer.weight.shape, names)
+
+
+def _scale_and_shift(
+    normalized: Callable[[], Tensor], g: Tensor, b: int, shape: Sequence[int], names: Collection[str]
+) -> dict[str, ParameterGradient]:
+    """sum_p g_p x_hat_p and sum_p g_p of y_p = weight x_hat_p + bias, with weight and bias of `shape`."""
     values = {"bias": at_least_float32(g)} if "bias" in names else {}
     if "weight" in names:
-        x_hat = F.layer_norm(at_least_float32(call.args[0].detach()), layer.normalized_shape, eps=layer.eps)
-        values["weight"] = at_least_float32(g) * x_hat
-    shape = layer.normalized_shape
+        values["weight"] = at_least_float32(g) * normalized()
     return {name: DenseGradient(value.reshape(b, -1, *shape).sum(1)) for name, value in values.items()}
 
 
 def _embedding(
     layer: nn.Embedding, call: LayerCall, g: Tensor, b: int, names: Collection[str]
 ) -> dict[str, ParameterGradient]:
-    rows, g = call.args[0].reshape(b, -1), g.reshape(b, -1, layer.embedding_dim)
+    rows, g = call.input.reshape(b, -1), g.reshape(b, -1, layer.embedding_dim)
     total = at_least_float32(g).new_zeros(b, layer.num_embeddings, layer.embedding_dim)
     return {"weight": DenseGradient(total.scatter_add_(1, rows[..., None].expand_as(g), at_least_float32(g)))}
 
@@ -203,4 +239,9 @@ RULES: dict[type[nn.Module], Callable[..., dict[str, ParameterGradient]]] = {
     nn.GroupNorm: _group_norm,
     nn.LayerNorm: _layer_norm,
     nn.Embedding: _embedding,
+    nn.RMSNorm: _rms_norm,
 }
+NAMED_RULES: dict[str, Callable[..., dict[str, ParameterGradient]]] = {
+    "diffusers.models.normalization.RMSNorm": _rms_norm_of_diffusers,
+}
+"""Rules of layers of diffusers, by name, because importing diffusers takes seconds."""

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers.models.normalization import RMSNorm
 
 from concept_trak.attribution.denoiser import attributable
 from concept_trak.attribution.direction import DIRECTIONS
 from concept_trak.attribution.gradients.accumulate import gradient_norms, norm_group
 from concept_trak.attribution.gradients.factors import DenseGradient, FactoredGradient
-from concept_trak.attribution.gradients.layer_rules import per_sample_gradients, record_call
+from concept_trak.attribution.gradients.layer_rules import has_rule, is_separable, per_sample_gradients, record_call
 from concept_trak.attribution.gradients.pull_back import pull_back, pull_back_naive
 from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.state import Direction, Probe
@@ -203,3 +204,32 @@ def test_a_group_norm_is_split_with_and_without_the_moments_it_found():
             exact = torch.autograd.grad(layer(x[rows]), [layer.weight, layer.bias], g[rows])
             for name, expected in zip(("weight", "bias"), exact, strict=True):
                 torch.testing.assert_close(found[name].dense()[i], expected, rtol=EXACT64, atol=1e-11)
+
+
+NORMS = {
+    "torch": lambda: torch.nn.RMSNorm(6, eps=1e-3),
+    "torch, two dimensions, its own eps": lambda: torch.nn.RMSNorm((5, 6)),
+    "diffusers": lambda: RMSNorm(6, eps=1e-3),
+    "diffusers, with a shift": lambda: RMSNorm(6, eps=1e-3, bias=True),
+    "layer norm": lambda: torch.nn.LayerNorm(6),
+}
+
+
+@pytest.mark.parametrize("by_keyword", [False, True])
+@pytest.mark.parametrize("kind", NORMS)
+def test_a_norm_is_split_by_sample(kind, by_keyword):
+    """Samples of two rows each, called by place and by keyword: against autograd through one sample."""
+    draw = torch.Generator().manual_seed(4)
+    layer = NORMS[kind]().double()
+    x, g = (torch.randn(8, 5, 6, generator=draw, dtype=torch.float64) + shift for shift in (1, 0))
+    names = [name for name, _ in layer.named_parameters()]
+    args, kwargs = ((), {"input": x}) if by_keyword else ((x,), {})
+    call = record_call(layer, args, kwargs, layer(x))
+    assert has_rule(layer)
+    assert is_separable(layer, call, 4)
+    found = per_sample_gradients(layer, call, g, 4, names)
+    for i in range(4):
+        rows = slice(2 * i, 2 * i + 2)
+        exact = torch.autograd.grad(layer(x[rows]), list(layer.parameters()), g[rows])
+        for name, expected in zip(names, exact, strict=True):
+            torch.testing.assert_close(found[name].dense()[i], expected, rtol=EXACT64, atol=1e-12)
