@@ -1,14 +1,15 @@
 """Speed and memory on one GPU, in one run of less than ten minutes: one table.
 
     python -m tests.benchmarks.gpu                          # Stable Diffusion 1.x's UNet, 64 x 64 latents, bfloat16
+    python -m tests.benchmarks.gpu --size sdxl --batch 8    # Stable Diffusion XL's, 128 x 128 latents
     python -m tests.benchmarks.gpu --size tiny --device cpu # the same lines in seconds: that it runs, no speed
 
 The network has random weights, for speed does not depend on them. Every line is a floor (the passes that the
-mathematics needs) or a worker's own `features`, at the largest batch that memory holds; a line says samples a second,
-the operations its passes need (a backward counts as two forwards) over a matrix product's measured ceiling, and peak
-memory. `channels-last` and `compile` are
-what a run could be set to; the layers' inputs and outputs cannot be had from a compiled network, so it is measured
-where nothing is pulled back: on the path of a guided inversion, which is two thirds of concept_trak.
+mathematics needs), a worker's own `features` or the authors' way, at the largest batch that memory holds; a line gives
+samples a second, the operations of its passes (a backward counts as two forwards) over a matrix product's measured
+ceiling, and peak memory. `channels-last` and `compile` are what a run could be set to. A compiled network does not give
+the inputs and outputs of its layers, so it is measured where nothing is pulled back: on the path of a guided inversion,
+which is two thirds of concept_trak. Last comes how far the scores of the chosen precision agree with those of float32.
 """
 
 import argparse
@@ -21,26 +22,29 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from concept_trak.attribution.denoiser import Denoiser, attributable
 from concept_trak.attribution.method import METHODS
-from concept_trak.attribution.numerics import normal
-from concept_trak.attribution.state import Batch, Probe
-from concept_trak.models.text_to_image import TextToImage
-from tests.benchmarks import floors, ours, work
+from concept_trak.attribution.state import Probe
+from tests.benchmarks import authors, floors, ours, work
+from tests.benchmarks.agreement import spearman
+from tests.benchmarks.gpu_models import SIZES, open_model, random_batch
+from tests.benchmarks.seat import Answer
 from tests.benchmarks.work import ROOT, Task, Work
 
 ROW = Probe("forward_noise", "denoising_error", times=(500,))
 STATES = replace(METHODS["concept_b"].train, times=(300, 700))
 ATTENTION, ALL = r"attn2", work.LAYERS
-# The UNet of Stable Diffusion 1.x, whose other settings are diffusers' own defaults.
-SD = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
+AGREEING, QUERIES = 32, 8
 
 
 @dataclass(frozen=True)
 class Line:
-    """What is measured: `passes` alone (a floor), `forward` (no gradient), or `features` with so many columns."""
+    """What is measured: `passes` alone (a floor), `forward` (no gradient), `features` with so many columns, or the way
+    of the `authors`, with the coordinates of `mask`."""
 
     what: str
     parameters: str
@@ -59,6 +63,8 @@ LINES = (
       for what, kind in (("passes", ""), ("features", "mask"), ("features", "kronecker"), ("features", "sketch"))
       for o in ("", "channels-last")),
     *(Line(what, ATTENTION, STATES, "sketch") for what in ("passes", "features")),
+    # The authors' way takes the network apart, and so comes last.
+    *(Line(what, ATTENTION, STATES, "mask") for what in ("features", "authors")),
 )  # fmt: skip
 
 
@@ -67,14 +73,17 @@ def main(arguments: list[str] | None = None) -> Path:
     start, found = time.monotonic(), []
     conditions = {**_conditions(asked.device), "size": asked.size, "precision": asked.precision}
     with TemporaryDirectory() as folder:
-        model = _model(asked, Path(folder))
-        ceiling = _ceiling(asked.device, model.dtype, 256 if asked.size == "tiny" else 8192)
+        model = open_model(asked, folder)
+        ceiling = _ceiling(asked.device, model.dtype, 256 if asked.size.startswith("tiny") else 8192)
         for line in LINES:
             if line.option == "compile" and asked.device == "cpu":
                 continue  # it needs a compiler of C++, and what it would show is not about GPUs
             left = 60 * asked.minutes - (time.monotonic() - start)
             found.append({**_named(line), **(_measured(asked, model, line) if left > 0 else {"left_out": "time"})})
             print(json.dumps(found[-1]), flush=True)
+        in_time = time.monotonic() - start < 60 * asked.minutes
+        agreement = f"{_agreement(asked, folder):.4f}" if in_time else "not measured, time"
+        conditions["Spearman of scores with float32"] = agreement
     for row in found:
         if "tflops" in row:
             row["of_ceiling"] = row["tflops"] / ceiling
@@ -108,14 +117,14 @@ def _cell(value: Any) -> str:
 
 def _named(line: Line) -> dict[str, Any]:
     name = {ATTENTION: "cross attention", ALL: "all"}[line.parameters]
-    kind = f"{line.kind} {line.dim}" if line.what == "features" else ""
+    kind = f"{line.kind} {line.dim}" if line.what in ("features", "authors") else ""
     return {"what": line.what, "parameters": name, "states": len(line.probe.states), "projector": kind,
             "option": line.option}  # fmt: skip
 
 
 def _asked(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.gpu")
-    parser.add_argument("--size", choices=("sd", "tiny"), default="sd")
+    parser.add_argument("--size", choices=tuple(SIZES), default="sd")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--precision", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--batch", type=int, default=32, help="the first batch tried; halved until it fits")
@@ -127,19 +136,10 @@ def _asked(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _model(asked: argparse.Namespace, folder: Path) -> TextToImage:
-    """The pipeline on disk, opened as anyone's would be."""
-    pipe = work.tiny()
-    if asked.size == "sd":
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-        pipe.register_modules(unet=UNet2DConditionModel(**SD).to(getattr(torch, asked.precision)))
-    pipe.save_pretrained(folder)
-    return TextToImage(str(folder), ALL, device=asked.device, dtype=getattr(torch, asked.precision))
-
-
-def _measured(asked: argparse.Namespace, model: TextToImage, line: Line) -> dict[str, Any]:
+def _measured(asked: argparse.Namespace, model: Denoiser, line: Line) -> dict[str, Any]:
     """At the first batch, halved from `asked.batch`, that fits."""
+    if line.what == "authors" and set(model.encode([""])) != {"text"}:
+        return {"left_out": "written for a condition of text alone"}
     batch = asked.batch
     while batch:
         try:
@@ -150,17 +150,15 @@ def _measured(asked: argparse.Namespace, model: TextToImage, line: Line) -> dict
     return {"left_out": "memory"}
 
 
-def _opened(model: TextToImage, line: Line) -> TextToImage:
-    from concept_trak.attribution.denoiser import attributable
-
+def _opened(model: Denoiser, line: Line) -> Denoiser:
     model.parameters = attributable(model.network, line.parameters)
     layout = torch.channels_last if line.option == "channels-last" else torch.contiguous_format
     model.network.to(memory_format=layout)
     return model
 
 
-def _timed(asked: argparse.Namespace, model: TextToImage, line: Line, size: int) -> dict[str, Any]:
-    todo = Work(Task(line.probe, True, line.parameters), model, (_batch(model, size),))
+def _timed(asked: argparse.Namespace, model: Denoiser, line: Line, size: int) -> dict[str, Any]:
+    todo = Work(Task(line.probe, True, line.parameters), model, (random_batch(model, size),))
     round = _round(todo, line)
     cuda, best = asked.device == "cuda", float("inf")
     with FlopCounterMode(display=False) as counted:
@@ -180,24 +178,28 @@ def _timed(asked: argparse.Namespace, model: TextToImage, line: Line, size: int)
 def _round(todo: Work, line: Line) -> Callable[[], object]:
     if line.what == "features":
         return ours.build(todo, line.kind, line.dim)
+    if line.what == "authors":
+        return authors.build(todo, line.dim)
     if line.option != "compile":
         return floors.build(todo, line.what == "passes")
     (state,) = todo.states(todo.batches[0])
     d, network = todo.denoiser, torch.compile(todo.denoiser.network)
     x_t, times = state.x_t.to(d.dtype), torch.full((len(state.x_t),), state.t, device=d.device)
-    return torch.no_grad()(partial(network, x_t, times, encoder_hidden_states=state.batch.cond["text"]))
+    return torch.no_grad()(partial(d.denoising.predict, network, x_t, times, state.batch.cond))
 
 
-def _batch(model: TextToImage, size: int) -> Batch:
-    """Random latents and encodings: 77 tokens of the width that the network listens to."""
-    config: Any = model.network.config
-    ids = tuple(f"s{i}" for i in range(size))
-
-    def drawn(shape: tuple[int, ...], what: str) -> torch.Tensor:
-        return torch.stack([normal(shape, one, what) for one in ids]).to(model.device)
-
-    texts = [{"text": drawn((77, config["cross_attention_dim"]), one).to(model.dtype)} for one in ("c", "empty")]
-    return Batch(ids, texts[0], texts[1], drawn(model.shape, "x_0"))
+def _agreement(asked: argparse.Namespace, folder: str) -> float:
+    """Spearman's correlation of the scores of the chosen precision with those of float32, a mean over the queries."""
+    parts = min(asked.batch, AGREEING)
+    features: dict[str, np.ndarray] = {}
+    for precision in (asked.precision, "float32"):
+        model = _opened(open_model(asked, folder, precision), LINES[0])
+        batch = random_batch(model, AGREEING)
+        batches = tuple(batch.rows(slice(i, i + parts)) for i in range(0, AGREEING, parts))
+        phi = ours.build(Work(Task(STATES, True, ATTENTION), model, batches), "sketch", 4096)().features
+        features[precision] = phi.double().cpu().numpy()
+    scores, truth = (features[p][:QUERIES] @ features[p].T for p in (asked.precision, "float32"))
+    return spearman(Answer(features=None, scores=scores, stored=None), truth) or 0.0
 
 
 def _ceiling(device: str, dtype: torch.dtype, n: int) -> float:

@@ -2,19 +2,33 @@
 
 import json
 
+import pytest
+
 from tests.benchmarks import gpu
 
 
-def test_every_line_runs_without_a_gpu(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "LINES", [line for line in gpu.LINES if not line.option or line.what == "forward"])
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap over fused attention, the authors' way
+@pytest.mark.parametrize("size", ["tiny", "tiny-sdxl"])
+def test_every_line_runs_without_a_gpu(size, tmp_path, monkeypatch):
+    kinds = ("sketch",) if size == "tiny-sdxl" else ("", "mask", "kronecker", "sketch")
+    monkeypatch.setattr(
+        gpu,
+        "LINES",
+        [line for line in gpu.LINES if line.what in ("forward", "authors") or (not line.option and line.kind in kinds)],
+    )
+    monkeypatch.setattr(gpu, "AGREEING", 10)
     page = gpu.main(
-        ["--size", "tiny", "--device", "cpu", "--batch", "1", "--rounds", "1", "--precision", "float32", "--out",
+        ["--size", size, "--device", "cpu", "--batch", "1", "--rounds", "1", "--precision", "float32", "--out",
          str(tmp_path)]
     )  # fmt: skip
     found = json.loads((tmp_path / "gpu.json").read_text())
     lines = [line for line in gpu.LINES if line.option != "compile"]
     assert len(found["lines"]) == len(lines)
+    assert float(found["Spearman of scores with float32"]) == 1, "float32 does not agree with itself"
     for line in found["lines"]:
+        if size == "tiny-sdxl" and line["what"] == "authors":
+            assert line["left_out"] == "written for a condition of text alone"
+            continue
         assert line["per_second"] > 0, f"a line was left out: {line}"
         assert line["of_ceiling"] > 0, "operations were not counted"
     text = page.read_text()
