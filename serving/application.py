@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from aiohttp import web
@@ -131,7 +131,10 @@ class Handlers:
         several = {name: [str(value) for value in fields.getall(name, [])] for name in ("method", "examples")}
         texts = {name: value for name, value in fields.items() if isinstance(value, str) and name not in several}
         request[TEXTS] = texts | several
+        sample = texts.pop("like", "")
         question = question_from(_whole_numbers(texts) | several)
+        if sample:
+            question = replace(question, examples=(await self._picture_of(sample),))
         file = fields.get("picture")
         if isinstance(file, web.FileField) and (data := await asyncio.to_thread(file.file.read)):
             picture = await self._keep_picture(data)
@@ -143,6 +146,13 @@ class Handlers:
             question = question_from(asdict(question) | about)
         key = await asyncio.to_thread(self.answering.submit, question)
         raise web.HTTPSeeOther(f"/answers/{key}")
+
+    async def _picture_of(self, sample: str) -> str:
+        """The id of a sample's thumbnail as a picture that is asked about."""
+        thumbnail = await asyncio.to_thread(self.archive.thumbnail, sample)
+        if thumbnail is None:
+            raise UserError("no answer shows this sample; choose one of an answer")
+        return await self._keep_picture(thumbnail[0])
 
     async def post_picture(self, request: web.Request) -> web.Response:
         self.answering.require_space()

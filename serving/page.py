@@ -10,10 +10,10 @@ from urllib.parse import quote
 import pyarrow as pa
 from jinja2 import ChoiceLoader, FileSystemLoader
 
-from concept_trak.attribution.method import METHODS, PUBLISHED, RECOMMENDED
+from concept_trak.attribution.method import CONCEPT_DIRECTIONS, METHODS, PUBLISHED, RECOMMENDED
 from concept_trak.audit.questions import Questions
 from concept_trak.audit.results import INTERVALS
-from concept_trak.report.render import PIXELATED_BELOW, environment
+from concept_trak.report.render import PIXELATED_BELOW, below, environment
 from serving.answering import Progress
 from serving.question import MOST_CHARACTERS, MOST_SAMPLES, MOST_TOP, Question
 
@@ -46,6 +46,7 @@ class Pages:
         jinja = environment()
         jinja.loader = ChoiceLoader([FileSystemLoader(FOLDER), jinja.loader])  # type: ignore[list-item]
         jinja.filters["quoted"] = lambda text: quote(text, safe="")
+        jinja.filters["groups"] = lambda row: groups(row, config.data.uri)
         self._template = jinja.get_template("page.html")
         status = {PUBLISHED: "published", RECOMMENDED: "recommended"}
         self._constant = {
@@ -53,6 +54,7 @@ class Pages:
             "data": config.data.uri,
             "samples": sum(record.rows for record in next(iter(records.values()))),
             "methods": {m: status.get(m, "") if m in METHODS else "" for m in config.methods},
+            "similar": [m for m, row in config.methods.items() if row.query.direction in CONCEPT_DIRECTIONS],
             "labelled": bool(config.concepts) and all(concept.labels for concept in config.concepts),
             "words": WORDS,
             "most": {"characters": MOST_CHARACTERS, "samples": MOST_SAMPLES, "top": MOST_TOP},
@@ -98,6 +100,16 @@ def rankings(table: pa.Table) -> dict[str, dict[str, list[dict[str, Any]]]]:
             row["labels"] = {name: value for name, value in row.items() if name not in COLUMNS and value is not None}
             ends.setdefault(row["method"], {"top": [], "bottom": []})[row["end"]].append(row)
     return ends
+
+
+def groups(row: Mapping[str, Any], data: str) -> list[str]:
+    """The source and the labels of a sample in words, by which the page filters.
+
+    Args:
+        row: of a ranking, with its `labels`.
+        data: `data.uri`, below which sources are named.
+    """
+    return [f"source = {below(row['source'], data)}", *(f"{name} = {value}" for name, value in row["labels"].items())]
 
 
 def table_rows(table: pa.Table) -> list[dict[str, Any]]:

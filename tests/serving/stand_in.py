@@ -10,6 +10,7 @@ from PIL import Image
 
 from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
+from concept_trak.attribution.method import METHODS
 from concept_trak.audit.questions import STEPS
 from concept_trak.store.tables import from_rows
 from serving.answering import Answering
@@ -35,7 +36,7 @@ class Stand:
 
     def __init__(self, wait: bool = False) -> None:
         data = SimpleNamespace(transparency="white", most_pixels=10_000, uri="/data/train")
-        methods = dict.fromkeys(("caption_trak", "das"))
+        methods = {method: METHODS[method] for method in ("caption_trak", "das")}
         self.config = SimpleNamespace(audit="first", methods=methods, concepts=(), data=data)
         self.records = {"caption_trak": [SimpleNamespace(rows=9)]}
         self.asked, self.go, self.fails = list[Concept](), threading.Event(), list[Exception]()

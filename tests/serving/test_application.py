@@ -135,6 +135,13 @@ def test_the_page_asks_waits_and_shows(serve):
         async with client.get(aiohttp.client.URL(thumbnail, encoded=True)) as response:
             assert (response.status, response.content_type) == (200, "image/png")
         assert (await client.get("/samples/unknown/thumbnail")).status == 404
+        (groups,) = set(re.findall(r"data-groups='([^']+)'", page))
+        assert json.loads(groups) == ["source = 0.parquet", "colour = red"]
+        form = {"like": STRANGE}
+        async with client.post("/answers", data=form, allow_redirects=False) as response:
+            similar = await ended(client, response.headers["Location"][-20:])
+        assert (similar["state"], len(similar["question"]["examples"])) == ("done", 1)
+        assert (await client.post("/answers", data={"like": "unknown"})).status == 422
 
     serve(talk, questions)
     assert (questions.asked[0].minus, questions.asked[0].samples) == ("red", 2)

@@ -56,7 +56,15 @@ def test_a_question_from_the_search_box_to_pictures(url, tmp_path):
         async with browser(tmp_path) as tab:
             await tab.open(f"{url}/")
             await tab.type("prompt", "a red triangle")
-            await tab.type("minus", "red")
+            words = "document.getElementById('words')"
+            assert await tab.evaluate(f"[...{words}.children].map(b => b.textContent)") == ["a", "red", "triangle"]
+            for word, phrase in ((1, "red"), (2, "red triangle"), (2, "red")):
+                await tab.evaluate(f"{words}.children[{word}].focus()")
+                await tab.press("Enter", 13)
+                assert await tab.evaluate("document.getElementById('minus').value") == phrase
+                assert await tab.evaluate(f"document.activeElement == {words}.children[{word}]"), "the focus is lost"
+            assert await tab.evaluate(f"[...{words}.children].map(b => b.ariaPressed)") == ["false", "true", "false"]
+            await tab.evaluate("document.getElementById('prompt').focus()")
             await tab.press("Enter", 13)
             await tab.until(ANSWERED)
             first = await tab.evaluate("location.href")
@@ -73,6 +81,19 @@ def test_a_question_from_the_search_box_to_pictures(url, tmp_path):
             assert 0 < await tab.evaluate(f"{items}.length") < before
             assert await tab.evaluate(f"{items}.every(i => i.dataset.text.includes('red'))")
             assert "shown" in await tab.evaluate("document.getElementById('filter-count').textContent")
+            await tab.evaluate("document.getElementById('filter').value = ''")
+            changed = "dispatchEvent(new Event('change'))"
+            group = "document.getElementById('group')"
+            assert await tab.evaluate(f"{group}.options.length") > 1
+            await tab.evaluate(f"{group}.selectedIndex = 1; {group}.{changed}")
+            assert await tab.evaluate(f"{items}.every(i => i.dataset.groups.includes({group}.value))")
+            sort = "document.getElementById('sort')"
+            captions = "[...document.querySelector('#answer ol').children].map(i => i.dataset.caption)"
+            await tab.evaluate(
+                f"{group}.selectedIndex = 0; {group}.{changed}; {sort}.value = 'caption'; {sort}.{changed}"
+            )
+            assert (ordered := await tab.evaluate(captions)) == sorted(ordered)
+            one_method = "document.querySelectorAll('#answer h3').length == 1"
             await tab.choose("picture", tmp_path / "own.png")
             await tab.until("document.getElementById('preview').naturalWidth == 64")
             await tab.evaluate("for (const i of document.querySelectorAll('[value=das]')) i.checked = false")
@@ -80,6 +101,11 @@ def test_a_question_from_the_search_box_to_pictures(url, tmp_path):
             await tab.until(f"location.href != {first!r} && ({ANSWERED})")
             assert "in this one picture" in await tab.evaluate("document.body.innerText")
             assert await tab.evaluate("document.querySelectorAll('#answer h3').length") == 1
+            await tab.evaluate("document.querySelector('.like').click()")
+            await tab.until(f"({ANSWERED}) && document.body.innerText.includes('what the picture shows')")
+            assert await tab.evaluate("document.querySelectorAll('[name=examples]').length") == 1
+            await tab.evaluate("history.back()")
+            await tab.until(f"location.href != {first!r} && ({ANSWERED}) && {one_method}")
             await tab.evaluate("history.back()")
             await tab.until(f"location.href == {first!r} && ({ANSWERED})")
             await tab.open(f"{url}/")
