@@ -24,7 +24,7 @@ from concept_trak.attribution.method import METHODS, RECOMMENDED, Method
 from concept_trak.attribution.projector import Projector
 from concept_trak.attribution.query import phrasing_features, query_features, require_conditioning, require_conditions
 from concept_trak.attribution.ranking import scores
-from concept_trak.attribution.uncertainty import score_intervals
+from concept_trak.attribution.uncertainty import independent_features, score_intervals
 from concept_trak.config import DAMPING, DataConfig, build
 from concept_trak.data.in_memory import Images, memory_samples
 from concept_trak.data.inventory import LeftOut
@@ -71,8 +71,7 @@ class Attribution:
         plain: the plain inner products phi_q . phi_i [n], float32.
         rejects: the samples without a feature, each with its reason; they have no score.
         left_out: everything in a data set that no sample uses, counted by kind and reason.
-        low, high: the ends of a 90 % interval of each damped score [n], float32, for the mean over more samples of the
-            query. NaN if a phrasing of the query has a single sample.
+        low, high: the ends of each damped score's 90 % interval [n], float32; NaN if a phrasing has a single sample.
     """
 
     ids: tuple[str, ...]
@@ -247,12 +246,13 @@ class Attributor:
         require_conditioning(self.model, concept)
         if fitted.gram.trace == 0:
             raise UserError(f"nothing in this data taught it, as far as the method can tell: {NO_FEATURES}")
-        batch = open_query(self.model, concept, read_concept_files(self.model, concept), self.batch_size)
+        files = read_concept_files(self.model, concept)
+        batch = open_query(self.model, concept, files, self.batch_size)
         features = query_features(
             self.model, self.projector, self.method, concept, batch, self.batch_size, self._workspace
         )
         phi_q = phrasing_features(self.model, concept, features).mean(0, keepdim=True).cpu().double()
-        queries = torch.cat([phi_q, features.phi.cpu().double()])
+        queries = torch.cat([phi_q, independent_features(features.phi, len(files.examples)).cpu().double()])
         solution, _ = solve_damped(fitted.gram, damping, queries, lambda: fitted.phi)
         damped, plain = scores(fitted.phi, fitted.weight, torch.cat([solution.z[:1], phi_q]).float()).T.numpy()
         by_sample = scores(fitted.phi, fitted.weight, solution.z[1:].float())

@@ -108,7 +108,15 @@ def batch(denoiser: Denoiser, b: int = 5, seed: int = 0) -> Batch:
     encode = denoiser.encode
     target = normal(denoiser.shape, seed, "target").double()
     ids = tuple(f"s{i}" for i in range(b))
-    return Batch(ids, encode(cond), encode([empty] * b), x_0, encode(without), target=target, classifier=likes)
+    return Batch(
+        ids,
+        encode(cond),
+        encode([empty] * b),
+        x_0,
+        encode(without),
+        target=target.expand(b, *target.shape),
+        classifier=likes,
+    )
 
 
 def top_k(m: int, entries: Sequence[Entry]) -> TopK:

@@ -42,7 +42,7 @@ def ones(batch: Batch) -> list[One]:
             None if batch.without is None else take_rows(batch.without, slice(i, i + 1)),
             None if batch.x_0 is None else batch.x_0[i : i + 1],
             tuple(take_rows(other, slice(i, i + 1)) for other in batch.others),
-            batch.target,
+            None if batch.target is None else batch.target[i : i + 1],
             batch.classifier,
         )
         for i, name in enumerate(batch.ids)

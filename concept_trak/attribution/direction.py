@@ -110,7 +110,7 @@ def caption_fit(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe
 
 
 def example_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Direction:
-    """v = -(sigma / alpha) 2 (x_0hat - m) / D, m the examples' mean: L = mean (x_0hat(eps_theta) - m)^2.
+    """v = -(sigma / alpha) 2 (x_0hat - m) / D, m the mean of the sample's examples: L = mean (x_0hat(eps_theta) - m)^2.
 
     The reward -L is, up to constants, log N(m; x_0hat, s^2 I), the log-likelihood of the mean given x_0hat.
 
@@ -119,7 +119,7 @@ def example_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Pr
     `denoising_error` times (sigma / alpha)^2, so the query resembles training on the mean of the examples.
     """
     m = required(state.batch.target, "target", "example_reward")
-    return _whole(_through_x_0(denoiser, state, 2 * (seen.x_0.detach() - m) / m.numel()))
+    return _whole(_through_x_0(denoiser, state, 2 * (seen.x_0.detach() - m) / m[0].numel()))
 
 
 def classifier_reward(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe) -> Direction:

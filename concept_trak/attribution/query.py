@@ -32,7 +32,7 @@ def query_batch(
     denoiser: Denoiser,
     concept: Concept,
     pixels: Float[Tensor, "1 3 height width"] | None = None,
-    target: Float[Tensor, "c h w"] | None = None,
+    targets: Float[Tensor, "g c h w"] | None = None,
     classifier: Callable[[Tensor], Tensor] | None = None,
 ) -> Batch:
     """The samples of a query.
@@ -42,7 +42,8 @@ def query_batch(
 
     Args:
         pixels: the image of a concept with `scope=local`, in [-1, 1].
-        target: for a concept given by examples, their mean x_0 (`mean_latent`).
+        targets: for a concept given by examples, the mean x_0 of each of g groups of them (`mean_latent`). Sample i has
+            group i mod g, as `uncertainty.query_groups` divides the samples.
         classifier: for a concept given by a classifier, the function from x_0hat [b, c, h, w] to the log-probability
             of the concept's class [b].
 
@@ -61,7 +62,7 @@ def query_batch(
         negative=negatives(denoiser, ids, texts, concept.seed),
         x_0=None if x_0 is None else x_0.expand(count, *x_0.shape[1:]),
         without=denoiser.encode([without for _, without in of_samples]) if pairs else None,
-        target=target,
+        target=None if targets is None else targets[[i % len(targets) for i in range(count)]],
         classifier=classifier,
     )
 

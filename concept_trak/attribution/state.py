@@ -24,7 +24,7 @@ class Batch:
         without: the concept's second condition; None for training samples.
         others: more negatives of each sample, if the model has more than one.
         path: x_t at every state of the inversion, if it is already known.
-        target: the mean x_0 of a concept's examples.
+        target: the mean x_0 of the examples of each sample.
         classifier: returns log p(concept | x_0) of each sample, differentiable.
     """
 
@@ -35,7 +35,7 @@ class Batch:
     without: Condition | None = None
     others: tuple[Condition, ...] = ()
     path: Float[Tensor, "b states c h w"] | None = None
-    target: Float[Tensor, "c h w"] | None = None
+    target: Float[Tensor, "b c h w"] | None = None
     classifier: Callable[[Float[Tensor, "b c h w"]], Float[Tensor, " b"]] | None = None
 
     def rows(self, rows: slice) -> "Batch":
@@ -47,7 +47,7 @@ class Batch:
             without=None if self.without is None else take_rows(self.without, rows),
             others=tuple(take_rows(other, rows) for other in self.others),
             path=None if self.path is None else self.path[rows],
-            target=self.target,
+            target=None if self.target is None else self.target[rows],
             classifier=self.classifier,
         )
 

@@ -28,6 +28,19 @@ GROUPS = 4
 1.89), and each costs a score of every training sample."""
 
 
+def example_groups(examples: int, samples: int) -> int:
+    """The number of groups that a concept's examples are divided into: no two groups of samples share an example.
+
+    So the scores by different groups differ also by what the examples do not share, and an interval covers it. A lone
+    example is that of all samples.
+
+    Args:
+        examples: the number of example pictures; 0 for a concept without examples.
+        samples: the number of samples of the query.
+    """
+    return min(GROUPS, examples, samples)
+
+
 class ScoreInterval(NamedTuple):
     """The mean over the samples of a query, and the ends of its interval, which are NaN where no spread is known."""
 
@@ -77,19 +90,42 @@ def student_quantile(p: float, freedom: int) -> float:
     return z + sum(term / v**i for i, term in enumerate(terms, 1))
 
 
-def query_groups(phi: Float[Tensor, "m k"], phrasings: int = 1, groups: int = GROUPS) -> Float[Tensor, "g k"] | None:
+def query_groups(phi: Float[Tensor, "m k"], phrasings: int = 1, groups: int = 0) -> Float[Tensor, "g k"] | None:
     """Features of one concept from disjoint groups of its samples; None if a phrasing has a single sample.
 
     Args:
         phi: the features of the samples; sample i has the phrasing i mod `phrasings`.
         phrasings: their number. Every group gives each phrasing the same weight, as the concept's own feature does.
-        groups: at most this many; fewer if a phrasing has fewer samples.
+        groups: at most this many, fewer if a phrasing has fewer samples; below 2 it is `GROUPS`.
     """
-    number = min(groups, len(phi) // phrasings)
+    number = min(groups if groups > 1 else GROUPS, len(phi) // phrasings)
     if number < 2:
         return None
     by_phrasing = [phi[i::phrasings] for i in range(phrasings)]
     return torch.stack([torch.stack([rows[g::number].mean(0) for rows in by_phrasing]).mean(0) for g in range(number)])
+
+
+def independent_features(phi: Float[Tensor, "m k"], examples: int) -> Float[Tensor, "n k"]:
+    """The features of the samples of a query; of its groups if its samples share examples and are not independent."""
+    groups = query_groups(phi, 1, example_groups(examples, len(phi))) if examples > 1 else None
+    return phi if groups is None else groups
+
+
+def mean_correlation(correlations: Float[Tensor, "g g"]) -> float:
+    """The mean correlation of different columns, in [-1 / (g - 1), 1]."""
+    g = len(correlations)
+    return ((correlations.sum() - correlations.trace()) / (g * (g - 1))).item()
+
+
+def reliability(correlation: float, groups: int) -> float:
+    """The reliability g r / (1 + (g - 1) r) of the mean of g groups' scores, in [0, 1] (Spearman 1910, Brown 1910).
+
+    Args:
+        correlation: r, the mean correlation of the scores by two groups. A negative one counts as 0.
+        groups: g.
+    """
+    r = max(correlation, 0.0)
+    return groups * r / (1 + (groups - 1) * r)
 
 
 def rank_interval(

@@ -27,7 +27,7 @@ from concept_trak.attribution.query import (
 )
 from concept_trak.attribution.state import Batch
 from concept_trak.attribution.trajectory import generate
-from concept_trak.attribution.uncertainty import query_groups
+from concept_trak.attribution.uncertainty import example_groups, query_groups
 from concept_trak.audit.mapper import Attempt, Task
 from concept_trak.audit.worker import ModelWorker, Work
 from concept_trak.config import AuditConfig, DataConfig
@@ -71,8 +71,9 @@ class QueryResult:
 
     `agreement`: if there are several phrasings, the cosine of each one's feature with the mean of the others, in
     [-1, 1]. `halves`: the features of the two halves of its samples; None where a phrasing has one sample.
-    `groups`: the same of more groups, for the intervals of scores. `fit`: whether the model tells the concept in these
-    pictures; None without pictures of two conditions.
+    `groups`: the same of more groups, for the intervals of scores; they share none of the `examples`, the number of
+    example pictures, if there are several. `fit`: whether the model tells the concept in these pictures; None without
+    pictures of two conditions.
     """
 
     method: str
@@ -83,6 +84,7 @@ class QueryResult:
     halves: Float[np.ndarray, "2 k"] | None = None
     groups: Float[np.ndarray, "g k"] | None = None
     fit: ConceptFit | None = None
+    examples: int = 0
 
 
 class QueryWorker(ModelWorker):
@@ -98,7 +100,9 @@ class QueryWorker(ModelWorker):
         features = self.features(question, batch, size, attempt.report)
         phi = phrasing_features(self.denoiser, question.concept, features)
         phrasings = max(1, len(question.concept.condition_pairs))
-        halves, groups = query_halves(features.phi, phrasings), query_groups(features.phi, phrasings)
+        examples = len(question.examples)
+        groups = query_groups(features.phi, phrasings, example_groups(examples, len(batch.ids)))
+        halves = query_halves(features.phi, phrasings) if examples < 2 or groups is None else query_halves(groups)
         pictures, fit = self.pictures_and_fit(question, batch)
         return QueryResult(
             method=question.method,
@@ -109,6 +113,7 @@ class QueryWorker(ModelWorker):
             halves=None if halves is None else halves.cpu().numpy(),
             groups=None if groups is None else groups.cpu().numpy(),
             fit=fit,
+            examples=examples,
         )
 
     def batch(self, question: QueryTask, size: int) -> Batch:

@@ -3,6 +3,7 @@
 n training samples of a task, g groups of one query, k features.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -12,7 +13,7 @@ from jaxtyping import Float32, Num
 from torch import Tensor
 
 from concept_trak.attribution.ranking import SPAN, BestRows, TopK, stored_scores
-from concept_trak.attribution.uncertainty import rank_interval, score_intervals
+from concept_trak.attribution.uncertainty import mean_correlation, rank_interval, reliability, score_intervals
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class QuerySpread:
     Attributes:
         groups: by sample id, for samples at the ends, the score by each group.
         halves: the best entries by a and by b.
-        moments: n and the sums of a, b, a^2, b^2 and ab.
+        moments: over the samples, the sums of the products of (1, x_1 ... x_g) with itself, x_j the score by group j;
+            row by row.
         noise: the largest |a - b| / 2. A query of noise with the variance of this one's would give such scores.
         reach: half the range of the column's histogram.
     """
@@ -62,11 +64,16 @@ class QuerySpread:
 
     @property
     def reliability(self) -> float:
-        """2 r / (1 + r) with the correlation r of the halves (Spearman 1910, Brown 1910); 0 if r is negative."""
-        n, a, b, aa, bb, ab = self.moments
-        both = (aa - a * a / n) * (bb - b * b / n)
-        r = (ab - a * b / n) / both**0.5 if both > 0 else 0.0
-        return 2 * r / (1 + r) if r > 0 else 0.0
+        """How much of the variance of the scores is not noise, from the mean correlation between two groups.
+
+        All pairs count: one division into halves can put what differs between the groups on both sides.
+        """
+        size = math.isqrt(len(self.moments))
+        sums = torch.tensor(self.moments, dtype=torch.float64).view(size, size)
+        covariance = sums[1:, 1:] - sums[1:, :1] * sums[:1, 1:] / sums[0, 0]
+        spread = covariance.diagonal().clamp_min(0).sqrt()
+        products = spread[:, None] * spread
+        return reliability(mean_correlation(torch.where(products > 0, covariance / products, 0.0)), size - 1)
 
 
 @dataclass(frozen=True)
@@ -142,11 +149,11 @@ class GroupSummary:
         rows = [row for row, sample in enumerate(self._ids) if sample in extremes]
         halves = torch.stack([values[:, 0::2].mean(1), values[:, 1::2].mean(1)], 1)
         a, b = halves.double().T
-        sums = (a.sum(), b.sum(), a @ a, b @ b, a @ b)
+        with_one = torch.cat([torch.ones(len(values), 1, dtype=torch.float64), values.double()], 1)
         return QuerySpread(
             groups={self._ids[row]: tuple(values[row].tolist()) for row in rows},
             halves=self._best(halves),
-            moments=(float(len(a)), *(float(total) for total in sums)),
+            moments=tuple((with_one.T @ with_one).flatten().tolist()),
             noise=float((a - b).abs().max() / 2),
             reach=reach,
         )

@@ -12,6 +12,7 @@ from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.denoiser import Condition, Denoiser
 from concept_trak.attribution.query import mean_latent, query_batch
 from concept_trak.attribution.state import Batch
+from concept_trak.attribution.uncertainty import example_groups
 from concept_trak.config import DataConfig
 from concept_trak.data.decode import decode_image
 from concept_trak.data.image import center_crop, read_examples, read_file, read_fitted_image, to_tensor
@@ -108,18 +109,25 @@ def read_concept_files(denoiser: Denoiser, concept: Concept, data: DataConfig = 
 
 
 def open_query(denoiser: Denoiser, concept: Concept, files: ConceptFiles, size: int) -> Batch:
-    """The samples of a query, with its files encoded.
+    """The samples of a query, with its files encoded. Disjoint groups of its samples have disjoint examples.
 
     Args:
         size: examples encoded at a time.
     """
     pixels = decode_pixels([files.image], denoiser.resolution) if files.image else None
-    runs = [files.examples[i : i + size] for i in range(0, len(files.examples), size)]
-    target = mean_latent(denoiser, (decode_pixels(run, denoiser.resolution) for run in runs)) if runs else None
+    groups = example_groups(len(files.examples), concept.count)
+    means = [_mean_example(denoiser, files.examples[group::groups], size) for group in range(groups)]
+    targets = torch.stack(means) if means else None
     classifier = None
     if files.classifier:
         classifier = open_classifier(files.classifier, concept.classifier, concept.shows, denoiser)
-    return query_batch(denoiser, concept, pixels, target, classifier)
+    return query_batch(denoiser, concept, pixels, targets, classifier)
+
+
+def _mean_example(denoiser: Denoiser, examples: Sequence[bytes], size: int) -> Float[Tensor, "c h w"]:
+    """The mean x_0 of some examples, `size` of which are encoded at a time."""
+    runs = (examples[i : i + size] for i in range(0, len(examples), size))
+    return mean_latent(denoiser, (decode_pixels(run, denoiser.resolution) for run in runs))
 
 
 def decode_pixels(images: Sequence[bytes], resolution: int) -> Float[Tensor, "n 3 h w"]:

@@ -9,6 +9,10 @@ from concept_trak.report.render import STANDS_OUT, Column, below, columns, numbe
 
 RELIABLE = 0.5
 """Least reliability of scores that can be ranked by: half of their variance is not noise."""
+LONE = (
+    "It is about this one picture, with its background: a lone example cannot be checked against another. Give more "
+    "pictures that share the concept and nothing else."
+)
 IN_WORDS = {"label": "images labelled {}", "word": "images with {} in their caption", "source": "the images of {}"}
 
 
@@ -32,10 +36,33 @@ def answers(section: Section, data: str) -> tuple[AnswerInWords, ...]:
 def _answer(section: Section, column: Column, data: str) -> AnswerInWords:
     why_not = _why_nothing(section, column.method) if column.main.span else no_features(column.method)
     if why_not or not column.main.top:
-        return AnswerInWords(column.method, False, why_not or "No image is ranked.")
+        return AnswerInWords(column.method, False, f"{why_not or 'No image is ranked.'}{_lone(section)}")
     strongest = _strongest(column.main)
     stands_out = strongest is not None and strongest.group.errors >= STANDS_OUT
-    return AnswerInWords(column.method, stands_out, f"{_group(strongest, data)}{_highest(section, column)}")
+    return AnswerInWords(
+        column.method, stands_out, f"{_group(strongest, data)}{_highest(section, column)}{_lone(section)}"
+    )
+
+
+def _lone(section: Section) -> str:
+    return f" {LONE}" if section.examples == 1 else ""
+
+
+def too_little_agreement(examples: int, reliability: float) -> str:
+    """Why scores are no answer that differ too much between groups of a query's samples; empty if they do not.
+
+    Args:
+        examples: the number of example pictures; the groups share none of several.
+        reliability: of the scores.
+    """
+    if reliability >= RELIABLE:
+        return ""
+    unlike = (
+        f"the {examples} examples agree too little with each other"
+        if examples > 1
+        else ("the samples of this query agree too little")
+    )
+    return f"Nothing stands out: {unlike} to rank by (reliability {ratio(reliability)})."
 
 
 def no_features(method: str) -> str:
@@ -52,11 +79,8 @@ def _why_nothing(section: Section, method: str) -> str:
             f"“{section.text}” from “{section.without}” (fit {number(fit.coefficient)}, standard error "
             f"{number(fit.error)}; 1 and at most 0.25 where it does). The order follows at most the words of captions."
         )
-    if own is not None and own.reliability < RELIABLE:
-        return (
-            "Nothing stands out: the samples of this query agree too little to rank by "
-            f"(reliability {ratio(own.reliability)})."
-        )
+    if own is not None and (why := too_little_agreement(section.examples, own.reliability)):
+        return why
     if own is not None and own.above_noise == 0:
         return "Nothing stands out: no score is higher than noise of the query's size would make one."
     return ""

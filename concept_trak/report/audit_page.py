@@ -133,6 +133,7 @@ class Section:
         agreement: by method, the cosine between each phrasing's feature and the mean of the others.
         certainty: by method, how far its top can be relied on, where the query's samples were divided.
         fit: whether the model tells the concept in the pictures; None where it was not asked.
+        examples: the number of example pictures.
         answers: of each method, in words.
         overlaps: of the forms of each method, and of the methods.
     """
@@ -155,6 +156,7 @@ class Section:
     fit: ConceptFit | None = None
     answers: tuple[AnswerInWords, ...] = ()
     overlaps: tuple[Overlap, ...] = ()
+    examples: int = 0
 
 
 @dataclass(frozen=True)

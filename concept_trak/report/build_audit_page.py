@@ -90,7 +90,7 @@ def others(methods: Mapping[str, Method]) -> tuple[Other, ...]:
 def _section(run: AuditRun, results: StageResults, concept: Concept) -> Section:
     config, methods = run.prepared.config, run.prepared.config.methods
     rankings = tuple(_ranking(run, results, concept, method, form) for method in methods for form in FORMS)
-    pictures = results.queries[next(iter(methods)), concept.name].pictures
+    query = results.queries[next(iter(methods)), concept.name]
     changes = tuple(_change(d) for d in results.differences if (d.concept, d.form) == (concept.name, "damped"))
     section = Section(
         name=concept.name,
@@ -98,13 +98,14 @@ def _section(run: AuditRun, results: StageResults, concept: Concept) -> Section:
         without=concept.without,
         scope=concept.scope,
         truth=dict(concept.truth),
-        pictures=pictures,
+        pictures=query.pictures,
         rankings=rankings,
         changes=changes,
         kind=concept.kind,
         question=concept.question,
         certainty=certainties(config, results.tally, concept),
-        fit=results.queries[next(iter(methods)), concept.name].fit,
+        fit=query.fit,
+        examples=query.examples,
         overlaps=overlaps(run, results, concept),
     )
     if concept.minus or concept.phrasings:
@@ -112,7 +113,7 @@ def _section(run: AuditRun, results: StageResults, concept: Concept) -> Section:
     if concept.phrasings:
         section = replace(section, agreement={m: results.queries[m, concept.name].agreement for m in methods})
     if run.in_files(results.tally):
-        files = tuple(picture(concept.name, i) for i in range(len(pictures)))
+        files = tuple(picture(concept.name, i) for i in range(len(query.pictures)))
         section = replace(section, pictures=(), files=files, small=_small(run))
     return replace(section, answers=answers(section, config.data.uri))
 

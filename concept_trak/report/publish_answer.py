@@ -10,7 +10,7 @@ from concept_trak.audit.finished_audit import open_audit
 from concept_trak.audit.questions import MovedModel, Questions
 from concept_trak.config import absolute
 from concept_trak.report.build_audit_page import page
-from concept_trak.report.publish_audit import concept_lines
+from concept_trak.report.publish_audit import certainty_facts, concept_lines
 from concept_trak.report.render import render
 from concept_trak.store.store import Store
 from concept_trak.store.tables import to_parquet
@@ -111,7 +111,8 @@ def describe(answer: Answer) -> Iterator[str]:
     best = answer.top().to_pylist()
     for concept in config.concepts:
         agreement = {method: results.queries[method, concept.name].agreement for method in config.methods}
-        yield from concept_lines(concept, config.methods, best, {}, agreement)
+        certainty = certainty_facts(concept, config, results)
+        yield from concept_lines(concept, config.methods, best, {}, agreement, certainty)
     yield f"\ntime       {', '.join(f'{seconds:.2g} s {step}' for step, seconds in answer.seconds.items())}"
 
 

@@ -29,7 +29,7 @@ from concept_trak.config import AuditConfig, WorkerSettings
 from concept_trak.data.image_reads import image_reads
 from concept_trak.data.inventory import describe_left_out
 from concept_trak.data.text import escaped, one_line
-from concept_trak.report.answer_in_words import no_features
+from concept_trak.report.answer_in_words import LONE, no_features, too_little_agreement
 from concept_trak.report.build_audit_page import facts, page, picture
 from concept_trak.report.diff_page import page_file, write_page
 from concept_trak.report.index_page import write_index
@@ -180,11 +180,13 @@ def question_facts(
 
 
 def certainty_facts(concept: Concept, config: AuditConfig, results: StageResults) -> dict[str, Any]:
-    """How far the answer about a concept can be relied on: `fit`, and by method the fields of `Certainty`."""
-    fit = results.queries[next(iter(config.methods)), concept.name].fit
+    """How far the answer about a concept can be relied on: `fit`, the number of `examples`, and by method the fields of
+    `Certainty`."""
+    query = results.queries[next(iter(config.methods)), concept.name]
+    fit = query.fit
     of_pictures = {} if fit is None or not isfinite(fit.error) else {"fit": fit._asdict() | {"told": fit.told}}
     by_method = {method: asdict(own) for method, own in certainties(config, results.tally, concept).items()}
-    return {**of_pictures, "methods": by_method}
+    return {**of_pictures, "examples": query.examples, "methods": by_method}
 
 
 COSTS = ("evaluations", "seconds", "samples", "computed", "rejected", "features", "trace", "lam")
@@ -235,8 +237,9 @@ def describe_answer(p: Prepared, line: Callable[[str], None]) -> None:
         empty = rejected.get("no_caption", 0) / p.samples
         line(f"rejected   {counted} of {p.samples} samples ({empty:.1%} without a caption)")
     for concept in p.config.concepts:
-        agreement = questions.get(concept.name, {}).get("agreement", {})
-        for text in concept_lines(concept, p.config.methods, best, metrics.get(concept.name, {}), agreement):
+        agreement, grades = questions.get(concept.name, {}).get("agreement", {}), metrics.get(concept.name, {})
+        certainty = metrics_file.get("certainty", {}).get(concept.name, {})
+        for text in concept_lines(concept, p.config.methods, best, grades, agreement, certainty):
             line(text)
     where = p.store.uri.removeprefix("file://")
     line(f"\nreport     {where}/{p.audit.name('report.html')}")
@@ -248,6 +251,7 @@ def concept_lines(
     best: Sequence[Mapping[str, Any]],
     grades: Mapping[str, dict[str, float]],
     agreement: Mapping[str, Sequence[float]],
+    certainty: Mapping[str, Any],
 ) -> Iterator[str]:
     """The lines about one concept: its question, and by method the best samples.
 
@@ -255,10 +259,16 @@ def concept_lines(
         best: rows of `top.parquet`, of this concept and others, in the order of the ranks. A method without a row has
             no features other than zero.
         grades, agreement: by method, the measures of the ranking, and how far its phrasings agree, where there are any.
+        certainty: as in metrics.json.
     """
     yield f"\n{concept.name}: {one_line(concept.question)} ({concept.scope})"
+    examples, by_method = certainty.get("examples", 0), certainty.get("methods", {})
+    if examples == 1:
+        yield f"  {LONE}"
     for method in methods:
         yield f"  {method}{_grade(grades.get(method))}{_agreed(agreement.get(method))}"
+        if method in by_method and (why := too_little_agreement(examples, by_method[method]["reliability"])):
+            yield f"    {why}"
         rows = [r for r in best if (r["concept"], r["method"]) == (concept.name, method)]
         for r in rows:
             same = f"  (the same image as {escaped(r['duplicate_of'])})" if r["duplicate_of"] else ""

@@ -203,7 +203,7 @@ def test_a_concept_without_words_asks_what_the_model_draws_by_itself(kind):
     given = {"examples": ("a",)} if kind == "examples" else {"classifier": "c", "shows": "y"}
     concept = Concept("c", samples=40, **given)
     d = Unconditional()
-    b = query_batch(d, concept, target=torch.zeros(d.shape).double(), classifier=likes)
+    b = query_batch(d, concept, targets=torch.zeros(1, *d.shape).double(), classifier=likes)
     assert b.cond == b.negative == {}
     assert b.without is None
     drawn = query_batch(Gaussian(Settings(classes=4)), concept).cond["label"].tolist()

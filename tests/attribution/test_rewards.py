@@ -69,7 +69,7 @@ def test_examples_pull_a_class_mean_to_their_own(t):
     """dL/dmu = 2 (x_0hat - m) / D dx_0hat/dmu for the class that is drawn, exactly 0 for every other."""
     denoiser = Gaussian(Settings(shape=(1, 3, 3)))
     target = normal(denoiser.shape, "target").double()
-    _, found = pulled(denoiser, "example_reward", asked_of(denoiser, [0, 2], target=target), t)
+    _, found = pulled(denoiser, "example_reward", asked_of(denoiser, [0, 2], target=target.expand(2, *target.shape)), t)
     gradient = found.dense()["mean.weight"]
     for i, label in enumerate((0, 2)):
         expected = torch.zeros_like(gradient[i])
@@ -100,7 +100,7 @@ def test_examples_are_as_if_one_trained_on_their_mean():
     """v of `example_reward` is that of `denoising_error` times (sigma / alpha)^2 where x_0 is the target."""
     denoiser = Toy()
     b = batch(denoiser, 3)
-    b = replace(b, x_0=b.target.expand(3, *denoiser.shape))
+    b = replace(b, x_0=b.target)
     v = {name: pulled(denoiser, name, b)[1].direction.v for name in ("example_reward", "denoising_error")}
     factor = (denoiser.sigma[300] / denoiser.alpha[300]).item() ** 2
     torch.testing.assert_close(v["example_reward"], factor * v["denoising_error"], rtol=EXACT64, atol=1e-13)
@@ -117,7 +117,7 @@ def test_a_whole_question_without_words_is_its_written_out_twin(denoiser, name):
     row = replace(METHODS["concept_a"], unit=True)
     row = replace(row, query=replace(row.query, points=7, every=2), train=replace(row.train, times=(300, 700)))
     target = normal(denoiser.shape, "target").double()
-    asked = query_batch(denoiser, concept, target=target, classifier=likes)
+    asked = query_batch(denoiser, concept, targets=target[None], classifier=likes)
     method, asked = resolve_query(denoiser, row, concept, asked)
     assert method.query.direction == name
     phi = compute_features(denoiser, Projector("identity"), method.query_spec, asked, concept.seed).phi

@@ -20,7 +20,7 @@ from concept_trak.data.benchmarks import synthetic
 from concept_trak.data.image import png
 from concept_trak.evaluation.training.loop import unit_range
 from concept_trak.models.classifier import open_classifier
-from concept_trak.models.encode import decode_pixels
+from concept_trak.models.encode import ConceptFiles, decode_pixels, open_query
 
 DEMO = Path(__file__).resolve().parents[2] / "assets/demo"
 ROWS, TIMES = 32, (500,)
@@ -67,8 +67,19 @@ def test_examples_of_a_colour_find_it(demo, trained):
     colour = "red"
     target = mean_latent(demo, [decode_pixels(pictures(colour), demo.resolution)])
     concept = Concept("c", examples=("drawn",), samples=4)
-    ap, base = average_precision(demo, trained, concept, colour, target=target)
+    ap, base = average_precision(demo, trained, concept, colour, targets=target[None])
     assert ap > base + 0.4, f"AP {ap:.2f} at a base rate of {base:.2f}: a sign, or the mean of the examples, is wrong"
+
+
+def test_groups_of_samples_share_no_example(demo):
+    """Sample i is pulled to the mean of the examples i, i + 4, ...; one example pulls all."""
+    files, concept = pictures("red")[:6], Concept("c", examples=("drawn",), samples=5)
+    x_0 = decode_pixels(files, demo.resolution)
+    target = open_query(demo, concept, ConceptFiles(examples=tuple(files)), size=1).target
+    expected = torch.stack([x_0[[0, 4]].mean(0), x_0[[1, 5]].mean(0), x_0[2], x_0[3], x_0[[0, 4]].mean(0)])
+    torch.testing.assert_close(target, expected)
+    lone = open_query(demo, concept, ConceptFiles(examples=tuple(files[:1])), size=1).target
+    torch.testing.assert_close(lone, x_0[:1].expand(5, -1, -1, -1))
 
 
 def test_a_classifier_of_a_colour_finds_it(demo, trained):

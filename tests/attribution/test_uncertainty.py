@@ -4,7 +4,14 @@ import pytest
 import torch
 from scipy import stats
 
-from concept_trak.attribution.uncertainty import query_groups, rank_interval, score_intervals, student_quantile
+from concept_trak.attribution.uncertainty import (
+    example_groups,
+    independent_features,
+    query_groups,
+    rank_interval,
+    score_intervals,
+    student_quantile,
+)
 
 
 def drawn(*shape, seed=0):
@@ -41,6 +48,32 @@ def test_one_sample_of_a_phrasing_has_no_interval():
         found = score_intervals(values, phrasings)
         assert torch.isfinite(found.mean).all()
         assert torch.isnan(torch.cat([found.low, found.high])).all()
+
+
+@pytest.mark.parametrize(("examples", "groups"), [(4, 4), (8, 4), (3, 3)])
+def test_nine_of_ten_intervals_hold_the_mean_of_more_examples(examples, groups):
+    """Examples whose scores spread 3 times as far as samples do; 12 samples, each of the mean example of its group."""
+    m, n = 12, 4000
+    truth, by_example = drawn(n, seed=1), 3 * drawn(examples, n, seed=2)
+    assert example_groups(examples, m) == groups
+    means = torch.stack([by_example[group::groups].mean(0) for group in range(groups)])
+    phi = truth + means[[i % groups for i in range(m)]] + drawn(m, n, seed=3)
+    held = {}
+    for name, own in (("groups", independent_features(phi, examples)), ("samples", phi)):
+        interval = score_intervals(own.T)
+        held[name] = ((interval.low <= truth) & (truth <= interval.high)).double().mean().item()
+    assert 0.88 < held["groups"] < 0.92
+    assert held["samples"] < 0.8, "samples that share an example are no independent ones"
+
+
+def test_a_lone_example_is_that_of_every_sample():
+    phi = drawn(16, 3)
+    assert [example_groups(examples, 16) for examples in (0, 1, 2, 3, 4, 100)] == [0, 1, 2, 3, 4, 4]
+    assert example_groups(9, 2) == 2
+    assert len(query_groups(phi, 1, example_groups(1, 16))) == 4
+    assert len(query_groups(phi, 1, example_groups(2, 16))) == 2
+    assert independent_features(phi, 1) is phi
+    assert independent_features(phi[:1], 5).shape == (1, 3)
 
 
 def test_groups_are_disjoint_and_weigh_every_phrasing_alike():

@@ -52,8 +52,9 @@ def test_the_spread_of_all_samples_is_that_of_its_parts(phi):
         a, b = groups[:, 0::2].mean(1), groups[:, 1::2].mean(1)
         for half, scores in zip(spread.halves, (a, b), strict=True):
             assert [entry[1] for entry in half.top] == [f"s{i}" for i in scores.argsort(descending=True)[:M]]
-        r = np.corrcoef(a, b)[0, 1]
-        assert spread.reliability == pytest.approx(max(0, 2 * r / (1 + r)), rel=1e-4)
+        r = (np.corrcoef(groups.T).sum() - 4) / 12
+        assert r > 0
+        assert spread.reliability == pytest.approx(4 * r / (1 + 3 * r), rel=1e-4)
         assert spread.noise == pytest.approx(float((a - b).abs().max() / 2), rel=1e-5)
         assert spread.reach == 2 * SPAN
 
@@ -77,3 +78,14 @@ def test_a_query_of_noise_is_not_relied_on_and_one_that_repeats_itself_is(phi):
         assert (own.of, own.by_chance) == (M, M * M / N)
         assert (own.above_noise == M and own.shared == M) == (noise < 1)
     assert own.above_noise < M
+
+
+def test_a_division_into_halves_that_agree_hides_no_groups_that_do_not(phi):
+    """Two groups follow one direction and two another, one of each in either half."""
+    first, second = torch.eye(K)[:2]
+    spread = spread_of(phi, torch.stack([first, first, second, second]))
+    assert [entry[1] for entry in spread.halves[0].top] == [entry[1] for entry in spread.halves[1].top]
+    r = (1 + 2 * np.corrcoef(phi[:, :2].T)[0, 1]) / 3
+    assert spread.reliability == pytest.approx(4 * r / (1 + 3 * r), rel=1e-4)
+    assert spread.reliability < 0.75
+    assert spread_of(phi, first.expand(4, K)).reliability == pytest.approx(1)

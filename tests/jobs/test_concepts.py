@@ -74,6 +74,9 @@ def test_every_way_of_asking_is_told(asked, pictures):
     assert len(cosines) == 3
     assert all(-1 <= c <= 1 for c in cosines)
     assert questions["pictures"]["question"] == f"what the pictures in {pictures} share"
+    assert {name: own["examples"] for name, own in told["certainty"].items()} == {
+        "minus": 0, "words": 0, "pictures": 3, "judged": 0
+    }  # fmt: skip
     assert questions["judged"]["question"] == f"what {CLASSIFIER} takes for 'red'"
     page = (asked.folder / "report.html").read_text()
     for words in ("a circle", "what the pictures in", "takes for &#39;red&#39;", "agreement"):

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 
+from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.concept_fit import ConceptFit
 from concept_trak.audit.aggregate import GroupStatistics
 from concept_trak.audit.score_spread import Certainty
 from concept_trak.report.answer_in_words import answers
 from concept_trak.report.audit_page import AnswerInWords, Section
+from concept_trak.report.publish_audit import concept_lines
 from concept_trak.report.render import render
 from tests.report.outline import parse
 from tests.report.pages import page
@@ -51,17 +53,41 @@ def test_an_answer_names_what_stands_out_with_its_interval(section):
             {"certainty": {"concept_trak": replace(SURE, reliability=0.4)}},
             "Nothing stands out: the samples of this query",
         ),
+        (
+            {"certainty": {"concept_trak": replace(SURE, reliability=0.4)}, "examples": 3},
+            "Nothing stands out: the 3 examples agree too little with each other to rank by (reliability 0.400).",
+        ),
         ({"certainty": {"concept_trak": replace(SURE, above_noise=0)}}, "Nothing stands out: no score is higher than"),
         ({"fit": ConceptFit(1.2, 0.4)}, "Nothing in this data is shown to have taught it"),
         ({"fit": ConceptFit(0.1, 0.2)}, "Nothing in this data is shown to have taught it"),
     ],
-    ids=["groups", "samples", "noise", "error", "coefficient"],
+    ids=["groups", "samples", "examples", "noise", "error", "coefficient"],
 )
 def test_nothing_is_named_out_of_noise(section, changes, text):
     answer = asked(section, **changes)
     assert not answer.clear
     assert answer.text.startswith(text)
     assert "taught it most" not in answer.text
+
+
+def test_a_lone_example_is_said_to_be_one(section):
+    alone = "a lone example cannot be checked against another"
+    assert alone in asked(section, examples=1).text
+    assert alone in asked(section, examples=1, certainty={"concept_trak": replace(SURE, above_noise=0)}).text
+    assert alone not in asked(section, examples=2).text
+
+
+def test_the_terminal_says_it_too():
+    concept = Concept("pictures", examples=("a.png", "b.png"))
+
+    def lines(examples: int, reliability: float) -> str:
+        certainty = {"examples": examples, "methods": {"das": {"reliability": reliability}}}
+        return "\n".join(concept_lines(concept, ["das", "trak"], [], {}, {}, certainty))
+
+    assert "the 2 examples agree too little with each other to rank by (reliability 0.490)" in lines(2, 0.49)
+    assert "agree too little" not in lines(2, 0.5)
+    assert "a lone example cannot be checked" in lines(1, 0.9)
+    assert "lone" not in lines(2, 0.9)
 
 
 def test_a_query_of_one_sample_has_no_interval(section):
