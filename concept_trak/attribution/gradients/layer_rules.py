@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from concept_trak.attribution.gradients.conv2d import Conv2dGradient
 from concept_trak.attribution.gradients.factors import DenseGradient, FactoredGradient, ParameterGradient
+from concept_trak.attribution.gradients.rows import RowOrder
 from concept_trak.attribution.numerics import at_least_float32
 
 # The largest relative difference between a layer's replay and its output. Beyond it, samples depend on each other.
@@ -59,6 +60,11 @@ def record_call(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> LayerC
     return LayerCall(args=args, kwargs=kwargs, output=output, version=version, moments=moments)
 
 
+def with_rows_in_order(call: LayerCall, order: RowOrder) -> LayerCall:
+    """The call of a layer with a rule as if its rows had been given in another order."""
+    return LayerCall(args=(call.input[order.index],), kwargs={}, output=call.output, version=call.version)
+
+
 def has_rule(layer: nn.Module) -> bool:
     """Whether a rule covers the layer: its exact type and, for convolutions, padding with a number of zeros."""
     odd = isinstance(layer, nn.Conv2d) and (isinstance(layer.padding, str) or layer.padding_mode != "zeros")
@@ -70,12 +76,15 @@ def _rule(layer: nn.Module) -> Any:
 
 
 def is_separable(layer: nn.Module, call: LayerCall, b: int) -> bool:
-    """Whether each of b samples has its own rows in the call, so that the layer's gradient splits by sample."""
+    """Whether each of b samples can have its own rows in the call, so that the layer's gradient splits by sample.
+
+    If there are more rows than samples, `rows.py` has to measure which sample each row belongs to.
+    """
     y = call.output
     if not isinstance(y, Tensor) or not y.requires_grad or y.dim() == 0 or y._version != call.version:
         return False
     if has_rule(layer):
-        return y.shape[0] % b == 0 and call.input.shape[0] == y.shape[0]
+        return y.shape[0] >= b and call.input.shape[0] == y.shape[0]
     with torch.no_grad():
         return y.shape[0] == b and _close(torch.cat([layer(*args, **kwargs) for args, kwargs in _apart(call, b)]), y)
 

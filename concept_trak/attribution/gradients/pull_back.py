@@ -5,19 +5,17 @@ One forward and one backward of the batch give the inputs of every layer and the
 a layer costs one more pass per sample. `pull_back_naive` uses that pass for all parameters; the tests compare with it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from concept_trak.attribution.denoiser import Denoiser, Prediction
 from concept_trak.attribution.gradients.factors import DenseGradient, Gradients, ParameterGradient
-from concept_trak.attribution.gradients.layer_rules import LayerCall, is_separable, per_sample_gradients, record_call
-from concept_trak.attribution.gradients.workspace import LayerNames, Workspace
+from concept_trak.attribution.gradients.separable_layers import SeparableLayers, recorded_calls
+from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.numerics import at_least_float32
 from concept_trak.attribution.state import Direction, State
 
@@ -54,10 +52,10 @@ def pull_back(
     # Decoded images have their channels last in memory. The rule of a group norm would copy all inputs of that layout.
     state = state.at(state.x_t.detach().contiguous().requires_grad_())
     with torch.enable_grad():
-        with _recorded(workspace.layers(denoiser)) as calls:
+        with recorded_calls(workspace.layers(denoiser)) as calls:
             prediction = denoiser(state.x_t, state.t, state.batch.cond)
         points = [direction(state, prediction) for direction in directions]
-    layers = _SeparableLayers(denoiser, workspace.layers(denoiser), calls, len(state.x_t))
+    layers = SeparableLayers(denoiser.parameters, workspace.layers(denoiser), calls, len(state.x_t))
     results = []
     for i, direction in enumerate(points):
         scale = _power_of_two(direction.v)
@@ -114,55 +112,6 @@ def _power_of_two(v: Tensor) -> Float[Tensor, " b"]:
     largest = v.flatten(1).abs().amax(1).double()
     usable = (largest > 0) & largest.isfinite()
     return torch.exp2(torch.where(usable, largest, 1.0).log2().floor()).to(torch.promote_types(v.dtype, torch.float32))
-
-
-@contextmanager
-def _recorded(layers: LayerNames) -> Iterator[dict[nn.Module, list[LayerCall]]]:
-    """Record every call of these layers until the block ends."""
-    calls: dict[nn.Module, list[LayerCall]] = {}
-
-    def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        calls.setdefault(module, []).append(record_call(module, args, kwargs, output))
-
-    handles = [module.register_forward_hook(note, with_kwargs=True) for module in layers]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-class _SeparableLayers:
-    """The layers whose calls all split by sample, and the parameters that no other layer uses."""
-
-    def __init__(self, denoiser: Denoiser, layers: LayerNames, calls: dict[nn.Module, list[LayerCall]], b: int) -> None:
-        self._b, self._parameters = b, denoiser.parameters
-        separable = {m for m, own in calls.items() if all(is_separable(m, call, b) for call in own)}
-        excluded = {name for m in calls if m not in separable for name in layers[m].values()}
-        self._names = {m: {n: name for n, name in layers[m].items() if name not in excluded} for m in calls}
-        self._calls = [(m, call) for m, own in calls.items() if m in separable for call in own]
-
-    def gradients(self, eps: Tensor, v: Tensor, keep_graph: bool) -> dict[str, ParameterGradient]:
-        """The gradients by parameter, from v at eps; those of tied parameters and of repeated calls are added."""
-        outputs = [call.output for _, call in self._calls]
-        slopes = torch.autograd.grad(eps, outputs, v, allow_unused=True, retain_graph=keep_graph) if outputs else ()
-        parts: dict[str, list[ParameterGradient]] = {
-            name: [] for module, _ in self._calls for name in self._names[module].values()
-        }
-        with torch.no_grad():
-            for (module, call), g in zip(self._calls, slopes, strict=True):
-                if g is not None:
-                    names = self._names[module]
-                    for n, gradient in per_sample_gradients(module, call, g, self._b, names).items():
-                        parts[names[n]].append(gradient)
-        return {name: self._added(name, gradients, v) for name, gradients in parts.items()}
-
-    def _added(self, name: str, gradients: Sequence[ParameterGradient], v: Tensor) -> ParameterGradient:
-        if len(gradients) == 1:
-            return gradients[0]
-        if gradients:
-            return DenseGradient(torch.stack([g.dense() for g in gradients]).sum(0))
-        return DenseGradient(v.new_zeros(()).expand(self._b, *self._parameters[name].shape))
 
 
 def _one_by_one(denoiser: Denoiser, state: State, v: Tensor, names: list[str]) -> Gradients:
