@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from concept_trak.attribution.gradients.factors import DenseGradient, ParameterGradient
 from concept_trak.attribution.gradients.layer_rules import (
     LayerCall,
-    with_rows_in_order,
     is_separable,
     per_sample_gradients,
     record_call,
+    with_rows_in_order,
 )
 from concept_trak.attribution.gradients.rows import RowOrder, row_order, row_samples
 from concept_trak.attribution.gradients.workspace import LayerNames
