@@ -6,6 +6,7 @@ anything starts.
 
 import dataclasses
 import difflib
+import json
 import os
 import re
 from collections import Counter
@@ -53,6 +54,8 @@ class ModelConfig:
     """The model's negative: empty (trained with dropped captions or classes) or other_label."""
     combinations: tuple[str, ...] = ()
     """other_label: the captions or classes that the negative is drawn from; empty is all classes."""
+    resolution: int = 0
+    """Side of the images in pixels; 0 is the model's own. Set it if the model was fine-tuned at another."""
     device: str = "auto"
     """auto (a GPU if the worker owns one), cpu, or cuda."""
     precision: str = "float32"
@@ -64,6 +67,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _one_of("model.negative", self.negative, "empty", "other_label")
+        _at_least("model.resolution", self.resolution, 0, 65536)
         _one_of("model.device", self.device, "auto", "cpu", "cuda")
         _one_of("model.precision", self.precision, "float32", "bfloat16", "float16", "float64")
         _at_least("model.batch", self.batch, 0)
@@ -274,13 +278,7 @@ def _at(schema: type, path: Sequence[Any]) -> type:
 
 def plain_values(config: Any) -> dict[str, Any]:
     """A dataclass as nested plain values, with tuples as lists, as a saved configuration has them."""
-    return _plain(dataclasses.asdict(config))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def absolute(path: str) -> str:

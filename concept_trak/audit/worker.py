@@ -77,6 +77,7 @@ def open_model(m: ModelConfig, settings: WorkerSettings) -> Denoiser:
         parameters=m.parameters,
         negative=m.negative,
         combinations=m.combinations,
+        resolution=m.resolution,
         device=device,
         precision=m.precision,
         weights=m.weights,

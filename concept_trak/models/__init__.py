@@ -45,6 +45,7 @@ def load_model(
     weights: str = "",
     lora: str = "",
     embeddings: Sequence[str] = (),
+    resolution: int = 0,
 ) -> Denoiser:
     """Open a model.
 
@@ -57,6 +58,7 @@ def load_model(
         combinations: for `other_label`, the captions or classes to draw from.
         device: `cpu`, `cuda`, ...
         precision: the type of the weights of every network, one of `PRECISIONS`.
+        resolution: the side of the images in pixels; 0 is the model's own.
         weights, lora, embeddings: files on top of the directory (see `adapters.Adapters`), local or remote.
 
     Returns:
@@ -68,7 +70,7 @@ def load_model(
     """
     folder, family = _pipeline(path)
     adapters = _adapters(weights, lora, embeddings)
-    return family(str(folder), parameters, negative, combinations, device, PRECISIONS[precision], adapters)
+    return family(str(folder), parameters, negative, combinations, device, PRECISIONS[precision], adapters, resolution)
 
 
 def _adapters(weights: str, lora: str, embeddings: Sequence[str]) -> Any:

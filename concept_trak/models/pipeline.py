@@ -45,12 +45,18 @@ def middle_block(network: Any) -> Any:
     return network.transformer_blocks[len(network.transformer_blocks) // 2]
 
 
+def middle_feed_forward(network: Any) -> Any:
+    """Of the middle of blocks that return text and image, the image's last layer: [b, image tokens, width]."""
+    return middle_block(network).ff
+
+
 class Pipeline(Denoiser):
     """A pipeline directory as a denoiser. A subclass adds the conditioning of its family.
 
     Class attributes:
         networks: the denoising networks that it supports, by their part of the directory.
         conditioners: the other parts that the directory must have.
+        packing: the side of the squares of latents that `predict` joins to one token of the network.
         float32_vae: whether a VAE with `force_upcast` runs in float32 if the model runs in float16.
 
     Args:
@@ -60,6 +66,7 @@ class Pipeline(Denoiser):
         combinations: for `other_label`, the conditions to draw another one from.
         device, dtype: the place and the precision of the networks, of the VAE and of the text encoders.
         adapters: a fine-tune, a LoRA and embeddings on top of the directory.
+        resolution: the side of the images in pixels; 0 is the model's own.
 
     Raises:
         UserError: the directory is no such pipeline, its weights are not safetensors, or a setting does not fit it.
@@ -68,6 +75,7 @@ class Pipeline(Denoiser):
     networks: ClassVar[dict[str, DenoisingNetwork]]
     conditioners: ClassVar[tuple[str, ...]] = ()
     float32_vae: ClassVar[bool] = False
+    packing: ClassVar[int] = 1
     text_encoders: Mapping[str, TextEncoder] = MappingProxyType({})
 
     def __init__(
@@ -79,6 +87,7 @@ class Pipeline(Denoiser):
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         adapters: Adapters = Adapters(),
+        resolution: int = 0,
     ) -> None:
         classes = part_classes(Path(path), ("|".join(self.networks), *self.conditioners, "scheduler"))
         self.path, self.negative, self.combinations = Path(path), negative, tuple(combinations)
@@ -94,10 +103,10 @@ class Pipeline(Denoiser):
             adapters, self.network, self.part, self.text_encoders, pipeline_class(self.path), dtype
         )
         self.vae = self._read_vae(classes, dtype, device)
+        self.shape = (self._channels(), *(self._sides_of(resolution) if resolution else self._sides()))
         scheduler = load_settings(class_of_part(diffusers, classes, "scheduler"), self.path, "scheduler")
         self.schedule = self._read_schedule(scheduler)
         self.alpha, self.sigma = self.schedule.alpha, self.schedule.sigma
-        self.shape = self._shape()
         self.parameters = attributable(self.network, parameters, self.groups)
 
     def _read_conditioners(self, classes: Mapping[str, str], dtype: torch.dtype, device: str) -> None:
@@ -115,14 +124,14 @@ class Pipeline(Denoiser):
     def _read_schedule(self, scheduler: Any) -> NoiseSchedule:
         return variance_preserving(scheduler, f"{self.path}/scheduler")
 
-    def _shape(self) -> tuple[int, int, int]:
-        """(c, h, w) of x_t, from the network's configuration.
+    def _sides(self) -> tuple[int, int]:
+        """(h, w) of x_t, from the network's configuration.
 
         Raises:
-            UserError: the configuration has no size, or the VAE has another number of channels.
+            UserError: the configuration has no size.
         """
         config: Any = self.network.config
-        size, channels = config["sample_size"], config["in_channels"]
+        size = config["sample_size"]
         sides: tuple[Any, ...] = tuple(size) if isinstance(size, (list, tuple)) and len(size) == 2 else (size, size)
         if not all(type(side) is int and side > 0 for side in sides):
             value = "null" if size is None else repr(size)
@@ -130,13 +139,36 @@ class Pipeline(Denoiser):
                 f"{self.path / self.part}/config.json has sample_size {value}; set it to the side of the latents that "
                 "the model was trained on (of 512 pixels behind a VAE of factor 8: 64), or of its images without a VAE"
             )
-        latent = channels if self.vae is None else self.vae.module.config.get("latent_channels", channels)
+        return sides
+
+    def _sides_of(self, resolution: int) -> tuple[int, int]:
+        """(h, w) of x_t for images of this side.
+
+        Raises:
+            UserError: the latents of such an image cannot be divided into the network's patches.
+        """
+        config: Any = self.network.config
+        patch, factor = config.get("patch_size") or 1, 1 if self.vae is None else self.vae.factor
+        step = factor * max(self.packing, patch)
+        if resolution % step:
+            raise UserError(f"model.resolution={resolution}; expected a multiple of {step} for this model")
+        return resolution // factor, resolution // factor
+
+    def _channels(self) -> int:
+        """The channels of x_t, from the network's configuration.
+
+        Raises:
+            UserError: the VAE has another number.
+        """
+        config: Any = self.network.config
+        channels = config["in_channels"] // self.packing**2
+        latent = channels if self.vae is None else self.vae.channels or channels
         if latent != channels:
             raise UserError(
                 f"{self.path / self.part} takes {channels} channels and the VAE has {latent}; expected as many. An "
                 "inpainting model takes a mask as well, which no training image has: use the model it was made from"
             )
-        return channels, *sides
+        return channels
 
     @property
     def prediction_type(self) -> str:

@@ -23,12 +23,23 @@ SCHEDULERS = frozenset(
 CLASSES: Mapping[str, frozenset[str]] = {
     "unet": frozenset({"UNet2DConditionModel", "UNet2DModel"}),
     "transformer": frozenset(
-        {"DiTTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel", "Transformer2DModel"}
+        """ChromaTransformer2DModel DiTTransformer2DModel Flux2Transformer2DModel FluxTransformer2DModel
+        Lumina2Transformer2DModel PixArtTransformer2DModel QwenImageTransformer2DModel SD3Transformer2DModel
+        SanaTransformer2DModel Transformer2DModel ZImageTransformer2DModel""".split()  # noqa: SIM905
     ),
-    "vae": frozenset({"AsymmetricAutoencoderKL", "AutoencoderDC", "AutoencoderKL", "AutoencoderTiny", "VQModel"}),
+    "vae": frozenset(
+        """AsymmetricAutoencoderKL AutoencoderDC AutoencoderKL AutoencoderKLFlux2 AutoencoderKLQwenImage
+        AutoencoderTiny VQModel""".split()  # noqa: SIM905
+    ),
     "scheduler": SCHEDULERS,
-    "text_encoder": frozenset({"CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"}),
-    "tokenizer": frozenset({"CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast"}),
+    "text_encoder": frozenset(
+        """CLIPTextModel CLIPTextModelWithProjection Gemma2Model Gemma2PreTrainedModel Mistral3ForConditionalGeneration
+        Qwen2_5_VLForConditionalGeneration Qwen3ForCausalLM Qwen3Model T5EncoderModel""".split()  # noqa: SIM905
+    ),
+    "tokenizer": frozenset(
+        """CLIPTokenizer CLIPTokenizerFast GemmaTokenizer GemmaTokenizerFast Qwen2Tokenizer Qwen2TokenizerFast
+        T5Tokenizer T5TokenizerFast""".split()  # noqa: SIM905
+    ),
 }
 """The classes that a part may have, by the part's name without its number."""
 WEIGHTS = {"unet": "diffusion_pytorch_model", "transformer": "diffusion_pytorch_model",

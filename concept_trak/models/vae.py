@@ -2,6 +2,9 @@
 
     x_0 = (mode - shift) * scale,        image = decode(x_0 / scale + shift)
 
+scale and shift are one number each; with `latents_std` and `latents_mean`, one for each channel: scale / std and mean.
+A VAE for video encodes an image as its first frame.
+
 The mode is that of the posterior; a VAE without a posterior (`AutoencoderTiny`, `AutoencoderDC`, `VQModel`) has one
 latent. In float16 some VAEs overflow: rows that are not finite are computed again in float32.
 """
@@ -31,14 +34,23 @@ class Autoencoder:
         dtype: the precision of the model, and so of x_0.
 
     Raises:
-        UserError: its scale or its shift is no number.
+        UserError: its scale or its shift is no number, or not one for each channel.
     """
 
     def __init__(self, module: Any, dtype: torch.dtype) -> None:
         self.module, self.dtype = module.requires_grad_(False), dtype
-        self.scale = _factor(module, "scaling_factor", 1.0)
-        self.shift = _factor(module, "shift_factor", 0.0)
+        self.scale: float | Tensor = _factor(module, "scaling_factor", 1.0)
+        self.shift: float | Tensor = _factor(module, "shift_factor", 0.0)
+        if module.config.get("latents_std") is not None and module.config.get("latents_mean") is not None:
+            self.scale = self.scale / _per_channel(module, "latents_std")
+            self.shift = _per_channel(module, "latents_mean")
         self._retried = False
+
+    @property
+    def channels(self) -> int | None:
+        """The channels of a latent, where the configuration has their number."""
+        config = self.module.config
+        return config.get("latent_channels", config.get("z_dim"))
 
     @property
     def runs_wider(self) -> bool:
@@ -104,8 +116,31 @@ def _factor(module: Any, name: str, default: float) -> float:
     return value
 
 
+def _per_channel(module: Any, name: str) -> Tensor:
+    """The numbers of the VAE's configuration, one for each channel, as [1, channels, 1, 1].
+
+    Raises:
+        UserError: one is no finite number or a deviation of 0, or their number is not that of the channels.
+    """
+    try:
+        values = torch.tensor(module.config[name], dtype=next(module.parameters()).dtype)
+    except (TypeError, ValueError):
+        values = torch.empty(0)
+    channels, positive = module.config.get("latent_channels", module.config.get("z_dim")), name == "latents_std"
+    if values.shape != (channels,) or not bool(values.isfinite().all()) or (positive and bool((values <= 0).any())):
+        raise UserError(f"vae/config.json has {name} {module.config[name]!r}; expected {channels} finite numbers")
+    return values.to(next(module.parameters()).device)[None, :, None, None]
+
+
+def _is_for_video(module: Any) -> bool:
+    """Whether the VAE's tensors are [b, c, frames, h, w]; diffusers' setting has this spelling."""
+    return "temperal_downsample" in module.config
+
+
 def _latents(module: Any, pixels: Tensor) -> Tensor:
     """The mode of the posterior, or the one latent of a VAE that has no posterior."""
+    if _is_for_video(module):
+        return module.encode(pixels[:, :, None]).latent_dist.mode()[:, :, 0]
     encoded = module.encode(pixels)
     if hasattr(encoded, "latent_dist"):
         return encoded.latent_dist.mode()
@@ -113,4 +148,6 @@ def _latents(module: Any, pixels: Tensor) -> Tensor:
 
 
 def _images(module: Any, latents: Tensor) -> Tensor:
+    if _is_for_video(module):
+        return module.decode(latents[:, :, None]).sample[:, :, 0]
     return module.decode(latents).sample

@@ -21,12 +21,13 @@ class Tiny:
     part: its denoising network.
     call: (pipeline, text, x_T, ours): the pipeline's own call from x_T, unguided.
     reads: (ours, x_t, t, raw output): (x_0, eps), by the formula of its prediction type.
-    index: (ours, the time a network is told): t.
+    index: (ours, the time a network is told, in its own scale): t.
     their_step: (pipeline, raw output, t, x_t): x at t - 20, by the pipeline's scheduler.
     texts: what to ask for: three conditions, then the empty one.
     group: named parameters that it has, beside `attention` and `all`.
     ways: what else `load` is told.
     replayed: how many parameters have no layer rule, so that their gradients cost a pass per sample.
+    unpack: (ours, tokens or a state of the network): the state that they are, [b, c, h, w], without a learned variance.
     """
 
     build: Callable[[], Any]
@@ -39,6 +40,7 @@ class Tiny:
     group: str = "cross_attention"
     ways: dict[str, Any] = field(default_factory=dict)
     replayed: int = 0
+    unpack: Callable[[Denoiser, Tensor], Tensor] = lambda ours, output: output[:, : ours.shape[0]]
 
 
 def draw(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
@@ -109,6 +111,18 @@ def from_flow(ours: Denoiser, x_t: Tensor, t: int, raw: Tensor) -> tuple[Tensor,
 
 def of_flow(ours: Denoiser, time: float) -> int:
     return int((1000 * ours.sigma - time).abs().argmin())
+
+
+def of_sigma(ours: Denoiser, time: float) -> int:
+    """Of networks that are told sigma itself."""
+    return int((ours.sigma - time).abs().argmin())
+
+
+def unpacked(ours: Denoiser, tokens: Tensor) -> Tensor:
+    """Each token is a square of 2 x 2 latents, with the channel outermost: as diffusers packs those of Flux."""
+    c, h, w = ours.shape
+    squares = tokens.reshape(len(tokens), h // 2, w // 2, c, 2, 2)
+    return squares.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), c, h, w)
 
 
 def euler(pipe: Any, raw: Tensor, t: int, x_t: Tensor) -> Tensor:

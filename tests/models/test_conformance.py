@@ -118,12 +118,12 @@ def test_the_network_is_asked_as_diffusers_own_pipeline_asks_it(family):
     """Encodings, pooled texts, sizes and times: of one state, our raw output is the one the pipeline saw."""
     told, raw = asked(family)
     d = family.denoiser
-    x_t = told["sample"] if "sample" in told else told["hidden_states"]
+    x_t = family.tiny.unpack(d, told["sample"] if "sample" in told else told["hidden_states"])
     time = float(torch.as_tensor(told["timestep"]).flatten()[0])
     t = family.tiny.index(d, time)
     with torch.no_grad():
         seen = d(x_t[:1], t, d.encode([family.tiny.texts[0]]))
-    x_0, eps = family.tiny.reads(d, x_t[:1], t, raw[:1, : d.shape[0]])
+    x_0, eps = family.tiny.reads(d, x_t[:1], t, family.tiny.unpack(d, raw[:1]))
     assert (seen.eps - eps).norm() < TOLD64 * eps.norm()
     assert (seen.x_0 - x_0).norm() < TOLD64 * x_0.norm()
 
@@ -175,13 +175,14 @@ def test_inversion_goes_up_and_sampling_comes_down_the_same_times(family):
     torch.testing.assert_close(back, b.x_0, rtol=EXACT64, atol=EXACT64)
 
 
-def overheard(d: Denoiser, x_t: Tensor, t: int, cond: Condition) -> Tensor:
+def overheard(family: Opened, x_t: Tensor, t: int, cond: Condition) -> Tensor:
     """The raw output of our own network, without what it also learned about the variance."""
+    d = family.denoiser
     heard: list[Tensor] = []
     handle = d.network.register_forward_hook(lambda module, args, output: heard.append(output[0]))
     d(x_t, t, cond)
     handle.remove()
-    return heard[0][:, : d.shape[0]]
+    return family.tiny.unpack(d, heard[0])
 
 
 @pytest.mark.parametrize("t", [40, 500, 980])
@@ -190,7 +191,7 @@ def test_a_step_is_that_of_diffusers_own_scheduler(family, t):
     cond = d.encode(list(family.tiny.texts[:2]))
     with torch.no_grad():
         ours = ddim_step(d, d(x_t, t, cond), t, t - 20)
-        raw = overheard(d, x_t, t, cond)
+        raw = overheard(family, x_t, t, cond)
     theirs = family.tiny.their_step(family.pipe, raw, t, x_t)
     error = (ours - theirs).norm() / theirs.norm()
     assert error < TABLE32, f"at t={t} a step differs by {error:.1e}"

@@ -66,11 +66,22 @@ def test_a_flow_without_its_scheduler_is_refused(made, tmp_path):
         load_model(str(model))
 
 
-def test_levels_that_depend_on_the_image_are_refused(made, tmp_path):
+@pytest.mark.parametrize("setting", ["invert_sigmas", "use_karras_sigmas"])
+def test_levels_that_depend_on_the_number_of_steps_or_run_the_other_way_are_refused(made, tmp_path, setting):
     model = shutil.copytree(made["sd3_t5"], tmp_path / "model")
-    edit(model / "scheduler/scheduler_config.json", use_dynamic_shifting=True)
-    with pytest.raises(UserError, match=r"with use_dynamic_shifting and invert_sigmas false"):
+    edit(model / "scheduler/scheduler_config.json", **{setting: True})
+    with pytest.raises(UserError, match=r"of 1000 steps with invert_sigmas, use_karras_sigmas, .* false\."):
         load_model(str(model))
+
+
+@pytest.mark.parametrize("name", ["stable_diffusion_eps", "sd3_t5"])
+def test_a_resolution_is_that_of_the_images_and_has_whole_patches(made, name):
+    model = load_model(str(made[name]), resolution=32)
+    assert (model.resolution, model.shape) == (32, (4, 16, 16))
+    assert model.to_latent(torch.zeros(1, 3, 32, 32)).shape[1:] == model.shape
+    step = {"stable_diffusion_eps": 2, "sd3_t5": 4}[name]
+    with pytest.raises(UserError, match=rf"^model\.resolution=33; expected a multiple of {step} for this model$"):
+        load_model(str(made[name]), resolution=33)
 
 
 def test_another_prediction_type_is_refused_by_every_family_of_eps_and_v(made, tmp_path):

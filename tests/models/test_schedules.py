@@ -1,12 +1,13 @@
 """Noise processes as published models have them: cosine, zero-terminal SNR, trained betas, other numbers of steps."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from concept_trak import UserError
 from concept_trak.attribution.denoiser import Denoiser
@@ -14,6 +15,7 @@ from concept_trak.attribution.numerics import normal
 from concept_trak.attribution.state import Batch, Probe
 from concept_trak.attribution.trajectory import ddim_inversion, sampling
 from concept_trak.models import load_model
+from concept_trak.models.noise_schedule import rectified_flow
 from tests.tolerances import EXACT64
 
 COSINE = {"beta_schedule": "squaredcos_cap_v2"}
@@ -130,6 +132,28 @@ def test_another_number_of_steps_is_spread_over_our_times(saved, tmp_path, steps
     expected = d.sigma[t] * x_t + d.alpha[t] * raw
     assert (eps - expected).norm() < EXACT64 * expected.norm()
     assert d.identity()["schedule"] != load_model(str(saved("latents"))).identity()["schedule"]
+
+
+def levels_of(tokens: int, **settings) -> torch.Tensor:
+    return rectified_flow(FlowMatchEulerDiscreteScheduler(**settings), "scheduler", tokens).sigma
+
+
+@pytest.mark.parametrize(("tokens", "mu"), [(256, 0.5), (2176, 0.825), (4096, 1.15)])
+def test_a_dynamic_shift_is_that_of_the_images_size(tokens, mu):
+    """Of Esser et al. (2024), section 5.3.2, with e^mu on the line through the two published sizes."""
+    u = torch.linspace(1 / 1000, 1, 1000, dtype=torch.float64)
+    expected = math.exp(mu) * u / (1 + (math.exp(mu) - 1) * u)
+    torch.testing.assert_close(levels_of(tokens, use_dynamic_shifting=True), expected, rtol=2e-6, atol=1e-7)
+    linear = levels_of(tokens, use_dynamic_shifting=True, time_shift_type="linear")
+    torch.testing.assert_close(linear, mu * u / (1 + (mu - 1) * u), rtol=2e-6, atol=1e-7)
+
+
+def test_a_terminal_shift_stretches_the_levels_to_its_end():
+    sigma = levels_of(256, use_dynamic_shifting=True, shift_terminal=0.02)
+    plain = levels_of(256, use_dynamic_shifting=True)
+    torch.testing.assert_close(1 - sigma, (1 - plain) * 0.98 / (1 - plain[0]), rtol=2e-6, atol=1e-7)
+    assert sigma[0].item() == pytest.approx(0.02, rel=1e-5)
+    assert (sigma.diff() > 0).all()
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderKLQwenImage, AutoencoderTiny, VQModel
 from safetensors.torch import load_file, save_file
 
+from concept_trak import UserError
 from concept_trak.models import load_model
 from concept_trak.models.vae import Autoencoder
 from tests.models.families import FAMILIES, seeded
@@ -96,6 +97,32 @@ def test_a_vae_without_a_posterior_is_its_one_latent_scaled(saved, tmp_path, kin
     torch.testing.assert_close(denoiser.to_pixels(encoded * scale), decoded, rtol=1e-4, atol=1e-4)
     assert denoiser.to_latent(IMAGES).shape[1:] == denoiser.shape
     assert denoiser.resolution == 16, "the factor between pixels and latents is the VAE's own"
+
+
+def video_vae(**settings) -> AutoencoderKLQwenImage:
+    """For images its factor is 4. Two channels of the four have another deviation than 1."""
+    own = {"latents_mean": [0.5, 0.0, -0.25, 0.0], "latents_std": [2.0, 1.0, 0.5, 1.0]}
+    return AutoencoderKLQwenImage(base_dim=8, z_dim=4, dim_mult=[1, 1, 1], num_res_blocks=1,
+                                  temperal_downsample=[False, True], **own | settings).eval()  # fmt: skip
+
+
+def test_a_vae_for_video_encodes_an_image_as_a_frame_with_a_scale_of_each_channel():
+    vae = seeded(video_vae)
+    with torch.no_grad():
+        mode = vae.encode(IMAGES[:, :, None]).latent_dist.mode()
+        decoded = vae.decode(mode).sample[:, :, 0]
+    own = Autoencoder(vae, torch.float32)
+    latents = own.encode(IMAGES)
+    assert (latents.shape, own.factor, own.channels) == ((3, 4, 4, 4), 4, 4)
+    for i, (mean, deviation) in enumerate(((0.5, 2.0), (0.0, 1.0), (-0.25, 0.5), (0.0, 1.0))):
+        torch.testing.assert_close(latents[:, i], (mode[:, i, 0] - mean) / deviation)
+    torch.testing.assert_close(own.decode(latents), decoded, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 0.0], [1.0, 1.0, float("nan"), 1.0], "one"])
+def test_deviations_that_are_not_one_positive_number_for_each_channel_are_refused(wrong):
+    with pytest.raises(UserError, match=r"vae/config\.json has latents_std .*; expected 4 finite numbers"):
+        Autoencoder(video_vae(latents_std=wrong), torch.float32)
 
 
 def test_the_factor_of_a_vae_with_blocks_is_that_of_its_encoder(saved):
