@@ -109,6 +109,7 @@ def test_every_setting_was_put_to_one_of_the_two():
         "parameters",
         "negative",
         "combinations",
+        "resolution",
         "device",
         "precision",
         "batch",
