@@ -12,6 +12,7 @@ from aiohttp import web
 
 from concept_trak import UserError
 from concept_trak.audit.finished_audit import open_audit
+from concept_trak.audit.kept_features import KeepingBudget
 from concept_trak.audit.questions import MovedModel, Questions
 from concept_trak.config import absolute
 from serving.answering import Answering
@@ -22,6 +23,8 @@ from serving.guard import is_loopback
 TOKEN = "CONCEPT_TRAK_TOKEN"
 """The environment variable with the token: a setting would be visible to everybody in the list of processes."""
 SHORTEST_TOKEN = 16
+KEPT = 2_000_000_000
+"""Bytes of features in memory, by default."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class ServeConfig:
     most_bytes: int = 10_000_000
     """Size of a request, and so of a picture."""
     model: MovedModel = field(default_factory=MovedModel)
+    keep: KeepingBudget = field(default_factory=lambda: KeepingBudget(memory=KEPT))
+    """What the features may take on this machine between questions."""
 
     def __post_init__(self) -> None:
         for name, least, most in (("port", 0, 65535), ("queue", 1, 100_000), ("most_bytes", 1000, 1_000_000_000)):
@@ -104,7 +109,7 @@ def own_token(address: str) -> str:
 def _answering(config: ServeConfig) -> Answering:
     store = absolute(config.store)
     results = open_audit(store, config.audit)
-    questions = Questions(results, config.model)
+    questions = Questions(results, config.model, keep=config.keep)
     questions.load()
     folder = absolute(config.questions) if config.questions else f"{store.rstrip('/')}/questions"
     return Answering(questions, QuestionArchive(folder, results), config.queue)

@@ -4,9 +4,11 @@ n samples of one block, m queries, k features, c columns of scores. The scores o
 once. The measures grade how well a ranking finds the samples that show a concept.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -25,18 +27,34 @@ def scores(phi: Float[Tensor, "n k"], weight: Float[Tensor, " n"], z: Float[Tens
 def stored_scores(
     unit: Num[Tensor, "n k"], factor: Float32[Tensor, " n"], z: Float32[Tensor, "m k"], out: Float32[Tensor, "n m"]
 ) -> None:
-    """`scores` of stored rows phi_i = scale_i unit_i, written into `out`, with factor_i = w_i scale_i.
+    """`scores` of stored rows phi_i = scale_i unit_i, written into `out`, with factor_i = w_i scale_i."""
+    stored_products(unit, factor, [(z, out)])
+
+
+def stored_products(
+    unit: Num[Tensor, "n k"], factor: Float32[Tensor, " n"], products: Sequence[tuple[Tensor, Tensor]]
+) -> None:
+    """`stored_scores` with several matrices of queries, for which each row is widened once.
 
     A few rows at a time are widened to float32 in one buffer, because a copy of all rows would be written to memory and
-    read again. The factor multiplies the m scores of a row, not its k features.
+    read again. The factor multiplies the m scores of a row, not its k features. Each matrix has a product of its own,
+    because a product with more columns rounds the same column in another way.
+
+    Args:
+        unit: the stored rows.
+        factor: the factor of each row.
+        products: pairs of queries, float32 [m, k], and where their scores are written, float32 [n, m].
     """
-    rows, across = max(64, WIDE_BYTES // (4 * unit.shape[1])), z.T.contiguous()  # a sixth faster than the view
+    rows = max(64, WIDE_BYTES // (4 * unit.shape[1]))
+    across = [(z.T.contiguous(), out) for z, out in products]  # a sixth faster than the view
     buffer = torch.empty(min(rows, len(unit)), unit.shape[1])
     for first in range(0, len(unit), rows):
         block = unit[first : first + rows]
         wide = block if block.dtype == torch.float32 else buffer[: len(block)].copy_(block)
-        torch.mm(wide, across, out=out[first : first + rows])
-    out.mul_(factor[:, None])
+        for z, out in across:
+            torch.mm(wide, z, out=out[first : first + rows])
+    for _, out in products:
+        out.mul_(factor[:, None])
 
 
 @dataclass
@@ -81,6 +99,27 @@ def histograms(values: Float[Tensor, "n c"], scale: Float[Tensor, " c"]) -> Int6
     return total.view(columns, BINS)
 
 
+class SampleRows:
+    """The id and the shard of each row, for rows that come in blocks. A row costs nothing but its block's own list."""
+
+    def __init__(self) -> None:
+        self._blocks, self._starts, self._count = list[tuple[Sequence[str], str]](), list[int](), 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, row: int) -> tuple[str, str]:
+        block = bisect_right(self._starts, row) - 1
+        ids, shard = self._blocks[block]
+        return ids[row - self._starts[block]], shard
+
+    def add(self, ids: Sequence[str], shard: str) -> None:
+        """Add the next rows, which are of one shard."""
+        self._blocks.append((ids, shard))
+        self._starts.append(self._count)
+        self._count += len(ids)
+
+
 class ScoreSummary:
     """The ends and the histogram of c columns of scores, which come in blocks.
 
@@ -93,23 +132,29 @@ class ScoreSummary:
 
     def __init__(self, m: int, scale: Sequence[float]) -> None:
         self.histogram = torch.zeros(len(scale), BINS, dtype=torch.int64)
+        self.samples = SampleRows()
         self._m, self._scale = m, torch.tensor(scale)
         self._best, self._worst = BestRows(m, len(scale)), BestRows(m, len(scale))
-        self._samples: list[tuple[str, str]] = []
 
-    def add(self, values: Float32[Tensor, "n c"], ids: list[str], where: str) -> None:
+    def add(self, values: Float32[Tensor, "n c"], ids: Sequence[str], where: str) -> None:
         self.histogram += histograms(values, self._scale)
-        self._best.add(values, len(self._samples))
-        self._worst.add(-values, len(self._samples))
-        self._samples += [(sample, where) for sample in ids]
+        self._best.add(values, len(self.samples))
+        self._worst.add(-values, len(self.samples))
+        self.samples.add(ids, where)
 
     def ends(self) -> list[TopK]:
         """The best and the worst entries of each column."""
+        return [ends for ends, _ in self.ends_and_rows()]
+
+    def ends_and_rows(self) -> list[tuple[TopK, dict[str, int]]]:
+        """The best and the worst entries of each column, and by sample id the number of their rows."""
         result = []
         for best, worst in zip(self._best.entries(), self._worst.entries(), strict=True):
-            result.append(TopK(self._m))
-            result[-1].add_best([(value, *self._samples[row]) for value, row in best])
-            result[-1].add_worst([(-value, *self._samples[row]) for value, row in worst])
+            ends = TopK(self._m)
+            ends.add_best([(value, *self.samples[row]) for value, row in best])
+            ends.add_worst([(-value, *self.samples[row]) for value, row in worst])
+            candidates = {self.samples[row][0]: row for _, row in sorted([*best, *worst], key=itemgetter(1))}
+            result.append((ends, {entry[1]: candidates[entry[1]] for entry in (*ends.top, *ends.bottom)}))
         return result
 
 

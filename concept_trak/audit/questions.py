@@ -25,6 +25,7 @@ from concept_trak.audit.answer import Answer
 from concept_trak.audit.damping import damping_file, read_choice
 from concept_trak.audit.finished_audit import FinishedAudit
 from concept_trak.audit.gram import DampedSystem, SolveResult, damped_system, stored_query
+from concept_trak.audit.kept_features import KeepingBudget, KeptFeatures
 from concept_trak.audit.listed_features import listed_records, listed_settings
 from concept_trak.audit.pipeline import AuditRun
 from concept_trak.audit.plan import read_shards
@@ -78,6 +79,7 @@ class Questions:
         results: the audit.
         model: where its model is now, if it has moved.
         worker: what this process may use of its machine; None is torch's number of threads, and a GPU if there is one.
+        keep: what the features may take between questions; by default they are read from the store each time.
 
     Raises:
         UserError: features of the audit or the index of its data are gone, or its settings cannot be read.
@@ -85,7 +87,11 @@ class Questions:
     """
 
     def __init__(
-        self, results: FinishedAudit, model: MovedModel = MovedModel(), worker: WorkerSettings | None = None
+        self,
+        results: FinishedAudit,
+        model: MovedModel = MovedModel(),
+        worker: WorkerSettings | None = None,
+        keep: KeepingBudget = KeepingBudget(),
     ) -> None:
         self.results, store, settings = results, results.audit.store, results.settings
         plan = read_parquet(results.file("plan.parquet")).to_pylist()
@@ -99,6 +105,8 @@ class Questions:
         self._shards = read_shards(store, config.data, plan)
         self.work = Work(self.config, features, worker or own_settings())
         self._reader, self._systems = StoreWorker(self.work), dict[str, DampedSystem]()
+        parts = {(r.fingerprint, r.shard): r.bytes for records in self.records.values() for r in records}
+        self.features = KeptFeatures(self._reader, keep, sum(parts.values()))
         self.model: QueryModel = LocalQueryModel(self.work)
 
     def load(self) -> None:
@@ -179,7 +187,7 @@ class Questions:
         columns = stack_queries(queries)
         for task in score_tasks(method, self.records[method]):
             summary = columns.summary(top)
-            with closing(self._reader.blocks(*task.records)) as coming:
+            with closing(self.features.blocks(task.records)) as coming:
                 for record in task.records:
                     score_part(method, record, coming, summary)
             yield ScoreResult(method, summary.column_ends())

@@ -107,13 +107,27 @@ class TaskSummary:
     scores: ScoreSummary
     groups: GroupSummary
 
+    def add(self, method: str, record: Record, block: Block, scores: Float32[Tensor, "n c"]) -> None:
+        """Score the next rows of a part; `scores` is overwritten with w_i phi_i . z_q."""
+        with np.errstate(over="ignore"):
+            factor = torch.from_dlpack(block.weight * block.scale)
+        products, groups = [(self.queries.z, scores)], self.groups.z
+        if groups is not None:
+            products.append((groups, torch.empty(len(scores), len(groups))))
+        ranking.stored_products(torch.from_dlpack(block.unit), factor, products)
+        require_finite_scores(scores, method, record)
+        self.scores.add(scores, block.ids, record.shard)
+        for _, by_group in products[1:]:
+            self.groups.add(by_group)
+
     def column_ends(self) -> dict[str, ColumnEnds]:
         """The ends and the histogram of every column, by its name.
 
         A column of zeros has no ends: every feature is zero, and an order of equal scores is no answer.
         """
-        ends, damped = self.scores.ends(), slice(0, None, 2)
-        spreads = self.groups.spreads(ends[damped], self.queries.scale[damped])
+        ends, rows = zip(*self.scores.ends_and_rows(), strict=True)
+        damped = slice(0, None, 2)
+        spreads = self.groups.spreads(rows[damped], self.queries.scale[damped], self.scores.samples)
         both = [spread for damped_spread in spreads for spread in (damped_spread, None)]
         columns = zip(self.queries.columns, ends, self.scores.histogram.tolist(), both, strict=True)
         scale = dict(zip(self.queries.columns, self.queries.scale, strict=True))
@@ -190,13 +204,7 @@ def score_part(
         block = next(coming)
         require_width(block, queries.z.shape[1], record)
         scores = values[len(ids) : len(ids) + len(block.ids)]
-        with np.errstate(over="ignore"):
-            factor = torch.from_dlpack(block.weight * block.scale)
-        unit = torch.from_dlpack(block.unit)
-        ranking.stored_scores(unit, factor, queries.z, scores)
-        require_finite_scores(scores, method, record)
-        summary.scores.add(scores, block.ids, record.shard)
-        summary.groups.add(unit, factor, block.ids)
+        summary.add(method, record, block, scores)
         ids += block.ids
     return ids, values
 

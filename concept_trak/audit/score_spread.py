@@ -4,15 +4,15 @@ n training samples of a task, g groups of one query, k features.
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import torch
-from jaxtyping import Float32, Num
+from jaxtyping import Float32
 from torch import Tensor
 
-from concept_trak.attribution.ranking import SPAN, BestRows, TopK, stored_scores
+from concept_trak.attribution.ranking import SPAN, BestRows, SampleRows, TopK
 from concept_trak.attribution.uncertainty import mean_correlation, rank_interval, reliability, score_intervals
 
 
@@ -115,53 +115,58 @@ class GroupSummary:
     Args:
         m: entries kept at the top of each half.
         z: by query, the solutions of its groups; None for a query that is not divided.
+
+    Attributes:
+        z: the solutions of all groups, which every row is multiplied with; None without any.
     """
 
     def __init__(self, m: int, z: Sequence[Float32[Tensor, "g k"] | None]) -> None:
         sizes = [0 if own is None else len(own) for own in z]
         self._m, self._columns = m, list(pairwise(accumulate(sizes, initial=0)))
         divided = [own for own in z if own is not None]
-        self._z = torch.cat(divided) if divided else None
-        self._values, self._ids = list[Tensor](), list[str]()
+        self.z = torch.cat(divided) if divided else None
+        self._values = list[Tensor]()
 
-    def add(self, unit: Num[Tensor, "n k"], factor: Float32[Tensor, " n"], ids: Sequence[str]) -> None:
-        """Score the next rows, phi_i = scale_i unit_i, with factor_i = w_i scale_i."""
-        if self._z is None:
-            return
-        values = torch.empty(len(unit), len(self._z))
-        # A product of its own: with more columns in one product, the scores themselves would be rounded in another way.
-        stored_scores(unit, factor, self._z, values)
+    def add(self, values: Float32[Tensor, "n g"]) -> None:
+        """Add the scores of the next rows by all groups."""
         self._values.append(values)
-        self._ids += ids
 
-    def spreads(self, ends: Sequence[TopK], scale: Sequence[float]) -> list[QuerySpread | None]:
-        """The spread of each query's damped scores, from their ends and their root mean squares."""
+    def spreads(
+        self, rows: Sequence[Mapping[str, int]], scale: Sequence[float], samples: SampleRows
+    ) -> list[QuerySpread | None]:
+        """The spread of each query's damped scores.
+
+        Args:
+            rows: by query, the rows of the samples at its ends, by their ids.
+            scale: by query, the root mean square of its scores.
+            samples: the samples of the rows.
+        """
         if not self._values:
-            return [None] * len(ends)
+            return [None] * len(rows)
         values = torch.cat(self._values)
         return [
-            self._spread(values[:, first:last], own, SPAN * spread) if last > first else None
-            for (first, last), own, spread in zip(self._columns, ends, scale, strict=True)
+            self._spread(values[:, first:last], own, SPAN * spread, samples) if last > first else None
+            for (first, last), own, spread in zip(self._columns, rows, scale, strict=True)
         ]
 
-    def _spread(self, values: Float32[Tensor, "n g"], ends: TopK, reach: float) -> QuerySpread:
-        extremes = {entry[1] for entry in ends.top + ends.bottom}
-        rows = [row for row, sample in enumerate(self._ids) if sample in extremes]
+    def _spread(
+        self, values: Float32[Tensor, "n g"], rows: Mapping[str, int], reach: float, samples: SampleRows
+    ) -> QuerySpread:
         halves = torch.stack([values[:, 0::2].mean(1), values[:, 1::2].mean(1)], 1)
         a, b = halves.double().T
         with_one = torch.cat([torch.ones(len(values), 1, dtype=torch.float64), values.double()], 1)
         return QuerySpread(
-            groups={self._ids[row]: tuple(values[row].tolist()) for row in rows},
-            halves=self._best(halves),
+            groups={sample: tuple(values[row].tolist()) for sample, row in rows.items()},
+            halves=self._best(halves, samples),
             moments=tuple((with_one.T @ with_one).flatten().tolist()),
             noise=float((a - b).abs().max() / 2),
             reach=reach,
         )
 
-    def _best(self, halves: Float32[Tensor, "n 2"]) -> tuple[TopK, TopK]:
+    def _best(self, halves: Float32[Tensor, "n 2"], samples: SampleRows) -> tuple[TopK, TopK]:
         best = BestRows(self._m, 2)
         best.add(halves, 0)
         first, second = (TopK(self._m), TopK(self._m))
         for half, rows in zip((first, second), best.entries(), strict=True):
-            half.add_best([(value, self._ids[row], "") for value, row in rows])
+            half.add_best([(value, samples[row][0], "") for value, row in rows])
         return first, second

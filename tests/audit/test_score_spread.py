@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from concept_trak.attribution.ranking import SPAN, TopK
+from concept_trak.attribution.ranking import SPAN, SampleRows, TopK
 from concept_trak.audit.score_spread import GroupSummary, QuerySpread, certainty
 
 N, K, M = 60, 8, 5
@@ -23,11 +23,13 @@ def normal(*shape: int, seed: int) -> torch.Tensor:
 
 
 def spread_of(phi: torch.Tensor, z: torch.Tensor, pieces: int = 1, first: int = 0) -> QuerySpread:
-    summary = GroupSummary(M, [None, z])
-    scores = phi @ z.mean(0)
+    summary, samples = GroupSummary(M, [None, z]), SampleRows()
+    top = ends(phi @ z.mean(0), first)
     for start, rows in zip(range(0, len(phi), len(phi) // pieces), phi.chunk(pieces), strict=True):
-        summary.add(rows, torch.ones(len(rows)), [f"s{first + start + i}" for i in range(len(rows))])
-    nothing, spread = summary.spreads([ends(scores, first)] * 2, [1.0, 2.0])
+        summary.add(rows @ z.T)
+        samples.add([f"s{first + start + i}" for i in range(len(rows))], "part")
+    rows = {entry[1]: int(entry[1][1:]) - first for entry in top.top + top.bottom}
+    nothing, spread = summary.spreads([rows] * 2, [1.0, 2.0], samples)
     assert nothing is None
     assert spread is not None
     return spread
