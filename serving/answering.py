@@ -1,14 +1,19 @@
-"""The queue of a server: one thread answers one question after another, because they share one model."""
+"""The queue of a server. One thread computes queries, one after another, because they share one model. A second one
+ranks the samples for all questions whose queries are ready, in one pass over the features."""
 
 import logging
 import threading
 import time
 import traceback
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from concept_trak import UserError
 from concept_trak.audit.questions import STEPS, Questions
+from concept_trak.audit.results import Tally
+from concept_trak.audit.shared_pass import SolvedQuestion
 from concept_trak.data.text import escaped, one_line
 from concept_trak.store.secrets import redacted, without_secrets
 from serving.archive import QuestionArchive
@@ -19,6 +24,8 @@ MOST_FAILURES = 256
 """Messages of questions that failed, which are kept in memory."""
 FIRST_GUESS = 5.0
 """Seconds that a question takes, before one has been answered."""
+BATCH = 16
+"""Questions that share a pass over the features; so many may be ready for it."""
 log = logging.getLogger(__name__)
 
 
@@ -48,6 +55,20 @@ class Progress:
     """failed: why."""
 
 
+@dataclass(frozen=True, eq=False)
+class ReadyQuestion:
+    """A question that waits for a pass over the features, and how many seconds its queries took."""
+
+    key: str
+    question: Question
+    solved: SolvedQuestion
+    seconds: float
+
+    def shares_pass(self, other: "ReadyQuestion") -> bool:
+        """Whether both want the same ends of the same features."""
+        return (self.question.method, self.question.top) == (other.question.method, other.question.top)
+
+
 class Answering:
     """Answers questions in their order, and keeps every answer before it is reported as done.
 
@@ -60,21 +81,25 @@ class Answering:
     def __init__(self, questions: Questions, archive: QuestionArchive, most: int) -> None:
         self.questions, self.archive, self.most = questions, archive, most
         self._queued, self._failed = OrderedDict[str, Question](), OrderedDict[str, str]()
-        self._running, self._step, self._stopped, self._seconds = "", 0, False, FIRST_GUESS
+        self._running, self._ready = dict[str, int](), list[ReadyQuestion]()
+        self._stopped, self._is_solved, self._seconds = False, False, FIRST_GUESS
         self._changed = threading.Condition()
-        self.meter = ServerMeter(questions.config.audit, lambda: len(self._queued), lambda: bool(self._running))
-        self._thread = threading.Thread(target=self._work, name="answering")
+        self.meter = ServerMeter(questions.config.audit, lambda: len(self._queued), lambda: len(self._running))
+        self._threads = [threading.Thread(target=self._solve, name="queries"),
+                         threading.Thread(target=self._rank, name="ranking")]  # fmt: skip
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """Finish the question that is computed. Those that wait are queued again when their links are opened."""
+        """Finish the questions that are computed. Those that wait are queued again when their links are opened."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-        if self._thread.is_alive():
-            self._thread.join()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
 
     def submit(self, question: Question) -> str:
         """Queue a question, unless it is answered or queued already; returns its id.
@@ -94,7 +119,7 @@ class Answering:
         self.archive.keep_question(question)
         with self._changed:
             self.require_space(key)
-            if key != self._running and key not in self._queued:
+            if key not in self._running and key not in self._queued:
                 self._failed.pop(key, None)
                 self._queued[key] = question
                 self._changed.notify_all()
@@ -116,10 +141,10 @@ class Answering:
             QueueFull: it was left, and too many questions wait.
         """
         with self._changed:
-            if key == self._running:
-                return Progress("running", step=self._step)
+            if key in self._running:
+                return Progress("running", step=self._running[key])
             if key in self._queued:
-                return Progress("queued", ahead=list(self._queued).index(key) + bool(self._running))
+                return Progress("queued", ahead=list(self._queued).index(key) + len(self._running))
             if key in self._failed:
                 return Progress("failed", error=self._failed[key])
         if self.archive.is_answered(key):
@@ -132,46 +157,103 @@ class Answering:
     @property
     def is_alive(self) -> bool:
         """Whether questions are taken and answered."""
-        return self._thread.is_alive()
+        return all(thread.is_alive() for thread in self._threads)
 
-    def _work(self) -> None:
-        while (key := self._next()) is not None:
-            start, message = time.monotonic(), ""
-            try:
-                self._answer(*key)
-            except UserError as error:
-                message = str(error)
-            except OSError as error:
-                message = f"storage failed, ask again: {without_secrets(error) or type(error).__name__}"
-                log.warning("question %s: %s", key[0], one_line(redacted(message)))
-            except Exception:
-                message = "the server has failed at this question; its log has the reason"
-                log.error("question %s\n%s", key[0], redacted(traceback.format_exc()))
-            self._end(key[0], escaped(redacted(message), "\n"), time.monotonic() - start)
+    def _solve(self) -> None:
+        """The thread with the model."""
+        try:
+            while (entry := self._next()) is not None:
+                self._solve_question(*entry)
+        finally:
+            with self._changed:
+                self._is_solved = True
+                self._changed.notify_all()
 
     def _next(self) -> tuple[str, Question] | None:
         """The question that has waited longest; None once the server stops."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._queued)
+            self._changed.wait_for(lambda: self._stopped or (self._queued and len(self._ready) < BATCH))
             if self._stopped:
                 return None
             key, question = self._queued.popitem(last=False)
-            self._running, self._step = key, 0
+            self._running[key] = 0
         return key, question
 
-    def _answer(self, key: str, question: Question) -> None:
-        concept, top = question.concept(self.archive.pictures), question.top
-        answer = self.questions.ask([concept], question.method, top, pictured=top, progress=self._set_step)
-        self.archive.keep_answer(key, answer)
+    def _solve_question(self, key: str, question: Question) -> None:
+        start = time.monotonic()
+        try:
+            concept, top = question.concept(self.archive.pictures), question.top
+            config = self.questions.configuration([concept], question.method, top, pictured=top)
+            solved = self.questions.solve_question(config, partial(self._set_step, [key]))
+        except Exception as error:
+            self._end(key, _failure(key, error), time.monotonic() - start)
+            return
+        with self._changed:
+            self._ready.append(ReadyQuestion(key, question, solved, time.monotonic() - start))
+            self._changed.notify_all()
 
-    def _set_step(self, step: str) -> None:
-        self._step = STEPS.index(step) + 1
+    def _rank(self) -> None:
+        """The thread with the features."""
+        while batch := self._next_batch():
+            self._rank_batch(batch)
+
+    def _next_batch(self) -> list[ReadyQuestion]:
+        """The question that has been ready longest and those that share its pass; none once no other will come."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or self._is_solved)
+            batch = [ready for ready in self._ready if ready.shares_pass(self._ready[0])][:BATCH]
+            self._ready = [ready for ready in self._ready if ready not in batch]
+            self._changed.notify_all()
+        return batch
+
+    def _rank_batch(self, batch: Sequence[ReadyQuestion]) -> None:
+        start, progress = time.monotonic(), partial(self._set_step, [ready.key for ready in batch])
+        try:
+            tallies = self.questions.rank([ready.solved for ready in batch], progress)
+        except Exception as error:
+            if isinstance(error, UserError) and len(batch) > 1:  # of one of them, which must not fail the others
+                for ready in batch:
+                    self._rank_batch([ready])
+                return
+            for ready in batch:
+                self._end(ready.key, _failure(ready.key, error), ready.seconds)
+            return
+        seconds = (time.monotonic() - start) / len(batch)
+        for ready, tally in zip(batch, tallies, strict=True):
+            self._finish(ready, tally, ready.seconds + seconds)
+
+    def _finish(self, ready: ReadyQuestion, tally: Tally, seconds: float) -> None:
+        start, message = time.monotonic(), ""
+        try:
+            answer = self.questions.answer(ready.solved, tally, partial(self._set_step, [ready.key]))
+            self.archive.keep_answer(ready.key, answer)
+        except Exception as error:
+            message = _failure(ready.key, error)
+        self._end(ready.key, message, seconds + time.monotonic() - start)
+
+    def _set_step(self, keys: Sequence[str], step: str) -> None:
+        with self._changed:
+            self._running |= dict.fromkeys(keys, STEPS.index(step) + 1)
 
     def _end(self, key: str, message: str, seconds: float) -> None:
         self.meter.add_question(bool(message), seconds)
         with self._changed:
-            self._running, self._seconds = "", seconds
+            del self._running[key]
+            self._seconds = seconds
             if message:
                 self._failed[key] = message
             while len(self._failed) > MOST_FAILURES:
                 self._failed.popitem(last=False)
+
+
+def _failure(key: str, error: Exception) -> str:
+    """What the user reads about a failure. Its reason is logged, unless the user can mend it."""
+    message = "the server has failed at this question; its log has the reason"
+    if isinstance(error, UserError):
+        message = str(error)
+    elif isinstance(error, OSError):
+        message = f"storage failed, ask again: {without_secrets(error) or type(error).__name__}"
+        log.warning("question %s: %s", key, one_line(redacted(message)))
+    else:
+        log.error("question %s\n%s", key, redacted("".join(traceback.format_exception(error))))
+    return escaped(redacted(message), "\n")

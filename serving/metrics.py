@@ -27,7 +27,7 @@ class ServerMeter:
         for state in ("done", "failed"):
             self._questions.labels(state)
         self._gauge("question_queue_depth", "Questions that wait.").set_function(waiting)
-        self._gauge("questions_running", "Questions that are computed: 0 or 1.").set_function(running)
+        self._gauge("questions_running", "Questions that are computed.").set_function(running)
         self._gauge("audit_info", "1 for the audit that is asked.", "audit").labels(audit).set(1)
 
     def add_question(self, failed: bool, seconds: float) -> None:

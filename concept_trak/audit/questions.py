@@ -6,9 +6,7 @@ Only phi_q is computed, by the function and the model of the audit's workers. K,
 own, so the scores are those that an audit with this concept has, to rounding. Nothing is written into the audit.
 """
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import product
@@ -24,7 +22,7 @@ from concept_trak.attribution.query import require_query_direction
 from concept_trak.audit.answer import Answer
 from concept_trak.audit.damping import damping_file, read_choice
 from concept_trak.audit.finished_audit import FinishedAudit
-from concept_trak.audit.gram import DampedSystem, SolveResult, damped_system, stored_query
+from concept_trak.audit.gram import DampedSystem, SolveResult, damped_system
 from concept_trak.audit.kept_features import KeepingBudget, KeptFeatures
 from concept_trak.audit.listed_features import listed_records, listed_settings
 from concept_trak.audit.pipeline import AuditRun
@@ -35,7 +33,8 @@ from concept_trak.audit.query_model import LocalQueryModel, QueryModel
 from concept_trak.audit.repair import config_of
 from concept_trak.audit.resolve import absolute_model
 from concept_trak.audit.results import Tally
-from concept_trak.audit.score import ScoreResult, score_part, score_tasks, stack_queries
+from concept_trak.audit.score import ScoreResult
+from concept_trak.audit.shared_pass import SolvedQuestion, scan, shared_tallies, timed_step
 from concept_trak.audit.shown_samples import ShownSample
 from concept_trak.audit.stages import StageResults
 from concept_trak.audit.worker import StoreWorker, Work
@@ -73,7 +72,8 @@ class Questions:
     """A finished audit that answers new concepts. It keeps the model, the factors of K + lambda I and the last queries.
 
     The first question loads the model and factorizes K. A later one costs the gradients of the query and one pass over
-    the features, and only the pass if its concept was asked before. One thread at a time may ask.
+    the features, and only the pass if its concept was asked before. One thread at a time may ask; a server
+    has one thread in `solve_question` and another one in `rank` and `answer`.
 
     Args:
         results: the audit.
@@ -134,12 +134,24 @@ class Questions:
             UserError: the audit has no such method, the model is not the one of the features, or it cannot answer.
             Damaged: a part is not the one that the audit was computed from; the message names it.
         """
-        return self._answer(self.configuration(concepts, methods, top, pictured), progress)
+        question = self.solve_question(self.configuration(concepts, methods, top, pictured), progress)
+        (tally,) = self.rank([question], progress)
+        return self.answer(question, tally, progress)
 
-    def _answer(self, config: AuditConfig, progress: Callable[[str], object]) -> Answer:
-        """The answer to the concepts of a configuration."""
+    def solve_question(
+        self, config: AuditConfig, progress: Callable[[str], object] = lambda step: None
+    ) -> SolvedQuestion:
+        """The first half of `ask`, which needs the model.
+
+        Args:
+            config: from `configuration`.
+            progress: as in `ask`.
+
+        Raises:
+            UserError: the model is not the one of the features, or it cannot answer.
+        """
         seconds = dict[str, float]()
-        timed = partial(_timed, seconds, progress)
+        timed = partial(timed_step, seconds, progress)
         with timed("model"):
             run = AuditRun(self._prepared(config), computed=dict.fromkeys(config.methods, 0))
         with timed("query"):
@@ -147,29 +159,46 @@ class Questions:
         with timed("solve"):
             by_method = {m: [queries[m, c.name] for c in config.concepts] for m in config.methods}
             solutions = {m: self.solve(m, of_method) for m, of_method in by_method.items()}
-            columns = {m: [stored_query(solutions[m], i, q) for i, q in enumerate(by_method[m])] for m in by_method}
-        with timed("score"):
-            tally = self._tally(columns, config.top)
-        with timed("show"):
-            samples = self._show(run, tally)
+        return SolvedQuestion(run=run, queries=queries, solutions=solutions, seconds=seconds)
+
+    def rank(
+        self, questions: Sequence[SolvedQuestion], progress: Callable[[str], object] = lambda step: None
+    ) -> list[Tally]:
+        """The best and the worst samples of each question, in one pass over the features of each method.
+
+        The scores of one question have the bits of an audit. Several share a product, which rounds in another way.
+
+        Raises:
+            UserError: a score is too large.
+            Damaged: as in `ask`.
+        """
+        seconds = dict[str, float]()
+        with timed_step(seconds, progress, "score"):
+            tallies = shared_tallies(questions, self.score)
+        for question in questions:
+            question.seconds.update(seconds)
+        return tallies
+
+    def answer(
+        self, question: SolvedQuestion, tally: Tally, progress: Callable[[str], object] = lambda step: None
+    ) -> Answer:
+        """The answer to a question, once `rank` has returned its samples.
+
+        Raises:
+            UserError: the training data cannot be read again.
+        """
+        with timed_step(question.seconds, progress, "show"):
+            samples = self._show(question.run, tally)
         results = StageResults(
-            records={method: self.records[method] for method in config.methods},
-            queries=queries,
-            solutions=solutions,
+            records={method: self.records[method] for method in question.solutions},
+            queries=question.queries,
+            solutions=question.solutions,
             tally=tally,
             samples=samples,
             measures={},
             aggregates={},
         )
-        return Answer(run, results, seconds)
-
-    def _tally(self, columns: Mapping[str, Sequence[StoredQuery]], top: int) -> Tally:
-        """The best and the worst samples of the queries of each method."""
-        tally = Tally(top)
-        for method, queries in columns.items():
-            for result in self.score(method, queries, top):
-                tally.add(result)
-        return tally
+        return Answer(question.run, results, question.seconds)
 
     def query(self, p: Prepared) -> dict[tuple[str, str], QueryResult]:
         """The features phi_q [k] of all queries, by (method, concept). Only this step needs the model."""
@@ -183,14 +212,8 @@ class Questions:
         return self._systems[method].solve(np.stack([query.phi for query in queries]), groups)
 
     def score(self, method: str, queries: Sequence[StoredQuery], top: int) -> Iterator[ScoreResult]:
-        """Yield the best and the worst samples of some queries of one method, for some parts at a time."""
-        columns = stack_queries(queries)
-        for task in score_tasks(method, self.records[method]):
-            summary = columns.summary(top)
-            with closing(self.features.blocks(task.records)) as coming:
-                for record in task.records:
-                    score_part(method, record, coming, summary)
-            yield ScoreResult(method, summary.column_ends())
+        """The best and the worst samples of some queries of one method, for some parts at a time."""
+        return scan(self.features, self.records[method], method, queries, top)
 
     def _show(self, run: AuditRun, tally: Tally) -> dict[str, ShownSample]:
         """Captions, labels and pictures of the best and worst samples, from the training data."""
@@ -262,15 +285,6 @@ class Questions:
         choice = read_choice(self.results.audit, method)
         assert choice is not None, "it was just read"
         return choice._replace(curve=tuple(point._replace(own=()) for point in choice.curve))
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], progress: Callable[[str], object], step: str) -> Iterator[None]:
-    """Report that a step begins, and note how many seconds it takes."""
-    progress(step)
-    start = time.monotonic()
-    yield
-    seconds[step] = time.monotonic() - start
 
 
 def own_settings() -> WorkerSettings:

@@ -32,7 +32,10 @@ def picture(colour: str = "red", side: int = 4, kind: str = "PNG") -> bytes:
 
 
 class Stand:
-    """As `Questions`. `wait` holds every answer back until it is set; `fails` is raised in place of an answer."""
+    """As `Questions`. `wait` holds every answer back until it is set; `fails` is raised in place of an answer.
+
+    `batches` has the numbers of questions that were ranked together; `fails_at` what is raised there, by prompt.
+    """
 
     def __init__(self, wait: bool = False) -> None:
         data = SimpleNamespace(transparency="white", most_pixels=10_000, uri="/data/train")
@@ -40,30 +43,33 @@ class Stand:
         self.config = SimpleNamespace(audit="first", methods=methods, concepts=(), data=data)
         self.records = {"caption_trak": [SimpleNamespace(rows=9)]}
         self.asked, self.go, self.fails = list[Concept](), threading.Event(), list[Exception]()
-        self.begun = threading.Event()
+        self.begun, self.batches, self.fails_at = threading.Event(), list[int](), dict[str, Exception]()
         if not wait:
             self.go.set()
 
-    def configuration(self, concepts: Sequence[Concept], methods: Sequence[str], top: int, pictured: int) -> None:
+    def configuration(self, concepts: Sequence[Concept], methods: Sequence[str], top: int, pictured: int) -> Any:
         if unknown := set(methods) - set(self.config.methods):
             raise UserError(f"method={unknown.pop()!r}: audit first has caption_trak, das")
+        return SimpleNamespace(concept=concepts[0], methods=methods)
 
-    def ask(
-        self,
-        concepts: Sequence[Concept],
-        methods: Sequence[str],
-        top: int,
-        pictured: int,
-        progress: Callable[[str], None],
-    ) -> Any:
-        self.asked += concepts
+    def solve_question(self, config: Any, progress: Callable[[str], None]) -> Any:
+        self.asked.append(config.concept)
         progress(STEPS[0])
         progress(STEPS[1])
         self.begun.set()
         assert self.go.wait(20)
         if self.fails:
             raise self.fails.pop()
-        return answer(concepts[0], methods)
+        return config
+
+    def rank(self, questions: Sequence[Any], progress: Callable[[str], None]) -> list[None]:
+        self.batches.append(len(questions))
+        if error := next((error for q in questions if (error := self.fails_at.get(q.concept.prompt))), None):
+            raise error
+        return [None] * len(questions)
+
+    def answer(self, question: Any, tally: None, progress: Callable[[str], None]) -> Any:
+        return answer(question.concept, question.methods)
 
 
 def answer(concept: Concept, methods: Sequence[str]) -> Any:
