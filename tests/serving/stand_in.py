@@ -34,7 +34,8 @@ def picture(colour: str = "red", side: int = 4, kind: str = "PNG") -> bytes:
 class Stand:
     """As `Questions`. `wait` holds every answer back until it is set; `fails` is raised in place of an answer.
 
-    `batches` has the numbers of questions that were ranked together; `fails_at` what is raised there, by prompt.
+    `batches` has the numbers of questions that were ranked together; `fails_at` what is raised there, by prompt. No
+    pass ends unless `ranked` is set.
     """
 
     def __init__(self, wait: bool = False) -> None:
@@ -43,7 +44,9 @@ class Stand:
         self.config = SimpleNamespace(audit="first", methods=methods, concepts=(), data=data)
         self.records = {"caption_trak": [SimpleNamespace(rows=9)]}
         self.asked, self.go, self.fails = list[Concept](), threading.Event(), list[Exception]()
-        self.begun, self.batches, self.fails_at = threading.Event(), list[int](), dict[str, Exception]()
+        self.begun, self.ranked = threading.Event(), threading.Event()
+        self.batches, self.fails_at = list[int](), dict[str, Exception]()
+        self.ranked.set()
         if not wait:
             self.go.set()
 
@@ -64,6 +67,7 @@ class Stand:
 
     def rank(self, questions: Sequence[Any], progress: Callable[[str], None]) -> list[None]:
         self.batches.append(len(questions))
+        assert self.ranked.wait(20)
         if error := next((error for q in questions if (error := self.fails_at.get(q.concept.prompt))), None):
             raise error
         return [None] * len(questions)

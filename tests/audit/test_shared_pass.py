@@ -1,0 +1,101 @@
+"""Questions that share a pass over the features: each has the scores that it has by itself."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from concept_trak.attribution.damping import DampingChoice
+from concept_trak.audit.gram import SolveResult
+from concept_trak.audit.kept_features import KeepingBudget, KeptFeatures
+from concept_trak.audit.query_features import QueryResult
+from concept_trak.audit.results import Tally
+from concept_trak.audit.shared_pass import SolvedQuestion, scan, shared_tallies
+from concept_trak.audit.worker import StoreWorker, Work
+from concept_trak.config import AuditConfig
+from concept_trak.store.audit_files import ListedFile
+from concept_trak.store.identity import FeatureSet
+from concept_trak.store.part import Part
+from concept_trak.store.records import Record, commit_part
+from concept_trak.store.store import Store
+
+K, ROWS, METHODS = 64, 300, ("first", "second")
+
+
+@pytest.fixture(scope="module")
+def score(tmp_path_factory) -> Any:
+    """Scores queries as `Questions.score` does, by two methods with features of their own."""
+    folder, rng = tmp_path_factory.mktemp("store"), np.random.default_rng(0)
+    store, records = Store(str(folder)), dict[str, list[Record]]()
+    for method in METHODS:
+        phi = rng.standard_normal((ROWS, K), np.float32)
+        parts = [
+            Part(method, f"p{i}", tuple(f"{i}-{j}" for j in range(ROWS // 2)), np.ones(ROWS // 2, np.float32), own, ())
+            for i, own in enumerate(np.split(phi, 2))
+        ]
+        records[method] = [commit_part(store, part, "int8", "binary", 0.0, 1, "here") for part in parts]
+    work = Work(AuditConfig(str(folder), "any"), {method: FeatureSet(method) for method in METHODS})
+    features = KeptFeatures(StoreWorker(work), KeepingBudget(memory=1 << 20), 1 << 20)
+    return lambda method, queries, top: scan(features, records[method], method, queries, top)
+
+
+def question(seed: int, methods: tuple[str, ...], top: int, names: tuple[str, ...] = ("question",)) -> SolvedQuestion:
+    rng = np.random.default_rng(seed)
+    phi = {(m, name): rng.standard_normal(K) for m in methods for name in names}
+    groups = {key: rng.standard_normal((4, K)) for key in phi}
+    return SolvedQuestion(
+        run=SimpleNamespace(  # pyright: ignore[reportArgumentType]
+            prepared=SimpleNamespace(config=SimpleNamespace(concepts=[SimpleNamespace(name=n) for n in names], top=top))
+        ),
+        queries={(m, name): QueryResult(m, name, own, ()) for (m, name), own in phi.items()},
+        solutions={
+            m: SolveResult(
+                method=m, count=ROWS, trace=1.0, lam=1.0, damping=DampingChoice(1.0), file=ListedFile("any", 0, ""),
+                z=np.stack([2 * phi[m, name] for name in names]), residual=(0.0,) * len(names),
+                spread=((2.0, 1.0),) * len(names), groups=tuple(groups[m, name] for name in names),
+            )
+            for m in methods
+        },
+        seconds={},
+    )  # fmt: skip
+
+
+def require_alike(tally: Tally, alone: Tally) -> None:
+    """The same samples in the same order, with scores to the rounding of float32."""
+    assert tally.ends.keys() == alone.ends.keys()
+    for key, ends in tally.ends.items():
+        for entries, others in ((ends.top, alone.ends[key].top), (ends.bottom, alone.ends[key].bottom)):
+            assert [entry[1:] for entry in entries] == [other[1:] for other in others]
+            np.testing.assert_allclose([e[0] for e in entries], [e[0] for e in others], rtol=1e-5)
+        assert tally.histogram[key].sum() == ROWS
+        assert np.abs(tally.histogram[key] - alone.histogram[key]).sum() <= 2, "at most one score changed its bin"
+    assert tally.spreads.keys() == alone.spreads.keys()
+    for key, spread in tally.spreads.items():
+        for entry in tally.ends[key].top:
+            np.testing.assert_allclose(
+                spread.groups[entry[1]], alone.spreads[key].groups[entry[1]], rtol=1e-4, atol=1e-4
+            )
+        assert spread.reliability == pytest.approx(alone.spreads[key].reliability, rel=1e-4)
+
+
+def test_questions_with_one_name_and_other_methods_and_ends_are_kept_apart(score):
+    """Against a pass for each, which is that of an audit."""
+    questions = [
+        question(1, METHODS, 5), question(2, ("second",), 3), question(3, METHODS, 5, ("question", "another")),
+    ]  # fmt: skip
+    tallies = shared_tallies(questions, score)
+    for own, tally in zip(questions, tallies, strict=True):
+        (alone,) = shared_tallies([own], score)
+        require_alike(tally, alone)
+        assert {len(ends.top) for ends in tally.ends.values()} == {own.top}
+
+
+def test_a_question_by_itself_has_the_bits_of_a_scan(score):
+    own, tally = question(1, METHODS, 5), Tally(5)
+    for method in METHODS:
+        for result in score(method, own.columns(method), 5):
+            tally.add(result)
+    (alone,) = shared_tallies([own], score)
+    assert alone.ends == tally.ends
+    assert alone.spreads == tally.spreads
