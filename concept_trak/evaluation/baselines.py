@@ -7,6 +7,7 @@ Each baseline is a function (inputs, concept, m queries) -> scores [n, m].
 | random     | chance                                                                                           |
 | agnostic   | the number of the query's factors in the image: the best without regard to the concept           |
 | lookup     | whether their caption names the concept, with random order among equal samples                   |
+| words      | the number of the prompt's words in their caption, with random order among equal samples         |
 | pixels     | the cosine with the query's generated image, after the training mean is subtracted from both     |
 | activation | the same cosine for the output of the network's middle at one noise level, mean over positions   |
 | style      | the same cosine for the mean and deviation over positions, by channel (Huang and Belongie 2017)  |
@@ -36,6 +37,7 @@ from concept_trak.audit.worker import ModelWorker
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import Shard
 from concept_trak.evaluation.benchmark import PLAIN, GradeRow, RankingHead, grade_rows, write_ranking
+from concept_trak.evaluation.caption_groups import caption_gains, carriers
 from concept_trak.evaluation.retrieval import grade
 from concept_trak.models.embedding import Embedder
 from concept_trak.models.encode import encode_samples
@@ -136,6 +138,13 @@ def caption_lookup(inputs: BaselineInputs, concept: Concept, m: int) -> Float[Te
     return named[:, None] + 0.5 * random_order(inputs, concept, m)
 
 
+def word_overlap(inputs: BaselineInputs, concept: Concept, m: int) -> Float[Tensor, "n m"]:
+    """The number of words of the prompt that the caption has, with random order among equal samples."""
+    prompt = set(concept.text.split())
+    counts = torch.tensor([len(prompt & set(s.caption.split())) for s in inputs.train], dtype=torch.float64)
+    return counts[:, None] + 0.5 * random_order(inputs, concept, m)
+
+
 def pixel_similarity(inputs: BaselineInputs, concept: Concept, m: int) -> Float[Tensor, "n m"]:
     """Cosine of the clean images, in the model's latent space."""
     return _cosine(inputs.batch.x_0, inputs.generated(concept, m).x_0)
@@ -173,6 +182,7 @@ GRADIENT_FREE: dict[str, Baseline] = {
     "random": random_order,
     "agnostic": concept_agnostic,
     "lookup": caption_lookup,
+    "words": word_overlap,
     "pixels": pixel_similarity,
     "activation": activation_similarity,
     "style": style_similarity,
@@ -220,7 +230,8 @@ class BaselineWorker(ModelWorker):
         for concept in self.config.concepts:
             relevant = np.array([shows(concept, s.labels) for s in train])
             scores = ranking(inputs, concept, task.m).cpu().double().numpy()
-            rows += grade_rows(grade(scores, relevant, ids), concept.name, PLAIN, 0, relevant)
+            gains = caption_gains(scores, carriers(concept, [s.labels for s in train]), ids)
+            rows += grade_rows(grade(scores, relevant, ids), gains, concept.name, PLAIN, 0, relevant)
             heads.append(RankingHead.of(concept.name, PLAIN, scores, ids, relevant))
         write_ranking(Audit(self.store, self.config.audit), task.baseline, "none", heads)
         return BaselineResult(tuple(rows))

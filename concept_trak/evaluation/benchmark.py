@@ -14,7 +14,6 @@ from torch import Tensor
 from concept_trak import UserError
 from concept_trak.attribution import fisher
 from concept_trak.attribution.concept import Concept
-from concept_trak.attribution.damping import agreement_of_halves, score_correlations
 from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.method import Method, method_settings, norm_settings
 from concept_trak.attribution.query import query_batch, query_features
@@ -23,6 +22,8 @@ from concept_trak.audit.results import shows
 from concept_trak.audit.worker import ModelWorker, StoreWorker, Work
 from concept_trak.data.index import label_values
 from concept_trak.data.shard import Shard
+from concept_trak.evaluation.caption_groups import CaptionGains, caption_gains, carriers
+from concept_trak.evaluation.damping_choice import query_separation
 from concept_trak.evaluation.leaderboard import Leaderboard, LeaderboardLine
 from concept_trak.evaluation.retrieval import Grades, grade, ranked_ids
 from concept_trak.store.manifest import Audit, read_table, write_table
@@ -129,7 +130,8 @@ class GradeResult:
 
 GRADE_KINDS = {"concept": "string", "query": "int32", "damping": "float64", "flipped": "int32",
                "base_rate": "float64", "average_precision": "float64", "precision_at_10": "float64",
-               "recall_at_carriers": "float64", "separation": "float64"}  # fmt: skip
+               "recall_at_carriers": "float64", "gain_named": "float64", "gain_unnamed": "float64",
+               "separation": "float64"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,7 @@ class GradeWorker(StoreWorker):
         concepts = self.work.config.concepts
         queries = torch.cat([self._queries(task, concept) for concept in concepts])
         relevant = {c.name: np.array([shows(c, labels[i]) for i in ids]) for c in concepts}
+        by_caption = {c.name: carriers(c, [labels[i] for i in ids]) for c in concepts}
         rows, heads = list[GradeRow](), list[RankingHead]()
         for damping, scores in _scores_by_damping(phi, queries, task.dampings):
             weighted = (weight[:, None] * scores).double().numpy()
@@ -179,7 +182,8 @@ class GradeWorker(StoreWorker):
             for c, own in zip(concepts, np.split(weighted, len(concepts), axis=1), strict=True):
                 for sign in (1, -1):
                     grades = grade(sign * own, relevant[c.name], ids)
-                    rows += grade_rows(grades, c.name, damping, int(sign < 0), relevant[c.name], separation)
+                    gains = caption_gains(sign * own, by_caption[c.name], ids)
+                    rows += grade_rows(grades, gains, c.name, damping, int(sign < 0), relevant[c.name], separation)
                 heads.append(RankingHead.of(c.name, damping, own, ids, relevant[c.name]))
         write_ranking(self.audit, task.method, task.query_kind, heads)
         return GradeResult(tuple(rows))
@@ -211,26 +215,9 @@ def _scores_by_damping(
         yield PLAIN, phi @ queries.T
 
 
-def query_separation(values: Float[np.ndarray, "n m"], concepts: int) -> float:
-    """within - between of the two halves of each concept's queries: the criterion of `damping=auto`.
-
-    Args:
-        values: the scores, with the same number of columns for each concept.
-        concepts: the number of concepts.
-
-    Returns:
-        A number in [-2, 2]; NaN with a single query or a single concept.
-    """
-    by_concept = torch.from_numpy(values).unflatten(1, (concepts, -1))
-    if by_concept.shape[2] < 2 or concepts < 2:
-        return float("nan")
-    halves = torch.stack([by_concept[:, :, half::2].mean(2) for half in (0, 1)], 2).flatten(1)
-    within, between = agreement_of_halves(score_correlations(halves))
-    return within - between
-
-
 def grade_rows(
     grades: Grades,
+    gains: CaptionGains,
     concept: str,
     damping: float,
     flipped: int,
@@ -248,6 +235,8 @@ def grade_rows(
             "average_precision": float(grades.average_precision[i]),
             "precision_at_10": float(grades.precision_at_10[i]),
             "recall_at_carriers": float(grades.recall_at_carriers[i]),
+            "gain_named": float(gains.named[i]),
+            "gain_unnamed": float(gains.unnamed[i]),
             "separation": separation,
         }
         for i in range(len(grades.average_precision))
@@ -261,13 +250,14 @@ LEADERBOARD_COLUMNS = {"set": "string", "ranker": "string", "method": "string", 
                        "gain_out": "float64", "precision_in": "float64", "precision_out": "float64",
                        "recall_in": "float64", "recall_out": "float64", "gap_low": "float64", "gap_high": "float64",
                        "gap_per_model": "vector", "mean_gap_low": "float64", "mean_gap_high": "float64",
-                       "mean_gap_per_model": "vector"}  # fmt: skip
+                       "mean_gap_per_model": "vector", "gain_named": "float64", "gain_unnamed": "float64",
+                       "unnamed_gap_low": "float64", "unnamed_gap_high": "float64"}  # fmt: skip
 
 
 def leaderboard_row(line: LeaderboardLine, board: Leaderboard) -> dict[str, Any]:
     """One line with the columns of `LEADERBOARD_COLUMNS`."""
     pairs = {"gain": line.gain, "precision": line.precision, "recall": line.recall}
-    intervals = {"gap": line.gap, "mean_gap": line.mean_gap}
+    intervals = {"gap": line.gap, "mean_gap": line.mean_gap, "unnamed_gap": line.unnamed_gap}
     return {
         "set": board.title,
         "ranker": str(line.ranker),
@@ -289,4 +279,6 @@ def leaderboard_row(line: LeaderboardLine, board: Leaderboard) -> dict[str, Any]
         },
         "gap_per_model": line.gap_per_model,
         "mean_gap_per_model": line.mean_gap_per_model,
+        "gain_named": line.gain_named,
+        "gain_unnamed": line.gain_unnamed,
     }

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Float
 
-from concept_trak.attribution.damping import DAMPINGS, DEFAULT_DAMPING
+from concept_trak.attribution.damping import DAMPINGS, DEFAULT_DAMPING, agreement_of_halves, score_correlations
 from concept_trak.evaluation.leaderboard import Ranker, RankerMeasures, collect_measures
 from concept_trak.evaluation.retrieval import Cell, merit
 
@@ -30,6 +32,24 @@ class DampingLine:
     best_damping: float
     precision: tuple[float, float]
     """P@10 in and out of distribution at the chosen dampings, NaN without such cells."""
+
+
+def query_separation(values: Float[np.ndarray, "n m"], concepts: int) -> float:
+    """within - between of the two halves of each concept's queries: the criterion of `damping=auto`.
+
+    Args:
+        values: the scores, with the same number of columns for each concept.
+        concepts: the number of concepts.
+
+    Returns:
+        A number in [-2, 2]; NaN with a single query or a single concept.
+    """
+    by_concept = torch.from_numpy(values).unflatten(1, (concepts, -1))
+    if by_concept.shape[2] < 2 or concepts < 2:
+        return float("nan")
+    halves = torch.stack([by_concept[:, :, half::2].mean(2) for half in (0, 1)], 2).flatten(1)
+    within, between = agreement_of_halves(score_correlations(halves))
+    return within - between
 
 
 def damping_lines(rows: Sequence[Mapping[str, Any]], cells: Sequence[Cell]) -> list[DampingLine]:

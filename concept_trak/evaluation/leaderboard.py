@@ -16,6 +16,9 @@ from concept_trak.evaluation.retrieval import Cell, Values, interval_of_differen
 BASELINES = ("trak", "d_trak", "das", "pixels", "activation", "style")
 """The recommended row must have a larger merit than all of these, with either kind of query."""
 
+BY_CAPTION = ("gain_named", "gain_unnamed")
+"""Columns of grades: AP - base rate among the carriers whose caption names the concept, and among the others."""
+
 
 class Ranker(NamedTuple):
     """A method with one kind of query and one sign."""
@@ -33,15 +36,21 @@ class Ranker(NamedTuple):
 
 @dataclass(frozen=True)
 class RankerMeasures:
-    """One ranker at one damping: AP - base rate, P@10 and recall@carriers, each [models, queries, cells]."""
+    """One ranker at one damping: AP - base rate, P@10 and recall@carriers, each [models, queries, cells].
+
+    `named` and `unnamed` are AP - base rate among the carriers whose caption names the concept and among the others;
+    NaN where one of the two has none.
+    """
 
     gain: Values
     precision: Values
     recall: Values
+    named: Values
+    unnamed: Values
 
     def of_queries(self, queries: slice) -> "RankerMeasures":
         return RankerMeasures(
-            gain=self.gain[:, queries], precision=self.precision[:, queries], recall=self.recall[:, queries]
+            **{name: values[:, queries] for name, values in vars(self).items()},
         )
 
 
@@ -60,17 +69,20 @@ def collect_measures(
     """
     model, cell = {m: i for i, m in enumerate(models)}, {c.name: i for i, c in enumerate(cells)}
     queries = 1 + max(row["query"] for row in rows)
-    blank = np.full((3, len(models), queries, len(cells)), np.nan)
+    blank = np.full((5, len(models), queries, len(cells)), np.nan)
     arrays: dict[tuple[Ranker, float], np.ndarray] = defaultdict(blank.copy)
     for row in rows:
         ranker = Ranker(row["method"], row["query_kind"], row["flipped"])
         index = (slice(None), model[row["model"]], row["query"], cell[row["concept"]])
         gain = row["average_precision"] - row["base_rate"]
-        arrays[ranker, row["damping"]][index] = (gain, row["precision_at_10"], row["recall_at_carriers"])
+        values = (gain, *(row[name] for name in ("precision_at_10", "recall_at_carriers", *BY_CAPTION)))
+        arrays[ranker, row["damping"]][index] = values
     measures: MeasuresByDamping = defaultdict(dict)
-    for (ranker, damping), (gain, precision, recall) in arrays.items():
+    for (ranker, damping), (gain, precision, recall, named, unnamed) in arrays.items():
         assert not np.isnan(gain).any(), f"{ranker} at damping {damping:g} lacks grades of some model, query or cell"
-        measures[ranker][damping] = RankerMeasures(gain=gain, precision=precision, recall=recall)
+        measures[ranker][damping] = RankerMeasures(
+            gain=gain, precision=precision, recall=recall, named=named, unnamed=unnamed
+        )
     return measures
 
 
@@ -108,19 +120,26 @@ class LeaderboardLine:
     mean_gap: tuple[float, float]
     """95 % interval of the same difference for the mean over cells instead of the worst cell."""
     mean_gap_per_model: tuple[float, ...]
+    gain_named: float
+    """Mean AP - base rate among the carriers whose caption names the concept; NaN if all or none do."""
+    gain_unnamed: float
+    """The same among the carriers whose caption does not name it."""
+    unnamed_gap: tuple[float, float]
+    """95 % interval of the reference's `gain_unnamed` minus this ranker's."""
 
 
 def leaderboard_lines(measures: MeasuresByDamping, cells: Sequence[Cell], reference: Ranker) -> list[LeaderboardLine]:
     """The line of every ranker, ordered by merit, the largest first."""
     dampings = {ranker: choose_damping(by_damping) for ranker, by_damping in measures.items()}
     odd = {ranker: measures[ranker][damping].of_queries(slice(1, None, 2)) for ranker, damping in dampings.items()}
-    lines = [_line(ranker, dampings[ranker], own, cells, odd[reference].gain) for ranker, own in odd.items()]
+    lines = [_line(ranker, dampings[ranker], own, cells, odd[reference]) for ranker, own in odd.items()]
     return sorted(lines, key=lambda line: -line.merit)
 
 
 def _line(
-    ranker: Ranker, damping: float, own: RankerMeasures, cells: Sequence[Cell], reference: Values
+    ranker: Ranker, damping: float, own: RankerMeasures, cells: Sequence[Cell], of_reference: RankerMeasures
 ) -> LeaderboardLine:
+    reference = of_reference.gain
     held_out = np.array([cell.held_out for cell in cells])
     by_cell = own.gain.mean((0, 1))
     per_model = _merit_per_model(own.gain)
@@ -138,6 +157,9 @@ def _line(
         gap_per_model=tuple(a - b for a, b in zip(_merit_per_model(reference), per_model, strict=True)),
         mean_gap=interval_of_difference(reference, own.gain, over=np.mean),
         mean_gap_per_model=tuple((reference - own.gain).mean((1, 2)).tolist()),
+        gain_named=_mean_known(own.named),
+        gain_unnamed=_mean_known(own.unnamed),
+        unnamed_gap=_known_gap(of_reference.unnamed, own.unnamed),
     )
 
 
@@ -147,6 +169,22 @@ def _merit_per_model(gain: Values) -> tuple[float, ...]:
 
 def _in_and_out(values: Values, held_out: np.ndarray) -> tuple[float, float]:
     return _mean(values[..., ~held_out]), _mean(values[..., held_out])
+
+
+def _mean_known(values: Values) -> float:
+    """The mean over the cells whose carriers have captions of both kinds."""
+    return _mean(values[..., _known(values)])
+
+
+def _known(values: Values) -> np.ndarray:
+    return ~np.isnan(values).any((0, 1))
+
+
+def _known_gap(reference: Values, own: Values) -> tuple[float, float]:
+    cells = _known(reference) & _known(own)
+    if not cells.any():
+        return float("nan"), float("nan")
+    return interval_of_difference(reference[..., cells], own[..., cells], over=np.mean)
 
 
 def _mean(values: Values) -> float:

@@ -9,6 +9,7 @@ from concept_trak.audit.mapper import Mapper, serial
 from concept_trak.audit.pipeline import MOST_REJECTS, AuditRun
 from concept_trak.audit.prepare import prepare
 from concept_trak.config import AuditConfig, WorkerSettings
+from concept_trak.data.benchmarks.synthetic import EACH
 from concept_trak.evaluation.baselines import GRADIENT_FREE, BaselineTask, BaselineWorker
 from concept_trak.evaluation.benchmark import (
     GRADE_COLUMNS,
@@ -177,4 +178,5 @@ def dataset_title(config: BenchmarkConfig, training: TrainConfig) -> str:
     if training.wrong:
         notes.append("captions shuffled" if training.shuffled else f"{training.wrong:.0%} of captions wrong")
         notes += [f"relevant is what is {config.truth}"] if config.truth != "both" else []
-    return ", ".join(notes + ([f"{config.unsaid} unsaid"] if config.unsaid else []))
+    unsaid = {"": [], EACH: ["one factor of each caption unsaid"]}
+    return ", ".join(notes + unsaid.get(config.unsaid, [f"{config.unsaid} unsaid"]))

@@ -85,7 +85,7 @@ class Grades:
 
 def grade(scores: Float[np.ndarray, "n m"], relevant: Bool[np.ndarray, " n"], ids: Sequence[str]) -> Grades:
     """The measures of `ranking.py` for every column of scores; ties are ordered by sample id."""
-    hits = relevant[_order(scores, ids)]
+    hits = relevant[ranks_of_columns(scores, ids)]
     retrieved, total = hits.cumsum(0), int(relevant.sum())
     precision = retrieved / np.arange(1, len(hits) + 1)[:, None]
     return Grades(
@@ -97,10 +97,10 @@ def grade(scores: Float[np.ndarray, "n m"], relevant: Bool[np.ndarray, " n"], id
 
 def ranked_ids(scores: Float[np.ndarray, " n"], ids: Sequence[str]) -> list[str]:
     """The ids in the order that `grade` uses, best first."""
-    return [str(ids[i]) for i in _order(scores[:, None], ids)[:, 0]]
+    return [str(ids[i]) for i in ranks_of_columns(scores[:, None], ids)[:, 0]]
 
 
-def _order(scores: Float[np.ndarray, "n m"], ids: Sequence[str]) -> Int[np.ndarray, "n m"]:
+def ranks_of_columns(scores: Float[np.ndarray, "n m"], ids: Sequence[str]) -> Int[np.ndarray, "n m"]:
     """The row numbers of each column, best first; ties are ordered by id."""
     order = np.argsort(np.asarray(ids, dtype=str), kind="stable")
     return order[np.argsort(-scores[order], axis=0, kind="stable")]

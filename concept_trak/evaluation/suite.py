@@ -18,7 +18,7 @@ from concept_trak import UserError
 from concept_trak.attribution.method import METHODS, Method, method_settings
 from concept_trak.attribution.projector import Projector
 from concept_trak.config import AuditConfig, DataConfig, ModelConfig, build, plain_values
-from concept_trak.data.benchmarks.synthetic import labels_of, write_synthetic
+from concept_trak.data.benchmarks.synthetic import EACH, labels_of, write_synthetic
 from concept_trak.data.benchmarks.two_factors import pair_caption
 from concept_trak.evaluation.retrieval import TRUTHS, Cell, cell_concept, cells
 from concept_trak.evaluation.training.settings import TrainConfig
@@ -37,6 +37,8 @@ GRADING = (
     "parameters",
     "projector",
 )
+GRADES = 2
+"""The version of the grades, which rises when a grade is added, so that grades without it are computed again."""
 
 
 def build_variants(variants: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Method]) -> dict[str, Method]:
@@ -69,7 +71,8 @@ class BenchmarkConfig:
     truth: str = "both"
     """A sample is relevant if its image shows the factor (shown), its caption names it (said), or both (both)."""
     unsaid: str = ""
-    """A factor that captions of the scored samples leave out; the models must have been trained with such captions."""
+    """A factor that captions of the scored samples leave out, or `each`: every caption leaves out one, by a coin. The
+    models must have been trained with such captions."""
     embeddings: dict[str, str] = field(default_factory=dict)
     """Rankings by the embedding of pictures, each with a local folder of weights: {clip: /weights/clip}."""
     dampings: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0, float("inf"))
@@ -139,10 +142,11 @@ def require_captions(config: BenchmarkConfig, training: TrainConfig) -> None:
     Raises:
         UserError: captions leave a factor out, and did not in training.
     """
-    if config.unsaid and (training.dropped == 0 or config.unsaid not in training.kinds.columns):
+    expected = (*training.kinds.columns, EACH)
+    if config.unsaid and (training.dropped == 0 or config.unsaid not in expected):
         raise UserError(
             f"unsaid={config.unsaid}: {training.out} was trained on {training.set} with dropped={training.dropped:g}; "
-            f"expected {' or '.join(training.kinds.columns)}, and a model trained with captions that lose a factor "
+            f"expected {' or '.join(expected)}, and a model trained with captions that lose a factor "
             "(dropped=0.15)"
         )
 
@@ -156,7 +160,7 @@ def write_scored_samples(config: BenchmarkConfig, training: TrainConfig) -> str:
     """Write the scored samples, which are the first of the training set, unless they exist; return their folder."""
     notes = [training.set, str(training.drawing_seed), f"{training.wrong:g}", str(config.rows)]
     notes += [f"{training.resolution}px"] if training.resolution else []
-    notes += [f"no-{config.unsaid}"] if config.unsaid else []
+    notes += [f"unsaid-{config.unsaid}"] if config.unsaid else []
     folder = f"{config.store}/data/{'-'.join(notes)}"
     write_synthetic(
         folder,
@@ -184,7 +188,7 @@ def benchmark_audit(config: BenchmarkConfig, path: str, training: TrainConfig) -
         data=DataConfig(
             write_scored_samples(config, training),
             id_column="id",
-            label_columns=labels_of(kinds, training.wrong),
+            label_columns=labels_of(kinds, training.wrong, config.unsaid),
             shard_rows=250,
         ),
         methods=compared_methods(config),
@@ -195,7 +199,7 @@ def benchmark_audit(config: BenchmarkConfig, path: str, training: TrainConfig) -
 
 def _grading_digest(config: BenchmarkConfig, path: str) -> str:
     settings = plain_values(replace(config, methods=compared_methods(config), variants={}))
-    grading = [{key: settings[key] for key in GRADING}, path]
+    grading = [{key: settings[key] for key in GRADING}, path, GRADES]
     return hashlib.sha256(json.dumps(grading, sort_keys=True).encode()).hexdigest()[:12]
 
 

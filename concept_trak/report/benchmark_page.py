@@ -81,6 +81,7 @@ class DatasetResult:
     lines: tuple[LeaderboardLine, ...]
     flipped: tuple[LeaderboardLine, ...]
     chart: Chart
+    by_caption: tuple[LeaderboardLine, ...]
 
 
 def dataset_result(board: Leaderboard) -> DatasetResult:
@@ -97,6 +98,7 @@ def dataset_result(board: Leaderboard) -> DatasetResult:
         lines=lines,
         flipped=tuple(line for line in board.lines if line.ranker.flipped),
         chart=merit_chart(board, lines),
+        by_caption=by_caption(board),
     )
 
 
@@ -231,7 +233,27 @@ def as_text(board: Leaderboard) -> str:
         f"{_interval(lookup.mean_gap)}; model by model {_list(lookup.mean_gap_per_model)}."
     )
     sizes = f"{len(board.models)} models, {board.queries} queries in each of {len(board.cells)} cells"
-    return "\n".join([f"\n## {board.title}", f"{sizes}.\n", head, "|---|" + "---:|" * 6, *lines, "", comparison])
+    table = [f"\n## {board.title}", f"{sizes}.\n", head, "|---|" + "---:|" * 6, *lines, "", comparison]
+    return "\n".join([*table, *_captions_as_text(board)])
+
+
+def by_caption(board: Leaderboard) -> tuple[LeaderboardLine, ...]:
+    """The lines by what they find among the carriers whose caption does not name the concept, the best first.
+
+    Flipped signs are left out. Empty if every caption names what its image shows.
+    """
+    lines = (line for line in board.lines if not line.ranker.flipped and math.isfinite(line.gain_unnamed))
+    return tuple(sorted(lines, key=lambda line: -line.gain_unnamed))
+
+
+def _captions_as_text(board: Leaderboard) -> list[str]:
+    """In Markdown, what each ranking finds by what captions name."""
+    lines = [
+        f"| {line.ranker} | {line.gain_named:+.3f} | {line.gain_unnamed:+.3f} | {_interval(line.unnamed_gap)} |"
+        for line in by_caption(board)
+    ]
+    head = "| ranking | AP - base, caption names it | caption does not | reference ahead among the latter by |"
+    return ["", head, "|---|" + "---:|" * 3, *lines] if lines else []
 
 
 def dampings_as_text(title: str, lines: Sequence[DampingLine]) -> str:

@@ -21,6 +21,7 @@ from concept_trak.evaluation.baselines import (
     position_statistics,
     random_order,
     style_similarity,
+    word_overlap,
 )
 from concept_trak.evaluation.retrieval import Cell, cell_concept, grade
 from concept_trak.evaluation.training.loop import unit_range
@@ -124,6 +125,14 @@ def test_lookup_follows_the_caption_where_it_is_wrong():
     gains = grade(caption_lookup(blind(train), SAID, 8).numpy(), relevant, [s.id for s in train]).average_precision
     assert gains.max() < 1, "wrong captions do it no harm"
     assert gains.mean() == pytest.approx((named & red).sum() / named.sum(), abs=0.15)
+
+
+def test_words_count_those_that_prompt_and_caption_share():
+    captions = ("a red triangle", "a red circle", "red", "a triangle", "blue")
+    train = [replace(sample, caption=caption) for sample, caption in zip(drawn(5), captions, strict=True)]
+    assert word_overlap(blind(train), COLOUR, 2).floor()[:, 1].tolist() == [
+        len({"a", *COLOUR.text.split()} & set(caption.split())) for caption in captions
+    ]
 
 
 def test_lookup_takes_whole_words():

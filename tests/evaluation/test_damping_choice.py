@@ -6,8 +6,7 @@ import torch
 
 from concept_trak.attribution.damping import agreement_of_halves, score_correlations
 from concept_trak.data.benchmarks.two_factors import SHAPES3
-from concept_trak.evaluation.benchmark import query_separation
-from concept_trak.evaluation.damping_choice import damping_lines
+from concept_trak.evaluation.damping_choice import damping_lines, query_separation
 from concept_trak.evaluation.leaderboard import Ranker
 from concept_trak.evaluation.retrieval import cells
 from concept_trak.report.benchmark_page import dampings_as_text

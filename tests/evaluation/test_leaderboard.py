@@ -63,7 +63,7 @@ def test_a_grade_that_is_missing_is_no_zero(missing):
 def measured(even: float, odd: float) -> RankerMeasures:
     values = np.full((2, 6, len(CELLS)), even)
     values[:, 1::2] = odd
-    return RankerMeasures(values, values, values)
+    return RankerMeasures(values, values, values, values, values)
 
 
 def test_the_damping_is_chosen_on_even_queries_alone():
@@ -91,9 +91,11 @@ def test_a_line_tells_in_from_out_and_names_its_worst_cell():
     values[..., :] = np.arange(len(CELLS)) / 10
     values[1] += 1.0
     other = np.zeros_like(values)
+    unnamed = values / 8
+    unnamed[..., 0] = np.nan  # a cell whose captions all name the concept
     grades = {
-        OURS: {1.0: RankerMeasures(values, values / 2, values / 4)},
-        TRAK: {1.0: RankerMeasures(other, other, other)},
+        OURS: {1.0: RankerMeasures(values, values / 2, values / 4, values / 5, unnamed)},
+        TRAK: {1.0: RankerMeasures(other, other, other, other, other)},
     }
     line, other_line = leaderboard_lines(grades, CELLS, OURS)
     out = [i for i, c in enumerate(CELLS) if c.held_out]
@@ -105,6 +107,10 @@ def test_a_line_tells_in_from_out_and_names_its_worst_cell():
     for pair, factor in ((line.gain, 1), (line.precision, 2), (line.recall, 4)):
         expected = [(0.5 + np.mean(side) / 10) / factor for side in (inside, out)]
         assert pair == pytest.approx(expected), "in and out of distribution are mixed up"
+    assert line.gain_named == pytest.approx(0.1 + np.arange(len(CELLS)).mean() / 50)
+    assert line.gain_unnamed == pytest.approx((0.5 + np.arange(1, len(CELLS)).mean() / 10) / 8)
+    expected = interval_of_difference(unnamed[:, 1::2, 1:], other[:, 1::2, 1:], over=np.mean)
+    assert other_line.unnamed_gap == expected
     assert other_line.gap == interval_of_difference(values[:, 1::2], other[:, 1::2])
     assert other_line.gap_per_model == pytest.approx((0.0, 1.0))
 
@@ -112,7 +118,7 @@ def test_a_line_tells_in_from_out_and_names_its_worst_cell():
 def test_without_a_held_out_cell_there_is_no_number_out_of_distribution():
     inside = [c for c in CELLS if not c.held_out]
     values = np.full((2, 4, len(inside)), 0.5)
-    (line,) = leaderboard_lines({OURS: {1.0: RankerMeasures(values, values, values)}}, inside, OURS)
+    (line,) = leaderboard_lines({OURS: {1.0: RankerMeasures(values, values, values, values, values)}}, inside, OURS)
     assert line.gain[0] == 0.5
     assert math.isnan(line.gain[1])
 

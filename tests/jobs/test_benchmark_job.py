@@ -1,6 +1,7 @@
 """The whole benchmark, small, on the model in the repository; and its refusals, before anything is computed."""
 
 import json
+import math
 import shutil
 import sys
 from dataclasses import replace
@@ -121,6 +122,7 @@ def test_models_are_told_apart_by_what_they_were_taught(tmp_path):
         dataset_title(replace(usual, truth="said"), shuffled) == "shapes3, captions shuffled, relevant is what is said"
     )
     assert dataset_title(replace(usual, unsaid="colour"), made) == "shapes3, colour unsaid"
+    assert dataset_title(replace(usual, unsaid="each"), made) == "shapes3, one factor of each caption unsaid"
 
 
 def test_captions_of_the_scored_samples_can_leave_a_factor_out(tmp_path):
@@ -130,6 +132,24 @@ def test_captions_of_the_scored_samples_can_leave_a_factor_out(tmp_path):
     for (i, said, colour), (j, full, _) in zip(part.fetchall(), whole.fetchall(), strict=True):
         assert i == j
         assert said == full.replace(f"{colour} ", "")
+
+
+def test_incomplete_captions_are_graded_by_whether_they_name_the_concept(tmp_path):
+    """One method and one pair: lookup finds what captions name, and nothing else."""
+    keys = (
+        f"models=[{DEMO}]", "method=[fit_trak]", "cluster=serial", "rows=48", "queries=2", "pairs=[a blue square]",
+        "dampings=[100]", "parameters=attn2.*weight", "projector.dim=256", "unsaid=each", f"store={tmp_path}",
+    )  # fmt: skip
+    assert benchmark(configure(BenchmarkConfig, "benchmark", list(keys)), SERIAL) == 0
+    gains = {name: values for name, *values in ask(
+        tmp_path, "select ranker, gain_named, gain_unnamed, unnamed_gap_low from leaderboard")}  # fmt: skip
+    assert gains["lookup"][0] > 0.5
+    assert abs(gains["lookup"][1]) < 0.25, "a caption names what it is to leave out"
+    assert all(math.isfinite(value) for values in gains.values() for value in values)
+    assert {"fit_trak", "words", "random"} <= gains.keys()
+    folder = tmp_path / "benchmarks/benchmark"
+    assert "| ranking | AP - base, caption names it | caption does not |" in (folder / "benchmark.md").read_text()
+    assert "By what captions name" in parse((folder / "benchmark.html").read_text()).text
 
 
 def test_a_second_run_computes_nothing(done, capsys):
@@ -203,7 +223,7 @@ def refused(tmp_path, monkeypatch, capsys):
         ("models=[]", "models is empty; expected folders that `python -m jobs.train` wrote"),
         ("reference=trak", "reference='trak' is not one of the compared methods: fit_trak, d_trak"),
         ("truth=maybe", "truth='maybe'; expected one of: shown, said, both"),
-        ("unsaid=size", "expected shape or colour, and a model trained with captions that lose a factor"),
+        ("unsaid=size", "expected shape or colour or each, and a model trained with captions that lose a factor"),
         ("+variants.late.row=fit_trk", "variants.late.row='fit_trk' is not known (did you mean fit_trak?)"),
         ("+variants.late={row: fit_trak, train: {tims: [900]}}", "variants.late: unknown key train.tims (did you mean"),
         ("+variants.d_trak.row=fit_trak", "variants.d_trak: a row has this name; choose another"),

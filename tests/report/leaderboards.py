@@ -32,6 +32,8 @@ def row(
         "average_precision": ap,
         "precision_at_10": round(ap, 1),
         "recall_at_carriers": 0.9 * ap,
+        "gain_named": float("nan"),
+        "gain_unnamed": float("nan"),
         "separation": ap,
     }
     where = {"model": model, "concept": cell.name, "query": query, "damping": damping, "base_rate": base}

@@ -11,6 +11,7 @@ from concept_trak.data.benchmarks.two_factors import SHAPES2
 from concept_trak.evaluation.leaderboard import Leaderboard, Ranker
 from concept_trak.report.benchmark_page import (
     LABEL_HEIGHT,
+    as_text,
     dataset_result,
     merit_chart,
     outcome,
@@ -84,6 +85,22 @@ def test_nothing_is_fetched_and_nothing_runs(pages, name) -> None:
     assert not any(re.search(r"url\(|@import|https?:|//", style.text) for style in pages[name].all("style"))
     policy = next(m for m in pages[name].all("meta") if "http-equiv" in m.attributes).attributes["content"]
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def test_what_captions_name_is_a_table_of_its_own(pages, board) -> None:
+    assert "By what captions name" not in pages["two sets"].text
+    first, second, *others = board.lines
+    known = [replace(first, gain_named=0.5, gain_unnamed=0.125, unnamed_gap=(0.01, 0.375)),
+             replace(second, gain_named=0.25, gain_unnamed=0.25, unnamed_gap=(-0.25, -0.02))]  # fmt: skip
+    changed = replace(board, lines=(*known, *others))
+    document = parse(render_benchmark([changed]))
+    table = document.all("table", "leaderboard")[1]
+    assert not table.inside("details")
+    rows = [[cell.text for cell in row.all("td")] for row in table.all("tbody")[0].all("tr")]
+    assert [row[:2] for row in rows] == [["+0.250", "+0.250"], ["+0.500", "+0.125"]], (
+        "not the best of the unnamed first"
+    )
+    assert "| +0.250 | +0.250 | -0.250 to -0.020 |" in as_text(changed)
 
 
 def test_what_is_written_in_a_name_stays_text(board) -> None:

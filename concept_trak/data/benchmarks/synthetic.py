@@ -20,6 +20,10 @@ from concept_trak.data.benchmarks.two_factors import SHAPES3, Pair, TwoFactors, 
 from concept_trak.data.image import png
 
 _ROW_GROUP = 64
+SAID = "said_"
+"""Prefix of the labels of a caption: `said_colour` is the colour that it names, and empty if it names none."""
+EACH = "each"
+"""As `unsaid`: every caption leaves one factor out, and a coin of its own says which."""
 
 
 @dataclass(frozen=True)
@@ -83,44 +87,57 @@ def write_synthetic(
     """Images `first` to `first + rows` as `files` Parquet files of the layout and metadata of Hugging Face `datasets`.
 
     Columns: id, image (PNG bytes and a path), caption, the two factors (shape, colour), and where some captions are
-    wrong what they say (said_shape, said_colour). Captions leave out the factor `unsaid` ("colour"), if there is one.
+    wrong or incomplete what they say (said_shape, said_colour). Captions leave out the factor `unsaid` ("colour"), or
+    each one of the factors, by a coin keyed by (seed, index), if it is `each`.
     The same arguments give the same bytes. A file that is already there and equal is left untouched, for its version
     (and so every feature computed from it) hangs on its modification time; one that differs raises UserError.
     """
     if not 0 < files <= rows:
         raise UserError(f"cannot write {rows} rows into {files} files; expected 1 <= files <= rows.")
-    if unsaid and unsaid not in kinds.columns:
-        raise UserError(f"unsaid={unsaid!r} is no factor of {kinds.name}; expected {' or '.join(kinds.columns)}, or ''")
+    if unsaid not in ("", EACH, *kinds.columns):
+        expected = " or ".join((*kinds.columns, EACH))
+        raise UserError(f"unsaid={unsaid!r} is no factor of {kinds.name}; expected {expected}, or ''")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     bounds = [first + rows * part // files for part in range(files + 1)]
     paths = [folder / f"train-{part:05d}-of-{files:05d}.parquet" for part in range(files)]
     for path, (start, stop) in zip(paths, itertools.pairwise(bounds), strict=True):
         drawings = [draw_labelled(seed, index, kinds, resolution, wrong) for index in range(start, stop)]
-        _write_unchanged(path, _parquet(drawings, labels_of(kinds, wrong), [name == unsaid for name in kinds.columns]))
+        named = [named_factors(kinds, unsaid, seed, index) for index in range(start, stop)]
+        _write_unchanged(path, _parquet(drawings, labels_of(kinds, wrong, unsaid), named))
     return paths
 
 
-def labels_of(kinds: TwoFactors, wrong: float = 0.0) -> tuple[str, ...]:
-    """The label columns of a data set: what an image shows and, where captions may be wrong, what its caption says."""
-    return kinds.columns + (tuple(f"said_{name}" for name in kinds.columns) if wrong else ())
+def labels_of(kinds: TwoFactors, wrong: float = 0.0, unsaid: str = "") -> tuple[str, ...]:
+    """The label columns of a data set: what an image shows, and what its caption says if that may be less or wrong."""
+    return kinds.columns + (tuple(f"{SAID}{name}" for name in kinds.columns) if wrong or unsaid else ())
 
 
-def _parquet(drawings: list[LabelledImage], labels: tuple[str, ...], unsaid: list[bool]) -> bytes:
+def named_factors(kinds: TwoFactors, unsaid: str, seed: int, index: int) -> tuple[bool, ...]:
+    """Whether the caption of image `index` names each factor; `unsaid` is as of `write_synthetic`."""
+    if unsaid == EACH:
+        unsaid = kinds.columns[np.random.default_rng([seed, index, 2]).integers(2)]
+    return tuple(name != unsaid for name in kinds.columns)
+
+
+def _parquet(drawings: list[LabelledImage], labels: tuple[str, ...], named: list[tuple[bool, ...]]) -> bytes:
     rows = [
         {
             "id": drawing.id,
             "image": {"bytes": png(drawing.image), "path": f"{drawing.id}.png"},
-            "caption": pair_caption(
-                *(None if left_out else v for v, left_out in zip(drawing.caption_pair, unsaid, strict=True))
-            ),
-            **dict(zip(labels, (*drawing.image_pair, *drawing.caption_pair), strict=False)),
+            "caption": pair_caption(*(value or None for value in said)),
+            **dict(zip(labels, (*drawing.image_pair, *said), strict=False)),
         }
-        for drawing in drawings
+        for drawing, said in zip(drawings, map(_said, drawings, named), strict=True)
     ]
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=_schema(labels)), sink, row_group_size=_ROW_GROUP)
     return sink.getvalue()
+
+
+def _said(drawing: LabelledImage, named: tuple[bool, ...]) -> tuple[str, ...]:
+    """The factors as the caption names them, with "" for one that it does not name."""
+    return tuple(value if is_named else "" for value, is_named in zip(drawing.caption_pair, named, strict=True))
 
 
 def _schema(labels: tuple[str, ...]) -> pa.Schema:

@@ -104,6 +104,21 @@ def test_captions_leave_out_the_factor_that_is_to_be_unsaid(kinds, tmp_path):
 
 
 @every_set
+def test_each_caption_leaves_out_one_factor_by_a_coin_of_its_own(kinds, tmp_path):
+    whole, part = (rows_of(tmp_path / (name or "whole"), kinds, 60, unsaid=name) for name in ("", "each"))
+    for row, full in zip(part, whole, strict=True):
+        thing, look = row[f"said_{kinds.factor}"], row["said_colour"]
+        assert {name: row[name] for name in full} == full | {"caption": row["caption"]}
+        assert (thing, look) in ((full[kinds.factor], ""), ("", full["colour"]))
+        assert row["caption"] == (f"a {thing}" if thing else look)
+    count = sum(row["said_colour"] == "" for row in part)
+    assert abs(count - 30) < DEVIATIONS * math.sqrt(15)
+    assert rows_of(tmp_path / "start", kinds, 20, unsaid="each") == part[:20], (
+        "the coin of an image depends on how many are drawn"
+    )
+
+
+@every_set
 def test_wrong_captions_leave_the_images_alone(kinds, tmp_path):
     right, wrong = (rows_of(tmp_path / str(share), kinds, 60, wrong=share) for share in (0.0, 0.2))
     assert [r["image"] for r in right] == [r["image"] for r in wrong], "the caption is drawn from the image's numbers"
