@@ -32,9 +32,14 @@ class Tally:
     carriers: dict[Key, int] = field(default_factory=dict)
     """By method and concept, how many samples show it, where rankings are graded."""
 
+    sample: dict[Key, dict[str, float]] = field(default_factory=dict)
+    """The scores of a sample of the training set, the same for every method; by sample id."""
+
     def add(self, scored: ScoreResult) -> None:
-        for name, ends in scored.columns.items():
+        for column_number, (name, ends) in enumerate(scored.columns.items()):
             key = (scored.method, name)
+            own = {sample: scores[column_number] for sample, scores in scored.sample.items()}
+            self.sample.setdefault(key, {}).update(own)
             self.ends[key] = self.ends.get(key, TopK(self.m)) + TopK(self.m, ends.top, ends.bottom)
             self.histogram[key] = self.histogram.get(key, np.zeros(BINS, np.int64)) + np.array(ends.histogram)
             if ends.spread is not None:

@@ -22,6 +22,7 @@ from concept_trak.audit.aggregate import memberships, sums_table
 from concept_trak.audit.heavy_groups import read_heavy_groups
 from concept_trak.audit.mapper import Attempt, Task
 from concept_trak.audit.retrieval_ranks import graded_concepts, showing, shows_column
+from concept_trak.audit.score_sample import sampled_scores
 from concept_trak.audit.score_spread import GroupSummary, QuerySpread
 from concept_trak.audit.worker import StoreWorker, Work
 from concept_trak.data.shard import Shard
@@ -50,13 +51,15 @@ class ColumnEnds:
 class ScoreTask(Task):
     """Consecutive parts to score for one method; with their shards, the scores are also summed by caption and label.
 
-    `heavy` names the file with the labels and words that are summed by themselves; "" for all.
+    `heavy` names the file with the labels and words that are summed by themselves; "" for all. `of` is the number of
+    samples of all parts.
     """
 
     method: str
     records: tuple[Record, ...]
     shards: tuple[Shard, ...] = ()
     heavy: str = ""
+    of: int = 0
 
     @property
     def first(self) -> str:
@@ -74,12 +77,14 @@ class ScoreTask(Task):
 
 @dataclass(frozen=True)
 class ScoreResult:
-    """The columns of some parts, by name; the files that were written; by concept how many samples show it."""
+    """The columns of some parts, by name; the files that were written; by concept how many samples show it; and of some
+    samples the scores in the order of the columns (`sampled_scores`)."""
 
     method: str
     columns: dict[str, ColumnEnds]
     files: tuple[ListedFile, ...] = ()
     carriers: dict[str, int] = field(default_factory=dict)
+    sample: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -147,11 +152,12 @@ def score_tasks(
 
     `plan`: the shards of the parts, if their scores are also summed by groups; `heavy` is as of `ScoreTask`.
     """
-    first, size = 0, 0
+    first, size, of = 0, 0, sum(record.rows for record in records)
     for end, record in enumerate(records, 1):
         size += record.bytes
         if size >= SCORED_BYTES or end == len(records):
-            yield ScoreTask(method, tuple(records[first:end]), tuple(plan[first:end]), heavy)
+            own, shards = tuple(records[first:end]), tuple(plan[first:end])
+            yield ScoreTask(method=method, records=own, shards=shards, heavy=heavy, of=of)
             first, size = end, 0
 
 
@@ -166,10 +172,11 @@ class ScoreWorker(StoreWorker):
     def __call__(self, task: ScoreTask, attempt: Attempt) -> ScoreResult:
         queries, files = self.queries[task.method], list[ListedFile]()
         summary = queries.summary(self.work.config.top)
-        scored, index = list[Tensor](), list[pa.Table]()
+        scored, index, sample = list[Tensor](), list[pa.Table](), dict[str, tuple[float, ...]]()
         with closing(self.blocks(*task.records)) as coming:
             for record, shard in zip_longest(task.records, task.shards):
                 ids, values = score_part(task.method, record, coming, summary)
+                sample |= sampled_scores(ids, values, task.of)
                 if self.work.config.scores == "all":
                     table = _scores_table(ids, queries.columns, values)
                     files.append(write_listed(self.audit, scores_file(task.method, record.shard), table))
@@ -184,7 +191,8 @@ class ScoreWorker(StoreWorker):
             table = scores.graded(graded)
             files.append(write_listed(self.audit, graded_file(task.method, task.first), table))
             carriers = {c.name: pc.sum(table[shows_column(c.name)]).as_py() or 0 for c in graded}
-        return ScoreResult(task.method, summary.column_ends(), tuple(files), carriers)
+        columns = summary.column_ends()
+        return ScoreResult(method=task.method, columns=columns, files=tuple(files), carriers=carriers, sample=sample)
 
     def _sums(self, task: ScoreTask, scores: "Scored") -> pa.Table:
         """The scores of a task summed by everything that its samples are counted under."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from concept_trak.attribution.concept_fit import ConceptFit
 from concept_trak.attribution.damping import DampingChoice
 from concept_trak.audit.aggregate import GroupStatistics
+from concept_trak.audit.comparison import Overlap
 from concept_trak.audit.layer_scores import Through
 from concept_trak.audit.score_spread import Certainty
 from concept_trak.report.chart import Chart
@@ -92,21 +93,6 @@ class Change:
     changed: float
     cosine: float | None
     moved: tuple[Moved, ...]
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """How many of the first `of` samples two rankings of one concept share. Both are named in words."""
-
-    first: str
-    second: str
-    shared: int
-    of: int
-
-    @property
-    def differ(self) -> bool:
-        """Whether they share less than half."""
-        return 2 * self.shared < self.of
 
 
 @dataclass(frozen=True)

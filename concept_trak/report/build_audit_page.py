@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import combinations
 from typing import Any
 
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.method import METHODS, PUBLISHED, RECOMMENDED, Method
 from concept_trak.attribution.ranking import SPAN, Entry
 from concept_trak.audit.aggregate import GroupStatistics
+from concept_trak.audit.comparison import overlaps
 from concept_trak.audit.diff import CHANGED, NEW, Difference
 from concept_trak.audit.pipeline import AuditRun
 from concept_trak.audit.results import certainties, intervals, percentile, rejects_by_reason, shows
@@ -18,7 +18,7 @@ from concept_trak.audit.retrieval_ranks import FORMS, column
 from concept_trak.audit.stages import StageResults
 from concept_trak.config import plain_values
 from concept_trak.report.answer_in_words import answers
-from concept_trak.report.audit_page import Change, Facts, Moved, Other, Overlap, Page, Ranking, Section, Thumb
+from concept_trak.report.audit_page import Change, Facts, Moved, Other, Page, Ranking, Section, Thumb
 from concept_trak.report.damping_chart import agreement_chart
 from concept_trak.report.render import PIXELATED_BELOW
 
@@ -106,7 +106,7 @@ def _section(run: AuditRun, results: StageResults, concept: Concept) -> Section:
         certainty=certainties(config, results.tally, concept),
         fit=query.fit,
         examples=query.examples,
-        overlaps=overlaps(run, results, concept),
+        overlaps=overlaps(config, results.tally, concept),
     )
     if concept.minus or concept.phrasings:
         section = replace(section, written=concept.condition_pairs)
@@ -116,19 +116,6 @@ def _section(run: AuditRun, results: StageResults, concept: Concept) -> Section:
         files = tuple(picture(concept.name, i) for i in range(len(query.pictures)))
         section = replace(section, pictures=(), files=files, small=_small(run))
     return replace(section, answers=answers(section, config.data.uri))
-
-
-def overlaps(run: AuditRun, results: StageResults, concept: Concept) -> tuple[Overlap, ...]:
-    """How much of their tops the two forms of each method share, and any two methods."""
-    methods, of = list(run.prepared.config.methods), run.prepared.config.shown
-    tops = {
-        (method, form): {entry[1] for entry in results.tally.ends[method, column(concept.name, form)].top[:of]}
-        for method in methods
-        for form in FORMS
-    }
-    pairs = [(f"{m}, damped", f"{m}, plain", tops[m, "damped"], tops[m, "plain"]) for m in methods]
-    pairs += [(a, b, tops[a, "damped"], tops[b, "damped"]) for a, b in combinations(methods, 2)]
-    return tuple(Overlap(a, b, len(top & other), min(len(top), len(other))) for a, b, top, other in pairs)
 
 
 def _small(run: AuditRun) -> bool:

@@ -11,6 +11,7 @@ from pyarrow import ArrowException
 from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
 from concept_trak.audit.aggregate import KINDS
+from concept_trak.audit.comparison import overlaps
 from concept_trak.audit.damping import choice_values, damping_file
 from concept_trak.audit.diff import compare, difference_files, earlier, write_differences
 from concept_trak.audit.layer_scores import FILE as JOINT_FILE
@@ -123,8 +124,9 @@ def publish_audit(run: AuditRun, results: StageResults) -> None:
     costs = {method: _cost(run, results, method) for method in config.methods}
     questions = {concept.name: question_facts(concept, results.queries, config.methods) for concept in config.concepts}
     certainty = {concept.name: certainty_facts(concept, config, results) for concept in config.concepts}
+    compared = {c.name: [asdict(own) for own in overlaps(config, results.tally, c)] for c in config.concepts}
     metrics = {"data": data, "questions": questions, "concepts": results.measures, "certainty": certainty,
-               "methods": costs, "stages": run.counters()}  # fmt: skip
+               "comparisons": compared, "methods": costs, "stages": run.counters()}  # fmt: skip
     write_json(p.audit, "metrics.json", metrics)
     results, compared = _compared(p, results)
     names = [*_files(p, results), *compared, *_report(run, results)]

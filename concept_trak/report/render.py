@@ -16,7 +16,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from concept_trak.data.text import escaped
-from concept_trak.report.audit_page import Facts, Page, Ranking, Section
+from concept_trak.report.audit_page import Facts, Page, Ranking, Section, Thumb
 
 # Smaller images, in pixels, are enlarged with sharp edges, because smoothing blurs them.
 PIXELATED_BELOW = 64
@@ -31,6 +31,8 @@ class Column:
     method: str
     main: Ranking
     others: tuple[Ranking, ...]
+    differs: bool = False
+    """Whether the forms share less than half of their tops, so that the others are shown beside the main one."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,18 @@ def columns(section: Section) -> tuple[Column, ...]:
     for ranking in section.rankings:
         rankings.setdefault(ranking.method, []).append(ranking)
     ordered = {method: sorted(rankings, key=lambda r: r.form != "damped") for method, rankings in rankings.items()}
-    return tuple(Column(method, rankings[0], tuple(rankings[1:])) for method, rankings in ordered.items())
+    differing = {overlap.first for overlap in section.overlaps if overlap.differ}
+    return tuple(
+        Column(method, rankings[0], tuple(rankings[1:]), f"{method}, damped" in differing)
+        for method, rankings in ordered.items()
+    )
+
+
+def thumbs(section: Section, ranking: str, samples: Sequence[str]) -> tuple[Thumb, ...]:
+    """The shown images of some samples in a ranking, which is named as in `Overlap`."""
+    names = {ranking, f"{ranking}, damped"}
+    tops = (own.top for own in section.rankings if f"{own.method}, {own.form}" in names)
+    return tuple(thumb for top in tops for thumb in top if thumb.sample_id in samples)
 
 
 def bars(histogram: Sequence[int]) -> tuple[Bar, ...]:
@@ -214,6 +227,7 @@ def environment() -> Environment:
     )
     functions = (
         columns,
+        thumbs,
         bars,
         is_log,
         tick_position,

@@ -71,7 +71,10 @@ def test_every_parameter_is_pulled_back_by_its_layer(saved, kind, parameters, al
 def test_a_direction_pulled_back_is_the_gradient_of_its_loss(path, direction):
     """J^T v of every parameter against autograd through the published loss, which forms no v."""
     denoiser, probe = load_model(str(path), precision="float64"), Probe("forward_noise", direction, (400,))
-    given = {"target": torch.full((2, *denoiser.shape), 0.1).double(), "classifier": lambda x_0: x_0.flatten(1).sin().sum(1)}
+    given = {
+        "target": torch.full((2, *denoiser.shape), 0.1).double(),
+        "classifier": lambda x_0: x_0.flatten(1).sin().sum(1),
+    }
     b = replace(batch(denoiser).rows(slice(0, 2)), **given)
     (state,) = forward_noise(denoiser, b, probe, 0)
     fast = pull_back(denoiser, state, [lambda s, seen: DIRECTIONS[direction](denoiser, s, seen, probe)])[0].dense()

@@ -11,9 +11,10 @@ from numpy import float32
 
 from concept_trak.attribution.damping import DampingChoice, DampingPoint
 from concept_trak.audit.aggregate import GroupStatistics
+from concept_trak.audit.comparison import Overlap
 from concept_trak.audit.layer_scores import Through
 from concept_trak.audit.score_spread import Certainty
-from concept_trak.report.audit_page import Change, Moved, Overlap, Page, Ranking, Thumb
+from concept_trak.report.audit_page import Change, Moved, Page, Ranking, Thumb
 from concept_trak.report.damping_chart import agreement_chart
 from concept_trak.report.render import LEGIBLE, duration, gain, inline, number, percent, render, render_concept
 from tests.report import pages
@@ -355,6 +356,34 @@ def test_what_the_samples_and_the_rankings_disagree_about_is_said(page):
     assert "Of the first 24, 20 are first by either half (0.200 by chance), and 24 score higher" in text
     assert "concept_trak, damped and concept_trak, plain share 3 of their first 24: they give different answers" in text
     assert text.count("they give different answers") == 1
+
+
+def test_what_one_method_finds_alone_is_listed_and_forms_that_differ_are_side_by_side(page):
+    section = page.sections[0]
+    first, second = section.rankings[0].method, next(r.method for r in section.rankings if r.method != "concept_trak")
+    assert first == "concept_trak"
+    forms = {ranking.form: ranking for ranking in section.rankings if ranking.method == first}
+    assert set(forms) == {"damped", "plain"}
+    alone = tuple(thumb.sample_id for thumb in forms["damped"].top[:2])
+
+    def document(shared: int):
+        overlaps = (
+            Overlap(f"{first}, damped", f"{first}, plain", shared, 4),
+            Overlap(first, second, 2, 4, correlation=-0.25, sampled=1000, only_first=alone),
+        )
+        return parse(render(replace(page, sections=(replace(section, overlaps=overlaps),))))
+
+    alike, unlike = document(2), document(1)
+    assert "The ranks of 1,000 samples correlate to −0.250 (Spearman)" in alike.text
+    assert f"Only {first} has these 2 among its first 4" in alike.text
+    regions = [
+        e for e in alike.all("div") if e.attributes.get("aria-label", "").startswith(f"Found by {first} and not")
+    ]
+    (table,) = regions
+    assert [row.all("th")[0].text for row in table.all("tbody")[0].all("tr")] == list(alone)
+    assert len(unlike.all("article")) == len(alike.all("article")) + 1
+    assert f"{first} (plain, without K)" in unlike.text
+    assert f"{first} (plain, without K)" not in alike.text
 
 
 def test_a_chosen_damping_is_shown_with_its_curve(page):
