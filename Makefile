@@ -12,7 +12,7 @@ export PYTHONPATH :=
 .venv/ready: pyproject.toml infra/constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" -c infra/constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt -e ".[jobs,s3,benchmark,test,check,docs]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt -e ".[jobs,s3,quantised,benchmark,test,check,docs]"
 	touch $@
 
 results/shapes: | .venv/ready
@@ -86,7 +86,7 @@ docs: .venv/ready
 TOOLS := results/tools
 CUDA := /^[^ ]/ { cuda = /^(torch|triton|nvidia-|cuda-)/ }
 lock: $(TOOLS)/ready
-	$(TOOLS)/bin/uv pip compile --quiet pyproject.toml --extra jobs --extra s3 -c infra/constraints.txt --generate-hashes \
+	$(TOOLS)/bin/uv pip compile --quiet pyproject.toml --extra jobs --extra s3 --extra quantised -c infra/constraints.txt --generate-hashes \
 	  --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url -o $(TOOLS)/locked.txt
 	awk '$(CUDA) !cuda' $(TOOLS)/locked.txt > infra/locked.txt
 	awk '$(CUDA) cuda' $(TOOLS)/locked.txt > infra/locked-cuda.txt

@@ -10,7 +10,7 @@ Every model has a negative, which rewards compare a condition with, and conditio
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -124,18 +124,30 @@ class Denoiser(ABC):
         return next(self.network.parameters()).dtype
 
 
-def attributable(network: nn.Module, parameters: str, groups: Mapping[str, str] = GROUPS) -> dict[str, nn.Parameter]:
+def attributable(
+    network: nn.Module,
+    parameters: str,
+    groups: Mapping[str, str] = GROUPS,
+    frozen: Collection[nn.Parameter] = frozenset(),
+) -> dict[str, nn.Parameter]:
     """The parameters that a group or a pattern selects. Afterwards only they require gradients.
 
     Args:
         network: the denoising network.
         parameters: the name of a group, or a regular expression that is searched in the names of parameters.
         groups: the pattern of each group.
+        frozen: parameters that are never selected: those of a quantized base, beside its adapter's.
 
     Raises:
-        UserError: the pattern is not a regular expression, or matches no parameter.
+        UserError: the pattern is not a regular expression, or matches no parameter; all parameters are frozen.
     """
-    named = dict(network.named_parameters())
+    network.requires_grad_(False)
+    named = {name: p for name, p in network.named_parameters() if p not in frozen}
+    if not named:
+        raise UserError(
+            "the denoising network is quantized, so its weights have no gradients; set model.lora to the adapter that "
+            "was trained on it, or model.path to the pipeline without quantization"
+        )
     try:
         pattern = re.compile(groups.get(parameters, parameters))
     except re.error as error:

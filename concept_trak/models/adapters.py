@@ -6,6 +6,7 @@ Each is safetensors only. Each is used completely or refused: none is accepted w
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -13,12 +14,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from concept_trak import UserError
+from concept_trak.models.loading import load_part, ready
 from concept_trak.models.lora import add_lora, lora_files
 from concept_trak.models.original_checkpoint import conversion_command, is_original
-from concept_trak.models.pipeline_folder import choose_files
+from concept_trak.models.pipeline_folder import choose_files, part_files
+from concept_trak.models.quantized_linear import is_quantized
+from concept_trak.models.quantized_part import load_gguf
 from concept_trak.models.text_encoder import TextEncoder
 from concept_trak.models.textual_inversion import add_embedding
 from concept_trak.store.identity import file_digest
+
+GGUF = ".gguf"
 
 
 @dataclass(frozen=True)
@@ -26,8 +32,8 @@ class Adapters:
     """Paths of local files; an empty path is no adapter.
 
     Attributes:
-        weights: a fine-tuned denoising network in place of the base's: a folder as `save_pretrained` writes it, or a
-            file.
+        weights: a denoising network in place of the base's: a folder as `save_pretrained` writes it, a file, or a
+            GGUF file, which stays quantized and takes a LoRA.
         lora: a file or a folder with a LoRA, DoRA, LoHa or LoKr.
         embeddings: files of textual inversions, whose tokens texts may then use.
     """
@@ -74,6 +80,35 @@ def add_adapters(
         modules = {part: network, **{name: encoder.model for name, encoder in text_encoders.items()}}
         add_lora(modules, part, lora, state, pipeline, dtype)
     return text_encoders
+
+
+def load_network(network_class: Any, path: Path, part: str, dtype: torch.dtype, device: str, adapters: Adapters) -> Any:
+    """The denoising network of a pipeline directory, or the fine-tune in its place.
+
+    Args:
+        network_class: its class in diffusers.
+        path, part: the directory, and the network's folder in it.
+
+    Raises:
+        UserError: a file is refused, or would replace a part of a quantized network.
+    """
+    weights = Path(adapters.weights)
+    if weights.suffix == GGUF:
+        return ready(load_gguf(network_class, path, part, weights, dtype), str(weights), dtype, device)
+    network = load_part(network_class, path, part, dtype, device)
+    if adapters.weights and is_quantized(network):
+        raise UserError(
+            f"model.weights={adapters.weights!r} would replace the network of {path}, which is quantized; set "
+            "model.path to the pipeline without quantization"
+        )
+    if adapters.weights:
+        load_fine_tune(network, weights, part)
+    return network
+
+
+def network_files(path: Path, part: str, adapters: Adapters) -> list[str]:
+    """The files of the network's folder that are loaded; a GGUF file needs its configuration only."""
+    return ["config.json"] if Path(adapters.weights).suffix == GGUF else part_files(path, part).names
 
 
 def load_fine_tune(network: nn.Module, weights: Path, part: str) -> None:

@@ -1,6 +1,7 @@
 """One part of a pipeline directory, loaded by its library: safetensors only, no code, and no weight left random."""
 
 import logging
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import nn
 from concept_trak import UserError
 from concept_trak.data.text import one_line
 from concept_trak.models.pipeline_folder import part_files, read_json
+from concept_trak.models.quantized_linear import QuantizedLinear
+from concept_trak.models.quantized_part import load_quantized, quantization_of
 
 log = logging.getLogger(__name__)
 # A progress bar for every part on each of a hundred workers would bury a run's own messages.
@@ -65,8 +68,9 @@ def load_part(part_class: Any, path: Path, part: str, dtype: torch.dtype, device
         UserError: there are no safetensors, they do not fit, some are missing, or a weight is not finite.
     """
     folder, files = path / part, part_files(path, part)
-    if read_json(folder / "config.json").get("quantization_config"):
-        raise UserError(f"{folder} is quantized, which has no gradients; save the pipeline without quantization")
+    if quantization_of(folder):
+        weights = [folder / name for name in files.weights if name.endswith(".safetensors")]
+        return ready(load_quantized(part_class, folder, weights), str(folder), dtype, device)
     for name in files.weights:
         if name.endswith(".safetensors"):
             require_floats(folder / name)
@@ -84,9 +88,21 @@ def load_part(part_class: Any, path: Path, part: str, dtype: torch.dtype, device
         log.warning(
             "%s: %d tensors are left out, the model has no place for them (%s, ...)", folder, len(unused), unused[0]
         )
+    return ready(model, str(folder), dtype, device)
+
+
+def ready(model: nn.Module, name: str, dtype: torch.dtype, device: str) -> Any:
+    """A model in evaluation mode, in its place and precision.
+
+    Args:
+        name: its folder or file, for messages.
+
+    Raises:
+        UserError: a weight is not finite.
+    """
     # diffusers leaves some networks in the precision of their file. Its own `to` warns of every cast.
     model = nn.Module.to(model, device, dtype).eval()
-    require_finite(model, str(folder))
+    require_finite(model, name)
     return model
 
 
@@ -105,8 +121,8 @@ def require_floats(file: Path) -> None:
         name for name, kind in kinds.items() if kind in ("I8", "U8", "I4", "U4") and not name.endswith(IGNORED)
     ]:
         raise UserError(
-            f"{file}: {wrong[0]} is {kinds[wrong[0]]}, so the weights are quantized, and have no gradients; save the "
-            "pipeline without quantization"
+            f"{file}: {wrong[0]} is {kinds[wrong[0]]}, so the weights are quantized, and config.json has no "
+            "quantization_config with their scales; save the pipeline again"
         )
 
 
@@ -116,7 +132,8 @@ def require_finite(model: nn.Module, name: str) -> None:
     Raises:
         UserError: naming the first such tensor.
     """
-    for tensor_name, value in model.state_dict().items():
+    quantized = ((f"{n}.weight", m.weight) for n, m in model.named_modules() if isinstance(m, QuantizedLinear))
+    for tensor_name, value in chain(model.state_dict().items(), quantized):
         if value.is_floating_point() and not bool(value.isfinite().all()):
             hint = ": set model.precision=float32 or bfloat16" if value.dtype == torch.float16 else ""
             raise UserError(

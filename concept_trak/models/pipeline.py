@@ -17,10 +17,11 @@ from torch import Tensor
 
 from concept_trak import UserError
 from concept_trak.attribution.denoiser import Condition, Denoiser, Prediction, attributable
-from concept_trak.models.adapters import Adapters, add_adapters, load_fine_tune
+from concept_trak.models.adapters import Adapters, add_adapters, load_network, network_files
 from concept_trak.models.loading import load_part, load_settings
 from concept_trak.models.noise_schedule import NoiseSchedule, variance_preserving
 from concept_trak.models.pipeline_folder import class_of_part, part_classes, part_files, pipeline_class, read_json
+from concept_trak.models.quantized_linear import is_quantized
 from concept_trak.models.text_encoder import TextEncoder
 from concept_trak.models.vae import Autoencoder
 from concept_trak.store.identity import file_digest
@@ -93,10 +94,9 @@ class Pipeline(Denoiser):
         self.path, self.negative, self.combinations = Path(path), negative, tuple(combinations)
         self.part = next(part for part in self.networks if part in classes)
         self.denoising = self.networks[self.part]
-        self.network = load_part(self.denoising.network_class, self.path, self.part, dtype, device)
+        self.network = load_network(self.denoising.network_class, self.path, self.part, dtype, device, adapters)
         self.adapters = adapters
-        if adapters.weights:
-            load_fine_tune(self.network, Path(adapters.weights), self.part)
+        base = frozenset(self.network.parameters()) if is_quantized(self.network) else frozenset()
         self.middle = self.denoising.middle(self.network)
         self._read_conditioners(classes, dtype, device)
         self.text_encoders = add_adapters(
@@ -107,7 +107,7 @@ class Pipeline(Denoiser):
         scheduler = load_settings(class_of_part(diffusers, classes, "scheduler"), self.path, "scheduler")
         self.schedule = self._read_schedule(scheduler)
         self.alpha, self.sigma = self.schedule.alpha, self.schedule.sigma
-        self.parameters = attributable(self.network, parameters, self.groups)
+        self.parameters = attributable(self.network, parameters, self.groups, frozen=base)
 
     def _read_conditioners(self, classes: Mapping[str, str], dtype: torch.dtype, device: str) -> None:
         """Open the parts that turn texts or classes into conditions."""
@@ -208,8 +208,9 @@ class Pipeline(Denoiser):
 
     def _files(self) -> list[str]:
         """The files of network, VAE and conditioners that are loaded, by their names in the directory."""
-        parts = (self.part, *self._conditioning_parts(), *(() if self.vae is None else ("vae",)))
-        return [f"{part}/{name}" for part in parts for name in part_files(self.path, part).names]
+        parts = (*self._conditioning_parts(), *(() if self.vae is None else ("vae",)))
+        network = [f"{self.part}/{name}" for name in network_files(self.path, self.part, self.adapters)]
+        return network + [f"{part}/{name}" for part in parts for name in part_files(self.path, part).names]
 
     def unused_files(self) -> list[str]:
         """Files in the directory that this model does not load: other variants, a safety checker, notes."""

@@ -245,9 +245,9 @@ def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(model, file):
         load_model(str(model))
 
 
-def test_a_quantized_part_is_refused(model):
-    edit(model / "unet/config.json", quantization_config={"quant_method": "bitsandbytes"})
-    with pytest.raises(UserError, match="unet is quantized, which has no gradients"):
+def test_a_part_that_is_quantized_in_another_way_is_refused(model):
+    edit(model / "unet/config.json", quantization_config={"quant_method": "quanto"})
+    with pytest.raises(UserError, match="unet is quantized by quanto, which is not read"):
         load_model(str(model))
 
 
