@@ -111,7 +111,7 @@ def test_concepts_come_from_a_file_as_from_the_command_line(tmp_path):
 
 def test_the_demo_asks_for_what_is_in_the_repository():
     demo = configure(AuditConfig, "demo", [])
-    assert list(demo.methods) == ["concept_trak", "caption_trak"]
+    assert list(demo.methods) == ["concept_trak", "fit_trak"]
     assert all(not Path(path).is_absolute() for path in (demo.model.path, demo.data.uri, demo.store))
 
 
