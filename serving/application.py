@@ -2,20 +2,25 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from dataclasses import asdict, replace
 from typing import Any
+from urllib.parse import quote
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from concept_trak import UserError
+from concept_trak.data.decode import decode_image, image_format
+from concept_trak.data.text import escaped
+from concept_trak.store.secrets import redacted, without_secrets
 from concept_trak.store.tables import read_parquet
 from serving.answering import Answering, Progress, QueueFull
 from serving.guard import guard, set_headers
 from serving.openapi import openapi
-from serving.page import SCRIPT, Pages, table_rows
+from serving.page import SCRIPT, Pages, Side, sample_places, table_rows
 from serving.question import Question, question_from
 
 MOST_JSON = 100_000
@@ -28,7 +33,10 @@ TEXTS = web.RequestKey("texts", dict)
 """The fields of a form, which its page shows again when they are refused."""
 ANSWERING = web.AppKey("answering", Answering)
 """The queue of an application."""
-KEY = r"{key:[0-9a-f]{20}}"
+ID = "[0-9a-f]{20}"
+KEY = f"{{key:{ID}}}"
+SHOWN = {kind: f"image/{kind}" for kind in ("jpeg", "png", "gif", "webp", "avif", "bmp")} | {"mpo": "image/jpeg"}
+"""The types of originals that browsers show; others are saved as files."""
 WEEK = "private, max-age=604800, immutable"
 
 
@@ -65,6 +73,7 @@ def application(answering: Answering, token: str = "", most_bytes: int = 10_000_
             web.post("/questions", handlers.post_question),
             web.get(f"/questions/{KEY}", handlers.question),
             web.get(f"/questions/{KEY}.parquet", handlers.table),
+            web.get(f"/questions/{KEY}/originals/{{sample:.+}}", handlers.original),
             web.get("/samples/{sample:.+}/thumbnail", handlers.thumbnail),
             web.get("/openapi.json", handlers.openapi),
             web.get("/health", handlers.health),
@@ -94,6 +103,11 @@ class Handlers:
             return self._refusal(request, 408, f"the request took more than {PATIENCE:.0f} s")
         except web.HTTPRequestEntityTooLarge as error:
             return self._refusal(request, 413, error.text or "the request is too large")
+        except ConnectionError:
+            raise  # the client is gone
+        except OSError as error:
+            message = without_secrets(error) or type(error).__name__
+            return self._refusal(request, 503, f"storage failed, ask again: {escaped(redacted(message))}")
         except web.HTTPException as error:
             if error.status < 400:
                 raise
@@ -131,10 +145,10 @@ class Handlers:
         several = {name: [str(value) for value in fields.getall(name, [])] for name in ("method", "examples")}
         texts = {name: value for name, value in fields.items() if isinstance(value, str) and name not in several}
         request[TEXTS] = texts | several
-        sample = texts.pop("like", "")
+        sample, answer, beside = (texts.pop(name, "") for name in ("like", "of", "beside"))
         question = question_from(_whole_numbers(texts) | several)
         if sample:
-            question = replace(question, examples=(await self._picture_of(sample),))
+            question = replace(question, examples=(await self._picture_of(answer, sample),))
         file = fields.get("picture")
         if isinstance(file, web.FileField) and (data := await asyncio.to_thread(file.file.read)):
             picture = await self._keep_picture(data)
@@ -145,14 +159,13 @@ class Handlers:
             )
             question = question_from(asdict(question) | about)
         key = await asyncio.to_thread(self.answering.submit, question)
-        raise web.HTTPSeeOther(f"/answers/{key}")
+        raise web.HTTPSeeOther(f"/answers/{key}" + (f"?beside={quote(beside)}" if beside else ""))
 
-    async def _picture_of(self, sample: str) -> str:
-        """The id of a sample's thumbnail as a picture that is asked about."""
-        thumbnail = await asyncio.to_thread(self.archive.thumbnail, sample)
-        if thumbnail is None:
-            raise UserError("no answer shows this sample; choose one of an answer")
-        return await self._keep_picture(thumbnail[0])
+    async def _picture_of(self, answer: str, sample: str) -> str:
+        """The id of the picture of a sample that an answer shows."""
+        if (original := await self._original(answer, sample)) is None:
+            raise UserError("this answer shows no picture of this sample; choose one that it shows")
+        return await self._keep_picture(original)
 
     async def post_picture(self, request: web.Request) -> web.Response:
         self.answering.require_space()
@@ -173,7 +186,7 @@ class Handlers:
 
     async def question(self, request: web.Request) -> web.Response:
         """The state of a question, and its answer once there is one."""
-        key, question, progress = await self._known(request)
+        key, question, progress = await self._known(request.match_info["key"])
         state = {"id": key, "question": asdict(question), **asdict(progress)}
         if progress.state == "done":
             beside, table = await asyncio.to_thread(self._answer, key)
@@ -181,7 +194,7 @@ class Handlers:
         return web.json_response(state)
 
     async def table(self, request: web.Request) -> web.Response:
-        key, _, progress = await self._known(request)
+        key, _, progress = await self._known(request.match_info["key"])
         if progress.state != "done":
             raise web.HTTPConflict(reason=f"the question is {progress.state}")
         data = await asyncio.to_thread(self.archive.table, key)
@@ -190,11 +203,37 @@ class Handlers:
         return web.Response(body=data, content_type=kind, headers={"Content-Disposition": name, "Cache-Control": WEEK})
 
     async def page(self, request: web.Request) -> web.Response:
-        """The page of a question: its progress, or its answer."""
-        key, question, progress = await self._known(request)
-        answer = await asyncio.to_thread(self._answer, key) if progress.state == "done" else None
-        text = await asyncio.to_thread(self.pages.answer, key, question, progress, answer)
+        """The page of a question, with its progress or its answer, and with the answer of the one beside it."""
+        keys = dict.fromkeys((request.match_info["key"], request.query.get("beside", request.match_info["key"])))
+        sides = [await self._side(key) for key in keys]
+        text = await asyncio.to_thread(self.pages.answer, sides)
         return web.Response(text=text, content_type="text/html")
+
+    async def _side(self, key: str) -> Side:
+        _, question, progress = await self._known(key)
+        answer = await asyncio.to_thread(self._answer, key) if progress.state == "done" else None
+        return Side(key, question, progress, answer)
+
+    async def original(self, request: web.Request) -> web.Response:
+        """A training image that an answer shows, as it lies in the data."""
+        data = await self._original(request.match_info["key"], request.match_info["sample"])
+        if data is None:
+            raise web.HTTPNotFound(reason="this answer shows no picture of this sample")
+        kind = image_format(data)
+        headers = {"Cache-Control": WEEK} | ({} if kind in SHOWN else {"Content-Disposition": "attachment"})
+        return web.Response(body=data, content_type=SHOWN.get(kind, "application/octet-stream"), headers=headers)
+
+    async def _original(self, key: str, sample: str) -> bytes | None:
+        """The file of a training image that an answer shows; None where there is none. It is a picture."""
+        table = await asyncio.to_thread(self.archive.table, key) if is_id(key) else None
+        places = sample_places(table) if table else {}
+        if sample not in places:
+            return None
+        async with self._decoding:
+            data = await asyncio.to_thread(self.answering.questions.original, *places[sample])
+            if data is not None:
+                await asyncio.to_thread(decode_image, data, *self._picture_limits)
+        return data
 
     async def thumbnail(self, request: web.Request) -> web.Response:
         thumbnail = await asyncio.to_thread(self.archive.thumbnail, request.match_info["sample"])
@@ -202,10 +241,9 @@ class Handlers:
             raise web.HTTPNotFound(reason="no answer shows this sample")
         return web.Response(body=thumbnail[0], content_type=thumbnail[1], headers={"Cache-Control": WEEK})
 
-    async def _known(self, request: web.Request) -> tuple[str, Question, Progress]:
+    async def _known(self, key: str) -> tuple[str, Question, Progress]:
         """The id, the question and its progress; 404 for an id that nobody has."""
-        key = request.match_info["key"]
-        question = await asyncio.to_thread(self.archive.question, key)
+        question = await asyncio.to_thread(self.archive.question, key) if is_id(key) else None
         progress = await asyncio.to_thread(self.answering.progress, key) if question is not None else None
         if question is None or progress is None:
             raise web.HTTPNotFound(reason="no question has this address")
@@ -223,10 +261,19 @@ class Handlers:
             return await reading
 
     async def _keep_picture(self, data: bytes) -> str:
-        config = self.answering.questions.config.data
-        most = min(config.most_pixels, MOST_PICTURE_PIXELS)
         async with self._decoding:
-            return await asyncio.to_thread(self.archive.keep_picture, data, config.transparency, most)
+            return await asyncio.to_thread(self.archive.keep_picture, data, *self._picture_limits)
+
+    @property
+    def _picture_limits(self) -> tuple[str, int]:
+        """How transparent pixels are filled, and the most pixels of a picture that is decoded."""
+        config = self.answering.questions.config.data
+        return config.transparency, min(config.most_pixels, MOST_PICTURE_PIXELS)
+
+
+def is_id(text: str) -> bool:
+    """Whether a text, which a request may have made up, can be the id of a question."""
+    return re.fullmatch(ID, text) is not None
 
 
 def _whole_numbers(texts: dict[str, str]) -> dict[str, Any]:

@@ -74,6 +74,12 @@ def _reads() -> dict[str, Any]:
     return {
         "/questions/{key}": _get("How far a question is, and its answer.", key, _json(STATE, "its state")),
         "/questions/{key}.parquet": _get("The answer as a table.", key, {"description": "a Parquet file"}),
+        "/questions/{key}/originals/{sample}": _get(
+            "A training image that the answer shows, as it lies in the data.",
+            key,
+            {"description": "an image file"},
+            sample,
+        ),
         "/samples/{sample}/thumbnail": _get(
             "The thumbnail of a sample that an answer shows.", sample, {"description": "a PNG or JPEG file"}
         ),
@@ -99,9 +105,9 @@ def _path(name: str, description: str, pattern: str = "") -> dict[str, Any]:
     return {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
 
 
-def _get(summary: str, parameter: dict[str, Any], response: dict[str, Any]) -> dict[str, Any]:
+def _get(summary: str, parameter: dict[str, Any], response: dict[str, Any], *more: dict[str, Any]) -> dict[str, Any]:
     responses = {"200": response, "404": {"description": "there is none"}}
-    return {"get": {"summary": summary, "parameters": [parameter], "responses": responses}}
+    return {"get": {"summary": summary, "parameters": [parameter, *more], "responses": responses}}
 
 
 def _json(schema: dict[str, Any], description: str = "") -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The page: a form for the question, its progress, and the answer as pictures. It has the look of an audit's report."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,12 +13,14 @@ from jinja2 import ChoiceLoader, FileSystemLoader
 from concept_trak.attribution.method import CONCEPT_DIRECTIONS, METHODS, PUBLISHED, RECOMMENDED
 from concept_trak.audit.questions import Questions
 from concept_trak.audit.results import INTERVALS
-from concept_trak.report.render import PIXELATED_BELOW, below, environment
+from concept_trak.report.audit_page import Thumb
+from concept_trak.report.render import PIXELATED_BELOW, SIFT, environment
+from concept_trak.store.tables import read_parquet
 from serving.answering import Progress
 from serving.question import MOST_CHARACTERS, MOST_SAMPLES, MOST_TOP, Question
 
 FOLDER = Path(__file__).parent
-SCRIPT = (FOLDER / "script.js").read_text()
+SCRIPT = (FOLDER / "script.js").read_text() + SIFT
 COLUMNS = {
     *("concept", "method", "form", "end", "rank", "sample_id", "score", "percentile", "caption", "source", "row"),
     *("duplicate_of", *INTERVALS),
@@ -45,8 +47,6 @@ class Pages:
         config, records = questions.config, questions.records
         jinja = environment()
         jinja.loader = ChoiceLoader([FileSystemLoader(FOLDER), jinja.loader])  # type: ignore[list-item]
-        jinja.filters["quoted"] = lambda text: quote(text, safe="")
-        jinja.filters["groups"] = lambda row: groups(row, config.data.uri)
         self._template = jinja.get_template("page.html")
         status = {PUBLISHED: "published", RECOMMENDED: "recommended"}
         self._constant = {
@@ -69,47 +69,90 @@ class Pages:
         """
         return self._render({**asdict(Question()), **(values or {})}, problem)
 
-    def answer(
-        self, key: str, question: Question, progress: Progress, answer: tuple[dict[str, Any], Any] | None
-    ) -> str:
+    def answer(self, sides: Sequence["Side"]) -> str:
         """The page of a question, whose form has its fields.
 
         Args:
-            key: its id.
-            question, progress: what was asked, and how far it is.
-            answer: what is shown beside the table, and the table; None before the question is done.
+            sides: the question and, if there is one, the question beside it.
         """
-        problem = f"The question has no answer: {progress.error}" if progress.error else ""
-        content = {}
-        if answer is not None:
-            beside, table = answer
-            small = beside["resolution"] < PIXELATED_BELOW
-            content = {"beside": beside, "rankings": rankings(table), "small": small}
-        return self._render(asdict(question), problem, key=key, progress=progress, **content)
+        own = sides[0]
+        problem = f"The question has no answer: {own.progress.error}" if own.progress.error else ""
+        shown = [self._shown(side, *side.answer) for side in sides if side.answer]
+        return self._render(asdict(own.question), problem, key=own.key, progress=own.progress, sides=shown)
+
+    def _shown(self, side: "Side", beside: Mapping[str, Any], table: pa.Table) -> dict[str, Any]:
+        """What the page shows of one answer."""
+        small = beside["resolution"] < PIXELATED_BELOW
+        return {
+            "key": side.key,
+            "question": side.question,
+            "small": small,
+            "rankings": rankings(table, f"/questions/{side.key}/originals", small),
+            "seconds": sum(beside["seconds"].values()),
+            **{name: beside[name] for name in ("words", "without", "ranked", "drawn")},
+        }
 
     def _render(self, values: Mapping[str, Any], problem: str, **content: Any) -> str:
-        empty = {"key": "", "progress": None, "beside": None, "rankings": {}, "small": False}
+        empty = {"key": "", "progress": None, "sides": []}
         return self._template.render({**self._constant, **empty, **content, "values": values, "problem": problem})
 
 
-def rankings(table: pa.Table) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """By method and end, the samples of the damped ranking, each with its `labels`."""
-    ends = dict[str, dict[str, list[dict[str, Any]]]]()
-    for row in table_rows(table):
+@dataclass(frozen=True)
+class Side:
+    """A question on a page.
+
+    Attributes:
+        key: its id.
+        question, progress: what was asked, and how far it is.
+        answer: what is shown beside the table, and the table; None before the question is done.
+    """
+
+    key: str
+    question: Question
+    progress: Progress
+    answer: tuple[dict[str, Any], pa.Table] | None = None
+
+
+def rankings(table: pa.Table, originals: str, small: bool) -> dict[str, dict[str, list[Thumb]]]:
+    """By method and end, the samples of the damped ranking.
+
+    Args:
+        table: the answer.
+        originals: the address below which the originals are.
+        small: whether pictures are enlarged with sharp edges.
+    """
+    ends = dict[str, dict[str, list[Thumb]]]()
+    for row in table.to_pylist():
         if row["form"] == "damped":
-            row["labels"] = {name: value for name, value in row.items() if name not in COLUMNS and value is not None}
-            ends.setdefault(row["method"], {"top": [], "bottom": []})[row["end"]].append(row)
+            thumbs = ends.setdefault(row["method"], {"top": [], "bottom": []})
+            thumbs[row["end"]].append(_thumb(row, originals, small))
     return ends
 
 
-def groups(row: Mapping[str, Any], data: str) -> list[str]:
-    """The source and the labels of a sample in words, by which the page filters.
+def _thumb(row: Mapping[str, Any], originals: str, small: bool) -> Thumb:
+    """One sample of a ranking, with the addresses of its pictures."""
+    address = quote(row["sample_id"], safe="")
+    interval = tuple(row[name] for name in INTERVALS)
+    return Thumb(
+        sample_id=row["sample_id"],
+        caption=row["caption"],
+        score=row["score"],
+        percentile=row["percentile"],
+        rank=row["rank"],
+        png=b"",
+        labels={name: value for name, value in row.items() if name not in COLUMNS and value is not None},
+        file=f"/samples/{address}/thumbnail",
+        original=f"{originals}/{address}",
+        small=small,
+        origin=f"{row['source']}, row {row['row']}",
+        interval=() if None in interval else interval,
+    )
 
-    Args:
-        row: of a ranking, with its `labels`.
-        data: `data.uri`, below which sources are named.
-    """
-    return [f"source = {below(row['source'], data)}", *(f"{name} = {value}" for name, value in row["labels"].items())]
+
+def sample_places(table: bytes) -> dict[str, tuple[str, int]]:
+    """By id, the source and the row of each sample of an answer, whose Parquet file this is."""
+    rows = read_parquet(table).select(["sample_id", "source", "row"]).to_pylist()
+    return {row["sample_id"]: (row["source"], row["row"]) for row in rows}
 
 
 def table_rows(table: pa.Table) -> list[dict[str, Any]]:

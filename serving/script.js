@@ -1,6 +1,6 @@
 "use strict";
-// Moves the progress, previews the picture, takes words out of the prompt, filters and sorts the answer. Without it the
-// page asks and answers all the same, and has a link to look again.
+// Moves the progress, previews the picture, and takes words out of the prompt. Without it the page asks and answers all
+// the same, and has a link to look again.
 const by = (id) => document.getElementById(id);
 
 async function wait(section) {
@@ -33,36 +33,6 @@ function preview() {
   if (file) by("preview").src = URL.createObjectURL(file);
 }
 
-function filter() {
-  const words = by("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
-  const group = by("group").value;
-  let shown = 0;
-  const items = document.querySelectorAll("#answer li[data-text]");
-  for (const item of items) {
-    item.hidden =
-      !words.every((word) => item.dataset.text.includes(word)) ||
-      (group !== "" && !JSON.parse(item.dataset.groups).includes(group));
-    shown += item.hidden ? 0 : 1;
-  }
-  by("filter-count").textContent = words.length || group ? `${shown} of ${items.length} shown` : "";
-}
-
-function listGroups() {
-  const groups = new Set();
-  for (const item of document.querySelectorAll("#answer li[data-groups]"))
-    for (const group of JSON.parse(item.dataset.groups)) groups.add(group);
-  for (const group of [...groups].sort()) by("group").add(new Option(group, group));
-}
-
-function sort() {
-  const key = by("sort").value;
-  const value = (item) => item.dataset[key];
-  const order = (a, b) =>
-    (key === "rank" || key === "certain" ? value(a) - value(b) : value(a).localeCompare(value(b))) ||
-    a.dataset.rank - b.dataset.rank;
-  for (const list of document.querySelectorAll("#answer ol")) list.append(...[...list.children].sort(order));
-}
-
 // The words of the prompt as buttons. `minus` is one phrase, so a word beside it extends it and any other replaces it.
 function listWords() {
   const [prompt, minus] = [by("prompt").value, by("minus").value];
@@ -90,16 +60,6 @@ function listWords() {
 }
 
 if (by("waiting")) wait(by("waiting"));
-
-if (by("filter")) {
-  for (const name of ["filter", "group", "sort"]) by(`${name}-field`).hidden = false;
-  listGroups();
-  by("filter").addEventListener("input", filter);
-  by("group").addEventListener("change", filter);
-  by("sort").addEventListener("change", sort);
-  sort();
-  filter(); // a browser that goes back has kept the words
-}
 
 if (by("prompt")) {
   for (const name of ["prompt", "minus"]) by(name).addEventListener("input", listWords);

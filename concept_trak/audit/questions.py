@@ -35,7 +35,7 @@ from concept_trak.audit.resolve import absolute_model
 from concept_trak.audit.results import Tally
 from concept_trak.audit.score import ScoreResult
 from concept_trak.audit.shared_pass import SolvedQuestion, scan, shared_tallies, timed_step
-from concept_trak.audit.shown_samples import ShownSample
+from concept_trak.audit.shown_samples import OriginalReader, ShownSample
 from concept_trak.audit.stages import StageResults
 from concept_trak.audit.worker import StoreWorker, Work
 from concept_trak.config import AuditConfig, ModelConfig, WorkerSettings
@@ -103,6 +103,7 @@ class Questions:
         self._settings = {method: listed_settings(results, method, own) for method, own in features.items()}
         self.records = {method: listed_records(results, method, own, plan) for method, own in features.items()}
         self._shards = read_shards(store, config.data, plan)
+        self.original = OriginalReader(store, self.config.data, self._shards)
         self.work = Work(self.config, features, worker or own_settings())
         self._reader, self._systems = StoreWorker(self.work), dict[str, DampedSystem]()
         parts = {(r.fingerprint, r.shard): r.bytes for records in self.records.values() for r in records}

@@ -1,6 +1,7 @@
 """Captions, labels and pictures of the samples at the ends of a ranking, read from the data again."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,7 +9,9 @@ import torch
 from concept_trak.audit.index import IndexReader
 from concept_trak.audit.mapper import Attempt, Task
 from concept_trak.audit.worker import Work
+from concept_trak.config import DataConfig
 from concept_trak.data.decode import image_format
+from concept_trak.data.format import format_of
 from concept_trak.data.image import to_png, to_thumbnail
 from concept_trak.data.sample import FoundSample, samples_by_id
 from concept_trak.data.shard import Shard
@@ -99,3 +102,25 @@ class ShowWorker:
         for name, data in ((thumbnail, small), (whole, original)):
             files.append(write_listed(self.audit, beside_report(name), data))
         return replace(seen, thumbnail=thumbnail, original=whole)
+
+
+class OriginalReader:
+    """Reads the files of training images as they lie in the data, one at a time.
+
+    Args:
+        store: where the index of the data lies.
+        data: the settings that the images are read with.
+        shards: the plan.
+    """
+
+    def __init__(self, store: Store, data: DataConfig, shards: Sequence[Shard]) -> None:
+        self._index, self._data, self._shards = IndexReader(store), data, shards
+
+    def __call__(self, source: str, row: int) -> bytes | None:
+        """The image at a row of a source; None where it was encoded before, or is not in the plan."""
+        for shard in self._shards:
+            if shard.source == source and shard.first_row <= row < shard.first_row + shard.rows:
+                alone = self._index(shard).rows_from(row, 1)
+                (image,) = format_of(shard, self._data).images(alone, self._data)
+                return image.content if isinstance(image.content, bytes) else None
+        return None

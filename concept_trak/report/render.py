@@ -1,11 +1,13 @@
-"""The page of an audit as HTML: images and histograms inline, no script, no request.
+"""The page of an audit as HTML: images and histograms inline, no request, and one script that filters and sorts.
 
 `audit.html` has the structure and the words, `style.html` the style. This module has the computed parts: numbers as
 text, the geometry of the drawings, and the choice of a method's main ranking. Captions are untrusted, so everything is
-escaped, and the page's content security policy forbids scripts and requests.
+escaped, and the page's content security policy forbids requests, and every script but this one, by its hash.
 """
 
 import base64
+import hashlib
+import json
 import math
 import re
 import struct
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from concept_trak.data.text import escaped
 from concept_trak.report.audit_page import Facts, Page, Ranking, Section, Thumb
@@ -21,6 +24,8 @@ from concept_trak.report.audit_page import Facts, Page, Ranking, Section, Thumb
 # Smaller images, in pixels, are enlarged with sharp edges, because smoothing blurs them.
 PIXELATED_BELOW = 64
 LEGIBLE = 100  # above this ratio of the tallest bar to the shortest, a linear histogram hides its tails
+SIFT = (Path(__file__).parent / "sift.js").read_text()
+"""The script that filters and sorts the samples of a page."""
 STANDS_OUT = 3.0  # standard errors above the mean of all samples, from which a group of samples is named
 
 
@@ -156,6 +161,17 @@ def below(source: str, data: str) -> str:
     return rest[1:] if rest.startswith("/") else f"{folder.rpartition('/')[2]}{rest}"
 
 
+def groups(thumb: Thumb, data: str) -> str:
+    """The source and the labels of a sample as JSON pairs of name and value, by which the page filters.
+
+    Args:
+        thumb: the sample.
+        data: `data.uri`.
+    """
+    source = below(thumb.origin.rpartition(", row ")[0], data)
+    return json.dumps([*([("source", source)] if source else []), *thumb.labels.items()], ensure_ascii=False)
+
+
 def duration(seconds: float) -> str:
     """Seconds in words: 4.2 s, 12 min 5 s, 3 h 12 min."""
     if seconds < 60:
@@ -232,6 +248,7 @@ def environment() -> Environment:
         is_log,
         tick_position,
         below,
+        groups,
         number,
         ratio,
         gain,
@@ -244,7 +261,8 @@ def environment() -> Environment:
         is_small,
     )
     jinja.filters.update({function.__name__: function for function in functions})
-    jinja.globals["STANDS_OUT"] = STANDS_OUT
+    digest = base64.b64encode(hashlib.sha256(SIFT.encode()).digest()).decode()
+    jinja.globals |= {"STANDS_OUT": STANDS_OUT, "SIFT": Markup(SIFT), "SIFT_HASH": f"sha256-{digest}"}
     jinja.filters["count"] = "{:,}".format
     jinja.filters["yes_or_no"] = lambda value: "yes" if value else "no"
     return jinja

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from PIL import Image
 
 import concept_trak as ct
 import jobs.ask
@@ -24,6 +25,8 @@ from concept_trak.audit.query_features import QueryWorker
 from concept_trak.audit.questions import MovedModel, Questions, own_settings
 from concept_trak.config import WorkerSettings
 from concept_trak.data.benchmarks import synthetic
+from concept_trak.data.decode import decode_image
+from concept_trak.data.image import center_crop
 from concept_trak.models import small
 from concept_trak.report.publish_answer import AskConfig
 from concept_trak.store.part import Damaged
@@ -387,6 +390,10 @@ def test_a_server_answers_as_the_command(said, first, pictures, tmp_path):
             assert table.equals(pq.read_table(out / "top.parquet"))
             thumbnail = await client.get(f"/samples/{table['sample_id'][0]}/thumbnail")
             assert thumbnail.content_type == "image/png"
+            original = await client.get(f"/questions/{key}/originals/{table['sample_id'][0]}")
+            fitted = center_crop(decode_image(await original.read()), RESOLUTION)
+            small = Image.open(io.BytesIO(await thumbnail.read()))
+            assert fitted.tobytes() == small.tobytes(), "another sample's original"
 
     asyncio.run(asyncio.wait_for(talk(), 120))
     assert files_under(first.store) == before

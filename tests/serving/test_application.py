@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+import hashlib
+import html
 import io
 import json
 import re
@@ -135,16 +137,80 @@ def test_the_page_asks_waits_and_shows(serve):
         async with client.get(aiohttp.client.URL(thumbnail, encoded=True)) as response:
             assert (response.status, response.content_type) == (200, "image/png")
         assert (await client.get("/samples/unknown/thumbnail")).status == 404
-        (groups,) = set(re.findall(r"data-groups='([^']+)'", page))
-        assert json.loads(groups) == ["source = 0.parquet", "colour = red"]
-        form = {"like": STRANGE}
-        async with client.post("/answers", data=form, allow_redirects=False) as response:
-            similar = await ended(client, response.headers["Location"][-20:])
-        assert (similar["state"], len(similar["question"]["examples"])) == ("done", 1)
-        assert (await client.post("/answers", data={"like": "unknown"})).status == 422
+        (groups,) = {html.unescape(value) for value in re.findall(r'data-groups="([^"]+)"', page)}
+        assert json.loads(groups) == [["source", "0.parquet"], ["colour", "red"]]
 
     serve(talk, questions)
     assert (questions.asked[0].minus, questions.asked[0].samples) == ("red", 2)
+
+
+def test_originals_are_shown_and_asked_about(serve):
+    questions = Stand()
+    place, blue = ("/data/train/0.parquet", 3), picture("blue")
+
+    async def talk(client: Any) -> None:
+        key = await posted(client, **RED)
+        await ended(client, key)
+        page = await (await client.get(f"/answers/{key}")).text()
+        (address,) = set(re.findall(rf'href="(/questions/{key}/originals/\.\.[^"]+)"', page))
+        original = aiohttp.client.URL(address, encoded=True)
+        async with client.get(original) as response:
+            assert (response.status, response.content_type, await response.read()) == (200, "image/png", blue)
+        form = {"like": STRANGE, "of": key, "method": "caption_trak"}
+        async with client.post("/answers", data=form, allow_redirects=False) as response:
+            similar = await ended(client, response.headers["Location"][-20:])
+        assert (similar["state"], similar["question"]["examples"]) == ("done", [hashlib.sha256(blue).hexdigest()])
+        for wrong in ({"like": "unknown", "of": key}, {"like": STRANGE, "of": "0" * 20}, {"like": STRANGE}):
+            assert (await client.post("/answers", data=wrong)).status == 422
+        for path in (f"/questions/{key}/originals/unknown", f"/questions/{'0' * 20}/originals/b"):
+            assert (await client.get(path)).status == 404
+        for data, status in (
+            (b"<svg onload=alert(1)>", 422),
+            (picture(side=101), 422),
+            (None, 404),
+            (OSError("s3"), 503),
+        ):
+            questions.originals[place] = data
+            assert (await client.get(original)).status == status, data
+        questions.originals[place] = picture(kind="TIFF")
+        async with client.get(original) as response:
+            assert response.headers["Content-Disposition"] == "attachment", "no browser shows a TIFF"
+
+    serve(talk, questions)
+
+
+def test_two_answers_side_by_side(serve):
+    questions = Stand()
+
+    async def talk(client: Any) -> None:
+        first = await posted(client, **RED)
+        await ended(client, first)
+        page = await (await client.get(f"/answers/{first}")).text()
+        assert page.count('class="side"') == page.count(f'name="beside" value="{first}"') == 1
+        questions.go.clear()
+        fields = {"prompt": "a blue <triangle>", "beside": first}
+        async with client.post("/answers", data=fields, allow_redirects=False) as response:
+            link = response.headers["Location"]
+        assert link.endswith(f"?beside={first}")
+        waiting = await (await client.get(link)).text()
+        assert waiting.count('id="waiting"') == waiting.count('class="side"') == 1
+        questions.go.set()
+        second = link.partition("?")[0][-20:]
+        await ended(client, second)
+        page = await (await client.get(link)).text()
+        assert page.index(f"/questions/{second}.parquet") < page.index(f"/questions/{first}.parquet")
+        assert "<q>a blue &lt;triangle&gt;</q>" in page
+        assert page.count('class="side"') == 2
+        ids = re.findall(r' id="([^"]+)"', page)
+        assert len(ids) == len(set(ids)), "an id stands twice"
+        assert set(re.findall(r' (?:form|aria-labelledby|for)="([^"]+)"', page)) <= set(ids)
+        assert page.count(f'name="beside" value="{second}" checked') == 1
+        alone = await (await client.get(f"/answers/{first}?beside={first}")).text()
+        assert alone.count('class="side"') == 1
+        for wrong in ("0" * 20, "../..", ""):
+            assert (await client.get(f"/answers/{first}", params={"beside": wrong})).status == 404
+
+    serve(talk, questions)
 
 
 def test_pictures_are_decoded_first_and_then_asked_about(serve):

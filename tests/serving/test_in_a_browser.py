@@ -77,30 +77,48 @@ def test_a_question_from_the_search_box_to_pictures(url, tmp_path):
                 assert len(Image.open(shot).convert("RGB").getcolors(1 << 24) or []) > 100, "no picture is drawn"
             items = "[...document.querySelectorAll('#answer li')].filter(i => !i.hidden)"
             before = await tab.evaluate(f"{items}.length")
-            await tab.type("filter", "a red")
+            filter, group, order = (
+                f"document.querySelector('.tools {name}')"
+                for name in ("input", "select", "label + label + label select")
+            )
+            await tab.evaluate(f"{filter}.focus()")
+            await tab.do("Input.insertText", text="a red")
             assert 0 < await tab.evaluate(f"{items}.length") < before
-            assert await tab.evaluate(f"{items}.every(i => i.dataset.text.includes('red'))")
-            assert "shown" in await tab.evaluate("document.getElementById('filter-count').textContent")
-            await tab.evaluate("document.getElementById('filter').value = ''")
+            assert await tab.evaluate(f"{items}.every(i => i.textContent.includes('red'))")
+            assert "shown" in await tab.evaluate("document.querySelector('.tools output').value")
+            await tab.evaluate(f"{filter}.select()")
+            await tab.press("Delete", 46)
+            assert await tab.evaluate(f"{items}.length") == before
             changed = "dispatchEvent(new Event('change'))"
-            group = "document.getElementById('group')"
             assert await tab.evaluate(f"{group}.options.length") > 1
             await tab.evaluate(f"{group}.selectedIndex = 1; {group}.{changed}")
-            assert await tab.evaluate(f"{items}.every(i => i.dataset.groups.includes({group}.value))")
-            sort = "document.getElementById('sort')"
-            captions = "[...document.querySelector('#answer ol').children].map(i => i.dataset.caption)"
+            assert await tab.evaluate(f"{items}.every(i => i.dataset.groups.includes({group}.value.split(' = ')[1]))")
+            captions = (
+                "[...document.querySelector('#answer ol').children].map(i => i.querySelector('.caption').textContent)"
+            )
             await tab.evaluate(
-                f"{group}.selectedIndex = 0; {group}.{changed}; {sort}.value = 'caption'; {sort}.{changed}"
+                f"{group}.selectedIndex = 0; {group}.{changed}; {order}.value = 'caption'; {order}.{changed}"
             )
             assert (ordered := await tab.evaluate(captions)) == sorted(ordered)
             one_method = "document.querySelectorAll('#answer h3').length == 1"
             await tab.choose("picture", tmp_path / "own.png")
             await tab.until("document.getElementById('preview').naturalWidth == 64")
             await tab.evaluate("for (const i of document.querySelectorAll('[value=das]')) i.checked = false")
-            await tab.evaluate("document.querySelector('form').requestSubmit()")
+            await tab.evaluate("document.querySelector('.question').requestSubmit()")
             await tab.until(f"location.href != {first!r} && ({ANSWERED})")
             assert "in this one picture" in await tab.evaluate("document.body.innerText")
             assert await tab.evaluate("document.querySelectorAll('#answer h3').length") == 1
+            await tab.evaluate("document.querySelector('[name=beside]').click()")
+            await tab.evaluate("for (const name of ['prompt', 'minus']) document.getElementById(name).value = ''")
+            await tab.type("prompt", "a red square")
+            await tab.type("minus", "red")
+            await tab.evaluate("document.querySelector('.question').requestSubmit()")
+            await tab.until("document.querySelectorAll('.side').length == 2")
+            for width, scheme in ((1280, "light"), (1280, "dark"), (400, "light")):
+                await tab.look(f"beside-{width}-{scheme}", width, scheme)
+                assert await tab.evaluate("document.documentElement.scrollWidth") == width, "the page is cut off"
+            await tab.evaluate("history.back()")
+            await tab.until(f"!location.search && ({ANSWERED}) && {one_method}")
             await tab.evaluate("document.querySelector('.like').click()")
             await tab.until(f"({ANSWERED}) && document.body.innerText.includes('what the picture shows')")
             assert await tab.evaluate("document.querySelectorAll('[name=examples]').length") == 1
