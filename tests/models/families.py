@@ -26,7 +26,7 @@ class Tiny:
     texts: what to ask for: three conditions, then the empty one.
     group: named parameters that it has, beside `attention` and `all`.
     ways: what else `load` is told.
-    replayed: how many parameters have no layer rule, so that their gradients cost a pass per sample.
+    replayed: how many parameters cost a pass per sample, through their module or the whole network.
     unpack: (ours, tokens or a state of the network): the state that they are, [b, c, h, w], without a learned variance.
     """
 
@@ -143,11 +143,9 @@ FAMILIES: dict[str, Tiny] = {
     "sdxl_encoded_empty": Tiny(lambda: sdxl(zeros=False), "unet", draw, from_eps, itself, ddim),
     "sd3": Tiny(lambda: sd3(t5=False), "transformer", draw, from_flow, of_flow, euler, group="attention"),
     "sd3_t5": Tiny(lambda: sd3(t5=True), "transformer", draw, from_flow, of_flow, euler, group="attention"),
-    "pixart": Tiny(pixart, "transformer", draw_patches, from_eps, itself, ddim, replayed=3),
-    "pixart_t5": Tiny(lambda: pixart_t5(sizes=False), "transformer", draw_masked, from_eps, itself, ddim,
-                      replayed=3),
-    "pixart_t5_sizes": Tiny(lambda: pixart_t5(sizes=True), "transformer", draw_masked, from_eps, itself, ddim,
-                      replayed=3),
+    "pixart": Tiny(pixart, "transformer", draw_patches, from_eps, itself, ddim),
+    "pixart_t5": Tiny(lambda: pixart_t5(sizes=False), "transformer", draw_masked, from_eps, itself, ddim),
+    "pixart_t5_sizes": Tiny(lambda: pixart_t5(sizes=True), "transformer", draw_masked, from_eps, itself, ddim),
     "dit": Tiny(dit, "transformer", draw_class, from_eps, itself, ddim, LABELS, "self_attention_out"),
     "unet_2d": Tiny(lambda: ddpm(4), "unet", call_with_class, from_eps, itself, ddim_of_ddpm, ("0", "1", "2", "3"),
                     "self_attention_out", {"negative": "other_label"}),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from concept_trak.attribution.denoiser import Condition, Denoiser, concat_conditions, take_rows
 from concept_trak.attribution.direction import DIRECTIONS
+from concept_trak.attribution.gradients import separable_layers
 from concept_trak.attribution.gradients.layer_rules import has_rule
 from concept_trak.attribution.gradients.pull_back import pull_back
 from concept_trak.attribution.numerics import normal
@@ -137,10 +138,19 @@ def test_attributable_parameters_are_those_asked_for(family):
         assert {n for n, p in few.network.named_parameters() if p.requires_grad} == set(few.parameters)
 
 
-def test_parameters_without_a_layer_rule_are_those_that_are_known(family):
-    owners = [m for m in family.denoiser.network.modules() if not has_rule(m)]
-    names = [f"{type(m).__name__}.{name}" for m in owners for name, _ in m.named_parameters(recurse=False)]
-    assert len(names) == family.tiny.replayed, f"{names} cost a pass per sample"
+def test_few_parameters_cost_a_pass_per_sample(family, monkeypatch, caplog):
+    d, probe, replayed = family.denoiser, Probe("forward_noise", "prediction", (400,)), set()
+    by_layer = separable_layers.per_sample_gradients
+
+    def noted(layer, call, g, b, names):
+        replayed.update(() if has_rule(layer) else names.values())
+        return by_layer(layer, call, g, b, names)
+
+    monkeypatch.setattr(separable_layers, "per_sample_gradients", noted)
+    (state,) = forward_noise(d, family.batch(), probe, 0)
+    pull_back(d, state, [lambda s, seen: DIRECTIONS["prediction"](d, s, seen, probe)])
+    assert len(replayed) == family.tiny.replayed, f"{replayed} are replayed"
+    assert "no layer rule" not in caplog.text, "parameters cost a pass through the whole network"
 
 
 @pytest.mark.parametrize("direction", ["denoising_error", "reconstruction_reward", "caption_reward"])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from concept_trak.attribution.denoiser import Denoiser, Prediction
 from concept_trak.attribution.gradients.factors import DenseGradient, Gradients, ParameterGradient
-from concept_trak.attribution.gradients.separable_layers import SeparableLayers, recorded_calls
+from concept_trak.attribution.gradients.separable_layers import SeparableLayers, recorded_pass
 from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.numerics import at_least_float32
 from concept_trak.attribution.state import Direction, State
@@ -52,10 +52,10 @@ def pull_back(
     # Decoded images have their channels last in memory. The rule of a group norm would copy all inputs of that layout.
     state = state.at(state.x_t.detach().contiguous().requires_grad_())
     with torch.enable_grad():
-        with recorded_calls(workspace.layers(denoiser)) as calls:
+        with recorded_pass(workspace.layers(denoiser)) as recording:
             prediction = denoiser(state.x_t, state.t, state.batch.cond)
         points = [direction(state, prediction) for direction in directions]
-    layers = SeparableLayers(denoiser.parameters, workspace.layers(denoiser), calls, len(state.x_t))
+    layers = SeparableLayers(denoiser.parameters, workspace.layers(denoiser), recording, len(state.x_t))
     results = []
     for i, direction in enumerate(points):
         scale = _power_of_two(direction.v)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from concept_trak.attribution.gradients.broadcast import BroadcastUse, Following, followed_parameters
 from concept_trak.attribution.gradients.factors import DenseGradient, ParameterGradient
 from concept_trak.attribution.gradients.layer_rules import (
     LayerCall,
@@ -19,20 +20,27 @@ from concept_trak.attribution.gradients.layer_rules import (
 from concept_trak.attribution.gradients.rows import RowOrder, row_order, row_samples
 from concept_trak.attribution.gradients.workspace import LayerNames
 
-Calls = dict[nn.Module, list[LayerCall]]
+
+@dataclass(frozen=True)
+class Recording:
+    """What a forward pass did: the calls of each layer, and the parameters that a module used without a layer."""
+
+    calls: dict[nn.Module, list[LayerCall]]
+    followings: dict[nn.Module, dict[str, Following]]
 
 
 @contextmanager
-def recorded_calls(layers: LayerNames) -> Iterator[Calls]:
-    """Record every call of these layers until the block ends."""
-    calls: Calls = {}
+def recorded_pass(layers: LayerNames) -> Iterator[Recording]:
+    """Record every use of the parameters of these modules until the block ends."""
+    calls: dict[nn.Module, list[LayerCall]] = {}
 
     def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         calls.setdefault(module, []).append(record_call(module, args, kwargs, output))
 
     handles = [module.register_forward_hook(note, with_kwargs=True) for module in layers]
     try:
-        yield calls
+        with followed_parameters(layers) as followings:
+            yield Recording(calls, followings)
     finally:
         for handle in handles:
             handle.remove()
@@ -69,16 +77,23 @@ class SeparableLayers:
     Args:
         parameters: the attributable parameters by name.
         layers: the modules that own them.
-        calls: of these modules with a batch.
+        recording: of these modules' forward pass with a batch.
         b: samples in the batch.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], layers: LayerNames, calls: Calls, b: int) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], layers: LayerNames, recording: Recording, b: int) -> None:
         self._b, self._parameters = b, parameters
+        followings = [f for own in recording.followings.values() for f in own.values() if f.splits(b)]
+        broadcast = {m: {n for n, f in own.items() if f.splits(b)} for m, own in recording.followings.items()}
+        names = {m: {n: name for n, name in layers[m].items() if n not in broadcast.get(m, ())} for m in layers}
+        calls = {m: own for m, own in recording.calls.items() if names[m]}
         separable = {m for m, own in calls.items() if all(is_separable(m, call, b) for call in own)}
-        excluded = {name for m in calls if m not in separable for name in layers[m].values()}
-        names = {m: {n: name for n, name in layers[m].items() if name not in excluded} for m in calls}
-        self._uses = [LayerUse(m, call, names[m]) for m, own in calls.items() if m in separable for call in own]
+        excluded = {name for m in calls if m not in separable for name in names[m].values()}
+        names = {m: {n: name for n, name in own.items() if name not in excluded} for m, own in names.items()}
+        self._uses: list[LayerUse | BroadcastUse] = [
+            LayerUse(m, call, names[m]) for m, own in calls.items() if m in separable for call in own
+        ]
+        self._uses += [use for f in followings if f.name not in excluded for use in f.uses]
 
     def gradients(self, eps: Tensor, v: Tensor, keep_graph: bool) -> dict[str, ParameterGradient]:
         """The gradients by parameter, from v at eps; those of tied parameters and of repeated calls are added."""
