@@ -268,7 +268,7 @@ def twin(table: dict[str, Callable], name: str, what: str) -> Callable:
 
 def gradient(model: Denoiser, loss: Tensor) -> Tensor:
     """[k], parameters in their order."""
-    slopes = torch.autograd.grad(loss, list(model.parameters.values()))
+    slopes = torch.autograd.grad(loss, list(model.parameters.values()), materialize_grads=True)
     return torch.cat([slope.flatten() for slope in slopes])
 
 

@@ -9,7 +9,7 @@ the size of the image are those of the model's resolution. In eps units a loss o
 pure noise teaches nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from concept_trak.attribution.denoiser import GROUPS, Condition, Prediction
-from concept_trak.models.noise_schedule import NoiseSchedule, rectified_flow
+from concept_trak.models.noise_schedule import NoiseSchedule, rectified_flow, shift_of
 from concept_trak.models.text_to_image import TextToImage
 
 
@@ -29,9 +29,11 @@ class FlowTextToImage(TextToImage):
         time_of_noise: the time that the network is given for pure noise, sigma = 1.
         default_side: side of the latents of an image of the model's own resolution, where the network's configuration
             has no `sample_size`.
+        shift: from the scheduler's configuration and an image's tokens to the mu of a dynamic shift.
     """
 
     time_of_noise: ClassVar[float] = 1000.0
+    shift: Callable[[Mapping[str, Any], int], float] = staticmethod(shift_of)
     default_side: ClassVar[int | None] = None
     # Text and image share each attention. attn2, where a block has one, is the image's own.
     groups: ClassVar[Mapping[str, str]] = {name: GROUPS[name] for name in ("all", "attention", "lora")}
@@ -40,7 +42,7 @@ class FlowTextToImage(TextToImage):
         return super()._sides() if self.default_side is None else (self.default_side, self.default_side)
 
     def _read_schedule(self, scheduler: Any) -> NoiseSchedule:
-        return rectified_flow(scheduler, f"{self.path}/scheduler", self.image_tokens)
+        return rectified_flow(scheduler, f"{self.path}/scheduler", self.image_tokens, self.shift)
 
     @property
     def image_tokens(self) -> int:
@@ -64,3 +66,11 @@ def pack(x_t: Float[Tensor, "b c h w"]) -> Float[Tensor, "b tokens width"]:
 def unpack(tokens: Float[Tensor, "b tokens width"], h: int, w: int) -> Float[Tensor, "b c h w"]:
     """The inverse of `pack` for latents of h x w."""
     return F.pixel_shuffle(tokens.mT.unflatten(2, (h // 2, w // 2)), 2)
+
+
+def positions(h: int, w: int, axes: int, device: torch.device) -> Float[Tensor, "tokens axes"]:
+    """The row and column of each token of an image in axes 1 and 2, and 0 in the others."""
+    ids = torch.zeros(h, w, axes, device=device)
+    ids[..., 1] += torch.arange(h, device=device)[:, None]
+    ids[..., 2] += torch.arange(w, device=device)
+    return ids.flatten(0, 1)

@@ -2,6 +2,7 @@
 
 import logging
 from itertools import chain
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,10 @@ def from_folder(part_class: Any, folder: Path, **options: Any) -> Any:
         UserError: a file is missing, is cut off, is nested too deep, or does not fit the class.
     """
     try:
-        return part_class.from_pretrained(folder, local_files_only=True, **options)
+        with warnings.catch_warnings():
+            # Of diffusers about its own code: its network of Chroma uses a class of its older files.
+            warnings.filterwarnings("ignore", r"`\w+` is deprecated", FutureWarning)
+            return part_class.from_pretrained(folder, local_files_only=True, **options)
     except ImportError as error:  # a library that only this tokenizer needs
         raise UserError(f"{folder} cannot be loaded as a {part_class.__name__}: {error}") from error
     except (OSError, RuntimeError, TypeError, ValueError, KeyError, AttributeError, SafetensorError) as error:

@@ -9,7 +9,7 @@ the steps. A network that predicts eps gives x_0 = (x_t - sigma eps) / alpha. So
 - Of a squared-cosine schedule (Nichol and Dhariwal 2021) only the last steps are near zero: our times end before them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,38 +101,7 @@ def _with_usable_alpha(alpha_bar: Tensor, described: str, zero_snr: bool) -> Ten
 
 
 SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
-"""Settings with which the levels depend on the number of steps."""
-
-
-def rectified_flow(scheduler: Any, name: str, tokens: int) -> NoiseSchedule:
-    """x_t = (1 - sigma) x_0 + sigma eps at 1000 levels of the scheduler, from the smallest to pure noise.
-
-    The levels of a dynamic shift depend on the size of the image (Esser et al. 2024, section 5.3.2):
-
-        sigma = e^mu / (e^mu + 1 / u - 1),      u = 1 / 1000 ... 1,      mu as in `shift_of`
-
-    Args:
-        scheduler: of diffusers.
-        name: its file, for messages.
-        tokens: the tokens of an image in the network.
-
-    Raises:
-        UserError: it is no flow matching scheduler of 1000 levels.
-    """
-    kind, config = type(scheduler).__name__, scheduler.config
-    fits = kind == "FlowMatchEulerDiscreteScheduler" and config["num_train_timesteps"] == TIMES
-    if not fits or any(config.get(setting) for setting in ("invert_sigmas", *SPACINGS)):
-        raise UserError(
-            f"{name} is a {kind}, but the model is a rectified flow; expected a FlowMatchEulerDiscreteScheduler of "
-            f"1000 steps with invert_sigmas, {', '.join(SPACINGS)} false. Save the pipeline with that scheduler."
-        )
-    sigma = scheduler.sigmas
-    if config.get("use_dynamic_shifting") or config.get("shift_terminal"):
-        levels = torch.linspace(1, 1 / TIMES, TIMES, dtype=torch.float64).tolist()
-        scheduler.set_timesteps(sigmas=levels, mu=shift_of(config, tokens))
-        sigma = scheduler.sigmas[:-1]  # the last is the end of the sampler, no noise
-    sigma = sigma.double().flip(0)
-    return NoiseSchedule(1 - sigma, sigma, tuple(range(TIMES)), "flow")
+"""Settings that choose which levels a sampler visits. They are ignored, because the levels between are levels too."""
 
 
 def shift_of(config: Mapping[str, Any], tokens: int) -> float:
@@ -140,3 +109,38 @@ def shift_of(config: Mapping[str, Any], tokens: int) -> float:
     least, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     return low + (tokens - least) * (high - low) / (most - least)
+
+
+def rectified_flow(
+    scheduler: Any, name: str, tokens: int, shift: Callable[[Mapping[str, Any], int], float] = shift_of
+) -> NoiseSchedule:
+    """x_t = (1 - sigma) x_0 + sigma eps at 1000 levels of the scheduler, from the smallest to pure noise.
+
+    The levels of a dynamic shift depend on the size of the image (Esser et al. 2024, section 5.3.2):
+
+        sigma = e^mu / (e^mu + 1 / u - 1),      u = 1 / 1000 ... 1,      mu = shift(configuration, tokens)
+
+    Args:
+        scheduler: of diffusers.
+        name: its file, for messages.
+        tokens: the tokens of an image in the network.
+        shift: from the scheduler's configuration and the tokens to mu.
+
+    Raises:
+        UserError: it is no flow matching scheduler of 1000 levels.
+    """
+    kind, config = type(scheduler).__name__, scheduler.config
+    fits = kind == "FlowMatchEulerDiscreteScheduler" and config["num_train_timesteps"] == TIMES
+    if not fits or config.get("invert_sigmas"):
+        raise UserError(
+            f"{name} is a {kind}, but the model is a rectified flow; expected a FlowMatchEulerDiscreteScheduler of "
+            "1000 steps with invert_sigmas false. Save the pipeline with that scheduler."
+        )
+    sigma = scheduler.sigmas
+    if config.get("use_dynamic_shifting") or config.get("shift_terminal"):
+        scheduler = type(scheduler).from_config(config, **dict.fromkeys(SPACINGS, False))
+        levels = torch.linspace(1, 1 / TIMES, TIMES, dtype=torch.float64).tolist()
+        scheduler.set_timesteps(sigmas=levels, mu=shift(config, tokens))
+        sigma = scheduler.sigmas[:-1]  # the last is the end of the sampler, no noise
+    sigma = sigma.double().flip(0)
+    return NoiseSchedule(1 - sigma, sigma, tuple(range(TIMES)), "flow")

@@ -28,12 +28,14 @@ class TextEncoder:
         limit: the most tokens that the model reads, start and end included.
         learned: tokens that embeddings have added, each with its parts: one for each of its vectors. A text's token is
             written out as all of its parts before the tokenizer reads it.
+        template: the text that a language model reads, with {} for the caption.
     """
 
     tokenizer: Any
     model: Any
     limit: int
     learned: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    template: str = "{}"
 
     def tokens(self, texts: Sequence[str]) -> Any:
         """`input_ids` and `attention_mask`, int64 [b, limit]: padded, and cut to the limit as in training."""
@@ -56,6 +58,18 @@ class TextEncoder:
         output = self.model(self.tokens(texts).input_ids, output_hidden_states=True)
         return output.hidden_states[-2], output[0]
 
+    def pooled(self, texts: Sequence[str]) -> Float[Tensor, "b width"]:
+        """The end of text in the last layer of CLIP."""
+        return self.model(self.tokens(texts).input_ids).pooler_output
+
+    def layers(self, texts: Sequence[str], chosen: Sequence[int]) -> tuple[list[Tensor], Int[Tensor, "b limit"]]:
+        """The chosen layers of a language model, [b, limit, width] each, with padding masked, and the mask."""
+        tokens = self.tokens(texts)
+        model = getattr(self.model, "model", self.model)  # without the head, whose outputs are as wide as its words
+        inputs = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask, "use_cache": False}
+        states = model(**inputs, output_hidden_states=True).hidden_states
+        return [states[i] for i in chosen], tokens.attention_mask
+
     def length(self, text: str) -> int:
         """Tokens of a text before it is cut, start and end included."""
         return len(self.ids(text))
@@ -65,7 +79,7 @@ class TextEncoder:
         return self.tokenizer(self._written_out([text])[0], verbose=False).input_ids
 
     def _written_out(self, texts: Sequence[str]) -> list[str]:
-        return [self._with_parts(text) for text in texts]
+        return [self.template.replace("{}", self._with_parts(text)) for text in texts]
 
     def _with_parts(self, text: str) -> str:
         for token, parts in self.learned.items():

@@ -3,7 +3,8 @@
     x_0 = (mode - shift) * scale,        image = decode(x_0 / scale + shift)
 
 scale and shift are one number each; with `latents_std` and `latents_mean`, one for each channel: scale / std and mean.
-A VAE for video encodes an image as its first frame.
+A VAE for video encodes an image as its first frame. Flux 2's joins squares of 2 x 2 latents to the channels of one, and
+its scale and shift are the statistics of a batch norm.
 
 The mode is that of the posterior; a VAE without a posterior (`AutoencoderTiny`, `AutoencoderDC`, `VQModel`) has one
 latent. In float16 some VAEs overflow: rows that are not finite are computed again in float32.
@@ -16,6 +17,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -44,13 +46,19 @@ class Autoencoder:
         if module.config.get("latents_std") is not None and module.config.get("latents_mean") is not None:
             self.scale = self.scale / _per_channel(module, "latents_std")
             self.shift = _per_channel(module, "latents_mean")
+        self.patch = 1
+        if norm := getattr(module, "bn", None):
+            self.patch = 2
+            self.scale = (norm.running_var + module.config["batch_norm_eps"]).rsqrt()[:, None, None]
+            self.shift = norm.running_mean[:, None, None]
         self._retried = False
 
     @property
     def channels(self) -> int | None:
-        """The channels of a latent, where the configuration has their number."""
+        """The channels of x_0, where the configuration has their number."""
         config = self.module.config
-        return config.get("latent_channels", config.get("z_dim"))
+        channels = config.get("latent_channels", config.get("z_dim"))
+        return None if channels is None else channels * self.patch**2
 
     @property
     def runs_wider(self) -> bool:
@@ -60,19 +68,20 @@ class Autoencoder:
     @torch.no_grad()
     def encode(self, pixels: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b c h w"]:
         """Images in [-1, 1] as x_0, in the model's precision."""
-        latents = self._repaired(_latents, pixels)
+        latents = F.pixel_unshuffle(self._repaired(_latents, pixels), self.patch)
         return ((latents - self.shift) * self.scale).to(self.dtype)
 
     @torch.no_grad()
     def decode(self, x_0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
         """x_0 as images, about [-1, 1], in the model's precision."""
-        return self._repaired(_images, x_0 / self.scale + self.shift).to(self.dtype)
+        latents = F.pixel_shuffle(x_0 / self.scale + self.shift, self.patch)
+        return self._repaired(_images, latents).to(self.dtype)
 
     @cached_property
     def factor(self) -> int:
-        """Pixels to a side of one latent."""
+        """Pixels to a side of one number of x_0."""
         if "down_block_types" in self.module.config:
-            return 2 ** (len(self.module.config["block_out_channels"]) - 1)
+            return self.patch * 2 ** (len(self.module.config["block_out_channels"]) - 1)
         weight = next(self.module.parameters())
         image = torch.zeros(1, 3, SIDE, SIDE, device=weight.device, dtype=weight.dtype)
         with torch.no_grad():

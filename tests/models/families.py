@@ -1,7 +1,9 @@
 """A tiny random instance of every family, of the real classes, for the conformance suite: a new family is a line."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from concept_trak.attribution.denoiser import Denoiser
 from tests.models.tiny import ddpm, dit, pixart, pixart_t5, sd3, sdxl, stable_diffusion
+from tests.models.tiny_flows import chroma, flux, qwen_image
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,9 @@ def ddim_of_ddpm(pipe: Any, raw: Tensor, t: int, x_t: Tensor) -> Tensor:
                                                                     set_alpha_to_one=False)), raw, t, x_t)  # fmt: skip
 
 
-def from_flow(ours: Denoiser, x_t: Tensor, t: int, raw: Tensor) -> tuple[Tensor, Tensor]:
-    """x_t = (1 - s) x_0 + s eps and v = eps - x_0, solved for both, with s of an unshifted flow of 1000 steps by 3."""
-    s = 3 * (t + 1) / 1000 / (1 + 2 * (t + 1) / 1000)
+def from_flow(ours: Denoiser, x_t: Tensor, t: int, raw: Tensor, shift: float = 3.0) -> tuple[Tensor, Tensor]:
+    """x_t = (1 - s) x_0 + s eps and v = eps - x_0, solved for both, with s of an unshifted flow of 1000 steps."""
+    s = shift * (t + 1) / 1000 / (1 + (shift - 1) * (t + 1) / 1000)
     return x_t - s * raw, x_t + (1 - s) * raw
 
 
@@ -125,15 +128,40 @@ def unpacked(ours: Denoiser, tokens: Tensor) -> Tensor:
     return squares.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), c, h, w)
 
 
-def euler(pipe: Any, raw: Tensor, t: int, x_t: Tensor) -> Tensor:
+def packed(x_t: Tensor) -> Tensor:
+    """The inverse of `unpacked`."""
+    b, c, h, w = x_t.shape
+    return x_t.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
+
+
+def draw_packed(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
+    """With the length that the tiny T5 has, if the pipeline is told one, and the guidance of the pipeline's default."""
+    ways: dict[str, Any] = {"height": 16, "width": 16, "latents": packed(x_t), "output_type": "latent"}
+    return pipe(text, num_inference_steps=20, max_sequence_length=16, **ways)
+
+
+def draw_qwen(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
+    return pipe(text, height=16, width=16, num_inference_steps=20, latents=packed(x_t), output_type="latent")
+
+
+def euler(pipe: Any, raw: Tensor, t: int, x_t: Tensor, shift: float = 3.0) -> Tensor:
     """diffusers' step between two of its own 1000 noise levels."""
-    levels = FlowMatchEulerDiscreteScheduler(shift=3.0).sigmas.flip(0)
+    levels = FlowMatchEulerDiscreteScheduler(shift=shift).sigmas.flip(0)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
     scheduler.set_timesteps(sigmas=[levels[t].item(), levels[t - 20].item()])
     return scheduler.step(raw, scheduler.timesteps[0], x_t).prev_sample
 
 
 LABELS = ("0", "1", "2", "")
+DYNAMIC = math.exp(0.5 - (256 - 16) * (1.15 - 0.5) / (4096 - 256))  # e^mu of the 16 tokens of a tiny image
+
+
+def tiny_flux(build: Callable[[], Any], call: Callable[[Any, str, Tensor, Denoiser], Any] = draw_packed) -> Tiny:
+    """A family that packs its latents as Flux does, and shifts its levels by the size of the image."""
+    return Tiny(build, "transformer", call, partial(from_flow, shift=DYNAMIC), of_sigma, partial(euler, shift=DYNAMIC),
+                group="attention", ways={"resolution": 16}, unpack=unpacked)  # fmt: skip
+
+
 FAMILIES: dict[str, Tiny] = {
     "stable_diffusion_eps": Tiny(lambda: stable_diffusion("epsilon"), "unet", draw, from_eps, itself, ddim,
                                  replayed=1),
@@ -143,6 +171,10 @@ FAMILIES: dict[str, Tiny] = {
     "sdxl_encoded_empty": Tiny(lambda: sdxl(zeros=False), "unet", draw, from_eps, itself, ddim),
     "sd3": Tiny(lambda: sd3(t5=False), "transformer", draw, from_flow, of_flow, euler, group="attention"),
     "sd3_t5": Tiny(lambda: sd3(t5=True), "transformer", draw, from_flow, of_flow, euler, group="attention"),
+    "flux": tiny_flux(lambda: flux(guidance=True)),
+    "flux_schnell": tiny_flux(lambda: flux(guidance=False)),
+    "chroma": tiny_flux(chroma),
+    "qwen_image": tiny_flux(qwen_image, draw_qwen),
     "pixart": Tiny(pixart, "transformer", draw_patches, from_eps, itself, ddim),
     "pixart_t5": Tiny(lambda: pixart_t5(sizes=False), "transformer", draw_masked, from_eps, itself, ddim),
     "pixart_t5_sizes": Tiny(lambda: pixart_t5(sizes=True), "transformer", draw_masked, from_eps, itself, ddim),

@@ -148,6 +148,11 @@ def test_a_dynamic_shift_is_that_of_the_images_size(tokens, mu):
     torch.testing.assert_close(linear, mu * u / (1 + (mu - 1) * u), rtol=2e-6, atol=1e-7)
 
 
+def test_a_samplers_choice_of_levels_changes_none():
+    for shift in ({"use_dynamic_shifting": True}, {"shift": 3.0}):
+        assert torch.equal(levels_of(256, **shift), levels_of(256, use_karras_sigmas=True, **shift))
+
+
 def test_a_terminal_shift_stretches_the_levels_to_its_end():
     sigma = levels_of(256, use_dynamic_shifting=True, shift_terminal=0.02)
     plain = levels_of(256, use_dynamic_shifting=True)

@@ -1,0 +1,72 @@
+"""The tiny rectified flows of `families.py` after sd3: random weights, real classes, images of 16 x 16 pixels."""
+
+import warnings
+from typing import Any
+
+from diffusers import (
+    AutoencoderKLQwenImage,
+    ChromaPipeline,
+    ChromaTransformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+)
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTextModel, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+
+from concept_trak.models import small
+from tests.models.tiny import clip, letters, vae
+
+WIDTHS: dict[str, Any] = {"attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 32,
+                          "in_channels": 16, "axes_dims_rope": (2, 2, 4)}  # fmt: skip
+
+
+def shifting() -> FlowMatchEulerDiscreteScheduler:
+    return FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+
+
+def flux(guidance: bool) -> FluxPipeline:
+    """dev, which is told how strong a guidance it imitates; schnell is not."""
+    network = FluxTransformer2DModel(
+        num_layers=2, num_single_layers=1, pooled_projection_dim=12, guidance_embeds=guidance, **WIDTHS
+    )
+    words = small.tokenizer()
+    t5, tokens = letters(32, 16)
+    texts: dict[str, Any] = {"text_encoder": clip(CLIPTextModel, words, 12, 12), "tokenizer": words}
+    texts |= {"text_encoder_2": t5, "tokenizer_2": tokens}
+    return FluxPipeline(transformer=network, scheduler=shifting(), vae=vae(4, shift_factor=0.25), **texts)
+
+
+def chroma() -> ChromaPipeline:
+    sizes = {"approximator_num_channels": 8, "approximator_hidden_dim": 16, "approximator_layers": 2}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`FluxPosEmbed` is deprecated", FutureWarning)
+        network = ChromaTransformer2DModel(num_layers=2, num_single_layers=1, **sizes, **WIDTHS)
+    t5, tokens = letters(32, 16)
+    parts: dict[str, Any] = {"text_encoder": t5, "tokenizer": tokens, "vae": vae(4, shift_factor=0.25)}
+    return ChromaPipeline(transformer=network, scheduler=shifting(), **parts)
+
+
+def byte_tokens(limit: int) -> Qwen2Tokenizer:
+    """A token per byte, and the marks of a conversation."""
+    marks = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    pieces = (*marks, *sorted(ByteLevel.alphabet()))
+    words = {piece: i for i, piece in enumerate(pieces)}
+    return Qwen2Tokenizer(
+        vocab=words, merges=[], model_max_length=limit, extra_special_tokens=list(marks[1:]), padding_side="right"
+    )
+
+
+def qwen_image() -> QwenImagePipeline:
+    words = byte_tokens(256)
+    text = {"vocab_size": len(words), "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 0,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": 32}
+    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+    network = QwenImageTransformer2DModel(patch_size=2, out_channels=4, num_layers=2, **WIDTHS)
+    codec = AutoencoderKLQwenImage(base_dim=8, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False],
+                                   latents_mean=[0.5, 0.0, -0.25, 0.0], latents_std=[2.0, 1.0, 0.5, 1.0])  # fmt: skip
+    return QwenImagePipeline(transformer=network, scheduler=shifting(), vae=codec, text_encoder=model, tokenizer=words)
