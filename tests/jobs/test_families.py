@@ -26,7 +26,9 @@ def saved(tmp_path):
     return save
 
 
-@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "chroma", "qwen_image"])
+@pytest.mark.parametrize(
+    "name", ["sdxl", "sd3", "flux", *(pytest.param(name, marks=pytest.mark.soak) for name in ("chroma", "qwen_image"))]
+)
 def test_text_to_image(world: World, saved, tmp_path, name, capsys):
     more = [f"model.path={saved(name)}", f"model={name}", "model.batch=8"]
     more += [f"model.{key}={value}" for key, value in FAMILIES[name].ways.items()]
