@@ -158,8 +158,17 @@ DYNAMIC = math.exp(0.5 - (256 - 16) * (1.15 - 0.5) / (4096 - 256))  # e^mu of th
 
 def tiny_flux(build: Callable[[], Any], call: Callable[[Any, str, Tensor, Denoiser], Any] = draw_packed) -> Tiny:
     """A family that packs its latents as Flux does, and shifts its levels by the size of the image."""
-    return Tiny(build, "transformer", call, partial(from_flow, shift=DYNAMIC), of_sigma, partial(euler, shift=DYNAMIC),
-                group="attention", ways={"resolution": 16}, unpack=unpacked)  # fmt: skip
+    return Tiny(
+        build=build,
+        part="transformer",
+        call=call,
+        reads=partial(from_flow, shift=DYNAMIC),
+        index=of_sigma,
+        their_step=partial(euler, shift=DYNAMIC),
+        group="attention",
+        ways={"resolution": 16},
+        unpack=unpacked,
+    )
 
 
 FAMILIES: dict[str, Tiny] = {
