@@ -1,8 +1,8 @@
 """One part of a pipeline directory, loaded by its library: safetensors only, no code, and no weight left random."""
 
 import logging
-from itertools import chain
 import warnings
+from itertools import chain
 from pathlib import Path
 from typing import Any
 

@@ -132,4 +132,4 @@ def open_text_encoder(
     model = load_part(class_of_part(transformers, classes, encoder), path, encoder, dtype, device)
     require_known_words(tokenizer, model, path / words)
     limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", T5_LIMIT))
-    return TextEncoder(tokenizer, model.requires_grad_(False), limit)
+    return TextEncoder(tokenizer=tokenizer, model=model.requires_grad_(False), limit=limit)
