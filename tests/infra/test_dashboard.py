@@ -7,13 +7,15 @@ from collections.abc import Iterator
 import promql_parser
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from jobs.metrics import METRICS
+from serving.metrics import ServerMeter
 from tests.infra.manifests import ROOT
 
 FOLDER = ROOT / "infra/prometheus"
 BOARD = json.loads((FOLDER / "dashboard.json").read_text())
-RULES = yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"][0]["rules"]
+RULES, SERVER_RULES = (group["rules"] for group in yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"])
 SERVED = {f"ray_{name}" + "_total" * (metric.kind == "counter"): metric for name, metric in METRICS.items()}
 QUERIES = [target["expr"] for panel in BOARD["panels"] for target in panel["targets"]]
 
@@ -71,8 +73,26 @@ def test_a_query_that_is_none_is_found():
 def test_alerts_lead_to_a_section_of_the_runbook():
     sections = re.findall(r"^## (.*)$", (ROOT / "infra/runbook.md").read_text(), re.M)
     known = {section.lower().replace(" ", "-") for section in sections}
-    assert {rule["annotations"]["runbook"] for rule in RULES} <= known
+    assert {rule["annotations"]["runbook"] for rule in (*RULES, *SERVER_RULES)} <= known
     assert {"stuck", "over-budget", "disk-full", "model-changed", "token-leaked"} <= known
+
+
+@pytest.mark.parametrize("rule", SERVER_RULES, ids=lambda rule: rule["alert"])
+def test_alerts_of_a_server_use_the_metrics_it_serves(rule):
+    meter = ServerMeter("a", lambda: 0, lambda: 0)
+    meter.add_request(429)
+    families = text_string_to_metric_families(meter.text().decode())
+    labels = {sample.name: set(sample.labels) for family in families for sample in family.samples}
+    jobs = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
+    assert rule["expr"] != 'up{job="concept-trak-servers"} == 0' or "concept-trak-servers" in {
+        j["job_name"] for j in jobs
+    }
+    for name, matched in asked(rule["expr"]).items():
+        assert matched <= labels.get(name, {"job"} if name == "up" else set()), f"{name} has no such labels"
+        assert name in labels or name == "up", f"a server has no {name}"
+    assert set(re.findall(r"by \(([^)]*)\)", rule["expr"])) <= {"instance"}
+    for name in re.findall(r"(?<!rate\()(?<!increase\()concept_trak_\w+_total", rule["expr"]):
+        pytest.fail(f"{name} is not under rate() or increase()")
 
 
 def test_panels_do_not_lie_on_each_other_and_say_their_unit():

@@ -48,6 +48,8 @@ class Stand:
         self.batches, self.fails_at = list[int](), dict[str, Exception]()
         self.ranked.set()
         self.originals: dict[tuple[str, int], bytes | OSError | None] = {("/data/train/0.parquet", 3): picture("blue")}
+        self.unranked = frozenset[str]()
+        """Methods whose features are all zero."""
         if not wait:
             self.go.set()
 
@@ -74,7 +76,7 @@ class Stand:
         return [None] * len(questions)
 
     def answer(self, question: Any, tally: None, progress: Callable[[str], None]) -> Any:
-        return answer(question.concept, question.methods)
+        return answer(question.concept, question.methods, self.unranked)
 
     def original(self, source: str, row: int) -> bytes | None:
         data = self.originals[source, row]
@@ -83,7 +85,7 @@ class Stand:
         return data
 
 
-def answer(concept: Concept, methods: Sequence[str]) -> Any:
+def answer(concept: Concept, methods: Sequence[str], unranked: frozenset[str] = frozenset()) -> Any:
     kinds = {"concept": "string", "method": "string", "form": "string", "end": "string", "rank": "int64",
              "sample_id": "string", "score": "float64", "percentile": "float64", "caption": "string",
              "low": "float32", "high": "float32", "rank_low": "int64", "rank_high": "int64",
@@ -93,7 +95,8 @@ def answer(concept: Concept, methods: Sequence[str]) -> Any:
          "score": float("nan") if form == "plain" else 0.5, "percentile": 100.0, "caption": CAPTION,
          "low": 0.25 if end == "top" else None, "high": 0.75, "rank_low": 1, "rank_high": 7,
          "source": "/data/train/0.parquet", "row": 3, "duplicate_of": "", "colour": "red"}
-        for method in methods for form in ("damped", "plain") for end, sample in (("top", STRANGE), ("bottom", "b"))
+        for method in methods if method not in unranked for form in ("damped", "plain")
+        for end, sample in (("top", STRANGE), ("bottom", "b"))
     ]  # fmt: skip
     config = SimpleNamespace(concepts=(concept,), methods=dict.fromkeys(methods))
     return SimpleNamespace(

@@ -7,6 +7,8 @@ import html
 import io
 import json
 import re
+import struct
+import zlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -237,6 +239,60 @@ def test_pictures_are_decoded_first_and_then_asked_about(serve):
 
     serve(talk, questions, most_bytes=20_000)
     assert [(c.scope, len(c.examples)) for c in questions.asked] == [("local", 0), ("global", 1)]
+
+
+def bomb(side: int) -> bytes:
+    """A PNG that states side x side pixels (ISO/IEC 15948, 5.3 and 11.2.2) and has a line of them."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    pixels = chunk(b"IDAT", zlib.compress(bytes(3 * side)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
+
+
+def test_bombs_are_refused_before_they_are_decoded(serve):
+    async def talk(client: Any) -> None:
+        async with client.post("/pictures", data=bomb(60_000)) as response:
+            assert response.status == 422
+            assert "has 60000 x 60000 pixels" in (await response.json())["error"]
+        packed = zlib.compress(bytes(5_000_000))
+        assert len(packed) < 10_000
+        for path in ("/pictures", "/questions"):
+            async with client.post(path, data=packed, headers={"Content-Encoding": "deflate"}) as response:
+                assert response.status == 413
+
+    serve(talk, Stand(), most_bytes=200_000)
+
+
+@pytest.mark.soak
+def test_a_picture_of_50_mb_is_refused(serve):
+    async def talk(client: Any) -> None:
+        for body, headers in (
+            (zlib.compress(bytes(50_000_000)), {"Content-Encoding": "deflate"}),
+            (bytes(50_000_000), {}),
+        ):
+            async with client.post("/pictures", data=io.BytesIO(body), headers=headers) as response:
+                assert response.status == 413
+        assert (await client.get("/health")).status == 200
+
+    serve(talk)
+
+
+def test_a_method_whose_features_are_all_zero_ranks_nothing_on_the_page(serve):
+    questions = Stand()
+    questions.unranked = frozenset({"das"})
+
+    async def talk(client: Any) -> None:
+        key = await posted(client, **RED)
+        assert {row["method"] for row in (await ended(client, key))["result"]["rows"]} == {"caption_trak"}
+        page = await (await client.get(f"/answers/{key}")).text()
+        assert page.count("<article") == 2
+        assert page.count("No image is ranked.") == 1
+        assert page.index("<code>das</code></h3>") < page.index("No image is ranked.")
+
+    serve(talk, questions)
 
 
 @pytest.mark.parametrize(
