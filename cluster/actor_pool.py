@@ -14,7 +14,6 @@ import contextlib
 import heapq
 import logging
 import math
-import pickle
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -26,13 +25,12 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError, RuntimeEnvSetupError
 
-from cluster.executor import Failure, Load, Outcome, Resources, Task, package_of
+from cluster.executor import Failure, Load, Outcome, Resources, Task
 from cluster.local_ray import connection
 from cluster.queue import Constructions, Lease, Queue, overdue
 from cluster.reported_units import GROUP, ReportedUnits
 from cluster.resources import actor_options, shortage
-from cluster.source import source_digest, source_location
-from cluster.worker import Reply, WorkerActor, classify
+from cluster.worker import Reply, WorkerActor, blueprint, classify
 
 LOG = logging.getLogger(__name__)
 TICK = 1.0  # seconds: the longest wait for a reply
@@ -112,8 +110,7 @@ class ActorPool:
         constructions: Constructions,
         idle_actors: IdleActors,
     ) -> None:
-        package = package_of(task.entry)
-        self._blueprint = (task.entry, pickle.dumps(task.config), source_location(package), source_digest(package))
+        self._blueprint = blueprint(task)
         self._resources, self._env_vars, self._idle_actors = resources, env_vars, idle_actors
         self._queue, self._constructions = queue, constructions
         self._idle: list[PooledActor] = []

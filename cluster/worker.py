@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from cluster.executor import Attempt, Failure, Worker, imported, package_of
+from cluster.executor import Attempt, Failure, Task, Worker, imported, package_of
 from cluster.sealed import open_sealed
-from cluster.source import require_same_source
+from cluster.source import require_same_source, source_digest, source_location
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,26 @@ def answer(call: Callable[[], Any]) -> Reply:
         )
 
 
+def blueprint(task: Task) -> tuple[str, bytes, str, str]:
+    """The arguments of `build_worker` in another process."""
+    package = package_of(task.entry)
+    return task.entry, pickle.dumps(task.config), source_location(package), source_digest(package)
+
+
+def build_worker(entry: str, config: bytes, location: str, digest: str) -> Worker:
+    """The worker of a task.
+
+    Args:
+        entry: its name, "module:qualname".
+        config: its configuration, pickled, because its class may be imported only after the sources are compared.
+        location: where the driver imports the worker's package from.
+        digest: the driver's `source_digest` of this package.
+    """
+    require_same_source(package_of(entry), location, digest)
+    module, _, name = entry.partition(":")
+    return imported(module, name)(pickle.loads(config))
+
+
 class WorkerActor:
     """An actor of Ray, which is a process with one worker. Its methods raise nothing and, except `units`, return a
     `Reply`."""
@@ -110,24 +130,15 @@ class WorkerActor:
         """Return as soon as the process runs: the driver distinguishes a wait for a node from a slow build by this."""
         return Reply(host=socket.gethostname())
 
-    def build(self, entry: str, config: bytes, location: str, digest: str) -> Reply:
-        """Build the worker.
+    def build(self, *blueprint: Any) -> Reply:
+        """Build the worker; the arguments are those of `build_worker`."""
+        return answer(partial(self._build, *blueprint))
 
-        Args:
-            entry: its name, "module:qualname".
-            config: its configuration, pickled, because its class may be imported only after the sources are compared.
-            location: where the driver imports the worker's package from.
-            digest: the driver's `source_digest` of this package.
-        """
-        return answer(partial(self._build, entry, config, location, digest))
-
-    def _build(self, entry: str, config: bytes, location: str, digest: str) -> None:
+    def _build(self, *blueprint: Any) -> None:
         open_sealed()
-        require_same_source(package_of(entry), location, digest)
         self._worker = None  # frees the worker of the map before: two models may not fit into memory
         gc.collect()
-        module, _, name = entry.partition(":")
-        self._worker = imported(module, name)(pickle.loads(config))
+        self._worker = build_worker(*blueprint)
 
     def work(self, item: Any, attempt: Attempt) -> Reply:
         """One attempt at one item."""

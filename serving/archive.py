@@ -29,6 +29,13 @@ KINDS = {"png": "image/png", "jpg": "image/jpeg"}
 """The types of thumbnails by the endings of their files."""
 
 
+def audit_digest(audit: FinishedAudit) -> str:
+    """A digest of the settings and the plan of an audit."""
+    files = audit.manifest["files"]
+    listed = "".join(files[name]["sha256"] for name in ("audit.yaml", "plan.parquet"))
+    return hashlib.sha256(listed.encode()).hexdigest()[:12]
+
+
 class QuestionArchive:
     """The questions to one audit, with their answers.
 
@@ -38,9 +45,7 @@ class QuestionArchive:
     """
 
     def __init__(self, folder: str, audit: FinishedAudit) -> None:
-        files = audit.manifest["files"]
-        listed = "".join(files[name]["sha256"] for name in ("audit.yaml", "plan.parquet"))
-        self.settings = hashlib.sha256(listed.encode()).hexdigest()[:12]
+        self.settings = audit_digest(audit)
         self._store, self._folder = Store(folder), f"{audit.audit.id}/{self.settings}"
 
     @property

@@ -1,12 +1,9 @@
-"""Answer questions to a finished audit on a page and over HTTP: `python -m jobs.serve store=results audit=demo`.
-
-One process keeps the model and answers one question after another, as `jobs.ask` does. Ctrl-C ends it.
-"""
+"""The settings of a server, its address and its token, and the server of one process."""
 
 import logging
 import os
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from aiohttp import web
 
@@ -28,6 +25,31 @@ KEPT = 2_000_000_000
 
 
 @dataclass(frozen=True)
+class ServeCluster:
+    """Where the processes run if there are replicas."""
+
+    kind: str = "local"
+    """local (Ray on this machine) or ray (a running cluster)."""
+    address: str = "auto"
+    """ray: the cluster's address."""
+    cpus: float = 1.0
+    """Cores, and torch threads, of a process."""
+    gpus: float = 0.0
+    """GPUs of the process with the model; fractions are allowed."""
+    memory: int = 0
+    """Bytes that Ray reserves for a process; 0 reserves none."""
+    shared_store: bool = False
+    """ray: whether a `file` store is one folder that every node sees."""
+
+    def __post_init__(self) -> None:
+        if min(self.cpus, self.gpus, self.memory) < 0 or not self.cpus:
+            raise UserError(
+                f"cluster.cpus={self.cpus} cluster.gpus={self.gpus} cluster.memory={self.memory}; expected some cores, "
+                "and nothing below 0"
+            )
+
+
+@dataclass(frozen=True)
 class ServeConfig:
     """A server that answers questions to a finished audit."""
 
@@ -45,14 +67,20 @@ class ServeConfig:
     """Number of questions that may wait. More are refused with 429."""
     most_bytes: int = 10_000_000
     """Size of a request, and so of a picture."""
+    replicas: int = 0
+    """Number of processes on Ray Serve that scan a share of the features each; 0 answers in one process without Ray."""
     model: MovedModel = field(default_factory=MovedModel)
     keep: KeepingBudget = field(default_factory=lambda: KeepingBudget(memory=KEPT))
-    """What the features may take on this machine between questions."""
+    """What the features may take between questions: on this machine, or with replicas in each of them."""
+    cluster: ServeCluster = field(default_factory=ServeCluster)
 
     def __post_init__(self) -> None:
-        for name, least, most in (("port", 0, 65535), ("queue", 1, 100_000), ("most_bytes", 1000, 1_000_000_000)):
+        ranges = {"port": (0, 65535), "queue": (1, 100_000), "most_bytes": (1000, 1_000_000_000), "replicas": (0, 1000)}
+        for name, (least, most) in ranges.items():
             if not least <= getattr(self, name) <= most:
                 raise UserError(f"{name}={getattr(self, name)}; expected {least} to {most}")
+        if self.replicas and self.cluster.kind not in ("local", "ray"):
+            raise UserError(f"cluster.kind={self.cluster.kind!r}; expected one of: local, ray")
 
 
 def listen(config: ServeConfig) -> int:
@@ -67,7 +95,10 @@ def listen(config: ServeConfig) -> int:
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
     with bound(config.host, config.port) as sock:
         token = own_token(sock.getsockname()[0])
-        app = application(_answering(config), token, config.most_bytes)
+        store = absolute(config.store)
+        questions = Questions(open_audit(store, config.audit), config.model, keep=config.keep)
+        questions.load()
+        app = served(replace(config, store=store), questions, token)
         web.run_app(app, sock=sock, print=lambda _: print(f"listening  {_url(sock)}", flush=True), access_log=None)
     return 0
 
@@ -106,13 +137,17 @@ def own_token(address: str) -> str:
     return token
 
 
-def _answering(config: ServeConfig) -> Answering:
-    store = absolute(config.store)
-    results = open_audit(store, config.audit)
-    questions = Questions(results, config.model, keep=config.keep)
-    questions.load()
-    folder = absolute(config.questions) if config.questions else f"{store.rstrip('/')}/questions"
-    return Answering(questions, QuestionArchive(folder, results), config.queue)
+def served(config: ServeConfig, questions: Questions, token: str) -> web.Application:
+    """The application that answers questions to an audit.
+
+    Args:
+        config: the settings, with an absolute store.
+        questions: the audit.
+        token: what requests must have; empty on loopback.
+    """
+    folder = absolute(config.questions) if config.questions else f"{config.store.rstrip('/')}/questions"
+    answering = Answering(questions, QuestionArchive(folder, questions.results), config.queue)
+    return application(answering, token, config.most_bytes)
 
 
 def _url(sock: socket.socket) -> str:

@@ -1,5 +1,6 @@
 """The paper's tables on published data sets: the audit for a table, and the measure of its rankings."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -129,6 +130,16 @@ def _with_data(
     export_parquet(out, pictures, {"set": config.set, "root": config.root, **settings})
     data = replace(audit.data, uri=str(out), format="parquet", id_column="id", label_columns=labels)
     return replace(audit, data=data, audit=audit.audit or config.set, top=max(10, audit.top))
+
+
+def write_published_scores(benchmark: PublishedBenchmark) -> list[str]:
+    """Write the table of a finished benchmark beside its data, as JSON; returns its lines."""
+    rows = list(published_scores(benchmark))
+    Path(f"{benchmark.audit.data.uri}.{benchmark.audit.audit}.json").write_text(json.dumps(rows, indent=1))
+    return [
+        f"{row['method']:<14} {row['cell']:<4} {row['measure']} {row['value']:.3f} over {row['queries']} queries"
+        for row in rows
+    ]
 
 
 def published_scores(benchmark: PublishedBenchmark) -> Iterator[dict[str, Any]]:

@@ -31,8 +31,7 @@ CALLS = {
 }
 # (file, what): why it is none of that.
 KNOWN = {
-    ("cluster/actor_pool.py", "import pickle"): "the driver's own configuration, to its own workers",
-    ("cluster/worker.py", "import pickle"): "the same, opened once the sources were compared",
+    ("cluster/worker.py", "import pickle"): "the driver's own configuration, opened once the sources were compared",
     ("cluster/executor.py", "import_module()"): "the class of a Task, which the code names and no configuration",
     ("infra/advisories.py", "import subprocess"): "pip-audit, over the locks of this project",
     ("concept_trak/__init__.py", "import_module()"): "the homes of the public names, a table in the same file",
