@@ -104,6 +104,13 @@ SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 """Settings that choose which levels a sampler visits. They are ignored, because the levels between are levels too."""
 
 
+def _flow_of_solver(config: Mapping[str, Any]) -> NoiseSchedule:
+    """The levels that a solver of another kind (DPM-Solver++ in SANA) steps over, shifted as Esser et al. (2024) do."""
+    u, shift = torch.linspace(1 / TIMES, 1, TIMES, dtype=torch.float64), config.get("flow_shift") or 1.0
+    sigma = shift * u / (1 + (shift - 1) * u)
+    return NoiseSchedule(1 - sigma, sigma, tuple(range(TIMES)), "flow")
+
+
 def shift_of(config: Mapping[str, Any], tokens: int) -> float:
     """mu at an image's tokens, on the line through the two sizes of images in the scheduler's configuration."""
     least, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
@@ -130,6 +137,8 @@ def rectified_flow(
         UserError: it is no flow matching scheduler of 1000 levels.
     """
     kind, config = type(scheduler).__name__, scheduler.config
+    if config.get("use_flow_sigmas") and config.get("prediction_type") == "flow_prediction":
+        return _flow_of_solver(config)
     fits = kind == "FlowMatchEulerDiscreteScheduler" and config["num_train_timesteps"] == TIMES
     if not fits or config.get("invert_sigmas"):
         raise UserError(

@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from concept_trak.attribution.denoiser import Denoiser
-from tests.models.tiny import ddpm, dit, pixart, pixart_t5, sd3, sdxl, stable_diffusion
+from tests.models.tiny import ddpm, dit, pixart, pixart_t5, sana, sd3, sdxl, stable_diffusion
 from tests.models.tiny_flows import chroma, flux, qwen_image
 
 
@@ -30,6 +30,7 @@ class Tiny:
     group: named parameters that it has, beside `attention` and `all`.
     ways: what else `load` is told.
     replayed: how many parameters cost a pass per sample, through their module or the whole network.
+    casts: whether the network computes in float32 whatever its precision, by `Tensor.float`.
     unpack: (ours, tokens or a state of the network): the state that they are, [b, c, h, w], without a learned variance.
     """
 
@@ -43,6 +44,7 @@ class Tiny:
     group: str = "cross_attention"
     ways: dict[str, Any] = field(default_factory=dict)
     replayed: int = 0
+    casts: bool = False
     unpack: Callable[[Denoiser, Tensor], Tensor] = lambda ours, output: output[:, : ours.shape[0]]
 
 
@@ -61,6 +63,12 @@ def draw_patches(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
 def draw_masked(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
     """By its own encoder and mask; `clean_caption` is a matter of another package."""
     ways = {"clean_caption": False, "use_resolution_binning": False, "output_type": "latent"}
+    return pipe(text, num_inference_steps=20, guidance_scale=1.0, latents=x_t, **ways)
+
+
+def draw_latents(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
+    """Of no size that the pipeline knows; height and width are checked, and x_T decides."""
+    ways = {"height": 32, "width": 32, "use_resolution_binning": False, "output_type": "latent"}
     return pipe(text, num_inference_steps=20, guidance_scale=1.0, latents=x_t, **ways)
 
 
@@ -184,6 +192,7 @@ FAMILIES: dict[str, Tiny] = {
     "flux_schnell": tiny_flux(lambda: flux(guidance=False)),
     "chroma": tiny_flux(chroma),
     "qwen_image": tiny_flux(qwen_image, draw_qwen),
+    "sana": Tiny(sana, "transformer", draw_latents, from_flow, of_flow, euler, casts=True),
     "pixart": Tiny(pixart, "transformer", draw_patches, from_eps, itself, ddim),
     "pixart_t5": Tiny(lambda: pixart_t5(sizes=False), "transformer", draw_masked, from_eps, itself, ddim),
     "pixart_t5_sizes": Tiny(lambda: pixart_t5(sizes=True), "transformer", draw_masked, from_eps, itself, ddim),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
 from concept_trak import UserError
 from concept_trak.attribution.denoiser import Denoiser
@@ -151,6 +151,13 @@ def test_a_dynamic_shift_is_that_of_the_images_size(tokens, mu):
 def test_a_samplers_choice_of_levels_changes_none():
     for shift in ({"use_dynamic_shifting": True}, {"shift": 3.0}):
         assert torch.equal(levels_of(256, **shift), levels_of(256, use_karras_sigmas=True, **shift))
+
+
+def test_a_flow_of_another_solver_has_its_shift():
+    """SANA is published with DPM-Solver++, which samples the same process."""
+    solver = DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0)
+    sigma = rectified_flow(solver, "scheduler", 256).sigma
+    torch.testing.assert_close(sigma, levels_of(256, shift=3.0), rtol=2e-6, atol=1e-7)
 
 
 def test_a_terminal_shift_stretches_the_levels_to_its_end():

@@ -3,6 +3,7 @@
 from typing import Any
 
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
     DDPMPipeline,
     DDPMScheduler,
@@ -11,6 +12,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
@@ -22,6 +25,9 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -177,3 +183,57 @@ def sd3(t5: bool) -> StableDiffusion3Pipeline:
     texts |= {"tokenizer_3": tokens if t5 else None}
     noise = FlowMatchEulerDiscreteScheduler(shift=3.0)
     return StableDiffusion3Pipeline(transformer=transformer, scheduler=noise, vae=vae(4, shift_factor=0.25), **texts)
+
+
+def gemma(width: int, limit: int) -> tuple[Gemma2Model, GemmaTokenizer]:
+    """Gemma 2 with a token per letter, in texts of up to `limit` tokens."""
+    pieces = ("<pad>", "<eos>", "<bos>", "<unk>", "\u2581", "\n", *map(chr, range(33, 127)))
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    words = GemmaTokenizer(vocab=vocabulary, merges=[], add_bos_token=True, model_max_length=limit)
+    config = Gemma2Config(
+        vocab_size=len(words),
+        hidden_size=width,
+        intermediate_size=width,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        max_position_embeddings=limit,
+    )
+    return Gemma2Model(config), words
+
+
+def sana() -> SanaPipeline:
+    """Linear attention with RMS norms of queries and keys, as SANA 1.5."""
+    text, words = gemma(24, 8192)
+    network = SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=24,
+        sample_size=8,
+        qk_norm="rms_norm_across_heads",
+    )
+    noise = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return SanaPipeline(words, text, vae_without_posterior(), network, noise)  # type: ignore[arg-type]
+
+
+def vae_without_posterior() -> AutoencoderDC:
+    return AutoencoderDC(
+        latent_channels=4,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=(8, 16),
+        decoder_block_out_channels=(8, 16),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), ()),
+        decoder_qkv_multiscales=((), ()),
+        scaling_factor=0.4,
+    )

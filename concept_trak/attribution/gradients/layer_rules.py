@@ -218,7 +218,7 @@ def _rms_norm_of_diffusers(layer: Any, call: LayerCall, g: Tensor, b: int, names
     """As diffusers computes it: the mean square over the last dimension, in float32 whatever the precision of x."""
 
     def normalized() -> Tensor:
-        mean_square = call.input.float().square().mean(-1, keepdim=True)
+        mean_square = call.input.to(torch.float32).square().mean(-1, keepdim=True)
         return at_least_float32(call.input * torch.rsqrt(mean_square + layer.eps))
 
     return _scale_and_shift(normalized, g, b, layer.weight.shape, names)
