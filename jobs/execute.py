@@ -38,7 +38,7 @@ class ClusterConfig:
     cpus: float = 1.0
     """Cores, and torch threads, of a worker."""
     gpus: float = 0.0
-    """GPUs of a worker; fractions are allowed."""
+    """The share of a GPU that a worker has, at most 1: no model is divided among several."""
     memory: int = 0
     """Bytes that Ray reserves for a worker; 0 reserves none."""
     price: float = 0.0
@@ -52,6 +52,8 @@ class ClusterConfig:
         _at_least("cluster.workers", self.workers, 0)
         _at_least("cluster.cpus", self.cpus, 0.01)
         _at_least("cluster.price", self.price, 0)
+        if self.gpus > 1:
+            raise UserError(f"cluster.gpus={self.gpus:g}: a worker uses one GPU; set cluster.gpus=1 and more workers")
 
 
 @dataclass(frozen=True)

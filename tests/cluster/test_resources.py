@@ -5,6 +5,7 @@ import os
 import pytest
 
 from cluster.resources import usable_cpus
+from concept_trak import UserError
 from jobs.execute import ClusterConfig, worker_settings
 
 OWN = len(os.sched_getaffinity(0))
@@ -82,3 +83,11 @@ def test_local_workers_share_memory_by_the_cores_that_the_process_may_use(monkey
         monkeypatch.delenv(name, raising=False)
     cluster = ClusterConfig(kind="local", cpus=cpus, workers=workers)
     assert worker_settings(cluster).neighbours == neighbours
+
+
+def test_more_gpus_than_a_worker_uses_are_refused():
+    with pytest.raises(
+        UserError, match=r"cluster\.gpus=2: a worker uses one GPU; set cluster\.gpus=1 and more workers"
+    ):
+        ClusterConfig(gpus=2)
+    assert worker_settings(ClusterConfig(gpus=0.5)).gpu
