@@ -49,7 +49,7 @@ def rank_correlation(first: Mapping[str, float], second: Mapping[str, float]) ->
     ranks = [_ranks(np.array([column[sample] for sample in both])) for column in (first, second)]
     if any(np.ptp(own) == 0 for own in ranks):
         return None
-    return RankCorrelation(float(np.corrcoef(*ranks)[0, 1]), len(both))
+    return RankCorrelation(float(np.corrcoef(np.stack(ranks))[0, 1]), len(both))
 
 
 def _ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

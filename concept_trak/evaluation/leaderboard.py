@@ -177,7 +177,7 @@ def _mean_known(values: Values) -> float:
 
 
 def _known(values: Values) -> np.ndarray:
-    return ~np.isnan(values).any((0, 1))
+    return np.asarray(~np.isnan(values).any(axis=(0, 1)))
 
 
 def _known_gap(reference: Values, own: Values) -> tuple[float, float]:
