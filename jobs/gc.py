@@ -1,8 +1,9 @@
 """Remove files that no audit needs: `python -m jobs.gc [store=results] [delete=false] [grace_hours=48] [keep=0]`.
 
-Lists features, source indices, kept states and component measurements that no audit needs, and temporary files of
-killed writes; `delete=true` removes them. `keep` and `days` select finished audits to remove, but never the newest. An
-unfinished audit is kept until it had no write for `unfinished_days`. Files younger than the grace are never removed.
+Lists features, source indices, kept states and component measurements that no audit needs, questions to audits that are
+gone, and temporary files of killed writes; `delete=true` removes them. `keep` and `days` select finished audits to
+remove, but never the newest. An unfinished audit is kept until it had no write for `unfinished_days`. Files younger
+than the grace are never removed.
 """
 
 from dataclasses import dataclass

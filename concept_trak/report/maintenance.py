@@ -31,6 +31,7 @@ from concept_trak.store.gc import (
     unneeded_features,
 )
 from concept_trak.store.manifest import GIVEN_UP, Audit, given_up
+from concept_trak.store.question_files import QUESTIONS, unneeded_questions
 from concept_trak.store.sources import SOURCES
 from concept_trak.store.store import Store
 from concept_trak.store.verify import MISSING, SOUND, Finding, verify_audits
@@ -144,6 +145,7 @@ def collect_garbage(store: Store, rules: Retention, delete: bool = False) -> Ite
     require_audits(store)
     # Listed before the audits: what an audit that begins now computes is not among them.
     names, states, indices = store.names("features"), store.names(STATES), store.names(SOURCES)
+    questions = store.names(QUESTIONS)
     audits = [Audit(store, name) for name in audits_of(store)]
     leaving = expired_audits([audit for audit in audits if not store.is_linked(audit.name(GIVEN_UP))], rules)
     index_needs = index_upkeep.IndexNeeds(store, indices)
@@ -159,11 +161,13 @@ def collect_garbage(store: Store, rules: Retention, delete: bool = False) -> Ite
     garbage += unneeded_features(store, names, needed, rules.before)
     garbage += inversion_cache.unneeded_states(store, states, needed, rules.before)
     garbage += index_upkeep.unneeded_indices(store, indices, needed, rules.before)
+    garbage += unneeded_questions(store, questions, living, rules.before)
 
     def newly_needed() -> Needed:
         begun = [Audit(store, name) for name in audits_of(store) if name not in living]
         # Their surveys may be younger than the listing, and so name older indices.
         whole = frozenset(sources.folder for audit in begun if (sources := index_upkeep.source_set(audit)))
+        whole |= {f"{QUESTIONS}/{audit.id}" for audit in begun}
         return reduce(add, map(needs, begun), Needed(units.named_measurements(store), whole))
 
     yield from remove_garbage(store, garbage, newly_needed) if delete else garbage

@@ -170,7 +170,7 @@ def unneeded_features(store: Store, names: Iterable[str], living: Needed, before
 
 def temporary_files(store: Store, before: float) -> list[Garbage]:
     """Temporary files of killed writes that are older than `before` (unix time)."""
-    folders = ("features", "audits", "components", "states", "sources")
+    folders = ("features", "audits", "components", "states", "sources", "questions")
     left = [name for folder in folders for name in store.leftovers(folder)]
     return [Garbage(TEMPORARY, name, size) for name, size, age in existing(store, left) if age < before]
 
