@@ -8,7 +8,6 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from operator import itemgetter
 
 import numpy as np
 import torch
@@ -150,11 +149,12 @@ class ScoreSummary:
         """The best and the worst entries of each column, and by sample id the number of their rows."""
         result = []
         for best, worst in zip(self._best.entries(), self._worst.entries(), strict=True):
+            samples = {row: self.samples[row] for row in sorted({row for _, row in (*best, *worst)})}
             ends = TopK(self._m)
-            ends.add_best([(value, *self.samples[row]) for value, row in best])
-            ends.add_worst([(-value, *self.samples[row]) for value, row in worst])
-            candidates = {self.samples[row][0]: row for _, row in sorted([*best, *worst], key=itemgetter(1))}
-            result.append((ends, {entry[1]: candidates[entry[1]] for entry in (*ends.top, *ends.bottom)}))
+            ends.add_best([(value, *samples[row]) for value, row in best])
+            ends.add_worst([(-value, *samples[row]) for value, row in worst])
+            rows = {sample: row for row, (sample, _) in samples.items()}
+            result.append((ends, {entry[1]: rows[entry[1]] for entry in (*ends.top, *ends.bottom)}))
         return result
 
 
