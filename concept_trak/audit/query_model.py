@@ -66,7 +66,8 @@ class LocalQueryModel:
         self._work, self._results = work, OrderedDict[str, QueryResult]()
 
     def load(self) -> None:
-        _ = self._worker
+        """Load the model, and measure how many samples fit into memory, which runs it three times."""
+        self._worker.batch_size(FirstAttempt())
 
     def open(self, config: AuditConfig) -> OpenedQueries:
         denoiser = self._worker.denoiser

@@ -111,8 +111,9 @@ class Questions:
         self.model: QueryModel = LocalQueryModel(self.work)
 
     def load(self) -> None:
-        """Load the model now, and not at the first question. Raises as `ask` does."""
+        """Load the model and factorize K now, and not at the first question. Raises as `ask` does."""
         self.model.load()
+        self._systems |= {method: self._system(method) for method in self.config.methods}
 
     def ask(
         self,
