@@ -45,8 +45,8 @@ CLASSES: Mapping[str, frozenset[str]] = {
 WEIGHTS = {"unet": "diffusion_pytorch_model", "transformer": "diffusion_pytorch_model",
            "vae": "diffusion_pytorch_model", "text_encoder": "model"}  # fmt: skip
 """How the weight files of a part begin; the other parts have none."""
-SETTINGS = (".json", ".txt", ".model")
-"""Endings of the files that are not weights: configurations and vocabularies."""
+SETTINGS = (".json", ".txt", ".model", ".jinja")
+"""Endings of the files that are not weights: configurations, vocabularies, and templates of a conversation."""
 
 
 def pipeline_settings(path: Path, needed: tuple[str, ...] = ("a denoising network", "a scheduler")) -> dict[str, Any]:

@@ -27,7 +27,13 @@ def saved(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["sdxl", "sd3", "flux", *(pytest.param(name, marks=pytest.mark.soak) for name in ("chroma", "qwen_image"))]
+    "name",
+    [
+        "sdxl",
+        "sd3",
+        "flux",
+        *(pytest.param(name, marks=pytest.mark.soak) for name in ("flux2", "chroma", "qwen_image")),
+    ],
 )
 def test_text_to_image(world: World, saved, tmp_path, name, capsys):
     more = [f"model.path={saved(name)}", f"model={name}", "model.batch=8"]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from concept_trak.attribution.denoiser import Denoiser
 from tests.models.tiny import ddpm, dit, pixart, pixart_t5, sana, sd3, sdxl, stable_diffusion
-from tests.models.tiny_flows import chroma, flux, qwen_image
+from tests.models.tiny_flows import chroma, flux, flux2_klein, qwen_image
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,17 @@ def draw_qwen(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
     return pipe(text, height=16, width=16, num_inference_steps=20, latents=packed(x_t), output_type="latent")
 
 
+def in_rows(ours: Denoiser, tokens: Tensor) -> Tensor:
+    """A token is the channels at a place, in rows."""
+    return tokens.mT.reshape(len(tokens), *ours.shape)
+
+
+def draw_klein(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
+    """With the length that the tiny tokenizer has, and without guidance."""
+    ways: dict[str, Any] = {"height": 16, "width": 16, "latents": x_t, "output_type": "latent", "guidance_scale": 1.0}
+    return pipe(text, num_inference_steps=20, max_sequence_length=64, **ways)
+
+
 def euler(pipe: Any, raw: Tensor, t: int, x_t: Tensor, shift: float = 3.0) -> Tensor:
     """diffusers' step between two of its own 1000 noise levels."""
     levels = FlowMatchEulerDiscreteScheduler(shift=shift).sigmas.flip(0)
@@ -162,6 +173,9 @@ def euler(pipe: Any, raw: Tensor, t: int, x_t: Tensor, shift: float = 3.0) -> Te
 
 LABELS = ("0", "1", "2", "")
 DYNAMIC = math.exp(0.5 - (256 - 16) * (1.15 - 0.5) / (4096 - 256))  # e^mu of the 16 tokens of a tiny image
+
+
+KLEIN = math.exp(1.8997314 - (1.8997314 - 0.45937498) * 40 / 190)  # the same of Flux.2, with its lines at 16 tokens
 
 
 def tiny_flux(build: Callable[[], Any], call: Callable[[Any, str, Tensor, Denoiser], Any] = draw_packed) -> Tiny:
@@ -190,6 +204,10 @@ FAMILIES: dict[str, Tiny] = {
     "sd3_t5": Tiny(lambda: sd3(t5=True), "transformer", draw, from_flow, of_flow, euler, group="attention"),
     "flux": tiny_flux(lambda: flux(guidance=True)),
     "flux_schnell": tiny_flux(lambda: flux(guidance=False)),
+    "flux2": replace(
+        tiny_flux(flux2_klein, draw_klein), unpack=in_rows,
+        reads=partial(from_flow, shift=KLEIN), their_step=partial(euler, shift=KLEIN),
+    ),
     "chroma": tiny_flux(chroma),
     "qwen_image": tiny_flux(qwen_image, draw_qwen),
     "sana": Tiny(sana, "transformer", draw_latents, from_flow, of_flow, euler, casts=True),

@@ -4,17 +4,27 @@ import warnings
 from typing import Any
 
 from diffusers import (
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     ChromaPipeline,
     ChromaTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
 )
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTextModel, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+from transformers import (
+    CLIPTextModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from concept_trak.models import small
 from tests.models.tiny import clip, letters, vae
@@ -57,6 +67,30 @@ def byte_tokens(limit: int) -> Qwen2Tokenizer:
     return Qwen2Tokenizer(
         vocab=words, merges=[], model_max_length=limit, extra_special_tokens=list(marks[1:]), padding_side="right"
     )
+
+
+CONVERSATION = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def flux2_klein() -> Flux2KleinPipeline:
+    """With as many layers of the language model as are read, and other statistics of its VAE than 0 and 1."""
+    words = byte_tokens(64)
+    words.chat_template = CONVERSATION
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 28, "num_attention_heads": 2}
+    more = {"num_key_value_heads": 2, "head_dim": 8, "bos_token_id": 0, "eos_token_id": 0}
+    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(words), **sizes, **more))
+    network = Flux2Transformer2DModel(num_layers=2, num_single_layers=1, timestep_guidance_channels=8,
+                                      guidance_embeds=False, **WIDTHS | {"joint_attention_dim": 48,
+                                                                         "axes_dims_rope": (2, 2, 2, 2)})  # fmt: skip
+    codec = AutoencoderKLFlux2(block_out_channels=(4, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+                               up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=2,
+                               sample_size=16)  # fmt: skip
+    codec.bn.running_mean.uniform_(-0.5, 0.5)
+    codec.bn.running_var.uniform_(0.5, 2.0)
+    return Flux2KleinPipeline(transformer=network, scheduler=shifting(), vae=codec, text_encoder=model, tokenizer=words)
 
 
 def qwen_image() -> QwenImagePipeline:
