@@ -160,7 +160,7 @@ def in_rows(ours: Denoiser, tokens: Tensor) -> Tensor:
 def draw_klein(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
     """With the length that the tiny tokenizer has, and without guidance."""
     ways: dict[str, Any] = {"height": 16, "width": 16, "latents": x_t, "output_type": "latent", "guidance_scale": 1.0}
-    return pipe(text, num_inference_steps=20, max_sequence_length=64, **ways)
+    return pipe(prompt=text, num_inference_steps=20, max_sequence_length=64, **ways)
 
 
 def euler(pipe: Any, raw: Tensor, t: int, x_t: Tensor, shift: float = 3.0) -> Tensor:

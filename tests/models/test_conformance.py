@@ -132,7 +132,7 @@ def test_the_network_is_asked_as_diffusers_own_pipeline_asks_it(family):
 def test_attributable_parameters_are_those_asked_for(family):
     d, network = family.denoiser, dict(family.denoiser.network.named_parameters())
     assert list(d.parameters) == list(network), "`all` is every parameter of the denoising network"
-    for parameters in (family.tiny.group, "attention", r"\.bias$"):
+    for parameters in (family.tiny.group, "attention", r"\.bias$|\.norm_q\."):
         few = family.load(parameters=parameters)
         assert 0 < len(few.parameters) < len(network)
         assert {n for n, p in few.network.named_parameters() if p.requires_grad} == set(few.parameters)
