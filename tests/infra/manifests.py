@@ -17,7 +17,7 @@ from referencing.jsonschema import DRAFT202012
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERNETES = ROOT / "infra/kubernetes"
-WHOLE = ("recurring", "once", "raycronjob")
+WHOLE = ("recurring", "once", "raycronjob", "serve")
 VERSION = "1.34"
 
 
@@ -49,6 +49,8 @@ def _cluster(document: dict[str, Any]) -> dict[str, Any]:
             return spec["jobTemplate"]["rayClusterSpec"]
         case "RayJob":
             return spec["rayClusterSpec"]
+        case "RayService":
+            return spec["rayClusterConfig"]
         case _:
             return spec
 

@@ -1,12 +1,18 @@
 """The manifests fit their published schemas, and keep what the threat model promises."""
 
 import copy
+import importlib
 import re
+import warnings
 from typing import Any
 
 import pytest
+import yaml
 
+from concept_trak import UserError
+from concept_trak.config import build
 from jobs.configure import CONF
+from serving.listen import TOKEN, ServeConfig, own_token
 from tests.configured import configure_both
 from tests.infra.manifests import ROOT, WHOLE, cluster, documents, faults, of, pods
 
@@ -36,6 +42,8 @@ def test_every_manifest_fits_its_schema(whole):
         ("once", "RayJob", ("spec", "concurrencyPolicy"), "Forbid"),
         ("once", "RayJob", ("spec", "rayClusterSpec", "workerGroupSpecs", 0, "maxReplicas"), "8"),
         ("raycronjob", "RayCronJob", ("spec", "startingDeadlineSeconds"), 1),
+        ("serve", "RayService", ("spec", "rayClusterSpec"), {}),
+        ("serve", "RayService", ("spec", "rayClusterConfig", "headGroupSpec", "serviceType"), "Any"),
     ],
 )
 def test_a_mistake_is_found(whole, kind, path, value):
@@ -51,7 +59,15 @@ def test_a_mistake_is_found(whole, kind, path, value):
 def test_all_clusters_are_the_same_one():
     assert cluster("once") == cluster("raycronjob") == cluster("recurring")
     kinds = {whole: sorted(d["kind"] for d in documents(whole) if "Ray" in d["kind"]) for whole in WHOLE}
-    assert kinds == {"recurring": ["RayCluster"], "once": ["RayJob"], "raycronjob": ["RayCronJob"]}
+    assert kinds == {
+        "recurring": ["RayCluster"], "once": ["RayJob"], "raycronjob": ["RayCronJob"], "serve": ["RayService"]
+    }  # fmt: skip
+    (head,) = copy.deepcopy(cluster("serve")["headGroupSpec"]["template"]["spec"]["containers"])
+    assert cluster("serve")["workerGroupSpecs"] == cluster("once")["workerGroupSpecs"]
+    (usual,) = cluster("once")["headGroupSpec"]["template"]["spec"]["containers"]
+    assert head.pop("env"), "the token of the server"
+    assert head["ports"].pop() == {"name": "serve", "containerPort": 8000}
+    assert head == usual
 
 
 def test_a_tick_never_overlaps_another_and_a_mistake_is_not_repeated():
@@ -149,6 +165,52 @@ def test_the_network_policy_lets_in_only_who_is_named():
     assert not reaches(any_pod, "monitoring", head, 8265)
     assert not reaches(worker, inside, submitter, 22)
     assert not reaches(any_pod, "default", any_pod, 80), "nothing reaches a pod that is not named"
+
+
+def serve_config() -> dict[str, Any]:
+    """What Ray Serve gets."""
+    return yaml.safe_load(of("RayService", "serve")["spec"]["serveConfigV2"])
+
+
+def test_ray_serve_takes_its_configuration_and_the_verb_its_keys():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Ray Serve's own use of pydantic
+        from ray.serve.schema import ServeDeploySchema
+
+        assert ServeDeploySchema.model_validate(serve_config()).applications[0].name == "concept-trak"
+    (app,) = serve_config()["applications"]
+    module, _, name = app["import_path"].partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
+    config = build(ServeConfig, app["args"])
+    assert config.replicas > 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(TOKEN, raising=False)
+        with pytest.raises(UserError, match="other machines can reach this address"):
+            own_token(config.host)
+
+
+def test_the_processes_of_the_server_fit_the_pods():
+    config = build(ServeConfig, serve_config()["applications"][0]["args"]).cluster
+    groups = {group["groupName"]: group for group in cluster("serve")["workerGroupSpecs"]}
+    pod_of = {name: g["template"]["spec"]["containers"][0]["resources"]["requests"] for name, g in groups.items()}
+    assert config.cpus <= float(pod_of["gpu-spot"]["cpu"])
+    assert config.gpus <= float(pod_of["gpu-spot"]["nvidia.com/gpu"])
+    shares = int(float(pod_of["cpu-spot"]["cpu"]) // config.cpus)
+    assert shares * config.memory <= int(pod_of["cpu-spot"]["memory"].removesuffix("Gi")) * 2**30
+
+
+def test_the_server_has_its_token_from_a_secret_and_one_open_port():
+    (container,) = cluster("serve")["headGroupSpec"]["template"]["spec"]["containers"]
+    (variable,) = container["env"]
+    assert variable["name"] == TOKEN
+    assert variable["valueFrom"]["secretKeyRef"] == {"name": "concept-trak-serve-token", "key": "token"}
+    for group in cluster("serve")["workerGroupSpecs"]:
+        assert "env" not in group["template"]["spec"]["containers"][0], "the front alone has the token"
+    (policy,) = (d for d in documents("serve") if d["metadata"]["name"] == "asking")
+    (rule,) = policy["spec"]["ingress"]
+    (port,) = rule["ports"]
+    assert port["port"] == serve_config()["http_options"]["port"] == container["ports"][-1]["containerPort"]
+    assert rule["from"], "only who is named"
 
 
 def test_models_are_written_by_one_pod_alone_and_it_has_no_network():
