@@ -1,5 +1,6 @@
 """The page in a real browser: it is drawn, and the browser has no complaint."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from concept_trak.report.render import render
 from tests.benchmarks import loading
 from tests.report import browser, pages
 from tests.report.browser import CHROMIUM, colours
+from tests.serving import browsing
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs the program `chromium` on PATH")
 
@@ -33,6 +35,35 @@ def test_a_complaint_would_be_heard(tmp_path: Path) -> None:
     broken = render(pages.page(())).replace("<h1>", '<img alt="" src="elsewhere.png"><script>1</script><h1>')
     _, console = visit(broken, tmp_path / "page", 800)
     assert any("Content Security Policy" in line for line in console), "the console is not where the test looks for it"
+
+
+@pytest.mark.soak
+def test_the_page_filters_and_sorts_without_a_server(tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(render(pages.page(pages.CONCEPTS[:2])), encoding="utf-8")
+    items = "[...document.querySelectorAll('#concept-triangle li')].filter(i => !i.hidden)"
+    captions = "[...document.querySelector('#concept-triangle ol').children].map(i => i.innerText.split('\\n').pop())"
+
+    async def person() -> None:
+        async with browsing.browser(tmp_path) as tab:
+            await tab.open((tmp_path / "page.html").as_uri())
+            filters = "document.querySelector('#concept-triangle .tools input')"
+            assert await tab.evaluate("document.querySelectorAll('.tools:not([hidden])').length") == 2
+            before = await tab.evaluate(f"{items}.length")
+            other = await tab.evaluate("document.querySelectorAll('#concept-red li:not([hidden])').length")
+            await tab.evaluate(f"{filters}.focus()")
+            await tab.do("Input.insertText", text="red TRI")
+            assert 0 < await tab.evaluate(f"{items}.length") < before
+            assert await tab.evaluate(f"{items}.every(i => i.textContent.includes('a red triangle'))")
+            assert await tab.evaluate("document.querySelectorAll('#concept-red li:not([hidden])').length") == other
+            choose = "const s = document.querySelectorAll('#concept-triangle .tools select')[1]; s.value = 'caption';"
+            await tab.evaluate(f"{filters}.value = ''; {choose} s.dispatchEvent(new Event('change'))")
+            assert (ordered := await tab.evaluate(captions)) == sorted(ordered)
+            for width, scheme in ((1280, "light"), (400, "dark")):
+                await tab.look(f"report-{width}-{scheme}", width, scheme)
+                assert await tab.evaluate("document.documentElement.scrollWidth") == width, "the page is cut off"
+
+    asyncio.run(asyncio.wait_for(person(), 100))
+    assert browsing.complaints(tmp_path) == [], "the browser complains"
 
 
 @pytest.mark.soak
