@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -17,14 +18,15 @@ from concept_trak.config import DataConfig, build
 from concept_trak.data.ids import encode_ids, id_digests
 from concept_trak.data.index import index_settings
 from concept_trak.store.gc import Garbage, Needed, existing, unknown_needs
+from concept_trak.store.image_copies import copies_folder, image_copy, read_image_copy
 from concept_trak.store.manifest import Audit, read_plan, read_settings
 from concept_trak.store.part import Damaged
 from concept_trak.store.sources import SOURCES, SourceSet, listing_of, read_source_records, read_survey, source_name
 from concept_trak.store.store import Store
-from concept_trak.store.tables import read_parquet
+from concept_trak.store.tables import read_columns, read_parquet
 from concept_trak.store.verify import ALTERED, READERS, SOUND, TRUNCATED, Finding
 
-INDEX = "source index"
+INDEX, COPY = "source index", "image copy"
 
 
 class IndexNeeds:
@@ -65,7 +67,14 @@ class IndexNeeds:
         surveyed = self._surveyed[sources.folder]
         if surveyed is None:
             return Needed(folders=frozenset([sources.folder]))
-        return Needed(frozenset(_needed_files(sources, surveyed, planned)))
+        names = frozenset(_planned_names(surveyed, planned))
+        needed = Needed(frozenset(_needed_files(sources, surveyed, planned, names)))
+        return needed + _needed_copies(audit, sources, surveyed, names)
+
+
+class _Range(NamedTuple):
+    uri: str
+    rows: range
 
 
 @dataclass(frozen=True)
@@ -77,27 +86,34 @@ class _Surveyed:
         current: the names of its sources.
         versions: by address of a source and by version, the names of all sources that any survey has.
         surveys: the surveys by their sources, each source as (address, version).
+        ranges: by the name of a source, its rows.
     """
 
     newest: str
     current: tuple[str, ...]
     versions: dict[str, dict[str, set[str]]]
     surveys: dict[frozenset[tuple[str, str]], list[str]]
+    ranges: dict[str, _Range]
 
 
 def _surveyed(store: Store, surveys: Sequence[str]) -> _Surveyed | None:
     """What the surveys have; None if there are none, or one is damaged or gone."""
     versions, by_sources, current = dict[str, dict[str, set[str]]](), dict[frozenset[tuple[str, str]], list[str]](), ()
+    ranges = dict[str, _Range]()
     for survey in surveys:  # in the order of time, with which their names begin
         try:
-            records = {name: (r["uri"], r["version"]) for name, r in read_survey(store, survey).items()}
+            records = read_survey(store, survey)
+            for name, r in records.items():
+                versions.setdefault(r["uri"], {}).setdefault(r["version"], set()).add(name)
+                ranges[name] = _Range(r["uri"], range(r["first_row"], r["first_row"] + r["rows"]))
+            of_survey = frozenset((r["uri"], r["version"]) for r in records.values())
         except (Damaged, KeyError, FileNotFoundError):
             return None
-        for name, (uri, version) in records.items():
-            versions.setdefault(uri, {}).setdefault(version, set()).add(name)
-        by_sources.setdefault(frozenset(records.values()), []).append(survey)
+        by_sources.setdefault(of_survey, []).append(survey)
         current = tuple(records)
-    return _Surveyed(newest=surveys[-1], current=current, versions=versions, surveys=by_sources) if surveys else None
+    if not surveys:
+        return None
+    return _Surveyed(newest=surveys[-1], current=current, versions=versions, surveys=by_sources, ranges=ranges)
 
 
 def source_set(audit: Audit) -> SourceSet | None:
@@ -114,11 +130,13 @@ def source_set(audit: Audit) -> SourceSet | None:
         raise unknown_needs(audit, f"its settings of data cannot be read ({error})") from error
 
 
-def _needed_files(sources: SourceSet, surveyed: _Surveyed, planned: frozenset[tuple[str, str]]) -> Iterator[str]:
+def _needed_files(
+    sources: SourceSet, surveyed: _Surveyed, planned: frozenset[tuple[str, str]], names: frozenset[str]
+) -> Iterator[str]:
     """The files about planned sources, and the newest survey with what is known of its listing and its sources."""
     for survey in (surveyed.newest, *surveyed.surveys.get(planned, ())):
         yield from (survey, sources.unique(listing_of(survey)), sources.heavy(listing_of(survey)))
-    for name in (*surveyed.current, *_planned_names(surveyed, planned)):
+    for name in (*surveyed.current, *names):
         yield from (sources.index(name), sources.record(name), sources.ids(name))
 
 
@@ -133,6 +151,25 @@ def _planned_names(surveyed: _Surveyed, planned: Iterable[tuple[str, str]]) -> I
             yield from versions[version]
 
 
+def _needed_copies(audit: Audit, sources: SourceSet, surveyed: _Surveyed, names: Iterable[str]) -> Needed:
+    """The copies of the images that the audit shows; of all planned sources, by their names, before it has a top."""
+    try:
+        shown = read_columns(audit.store, audit.name("top.parquet"), ["source", "row"]).to_pylist()
+    except (FileNotFoundError, OSError, ValueError, pa.ArrowException):
+        return Needed(folders=frozenset(copies_folder(sources.index(name)) for name in names))
+    rows_of = dict[str, set[int]]()
+    for row in shown:
+        rows_of.setdefault(row["source"], set()).add(row["row"])
+    return Needed(
+        frozenset(
+            image_copy(sources.index(name), row)
+            for name in names
+            for row in rows_of.get(surveyed.ranges[name].uri, ())
+            if row in surveyed.ranges[name].rows
+        )
+    )
+
+
 def unneeded_indices(store: Store, names: Iterable[str], living: Needed, before: float) -> list[Garbage]:
     """The files among `names` that no audit needs and that are older than `before`.
 
@@ -143,7 +180,11 @@ def unneeded_indices(store: Store, names: Iterable[str], living: Needed, before:
         before: a Unix time.
     """
     free = existing(store, [name for name in names if not living.keep(name)])
-    return [Garbage(INDEX, name, size) for name, size, age in free if age < before]
+    return [Garbage(_kind(name), name, size) for name, size, age in free if age < before]
+
+
+def _kind(name: str) -> str:
+    return COPY if name.split("/")[2] == "images" else INDEX
 
 
 def verify_indices(store: Store) -> Iterator[Finding]:
@@ -186,7 +227,8 @@ def _verified(store: Store, record_name: str) -> Iterator[Finding]:
 
 
 def _derived(store: Store, name: str, names: Collection[str]) -> Finding | None:
-    """The finding about a file that is derived from the indices of a listing; None for any other file."""
+    """The finding about the copy of an image, or a file that is derived from the indices of a listing; None for any
+    other file."""
     try:
         match name.split("/")[2]:
             case "surveys":
@@ -196,6 +238,9 @@ def _derived(store: Store, name: str, names: Collection[str]) -> Finding | None:
                 groups = read_heavy_groups(store, name)
                 recounted = _recounted_groups(store, _indices_of(store, name, names))
                 return Finding(name, SOUND if recounted is None or recounted.equals(groups) else ALTERED)
+            case "images":
+                read_image_copy(store, name)
+                return Finding(name, SOUND)
             case "unique":
                 survey = read_proof(store, name)
                 repeated = _repeated_ids(store, survey, _indices_of(store, name, names), names)

@@ -179,8 +179,9 @@ class AuditRun:
         self._list(file for result in results.values() for file in result.files)
         return results
 
-    def show(self, tally: Tally) -> dict[str, ShownSample]:
-        """Captions and labels of every sample at an end, and pictures of those the page shows."""
+    def show(self, tally: Tally, copied: bool = True) -> dict[str, ShownSample]:
+        """Captions and labels of every sample at an end, and pictures of those the page shows. With `copied`, the store
+        gets a copy of every image that is read from the data."""
         plan = {shard.name: shard for shard in self.prepared.plan}
         ids_of = dict[str, set[str]]()
         for _, sample, shard in tally.entries():
@@ -193,6 +194,7 @@ class AuditRun:
                 pictured=frozenset(ids & pictured),
                 resolution=self.prepared.resolution,
                 files=files,
+                copied=copied,
             )
             for name, ids in ids_of.items()
         ]

@@ -218,9 +218,9 @@ class Questions:
         return scan(self.features, self.records[method], method, queries, top)
 
     def _show(self, run: AuditRun, tally: Tally) -> dict[str, ShownSample]:
-        """Captions, labels and pictures of the best and worst samples, from the training data."""
+        """Captions, labels and pictures of the best and worst samples: copies in the store, else the training data."""
         try:
-            return run.show(tally)
+            return run.show(tally, copied=False)
         except Damaged:
             raise
         except UserError as error:

@@ -1,5 +1,6 @@
-"""Captions, labels and pictures of the samples at the ends of a ranking, read from the data again."""
+"""Captions, labels and pictures of the samples at the ends of a ranking."""
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,10 +14,12 @@ from concept_trak.config import DataConfig
 from concept_trak.data.decode import image_format
 from concept_trak.data.format import format_of
 from concept_trak.data.image import to_png, to_thumbnail
-from concept_trak.data.sample import FoundSample, samples_by_id
+from concept_trak.data.index import IndexedRow
+from concept_trak.data.sample import FoundSample, rows_by_id, sample_of_image, samples_by_id
 from concept_trak.data.shard import Shard
 from concept_trak.store.audit_files import Audit, ListedFile, write_listed
 from concept_trak.store.consistency import REPAIR
+from concept_trak.store.image_copies import ImageCopy, copies_folder, image_copy, read_image_copy, write_image_copy
 from concept_trak.store.manifest import beside_report
 from concept_trak.store.part import Damaged
 from concept_trak.store.store import Store
@@ -29,6 +32,7 @@ class ShowTask(Task):
     """Samples of one shard. Those in `pictured` get a picture at `resolution`, cropped as for the model.
 
     With `files`, thumbnails and originals are written to the folder of the report, and the result has only their names.
+    With `copied`, the store gets a copy of every image that is read from the data.
     """
 
     shard: Shard
@@ -36,6 +40,7 @@ class ShowTask(Task):
     pictured: frozenset[str]
     resolution: int
     files: bool = False
+    copied: bool = True
 
     @property
     def label(self) -> str:
@@ -68,7 +73,8 @@ class ShowResult:
 
 
 class ShowWorker:
-    """Reads the samples of a task again, each by itself, and draws those that a page shows."""
+    """Draws the samples of a task that a page shows. Images come from the copies that an earlier audit made; only those
+    without a copy are read from the data."""
 
     def __init__(self, work: Work) -> None:
         store = Store(work.config.store)
@@ -76,9 +82,20 @@ class ShowWorker:
 
     def __call__(self, task: ShowTask, attempt: Attempt) -> ShowResult:
         shard, ids = self.index(task.shard), frozenset(task.ids)
-        files, result = list[ListedFile](), list[ShownSample]()
-        for sample in samples_by_id(shard, self.data, task.resolution, ids):
+        files, copies = list[ListedFile](), _Copies(self.audit.store, shard)
+        result, missing = list[ShownSample](), list[str]()
+        for row in rows_by_id(shard, ids):
+            copy = copies.read(row.number)
+            if copy is None:
+                missing.append(row.id)
+            elif copy.image is None:
+                result.append(_described(row, shard, copy.content))
+            elif sample := sample_of_image(row, copy.image, shard, self.data, task.resolution):
+                result.append(self._shown(task, sample, files))
+        for sample in samples_by_id(shard, self.data, task.resolution, missing):
             result.append(self._shown(task, sample, files))
+            if task.copied:
+                copies.write(sample, result[-1].content)
         if strangers := ids.difference(sample.sample_id for sample in result):
             raise Damaged(
                 f"shard {task.shard.name} has a feature of {min(strangers)!r}, and {task.shard.source} has no such "
@@ -89,9 +106,7 @@ class ShowWorker:
     def _shown(self, task: ShowTask, looked_up: FoundSample, files: list[ListedFile]) -> ShownSample:
         s, original = looked_up.sample, looked_up.original if task.files else None
         content = hashlib.sha256(s.content.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
-        seen = ShownSample(
-            sample_id=s.id, caption=s.caption, source=task.shard.source, row=s.row, labels=s.labels, content=content
-        )
+        seen = _described(looked_up.row, task.shard, content)
         if s.pixels is None or s.id not in task.pictured:
             return seen
         if original is None:
@@ -105,7 +120,7 @@ class ShowWorker:
 
 
 class OriginalReader:
-    """Reads the files of training images as they lie in the data, one at a time.
+    """Reads the files of training images as they lie in the data, one at a time: the copy in the store, if there is one.
 
     Args:
         store: where the index of the data lies.
@@ -114,13 +129,47 @@ class OriginalReader:
     """
 
     def __init__(self, store: Store, data: DataConfig, shards: Sequence[Shard]) -> None:
-        self._index, self._data, self._shards = IndexReader(store), data, shards
+        self._store, self._index, self._data, self._shards = store, IndexReader(store), data, shards
 
     def __call__(self, source: str, row: int) -> bytes | None:
         """The image at a row of a source; None where it was encoded before, or is not in the plan."""
         for shard in self._shards:
             if shard.source == source and shard.first_row <= row < shard.first_row + shard.rows:
+                if (copy := _Copies(self._store, shard).read(row)) is not None:
+                    return copy.image
                 alone = self._index(shard).rows_from(row, 1)
                 (image,) = format_of(shard, self._data).images(alone, self._data)
                 return image.content if isinstance(image.content, bytes) else None
         return None
+
+
+def _described(row: IndexedRow, shard: Shard, content: str) -> ShownSample:
+    """A sample without a picture; all but the hash of its content is in the index."""
+    return ShownSample(
+        sample_id=row.id, caption=row.caption, source=shard.source, row=row.number, labels=row.labels, content=content
+    )
+
+
+class _Copies:
+    """The copies of a shard's images in the store. A shard whose index is not in the store has none."""
+
+    def __init__(self, store: Store, shard: Shard) -> None:
+        self._store, self._shard = store, shard
+        self._names = {name for stored in shard.stored for name in store.names(copies_folder(stored.name))}
+
+    def read(self, row: int) -> ImageCopy | None:
+        """The copy of a row; None if there is none, also if it was removed since this object was made."""
+        if (name := self._name(row)) in self._names:
+            with contextlib.suppress(FileNotFoundError):
+                return read_image_copy(self._store, name)
+        return None
+
+    def write(self, sample: FoundSample, content: str) -> None:
+        """Copy the image file of a sample, or of a latent its hash."""
+        if name := self._name(sample.row.number):
+            copy = ImageCopy(sample.original) if sample.original else ImageCopy(content=content)
+            write_image_copy(self._store, name, copy)
+
+    def _name(self, row: int) -> str:
+        of_row = (s for s in self._shard.stored if s.first_row <= row < s.first_row + s.rows)
+        return next((image_copy(stored.name, row) for stored in of_row), "")

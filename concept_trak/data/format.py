@@ -99,6 +99,14 @@ class Format(NamedTuple):
     """What the names of files and folders that are no data begin with, beside a dot."""
     split_in_name: bool = True
     """Whether a file's own name may name its split; a picture called test.png is no test set."""
+    chosen: Callable[[Shard, DataConfig, Sequence[int]], Iterator[RowImage]] | None = None
+    """`images` of some rows of a shard, by their rising numbers in the source, where it reads less than row by row."""
+
+    def chosen_images(self, shard: Shard, data: DataConfig, rows: Sequence[int]) -> Iterator[RowImage]:
+        """The images of some rows of a shard, by their rising numbers in the source. Nothing is read without rows."""
+        if self.chosen and rows:
+            return self.chosen(shard, data, rows)
+        return (image for row in rows for image in self.images(shard.rows_from(row, 1), data))
 
 
 def formats() -> dict[str, Format]:

@@ -5,9 +5,10 @@ data.image_column names a column of x_0 as nested lists [c, h, w] (`Array3D`), a
 part of the model's condition, as in `latents.py`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 import pyarrow as pa
@@ -145,18 +146,26 @@ def _conditions(schema: pa.Schema, data: DataConfig) -> list[str]:
 
 
 def _images(shard: Shard, data: DataConfig) -> Iterator[RowImage]:
-    """The images of the rows: page by page where the index has their pages, else from the start of a row group on."""
-    rows = shard.index_table.select(["offset", "length", "skip", "file"]).to_pylist()
+    """The images of all rows of a shard."""
+    return _chosen(shard, data, range(shard.first_row, shard.first_row + shard.rows))
+
+
+def _chosen(shard: Shard, data: DataConfig, numbers: Sequence[int]) -> Iterator[RowImage]:
+    """The images of some rows: page by page where the index has their pages, else from the start of a row group on.
+    Each page and each row group is read once."""
+    index = shard.index_table.select(["offset", "length", "skip", "file"])
+    rows = index.take([number - shard.first_row for number in numbers]).to_pylist()
     with open_planned(shard.source, shard.version, **RANGED) as f:
         file = _opened(f, shard.source)
         paged = all(row["offset"] is not None for row in rows)
-        images = _paged(f, file, shard, data) if paged else _streamed(file, shard, data)
+        images = _paged(f, file, rows, shard, data) if paged else _streamed(file, numbers, shard, data)
         yield from (_with_path(image, row["file"]) for image, row in zip(images, rows, strict=True))
 
 
-def _paged(f: Any, file: pq.ParquetFile, shard: Shard, data: DataConfig) -> Iterator[RowImage]:
-    """Each page that holds rows of the shard is read once, and nothing else."""
-    rows = shard.index_table.select(["offset", "length", "skip"]).to_pylist()
+def _paged(
+    f: Any, file: pq.ParquetFile, rows: Sequence[Mapping[str, Any]], shard: Shard, data: DataConfig
+) -> Iterator[RowImage]:
+    """Each page that holds one of the rows is read once, and nothing else."""
     chunks = list(filter(None, (image_chunk(file, group, data) for group in range(file.num_row_groups))))
     for (offset, length), same in groupby(rows, key=lambda row: (row["offset"], row["length"])):
         chunk = next(chunk for chunk in chunks if chunk.start <= offset < chunk.end)
@@ -168,14 +177,19 @@ def _paged(f: Any, file: pq.ParquetFile, shard: Shard, data: DataConfig) -> Iter
         yield from (RowImage(values[row["skip"]]) for row in same)
 
 
-def _streamed(file: pq.ParquetFile, shard: Shard, data: DataConfig) -> Iterator[RowImage]:
-    """Reads only the row groups that the rows lie in, and of the last only what comes before the end of the shard."""
+def _streamed(file: pq.ParquetFile, numbers: Sequence[int], shard: Shard, data: DataConfig) -> Iterator[RowImage]:
+    """Reads only the row groups with one of the rows, each from its start to the last of them."""
     conditions = _conditions(file.schema_arrow, data)
     columns = [data.image_column, *conditions]
-    for _, values in _values(file, shard.first_row, shard.first_row + shard.rows, columns, shard.source):
-        image = values[data.image_column]
-        content = image.get("bytes") if isinstance(image, dict) else image
-        yield _encoded(values, data, conditions) if conditions else RowImage(content)
+    ends = list(accumulate(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)))
+    for _, same in groupby(numbers, key=partial(bisect_right, ends)):
+        in_group = list(same)
+        chosen = set(in_group)
+        for number, values in _values(file, in_group[0], in_group[-1] + 1, columns, shard.source):
+            if number in chosen:
+                image = values[data.image_column]
+                content = image.get("bytes") if isinstance(image, dict) else image
+                yield _encoded(values, data, conditions) if conditions else RowImage(content)
 
 
 def _with_path(image: RowImage, path: str | None) -> RowImage:
@@ -261,4 +275,4 @@ def _encoded(values: dict[str, Any], data: DataConfig, conditions: Sequence[str]
         return RowImage(None, ("decode", f"its latent or a part of its condition is none: {one_line(error)}"))
 
 
-FORMAT = Format((".parquet",), _sources, _rows, _images, hidden=("_",))
+FORMAT = Format((".parquet",), _sources, _rows, _images, hidden=("_",), chosen=_chosen)

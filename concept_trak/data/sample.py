@@ -134,16 +134,29 @@ def _drawn(name: str, way: str) -> float:
 class FoundSample:
     """A sample that was looked up, with its image file as it lies in the data; None where it was encoded before."""
 
+    row: IndexedRow
     sample: Sample
     original: bytes | None
 
 
+def rows_by_id(shard: Shard, ids: Collection[str]) -> list[IndexedRow]:
+    """The rows of a shard with these ids, in order."""
+    return [row for row in indexed_rows(shard) if row.id in ids]
+
+
 def samples_by_id(shard: Shard, data: DataConfig, resolution: int, ids: Collection[str]) -> Iterator[FoundSample]:
-    """The samples of a shard with these ids, each read by itself: its own bytes, and not the shard's."""
-    for row in indexed_rows(shard):
-        if row.id in ids:
-            alone = shard.rows_from(row.number, 1)
-            (image,) = format_of(shard, data).images(alone, data)
-            sample = _usable(row, image, shard, data, resolution)
-            if isinstance(sample, Sample):
-                yield FoundSample(sample, image.content if isinstance(image.content, bytes) else None)
+    """The samples of a shard with these ids, in order; of the source only what holds their images is read."""
+    rows = rows_by_id(shard, ids)
+    images = format_of(shard, data).chosen_images(shard, data, [row.number for row in rows])
+    for row, image in zip(rows, images, strict=True):
+        sample = _usable(row, image, shard, data, resolution)
+        if isinstance(sample, Sample):
+            yield FoundSample(row, sample, image.content if isinstance(image.content, bytes) else None)
+
+
+def sample_of_image(
+    row: IndexedRow, image: bytes, shard: Shard, data: DataConfig, resolution: int
+) -> FoundSample | None:
+    """The sample of a row whose image file is known; None if no sample can be made of it."""
+    sample = _usable(row, RowImage(image), shard, data, resolution)
+    return FoundSample(row, sample, image) if isinstance(sample, Sample) else None

@@ -81,7 +81,7 @@ def _verify_remade(store: Store, repair: bool, line: Callable[[str], None]) -> i
     next run that needs it computes it again."""
     remade = ((units.verify_measurements(store), "the same jobs.components command measures it again"),
               (inversion_cache.verify_states(store), "it is made again when it is needed"),
-              (index_upkeep.verify_indices(store), "the source is indexed again when it is needed"))  # fmt: skip
+              (index_upkeep.verify_indices(store), "it is made again when it is needed"))  # fmt: skip
     left = 0
     for findings, remedy in remade:
         for finding in (f for f in findings if f.damage):

@@ -12,7 +12,7 @@ from concept_trak.store.tables import to_parquet
 from concept_trak.store.verify import SOUND
 from tests.jobs_ops.audited import cut, flip
 
-FOLDERS = {"": flip, "records": cut, "ids": flip, "surveys": cut, "unique": cut, "heavy": flip}
+FOLDERS = {"": flip, "records": cut, "ids": flip, "surveys": cut, "unique": cut, "heavy": flip, "images/*": cut}
 
 
 @pytest.fixture(scope="module")
