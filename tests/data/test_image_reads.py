@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from fsspec import AbstractFileSystem
 
 from concept_trak.audit.index import facts_of
@@ -15,7 +16,7 @@ from concept_trak.config import DataConfig
 from concept_trak.data import parquet
 from concept_trak.data.format import format_of
 from concept_trak.data.image_reads import describe_reads, image_reads
-from concept_trak.data.shard import Layout, Source, cut
+from concept_trak.data.shard import Layout, Source, cut, whole
 from concept_trak.data.survey import indexed_here
 
 WIDTH, ROWS = 600, 5000
@@ -101,6 +102,30 @@ def test_shards_of_whole_pages_read_the_file_once(measured):
     assert note.endswith("Write the files with row_group_size=64, or use a new store with data.shard_rows=1024")
     assert describe_reads([source], 1024, 20_000) == ""
     assert "new store" not in describe_reads([source], 64, 1000), "a part of so many rows would be too large"
+
+
+@pytest.mark.parametrize(
+    ("column", "options", "chosen", "most"),
+    [
+        ("image", CASES["as pyarrow writes it"][1], range(0, ROWS, 9), 1.05),
+        ("image", CASES["as pyarrow writes it"][1], range(2048, 3072, 9), 0.22),
+        ("image", CASES["row groups that cut pages"][1], range(0, ROWS, 9), 1.05),
+        ("latents", {"row_group_size": 1000, "use_dictionary": False, "compression": "none"}, [3, 999, 3000], 0.5),
+    ],
+    ids=["every page", "one page", "row groups", "latents"],
+)
+def test_rows_that_lie_together_are_read_once(measured, column, options, chosen, most):
+    """Some hundred samples of a page that a report shows cost their pages once, and not each a page."""
+    source, _ = measured(column, 1024, **options)
+    data, shard = DataConfig("metered://data/a.parquet", image_column=column), whole(source)
+    every = [image.content for image in format_of(shard, data).images(shard, data)]
+    Metered.count = 0
+    images = [image.content for image in format_of(shard, data).chosen_images(shard, data, list(chosen))]
+    assert Metered.count <= most * ROWS * WIDTH
+    if column == "image":
+        assert images == [every[row] for row in chosen]
+    else:
+        assert all(torch.equal(x.latent, every[row].latent) for x, row in zip(images, chosen, strict=True))
 
 
 @pytest.mark.parametrize(("shard_rows", "group"), [(500, 5000), (500, 1000), (500, 500)])
