@@ -120,7 +120,7 @@ class ShowWorker:
 
 
 class OriginalReader:
-    """Reads the files of training images as they lie in the data, one at a time: the copy in the store, if there is one.
+    """Reads the files of training images as they lie in the data, one at a time; a copy in the store is read first.
 
     Args:
         store: where the index of the data lies.
