@@ -23,6 +23,7 @@ from concept_trak.data.inventory import LeftOut, Survey
 from concept_trak.data.shard import Layout, Shard, Source, StoredIndex, version_of_files
 from concept_trak.data.survey import check_first_rows, list_sources, require_caption_setting, surveyed
 from concept_trak.store.sources import (
+    PLANNED,
     IndexFile,
     SourceSet,
     listing_of,
@@ -178,6 +179,16 @@ def _indexed(
     name = f"{sources.surveys}/{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{listing}.parquet"
     write_survey(store, name, {n: asdict(facts[n]) for n in tasks})
     return facts, name
+
+
+def note_listing(store: Store, data: DataConfig, listed: Survey, plan: Sequence[Shard]) -> None:
+    """Write from which listing a plan was cut, where its shards have versions that no index has: in folders of images.
+
+    `jobs.gc` then keeps the indices of the ranges that the plan has, and no others.
+    """
+    if any(not source.version for source in listed.sources):
+        sources = SourceSet.of(index_settings(data))
+        store.create(sources.plan([shard.name for shard in plan], listed.listing), PLANNED)
 
 
 def facts_of(record: Mapping[str, Any]) -> SourceFacts:

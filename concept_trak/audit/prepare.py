@@ -15,7 +15,7 @@ from concept_trak import UserError
 from concept_trak.attribution.denoiser import Denoiser, unprompted_texts
 from concept_trak.audit.checks import require_batch_consistency, require_fit, warn_of_prediction_type
 from concept_trak.audit.diff import require_comparable
-from concept_trak.audit.index import IndexReader, open_data
+from concept_trak.audit.index import IndexReader, note_listing, open_data
 from concept_trak.audit.mapper import Mapper, Stopped, serial
 from concept_trak.audit.plan import Demand, demand, feature_settings, shards
 from concept_trak.audit.query_features import QueryTask, file_digests, open_questions
@@ -215,6 +215,7 @@ def begin_prepared(
     plan = shards(data.sources, _shard_rows(store, settings, config.data.shard_rows))
     audit = Audit(store, config.audit)
     work = Work(config, {name: FeatureSet.of(s) for name, s in settings.items()}, worker)
+    note_listing(store, config.data, data, plan)
     begin_audit(audit, _outcome(config, settings, queries), [_planned(shard) for shard in plan])
     return Prepared(
         work=work,

@@ -7,7 +7,7 @@ from functools import reduce
 from operator import add
 
 from concept_trak import UserError
-from concept_trak.audit import index_upkeep, inversion_cache
+from concept_trak.audit import index_upkeep, index_verification, inversion_cache
 from concept_trak.audit.inversion_cache import STATES
 from concept_trak.audit.mapper import Mapper, serial
 from concept_trak.audit.prepare import prepare
@@ -81,7 +81,7 @@ def _verify_remade(store: Store, repair: bool, line: Callable[[str], None]) -> i
     next run that needs it computes it again."""
     remade = ((units.verify_measurements(store), "the same jobs.components command measures it again"),
               (inversion_cache.verify_states(store), "it is made again when it is needed"),
-              (index_upkeep.verify_indices(store), "it is made again when it is needed"))  # fmt: skip
+              (index_verification.verify_indices(store), "it is made again when it is needed"))  # fmt: skip
     left = 0
     for findings, remedy in remade:
         for finding in (f for f in findings if f.damage):

@@ -6,6 +6,7 @@
     sources/<data fingerprint>/surveys/<time>-<listing>.parquet   the records of all sources of a listing
     sources/<data fingerprint>/unique/<listing>.json  exists once the ids of a listing have been found unique
     sources/<data fingerprint>/heavy/<listing>.parquet   the most frequent labels and words of a listing
+    sources/<data fingerprint>/plans/<shards>-<listing>.json   exists for shards of folders of images: their listing
 
 An index does not depend on a model, so all audits, models and methods on the same data share it. All other files can be
 made again from the indices and their records.
@@ -29,6 +30,8 @@ from concept_trak.store.tables import read_columns, read_parquet, to_parquet
 SOURCES = "sources"
 ROW_GROUP = 4096  # rows of a row group of an index: a shard is usually in one or two
 READERS = 16  # requests in flight while records are read
+PLANNED = b"{}"
+"""The content of the file `SourceSet.plan`."""
 REMEDY = "Remove it, or run `python -m jobs.verify repair=true`: the source is indexed again when it is needed"
 
 
@@ -71,6 +74,10 @@ class SourceSet:
     def unique(self, listing: str) -> str:
         """The file whose existence means that no id occurs twice in a listing."""
         return f"{self.folder}/unique/{listing}.json"
+
+    def plan(self, shards: Iterable[str], listing: str) -> str:
+        """The file whose name has the listing that shards with these names were cut from."""
+        return f"{self.folder}/plans/{_short(chr(10).join(sorted(shards)))}-{listing}.json"
 
 
 def source_name(uri: str, version: str, first_row: int) -> str:

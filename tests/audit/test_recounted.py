@@ -10,7 +10,7 @@ from concept_trak.audit import heavy_groups as counting
 from concept_trak.audit import unique_ids
 from concept_trak.audit.heavy_groups import count_tasks, heavy_groups, most_frequent
 from concept_trak.audit.index import open_data
-from concept_trak.audit.index_upkeep import verify_indices
+from concept_trak.audit.index_verification import verify_indices
 from concept_trak.audit.mapper import serial
 from concept_trak.config import DataConfig
 from concept_trak.data.ids import encode_ids, id_digests

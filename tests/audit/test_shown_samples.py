@@ -8,7 +8,8 @@ import torch
 
 from concept_trak import UserError
 from concept_trak.audit.index import open_data
-from concept_trak.audit.index_upkeep import IndexNeeds, unneeded_indices, verify_indices
+from concept_trak.audit.index_upkeep import IndexNeeds, unneeded_indices
+from concept_trak.audit.index_verification import verify_indices
 from concept_trak.audit.mapper import FirstAttempt, serial
 from concept_trak.audit.plan import shards
 from concept_trak.audit.shown_samples import ShowTask, ShowWorker

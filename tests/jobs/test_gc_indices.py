@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from concept_trak.audit import index_upkeep
-from concept_trak.audit.index import open_data
+from concept_trak.audit.index import note_listing, open_data
 from concept_trak.audit.index_upkeep import IndexNeeds
+from concept_trak.audit.index_verification import verify_indices
 from concept_trak.audit.mapper import serial
 from concept_trak.audit.plan import shards
 from concept_trak.config import DataConfig, plain_values
@@ -76,6 +77,37 @@ def test_every_range_of_a_planned_folder_keeps_its_index(tmp_path):
     dropped = {name for name in names if not IndexNeeds(store, names)(audit).keep(name)}
     assert {name.split("/")[2] for name in dropped & first} <= {"surveys", "unique"}
     assert len([name for name in names if "/surveys/" in name]) == 2
+
+
+def test_an_audit_of_a_folder_keeps_its_survey_and_its_ranges(tmp_path):
+    """Its shards have versions of their own, which no survey has. What it needs stays when gc ran before."""
+    store, audits = Store(str(tmp_path / "store")), list[Audit]()
+    data = DataConfig(uri=str(tmp_path / "data"), captions="class", caption_column="label")
+    draw(tmp_path / "data/a/0.png")
+    for n in range(3):
+        draw(tmp_path / f"data/b/{n}.png")
+        survey = open_data(store, data, "class", serial)
+        plan = shards(survey.sources, 1)
+        note_listing(store, data, survey, plan)
+        audits.append(Audit(store, f"audit-{n}"))
+        begin_audit(audits[-1], {"data": plain_values(data)}, planned_rows(plan))
+    names = store.names(SOURCES)
+    surveys = [name for name in names if "/surveys/" in name]
+    plans = [name for name in names if "/plans/" in name]
+    assert (len(surveys), len(plans)) == (3, 3)
+    needs = IndexNeeds(store, names)
+    for audit, survey in zip(audits, surveys, strict=True):
+        kept = {name for name in names if needs(audit).keep(name)}
+        assert {name for name in kept if "/surveys/" in name} == {survey, surveys[-1]}
+        assert len([name for name in kept if "/plans/" in name]) == 1
+        current = 2 if audit is audits[-1] else 3  # a and b as they are, and b as it was
+        assert len([name for name in kept if "/records/" in name]) == current
+    for name in names:
+        if not needs(audits[0]).keep(name):
+            store.delete(name)
+    left = store.names(SOURCES)
+    assert [name for name in left if not IndexNeeds(store, left)(audits[0]).keep(name)] == [], "a second gc took more"
+    assert not [finding for finding in verify_indices(store) if finding.damage]
 
 
 def test_no_survey_is_read_again_for_another_audit(tmp_path, monkeypatch):

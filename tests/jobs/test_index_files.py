@@ -5,7 +5,7 @@ from collections import Counter
 import pyarrow as pa
 import pytest
 
-from concept_trak.audit.index_upkeep import verify_indices
+from concept_trak.audit.index_verification import verify_indices
 from concept_trak.store.sources import SourceSet
 from concept_trak.store.store import Store
 from concept_trak.store.tables import to_parquet
