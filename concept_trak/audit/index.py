@@ -59,9 +59,13 @@ class IndexTask(Task):
     source: Source
 
     @property
+    def version(self) -> str:
+        """That of the source, or of the files of a range."""
+        return self.source.version or version_of_files(self.source.places)
+
+    @property
     def name(self) -> str:
-        s = self.source
-        return source_name(s.uri, s.version or version_of_files(s.places), s.first_row)
+        return source_name(self.source.uri, self.version, self.source.first_row)
 
     @property
     def label(self) -> str:
@@ -93,7 +97,7 @@ class IndexWorker:
             self.store.create(sources.ids(task.name), encode_ids(id_digests(index.table["id"].to_pylist())))
         facts = SourceFacts(
             uri=source.uri,
-            version=source.version,
+            version=task.version,
             first_row=source.first_row,
             rows=index.table.num_rows,
             vocabulary=count_groups(index.table).num_rows,

@@ -106,7 +106,7 @@ def _surveyed(store: Store, surveys: Sequence[str]) -> _Surveyed | None:
         except (Damaged, KeyError, FileNotFoundError):
             return None
         by_sources.setdefault(of_survey, []).append(survey)
-        if any(not version for _, version in of_survey):
+        if any(uri.endswith("/") for uri, _ in of_survey):
             listings[listing_of(survey)] = survey, frozenset(records)
         current = tuple(records)
     if not surveys:

@@ -49,7 +49,8 @@ def _verified(store: Store, record_name: str) -> Iterator[Finding]:
     try:
         (record,) = read_source_records(store, [record_name])
         data = store.read(index)
-        if source_name(record["uri"], record["version"], record["first_row"]) != name:
+        named = source_name(record["uri"], record["version"], record["first_row"])
+        if record["version"] and named != name:  # records of folders had no version before
             raise Damaged("it belongs to another source")
     except FileNotFoundError:
         return
