@@ -126,11 +126,17 @@ def _prepared(
     queries = check_queries(config, inputs)
     settings = check_settings(config, inputs, queries)
     data = open_data(indices, config.data, inputs.denoiser.conditioning, mapper)
-    if (
-        inputs.store.size(Audit(inputs.store, config.audit).name("plan.parquet")) is None
-    ):  # else they were checked before
+    begun = inputs.store.size(Audit(inputs.store, config.audit).name("plan.parquet")) is not None
+    if not (begun or _has_features(config, inputs, data, settings)):  # else they were checked before
         check_data(config, inputs, data, IndexReader(indices))
     return begin_prepared(config, worker, inputs, settings, data, queries)
+
+
+def _has_features(config: AuditConfig, inputs: "Inputs", data: Survey, settings: dict[str, dict[str, Any]]) -> bool:
+    """Whether the first shard has features of every method, so that an audit with this model has read these data."""
+    shard = cut(next(source for source in data.sources if source.rows), config.data.shard_rows)[0]
+    sets = [FeatureSet.of(each) for each in settings.values()]
+    return all(inputs.store.size(features.record(shard.name)) is not None for features in sets)
 
 
 @dataclass(frozen=True)
