@@ -76,9 +76,8 @@ class Features:
 
     def rank_plainly(self, queries: Sequence[StoredQuery]) -> None:
         """Widen and multiply what is kept, in one product of all columns."""
-        z = torch.from_numpy(
-            np.concatenate([row for q in queries for row in (q.solved[None], q.phi[None], q.groups)])
-        ).T.contiguous()
+        columns = [np.vstack([q.solved, q.phi, *([] if q.groups is None else q.groups)]) for q in queries]
+        z = torch.from_numpy(np.concatenate(columns)).T.contiguous()
         if not self.budget.memory + self.budget.disk:
             for phi in Bench(self.work, tuple(self.records), z, None).read():  # pyright: ignore[reportArgumentType]
                 _ = phi @ z
