@@ -47,9 +47,7 @@ class FlowTextToImage(TextToImage):
     @property
     def image_tokens(self) -> int:
         """Tokens of an image of the model's resolution in the network."""
-        config: Any = self.network.config
-        patch = max(self.packing, config.get("patch_size") or 1)
-        return self.shape[1] * self.shape[2] // patch**2
+        return self.shape[1] * self.shape[2] // self.patch**2
 
     def __call__(self, x_t: Float[Tensor, "b c h w"], t: int, cond: Condition) -> Prediction:
         alpha, sigma = self.alpha[t].item(), self.sigma[t].item()

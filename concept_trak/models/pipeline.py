@@ -147,12 +147,17 @@ class Pipeline(Denoiser):
         Raises:
             UserError: the latents of such an image cannot be divided into the network's patches.
         """
-        config: Any = self.network.config
-        patch, factor = config.get("patch_size") or 1, 1 if self.vae is None else self.vae.factor
-        step = factor * max(self.packing, patch)
+        factor = 1 if self.vae is None else self.vae.factor
+        step = factor * self.patch
         if resolution % step:
             raise UserError(f"model.resolution={resolution}; expected a multiple of {step} for this model")
         return resolution // factor, resolution // factor
+
+    @property
+    def patch(self) -> int:
+        """The side of the squares of latents that the network takes as one token or, as a UNet, as one number."""
+        config: Any = self.network.config
+        return max(self.packing, config.get("patch_size") or 1, *config.get("all_patch_size", ()))
 
     def _channels(self) -> int:
         """The channels of x_t, from the network's configuration.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from concept_trak.attribution.denoiser import Denoiser
 from tests.models.tiny import ddpm, dit, pixart, pixart_t5, sana, sd3, sdxl, stable_diffusion
-from tests.models.tiny_flows import chroma, flux, flux2_klein, qwen_image
+from tests.models.tiny_flows import chroma, flux, flux2_klein, lumina2, qwen_image, z_image
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,37 @@ def euler(pipe: Any, raw: Tensor, t: int, x_t: Tensor, shift: float = 3.0) -> Te
     return scheduler.step(raw, scheduler.timesteps[0], x_t).prev_sample
 
 
+def from_reversed_flow(ours: Denoiser, x_t: Tensor, t: int, raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Of networks that predict x_0 - eps."""
+    return from_flow(ours, x_t, t, -raw)
+
+
+def of_image(ours: Denoiser, time: float) -> int:
+    """Of networks that are told 1 - sigma."""
+    return int((1 - ours.sigma - time).abs().argmin())
+
+
+def reversed_euler(pipe: Any, raw: Tensor, t: int, x_t: Tensor) -> Tensor:
+    return euler(pipe, -raw, t, x_t)
+
+
+def frames(ours: Denoiser, images: Any) -> Tensor:
+    """Of a network that takes and returns a list of images, [c, 1, h, w] each."""
+    return torch.stack(list(images)).squeeze(2)
+
+
+def draw_lumina(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
+    return pipe(
+        text, num_inference_steps=20, guidance_scale=1.0, latents=x_t, output_type="latent", height=16, width=16
+    )
+
+
+def draw_z_image(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
+    """Its guidance counts from 0, and it takes float32 alone."""
+    ways = {"height": 16, "width": 16, "output_type": "latent"}
+    return pipe(text, num_inference_steps=20, guidance_scale=0.0, latents=x_t.float(), **ways)
+
+
 LABELS = ("0", "1", "2", "")
 DYNAMIC = math.exp(0.5 - (256 - 16) * (1.15 - 0.5) / (4096 - 256))  # e^mu of the 16 tokens of a tiny image
 
@@ -210,6 +241,11 @@ FAMILIES: dict[str, Tiny] = {
     ),
     "chroma": tiny_flux(chroma),
     "qwen_image": tiny_flux(qwen_image, draw_qwen),
+    "lumina2": Tiny(lumina2, "transformer", draw_lumina, from_reversed_flow, of_image, reversed_euler,
+                    group="attention"),
+    "z_image": Tiny(z_image, "transformer", draw_z_image, from_reversed_flow, of_image, reversed_euler,
+                    ("a red circle", "a green triangle", "a blue square", ""), "attention", {"resolution": 16},
+                    unpack=frames, casts=True),
     "sana": Tiny(sana, "transformer", draw_latents, from_flow, of_flow, euler, casts=True),
     "pixart": Tiny(pixart, "transformer", draw_patches, from_eps, itself, ddim),
     "pixart_t5": Tiny(lambda: pixart_t5(sizes=False), "transformer", draw_masked, from_eps, itself, ddim),

@@ -101,7 +101,7 @@ def asked(family: Opened) -> tuple[dict[str, Any], Tensor]:
     """What diffusers' pipeline tells its network in the first of 20 steps for one text, and what that answers."""
     heard: list[tuple[dict[str, Any], Tensor]] = []
     network = getattr(family.pipe, family.tiny.part)
-    names = ("sample", "timestep") if family.tiny.part == "unet" else ("hidden_states",)
+    names = ("sample", "timestep") if family.tiny.part == "unet" else ("hidden_states", "timestep")
 
     def listen(module: Any, args: Any, kwargs: Any, output: Any) -> None:
         heard.append(({**dict(zip(names, args, strict=False)), **kwargs}, output[0]))

@@ -13,8 +13,12 @@ from diffusers import (
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    Lumina2Pipeline,
+    Lumina2Transformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
@@ -24,10 +28,11 @@ from transformers import (
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3Model,
 )
 
 from concept_trak.models import small
-from tests.models.tiny import clip, letters, vae
+from tests.models.tiny import clip, gemma, letters, vae
 
 WIDTHS: dict[str, Any] = {"attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 32,
                           "in_channels": 16, "axes_dims_rope": (2, 2, 4)}  # fmt: skip
@@ -104,3 +109,49 @@ def qwen_image() -> QwenImagePipeline:
     codec = AutoencoderKLQwenImage(base_dim=8, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False],
                                    latents_mean=[0.5, 0.0, -0.25, 0.0], latents_std=[2.0, 1.0, 0.5, 1.0])  # fmt: skip
     return QwenImagePipeline(transformer=network, scheduler=shifting(), vae=codec, text_encoder=model, tokenizer=words)
+
+
+def lumina2() -> Lumina2Pipeline:
+    """The layer before Gemma's last, so Gemma has one more."""
+    model, words = gemma(24, 512)
+    network = Lumina2Transformer2DModel(
+        sample_size=8,
+        in_channels=4,
+        hidden_size=24,
+        num_layers=2,
+        num_refiner_layers=1,
+        num_attention_heads=2,
+        num_kv_heads=1,
+        multiple_of=8,
+        axes_dim_rope=(4, 4, 4),
+        axes_lens=(300, 16, 16),
+        cap_feat_dim=24,
+    )
+    noise = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return Lumina2Pipeline(transformer=network, scheduler=noise, vae=vae(4, shift_factor=0.25), text_encoder=model,
+                           tokenizer=words)  # fmt: skip
+
+
+TURN = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+
+
+def z_image() -> ZImagePipeline:
+    """Texts of 32 tokens and of 64, in which the network counts."""
+    words = byte_tokens(512)
+    words.chat_template = TURN
+    text = Qwen3Config(vocab_size=len(words), hidden_size=24, intermediate_size=24, num_hidden_layers=2, head_dim=8,
+                       num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=512)  # fmt: skip
+    network = ZImageTransformer2DModel(
+        in_channels=4,
+        dim=24,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=24,
+        axes_dims=[4, 4, 4],
+        axes_lens=[600, 16, 16],
+    )
+    noise = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return ZImagePipeline(transformer=network, scheduler=noise, vae=vae(4, shift_factor=0.25),
+                          text_encoder=Qwen3Model(text), tokenizer=words)  # fmt: skip
