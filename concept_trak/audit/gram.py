@@ -107,7 +107,7 @@ def gram_task(method: str, node: GramNode, records: Sequence[Record]) -> GramTas
     return GramTask(method, node.name, tuple(r for r in records[node.first : node.stop] if r.rows))
 
 
-Groups = tuple[Float[np.ndarray, "g k"] | None, ...]
+Groups = tuple[Float[np.ndarray, "_ k"] | None, ...]
 """By concept, vectors of its groups of samples; None for a concept that cannot be divided."""
 
 

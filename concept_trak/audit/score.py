@@ -97,7 +97,7 @@ class Queries:
     columns: list[str]
     z: Float[Tensor, "m k"]
     scale: list[float]
-    groups: list[Float32[Tensor, "g k"] | None] = field(default_factory=list)
+    groups: list[Float32[Tensor, "_ k"] | None] = field(default_factory=list)
 
     def summary(self, top: int) -> "TaskSummary":
         """An empty summary of the scores of a task, with room for `top` entries at each end."""

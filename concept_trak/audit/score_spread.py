@@ -120,7 +120,7 @@ class GroupSummary:
         z: the solutions of all groups, which every row is multiplied with; None without any.
     """
 
-    def __init__(self, m: int, z: Sequence[Float32[Tensor, "g k"] | None]) -> None:
+    def __init__(self, m: int, z: Sequence[Float32[Tensor, "_ k"] | None]) -> None:
         sizes = [0 if own is None else len(own) for own in z]
         self._m, self._columns = m, list(pairwise(accumulate(sizes, initial=0)))
         divided = [own for own in z if own is not None]

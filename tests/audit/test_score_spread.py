@@ -91,3 +91,18 @@ def test_a_division_into_halves_that_agree_hides_no_groups_that_do_not(phi):
     assert spread.reliability == pytest.approx(4 * r / (1 + 3 * r), rel=1e-4)
     assert spread.reliability < 0.75
     assert spread_of(phi, first.expand(4, K)).reliability == pytest.approx(1)
+
+
+def test_concepts_of_one_question_may_have_other_numbers_of_groups(phi):
+    """Two examples make two groups, sixteen samples make four."""
+    alone = [spread_of(phi, normal(groups, K, seed=groups)) for groups in (2, 4)]
+    z = [normal(groups, K, seed=groups) for groups in (2, 4)]
+    summary, samples = GroupSummary(M, z), SampleRows()
+    summary.add(phi @ torch.cat(z).T)
+    samples.add([f"s{i}" for i in range(N)], "part")
+    rows = [{sample: int(sample[1:]) for sample in spread.groups} for spread in alone]
+    together = summary.spreads(rows, [2.0, 2.0], samples)
+    for one, both in zip(alone, together, strict=True):
+        assert both is not None
+        assert both.reliability == pytest.approx(one.reliability, rel=1e-6)
+        assert both.groups.keys() == one.groups.keys()
