@@ -1,5 +1,6 @@
 """The queries of an audit, and the work of one query: the concept's own samples, their mean feature, and pictures."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -33,6 +34,10 @@ from concept_trak.audit.worker import ModelWorker, Work
 from concept_trak.config import AuditConfig, DataConfig
 from concept_trak.data.image import to_png
 from concept_trak.models.encode import ConceptFiles, decode_pixels, open_query, read_concept_files
+
+Pictures = tuple[tuple[bytes, ...], ConceptFit | None]
+KEPT_PICTURES = 64
+"""Of how many concepts a worker keeps the pictures for the next method."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,7 @@ class QueryWorker(ModelWorker):
     def __init__(self, work: Work) -> None:
         super().__init__(work)
         self._workspace = Workspace()
+        self._pictures = OrderedDict[str, Pictures]()
 
     def __call__(self, question: QueryTask, attempt: Attempt) -> QueryResult:
         size = self.batch_size(attempt)
@@ -103,7 +109,7 @@ class QueryWorker(ModelWorker):
         examples = len(question.examples)
         groups = query_groups(features.phi, phrasings, example_groups(examples, len(batch.ids)))
         halves = query_halves(features.phi, phrasings) if examples < 2 or groups is None else query_halves(groups)
-        pictures, fit = self.pictures_and_fit(question, batch)
+        pictures, fit = self._shared_pictures(question, batch)
         return QueryResult(
             method=question.method,
             concept=question.concept.name,
@@ -128,7 +134,16 @@ class QueryWorker(ModelWorker):
         method, projector = self.config.methods[question.method], self.config.projector
         return query_features(self.denoiser, projector, method, question.concept, batch, size, self._workspace, report)
 
-    def pictures_and_fit(self, question: QueryTask, batch: Batch) -> tuple[tuple[bytes, ...], ConceptFit | None]:
+    def _shared_pictures(self, question: QueryTask, batch: Batch) -> Pictures:
+        """`pictures_and_fit`, computed once for all methods: drawing takes as long as the states of a query."""
+        key = repr(question.content)
+        pictures = self._pictures.pop(key, None) or self.pictures_and_fit(question, batch)
+        self._pictures[key] = pictures
+        if len(self._pictures) > KEPT_PICTURES:
+            self._pictures.popitem(last=False)
+        return pictures
+
+    def pictures_and_fit(self, question: QueryTask, batch: Batch) -> Pictures:
         """The concept's image, some of its examples, or what the model draws for the first samples, and how well the
         model tells the concept in them; nothing if none is shown."""
         if not question.picture_count:

@@ -15,6 +15,8 @@ from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.features import compute_features
 from concept_trak.attribution.method import METHODS
 from concept_trak.attribution.query import query_batch
+from concept_trak.attribution.trajectory import generate
+from concept_trak.audit import query_features
 from concept_trak.audit.featurize import FeaturizeTask, FeaturizeWorker
 from concept_trak.audit.mapper import FirstAttempt
 from concept_trak.audit.prepare import Prepared, prepare
@@ -171,6 +173,22 @@ def test_a_question_shows_its_own_images(prepared):
         pictures = worker(replace(question, picture_count=shown), FIRST).pictures
         assert len(pictures) == min(shown, question.concept.samples)
         assert {Image.open(io.BytesIO(p)).size for p in pictures} == {(RESOLUTION, RESOLUTION)}
+
+
+def test_pictures_are_drawn_once_for_all_methods(world, tmp_path, monkeypatch):
+    """A worker with both methods draws what a worker of each draws, and draws it once."""
+    prepared, draws = prepare(world.config(tmp_path, data="few", method="[caption_trak,fit_trak]")), []
+    alone = [QueryWorker(prepared.work)(question, FIRST) for question in prepared.queries]
+    monkeypatch.setattr(query_features, "generate", lambda *args: draws.append(args) or generate(*args))
+    worker = QueryWorker(prepared.work)
+    together = [worker(question, FIRST) for question in prepared.queries]
+    assert len(draws) == 1, "each method draws the pictures again"
+    for own, shared in zip(alone, together, strict=True):
+        assert (own.pictures, own.fit) == (shared.pictures, shared.fit)
+        np.testing.assert_array_equal(own.phi, shared.phi)
+    other = replace(prepared.queries[0].concept, seed=7)
+    assert worker(replace(prepared.queries[0], concept=other), FIRST).pictures != together[0].pictures
+    assert len(draws) == 2, "another concept has the pictures of the first"
 
 
 def test_a_question_about_one_image_stands_on_its_inversion(prepared):
