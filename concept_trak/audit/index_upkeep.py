@@ -63,7 +63,7 @@ class IndexNeeds:
         own = self._plans.get(sources.plan([row["shard"] for row in plan], "").removesuffix("-.json"), "")
         names, about = _planned_names(surveyed, plan, own)
         needed = Needed(frozenset((*_needed_files(sources, surveyed, about, names), own)) - {""})
-        return needed + _needed_copies(audit, sources, surveyed, names)
+        return Needed.union([needed, _needed_copies(audit, sources, surveyed, names)])
 
 
 class _Range(NamedTuple):
@@ -96,9 +96,10 @@ def _surveyed(store: Store, surveys: Sequence[str]) -> _Surveyed | None:
     """What the surveys have; None if there are none, or one is damaged or gone."""
     versions, by_sources, current = dict[str, dict[str, set[str]]](), dict[frozenset[tuple[str, str]], list[str]](), ()
     ranges, listings = dict[str, _Range](), dict[str, tuple[str, frozenset[str]]]()
+    parsed = dict[str, dict[str, Any]]()  # most records are in every survey
     for survey in surveys:  # in the order of time, with which their names begin
         try:
-            records = read_survey(store, survey)
+            records = read_survey(store, survey, parsed)
             for name, r in records.items():
                 versions.setdefault(r["uri"], {}).setdefault(r["version"], set()).add(name)
                 ranges[name] = _Range(r["uri"], range(r["first_row"], r["first_row"] + r["rows"]))

@@ -3,8 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import reduce
-from operator import add
+from itertools import chain
 
 from concept_trak import UserError
 from concept_trak.audit import index_upkeep, index_verification, inversion_cache
@@ -23,7 +22,6 @@ from concept_trak.store.gc import (
     Retention,
     audit_files,
     expired_audits,
-    linked,
     needed_by,
     remove_garbage,
     require_audits,
@@ -151,11 +149,14 @@ def collect_garbage(store: Store, rules: Retention, delete: bool = False) -> Ite
     index_needs = index_upkeep.IndexNeeds(store, indices)
 
     def needs(audit: Audit) -> Needed:
-        needed = needed_by(audit, gram_nodes) + (index_needs(audit) if indices else Needed())
-        return needed + (inversion_cache.needed_states(audit) if states else Needed())
+        needed = [needed_by(audit, gram_nodes)]
+        needed += [index_needs(audit)] if indices else []
+        return Needed.union([*needed, inversion_cache.needed_states(audit)] if states else needed)
 
-    living = {audit.id: needs(audit) for audit in audits if audit not in leaving}
-    needed = reduce(add, living.values(), linked(store, (*names, *states, *indices)))
+    staying = [audit for audit in audits if audit not in leaving]
+    living = {audit.id for audit in staying}
+    linked = Needed(frozenset(filter(store.is_linked, (*names, *states, *indices))))  # other stores may need them
+    needed = Needed.union(chain([linked], map(needs, staying)))
     garbage = [g for audit in leaving for g in audit_files(audit)] + temporary_files(store, rules.before)
     garbage += [unit for unit in units.unneeded_measurements(store, rules.before) if not store.is_linked(unit.name)]
     garbage += unneeded_features(store, names, needed, rules.before)
@@ -168,7 +169,7 @@ def collect_garbage(store: Store, rules: Retention, delete: bool = False) -> Ite
         # Their surveys may be younger than the listing, and so name older indices.
         whole = frozenset(sources.folder for audit in begun if (sources := index_upkeep.source_set(audit)))
         whole |= {f"{QUESTIONS}/{audit.id}" for audit in begun}
-        return reduce(add, map(needs, begun), Needed(units.named_measurements(store), whole))
+        return Needed.union([Needed(units.named_measurements(store), whole), *map(needs, begun)])
 
     yield from remove_garbage(store, garbage, newly_needed) if delete else garbage
     if delete and leaving:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import groupby
+from itertools import chain, groupby
 from math import inf
-from typing import Any
+from typing import Any, TypeVar
 
 from concept_trak import UserError
 from concept_trak.store.identity import FEATURE_SET, PART, RECORD, FeatureSet, feature_file
@@ -21,8 +21,11 @@ from concept_trak.store.part import Damaged
 from concept_trak.store.records import READERS
 from concept_trak.store.store import Store
 
+BLOCK = 64  # files that one task of a thread looks up or deletes
 TEMPORARY, AUDIT, STATE = "temporary file", "audit", "kept states"
 UNIT = "unit"  # of components/
+T = TypeVar("T")
+R = TypeVar("R")
 GramNames = Callable[[Sequence[Mapping[str, Any]]], Iterable[str]]
 
 
@@ -45,8 +48,14 @@ class Needed:
     names: frozenset[str] = frozenset()
     folders: frozenset[str] = frozenset()
 
-    def __add__(self, other: "Needed") -> "Needed":
-        return Needed(self.names | other.names, self.folders | other.folders)
+    @classmethod
+    def union(cls, parts: Iterable["Needed"]) -> "Needed":
+        """What any of the parts needs; an iterator's parts are in memory one at a time."""
+        names, folders = set[str](), set[str]()
+        for part in parts:
+            names |= part.names
+            folders |= part.folders
+        return cls(frozenset(names), frozenset(folders))
 
     def keep(self, name: str) -> bool:
         """Whether a file below features/ or states/ stays."""
@@ -105,11 +114,6 @@ def require_audits(store: Store) -> None:
             )
 
 
-def linked(store: Store, names: Iterable[str]) -> Needed:
-    """The files among `names` that are behind links inside the store. They stay, because other stores may need them."""
-    return Needed(frozenset(name for name in names if store.is_linked(name)))
-
-
 def _files_of(features: FeatureSet, shards: Iterable[str], nodes: Iterable[str]) -> Iterator[str]:
     yield features.settings_file
     for shard in shards:
@@ -151,7 +155,8 @@ def expired_audits(audits: Sequence[Audit], rules: Retention) -> list[Audit]:
 
 def audit_files(audit: Audit) -> list[Garbage]:
     """Every file of an audit that is to be removed."""
-    return [Garbage(AUDIT, name, size) for name, size, _ in existing(audit.store, _names(audit))]
+    names = audit.store.names(f"audits/{audit.id}")
+    return [Garbage(AUDIT, name, size) for name, size, _ in existing(audit.store, names)]
 
 
 def unneeded_features(store: Store, names: Iterable[str], living: Needed, before: float) -> list[Garbage]:
@@ -160,11 +165,13 @@ def unneeded_features(store: Store, names: Iterable[str], living: Needed, before
     The age of a shard is that of the younger of its part and record; a feature set is as young as its youngest file.
     """
     names = list(names)
-    free = [name for name in names if _kind(name) and not living.keep(name)]
+    free = [name for name in names if not living.keep(name) and _kind(name)]
     old = {name: Garbage(_kind(name), name, size) for name, size, age in existing(store, free) if age < before}
     young = {_unit(name) for name in free if name not in old}
     garbage = {name: waste for name, waste in old.items() if _unit(name) not in young}
-    staying = {_folder(name) for name in names if name not in garbage and _kind(name) != FEATURE_SET}
+    unneeded = {_folder(waste.name) for waste in garbage.values() if waste.kind == FEATURE_SET}
+    others = (name for name in names if name not in garbage and _folder(name) in unneeded)
+    staying = {_folder(name) for name in others if _kind(name) != FEATURE_SET}
     return [waste for name, waste in garbage.items() if waste.kind != FEATURE_SET or _folder(name) not in staying]
 
 
@@ -192,15 +199,11 @@ def _folder(name: str) -> str:
     return "/".join(name.split("/")[:2])
 
 
-def _names(audit: Audit) -> list[str]:
-    return audit.store.names(f"audits/{audit.id}")
-
-
 def _old(audit: Audit, before: float) -> bool:
     """Whether every file of the audit, except the mark of its removal, is older."""
     if before == -inf:
         return False
-    names = [name for name in _names(audit) if name != audit.name(GIVEN_UP)]
+    names = [name for name in audit.store.names(f"audits/{audit.id}") if name != audit.name(GIVEN_UP)]
     return all(age < before for _, _, age in existing(audit.store, names))
 
 
@@ -223,8 +226,15 @@ def _age(audit: Audit) -> float:
 def existing(store: Store, names: Sequence[str]) -> list[tuple[str, int, float]]:
     """(name, bytes, time of writing) of the files that still exist."""
     with ThreadPoolExecutor(READERS) as readers:
-        columns = zip(names, readers.map(store.size, names), readers.map(store.modified, names), strict=True)
-        return [(name, size, age) for name, size, age in columns if size is not None and age is not None]
+        rows = _in_blocks(readers, lambda name: (name, store.size(name), store.modified(name)), names)
+        return [(name, size, age) for name, size, age in rows if size is not None and age is not None]
+
+
+def _in_blocks(threads: ThreadPoolExecutor, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """`threads.map` with many items to a task, because a task for each costs more than the look-up of a file."""
+    length = min(BLOCK, max(1, len(items) // READERS))
+    blocks = (items[start : start + length] for start in range(0, len(items), length))
+    return chain.from_iterable(threads.map(lambda block: [function(item) for item in block], blocks))
 
 
 def unknown_needs(audit: Audit, why: str) -> UserError:
@@ -263,7 +273,7 @@ def remove_garbage(store: Store, waste: Sequence[Garbage], newly_needed: Callabl
                 store.create(_mark(files[0].name), b"{}")
             for start in range(0, len(files), BATCH):
                 batch = _still_waste(store, files[start : start + BATCH], newly_needed)
-                list(hands.map(lambda w: store.delete(w.name), batch))
+                list(_in_blocks(hands, lambda w: store.delete(w.name), batch))
                 yield from (w for w in batch if w.name in by_name)
 
 

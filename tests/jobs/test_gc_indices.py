@@ -119,7 +119,9 @@ def test_no_survey_is_read_again_for_another_audit(tmp_path, monkeypatch):
         audits.append(Audit(store, f"audit-{n}"))
         begin_audit(audits[-1], {"data": plain_values(data)}, planned_rows(plan))
     names, read = store.names(SOURCES), list[str]()
-    monkeypatch.setattr(index_upkeep, "read_survey", lambda store, name: read.append(name) or read_survey(store, name))
+    monkeypatch.setattr(
+        index_upkeep, "read_survey", lambda store, name, parsed: read.append(name) or read_survey(store, name, parsed)
+    )
     needs = IndexNeeds(store, names)
     needed = [needs(audit) for audit in audits]
     surveys = [name for name in names if "/surveys/" in name]

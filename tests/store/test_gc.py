@@ -66,7 +66,7 @@ def filled(store: Store, fp: str, *shards: str) -> set[str]:
 
 
 def waste(store: Store, *living: Audit, before: float = LATER) -> set[str]:
-    kept = sum((needed_by(audit, one_gram) for audit in living), Needed())
+    kept = Needed.union(needed_by(audit, one_gram) for audit in living)
     return {w.name for w in unneeded_features(store, store.names("features"), kept, before)}
 
 
