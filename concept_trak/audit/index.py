@@ -18,7 +18,7 @@ from concept_trak.audit.mapper import Attempt, Mapper, Task
 from concept_trak.audit.unique_ids import require_ids_unique
 from concept_trak.config import DataConfig
 from concept_trak.data.ids import encode_ids, id_digests
-from concept_trak.data.index import SourceFacts, count_groups, index_settings, index_source
+from concept_trak.data.index import SourceFacts, count_groups, index_settings, index_source, with_sizes
 from concept_trak.data.inventory import LeftOut, Survey
 from concept_trak.data.shard import Layout, Shard, Source, StoredIndex, version_of_files
 from concept_trak.data.survey import check_first_rows, list_sources, require_caption_setting, surveyed
@@ -219,4 +219,4 @@ class IndexReader:
     def _rows(self, shard: Shard, stored: StoredIndex) -> pa.Table:
         first = max(shard.first_row, stored.first_row)
         end = min(shard.first_row + shard.rows, stored.first_row + stored.rows)
-        return self._files[stored.name].rows(first - stored.first_row, end - first)
+        return with_sizes(self._files[stored.name].rows(first - stored.first_row, end - first))

@@ -42,7 +42,8 @@ class SourceRow(NamedTuple):
 
     `number` is its place there, `id` the id made for it, `values` those of the columns that the settings name; None
     where the row has none. `flaw`, a (reason, message), is why no sample can be made of it. `file` is the name and the
-    version of the image's own file.
+    version of the image's own file. `size` is the [width, height] of the image file, where it is known without a
+    request of its own.
     """
 
     number: int
@@ -51,6 +52,7 @@ class SourceRow(NamedTuple):
     flaw: tuple[str, str] | None = None
     extent: Extent | None = None
     file: tuple[str, str] | None = None
+    size: tuple[int, int] | None = None
 
 
 class RowImage(NamedTuple):

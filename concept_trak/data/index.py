@@ -9,6 +9,8 @@ reason, message     why no sample can be made of the row, as far as that is know
 offset, length      where the bytes lie from which the image is read; null where a row has a file of its own
 skip                rows between `offset` and this one
 file, file_version  the name of the image's own file in its folder, or the path that a row names instead of an image
+width, height       of the image file in a tar, in pixels, before its EXIF orientation; null where they are unknown, and
+                    missing in an index that was written before there were sizes
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,6 +34,7 @@ GROUP_COUNTS = pa.schema({"kind": pa.string(), "label": pa.string(), "value": pa
 VERSION = 1
 """Rises when the same data would be indexed otherwise."""
 BATCH_ROWS = 4096
+SIZE = ("width", "height")
 LABEL = "label."
 
 
@@ -42,8 +45,16 @@ def schema(data: DataConfig) -> pa.Schema:
         ("row", pa.int64()), ("id", pa.string()), ("caption", pa.string()), *labels,
         ("words", pa.list_(pa.dictionary(pa.int32(), pa.string()))), ("reason", pa.string()), ("message", pa.string()),
         ("offset", pa.int64()), ("length", pa.int64()), ("skip", pa.int32()),
-        ("file", pa.string()), ("file_version", pa.string()),
+        ("file", pa.string()), ("file_version", pa.string()), *((side, pa.int32()) for side in SIZE),
     ])  # fmt: skip
+
+
+def with_sizes(index: pa.Table) -> pa.Table:
+    """An index with the columns of `SIZE`; an index that was written before there were sizes gets nulls."""
+    for side in SIZE:
+        if side not in index.column_names:
+            index = index.append_column(side, pa.nulls(index.num_rows, pa.int32()))
+    return index
 
 
 def index_settings(data: DataConfig) -> dict[str, Any]:
@@ -117,10 +128,11 @@ def _known(row: SourceRow, source: Source, data: DataConfig) -> dict[str, Any]:
     labels = {f"{LABEL}{column}": value for column, value in labels_of_row(row, data).items()}
     offset, length, skip = row.extent or (None, None, None)
     file, version = row.file or (None, None)
+    width, height = row.size or (None, None)
     return {
         "row": row.number, "id": name, "caption": caption, **labels, "words": sorted(caption_words(caption)),
         "reason": reason, "message": message, "offset": offset, "length": length, "skip": skip,
-        "file": file, "file_version": version,
+        "file": file, "file_version": version, "width": width, "height": height,
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ MOST_MEMBER_BYTES = 256 << 20
 """The most bytes of a member; a larger one is not a training image and would fill the memory."""
 
 
-def tar_members(file: Any, name: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+def tar_members(file: Any, name: str) -> Iterator[tarfile.TarInfo]:
     """Every member except folders, from the file's position to its end, one in memory at a time.
 
     The file may be several concatenated archives (`cat a.tar b.tar`); the zeros at the end of each are skipped.
@@ -26,7 +26,7 @@ def tar_members(file: Any, name: str) -> Iterator[tuple[tarfile.TarFile, tarfile
                 while (member := tar.next()) is not None:
                     tar.members.clear()  # type: ignore[attr-defined]  # it would keep every header
                     if not member.isdir():
-                        yield tar, member
+                        yield member
                 end = tar.offset
         except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
             where = f" behind the end mark, at byte {start}" if start else ""

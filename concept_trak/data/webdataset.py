@@ -8,6 +8,7 @@ shard, and each image that is shown, by its own range of bytes.
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from concept_trak import UserError
@@ -34,6 +35,7 @@ from concept_trak.data.format import (
     require_columns,
     require_text,
 )
+from concept_trak.data.image_size import size_at_hand
 from concept_trak.data.inventory import LeftOutCounts, is_hidden
 from concept_trak.data.shard import UNKNOWN, Shard, Source
 from concept_trak.data.tar import reason_unsafe, split_key, tar_members
@@ -46,7 +48,8 @@ STREAMED = {"block_size": BLOCK_BYTES, "cache_type": LookAheadCache.name}
 
 @dataclass
 class _Sample:
-    """Members that share a key: where the first begins and the last ends, and the bytes of those that are wanted."""
+    """Members that share a key: where the first begins and the last ends, the bytes of those that are wanted, and the
+    [width, height] of an image that is not."""
 
     key: str
     offset: int
@@ -54,6 +57,7 @@ class _Sample:
     endings: list[str] = field(default_factory=list)
     content: dict[str, bytes] = field(default_factory=dict)
     flaw: tuple[str, str] | None = None
+    size: tuple[int, int] | None = None
 
     def pictures(self, images: Sequence[str]) -> list[str]:
         return [ending for ending in self.endings if ending in images]
@@ -93,7 +97,7 @@ def _rows(source: Source, data: DataConfig, findings: Findings) -> Iterator[Sour
     prefix, reader = path_below(source.uri, data.uri), _Reader(data, known_columns(data))
     keys, columns = set[str](), _Columns()
     with open_planned(source.uri, source.version, **STREAMED) as file:
-        samples = _samples(file, source.uri, lambda e: reader.wants(e) or e == "json", findings.left_out)
+        samples = _samples(file, source.uri, reader.reads, findings.left_out, reader.images)
         for number, sample in enumerate(samples):
             if sample.key in keys:
                 raise UserError(
@@ -137,11 +141,16 @@ def _count(sample: _Sample, reader: "_Reader", tally: LeftOutCounts, columns: _C
 
 
 def _samples(
-    file: Any, name: str, reads: Callable[[str], bool], tally: LeftOutCounts | None = None
+    file: Any,
+    name: str,
+    reads: Callable[[str], bool],
+    tally: LeftOutCounts | None = None,
+    measured: Sequence[str] = (),
 ) -> Iterator[_Sample]:
-    """The samples from where the file is positioned, each with the bytes of the members that `reads` accepts."""
+    """The samples from where the file is positioned, each with the bytes of the members that `reads` accepts, and the
+    size of an image whose ending is `measured`."""
     sample = None
-    for tar, member in tar_members(file, name):
+    for member in tar_members(file, name):
         if is_hidden(member.name):
             if tally:
                 tally.add("member", "with hidden names", member.name)
@@ -156,17 +165,25 @@ def _samples(
         if reason := reason_unsafe(member):
             sample.flaw = ("unsafe_member", reason)
         elif reads(ending):
-            _read(tar, member, sample, ending)
+            sample.content[ending] = _read(file, name, member, ending)
+        elif ending in measured:
+            sample.size = size_at_hand(file, member.offset_data, member.size)
     if sample is not None:
         yield sample
 
 
-def _read(tar: tarfile.TarFile, member: tarfile.TarInfo, sample: _Sample, ending: str) -> None:
-    """The bytes of a member. Of one that is too long for a text, only enough to be refused as a text."""
-    content = tar.extractfile(member)
-    assert content is not None, "a regular file has content"
-    most = member.size if ending.rpartition(".")[2] in ENDINGS else MOST_BYTES + 1
-    sample.content[ending] = content.read(most)
+def _read(file: Any, name: str, member: tarfile.TarInfo, ending: str) -> bytes:
+    """The bytes of a member. Of one that is too long for a text, only enough to be refused as a text.
+
+    Raises:
+        UserError: the tar `name` ends inside of the member.
+    """
+    size = member.size if ending.rpartition(".")[2] in ENDINGS else min(member.size, MOST_BYTES + 1)
+    file.seek(member.offset_data)
+    content = file.read(size)
+    if len(content) < size:
+        raise UserError(f"{name} is cut off inside of {member.name!r}; write it again, or remove it from data.uri")
+    return content
 
 
 @dataclass(frozen=True)
@@ -181,7 +198,7 @@ class _Reader:
         """The endings that `data.image_column` may have."""
         return ENDINGS if self.data.image_column == "image" else (self.data.image_column,)
 
-    @property
+    @cached_property
     def plain(self) -> set[str]:
         return {c for c in self.columns if c != self.data.image_column}
 
@@ -189,11 +206,16 @@ class _Reader:
         pictured = self.data.image_column in self.columns and ending in self.images
         return pictured or ending in self.plain or (ending == "json" and bool(self.plain - {"__key__"}))
 
+    def reads(self, ending: str) -> bool:
+        """Whether an index reads the member: every json, because its fields are listed."""
+        return self.wants(ending) or ending == "json"
+
     def row(self, number: int, prefix: str, sample: _Sample) -> SourceRow:
         values = {c: self._value(sample, c) for c in self.plain}
         pictures = sample.pictures(self.images)
         name = f"{prefix}:{sample.key}" if prefix else sample.key
-        return SourceRow(number, name, values, sample.flaw or self._flaw(sample, pictures))
+        size = sample.size if len(pictures) == 1 else None
+        return SourceRow(number, name, values, sample.flaw or self._flaw(sample, pictures), size=size)
 
     def _flaw(self, sample: _Sample, pictures: list[str]) -> tuple[str, str] | None:
         if not pictures:

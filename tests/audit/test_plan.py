@@ -14,6 +14,7 @@ from concept_trak.audit.plan import read_shards, shards
 from concept_trak.config import DataConfig
 from concept_trak.data.benchmarks.synthetic import draw_labelled, write_synthetic
 from concept_trak.data.shard import Shard, Source, cut
+from concept_trak.store.sources import read_source_index, write_source_index
 from concept_trak.store.store import Store
 
 
@@ -67,6 +68,13 @@ def plan_of(store, data):
     ]
 
 
+def forget_sizes(store: Store, name: str) -> None:
+    """Write an index as it was before it had sizes."""
+    table = read_source_index(store, name).drop_columns(["width", "height"])
+    store.delete(name)
+    write_source_index(store, name, table)
+
+
 def test_shards_of_files_come_back_without_a_listing(tmp_path, monkeypatch):
     write_synthetic(tmp_path / "shapes", 24, seed=0, files=2, resolution=16)
     store, data = Store(str(tmp_path / "store")), DataConfig(str(tmp_path / "shapes"), shard_rows=5)
@@ -93,6 +101,10 @@ def test_shards_of_a_folder_come_back_as_long_as_its_images_stay(tmp_path, monke
     reader = IndexReader(store)
     captions = [text for shard in again for text in reader(shard).index_table["caption"].to_pylist()]
     assert captions == [f"number {i}" for i in range(10)]
+    forget_sizes(store, planned[0].stored[0].name)
+    mixed = [IndexReader(store)(shard).index_table for shard in again]
+    assert mixed == [reader(shard).index_table for shard in again]
+    assert all(table["width"].null_count == table.num_rows for table in mixed)
     os.utime(tmp_path / "images/9.png", (1, 1))
     with pytest.raises(UserError, match=r"images/ changed since the audit was planned"):
         read_shards(store, data, rows)

@@ -1,12 +1,17 @@
 """What the index of a tar reads of storage: headers and texts alone where images are large, else whole blocks."""
 
+import io
+
 import fsspec
 import pytest
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
+from PIL import Image
 
 from concept_trak.config import DataConfig
+from concept_trak.data import webdataset
 from concept_trak.data.files import BLOCK_BYTES, LOOK_BYTES, SKIPPED_BYTES, LookAheadCache
 from concept_trak.data.survey import indexed_here
+from tests.data.files import encoded, noise
 from tests.data.test_webdataset import packed
 
 
@@ -50,6 +55,26 @@ def test_large_images_are_passed_over(monkeypatch, tmp_path):
     size, read, requests = indexed(monkeypatch, tmp_path, [3 << 20] * 12)
     assert read < 0.05 * size
     assert requests <= 14, "one for each sample"
+
+
+@pytest.mark.parametrize("bytes_behind", [3 << 20, 40_000])
+def test_sizes_of_images_take_no_request(monkeypatch, tmp_path, bytes_behind):
+    fsspec.register_implementation("ranges", Ranges, clobber=True)
+    images = [encoded(noise(8 + n, 9)) + bytes(bytes_behind) for n in range(300 if bytes_behind < 1 << 20 else 8)]
+    members = [(f"{n:03d}.{e}", c) for n, data in enumerate(images) for e, c in (("png", data), ("txt", b"a"))]
+    monkeypatch.setattr(Ranges, "content", packed(members))
+    requests, sizes = [], []
+    for known in (False, True):
+        monkeypatch.setattr(Ranges, "requests", [])
+        with monkeypatch.context() as patch:
+            if not known:
+                patch.setattr(webdataset, "size_at_hand", lambda file, start, length: None)
+            index = indexed_here(DataConfig(uri="ranges://data/", caption_column="txt")).sources[0].index
+        requests.append(Ranges.requests)
+        sizes.append(list(zip(index["width"].to_pylist(), index["height"].to_pylist(), strict=True)))
+    assert requests[0] == requests[1]
+    assert set(sizes[0]) == {(None, None)}
+    assert sizes[1] == [Image.open(io.BytesIO(data)).size for data in images]
 
 
 def test_small_images_are_read_with_what_is_between_them(monkeypatch, tmp_path):

@@ -189,12 +189,13 @@ def test_members_without_a_partner_are_rejects_and_hidden_ones_are_none(tmp_path
     ("change", "says"),
     [
         (lambda data: data[: 3 * 1024 + 700], r"a\.tar is not a readable tar file \(unexpected end of data\)"),
+        (lambda data: data[:2570], r"a\.tar is cut off inside of 'a/0000\.json'"),
         (lambda data: data[: webdataset_end(data)], r"a\.tar is cut off: it has no end mark at byte"),
         (lambda data: data[:1024] + b"\xff" * 512 + data[1536:], r"a\.tar is damaged at byte \d+; write it again"),
         (lambda data: b"no tar" * 200, r"a\.tar is not a readable tar file"),
         (lambda data: b"", r"a\.tar is not a readable tar file \(empty file\)"),
     ],
-    ids=["in a member", "between members", "a header", "text", "empty"],
+    ids=["in a member", "in a member that is read", "between members", "a header", "text", "empty"],
 )
 def test_a_tar_that_is_cut_off_or_damaged_is_refused_by_name(tmp_path, change, says):
     """tarfile takes a damaged header and a missing end for the end of the file: samples would be lost in silence."""
