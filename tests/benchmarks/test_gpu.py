@@ -8,7 +8,7 @@ from tests.benchmarks import gpu
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap over fused attention, the authors' way
-@pytest.mark.parametrize("size", ["tiny", "tiny-sdxl"])
+@pytest.mark.parametrize("size", ["tiny", pytest.param("tiny-sdxl", marks=pytest.mark.soak)])
 def test_every_line_runs_without_a_gpu(size, tmp_path, monkeypatch):
     kinds = ("sketch",) if size == "tiny-sdxl" else ("", "mask", "kronecker", "sketch")
     monkeypatch.setattr(
