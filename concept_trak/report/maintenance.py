@@ -138,9 +138,7 @@ def collect_garbage(store: Store, rules: Retention, delete: bool = False) -> Ite
     Raises:
         UserError: an audit's settings or plan cannot be read, so that what it needs is unknown; or the store is empty.
     """
-    if not any(map(store.names, ("audits", "features", STATES, SOURCES, "components"))):
-        raise UserError(f"{store.uri} holds nothing; expected a store that `python -m jobs.audit` has written to")
-    require_audits(store)
+    _require_results(store)
     # Listed before the audits: what an audit that begins now computes is not among them.
     names, states, indices = store.names("features"), store.names(STATES), store.names(SOURCES)
     questions = store.names(QUESTIONS)
@@ -166,14 +164,25 @@ def collect_garbage(store: Store, rules: Retention, delete: bool = False) -> Ite
 
     def newly_needed() -> Needed:
         begun = [Audit(store, name) for name in audits_of(store) if name not in living]
-        # Their surveys may be younger than the listing, and so name older indices.
-        whole = frozenset(sources.folder for audit in begun if (sources := index_upkeep.source_set(audit)))
-        whole |= {f"{QUESTIONS}/{audit.id}" for audit in begun}
-        return Needed.union([Needed(units.named_measurements(store), whole), *map(needs, begun)])
+        return Needed.union([_needed_whole(store, begun), *map(needs, begun)])
 
     yield from remove_garbage(store, garbage, newly_needed) if delete else garbage
     if delete and leaving:
         write_index(store)
+
+
+def _require_results(store: Store) -> None:
+    """Refuse a store that no audit has written to."""
+    if not any(map(store.names, ("audits", "features", STATES, SOURCES, "components"))):
+        raise UserError(f"{store.uri} holds nothing; expected a store that `python -m jobs.audit` has written to")
+    require_audits(store)
+
+
+def _needed_whole(store: Store, begun: Sequence[Audit]) -> Needed:
+    """The measurements, and the folders of audits that began after the listing: their surveys may be younger than it,
+    and so name older indices."""
+    whole = frozenset(sources.folder for audit in begun if (sources := index_upkeep.source_set(audit)))
+    return Needed(units.named_measurements(store), whole | {f"{QUESTIONS}/{audit.id}" for audit in begun})
 
 
 def count_garbage(garbage: Iterable[Garbage]) -> tuple[list[str], int, int]:

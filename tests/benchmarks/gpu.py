@@ -199,7 +199,9 @@ def _agreement(asked: argparse.Namespace, folder: str) -> float:
         phi = ours.build(Work(Task(STATES, True, ATTENTION), model, batches), "sketch", 4096)().features
         features[precision] = phi.double().cpu().numpy()
     scores, truth = (features[p][:QUERIES] @ features[p].T for p in (asked.precision, "float32"))
-    return spearman(Answer(features=None, scores=scores, stored=None), truth) or 0.0
+    agreement = spearman(Answer(features=None, scores=scores, stored=None), truth)
+    assert agreement is not None, "the answer has scores"
+    return agreement
 
 
 def _ceiling(device: str, dtype: torch.dtype, n: int) -> float:

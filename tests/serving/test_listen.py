@@ -4,7 +4,7 @@ import pytest
 
 from concept_trak import UserError
 from serving.guard import is_this_machine
-from serving.listen import TOKEN, ServeConfig, bound, listen, own_token
+from serving.listen import TOKEN, ServeCluster, ServeConfig, bound, listen, own_token
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,10 @@ def test_the_audit_is_named():
 )  # fmt: skip
 def test_hosts_of_this_machine(host, own):
     assert is_this_machine(host) is own
+
+
+def test_more_than_one_gpu_is_refused():
+    """It would be reserved and stand idle."""
+    with pytest.raises(UserError, match=r"cluster\.gpus=2; expected at most 1"):
+        ServeCluster(gpus=2)
+    assert ServeCluster(gpus=0.5).gpus == 0.5
