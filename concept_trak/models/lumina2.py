@@ -5,7 +5,6 @@ instruction to Gemma, within 256 tokens; the empty text has none.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor
 from concept_trak.attribution.denoiser import Condition
 from concept_trak.models.flow_text_to_image import FlowTextToImage
 from concept_trak.models.pipeline import DenoisingNetwork
-from concept_trak.models.text_encoder import TextEncoder
 
 TOKENS = 256
 INSTRUCTION = (
@@ -40,11 +38,8 @@ class Lumina2(FlowTextToImage):
         )
     }
     time_of_noise: ClassVar[float] = 1.0
-
-    def _open_encoder(self, classes: Mapping[str, str], encoder: str, dtype: torch.dtype, device: str) -> TextEncoder:
-        opened = super()._open_encoder(classes, encoder, dtype, device)
-        opened.tokenizer.padding_side = "right"
-        return replace(opened, limit=TOKENS)
+    limits: ClassVar[Mapping[str, int]] = {"text_encoder": TOKENS}
+    padding_side: ClassVar[str] = "right"
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Condition:

@@ -18,7 +18,6 @@ from torch import Tensor
 from concept_trak.attribution.denoiser import GROUPS, Condition
 from concept_trak.models.flow_text_to_image import FlowTextToImage
 from concept_trak.models.pipeline import DenoisingNetwork, middle_block
-from concept_trak.models.text_encoder import TextEncoder
 
 TOKENS = 300
 INSTRUCTION = "\n".join(inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default)
@@ -39,11 +38,8 @@ class Sana(FlowTextToImage):
         "transformer": DenoisingNetwork(SanaTransformer2DModel, predict_sana, middle_block)
     }
     groups: ClassVar[Mapping[str, str]] = GROUPS
-
-    def _open_encoder(self, classes: Mapping[str, str], encoder: str, dtype: torch.dtype, device: str) -> TextEncoder:
-        opened = super()._open_encoder(classes, encoder, dtype, device)
-        opened.tokenizer.padding_side = "right"
-        return replace(opened, limit=TOKENS)
+    limits: ClassVar[Mapping[str, int]] = {"text_encoder": TOKENS}
+    padding_side: ClassVar[str] = "right"
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Condition:

@@ -1,7 +1,6 @@
 """Stable Diffusion 3 and 3.5: a transformer on text and image tokens together (Esser et al. 2024)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor
 from concept_trak.attribution.denoiser import Condition, Denoiser
 from concept_trak.models.flow_text_to_image import FlowTextToImage
 from concept_trak.models.pipeline import DenoisingNetwork, middle_feed_forward
-from concept_trak.models.text_encoder import TextEncoder
 
 CLIPS = ("text_encoder", "text_encoder_2")
 T5_LENGTH = 256
@@ -35,10 +33,7 @@ class StableDiffusion3(FlowTextToImage):
         "transformer": DenoisingNetwork(SD3Transformer2DModel, predict_sd3, middle_feed_forward)
     }
     conditioners: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
-
-    def _open_encoder(self, classes: Mapping[str, str], encoder: str, dtype: torch.dtype, device: str) -> TextEncoder:
-        opened = super()._open_encoder(classes, encoder, dtype, device)
-        return replace(opened, limit=T5_LENGTH) if encoder == "text_encoder_3" else opened
+    limits: ClassVar[Mapping[str, int]] = {"text_encoder_3": T5_LENGTH}
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Condition:

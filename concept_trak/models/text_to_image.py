@@ -4,6 +4,8 @@ Stable Diffusion 1.x and 2.x are here. Families with other networks, encoders or
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -25,12 +27,20 @@ def predict_text_to_image(network: Any, x_t: Tensor, times: Tensor, cond: Condit
 
 
 class TextToImage(Pipeline):
-    """A condition has `text` [b, tokens, width]. `conditioners`: the encoders that must be there, with tokenizers."""
+    """A condition has `text` [b, tokens, width].
+
+    Class attributes:
+        conditioners: the encoders that must be there, with tokenizers.
+        limits: the most tokens that an encoder reads, where the pipeline sets them.
+        padding_side: the side of padding, where the pipeline sets it; "" is the tokenizer's own.
+    """
 
     networks: ClassVar[dict[str, DenoisingNetwork]] = {
         "unet": DenoisingNetwork(UNet2DConditionModel, predict_text_to_image, lambda network: network.mid_block)
     }
     conditioners: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
+    limits: ClassVar[Mapping[str, int]] = MappingProxyType({})
+    padding_side: ClassVar[str] = ""
 
     def _read_conditioners(self, classes: Mapping[str, str], dtype: torch.dtype, device: str) -> None:
         self.text_encoders = {
@@ -38,7 +48,10 @@ class TextToImage(Pipeline):
         }
 
     def _open_encoder(self, classes: Mapping[str, str], encoder: str, dtype: torch.dtype, device: str) -> TextEncoder:
-        return open_text_encoder(self.path, classes, encoder, dtype, device)
+        opened = open_text_encoder(self.path, classes, encoder, dtype, device)
+        if self.padding_side:
+            opened.tokenizer.padding_side = self.padding_side
+        return replace(opened, limit=self.limits.get(encoder, opened.limit))
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Condition:

@@ -232,7 +232,10 @@ FAMILIES: dict[str, Tiny] = {
     "sdxl": Tiny(lambda: sdxl(zeros=True), "unet", draw, from_eps, itself, ddim),
     "sdxl_encoded_empty": Tiny(lambda: sdxl(zeros=False), "unet", draw, from_eps, itself, ddim),
     "sd3": Tiny(lambda: sd3(t5=False), "transformer", draw, from_flow, of_flow, euler, group="attention"),
-    "sd3_t5": Tiny(lambda: sd3(t5=True), "transformer", draw, from_flow, of_flow, euler, group="attention"),
+    "sd3_5_large": Tiny(lambda: sd3(t5=False, qk_norm="rms_norm"), "transformer", draw, from_flow, of_flow, euler,
+                        group="attention"),
+    "sd3_t5": Tiny(lambda: sd3(t5=True, qk_norm="rms_norm", dual_attention_layers=(0, 1)), "transformer", draw,
+                   from_flow, of_flow, euler, group="attention"),
     "flux": tiny_flux(lambda: flux(guidance=True)),
     "flux_schnell": tiny_flux(lambda: flux(guidance=False)),
     "flux2": replace(

@@ -134,6 +134,15 @@ def vae(channels: int, **more: Any) -> AutoencoderKL:
     )
 
 
+def flow_vae() -> AutoencoderKL:
+    """Of SD3 and Flux: latents that are shifted, and no convolutions beside encoder and decoder."""
+    return vae(4, shift_factor=0.25, use_quant_conv=False, use_post_quant_conv=False)
+
+
+def flow_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    return FlowMatchEulerDiscreteScheduler(shift=3.0)
+
+
 def sdxl(zeros: bool) -> StableDiffusionXLPipeline:
     words = small.tokenizer()
     unet = UNet2DConditionModel(
@@ -158,22 +167,22 @@ def sdxl(zeros: bool) -> StableDiffusionXLPipeline:
     return StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
 
 
-def sd3(t5: bool) -> StableDiffusion3Pipeline:
+def sd3(t5: bool, **of_3_5: Any) -> StableDiffusion3Pipeline:
+    """As published: the last block of joint attention has no output for the text. 3.5 has more layers of its own."""
     words = small.tokenizer()
     transformer = SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
         in_channels=4,
         out_channels=4,
-        num_layers=2,
+        num_layers=3,
         attention_head_dim=8,
         num_attention_heads=2,
         joint_attention_dim=32,
         caption_projection_dim=16,
         pooled_projection_dim=12 + 10,
         pos_embed_max_size=8,
-        qk_norm="rms_norm" if t5 else None,  # of 3.5
-        dual_attention_layers=(0,) if t5 else (),
+        **of_3_5,
     )
     encoder, tokens = letters(32, 256)
     kind, texts = CLIPTextModelWithProjection, {}
@@ -181,8 +190,7 @@ def sd3(t5: bool) -> StableDiffusion3Pipeline:
     texts |= {"text_encoder_3": encoder if t5 else None}
     texts |= {"tokenizer": words, "tokenizer_2": words}
     texts |= {"tokenizer_3": tokens if t5 else None}
-    noise = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    return StableDiffusion3Pipeline(transformer=transformer, scheduler=noise, vae=vae(4, shift_factor=0.25), **texts)
+    return StableDiffusion3Pipeline(transformer=transformer, scheduler=flow_scheduler(), vae=flow_vae(), **texts)
 
 
 def gemma(width: int, limit: int) -> tuple[Gemma2Model, GemmaTokenizer]:
@@ -220,8 +228,7 @@ def sana() -> SanaPipeline:
         sample_size=8,
         qk_norm="rms_norm_across_heads",
     )
-    noise = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    return SanaPipeline(words, text, vae_without_posterior(), network, noise)  # type: ignore[arg-type]
+    return SanaPipeline(words, text, vae_without_posterior(), network, flow_scheduler())  # type: ignore[arg-type]
 
 
 def vae_without_posterior() -> AutoencoderDC:

@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from concept_trak.models import small
-from tests.models.tiny import clip, gemma, letters, vae
+from tests.models.tiny import clip, flow_scheduler, flow_vae, gemma, letters
 
 WIDTHS: dict[str, Any] = {"attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 32,
                           "in_channels": 16, "axes_dims_rope": (2, 2, 4)}  # fmt: skip
@@ -51,7 +51,7 @@ def flux(guidance: bool) -> FluxPipeline:
     t5, tokens = letters(32, 16)
     texts: dict[str, Any] = {"text_encoder": clip(CLIPTextModel, words, 12, 12), "tokenizer": words}
     texts |= {"text_encoder_2": t5, "tokenizer_2": tokens}
-    return FluxPipeline(transformer=network, scheduler=shifting(), vae=vae(4, shift_factor=0.25), **texts)
+    return FluxPipeline(transformer=network, scheduler=shifting(), vae=flow_vae(), **texts)
 
 
 def chroma() -> ChromaPipeline:
@@ -60,7 +60,7 @@ def chroma() -> ChromaPipeline:
         warnings.filterwarnings("ignore", "`FluxPosEmbed` is deprecated", FutureWarning)
         network = ChromaTransformer2DModel(num_layers=2, num_single_layers=1, **sizes, **WIDTHS)
     t5, tokens = letters(32, 16)
-    parts: dict[str, Any] = {"text_encoder": t5, "tokenizer": tokens, "vae": vae(4, shift_factor=0.25)}
+    parts: dict[str, Any] = {"text_encoder": t5, "tokenizer": tokens, "vae": flow_vae()}
     return ChromaPipeline(transformer=network, scheduler=shifting(), **parts)
 
 
@@ -127,8 +127,7 @@ def lumina2() -> Lumina2Pipeline:
         axes_lens=(300, 16, 16),
         cap_feat_dim=24,
     )
-    noise = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    return Lumina2Pipeline(transformer=network, scheduler=noise, vae=vae(4, shift_factor=0.25), text_encoder=model,
+    return Lumina2Pipeline(transformer=network, scheduler=flow_scheduler(), vae=flow_vae(), text_encoder=model,
                            tokenizer=words)  # fmt: skip
 
 
@@ -152,6 +151,5 @@ def z_image() -> ZImagePipeline:
         axes_dims=[4, 4, 4],
         axes_lens=[600, 16, 16],
     )
-    noise = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    return ZImagePipeline(transformer=network, scheduler=noise, vae=vae(4, shift_factor=0.25),
+    return ZImagePipeline(transformer=network, scheduler=flow_scheduler(), vae=flow_vae(),
                           text_encoder=Qwen3Model(text), tokenizer=words)  # fmt: skip
