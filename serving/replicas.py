@@ -136,11 +136,13 @@ class ShareReplica:
         self._records = {
             method: shares(records, config.replicas)[settings.share] for method, records in questions.records.items()
         }
+        self._of = {method: sum(r.rows for r in records) for method, records in questions.records.items()}
         parts = {(r.fingerprint, r.shard): r.bytes for records in self._records.values() for r in records}
         self._features = KeptFeatures(StoreWorker(questions.work), config.keep, sum(parts.values()))
 
     def __call__(self, task: ScanTask, attempt: object) -> tuple[ScoreResult, ...]:
-        return tuple(scan(self._features, self._records[task.method], task.method, task.queries, task.top))
+        records, of = self._records[task.method], self._of[task.method]
+        return tuple(scan(self._features, records, task.method, task.queries, task.top, of))
 
 
 def shares(records: Sequence[Record], count: int) -> list[list[Record]]:

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import pyarrow as pa
 
+from concept_trak.audit.comparison import Overlap, overlaps
 from concept_trak.audit.finished_audit import ranking_rows
 from concept_trak.audit.pipeline import AuditRun
 from concept_trak.audit.results import top_kinds, top_rows
@@ -32,6 +33,15 @@ class Answer:
         config, results = self.run.prepared.config, self.results
         counts = {method: solution.count for method, solution in results.solutions.items()}
         return from_rows(top_kinds(config), list(top_rows(config, results.tally, results.samples, counts)))
+
+    @cached_property
+    def comparisons(self) -> dict[str, tuple[Overlap, ...]]:
+        """By concept, how far the rankings of each two methods, and of both forms of a method, agree.
+
+        The rank correlation is over about 1000 samples of the data set, which are those of an audit.
+        """
+        config = self.run.prepared.config
+        return {concept.name: overlaps(config, self.results.tally, concept) for concept in config.concepts}
 
     def top(
         self,

@@ -10,7 +10,8 @@ from concept_trak.audit.kept_features import KeptFeatures
 from concept_trak.audit.pipeline import AuditRun
 from concept_trak.audit.query_features import QueryResult
 from concept_trak.audit.results import Tally
-from concept_trak.audit.score import ColumnEnds, ScoreResult, score_part, score_tasks, stack_queries
+from concept_trak.audit.score import ScoreResult, score_part, score_tasks, stack_queries
+from concept_trak.audit.score_sample import sampled_scores
 from concept_trak.store.manifest import plain_column
 from concept_trak.store.queries import StoredQuery
 from concept_trak.store.records import Record
@@ -52,22 +53,30 @@ class SolvedQuestion:
 
 
 def scan(
-    features: KeptFeatures, records: Sequence[Record], method: str, queries: Sequence[StoredQuery], top: int
+    features: KeptFeatures,
+    records: Sequence[Record],
+    method: str,
+    queries: Sequence[StoredQuery],
+    top: int,
+    of: int = 0,
 ) -> Iterator[ScoreResult]:
     """Yield the best and the worst samples of some queries of one method, for some parts at a time.
 
+    The scores of the samples by which rankings are compared (`sampled_scores`) come with them.
+
     Args:
-        features, records: the features of the method.
+        features, records: the features of the method, or a share of them.
         queries: with different names.
         top: number of samples at each end.
+        of: number of samples of all shares; 0 if `records` are all.
     """
     columns = stack_queries(queries)
     for task in score_tasks(method, records):
-        summary = columns.summary(top)
+        summary, sample = columns.summary(top), dict[str, tuple[float, ...]]()
         with closing(features.blocks(task.records)) as coming:
             for record in task.records:
-                score_part(method, record, coming, summary)
-        yield ScoreResult(method, summary.column_ends())
+                sample |= sampled_scores(*score_part(method, record, coming, summary), of or task.of)
+        yield ScoreResult(method, summary.column_ends(), sample=sample)
 
 
 def shared_tallies(questions: Sequence[SolvedQuestion], score: Score) -> list[Tally]:
@@ -84,13 +93,15 @@ def shared_tallies(questions: Sequence[SolvedQuestion], score: Score) -> list[Ta
         numbered = [replace(query, concept=str(number)) for number, (_, query) in enumerate(columns)]
         for result in score(method, numbered, max(questions[i].top for i in those)):
             for number, (i, query) in enumerate(columns):
-                tallies[i].add(ScoreResult(method, _named(result.columns, str(number), query.concept)))
+                tallies[i].add(_of_query(result, number, query.concept))
     return tallies
 
 
-def _named(columns: dict[str, ColumnEnds], number: str, concept: str) -> dict[str, ColumnEnds]:
-    """The two columns of one concept, by their names in the question."""
-    return {concept: columns[number], plain_column(concept): columns[plain_column(number)]}
+def _of_query(result: ScoreResult, number: int, concept: str) -> ScoreResult:
+    """The two columns of one query, by their names in the question."""
+    own = {concept: result.columns[str(number)], plain_column(concept): result.columns[plain_column(str(number))]}
+    both = slice(2 * number, 2 * number + 2)
+    return ScoreResult(result.method, own, sample={sample: scores[both] for sample, scores in result.sample.items()})
 
 
 @contextmanager

@@ -70,6 +70,10 @@ def require_alike(tally: Tally, alone: Tally) -> None:
             np.testing.assert_allclose([e[0] for e in entries], [e[0] for e in others], rtol=1e-5)
         assert tally.histogram[key].sum() == ROWS
         assert np.abs(tally.histogram[key] - alone.histogram[key]).sum() <= 2, "at most one score changed its bin"
+    assert tally.sample.keys() == alone.sample.keys()
+    for key, scores in tally.sample.items():
+        assert len(scores) == ROWS, "a data set of so few samples is compared by all of them"
+        np.testing.assert_allclose([*scores.values()], [alone.sample[key][s] for s in scores], rtol=1e-4, atol=1e-4)
     assert tally.spreads.keys() == alone.spreads.keys()
     for key, spread in tally.spreads.items():
         for entry in tally.ends[key].top:

@@ -2,11 +2,12 @@
 
 import asyncio
 import io
+import json
 import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,11 @@ def test_an_answer_has_the_bits_of_an_audit(world, first, pictures):
     answer = questions(first).ask(concepts, top=5)
     assert answer.table.schema.equals(pq.read_schema(again.folder / "top.parquet"))
     assert answer.table.to_pylist() == rankings(again)
+    compared = json.loads((again.folder / "metrics.json").read_text())["comparisons"]
+    assert {
+        name: json.loads(json.dumps([asdict(o) for o in own])) for name, own in answer.comparisons.items()
+    } == compared
+    assert {own["sampled"] for pairs in compared.values() for own in pairs} == {16}
     for method in ("caption_trak", "das"):
         for i, concept in enumerate(concepts):
             query = again.query(method, concept.name)
@@ -361,10 +367,7 @@ def test_the_command_prints_as_an_audit_does_and_writes_a_table_and_a_page(said,
         assert f"    {row['rank']:>3}  {row['score']:>10.3g}  {row['sample_id']:<20} {row['caption']}" in lines
     page = (out / "report.html").read_text()
     assert page.count("data:image/png") >= 6, "thumbnails and the query's own samples"
-    for words in (
-        "what <q>a blue circle</q> has and <q>a circle</q> does not",
-        "a red triangle" if False else "caption_trak",
-    ):
+    for words in ("what <q>a blue circle</q> has and <q>a circle</q> does not", "caption_trak", "(Spearman)"):
         assert words in page
     code, text = said(PROMPT, f"out={out}")
     assert (code, "give another folder" in text) == (2, True)

@@ -76,6 +76,8 @@ def test_replicas_have_the_numbers_of_one_process(baseline, plan, send):
     asked = ReplicatedQuestions(plan.front.settings, send).ask(CONCEPTS, top=7)
     alone = Questions(open_audit(str(baseline.store), baseline.audit), worker=WorkerSettings()).ask(CONCEPTS, top=7)
     assert asked.table.equals(alone.table)
+    assert asked.results.tally.sample == alone.results.tally.sample
+    assert all(len(scores) == 48 for scores in asked.results.tally.sample.values())
     assert {key: counts.tolist() for key, counts in asked.results.tally.histogram.items()} == {
         key: counts.tolist() for key, counts in alone.results.tally.histogram.items()
     }
