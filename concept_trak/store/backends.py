@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import stat
 import uuid
 from collections.abc import Iterator
 from typing import BinaryIO, Protocol
@@ -18,7 +19,7 @@ class Backend(Protocol):
 
     def read(self, name: str, start: int | None, end: int | None) -> bytes: ...
     def size(self, name: str) -> int | None: ...
-    def modified(self, name: str) -> float | None: ...
+    def stat(self, name: str) -> tuple[int, float] | None: ...
     def names(self, folder: str) -> list[str]: ...
     def versions(self, folder: str) -> dict[str, str]: ...
     def children(self, folder: str) -> list[str]: ...
@@ -47,9 +48,11 @@ class LocalBackend:
         path = self._path(name)
         return os.path.getsize(path) if os.path.isfile(path) else None
 
-    def modified(self, name: str) -> float | None:
-        path = self._path(name)
-        return os.path.getmtime(path) if os.path.isfile(path) else None
+    def stat(self, name: str) -> tuple[int, float] | None:
+        with contextlib.suppress(OSError):  # as `os.path.isfile`: links in a circle are no file
+            status = os.stat(self._path(name))
+            return (status.st_size, status.st_mtime) if stat.S_ISREG(status.st_mode) else None
+        return None
 
     def names(self, folder: str) -> list[str]:
         return [name for name in self._files(folder) if not _is_temporary(name)]

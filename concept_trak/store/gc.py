@@ -226,8 +226,8 @@ def _age(audit: Audit) -> float:
 def existing(store: Store, names: Sequence[str]) -> list[tuple[str, int, float]]:
     """(name, bytes, time of writing) of the files that still exist."""
     with ThreadPoolExecutor(READERS) as readers:
-        rows = _in_blocks(readers, lambda name: (name, store.size(name), store.modified(name)), names)
-        return [(name, size, age) for name, size, age in rows if size is not None and age is not None]
+        rows = _in_blocks(readers, lambda name: (name, store.stat(name)), names)
+        return [(name, *status) for name, status in rows if status is not None]
 
 
 def _in_blocks(threads: ThreadPoolExecutor, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:

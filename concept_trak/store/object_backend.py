@@ -47,9 +47,11 @@ class FsspecBackend:
             return None
         return info["size"] if info["type"] == "file" else None
 
-    def modified(self, name: str) -> float | None:
+    def stat(self, name: str) -> tuple[int, float] | None:
         with contextlib.suppress(FileNotFoundError), self._storage("look up", name) as files:
-            return files.modified(self._path(name)).timestamp()
+            info = files.info(self._path(name))
+            if info["type"] == "file":
+                return info["size"], (info.get("LastModified") or files.modified(self._path(name))).timestamp()
         return None
 
     def names(self, folder: str) -> list[str]:

@@ -64,7 +64,12 @@ class Store:
 
     def modified(self, name: str) -> float | None:
         """When a file was last written, in unix seconds by the storage's own clock; None if there is no such file."""
-        return self._place.modified(_checked(name))
+        status = self.stat(name)
+        return status and status[1]
+
+    def stat(self, name: str) -> tuple[int, float] | None:
+        """(`size`, `modified`) of a file, which costs S3 one request; None if there is no such file."""
+        return self._place.stat(_checked(name))
 
     def names(self, folder: str) -> list[str]:
         """Every file under the folder, from a fresh listing, sorted; [] if there is no such folder."""

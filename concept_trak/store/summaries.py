@@ -58,13 +58,13 @@ def summarize_audit(audit: Audit, earlier: Mapping[str, AuditSummary]) -> AuditS
         Damaged: the manifest cannot be read.
     """
     name = audit.name("manifest.json")
-    size, modified = audit.store.size(name), audit.store.modified(name)
-    if size is None or modified is None:
+    written = audit.store.stat(name)
+    if written is None:
         return None
-    if audit.id in earlier and earlier[audit.id].written == (size, modified):
+    if audit.id in earlier and earlier[audit.id].written == written:
         return earlier[audit.id]
     manifest = read_manifest(audit)
-    return None if manifest is None else _summarized(audit, manifest, (size, modified))
+    return None if manifest is None else _summarized(audit, manifest, written)
 
 
 def _summarized(audit: Audit, manifest: Mapping[str, Any], written: tuple[int, float]) -> AuditSummary:

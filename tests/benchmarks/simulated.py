@@ -133,7 +133,7 @@ class SimulatedFiles(AbstractFileSystem):
         LEDGER.request("look up")
         path = self._strip_protocol(path)
         try:
-            return self._entry(path, self.content(path))
+            return self._entry(path, self.content(path)) | {"LastModified": self._written_at(path)}
         except FileNotFoundError:
             if any(folder == path or folder.startswith(f"{path}/") for folder in self.folders):
                 return {"name": path, "size": 0, "type": "directory"}
@@ -170,10 +170,8 @@ class SimulatedFiles(AbstractFileSystem):
         if self.folders.get(folder, {}).pop(name, None) is None:
             raise FileNotFoundError(path)
 
-    def modified(self, path):
-        LEDGER.request("look up")
-        self.content(self._strip_protocol(path))
-        return datetime.fromtimestamp(self.written[self._strip_protocol(path)], UTC)
+    def _written_at(self, path: str) -> datetime:
+        return datetime.fromtimestamp(self.written[path], UTC)
 
     def _entry(self, path: str, content: bytes | int) -> dict[str, Any]:
         size = content if isinstance(content, int) else len(content)

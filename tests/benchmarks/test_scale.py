@@ -58,6 +58,8 @@ def test_gc_leaves_the_last_audit_and_all_that_it_needs(simulated):
     assert len(parts) == LARGE + LARGE // 100
     assert parts <= set(store.names("features"))
     assert read_manifest(Audit(store, "first")) is None
+    used = simulated[LARGE]["audits"]["gc"]["requests"]["gc"]
+    assert used["look up"] < 3 * used["delete"], "size and time of writing are asked for one by one"
 
 
 def test_a_small_real_audit_has_a_row_of_the_same_kind():

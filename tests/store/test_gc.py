@@ -81,6 +81,8 @@ def test_modified_is_when_a_file_was_last_written(store: Store):
     time.sleep(1.1)
     store.replace("features/a", b"2")
     assert store.modified("features/a") - written > 0.5
+    assert store.stat("features/a") == (1, store.modified("features/a"))
+    assert store.stat("features") is None, "a folder is no file"
 
 
 def test_modified_is_the_files_own_time(tmp_path):
