@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from aiohttp import web
@@ -22,6 +23,9 @@ TOKEN = "CONCEPT_TRAK_TOKEN"
 SHORTEST_TOKEN = 16
 KEPT = 2_000_000_000
 """Bytes of features in memory, by default."""
+BACKLOG = 4096
+"""Connections that may wait until they are accepted; Linux allows at most net.core.somaxconn. It drops the handshakes of
+others, so that their clients try again for many seconds, or find their connection reset."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,19 @@ def listen(config: ServeConfig) -> int:
         questions = Questions(open_audit(store, config.audit), config.model, keep=config.keep)
         questions.load()
         app = served(replace(config, store=store), questions, token)
-        web.run_app(app, sock=sock, print=lambda _: print(f"listening  {_url(sock)}", flush=True), access_log=None)
+        run(app, sock, lambda: print(f"listening  {_url(sock)}", flush=True))
     return 0
+
+
+def run(app: web.Application, sock: socket.socket, begin: Callable[[], None]) -> None:
+    """Answer the requests of a socket until the process is interrupted or terminated.
+
+    Args:
+        app: what answers.
+        sock: from `bound`.
+        begin: is called once requests are answered.
+    """
+    web.run_app(app, sock=sock, print=lambda _: begin(), access_log=None, backlog=BACKLOG)
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -113,7 +128,7 @@ def bound(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:
         raise UserError(
             f"host={host} port={port} cannot be listened on ({error}); give an address of this machine, and a port "

@@ -359,6 +359,30 @@ def test_a_full_queue_says_when_to_come_again(serve):
     assert [concept.prompt for concept in questions.asked] == ["0", "1", "2"]
 
 
+def test_a_body_that_comes_after_its_refusal_is_read(serve):
+    """A connection that was closed in between would be reset, and its sender might never see why."""
+    questions, body = Stand(wait=True), b'{"prompt": "late"}'
+    head = f"POST /questions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+
+    async def talk(client: Any) -> None:
+        await posted(client, prompt="0")
+        await asyncio.to_thread(questions.begun.wait, 20)
+        await posted(client, prompt="1")
+        reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+        for _ in range(2):  # the second request would be read as the body of the first, if that were not read
+            writer.write(head)
+            refusal = await reader.readuntil(b"\r\n\r\n")
+            assert refusal.startswith(b"HTTP/1.1 429 "), refusal
+            await reader.readexactly(int(re.findall(rb"Content-Length: (\d+)", refusal)[0]))
+            writer.write(body)
+        writer.write(b"GET /health HTTP/1.0\r\n\r\n")
+        assert (await reader.read()).endswith(b"ok\n")
+        writer.close()
+        questions.go.set()
+
+    serve(talk, questions, most=1)
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [

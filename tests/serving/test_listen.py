@@ -1,10 +1,22 @@
 """What a server needs before it listens: an address that is free, and off loopback a token."""
 
+import asyncio
+import socket
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
 import pytest
+from aiohttp import web
 
 from concept_trak import UserError
 from serving.guard import is_this_machine
-from serving.listen import TOKEN, ServeCluster, ServeConfig, bound, listen, own_token
+from serving.listen import BACKLOG, TOKEN, ServeCluster, ServeConfig, bound, listen, own_token, run
+
+SYSTEM_BACKLOG = Path("/proc/sys/net/core/somaxconn")
+CONNECTIONS = 200
+"""More than the 128 that Python and aiohttp let wait, unless a server says otherwise."""
 
 
 @pytest.mark.parametrize(
@@ -65,3 +77,48 @@ def test_more_than_one_gpu_is_refused():
     with pytest.raises(UserError, match=r"cluster\.gpus=2; expected at most 1"):
         ServeCluster(gpus=2)
     assert ServeCluster(gpus=0.5).gpus == 0.5
+
+
+@pytest.mark.skipif(
+    not SYSTEM_BACKLOG.exists() or int(SYSTEM_BACKLOG.read_text()) < CONNECTIONS, reason="the system lets fewer wait"
+)
+def test_connections_wait_while_the_server_is_busy():
+    """Linux drops handshakes that find no place in the queue."""
+    assert BACKLOG >= CONNECTIONS
+    busy, free, loops = threading.Event(), threading.Event(), list[asyncio.AbstractEventLoop]()
+
+    async def hold(request: web.Request) -> web.Response:
+        busy.set()
+        assert free.wait(60), "the loop accepts nothing meanwhile"
+        return web.Response()
+
+    async def start(app: web.Application) -> None:
+        loops.append(asyncio.get_running_loop())
+
+    def exit_app() -> None:
+        raise web.GracefulExit
+
+    def talk(address: tuple[str, int]) -> list[bytes]:
+        try:
+            with ExitStack() as stack:
+                connections = [stack.enter_context(socket.create_connection(address, 20))]
+                connections[0].sendall(b"GET / HTTP/1.0\r\n\r\n")
+                assert busy.wait(20)
+                for _ in range(CONNECTIONS):
+                    connections.append(stack.enter_context(socket.create_connection(address, 5)))
+                    connections[-1].sendall(b"GET / HTTP/1.0\r\n\r\n")
+                free.set()
+                for connection in connections:
+                    connection.settimeout(20)
+                return [connection.recv(12) for connection in connections]
+        finally:
+            free.set()
+            loops[0].call_soon_threadsafe(exit_app)
+
+    app = web.Application()
+    app.add_routes([web.get("/", hold)])
+    app.on_startup.append(start)
+    with bound("127.0.0.1", 0) as sock, ThreadPoolExecutor(1) as pool:
+        talking: list[Future[list[bytes]]] = []
+        run(app, sock, lambda: talking.append(pool.submit(talk, sock.getsockname())))
+    assert talking[0].result() == [b"HTTP/1.0 200"] * (CONNECTIONS + 1)
