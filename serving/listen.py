@@ -24,8 +24,8 @@ SHORTEST_TOKEN = 16
 KEPT = 2_000_000_000
 """Bytes of features in memory, by default."""
 BACKLOG = 4096
-"""Connections that may wait until they are accepted; Linux allows at most net.core.somaxconn. It drops the handshakes of
-others, so that their clients try again for many seconds, or find their connection reset."""
+"""Connections that may wait until they are accepted; Linux allows at most net.core.somaxconn. It drops the handshakes
+of others, so that their clients try again for many seconds, or find their connection reset."""
 
 
 @dataclass(frozen=True)
