@@ -5,15 +5,13 @@ anything starts.
 """
 
 import dataclasses
-import difflib
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -22,6 +20,7 @@ from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.damping import DEFAULT_DAMPING
 from concept_trak.attribution.method import METHODS, Method
 from concept_trak.attribution.projector import Projector
+from concept_trak.config_errors import message_of, refuse_unknown_keys
 
 T = TypeVar("T")
 MOST_TOP, DAMPING = 1_000_000, (1e-12, 1e12)
@@ -229,51 +228,11 @@ class AuditConfig:
 
 def build(schema: type[T], values: Any) -> T:
     """The dataclass from plain values; unknown keys and wrong types at any depth are refused; a number is text."""
-    _strict(schema)
+    refuse_unknown_keys(schema)
     try:
         return TypeAdapter(schema).validate_python(values)
     except ValidationError as error:
-        raise UserError("; ".join(_sentence(schema, e) for e in error.errors())) from None
-
-
-def _strict(schema: type, seen: set[type] | None = None) -> None:
-    """Tell pydantic to refuse unknown keys in a dataclass and in every dataclass it holds."""
-    seen = set() if seen is None else seen
-    if schema in seen:
-        return
-    seen.add(schema)
-    schema.__pydantic_config__ = {"extra": "forbid", "coerce_numbers_to_str": True}  # type: ignore[attr-defined]
-    for entry in dataclasses.fields(schema):
-        for inner in (entry.type, *get_args(entry.type)):
-            if isinstance(inner, type) and dataclasses.is_dataclass(inner):
-                _strict(inner, seen)
-
-
-def _sentence(schema: type, error: Any) -> str:
-    place = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "unexpected_keyword_argument":
-        *parents, wrong = error["loc"]
-        names = [f.name for f in dataclasses.fields(_at(schema, parents))]
-        near = difflib.get_close_matches(str(wrong), names, 1, 0.5)
-        return f"unknown key {place}" + (f" (did you mean {near[0]}?)" if near else f"; known: {', '.join(names)}")
-    if error["type"] == "missing":
-        return f"{place} is missing; give it a value"
-    if error["type"] == "value_error":
-        if not isinstance(refusal := error["ctx"]["error"], UserError):
-            raise refusal  # a bug in a check of ours, which pydantic takes for the user's mistake
-        return str(refusal)
-    return f"{place}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
-
-
-def _at(schema: type, path: Sequence[Any]) -> type:
-    """The dataclass at a path of keys and list positions."""
-    for part in path:
-        if isinstance(part, int) or part not in {f.name for f in dataclasses.fields(schema)}:
-            continue  # a position in a list, or a name in a mapping: the dataclass was entered with its field
-        kind = next(f.type for f in dataclasses.fields(schema) if f.name == part)
-        inner = [k for k in (kind, *get_args(kind)) if isinstance(k, type) and dataclasses.is_dataclass(k)]
-        schema = inner[0]
-    return schema
+        raise UserError("; ".join(message_of(schema, e) for e in error.errors())) from None
 
 
 def plain_values(config: Any) -> dict[str, Any]:
