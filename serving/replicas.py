@@ -15,8 +15,10 @@ from typing import Any, Protocol
 from aiohttp import web
 
 from concept_trak import UserError
+from concept_trak.audit.answer_layers import AnswerSplit, split_answer
 from concept_trak.audit.finished_audit import FinishedAudit, open_audit
 from concept_trak.audit.kept_features import KeptFeatures
+from concept_trak.audit.layer_scores import Parts
 from concept_trak.audit.query_features import QueryResult, QueryTask
 from concept_trak.audit.query_model import LocalQueryModel, OpenedQueries
 from concept_trak.audit.questions import MovedModel, Questions
@@ -129,7 +131,7 @@ class ModelReplica:
 
 
 class ShareReplica:
-    """A process with a share of the parts of each method: yields the ends of their scores."""
+    """A process with a share of the parts of each method: returns the ends of their scores, and splits scores."""
 
     def __init__(self, settings: ReplicaSettings) -> None:
         questions, config = settings.questions(), settings.config
@@ -140,7 +142,9 @@ class ShareReplica:
         parts = {(r.fingerprint, r.shard): r.bytes for records in self._records.values() for r in records}
         self._features = KeptFeatures(StoreWorker(questions.work), config.keep, sum(parts.values()))
 
-    def __call__(self, task: ScanTask, attempt: object) -> tuple[ScoreResult, ...]:
+    def __call__(self, task: ScanTask | AnswerSplit, attempt: object) -> tuple[ScoreResult, ...] | Parts:
+        if isinstance(task, AnswerSplit):
+            return split_answer(self._features, self._records[task.method], task)
         records, of = self._records[task.method], self._of[task.method]
         return tuple(scan(self._features, records, task.method, task.queries, task.top, of))
 
@@ -175,13 +179,17 @@ class ReplicatedQuestions(Questions):
 
     def score(self, method: str, queries: Sequence[StoredQuery], top: int) -> Iterator[ScoreResult]:
         """Yield the ends of all shares, which are scanned at the same time."""
-        task = ScanTask(method, tuple(queries), top)
+        for results in self._from_shares(ScanTask(method, tuple(queries), top)):
+            yield from results
+
+    def split(self, task: AnswerSplit) -> Parts:
+        """Scores of one method, split by layer; each share splits those of its own samples."""
+        return {key: parts for share in self._from_shares(task) for key, parts in share.items()}
+
+    def _from_shares(self, task: ScanTask | AnswerSplit) -> Iterator[Any]:
+        """The results of all shares, which have the task at the same time."""
         with ThreadPoolExecutor(self._shares) as pool:
-            yield from (
-                result
-                for share in pool.map(lambda i: result_of(self._send(share_name(i), task)), range(self._shares))
-                for result in share
-            )
+            yield from pool.map(lambda i: result_of(self._send(share_name(i), task)), range(self._shares))
 
 
 class RemoteQueryModel:

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from concept_trak.audit.comparison import Overlap, overlaps
 from concept_trak.audit.finished_audit import ranking_rows
+from concept_trak.audit.layer_scores import JOINT, joint_rows
 from concept_trak.audit.pipeline import AuditRun
 from concept_trak.audit.results import top_kinds, top_rows
 from concept_trak.audit.stages import StageResults
@@ -33,6 +34,16 @@ class Answer:
         config, results = self.run.prepared.config, self.results
         counts = {method: solution.count for method, solution in results.solutions.items()}
         return from_rows(top_kinds(config), list(top_rows(config, results.tally, results.samples, counts)))
+
+    @cached_property
+    def layers(self) -> pa.Table:
+        """Every score of `table`, split over the layers of the model, with the columns of `joint.parquet`.
+
+        It has no rows if the audit's projector mixes layers, as all do but `mask` and `identity`.
+        """
+        layers = self.results.layers
+        rows = joint_rows(self.table.to_pylist(), layers.names, layers.parts) if layers.parts is not None else ()
+        return from_rows(JOINT, list(rows))
 
     @cached_property
     def comparisons(self) -> dict[str, tuple[Overlap, ...]]:

@@ -4,20 +4,25 @@ An audit whose projector keeps layers apart splits them shard by shard on its wo
 those of a finished audit.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from jaxtyping import Float32
 
 from concept_trak import UserError
 from concept_trak.attribution.by_layer import LayerColumns, block_of, layer_columns
 from concept_trak.audit.mapper import Attempt, Task
+from concept_trak.audit.results import Tally
+from concept_trak.audit.retrieval_ranks import FORMS, column
 from concept_trak.audit.worker import Work
+from concept_trak.config import AuditConfig
 from concept_trak.store.codec import decode_blocks
-from concept_trak.store.identity import FeatureSet
 from concept_trak.store.lookup import shard_finder
 from concept_trak.store.manifest import (
     Audit,
@@ -27,6 +32,7 @@ from concept_trak.store.manifest import (
     read_table,
     write_table,
 )
+from concept_trak.store.part import Block
 from concept_trak.store.queries import StoredQuery, read_query
 from concept_trak.store.store import Store
 from concept_trak.store.tables import from_rows
@@ -71,22 +77,52 @@ class SplitWorker:
 
     def __call__(self, task: SplitTask, attempt: Attempt) -> SplitResult:
         layers = layer_columns(self.work.config.projector, dict(task.sizes))
-        features = shard_features(self.audit, self.work.features[task.method], task.shard)
-        return SplitResult(
-            tuple(
-                layer_parts(layers, features[sample], self.queries(task.method, concept), form)
-                for concept, form, sample in task.keys
-            )
-        )
+        blocks = decode_blocks(self.audit.store.read(self.work.features[task.method].part(task.shard)))
+        parts = split_scores(layers, task.method, task.keys, blocks, partial(self.queries, task.method))
+        return SplitResult(tuple(parts[task.method, *key] for key in task.keys))
 
 
-def layer_parts(
-    layers: LayerColumns, feature: tuple[float, Tensor], query: StoredQuery, form: str
-) -> tuple[float, ...]:
-    """One sample's score over the layers; `feature` is its weight and phi [k]."""
-    weight, phi = feature
-    (row,) = layers.split(phi[None], torch.tensor([weight]), torch.from_numpy(query.vector(form))).tolist()
-    return tuple(row)
+def end_keys(config: AuditConfig, tally: Tally) -> dict[tuple[str, str], tuple[SplitKey, ...]]:
+    """By method and shard, the scores at the ends of the rankings, each once."""
+    keys = defaultdict[tuple[str, str], dict[SplitKey, None]](dict)
+    for method, concept, form in product(config.methods, config.concepts, FORMS):
+        ends = tally.ends[method, column(concept.name, form)]
+        for _, sample, shard in (*ends.top, *ends.bottom):
+            keys[method, shard][concept.name, form, sample] = None
+    return {place: tuple(own) for place, own in keys.items()}
+
+
+def split_scores(
+    layers: LayerColumns,
+    method: str,
+    keys: Sequence[SplitKey],
+    blocks: Iterable[Block],
+    query: Callable[[str], StoredQuery],
+) -> Parts:
+    """The split scores of the samples that some blocks of features have.
+
+    Args:
+        layers: the layer of each column of the features.
+        method: the features' method.
+        keys: the scores; those of samples in other blocks are left out.
+        blocks: the features.
+        query: the query of a concept, by its name.
+    """
+    of_sample, parts = defaultdict[str, list[SplitKey]](list), Parts()
+    for key in keys:
+        of_sample[key[2]].append(key)
+    for block in blocks:
+        for row, sample in enumerate(block.ids):
+            for concept, form, _ in of_sample.get(sample, ()):
+                parts[method, concept, form, sample] = _layer_parts(layers, block, row, query(concept).vector(form))
+    return parts
+
+
+def _layer_parts(layers: LayerColumns, block: Block, row: int, z: Float32[np.ndarray, " k"]) -> tuple[float, ...]:
+    """The score of one row of a block over the layers."""
+    phi = torch.from_numpy(block.unit[row].astype(np.float32) * block.scale[row])
+    (parts,) = layers.split(phi[None], torch.tensor(block.weight[row : row + 1]), torch.from_numpy(z)).tolist()
+    return tuple(parts)
 
 
 def split(audit: Audit, layers: LayerColumns) -> Parts:
@@ -96,16 +132,13 @@ def split(audit: Audit, layers: LayerColumns) -> Parts:
         UserError: the audit is missing or unfinished.
     """
     finished_manifest(audit)
-    sets, shard_of = feature_sets(audit), shard_finder(read_plan(audit))
-    features = dict[tuple[FeatureSet, str], dict[str, tuple[float, Tensor]]]()
-    parts, queries = Parts(), cache(partial(read_query, audit))
+    sets, shard_of, parts = feature_sets(audit), shard_finder(read_plan(audit)), Parts()
+    queries, keys = cache(partial(read_query, audit)), defaultdict[tuple[str, str], list[SplitKey]](list)
     for row in read_table(audit, "top.parquet").to_pylist():
-        shard = sets[row["method"]], shard_of(row)
-        if shard not in features:
-            features[shard] = shard_features(audit, *shard)
-        feature, query = features[shard][row["sample_id"]], queries(row["method"], row["concept"])
-        key = row["method"], row["concept"], row["form"], row["sample_id"]
-        parts[key] = layer_parts(layers, feature, query, row["form"])
+        keys[row["method"], shard_of(row)].append((row["concept"], row["form"], row["sample_id"]))
+    for (method, shard), own in keys.items():
+        blocks = decode_blocks(audit.store.read(sets[method].part(shard)))
+        parts |= split_scores(layers, method, own, blocks, partial(queries, method))
     return parts
 
 
@@ -115,15 +148,6 @@ def joint_rows(top: Iterable[Mapping[str, Any]], names: Sequence[str], parts: Pa
         place = {key: row[key] for key in ("concept", "method", "form", "end", "rank", "sample_id")}
         own = parts[row["method"], row["concept"], row["form"], row["sample_id"]]
         yield from ({**place, "layer": layer, "score": s} for layer, s in zip(names, own, strict=True))
-
-
-def shard_features(audit: Audit, features: FeatureSet, shard: str) -> dict[str, tuple[float, Tensor]]:
-    """weight and phi [k] of a shard's samples, by id."""
-    samples = dict[str, tuple[float, Tensor]]()
-    for block in decode_blocks(audit.store.read(features.part(shard))):
-        columns = zip(block.ids, block.weight.tolist(), torch.from_numpy(block.phi()), strict=True)
-        samples |= {sample: (weight, phi) for sample, weight, phi in columns}
-    return samples
 
 
 def write_joint(audit: Audit, table_rows: list[dict[str, Any]]) -> str:

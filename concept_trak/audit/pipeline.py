@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Any
 
 from concept_trak.attribution.by_layer import SPLIT, layer_names
@@ -20,14 +19,14 @@ from concept_trak.audit.gram import (
 )
 from concept_trak.audit.gram_tree import GramTree, gram_tree
 from concept_trak.audit.heavy_groups import heavy_groups
-from concept_trak.audit.layer_scores import LayerScores, SplitKey, SplitTask, SplitWorker
+from concept_trak.audit.layer_scores import LayerScores, SplitTask, SplitWorker, end_keys
 from concept_trak.audit.mapper import Mapper, Stopped, serial
 from concept_trak.audit.prepare import Prepared
 from concept_trak.audit.query_features import QueryResult, QueryWorker
 from concept_trak.audit.rejects import FILE as REJECTS
 from concept_trak.audit.rejects import RejectsWorker, reasons, rejects_task, too_many_rejects, write_rejects
 from concept_trak.audit.results import Tally
-from concept_trak.audit.retrieval_ranks import FORMS, column, graded_concepts, retrieval_metrics
+from concept_trak.audit.retrieval_ranks import graded_concepts, retrieval_metrics
 from concept_trak.audit.score import ScoreWorker, score_tasks
 from concept_trak.audit.shown_samples import ShownSample, ShowTask, ShowWorker
 from concept_trak.store.audit_files import ListedFile
@@ -219,13 +218,8 @@ class AuditRun:
         p = self.prepared
         if p.config.projector.kind not in SPLIT:
             return LayerScores()
-        keys = dict[tuple[str, str], list[SplitKey]]()
-        for method, concept, form in product(p.config.methods, p.config.concepts, FORMS):
-            ends = tally.ends[method, column(concept.name, form)]
-            for _, sample, shard in (*ends.top, *ends.bottom):
-                keys.setdefault((method, shard), []).append((concept.name, form, sample))
         sizes = tuple(p.sizes.items())
-        tasks = [SplitTask(m, shard, tuple(dict.fromkeys(each)), sizes) for (m, shard), each in keys.items()]
+        tasks = [SplitTask(method, shard, own, sizes) for (method, shard), own in end_keys(p.config, tally).items()]
         parts = {
             (task.method, *key): scores
             for task, result in self.map("joint", SplitWorker, tasks)

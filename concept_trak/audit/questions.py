@@ -11,19 +11,18 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import product
 
-import numpy as np
 import torch
 
 from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
-from concept_trak.attribution.damping import DampingChoice
-from concept_trak.attribution.fisher import Gram
 from concept_trak.attribution.query import require_query_direction
 from concept_trak.audit.answer import Answer
-from concept_trak.audit.damping import damping_file, read_choice
+from concept_trak.audit.answer_layers import AnswerSplit, AnswerSplitter, split_answer
+from concept_trak.audit.audit_systems import AuditSystems
 from concept_trak.audit.finished_audit import FinishedAudit
-from concept_trak.audit.gram import DampedSystem, SolveResult, damped_system
+from concept_trak.audit.gram import SolveResult
 from concept_trak.audit.kept_features import KeepingBudget, KeptFeatures
+from concept_trak.audit.layer_scores import Parts
 from concept_trak.audit.listed_features import listed_records, listed_settings
 from concept_trak.audit.pipeline import AuditRun
 from concept_trak.audit.plan import read_shards
@@ -41,10 +40,7 @@ from concept_trak.audit.worker import StoreWorker, Work
 from concept_trak.config import AuditConfig, ModelConfig, WorkerSettings
 from concept_trak.data.inventory import Survey
 from concept_trak.data.shard import Source
-from concept_trak.store.audit_files import ListedFile
-from concept_trak.store.grams import decode_gram
 from concept_trak.store.identity import FeatureSet
-from concept_trak.store.manifest import gram_file
 from concept_trak.store.part import Damaged
 from concept_trak.store.queries import StoredQuery
 from concept_trak.store.tables import read_parquet
@@ -105,15 +101,18 @@ class Questions:
         self._shards = read_shards(store, config.data, plan)
         self.original = OriginalReader(store, self.config.data, self._shards)
         self.work = Work(self.config, features, worker or own_settings())
-        self._reader, self._systems = StoreWorker(self.work), dict[str, DampedSystem]()
+        reader = StoreWorker(self.work)
+        self._systems = AuditSystems(results, self.config.damping, reader, self.records)
+        self._split = AnswerSplitter(self.config.projector, self.split)
         parts = {(r.fingerprint, r.shard): r.bytes for records in self.records.values() for r in records}
-        self.features = KeptFeatures(self._reader, keep, sum(parts.values()))
+        self.features = KeptFeatures(reader, keep, sum(parts.values()))
         self.model: QueryModel = LocalQueryModel(self.work)
 
     def load(self) -> None:
         """Load the model and factorize K now, and not at the first question. Raises as `ask` does."""
         self.model.load()
-        self._systems |= {method: self._system(method) for method in self.config.methods}
+        for method in self.config.methods:
+            self._systems.load(method)
 
     def ask(
         self,
@@ -188,15 +187,17 @@ class Questions:
 
         Raises:
             UserError: the training data cannot be read again.
+            Damaged: as in `ask`.
         """
         with timed_step(question.seconds, progress, "show"):
-            samples = self._show(question.run, tally)
+            layers, samples = self._split(question, tally), self._show(question.run, tally)
         results = StageResults(
             records={method: self.records[method] for method in question.solutions},
             queries=question.queries,
             solutions=question.solutions,
             tally=tally,
             samples=samples,
+            layers=layers,
             measures={},
             aggregates={},
         )
@@ -208,14 +209,15 @@ class Questions:
 
     def solve(self, method: str, queries: Sequence[QueryResult]) -> SolveResult:
         """Solve z = (K + lambda I)^-1 phi_q for some queries of one method. The factor of K + lambda I is kept."""
-        if method not in self._systems:
-            self._systems[method] = self._system(method)
-        groups = tuple(query.groups for query in queries)
-        return self._systems[method].solve(np.stack([query.phi for query in queries]), groups)
+        return self._systems.solve(method, queries)
 
     def score(self, method: str, queries: Sequence[StoredQuery], top: int) -> Iterator[ScoreResult]:
         """The best and the worst samples of some queries of one method, for some parts at a time."""
         return scan(self.features, self.records[method], method, queries, top)
+
+    def split(self, task: AnswerSplit) -> Parts:
+        """Scores of one method, split by layer."""
+        return split_answer(self.features, self.records[task.method], task)
 
     def _show(self, run: AuditRun, tally: Tally) -> dict[str, ShownSample]:
         """Captions, labels and pictures of the best and worst samples: copies in the store, else the training data."""
@@ -267,26 +269,6 @@ class Questions:
             resolution=opened.resolution,
             sizes=opened.sizes,
         )
-
-    def _system(self, method: str) -> DampedSystem:
-        """The audit's own system: its K, and the damping that it was solved with."""
-        name = gram_file(method)
-        matrix, count = decode_gram(self.results.file(name))
-        file = ListedFile(name, **self.results.manifest["files"][name])
-
-        def phi() -> torch.Tensor:
-            return torch.cat([phi for _, _, phi in self._reader.features(*self.records[method])])
-
-        return damped_system(method, Gram(torch.from_numpy(matrix), count), self._damping(method), file, phi)
-
-    def _damping(self, method: str) -> DampingChoice:
-        """The audit's damping. A chosen one has its curve, without the values for the audit's own concepts."""
-        if not isinstance(self.config.damping, str):
-            return DampingChoice(self.config.damping)
-        self.results.file(damping_file(method))
-        choice = read_choice(self.results.audit, method)
-        assert choice is not None, "it was just read"
-        return choice._replace(curve=tuple(point._replace(own=()) for point in choice.curve))
 
 
 def own_settings() -> WorkerSettings:
