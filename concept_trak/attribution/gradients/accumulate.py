@@ -111,12 +111,12 @@ class MaskSum(FeatureSum):
         self._scale = (sum(size for _, size in sizes) / projector.dim) ** 0.5
 
     def _reduced(self, name: str, gradient: ParameterGradient) -> ParameterGradient:
-        kept = self._coordinates.get(name)
-        return self._nothing if kept is None else DenseGradient(gradient.entries(kept[0]))
+        place = self._coordinates.get(name)
+        return self._nothing if place is None else DenseGradient(gradient.entries(place[0]))
 
     def _add(self, name: str, reduced: ParameterGradient, factor: Float[Tensor, " b"]) -> None:
-        if (kept := self._coordinates.get(name)) is not None:
-            self._sum[:, kept[1]] += reduced.dense() * factor.to(self._sum.dtype)[:, None]
+        if (place := self._coordinates.get(name)) is not None:
+            self._sum[:, place[1]] += reduced.dense() * factor.to(self._sum.dtype)[:, None]
 
     def phi(self) -> Float[Tensor, "b k"]:
         return self._sum * self._scale

@@ -52,14 +52,18 @@ class Conv2dGradient:
 
     @property
     def norm_is_cheaper_in_factors(self) -> bool:
-        (o, i, k, m), (h, w), positions = self.shape, self._padded_size(), self.g[0, 0].numel()
+        (o, i, k, m), (h, w), positions = self.shape, self._padded_size(), self._positions
         apart = (h * w) ** 2 * i + positions**2 * o + ADDITION * (k + m) * h * w * positions
-        return self.groups == 1 and len(self.x) == self.b and apart < positions * self.shape.numel()
+        return self.groups == 1 and self.x.shape[0] == self.b and apart < positions * self.shape.numel()
+
+    @property
+    def _positions(self) -> int:
+        return self.g.shape[2] * self.g.shape[3]
 
     @property
     def by_patches(self) -> bool:
         """Whether G is cheaper by patches than by a grouped convolution."""
-        return self.groups == 1 and (self.g[0, 0].numel() <= FEW_POSITIONS or self.shape[0] <= FEW_OUTPUTS)
+        return self.groups == 1 and (self._positions <= FEW_POSITIONS or self.shape[0] <= FEW_OUTPUTS)
 
     def dense(self) -> Float[Tensor, "b o i k l"]:
         if not self.by_patches:
@@ -151,8 +155,9 @@ class Conv2dGradient:
             steps = (sample, down, self.stride[1] * right, self.dilation[1] * right, 1)
             along = chunk.as_strided((len(chunk), *size), steps, chunk.storage_offset()).flatten(3).contiguous()
             samples = slice(start, start + len(chunk) // each)
-            rows = [along[:, pixels].reshape(len(g[samples]), -1, m * i) for pixels in self._pixels_under_kernel(0)]
-            yield samples, g[samples], rows
+            outputs = g[samples]
+            rows = [along[:, pixels].reshape(outputs.shape[0], -1, m * i) for pixels in self._pixels_under_kernel(0)]
+            yield samples, outputs, rows
 
     def _patch_gram(self, gram: Float[Tensor, "b P P"]) -> Float[Tensor, "b y z y z"]:
         """The Gram matrix of patches, summed from the Gram matrix of padded pixels over one kernel axis at a time."""
