@@ -116,6 +116,8 @@ class DataConfig:
     """One of several splits: train, validation or test, as in the names of files and folders; all reads every split.
     Needed only if there are several."""
     image_column: str = "image"
+    conditioning_image_column: str = ""
+    """For a ControlNet: the column of its images, such as conditioning_image; in a tar an ending: conditioning.png."""
     caption_column: str = "caption"
     """In a tar: txt, cls, or a field of the json. In a folder: txt (a file beside the image), label (the folder's
     name), or a column of its metadata.jsonl, .csv or .parquet. Empty for an unconditional model."""

@@ -77,7 +77,7 @@ def require_uploaded(config: AuditConfig, files: Sequence[str]) -> None:
     """Check that the job finds what it reads from the checkout: `files`, and whatever has a relative path."""
     m, concepts = config.model, config.concepts
     places = [config.data.uri, m.path, m.weights, m.lora, *m.embeddings]
-    places += [path for c in concepts for path in (c.image, c.classifier, *c.examples)]
+    places += [path for c in concepts for path in (c.image, c.conditioning_image, c.classifier, *c.examples)]
     relative = [path for path in places if path and "://" not in path and not Path(path).is_absolute()]
     if lacking := not_uploaded(CONF.parent, EXCLUDES, [*files, *relative]):
         names = f"{', '.join(lacking[:3])}{', ...' * (len(lacking) > 3)}"

@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from concept_trak.attribution.denoiser import Denoiser
+from concept_trak.attribution.denoiser import Denoiser, blank_condition
 from concept_trak.attribution.features import compute_features_together
 from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.method import FeatureSpec
@@ -54,7 +54,8 @@ def peak_tensor_bytes(
     dtype = torch.promote_types(denoiser.dtype, torch.float32)
     x_0 = torch.stack([normal(denoiser.shape, sample) for sample in ids]).to(denoiser.device, dtype)
     texts = denoiser.combinations or ("",)
-    batch = Batch(ids=ids, cond=denoiser.encode([texts[0]] * b), negative=denoiser.encode([texts[-1]] * b), x_0=x_0)
+    cond, negative = (blank_condition(denoiser, [text] * b) for text in (texts[0], texts[-1]))
+    batch = Batch(ids=ids, cond=cond, negative=negative, x_0=x_0)
     with _LivingBytes() as living:
         compute_features_together(denoiser, projector, [LARGEST_STATE] * methods, batch, 0, Workspace(tables))
     return living.most

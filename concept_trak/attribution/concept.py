@@ -49,6 +49,8 @@ class Concept:
     """global: seed of the samples' noise."""
     image: str = ""
     """local: path of the image."""
+    conditioning_image: str = ""
+    """For a model that takes an image beside the text (ControlNet): its path. Both conditions have this image."""
     truth: dict[str, str] = field(default_factory=dict)
     """Label columns and the values that show the concept, for precision and AP. No score uses them."""
     minus: str = ""
@@ -123,7 +125,9 @@ class Concept:
             return f"what {self.classifier} takes for {self.shows!r}"
         if self.kind == "image":
             return f"what {self.image} is"
-        return "; ".join(f"{text!r} without it: {without!r}" for text, without in self.condition_pairs) + self._written
+        image = f" (both with the image {self.conditioning_image})" if self.conditioning_image else ""
+        pairs = "; ".join(f"{text!r} without it: {without!r}" for text, without in self.condition_pairs)
+        return pairs + self._written + image
 
 
 def contradiction(concept: Any) -> str:

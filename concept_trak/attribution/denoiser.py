@@ -57,9 +57,11 @@ class Denoiser(ABC):
         groups: the pattern of each group of parameters, by the group's name.
         negative: `empty` or `other_label`, the model's own c-minus (see `negatives`).
         combinations: the conditions that `other_label` draws from, as texts.
+        takes_image: whether a condition has parts of a conditioning image beside those of a text (`encode_image`).
     """
 
     groups: ClassVar[Mapping[str, str]] = GROUPS
+    takes_image: ClassVar[bool] = False
 
     network: nn.Module
     middle: nn.Module
@@ -76,7 +78,11 @@ class Denoiser(ABC):
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> Condition:
-        """The condition of each text."""
+        """The condition of each text: of a model that takes an image, the parts that texts change."""
+
+    def encode_image(self, pixels: Float[Tensor, "b 3 height width"]) -> Condition:
+        """The parts of a condition that a conditioning image in [-1, 1] makes, the same for every text of a sample."""
+        raise NotImplementedError(f"{type(self).__name__} takes no conditioning image")
 
     def spelled(self, text: str) -> str:
         """The same spelling for all texts that are one condition, such as the number of a class.
@@ -188,6 +194,21 @@ def concat_conditions(a: Condition, b: Condition) -> Condition:
 
 def take_rows(cond: Condition, rows: slice) -> Condition:
     return {name: value[rows] for name, value in cond.items()}
+
+
+def blank_condition(denoiser: Denoiser, texts: Sequence[str], size: tuple[int, int] | None = None) -> Condition:
+    """The condition of each text, with a black image if the model takes one: for checks and measurements.
+
+    Args:
+        size: [height, width] of the image in pixels; None is the model's own.
+    """
+    cond = denoiser.encode(texts)
+    if not denoiser.takes_image:
+        return cond
+    factor = denoiser.resolution // denoiser.shape[2]
+    height, width = size or (factor * denoiser.shape[1], denoiser.resolution)
+    black = torch.full((len(texts), 3, height, width), -1.0, device=denoiser.device, dtype=denoiser.dtype)
+    return cond | denoiser.encode_image(black)
 
 
 def guided(

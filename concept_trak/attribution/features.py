@@ -58,11 +58,12 @@ def training_batch(
 
     Args:
         x_0: the images as the model denoises them (`denoiser.to_latent`).
-        cond: the conditions of the captions (`denoiser.encode`).
+        cond: the conditions of the captions (`denoiser.encode`), and of the conditioning images if there are any; a
+            negative has the sample's own image.
         seed: with a sample's id, draws its negatives where the model has more than one.
     """
     turns = range(negative_count(denoiser, method.train.negatives))
-    first, *others = [negatives(denoiser, ids, captions, seed, turn) for turn in turns]
+    first, *others = [cond | negatives(denoiser, ids, captions, seed, turn) for turn in turns]
     return Batch(ids=tuple(ids), cond=cond, negative=first, x_0=x_0, others=tuple(others))
 
 

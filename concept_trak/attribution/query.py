@@ -12,7 +12,7 @@ from torch import Tensor
 
 from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
-from concept_trak.attribution.denoiser import Denoiser, negatives, unprompted_texts
+from concept_trak.attribution.denoiser import Condition, Denoiser, negatives, unprompted_texts
 from concept_trak.attribution.features import Features, compute_features, discard_report
 from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.method import CONCEPT_DIRECTIONS, Method
@@ -34,6 +34,7 @@ def query_batch(
     pixels: Float[Tensor, "1 3 height width"] | None = None,
     targets: Float[Tensor, "g c h w"] | None = None,
     classifier: Callable[[Tensor], Tensor] | None = None,
+    conditioning: Float[Tensor, "1 3 height width"] | None = None,
 ) -> Batch:
     """The samples of a query.
 
@@ -46,25 +47,41 @@ def query_batch(
             group i mod g, as `uncertainty.query_groups` divides the samples.
         classifier: for a concept given by a classifier, the function from x_0hat [b, c, h, w] to the log-probability
             of the concept's class [b].
+        conditioning: for a model that takes an image, the one that both conditions of the concept share, in [-1, 1].
 
     Raises:
-        UserError: the model would truncate a condition, which would make it a different concept.
+        UserError: the model would truncate a condition, which would make it a different concept; or its image is
+            missing.
     """
     require_untruncated(denoiser, concept)
     pairs, count = concept.condition_pairs, concept.count
     ids = tuple(f"query-{i}" for i in range(count))
     of_samples = [pairs[i % len(pairs)] for i in range(count)] if pairs else []
     texts = [text for text, _ in of_samples] or unprompted_texts(denoiser, ids, concept.seed)
+    shared = _image_condition(denoiser, concept, conditioning)
     x_0 = None if pixels is None else denoiser.to_latent(pixels.to(denoiser.device, denoiser.dtype))
     return Batch(
         ids=ids,
-        cond=denoiser.encode(texts),
-        negative=negatives(denoiser, ids, texts, concept.seed),
+        cond=denoiser.encode(texts) | shared,
+        negative=negatives(denoiser, ids, texts, concept.seed) | shared,
         x_0=None if x_0 is None else x_0.expand(count, *x_0.shape[1:]),
-        without=denoiser.encode([without for _, without in of_samples]) if pairs else None,
+        without=denoiser.encode([without for _, without in of_samples]) | shared if pairs else None,
         target=None if targets is None else targets[[i % len(targets) for i in range(count)]],
         classifier=classifier,
     )
+
+
+def _image_condition(denoiser: Denoiser, concept: Concept, pixels: Tensor | None) -> Condition:
+    """The parts of a condition that the concept's conditioning image makes, for each sample; {} without an image."""
+    if pixels is None:
+        if denoiser.takes_image:
+            raise UserError(
+                f"concept {concept.name!r}: the model takes a conditioning image, and only audits and an Attributor "
+                "give it one; use these"
+            )
+        return {}
+    parts = denoiser.encode_image(pixels.to(denoiser.device, denoiser.dtype))
+    return {name: value.expand(concept.count, *value.shape[1:]) for name, value in parts.items()}
 
 
 def resolve_query(denoiser: Denoiser, method: Method, concept: Concept, batch: Batch) -> tuple[Method, Batch]:
@@ -210,6 +227,13 @@ def require_conditioning(denoiser: Denoiser, concept: Concept) -> None:
     Raises:
         UserError: the message names the concept, the model's conditioning, and the keys to use.
     """
+    if denoiser.takes_image != bool(concept.conditioning_image):
+        remedy = (
+            "the model takes an image beside the text: set conditioning_image to a picture, such as edges or a pose"
+            if denoiser.takes_image
+            else f"it has conditioning_image={concept.conditioning_image!r}, and the model takes no image; remove it"
+        )
+        raise UserError(f"concept {concept.name!r}: {remedy}")
     if concept.kind in ("examples", "classifier"):
         return
     field = "prompt" if concept.prompt else "labels" if concept.labels else "nothing"

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from concept_trak import UserError
-from concept_trak.attribution.denoiser import Condition, Denoiser, take_rows
+from concept_trak.attribution.denoiser import Condition, Denoiser, blank_condition, take_rows
 from concept_trak.attribution.numerics import at_least_float32, normal
 from concept_trak.config import DataConfig
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import Shard
-from concept_trak.models.encode import encode_samples, reject_unknown_class
+from concept_trak.models.encode import encode_samples, reject_unknown_class, require_conditioning_images
 
 # Relative difference of a prediction in two batches that rounding explains: kernels are chosen by size and block
 # differently. Measured on CPU, small pipelines in a batch of 8: 1e-15, 1e-6, 0 and 2e-3; a batch norm that takes its
@@ -38,7 +38,7 @@ def batch_consistency(denoiser: Denoiser, texts: Sequence[str], t: int = 200, se
     """
     assert len(texts) > 1, "one sample is no batch"
     drawn = torch.stack([normal(denoiser.shape, seed, i, "preflight") for i in range(len(texts))])
-    x_t, cond = drawn.to(denoiser.device, denoiser.dtype), denoiser.encode(texts)
+    x_t, cond = drawn.to(denoiser.device, denoiser.dtype), blank_condition(denoiser, texts)
     together = denoiser(x_t, t, cond).eps.double()
     alone = torch.cat(
         [denoiser(x_t[i : i + 1], t, take_rows(cond, slice(i, i + 1))).eps for i in range(len(texts))]
@@ -71,8 +71,8 @@ def require_batch_consistency(denoiser: Denoiser, texts: Sequence[str]) -> float
 
 @torch.no_grad()
 def require_fit(denoiser: Denoiser, shard: Shard, data: DataConfig) -> None:
-    """Refuse data that do not fit the model: a bucket's size, precomputed latents and embeddings, or squares if the
-    model's own samples are not square.
+    """Refuse data that do not fit the model: a bucket's size, precomputed latents and embeddings, conditioning images,
+    or squares if the model's own samples are not square.
 
     Raises:
         UserError: naming the size.
@@ -87,11 +87,13 @@ def require_fit(denoiser: Denoiser, shard: Shard, data: DataConfig) -> None:
     first = next((s for s in samples(shard, data, denoiser.resolution) if isinstance(s, Sample)), None)
     if first is not None and first.precomputed is not None:
         encode_samples(denoiser, [first])
+    elif first is not None:
+        require_conditioning_images(denoiser, [first])
     for height, width in data.buckets:
         pixels = torch.zeros(1, 3, height, width, device=denoiser.device, dtype=denoiser.dtype)
         try:
             x_0 = denoiser.to_latent(pixels)
-            seen = denoiser(x_0, 500, denoiser.encode([""])).eps.shape
+            seen = denoiser(x_0, 500, blank_condition(denoiser, [""], (height, width))).eps.shape
         except (RuntimeError, ValueError, AssertionError) as error:
             raise UserError(
                 f"data.buckets: the model cannot take images of {height} x {width} ({str(error)[:200]}); expected "

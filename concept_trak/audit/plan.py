@@ -102,7 +102,7 @@ def feature_settings(
         },
         "preprocessing": {"resolution": denoiser.resolution, **_changed(config.data, *PREPROCESSING)},
         "columns": [config.data.image_column, *caption_columns(config.data)],
-        **_changed(config.data, "captions"),
+        **_changed(config.data, "captions", "conditioning_image_column"),
         # Ids that are made tell where below data.uri a row lies, and noise is keyed by ids.
         "ids": config.data.id_column or f"made below {config.data.uri}",
         "precision": config.model.precision,

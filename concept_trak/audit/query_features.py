@@ -44,7 +44,7 @@ KEPT_PICTURES = 64
 class QueryTask(Task):
     """A concept for one method, the number of pictures to make of it, and the bytes of its files.
 
-    The files are its image, its examples (pictures of the model's size) or its classifier.
+    The files are its image, its examples (pictures of the model's size) or its classifier, and its conditioning image.
     """
 
     method: str
@@ -53,6 +53,7 @@ class QueryTask(Task):
     picture_count: int = 8
     examples: tuple[bytes, ...] = ()
     classifier: bytes = b""
+    conditioning: bytes = b""
 
     @property
     def label(self) -> str:
@@ -65,9 +66,10 @@ class QueryTask(Task):
     @property
     def content(self) -> tuple["QueryTask", list[str]]:
         """All that the feature depends on except the method, with a hash in place of each file."""
-        files = [sha256(data).hexdigest() for data in (self.image, self.classifier, *self.examples)]
+        files = [sha256(data).hexdigest() for data in (self.image, self.classifier, self.conditioning, *self.examples)]
         concept = replace(self.concept, name="any", truth={})
-        return replace(self, method="", concept=concept, image=b"", classifier=b"", examples=()), files
+        task = replace(self, method="", concept=concept, image=b"", classifier=b"", conditioning=b"", examples=())
+        return task, files
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class QueryWorker(ModelWorker):
 
     def batch(self, question: QueryTask, size: int) -> Batch:
         """The samples of a question; its examples are encoded `size` at a time."""
-        files = ConceptFiles(question.image, question.examples, question.classifier)
+        files = ConceptFiles(question.image, question.examples, question.classifier, question.conditioning)
         return open_query(self.denoiser, question.concept, files, size)
 
     def features(
@@ -188,7 +190,14 @@ def _query(denoiser: Denoiser, concept: Concept, data: DataConfig) -> QueryTask:
     for text, without in concept.condition_pairs:
         _require_direction(denoiser, concept, text, without)
     files = read_concept_files(denoiser, concept, data)
-    return QueryTask("", concept, image=files.image, examples=files.examples, classifier=files.classifier)
+    return QueryTask(
+        method="",
+        concept=concept,
+        image=files.image,
+        examples=files.examples,
+        classifier=files.classifier,
+        conditioning=files.conditioning,
+    )
 
 
 def _require_direction(denoiser: Denoiser, concept: Concept, text: str, without: str) -> None:
@@ -201,7 +210,10 @@ def _require_direction(denoiser: Denoiser, concept: Concept, text: str, without:
 
 
 def file_digests(queries: Iterable[QueryTask]) -> dict[str, Any]:
-    """A digest of the examples or the classifier of every concept with such files, because files may change."""
-    files = {q.concept.name: (*q.examples, q.classifier) for q in queries if q.examples or q.classifier}
+    """A digest of the examples, the classifier and the conditioning image of every concept with such files, because
+    files may change.
+    """
+    files = {q.concept.name: (*q.examples, q.classifier, q.conditioning) for q in queries}
+    files = {name: contents for name, contents in files.items() if any(contents)}
     digests = {name: sha256(b"".join(contents)).hexdigest() for name, contents in files.items()}
     return {"evidence": digests} if digests else {}

@@ -92,6 +92,8 @@ def require_type(key: str, column: str, kind: pa.DataType, data: DataConfig) -> 
             f"{key}={column!r} is {kind}; expected struct<bytes: binary, path: string>, binary, or latents as "
             f"list<list<list<float>>>{paths}"
         )
+    if key == "data.conditioning_image_column" and not is_image(kind):
+        raise UserError(f"{key}={column!r} is {kind}; expected struct<bytes: binary, path: string>, or binary")
     if key in ("data.caption_column", "data.other_captions") and not holds_text(kind):
         if data.captions == "class" and is_whole_number(kind):
             return

@@ -94,6 +94,11 @@ def _text_of(name: str) -> str:
 
 def _rows(source: Source, data: DataConfig, findings: Findings) -> Iterator[SourceRow]:
     """The rows of a folder, or of a range of one; their ids are the images' names below `data.uri`."""
+    if data.conditioning_image_column:
+        raise UserError(
+            "data.conditioning_image_column is read from Parquet and from tars, not from folders of images; write the "
+            "data set as Parquet (in `datasets`: .to_parquet(...)) with a column of these images"
+        )
     try:
         findings.unread += _unread(source, data)
     except UserError as error:  # the images of another folder may have the column

@@ -58,11 +58,13 @@ class SourceRow(NamedTuple):
 class RowImage(NamedTuple):
     """What a row shows: an image file's bytes, or what was encoded before; None where there is none.
 
-    `flaw` is why no sample can be made of it, as far as that is known before the image is decoded.
+    `flaw` is why no sample can be made of it, as far as that is known before the image is decoded. `conditioning` is
+    the file in `data.conditioning_image_column`.
     """
 
     content: bytes | Precomputed | None
     flaw: tuple[str, str] | None = None
+    conditioning: bytes | None = None
 
 
 @dataclass
@@ -194,13 +196,15 @@ def checked_text(rows: Iterable[SourceRow]) -> Iterator[SourceRow]:
 
 
 def known_columns(data: DataConfig) -> list[str]:
-    """The columns that an index is made from: all that the settings name, but the image's."""
-    return [c for c in dict.fromkeys(c for _, c in named_columns(data)) if c != data.image_column]
+    """The columns that an index is made from: all that the settings name, but those of images."""
+    images = (data.image_column, data.conditioning_image_column)
+    return [c for c in dict.fromkeys(c for _, c in named_columns(data)) if c not in images]
 
 
 def named_columns(data: DataConfig) -> list[tuple[str, str]]:
     """(configuration key, column) of every column the configuration names."""
-    single = [("data.caption_column", data.caption_column), ("data.id_column", data.id_column)]
+    names = ("conditioning_image_column", "caption_column", "id_column")
+    single = [(f"data.{name}", getattr(data, name)) for name in names]
     captions = [("data.other_captions", c) for c in data.other_captions]
     named = [("data.image_column", data.image_column), *((key, column) for key, column in single if column)]
     return [*named, *captions, *(("data.label_columns", c) for c in data.label_columns)]

@@ -60,7 +60,9 @@ def with_sizes(index: pa.Table) -> pa.Table:
 def index_settings(data: DataConfig) -> dict[str, Any]:
     """Every setting that changes an index, and nothing else: what names the folder of indices."""
     columns = ("image_column", "caption_column", "other_captions", "captions", "id_column", "label_columns")
-    return {"index": VERSION, **{name: getattr(data, name) for name in ("uri", "format", *columns)}}
+    settings = {"index": VERSION, **{name: getattr(data, name) for name in ("uri", "format", *columns)}}
+    conditioning = data.conditioning_image_column  # newer than some indices, whose names it must not change
+    return settings | ({"conditioning_image_column": conditioning} if conditioning else {})
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,11 @@ def _unread(where: str, file: pq.ParquetFile, hive: dict[str, Any], data: DataCo
 def _require_images(where: str, schema: pa.Schema, metadata: Any, data: DataConfig) -> None:
     """That images are embedded, and latents have a condition."""
     kind = schema.field(data.image_column).type
+    if types.is_latent(kind) and data.conditioning_image_column:
+        raise UserError(
+            f"data.conditioning_image_column is set, and data.image_column={data.image_column!r} of {where} holds "
+            f"latents; leave it empty, and write the encoded image as {CONDITION}<name>"
+        )
     if types.is_latent(kind) and not _conditions(schema, data):
         raise UserError(
             f"data.image_column={data.image_column!r} holds latents, and {where} has no {CONDITION}<name> beside "
@@ -152,12 +157,12 @@ def _images(shard: Shard, data: DataConfig) -> Iterator[RowImage]:
 
 def _chosen(shard: Shard, data: DataConfig, numbers: Sequence[int]) -> Iterator[RowImage]:
     """The images of some rows: page by page where the index has their pages, else from the start of a row group on.
-    Each page and each row group is read once."""
+    Each page and each row group is read once. The index has no pages of conditioning images."""
     index = shard.index_table.select(["offset", "length", "skip", "file"])
     rows = index.take([number - shard.first_row for number in numbers]).to_pylist()
     with open_planned(shard.source, shard.version, **RANGED) as f:
         file = _opened(f, shard.source)
-        paged = all(row["offset"] is not None for row in rows)
+        paged = all(row["offset"] is not None for row in rows) and not data.conditioning_image_column
         images = _paged(f, file, rows, shard, data) if paged else _streamed(file, numbers, shard, data)
         yield from (_with_path(image, row["file"]) for image, row in zip(images, rows, strict=True))
 
@@ -180,16 +185,21 @@ def _paged(
 def _streamed(file: pq.ParquetFile, numbers: Sequence[int], shard: Shard, data: DataConfig) -> Iterator[RowImage]:
     """Reads only the row groups with one of the rows, each from its start to the last of them."""
     conditions = _conditions(file.schema_arrow, data)
-    columns = [data.image_column, *conditions]
+    conditioning = data.conditioning_image_column
+    columns = [data.image_column, *filter(None, [conditioning]), *conditions]
     ends = list(accumulate(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)))
     for _, same in groupby(numbers, key=partial(bisect_right, ends)):
         in_group = list(same)
         chosen = set(in_group)
         for number, values in _values(file, in_group[0], in_group[-1] + 1, columns, shard.source):
             if number in chosen:
-                image = values[data.image_column]
-                content = image.get("bytes") if isinstance(image, dict) else image
-                yield _encoded(values, data, conditions) if conditions else RowImage(content)
+                content, second = (_file_bytes(values.get(c)) for c in (data.image_column, conditioning))
+                yield _encoded(values, data, conditions) if conditions else RowImage(content, conditioning=second)
+
+
+def _file_bytes(value: Any) -> bytes | None:
+    """An image file, of a plain column or of a struct<bytes, path>."""
+    return value.get("bytes") if isinstance(value, dict) else value
 
 
 def _with_path(image: RowImage, path: str | None) -> RowImage:

@@ -1,7 +1,7 @@
 """From the rows of a shard to samples ready for the model, or rejects that name the reason."""
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -25,7 +25,8 @@ from concept_trak.store.part import Reject
 class Sample:
     """One training image with its caption; `row` is its row in the source, `origin` names source, version and row.
 
-    `pixels` are in [-1, 1]; None of a sample that was encoded before, which has `precomputed` instead.
+    `pixels` are in [-1, 1]; None of a sample that was encoded before, which has `precomputed` instead. `conditioning`
+    are those of its conditioning image, of the same size, if the settings name a column of them.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Sample:
     labels: dict[str, str]
     origin: str = ""
     precomputed: Precomputed | None = None
+    conditioning: Float[Tensor, "3 h w"] | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -59,7 +61,7 @@ class Unusable(ValueError):
 def samples(shard: Shard, data: DataConfig, resolution: int) -> Iterator[Sample | Reject]:
     """Every row of the shard, in order: a sample, or a reject.
 
-    Reasons are no_id, no_caption, caption_type, text, decode, too_small, and those of the format.
+    Reasons: no_id, no_caption, no_conditioning_image, caption_type, text, decode, too_small, and those of the format.
 
     Args:
         shard: the rows, with their index.
@@ -105,12 +107,29 @@ def _sample(row: IndexedRow, image: RowImage, data: DataConfig, resolution: int,
             precomputed=precomputed,
         )  # fmt: skip
     assert not isinstance(image.content, Precomputed)
+    pixels = to_tensor(_fitted(_decoded(image.content or b"", data), row.id, data, resolution))
+    return Sample(
+        id=row.id, caption=row.caption, pixels=pixels, row=row.number, labels=row.labels, origin=origin,
+        conditioning=_conditioning(image, row.id, data, pixels),
+    )  # fmt: skip
+
+
+def _decoded(content: bytes, data: DataConfig) -> Image.Image:
     try:
-        picture = decode_image(image.content or b"", data.transparency, data.most_pixels)
+        return decode_image(content, data.transparency, data.most_pixels)
     except UserError as error:
         raise Unusable("decode", str(error)) from None
-    pixels = to_tensor(_fitted(picture, row.id, data, resolution))
-    return Sample(id=row.id, caption=row.caption, pixels=pixels, row=row.number, labels=row.labels, origin=origin)
+
+
+def _conditioning(image: RowImage, name: str, data: DataConfig, pixels: Tensor) -> Tensor | None:
+    """The conditioning image, cropped where the image is; None if the settings name no column of them."""
+    if not (column := data.conditioning_image_column):
+        return None
+    if not image.conditioning:
+        raise Unusable("no_conditioning_image", f"{column} is empty; give the image one, or leave it out")
+    height, width = pixels.shape[1:]
+    picture = _decoded(image.conditioning, data)
+    return to_tensor(resize_crop(picture, (height, width), _crop_position(name, data)))
 
 
 def _fitted(image: Image.Image, name: str, data: DataConfig, resolution: int) -> Image.Image:
@@ -121,8 +140,12 @@ def _fitted(image: Image.Image, name: str, data: DataConfig, resolution: int) ->
             f"the image is {image.width} x {image.height}, smaller than the crop of {size[1]} x {size[0]}; leave it "
             "out, or set data.enlarge=true",
         )
-    place = (0.5, 0.5) if data.crop == "center" else (_drawn(name, "down"), _drawn(name, "across"))
-    return resize_crop(image, size, place)
+    return resize_crop(image, size, _crop_position(name, data))
+
+
+def _crop_position(name: str, data: DataConfig) -> tuple[float, float]:
+    """The `place` of `resize_crop` for a sample."""
+    return (0.5, 0.5) if data.crop == "center" else (_drawn(name, "down"), _drawn(name, "across"))
 
 
 def _drawn(name: str, way: str) -> float:
@@ -145,7 +168,11 @@ def rows_by_id(shard: Shard, ids: Collection[str]) -> list[IndexedRow]:
 
 
 def samples_by_id(shard: Shard, data: DataConfig, resolution: int, ids: Collection[str]) -> Iterator[FoundSample]:
-    """The samples of a shard with these ids, in order; of the source only what holds their images is read."""
+    """The samples of a shard with these ids, in order; of the source only what holds their images is read.
+
+    They have no conditioning images.
+    """
+    data = replace(data, conditioning_image_column="")
     rows = rows_by_id(shard, ids)
     images = format_of(shard, data).chosen_images(shard, data, [row.number for row in rows])
     for row, image in zip(rows, images, strict=True):
@@ -157,6 +184,7 @@ def samples_by_id(shard: Shard, data: DataConfig, resolution: int, ids: Collecti
 def sample_of_image(
     row: IndexedRow, image: bytes, shard: Shard, data: DataConfig, resolution: int
 ) -> FoundSample | None:
-    """The sample of a row whose image file is known; None if no sample can be made of it."""
+    """The sample of a row whose image file is known, without a conditioning image; None if the file makes no sample."""
+    data = replace(data, conditioning_image_column="")
     sample = _usable(row, RowImage(image), shard, data, resolution)
     return FoundSample(row, sample, image) if isinstance(sample, Sample) else None

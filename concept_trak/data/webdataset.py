@@ -130,7 +130,7 @@ def _require_few_dotted(source: Source, columns: _Columns, samples: int) -> None
 def _count(sample: _Sample, reader: "_Reader", tally: LeftOutCounts, columns: _Columns) -> None:
     """Counts the members that no column is read from."""
     for ending in sample.endings:
-        if not (reader.wants(ending) or ending in reader.images):
+        if not (reader.wants(ending) or ending in (*reader.images, *reader.conditioning)):
             is_listed = ("member", f"ending .{ending}") in tally.counts or len(tally.counts) < MOST_KINDS
             kind = f"ending .{ending[:40]}" if is_listed else "of further endings"
             tally.add("member", kind, f"{sample.key}.{ending}")
@@ -200,10 +200,16 @@ class _Reader:
 
     @cached_property
     def plain(self) -> set[str]:
-        return {c for c in self.columns if c != self.data.image_column}
+        return {c for c in self.columns if c not in (self.data.image_column, *self.conditioning)}
+
+    @property
+    def conditioning(self) -> Sequence[str]:
+        """The ending of conditioning images, if the settings name one."""
+        return (self.data.conditioning_image_column,) if self.data.conditioning_image_column else ()
 
     def wants(self, ending: str) -> bool:
         pictured = self.data.image_column in self.columns and ending in self.images
+        pictured |= ending in self.conditioning and ending in self.columns
         return pictured or ending in self.plain or (ending == "json" and bool(self.plain - {"__key__"}))
 
     def reads(self, ending: str) -> bool:
@@ -271,12 +277,14 @@ def _readable_fields(sample: _Sample) -> dict[str, Any]:
 
 def _images(shard: Shard, data: DataConfig) -> Iterator[RowImage]:
     """The images of the rows, read from their own range of the tar; members that are no image are passed over."""
-    reader, extents = _Reader(data, [data.image_column]), shard.index_table.select(["offset", "length"]).to_pylist()
+    reader = _Reader(data, [data.image_column, data.conditioning_image_column])
+    extents = shard.index_table.select(["offset", "length"]).to_pylist()
     start, end = extents[0]["offset"], extents[-1]["offset"] + extents[-1]["length"]
     with open_range(shard.source, shard.version, start, end, padding=2 * tarfile.BLOCKSIZE) as file:
         for _, sample in zip(extents, _samples(file, shard.source, reader.wants), strict=True):
             pictures = sample.pictures(reader.images)
-            yield RowImage(sample.content.get(pictures[0]) if pictures else None)
+            image = sample.content.get(pictures[0]) if pictures else None
+            yield RowImage(image, conditioning=sample.content.get(data.conditioning_image_column))
 
 
 FORMAT = Format((".tar",), _sources, _rows, _images)

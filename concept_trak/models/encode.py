@@ -9,7 +9,7 @@ from torch import Tensor
 
 from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
-from concept_trak.attribution.denoiser import Condition, Denoiser
+from concept_trak.attribution.denoiser import Condition, Denoiser, blank_condition
 from concept_trak.attribution.query import mean_latent, query_batch
 from concept_trak.attribution.state import Batch
 from concept_trak.attribution.uncertainty import example_groups
@@ -44,11 +44,13 @@ def encode_samples(denoiser: Denoiser, samples: Sequence[Sample]) -> tuple[Float
     """x_0 and the conditions of samples of one shape.
 
     Raises:
-        UserError: precomputed latents or embeddings do not fit the model.
+        UserError: precomputed latents or embeddings do not fit the model, or one of samples and model has
+            conditioning images alone.
     """
     if samples[0].precomputed is None:
         pixels = torch.stack([sample.content for sample in samples])
-        return denoiser.to_latent(_on_model(pixels, denoiser)), denoiser.encode([s.caption for s in samples])
+        cond = denoiser.encode([s.caption for s in samples]) | _image_condition(denoiser, samples)
+        return denoiser.to_latent(_on_model(pixels, denoiser)), cond
     latents = [s.precomputed.latent for s in samples if s.precomputed]
     conditions = [s.precomputed.condition for s in samples if s.precomputed]
     cond = {name: _on_model(torch.stack([c[name] for c in conditions]), denoiser) for name in conditions[0]}
@@ -56,8 +58,35 @@ def encode_samples(denoiser: Denoiser, samples: Sequence[Sample]) -> tuple[Float
     return _on_model(torch.stack(latents), denoiser), cond
 
 
+def _image_condition(denoiser: Denoiser, samples: Sequence[Sample]) -> Condition:
+    """The parts of a condition that the samples' conditioning images make; {} for a model that takes none."""
+    require_conditioning_images(denoiser, samples)
+    images = [sample.conditioning for sample in samples if sample.conditioning is not None]
+    return denoiser.encode_image(_on_model(torch.stack(images), denoiser)) if images else {}
+
+
+def require_conditioning_images(denoiser: Denoiser, samples: Sequence[Sample]) -> None:
+    """Refuse samples without a conditioning image for a model that takes one, and samples with one for other models.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    has_image = samples[0].conditioning is not None
+    if denoiser.takes_image and not has_image:
+        raise UserError(
+            "the model takes a conditioning image beside the caption, and the samples have none; give a data set, and "
+            "set data.conditioning_image_column to the column of these images, such as conditioning_image"
+        )
+    if has_image and not denoiser.takes_image:
+        raise UserError(
+            "data.conditioning_image_column is set, and the model takes no image beside the caption; leave it empty, "
+            "or set model.path to the pipeline with the ControlNet"
+        )
+
+
 def _require_fit(denoiser: Denoiser, latent: Tensor, cond: Condition) -> None:
-    own = {name: value.shape[1:] for name, value in denoiser.encode([""]).items()}
+    size = (latent.shape[-2] * (factor := denoiser.resolution // denoiser.shape[2]), latent.shape[-1] * factor)
+    own = {name: value.shape[1:] for name, value in blank_condition(denoiser, [""], size).items()}
     actual = {"latents": latent.shape[:1], **{name: value.shape[1:] for name, value in cond.items()}}
     expected = {"latents": torch.Size(denoiser.shape[:1]), **own}
     if actual != expected:
@@ -80,12 +109,13 @@ def _on_model(tensor: Tensor, denoiser: Denoiser) -> Tensor:
 class ConceptFiles:
     """The contents of the files that a concept names; empty if it names none.
 
-    Image and examples are PNG files of the model's size.
+    Image, examples and conditioning image are PNG files of the model's size.
     """
 
     image: bytes = b""
     examples: tuple[bytes, ...] = ()
     classifier: bytes = b""
+    conditioning: bytes = b""
 
 
 def read_concept_files(denoiser: Denoiser, concept: Concept, data: DataConfig = DataConfig()) -> ConceptFiles:
@@ -100,6 +130,7 @@ def read_concept_files(denoiser: Denoiser, concept: Concept, data: DataConfig = 
             image=read_fitted_image(concept.image, *how) if concept.image else b"",
             examples=read_examples(concept.examples, *how) if concept.examples else (),
             classifier=read_file(concept.classifier) if concept.classifier else b"",
+            conditioning=read_fitted_image(concept.conditioning_image, *how) if concept.conditioning_image else b"",
         )
         if files.classifier:
             open_classifier(files.classifier, concept.classifier, concept.shows, denoiser)
@@ -114,14 +145,16 @@ def open_query(denoiser: Denoiser, concept: Concept, files: ConceptFiles, size: 
     Args:
         size: examples encoded at a time.
     """
-    pixels = decode_pixels([files.image], denoiser.resolution) if files.image else None
+    pixels, conditioning = (
+        decode_pixels([image], denoiser.resolution) if image else None for image in (files.image, files.conditioning)
+    )
     groups = example_groups(len(files.examples), concept.count)
     means = [_mean_example(denoiser, files.examples[group::groups], size) for group in range(groups)]
     targets = torch.stack(means) if means else None
     classifier = None
     if files.classifier:
         classifier = open_classifier(files.classifier, concept.classifier, concept.shows, denoiser)
-    return query_batch(denoiser, concept, pixels, targets, classifier)
+    return query_batch(denoiser, concept, pixels, targets, classifier, conditioning)
 
 
 def _mean_example(denoiser: Denoiser, examples: Sequence[bytes], size: int) -> Float[Tensor, "c h w"]:

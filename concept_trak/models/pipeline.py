@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import diffusers
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from concept_trak import UserError
 from concept_trak.attribution.denoiser import Condition, Denoiser, Prediction, attributable
@@ -96,7 +96,7 @@ class Pipeline(Denoiser):
         self.denoising = self.networks[self.part]
         self.network = load_network(self.denoising.network_class, self.path, self.part, dtype, device, adapters)
         self.adapters = adapters
-        base = frozenset(self.network.parameters()) if is_quantized(self.network) else frozenset()
+        frozen = frozenset(self.network.parameters()) if is_quantized(self.network) else frozenset()
         self.middle = self.denoising.middle(self.network)
         self._read_conditioners(classes, dtype, device)
         self.text_encoders = add_adapters(
@@ -107,7 +107,12 @@ class Pipeline(Denoiser):
         scheduler = load_settings(class_of_part(diffusers, classes, "scheduler"), self.path, "scheduler")
         self.schedule = self._read_schedule(scheduler)
         self.alpha, self.sigma = self.schedule.alpha, self.schedule.sigma
-        self.parameters = attributable(self.network, parameters, self.groups, frozen=base)
+        frozen |= self._add_networks(classes, dtype, device)
+        self.parameters = attributable(self.network, parameters, self.groups, frozen)
+
+    def _add_networks(self, classes: Mapping[str, str], dtype: torch.dtype, device: str) -> frozenset[nn.Parameter]:
+        """Join the network with others that it is used with. Returns the parameters that are not attributable then."""
+        return frozenset()
 
     def _read_conditioners(self, classes: Mapping[str, str], dtype: torch.dtype, device: str) -> None:
         """Open the parts that turn texts or classes into conditions."""

@@ -27,6 +27,7 @@ CLASSES: Mapping[str, frozenset[str]] = {
         Lumina2Transformer2DModel PixArtTransformer2DModel QwenImageTransformer2DModel SD3Transformer2DModel
         SanaTransformer2DModel Transformer2DModel ZImageTransformer2DModel""".split()  # noqa: SIM905
     ),
+    "controlnet": frozenset({"ControlNetModel"}),
     "vae": frozenset(
         """AsymmetricAutoencoderKL AutoencoderDC AutoencoderKL AutoencoderKLFlux2 AutoencoderKLQwenImage
         AutoencoderTiny VQModel""".split()  # noqa: SIM905
@@ -43,7 +44,8 @@ CLASSES: Mapping[str, frozenset[str]] = {
 }
 """The classes that a part may have, by the part's name without its number."""
 WEIGHTS = {"unet": "diffusion_pytorch_model", "transformer": "diffusion_pytorch_model",
-           "vae": "diffusion_pytorch_model", "text_encoder": "model"}  # fmt: skip
+           "controlnet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model",
+           "text_encoder": "model"}  # fmt: skip
 """How the weight files of a part begin; the other parts have none."""
 SETTINGS = (".json", ".txt", ".model", ".jinja")
 """Endings of the files that are not weights: configurations, vocabularies, and templates of a conversation."""

@@ -36,6 +36,8 @@ class AskConfig:
     """Instead of `prompt`, for class-conditional models: the number or name of a class."""
     image: str = ""
     """An image: the question is about the concept in this one image."""
+    conditioning_image: str = ""
+    """For a model with a ControlNet: the image that both conditions share."""
     examples: str | tuple[str, ...] = ()
     """Pictures that show the concept, or folders of them."""
     classifier: str = ""
@@ -72,6 +74,7 @@ class AskConfig:
             samples=self.samples,
             seed=self.seed,
             image=self.image,
+            conditioning_image=self.conditioning_image,
             minus=self.minus,
             examples=_names(self.examples),
             classifier=self.classifier,

@@ -230,7 +230,7 @@ def test_storage_that_fails_is_not_called_a_broken_file(unplugged):
     data = DataConfig(uri="unplugged://data")
     (shard,) = plan(data)
     reading = format_of(shard, data).images(shard, data)
-    assert [next(reading), next(reading)] == [(b"1", None), (b"2", None)]
+    assert [next(reading).content, next(reading).content] == [b"1", b"2"]
     unplugged(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"))
     for read in (lambda: next(reading), lambda: plan(data)):
         with pytest.raises(ConnectionResetError) as raised:

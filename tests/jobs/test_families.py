@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 
 from concept_trak.audit.prepare import prepare
 from concept_trak.models import small
-from tests.jobs.world import World
+from tests.jobs.world import CONCEPT, World
 from tests.models.families import FAMILIES, seeded
 
+COLUMN = "conditioning_image"
 TRIANGLE = "{name: triangle, labels: triangle, without_labels: '', samples: 2, truth: {shape: triangle}}"
 
 
@@ -46,6 +47,25 @@ def test_text_to_image(world: World, saved, tmp_path, name, capsys):
     said = capsys.readouterr().out
     assert f"tensors ({'cross_attention' if name == 'sdxl' else 'attention'})" in said
     assert "features 128 B a sample and method, 2.05 kB in all; gradients at most " in said
+
+
+def test_a_controlnet_with_its_images(world: World, saved, tmp_path, capsys):
+    """The images are a column of the data and a file of the concept; the page has the concept's words about it."""
+    (source,) = (world.root / "few").iterdir()
+    table = pq.read_table(source)
+    (tmp_path / "data").mkdir()
+    pq.write_table(table.append_column(COLUMN, table["image"]), tmp_path / "data/train.parquet")
+    (tmp_path / "edges.png").write_bytes(table["image"][0]["bytes"].as_py())
+    concept = CONCEPT.replace("}}", f"}}, {COLUMN}: {tmp_path}/edges.png}}")
+    more = ["model=controlnet", f"model.path={saved('controlnet')}", f"data.{COLUMN}_column={COLUMN}",
+            f"data.uri={tmp_path}/data", f"concepts=[{concept}]"]  # fmt: skip
+    found = world.audit(tmp_path / "store", *more)
+    assert found.code == 0
+    assert len(found.features()[0]) == 16
+    assert "(both with the image " in capsys.readouterr().out
+    settings = json.loads(next((tmp_path / "store/features").glob("*/feature_set.json")).read_text())["settings"]
+    assert settings[f"{COLUMN}_column"] == COLUMN
+    assert "controlnet/diffusion_pytorch_model.safetensors" in settings["model"]
 
 
 @pytest.mark.parametrize(

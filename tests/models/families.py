@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from concept_trak.attribution.denoiser import Denoiser
-from tests.models.tiny import ddpm, dit, pixart, pixart_t5, sana, sd3, sdxl, stable_diffusion
+from tests.models.tiny import controlnet, ddpm, dit, pixart, pixart_t5, sana, sd3, sdxl, stable_diffusion
 from tests.models.tiny_flows import chroma, flux, flux2_klein, lumina2, qwen_image, z_image
 
 
@@ -31,6 +31,7 @@ class Tiny:
     ways: what else `load` is told.
     replayed: how many parameters cost a pass per sample, through their module or the whole network.
     casts: whether the network computes in float32 whatever its precision, by `Tensor.float`.
+    trained: how the names of the parameters begin that were trained; the others were frozen.
     unpack: (ours, tokens or a state of the network): the state that they are, [b, c, h, w], without a learned variance.
     """
 
@@ -45,11 +46,23 @@ class Tiny:
     ways: dict[str, Any] = field(default_factory=dict)
     replayed: int = 0
     casts: bool = False
+    trained: str = ""
     unpack: Callable[[Denoiser, Tensor], Tensor] = lambda ours, output: output[:, : ours.shape[0]]
 
 
 def draw(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
     return pipe(text, num_inference_steps=20, guidance_scale=1.0, latents=x_t, output_type="latent")
+
+
+def images(ours: Denoiser, b: int) -> Tensor:
+    """Conditioning images [b, 3, h, w] in [-1, 1] that differ."""
+    side = ours.resolution
+    return torch.linspace(-1, 1, b * 3 * side**2, dtype=torch.float64).reshape(b, 3, side, side).roll(side // 2, -1)
+
+
+def draw_controlled(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
+    image = (images(ours, 1) + 1) / 2
+    return pipe(text, image, num_inference_steps=20, guidance_scale=1.0, latents=x_t, output_type="latent")
 
 
 def draw_patches(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
@@ -229,6 +242,7 @@ FAMILIES: dict[str, Tiny] = {
                                  replayed=1),
     "stable_diffusion_v": Tiny(lambda: stable_diffusion("v_prediction"), "unet", draw, from_v, itself, ddim,
                                  replayed=1),
+    "controlnet": Tiny(controlnet, "unet", draw_controlled, from_eps, itself, ddim, trained="controlnet."),
     "sdxl": Tiny(lambda: sdxl(zeros=True), "unet", draw, from_eps, itself, ddim),
     "sdxl_encoded_empty": Tiny(lambda: sdxl(zeros=False), "unet", draw, from_eps, itself, ddim),
     "sd3": Tiny(lambda: sd3(t5=False), "transformer", draw, from_flow, of_flow, euler, group="attention"),

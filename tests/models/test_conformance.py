@@ -22,7 +22,7 @@ from concept_trak.attribution.trajectory import ddim_inversion, ddim_step, forwa
 from concept_trak.audit.checks import ROUNDING, batch_consistency
 from concept_trak.models import load_model
 from tests import written_out
-from tests.models.families import FAMILIES, Tiny, seeded
+from tests.models.families import FAMILIES, Tiny, images, seeded
 from tests.tolerances import EXACT64, TABLE32
 
 TOLD64 = 1e-6  # relative, a network told its time in float64 against one told in float32; measured 1e-7
@@ -40,7 +40,14 @@ class Opened:
 
     def batch(self, b: int = 2) -> Batch:
         d, texts = self.denoiser, list(self.tiny.texts)
-        return Batch(tuple(f"s{i}" for i in range(b)), d.encode(texts[:b]), d.encode(texts[-1:] * b), self.states(b))
+        cond = d.encode(texts[:b]) | (d.encode_image(images(d, b)) if d.takes_image else {})
+        return Batch(tuple(f"s{i}" for i in range(b)), cond, cond | d.encode(texts[-1:] * b), self.states(b))
+
+    def conditions(self, texts: list[str], denoiser: Denoiser | None = None) -> Condition:
+        """Of each text, all with one image if the family takes one."""
+        d = denoiser or self.denoiser
+        image = d.encode_image(images(d, 1)) if d.takes_image else {}
+        return d.encode(texts) | {name: value.expand(len(texts), *value.shape[1:]) for name, value in image.items()}
 
     def load(self, **ways: Any) -> Denoiser:
         return load_model(str(self.path), **self.tiny.ways, **ways)
@@ -78,13 +85,13 @@ def test_the_prediction_is_affine_and_shaped_like_the_state(family):
 
 def test_conditions_are_rows_that_differ_and_the_empty_one_is_its_own(family):
     d, texts = family.denoiser, list(family.tiny.texts)
-    cond = d.encode(texts)
+    cond = family.conditions(texts)
     assert all(len(value) == len(texts) and not value.requires_grad for value in cond.values())
     for i, text in enumerate(texts):
-        alone = d.encode([text])
+        alone = family.conditions([text])
         for name, value in take_rows(cond, slice(i, i + 1)).items():
             torch.testing.assert_close(value, alone[name], rtol=EXACT64, atol=EXACT64)
-    both = concat_conditions(cond, d.encode(texts[-1:]))
+    both = concat_conditions(cond, family.conditions(texts[-1:]))
     x_t = family.states(1).expand(len(texts) + 1, *d.shape)
     with torch.no_grad():
         eps = d(x_t, 500, both).eps.flatten(1)
@@ -123,7 +130,7 @@ def test_the_network_is_asked_as_diffusers_own_pipeline_asks_it(family):
     time = float(torch.as_tensor(told["timestep"]).flatten()[0])
     t = family.tiny.index(d, time)
     with torch.no_grad():
-        seen = d(x_t[:1], t, d.encode([family.tiny.texts[0]]))
+        seen = d(x_t[:1], t, family.conditions([family.tiny.texts[0]]))
     x_0, eps = family.tiny.reads(d, x_t[:1], t, family.tiny.unpack(d, raw[:1]))
     assert (seen.eps - eps).norm() < TOLD64 * eps.norm()
     assert (seen.x_0 - x_0).norm() < TOLD64 * x_0.norm()
@@ -131,7 +138,8 @@ def test_the_network_is_asked_as_diffusers_own_pipeline_asks_it(family):
 
 def test_attributable_parameters_are_those_asked_for(family):
     d, network = family.denoiser, dict(family.denoiser.network.named_parameters())
-    assert list(d.parameters) == list(network), "`all` is every parameter of the denoising network"
+    trained = [name for name in network if name.startswith(family.tiny.trained)]
+    assert list(d.parameters) == trained, "`all` is every parameter that was trained"
     for parameters in (family.tiny.group, "attention", r"\.bias$|\.norm_q\."):
         few = family.load(parameters=parameters)
         assert 0 < len(few.parameters) < len(network)
@@ -200,7 +208,7 @@ def overheard(family: Opened, x_t: Tensor, t: int, cond: Condition) -> Tensor:
 @pytest.mark.parametrize("t", [40, 500, 980])
 def test_a_step_is_that_of_diffusers_own_scheduler(family, t):
     d, x_t = family.denoiser, family.states(2)
-    cond = d.encode(list(family.tiny.texts[:2]))
+    cond = family.conditions(list(family.tiny.texts[:2]))
     with torch.no_grad():
         ours = ddim_step(d, d(x_t, t, cond), t, t - 20)
         raw = overheard(family, x_t, t, cond)
@@ -215,9 +223,8 @@ def test_samples_of_a_batch_do_not_see_each_other(family):
 
 def test_half_precision_predicts_numbers(family):
     d = family.load(precision="bfloat16")
-    cond = d.encode(list(family.tiny.texts))
     with torch.no_grad():
-        seen = d(family.states(4).bfloat16(), 700, cond)
+        seen = d(family.states(4).bfloat16(), 700, family.conditions(list(family.tiny.texts), d))
     assert seen.eps.dtype == seen.x_0.dtype == torch.bfloat16
     assert torch.isfinite(seen.eps).all()
 

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import torch
 from diffusers import (
     AutoencoderDC,
     AutoencoderKL,
+    ControlNetModel,
     DDPMPipeline,
     DDPMScheduler,
     DiTPipeline,
@@ -16,6 +18,7 @@ from diffusers import (
     SanaTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    StableDiffusionControlNetPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
     UNet2DModel,
@@ -40,6 +43,19 @@ def stable_diffusion(prediction_type: small.PredictionType) -> Any:
     pipe = small.latent_pipeline(0)
     pipe.register_modules(scheduler=small.scheduler(prediction_type))
     return pipe
+
+
+def controlnet() -> StableDiffusionControlNetPipeline:
+    """As `train_controlnet.py` begins it, from the UNet; then with other weights, so that its zero convolutions act."""
+    base = stable_diffusion("epsilon")
+    unet = UNet2DConditionModel.from_config({**base.unet.config, "addition_embed_type": None})
+    trained = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8))
+    with torch.no_grad():
+        for p in trained.parameters():
+            p.add_(torch.randn_like(p), alpha=0.1)
+    parts = {name: getattr(base, name) for name in ("vae", "text_encoder", "tokenizer", "scheduler")}
+    return StableDiffusionControlNetPipeline(unet=unet, controlnet=trained, **parts, safety_checker=None,
+                                             feature_extractor=None, requires_safety_checker=False)  # fmt: skip
 
 
 def pixart() -> Any:
