@@ -7,7 +7,7 @@ once. The measures grade how well a ranking finds the samples that show a concep
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 import numpy as np
 import torch
@@ -68,17 +68,22 @@ class TopK:
     bottom: list[Entry] = field(default_factory=list)
 
     def add_best(self, entries: list[Entry]) -> None:
-        if reaching := [e for e in entries if e[0] >= self.top[-1][0]] if len(self.top) == self.m else entries:
-            self.top = sorted(self.top + reaching, key=lambda e: (-e[0], e[1]))[: self.m]
+        if entries:
+            self.top = sorted(self.top + entries, key=lambda e: (-e[0], e[1]))[: self.m]
 
     def add_worst(self, entries: list[Entry]) -> None:
-        if reaching := [e for e in entries if e[0] <= self.bottom[-1][0]] if len(self.bottom) == self.m else entries:
-            self.bottom = sorted(self.bottom + reaching, key=lambda e: (e[0], e[1]))[: self.m]
+        if entries:
+            self.bottom = sorted(self.bottom + entries, key=lambda e: (e[0], e[1]))[: self.m]
 
     def __add__(self, other: "TopK") -> "TopK":
-        merged = TopK(self.m, self.top, self.bottom)
-        merged.add_best(other.top)
-        merged.add_worst(other.bottom)
+        merged, best, worst = TopK(self.m, self.top, self.bottom), other.top, other.bottom
+        # Of most parts no entry reaches the ends of many others, which its first entry shows.
+        if len(self.top) == self.m:
+            best = list(takewhile(lambda e: e[0] >= self.top[-1][0], best))
+        if len(self.bottom) == self.m:
+            worst = list(takewhile(lambda e: e[0] <= self.bottom[-1][0], worst))
+        merged.add_best(best)
+        merged.add_worst(worst)
         return merged
 
 

@@ -108,7 +108,7 @@ class IndexWorker:
             lacking=index.lacking,
             layout=index.layout,
         )
-        write_source_record(self.store, sources.record(task.name), asdict(facts))
+        write_source_record(self.store, sources.record(task.name), facts_as_json(facts))
         return IndexResult(facts)
 
 
@@ -181,7 +181,7 @@ def _indexed(
     if own and not missing:
         return facts, own[-1]
     name = f"{sources.surveys}/{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{listing}.parquet"
-    write_survey(store, name, {n: asdict(facts[n]) for n in tasks})
+    write_survey(store, name, {n: facts_as_json(facts[n]) for n in tasks})
     return facts, name
 
 
@@ -193,6 +193,11 @@ def note_listing(store: Store, data: DataConfig, listed: Survey, plan: Sequence[
     if any(not source.version for source in listed.sources):
         sources = SourceSet.of(index_settings(data))
         store.create(sources.plan([shard.name for shard in plan], listed.listing), PLANNED)
+
+
+def facts_as_json(facts: SourceFacts) -> dict[str, Any]:
+    """`SourceFacts` for JSON. `asdict` copies every value, which took half of the time over a grown data set."""
+    return {**vars(facts), "left_out": [asdict(entry) for entry in facts.left_out]}
 
 
 def facts_of(record: Mapping[str, Any]) -> SourceFacts:

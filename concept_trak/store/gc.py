@@ -155,8 +155,7 @@ def expired_audits(audits: Sequence[Audit], rules: Retention) -> list[Audit]:
 
 def audit_files(audit: Audit) -> list[Garbage]:
     """Every file of an audit that is to be removed."""
-    names = audit.store.names(f"audits/{audit.id}")
-    return [Garbage(AUDIT, name, size) for name, size, _ in existing(audit.store, names)]
+    return [Garbage(AUDIT, name, size) for name, (size, _) in audit.store.stats(f"audits/{audit.id}").items()]
 
 
 def unneeded_features(store: Store, names: Iterable[str], living: Needed, before: float) -> list[Garbage]:
@@ -203,8 +202,8 @@ def _old(audit: Audit, before: float) -> bool:
     """Whether every file of the audit, except the mark of its removal, is older."""
     if before == -inf:
         return False
-    names = [name for name in audit.store.names(f"audits/{audit.id}") if name != audit.name(GIVEN_UP)]
-    return all(age < before for _, _, age in existing(audit.store, names))
+    files = audit.store.stats(f"audits/{audit.id}")
+    return all(age < before for name, (_, age) in files.items() if name != audit.name(GIVEN_UP))
 
 
 def _finished(audit: Audit, now: float) -> str:

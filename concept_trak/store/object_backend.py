@@ -50,9 +50,13 @@ class FsspecBackend:
     def stat(self, name: str) -> tuple[int, float] | None:
         with contextlib.suppress(FileNotFoundError), self._storage("look up", name) as files:
             info = files.info(self._path(name))
-            if info["type"] == "file":
-                return info["size"], (info.get("LastModified") or files.modified(self._path(name))).timestamp()
+            return _status(files, info) if info["type"] == "file" else None
         return None
+
+    def stats(self, folder: str) -> dict[str, tuple[int, float]]:
+        listed = self._found(folder, detail=True)
+        with self._storage("look up", folder) as files:
+            return {self._relative(path): _status(files, info) for path, info in listed.items()}
 
     def names(self, folder: str) -> list[str]:
         return sorted(map(self._relative, self._found(folder, detail=False)))
@@ -135,6 +139,11 @@ class FsspecBackend:
 
     def _failed(self, verb: str, name: str, error: Exception) -> str:
         return f"could not {verb} {self.scheme}://{self.root}/{name}: {type(error).__name__}: {without_secrets(error)}"
+
+
+def _status(files: Any, info: Mapping[str, Any]) -> tuple[int, float]:
+    """(bytes, unix time of writing) of an object. S3 returns the time with a listing, others may need a request."""
+    return info["size"], (info.get("LastModified") or files.modified(info["name"])).timestamp()
 
 
 STAMPS = ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "updated", "created", "mtime")

@@ -71,6 +71,10 @@ class Store:
         """(`size`, `modified`) of a file, which costs S3 one request; None if there is no such file."""
         return self._place.stat(_checked(name))
 
+    def stats(self, folder: str) -> dict[str, tuple[int, float]]:
+        """`stat` of every file under the folder, sorted by name, which costs S3 a fresh listing and nothing more."""
+        return dict(sorted(self._place.stats(folder.strip("/")).items()))
+
     def names(self, folder: str) -> list[str]:
         """Every file under the folder, from a fresh listing, sorted; [] if there is no such folder."""
         return self._place.names(folder.strip("/"))

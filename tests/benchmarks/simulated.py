@@ -16,7 +16,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from itertools import count
 from typing import Any, ClassVar
 
@@ -101,6 +100,16 @@ COLLECTOR = "collections of garbage"
 LEDGER = Ledger()
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """When a file was written: its number, in place of a time."""
+
+    number: int
+
+    def timestamp(self) -> float:
+        return float(self.number)
+
+
 class SimulatedFiles(AbstractFileSystem):
     """Names with their bytes, or with a size alone; every request is counted. Listings come in pages."""
 
@@ -133,7 +142,7 @@ class SimulatedFiles(AbstractFileSystem):
         LEDGER.request("look up")
         path = self._strip_protocol(path)
         try:
-            return self._entry(path, self.content(path)) | {"LastModified": self._written_at(path)}
+            return self._entry(path, self.content(path))
         except FileNotFoundError:
             if any(folder == path or folder.startswith(f"{path}/") for folder in self.folders):
                 return {"name": path, "size": 0, "type": "directory"}
@@ -170,12 +179,10 @@ class SimulatedFiles(AbstractFileSystem):
         if self.folders.get(folder, {}).pop(name, None) is None:
             raise FileNotFoundError(path)
 
-    def _written_at(self, path: str) -> datetime:
-        return datetime.fromtimestamp(self.written[path], UTC)
-
     def _entry(self, path: str, content: bytes | int) -> dict[str, Any]:
         size = content if isinstance(content, int) else len(content)
-        return {"name": path, "size": size, "type": "file", "ETag": f"{self.written[path]:032x}"}
+        number = self.written[path]
+        return {"name": path, "size": size, "type": "file", "ETag": f"{number:032x}", "LastModified": Written(number)}
 
 
 def begin() -> None:

@@ -83,6 +83,8 @@ def test_modified_is_when_a_file_was_last_written(store: Store):
     assert store.modified("features/a") - written > 0.5
     assert store.stat("features/a") == (1, store.modified("features/a"))
     assert store.stat("features") is None, "a folder is no file"
+    assert store.stats("features") == {"features/a": store.stat("features/a")}
+    assert store.stats("nothing") == {}
 
 
 def test_modified_is_the_files_own_time(tmp_path):
