@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 
 from concept_trak.attribution.features import compute_features
+from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.method import FeatureSpec
 from concept_trak.attribution.projector import Projector
 from tests.benchmarks.contestants import Output, Round
@@ -17,6 +18,7 @@ def build(work: Work, kind: str, dim: int) -> Round:
     """Features as a worker makes them, stored as float16; kind "" and dim 0 are the default projector's own."""
     own = Projector()
     projector = Projector(kind or own.kind, dim or own.dim)
+    workspace = Workspace()  # as a worker, which makes its tables once
 
     def round() -> Output:
         task, made = work.task, []
@@ -28,6 +30,7 @@ def build(work: Work, kind: str, dim: int) -> Round:
                     FeatureSpec(task.probe, task.unit, over=task.over, exponent=task.exponent),
                     batch,
                     SEED,
+                    workspace,
                 ).phi
             )
         phi = torch.cat(made)

@@ -104,18 +104,19 @@ class MaskSum(FeatureSum):
     def __init__(self, projector: Projector, parameters: Mapping[str, Tensor], b: int, tables: Tables) -> None:
         sizes = tuple((name, p.numel()) for name, p in parameters.items())
         first = next(iter(parameters.values()))
-        self._coordinates = tables.coordinates(sizes, projector.dim, projector.seed, first.device)
+        coordinates = tables.coordinates(sizes, projector.dim, projector.seed, first.device)
+        self._coordinates = {name: own for name, own in coordinates.items() if own[0].numel()}
         self._sum = at_least_float32(first.new_zeros(b, projector.dim))
+        self._nothing = DenseGradient(self._sum[:, :0])
         self._scale = (sum(size for _, size in sizes) / projector.dim) ** 0.5
 
     def _reduced(self, name: str, gradient: ParameterGradient) -> ParameterGradient:
-        at, _ = self._coordinates[name]
-        return DenseGradient(gradient.entries(at) if len(at) else self._sum[:, :0])
+        place = self._coordinates.get(name)
+        return self._nothing if place is None else DenseGradient(gradient.entries(place[0]))
 
     def _add(self, name: str, reduced: ParameterGradient, factor: Float[Tensor, " b"]) -> None:
-        _, column = self._coordinates[name]
-        if len(column):
-            self._sum[:, column] += reduced.dense() * factor.to(self._sum.dtype)[:, None]
+        if (place := self._coordinates.get(name)) is not None:
+            self._sum[:, place[1]] += reduced.dense() * factor.to(self._sum.dtype)[:, None]
 
     def phi(self) -> Float[Tensor, "b k"]:
         return self._sum * self._scale

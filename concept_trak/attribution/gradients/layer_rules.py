@@ -5,6 +5,7 @@ type, because a subclass may compute anything. A layer without a rule is run aga
 its recorded inputs and output gradient. This is exact, and cheap for a small layer.
 """
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,12 @@ class LayerCall:
     @property
     def input(self) -> Tensor:
         """The first argument, by place or by keyword, without its graph."""
-        return next(iter((*self.args, *self.kwargs.values()))).detach()
+        return self.first.detach()
+
+    @property
+    def first(self) -> Any:
+        """The first argument, by place or by keyword."""
+        return self.args[0] if self.args else next(iter(self.kwargs.values()))
 
 
 def record_call(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> LayerCall:
@@ -67,8 +73,9 @@ def with_rows_in_order(call: LayerCall, order: RowOrder) -> LayerCall:
 
 def has_rule(layer: nn.Module) -> bool:
     """Whether a rule covers the layer: its exact type and, for convolutions, padding with a number of zeros."""
-    odd = isinstance(layer, nn.Conv2d) and (isinstance(layer.padding, str) or layer.padding_mode != "zeros")
-    return _rule(layer) is not None and not odd
+    if type(layer) is nn.Conv2d:
+        return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return _rule(layer) is not None
 
 
 def _rule(layer: nn.Module) -> Any:
@@ -84,7 +91,7 @@ def is_separable(layer: nn.Module, call: LayerCall, b: int) -> bool:
     if not isinstance(y, Tensor) or not y.requires_grad or y.dim() == 0 or y._version != call.version:
         return False
     if has_rule(layer):
-        return y.shape[0] >= b and call.input.shape[0] == y.shape[0]
+        return y.shape[0] >= b and call.first.shape[0] == y.shape[0]
     with torch.no_grad():
         return y.shape[0] == b and _close(torch.cat([layer(*args, **kwargs) for args, kwargs in _apart(call, b)]), y)
 
@@ -152,8 +159,7 @@ def _conv2d(
     if "weight" in names:
         gradients["weight"] = _kernel(layer, call.input, g, b)
     if "bias" in names:
-        by_row = at_least_float32(g).flatten(2).sum(2)
-        gradients["bias"] = DenseGradient(by_row.reshape(b, -1, g.shape[1]).sum(1))
+        gradients["bias"] = DenseGradient(_by_sample(at_least_float32(g).flatten(2).sum(2), b))
     return gradients
 
 
@@ -184,11 +190,16 @@ def _group_norm(
     """
     x, g = (at_least_float32(y).contiguous() for y in (call.input, g))
     mean, rate = (m.to(x.dtype).reshape(1, -1) for m in call.moments or _moments(layer, x))
-    ones = x.new_ones(len(x) * layer.num_channels)
-    size = (1, len(ones), x[0, 0].numel(), mean.shape[1])
+    channels = x.shape[0] * layer.num_channels
+    ones, size = x.new_ones(channels), (1, channels, math.prod(x.shape[2:]), mean.shape[1])
     _, *slopes = torch.ops.aten.native_group_norm_backward(g, x, mean, rate, ones, *size, (False, True, True))
-    rows = (slope.view(b, -1, layer.num_channels).sum(1) for slope in slopes)
+    rows = (_by_sample(slope.view(-1, layer.num_channels), b) for slope in slopes)
     return {name: DenseGradient(row) for name, row in zip(("weight", "bias"), rows, strict=True) if name in names}
+
+
+def _by_sample(rows: Float[Tensor, "n c"], b: int) -> Float[Tensor, "b c"]:
+    """The sum of each sample's rows."""
+    return rows if rows.shape[0] == b else rows.view(b, -1, rows.shape[1]).sum(1)
 
 
 def _moments(layer: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -97,7 +97,7 @@ class SeparableLayers:
 
     def gradients(self, eps: Tensor, v: Tensor, keep_graph: bool) -> dict[str, ParameterGradient]:
         """The gradients by parameter, from v at eps; those of tied parameters and of repeated calls are added."""
-        joined = [j for j, use in enumerate(self._uses) if len(use.output) > self._b > 1]
+        joined = [j for j, use in enumerate(self._uses) if use.output.shape[0] > self._b > 1]
         outputs = [use.output for use in self._uses]
         once_more = keep_graph or bool(joined)
         slopes = torch.autograd.grad(eps, outputs, v, allow_unused=True, retain_graph=once_more) if outputs else ()
