@@ -57,6 +57,9 @@ class ModelConfig:
     """Side of the images in pixels; 0 is the model's own. Set it if the model was fine-tuned at another."""
     device: str = "auto"
     """auto (a GPU if the worker owns one), cpu, or cuda."""
+    offload: str = "auto"
+    """Whether the text encoders and the VAE are on the GPU only while they encode: auto (if they would take more than a
+    fifth of its memory), always or never. It does not change a feature."""
     precision: str = "float32"
     """Precision of the networks: float32, bfloat16, float16 or float64; states, sums and norms are at least float32. A
     guided inversion amplifies rounding, so compare before you run such a row in bfloat16."""
@@ -68,6 +71,7 @@ class ModelConfig:
         _one_of("model.negative", self.negative, "empty", "other_label")
         _at_least("model.resolution", self.resolution, 0, 65536)
         _one_of("model.device", self.device, "auto", "cpu", "cuda")
+        _one_of("model.offload", self.offload, "auto", "always", "never")
         _one_of("model.precision", self.precision, "float32", "bfloat16", "float16", "float64")
         _at_least("model.batch", self.batch, 0)
 

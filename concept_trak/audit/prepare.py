@@ -35,7 +35,7 @@ TOGETHER = 8
 """The most prompts that are predicted as a batch and one by one, to check that a prediction does not depend on its
 batch. Two would show it; each costs two evaluations."""
 # Settings that may differ between two runs of one audit, because no result depends on them.
-EXECUTION = ("store", "keep_states", "model.batch", "model.device", "data.shard_rows")
+EXECUTION = ("store", "keep_states", "model.batch", "model.device", "model.offload", "data.shard_rows")
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,7 @@ def open_model(m: ModelConfig, settings: WorkerSettings) -> Denoiser:
         combinations=m.combinations,
         resolution=m.resolution,
         device=device,
+        offload=m.offload,
         precision=m.precision,
         weights=m.weights,
         lora=m.lora,

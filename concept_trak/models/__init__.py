@@ -46,6 +46,7 @@ def load_model(
     lora: str = "",
     embeddings: Sequence[str] = (),
     resolution: int = 0,
+    offload: str = "auto",
 ) -> Denoiser:
     """Open a model.
 
@@ -59,6 +60,8 @@ def load_model(
         device: `cpu`, `cuda`, ...
         precision: the type of the weights of every network, one of `PRECISIONS`.
         resolution: the side of the images in pixels; 0 is the model's own.
+        offload: whether the text encoders and the VAE are on a GPU only while they encode: `auto` (if they would take
+            more than a fifth of its memory), `always` or `never`.
         weights, lora, embeddings: files on top of the directory (see `adapters.Adapters`), local or remote.
 
     Returns:
@@ -70,7 +73,8 @@ def load_model(
     """
     folder, family = _pipeline(path)
     adapters = _adapters(weights, lora, embeddings)
-    return family(str(folder), parameters, negative, combinations, device, PRECISIONS[precision], adapters, resolution)
+    settings = {"adapters": adapters, "resolution": resolution, "offload": offload}
+    return family(str(folder), parameters, negative, combinations, device, PRECISIONS[precision], **settings)
 
 
 def _adapters(weights: str, lora: str, embeddings: Sequence[str]) -> Any:

@@ -6,6 +6,8 @@ read. alpha and sigma come from the scheduler.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
@@ -20,6 +22,7 @@ from concept_trak.attribution.denoiser import Condition, Denoiser, Prediction, a
 from concept_trak.models.adapters import Adapters, add_adapters, load_network, network_files
 from concept_trak.models.loading import load_part, load_settings
 from concept_trak.models.noise_schedule import NoiseSchedule, variance_preserving
+from concept_trak.models.offload import OffloadedWeights, leaves_device
 from concept_trak.models.pipeline_folder import class_of_part, part_classes, part_files, pipeline_class, read_json
 from concept_trak.models.quantized_linear import is_quantized
 from concept_trak.models.text_encoder import TextEncoder
@@ -68,6 +71,8 @@ class Pipeline(Denoiser):
         device, dtype: the place and the precision of the networks, of the VAE and of the text encoders.
         adapters: a fine-tune, a LoRA and embeddings on top of the directory.
         resolution: the side of the images in pixels; 0 is the model's own.
+        offload: whether the text encoders and the VAE are on the device only while they encode: `auto` (if they would
+            take more than a fifth of a GPU's memory), `always` or `never`.
 
     Raises:
         UserError: the directory is no such pipeline, its weights are not safetensors, or a setting does not fit it.
@@ -89,6 +94,7 @@ class Pipeline(Denoiser):
         dtype: torch.dtype = torch.float32,
         adapters: Adapters = Adapters(),
         resolution: int = 0,
+        offload: str = "auto",
     ) -> None:
         classes = part_classes(Path(path), ("|".join(self.networks), *self.conditioners, "scheduler"))
         self.path, self.negative, self.combinations = Path(path), negative, tuple(combinations)
@@ -98,11 +104,16 @@ class Pipeline(Denoiser):
         self.adapters = adapters
         frozen = frozenset(self.network.parameters()) if is_quantized(self.network) else frozenset()
         self.middle = self.denoising.middle(self.network)
-        self._read_conditioners(classes, dtype, device)
+        self._read_conditioners(classes, dtype, "cpu")
         self.text_encoders = add_adapters(
             adapters, self.network, self.part, self.text_encoders, pipeline_class(self.path), dtype
         )
-        self.vae = self._read_vae(classes, dtype, device)
+        self.vae = self._read_vae(classes, dtype, "cpu")
+        if leaves_device(offload, self._encoders, self.device):
+            self.offload_encoders()
+        else:
+            for encoder in self._encoders:
+                nn.Module.to(encoder, self.device)
         self.shape = (self._channels(), *(self._sides_of(resolution) if resolution else self._sides()))
         scheduler = load_settings(class_of_part(diffusers, classes, "scheduler"), self.path, "scheduler")
         self.schedule = self._read_schedule(scheduler)
@@ -113,6 +124,21 @@ class Pipeline(Denoiser):
     def _add_networks(self, classes: Mapping[str, str], dtype: torch.dtype, device: str) -> frozenset[nn.Parameter]:
         """Join the network with others that it is used with. Returns the parameters that are not attributable then."""
         return frozenset()
+
+    @property
+    def _encoders(self) -> list[nn.Module]:
+        """The text encoders and the VAE."""
+        return [encoder.model for encoder in self.text_encoders.values()] + ([self.vae.module] if self.vae else [])
+
+    def offload_encoders(self) -> None:
+        """From now on the text encoders and the VAE are on the network's device only while they encode or decode."""
+        self.text_encoders = {
+            name: replace(encoder, on_device=OffloadedWeights(encoder.model, self.device).on_device)
+            for name, encoder in self.text_encoders.items()
+        }
+        if self.vae is not None:
+            self.vae = copy(self.vae)
+            self.vae.on_device = OffloadedWeights(self.vae.module, self.device).on_device
 
     def _read_conditioners(self, classes: Mapping[str, str], dtype: torch.dtype, device: str) -> None:
         """Open the parts that turn texts or classes into conditions."""

@@ -43,7 +43,8 @@ class Sana(FlowTextToImage):
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Condition:
-        rows = [self._encoded(text.lower().strip()) for text in texts]
+        with self.text_encoders["text_encoder"].on_device():
+            rows = [self._encoded(text.lower().strip()) for text in texts]
         text, mask = (torch.cat(values) for values in zip(*rows, strict=True))
         return {"text": text, "mask": mask}
 

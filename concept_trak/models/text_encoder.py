@@ -1,7 +1,8 @@
 """A text encoder with its tokenizer: encodings of texts, and how many tokens of a text the encoder reads."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class TextEncoder:
         learned: tokens that embeddings have added, each with its parts: one for each of its vectors. A text's token is
             written out as all of its parts before the tokenizer reads it.
         template: the text that a language model reads, with {} for the caption.
+        on_device: the context in which the model's weights are where they are used.
     """
 
     tokenizer: Any
@@ -36,6 +38,7 @@ class TextEncoder:
     limit: int
     learned: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     template: str = "{}"
+    on_device: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def tokens(self, texts: Sequence[str]) -> Any:
         """`input_ids` and `attention_mask`, int64 [b, limit]: padded, and cut to the limit as in training."""
@@ -44,30 +47,35 @@ class TextEncoder:
 
     def last(self, texts: Sequence[str]) -> Float[Tensor, "b limit width"]:
         """The last layer, with a mask only if the encoder's configuration has `use_attention_mask`."""
-        tokens = self.tokens(texts)
         masked = getattr(self.model.config, "use_attention_mask", False)
-        return self.model(tokens.input_ids, attention_mask=tokens.attention_mask if masked else None)[0]
+        with self.on_device():
+            tokens = self.tokens(texts)
+            return self.model(tokens.input_ids, attention_mask=tokens.attention_mask if masked else None)[0]
 
     def masked(self, texts: Sequence[str]) -> tuple[Float[Tensor, "b limit width"], Int[Tensor, "b limit"]]:
         """The last layer with padding masked, and the mask, which the denoising network needs as well."""
-        tokens = self.tokens(texts)
-        return self.model(tokens.input_ids, attention_mask=tokens.attention_mask)[0], tokens.attention_mask
+        with self.on_device():
+            tokens = self.tokens(texts)
+            return self.model(tokens.input_ids, attention_mask=tokens.attention_mask)[0], tokens.attention_mask
 
     def before_last(self, texts: Sequence[str]) -> tuple[Float[Tensor, "b limit width"], Tensor]:
         """The layer before the last, and the model's first output: of a projection, the end of text [b, projection]."""
-        output = self.model(self.tokens(texts).input_ids, output_hidden_states=True)
+        with self.on_device():
+            output = self.model(self.tokens(texts).input_ids, output_hidden_states=True)
         return output.hidden_states[-2], output[0]
 
     def pooled(self, texts: Sequence[str]) -> Float[Tensor, "b width"]:
         """The end of text in the last layer of CLIP."""
-        return self.model(self.tokens(texts).input_ids).pooler_output
+        with self.on_device():
+            return self.model(self.tokens(texts).input_ids).pooler_output
 
     def layers(self, texts: Sequence[str], chosen: Sequence[int]) -> tuple[list[Tensor], Int[Tensor, "b limit"]]:
         """The chosen layers of a language model, [b, limit, width] each, with padding masked, and the mask."""
-        tokens = self.tokens(texts)
         model = getattr(self.model, "model", self.model)  # without the head, whose outputs are as wide as its words
-        inputs = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask, "use_cache": False}
-        states = model(**inputs, output_hidden_states=True).hidden_states
+        with self.on_device():
+            tokens = self.tokens(texts)
+            inputs = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask, "use_cache": False}
+            states = model(**inputs, output_hidden_states=True).hidden_states
         return [states[i] for i in chosen], tokens.attention_mask
 
     def length(self, text: str) -> int:

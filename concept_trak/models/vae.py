@@ -13,6 +13,8 @@ latent. In float16 some VAEs overflow: rows that are not finite are computed aga
 import copy
 import logging
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -35,12 +37,16 @@ class Autoencoder:
         module: the VAE, in the precision that it runs in.
         dtype: the precision of the model, and so of x_0.
 
+    Attributes:
+        on_device: the context in which the VAE's weights are where they are used.
+
     Raises:
         UserError: its scale or its shift is no number, or not one for each channel.
     """
 
     def __init__(self, module: Any, dtype: torch.dtype) -> None:
         self.module, self.dtype = module.requires_grad_(False), dtype
+        self.on_device: Callable[[], AbstractContextManager[None]] = nullcontext
         self.scale: float | Tensor = _factor(module, "scaling_factor", 1.0)
         self.shift: float | Tensor = _factor(module, "shift_factor", 0.0)
         if module.config.get("latents_std") is not None and module.config.get("latents_mean") is not None:
@@ -69,13 +75,19 @@ class Autoencoder:
     def encode(self, pixels: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b c h w"]:
         """Images in [-1, 1] as x_0, in the model's precision."""
         latents = F.pixel_unshuffle(self._repaired(_latents, pixels), self.patch)
-        return ((latents - self.shift) * self.scale).to(self.dtype)
+        scale, shift = self._statistics(latents)
+        return ((latents - shift) * scale).to(self.dtype)
 
     @torch.no_grad()
     def decode(self, x_0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
         """x_0 as images, about [-1, 1], in the model's precision."""
-        latents = F.pixel_shuffle(x_0 / self.scale + self.shift, self.patch)
+        scale, shift = self._statistics(x_0)
+        latents = F.pixel_shuffle(x_0 / scale + shift, self.patch)
         return self._repaired(_images, latents).to(self.dtype)
+
+    def _statistics(self, latents: Tensor) -> list[float | Tensor]:
+        """scale and shift, on the device of the latents."""
+        return [v.to(latents.device) if isinstance(v, Tensor) else v for v in (self.scale, self.shift)]
 
     @cached_property
     def factor(self) -> int:
@@ -89,6 +101,10 @@ class Autoencoder:
 
     def _repaired(self, function: Any, value: Tensor) -> Tensor:
         """`function` of the VAE and each row of a batch [b, ...]; in float32 for rows that float16 makes infinite."""
+        with self.on_device():
+            return self._computed(function, value)
+
+    def _computed(self, function: Any, value: Tensor) -> Tensor:
         weight = next(self.module.parameters())
         result = function(self.module, value.to(weight.device, weight.dtype))
         overflown = ~result.isfinite().flatten(1).all(1)
@@ -99,12 +115,8 @@ class Autoencoder:
             self._retried = True
         rows = value.to(weight.device)[overflown].float()
         result = result.float()
-        result[overflown] = function(self._wide, rows)
+        result[overflown] = function(copy.deepcopy(self.module).float(), rows)
         return result
-
-    @cached_property
-    def _wide(self) -> Any:
-        return copy.deepcopy(self.module).float()
 
 
 def _factor(module: Any, name: str, default: float) -> float:

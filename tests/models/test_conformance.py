@@ -3,6 +3,7 @@
 The reference is diffusers' own pipeline, run by its own call, and what it tells its network.
 """
 
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from concept_trak.attribution.batch_size import _LivingBytes
 from concept_trak.attribution.denoiser import Condition, Denoiser, concat_conditions, take_rows
 from concept_trak.attribution.direction import DIRECTIONS
 from concept_trak.attribution.gradients import separable_layers
@@ -21,6 +23,7 @@ from concept_trak.attribution.state import Batch, Probe
 from concept_trak.attribution.trajectory import ddim_inversion, ddim_step, forward_noise, sampling
 from concept_trak.audit.checks import ROUNDING, batch_consistency
 from concept_trak.models import load_model
+from concept_trak.models.offload import weight_bytes
 from tests import written_out
 from tests.models.families import FAMILIES, Tiny, images, seeded
 from tests.tolerances import EXACT64, TABLE32
@@ -231,3 +234,17 @@ def test_half_precision_predicts_numbers(family):
 
 def test_another_directory_of_the_same_files_is_the_same_model(family):
     assert family.load().identity() == family.denoiser.identity()
+
+
+def test_offloaded_encoders_come_to_the_device_to_encode_and_leave(family):
+    d, texts = copy(family.denoiser), list(family.tiny.texts)
+    encoders = getattr(d, "text_encoders", {})
+    if not encoders:
+        return
+    d.offload_encoders()
+    with _LivingBytes() as counter:
+        cond = d.encode(texts[:2])
+    assert counter.most > max(weight_bytes(encoder.model) for encoder in encoders.values()), "it encodes on the host"
+    assert counter._current <= sum(value.nbytes for value in cond.values()), "an encoder stays on the device"
+    for name, value in family.denoiser.encode(texts[:2]).items():
+        assert torch.equal(cond[name], value)
