@@ -64,7 +64,8 @@ def cell_concept(cell: Cell, kinds: TwoFactors, empty: bool, samples: int, truth
     else:
         other = None if empty else _next(thing, kinds.things)
         without = pair_caption(other, look)
-    shows = {f"{prefix}{cell.factor}": cell.value for prefix in TRUTHS[truth]}
+    label = kinds.label(cell.factor, cell.value)
+    shows = {f"{prefix}{label}": cell.value for prefix in TRUTHS[truth]}
     return Concept(
         name=cell.name, prompt=pair_caption(*cell.pair), without_prompt=without, samples=samples, truth=shows
     )

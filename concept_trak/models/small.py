@@ -50,6 +50,8 @@ class TransformerSize:
     head_width: int = 32
 
 
+LENGTH = 8
+"""Tokens per text, start and end included. Three words fit, and a test that assumes CLIP's 77 fails."""
 WORDS = ("a", "red", "green", "blue", "triangle", "circle", "square")
 
 
@@ -59,6 +61,7 @@ def patch_pipeline(
     resolution: int = 32,
     size: TransformerSize = TransformerSize(),
     predicts: PredictionType = "v_prediction",
+    length: int = LENGTH,
 ) -> PixArtAlphaPipeline:
     """An untrained transformer on patches of 4 x 4 pixels of RGB in [-1, 1]: 1.2 M parameters.
 
@@ -71,8 +74,9 @@ def patch_pipeline(
         resolution: side of the images, in pixels.
         size: size of the transformer.
         predicts: the prediction type of its scheduler.
+        length: tokens per text.
     """
-    vocabulary = tokenizer(words)
+    vocabulary = tokenizer(words, length)
     with _seeded(seed):
         text_encoder, network = _text_encoder(vocabulary), _transformer(size, resolution)
     parts: dict[str, Any] = {
@@ -200,8 +204,6 @@ def _unet(channels: int, sample_size: int, widths: tuple[int, ...]) -> UNet2DCon
     )
 
 
-LENGTH = 8
-"""Tokens per text, start and end included. Three words fit, and a test that assumes CLIP's 77 fails."""
 START, END = 0, 1
 """Numbers of the tokens at the start and the end of a text; the second also pads it."""
 

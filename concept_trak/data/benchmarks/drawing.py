@@ -28,16 +28,45 @@ def draw_shape(shape: str, colour: str, rng: np.random.Generator, resolution: in
     """
     size = resolution * _OVERSAMPLING
     radius = rng.uniform(7, 10) / 32 * size * _equal_area(_CORNERS[shape])
-    outline = size / 32 * 1.25
-    edge = _polygon(_CORNERS[shape], radius)
-    inside = _polygon(_CORNERS[shape], radius - outline / math.cos(math.pi / _CORNERS[shape]))
-    low, high = edge.min(axis=0), edge.max(axis=0)
-    shift = rng.uniform(1 - low, size - 1 - high)
+    middle = _place(shape, radius, (0, size), size, rng)
     image = Image.fromarray(background(rng, size))
-    pencil = ImageDraw.Draw(image)
-    pencil.polygon((edge + shift).ravel().tolist(), fill=_colour(rng.uniform(10, 60, 1).repeat(3)))
-    pencil.polygon((inside + shift).ravel().tolist(), fill=_colour(PAINT[colour] + rng.uniform(-25, 25, 3)))
+    _draw_outlined(image, shape, colour, radius, middle, rng)
     return image.resize((resolution, resolution), Image.Resampling.BOX)
+
+
+def draw_two_shapes(
+    first: tuple[str, str], second: tuple[str, str], rng: np.random.Generator, resolution: int = 32
+) -> Image.Image:
+    """A large shape and a small one side by side, each a (shape, colour), otherwise as `draw_shape`.
+
+    The large one is to the left or to the right, and no part of one is behind the other. Of 32 pixels, a circle is 11
+    to 14 across if it is large, and 6 to 8 if it is small.
+    """
+    size = resolution * _OVERSAMPLING
+    image, is_left = Image.fromarray(background(rng, size)), bool(rng.random() < 0.5)
+    border = size * (20 if is_left else 12) / 32
+    halves = ((0, border), (border, size)) if is_left else ((border, size), (0, border))
+    for (shape, colour), half, radii in zip((first, second), halves, ((5.5, 7), (3, 4)), strict=True):
+        radius = rng.uniform(*radii) / 32 * size * _equal_area(_CORNERS[shape])
+        _draw_outlined(image, shape, colour, radius, _place(shape, radius, half, size, rng), rng)
+    return image.resize((resolution, resolution), Image.Resampling.BOX)
+
+
+def _place(shape: str, radius: float, columns: tuple[float, float], size: int, rng: np.random.Generator) -> np.ndarray:
+    """A random middle (x, y) of a shape that lies in these columns of an image, a pixel from every border."""
+    edge = _polygon(_CORNERS[shape], radius)
+    low, high = edge.min(axis=0), edge.max(axis=0)
+    start, stop = np.array([columns[0], 0]), np.array([columns[1], size])
+    return rng.uniform(start + 1 - low, stop - 1 - high)
+
+
+def _draw_outlined(
+    image: Image.Image, shape: str, colour: str, radius: float, middle: np.ndarray, rng: np.random.Generator
+) -> None:
+    pencil, corners, outline = ImageDraw.Draw(image), _CORNERS[shape], image.width / 32 * 1.25
+    edge, inside = _polygon(corners, radius), _polygon(corners, radius - outline / math.cos(math.pi / corners))
+    pencil.polygon((edge + middle).ravel().tolist(), fill=_colour(rng.uniform(10, 60, 1).repeat(3)))
+    pencil.polygon((inside + middle).ravel().tolist(), fill=_colour(PAINT[colour] + rng.uniform(-25, 25, 3)))
 
 
 def draw_shape_as_published(shape: str, colour: str, rng: np.random.Generator, resolution: int = 64) -> Image.Image:

@@ -5,7 +5,7 @@ those that show it. A held-out pair (a red triangle) asks for both factors of an
 the synthetic experiment of Concept-TRAK (Park et al. 2025, arXiv 2507.06547).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,6 +33,10 @@ class TwoFactors:
     render: Callable[[str, str, np.random.Generator, int], Image.Image]
     look: str = "colour"
     """The label column of the looks, one of `LOOKS`."""
+    synonyms: tuple[tuple[str, str], ...] = ()
+    """Values with their second word. Half of the captions name a factor by it, by a coin of each factor and image."""
+    render_two: Callable[[Pair, Pair, np.random.Generator, int], Image.Image] | None = None
+    """Draws two pairs, for sets whose images show a second, smaller thing, which half of the captions name."""
 
     def __post_init__(self) -> None:
         wrong = sorted(set(self.held_out) - set(self.all_pairs))
@@ -50,8 +54,34 @@ class TwoFactors:
 
     @property
     def columns(self) -> tuple[str, str]:
-        """The label columns of an image."""
+        """The two factors."""
         return (self.factor, self.look)
+
+    @property
+    def values(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The values of each factor."""
+        return (self.things, self.looks)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Every word of the captions, in a fixed order."""
+        joined = ("and",) if self.render_two else ()
+        return ("a", *self.looks, *self.things, *(second for _, second in self.synonyms), *joined)
+
+    def label(self, factor: str, value: str) -> str:
+        """The label column that is `value` for an image that shows this value of `factor`."""
+        return f"{factor}_{value}" if self.render_two else factor
+
+    def labels(self, pairs: Iterable[Pair]) -> dict[str, str]:
+        """The labels of an image that shows these pairs, or of a caption that names them.
+
+        A label column for each factor. Where there are two pairs, a column for each value, "" if no pair has it.
+        """
+        own = [{*values} for values in zip(*pairs, strict=True)]
+        if self.render_two is None:
+            return {factor: value for factor, (value,) in zip(self.columns, own, strict=True)}
+        parts = zip(self.columns, self.values, own, strict=True)
+        return {self.label(f, v): v if v in named else "" for f, values, named in parts for v in values}
 
     def whole(self) -> "TwoFactors":
         """The same with nothing held out."""
@@ -59,8 +89,8 @@ class TwoFactors:
 
 
 def pair_caption(thing: str | None, look: str | None) -> str:
-    """The text of a pair; None leaves a factor unsaid: "a red triangle", "a triangle", "red", ""."""
-    if thing is None:
+    """The text of a pair; None or "" leaves a factor unsaid: "a red triangle", "a triangle", "red", ""."""
+    if not thing:
         return look or ""
     return f"a {look} {thing}" if look else f"a {thing}"
 
@@ -75,6 +105,21 @@ SHAPES3 = TwoFactors(
     resolution=32,
     render=drawing.draw_shape,
 )
+# The demo's shapes and colours, each with two words.
+SYNONYMS = replace(
+    SHAPES3,
+    name="synonyms",
+    synonyms=(
+        ("triangle", "wedge"),
+        ("circle", "disc"),
+        ("square", "box"),
+        ("red", "crimson"),
+        ("green", "emerald"),
+        ("blue", "azure"),
+    ),
+)
+# Two of them in one image, a large one and a small one that half of the captions do not name.
+TWO_SHAPES = replace(SHAPES3, name="two_shapes", render_two=drawing.draw_two_shapes)
 # As in the paper: two by two, every caption whole, so that a sample's negative is another caption.
 SHAPES2 = TwoFactors(
     name="shapes2",
@@ -118,4 +163,6 @@ EMOJI_ROLES = TwoFactors(
     render=emoji.draw_role,
     look="style",
 )
-SETS = {kinds.name: kinds for kinds in (SHAPES3, SHAPES2, SHAPES2_PAPER, DIGITS, EMOJI, EMOJI_ROLES)}
+SETS = {
+    kinds.name: kinds for kinds in (SHAPES3, SHAPES2, SHAPES2_PAPER, DIGITS, EMOJI, EMOJI_ROLES, SYNONYMS, TWO_SHAPES)
+}

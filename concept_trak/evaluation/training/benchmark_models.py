@@ -3,6 +3,7 @@
 `jobs.train` trains the models of the benchmark; a causal test trains them again without some images.
 """
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Collection
@@ -35,8 +36,9 @@ def initial_pipeline(config: TrainConfig) -> DiffusionPipeline:
     """The pipeline before training. It depends on the settings and the seed only."""
     if config.network == "unet":
         return small.pixel_pipeline(config.seed, config.side)
-    words = ("a", *config.kinds.looks, *config.kinds.things)
-    return small.patch_pipeline(config.seed, words, config.side, config.size, config.predicts)
+    words = config.kinds.words
+    length = small.LENGTH + 2 * ("and" in words)
+    return small.patch_pipeline(config.seed, words, config.side, config.size, config.predicts, length)
 
 
 def text_conditioned(config: TrainConfig, pipeline: DiffusionPipeline) -> TextConditioned:
@@ -54,8 +56,8 @@ def training_set(config: TrainConfig, tokenizer: Callable[..., Any], without: Co
     """
     images, drawings = arrays(config.drawing_seed, 0, config.images, config.kinds, config.side, config.wrong)
     rows = replacement_rows(np.array([drawing.id in without for drawing in drawings]))
-    pairs = [drawings[row].caption_pair for row in rows]
-    captions = [pair_caption(t, c) for thing, colour in pairs for t in (thing, None) for c in (colour, None)]
+    named = tuple(itertools.product((True, False), repeat=2))
+    captions = [drawings[row].caption_naming((thing, look)) for row in rows for thing, look in named]
     tokens = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
     return TrainingSet(torch.from_numpy(images[rows]), tokens.view(len(rows), 4, -1), caption_chances(config.dropped))
 
