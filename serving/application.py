@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, replace
 from typing import Any
 from urllib.parse import quote
@@ -20,8 +20,9 @@ from concept_trak.store.tables import read_parquet
 from serving.answering import Answering, Progress, QueueFull
 from serving.guard import guard, set_headers
 from serving.openapi import openapi
-from serving.page import SCRIPT, Pages, Side, sample_places, table_rows
+from serving.page import SCRIPT, Pages, Side, sample_places
 from serving.question import Question, question_from
+from serving.result import json_result
 
 MOST_JSON = 100_000
 """Bytes of a question. Pictures are sent by themselves."""
@@ -73,6 +74,7 @@ def application(answering: Answering, token: str = "", most_bytes: int = 10_000_
             web.post("/questions", handlers.post_question),
             web.get(f"/questions/{KEY}", handlers.question),
             web.get(f"/questions/{KEY}.parquet", handlers.table),
+            web.get(f"/questions/{KEY}/joint.parquet", handlers.layers),
             web.get(f"/questions/{KEY}/originals/{{sample:.+}}", handlers.original),
             web.get("/samples/{sample:.+}/thumbnail", handlers.thumbnail),
             web.get("/openapi.json", handlers.openapi),
@@ -189,16 +191,23 @@ class Handlers:
         key, question, progress = await self._known(request.match_info["key"])
         state = {"id": key, "question": asdict(question), **asdict(progress)}
         if progress.state == "done":
-            beside, table = await asyncio.to_thread(self._answer, key)
-            state["result"] = {"seconds": beside["seconds"], "rows": table_rows(table)}
+            state["result"] = json_result(*await asyncio.to_thread(self._answer, key))
         return web.json_response(state)
 
     async def table(self, request: web.Request) -> web.Response:
+        return await self._parquet(request, self.archive.table, "")
+
+    async def layers(self, request: web.Request) -> web.Response:
+        return await self._parquet(request, self.archive.layers, "-joint")
+
+    async def _parquet(self, request: web.Request, read: Callable[[str], bytes | None], which: str) -> web.Response:
+        """A table of an answer."""
         key, _, progress = await self._known(request.match_info["key"])
         if progress.state != "done":
             raise web.HTTPConflict(reason=f"the question is {progress.state}")
-        data = await asyncio.to_thread(self.archive.table, key)
-        name = f'attachment; filename="{key}.parquet"'
+        if (data := await asyncio.to_thread(read, key)) is None:
+            raise web.HTTPNotFound(reason="the scores of this answer are not split: the features mix the layers")
+        name = f'attachment; filename="{key}{which}.parquet"'
         kind = "application/vnd.apache.parquet"
         return web.Response(body=data, content_type=kind, headers={"Content-Disposition": name, "Cache-Control": WEEK})
 

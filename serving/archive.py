@@ -1,6 +1,6 @@
 """What a server keeps, so that links to its answers are permanent: questions, pictures, answers and thumbnails.
 
-    <folder>/<audit>/<settings>/questions/<id>/question.json · top.parquet · answer.json (written last)
+    <folder>/<audit>/<settings>/questions/<id>/question.json · top.parquet · joint.parquet · answer.json (written last)
     <folder>/<audit>/<settings>/pictures/<sha256>
     <folder>/<audit>/<settings>/thumbnails/<sample>.png | .jpg
 
@@ -17,6 +17,7 @@ from typing import Any
 from concept_trak import UserError
 from concept_trak.audit.answer import Answer
 from concept_trak.audit.finished_audit import FinishedAudit
+from concept_trak.audit.layer_scores import FILE as JOINT_FILE
 from concept_trak.audit.shown_samples import SIDE
 from concept_trak.data.decode import decode_image
 from concept_trak.data.image import to_tensor, to_thumbnail
@@ -24,6 +25,7 @@ from concept_trak.report.build_audit_page import page
 from concept_trak.store.store import Store
 from concept_trak.store.tables import to_parquet
 from serving.question import Question, question_from
+from serving.result import beside_table
 
 KINDS = {"png": "image/png", "jpg": "image/jpeg"}
 """The types of thumbnails by the endings of their files."""
@@ -98,9 +100,8 @@ class QuestionArchive:
         (concept,) = prepared.config.concepts
         queries = answer.results.queries
         drawn = queries[next(iter(prepared.config.methods)), concept.name].pictures
-        words = self._in_words(answer)
         beside = {
-            "words": words,
+            **self._beside_table(answer),
             "seconds": dict(answer.seconds),
             "without": concept.without,
             "ranked": {method: solution.count for method, solution in answer.results.solutions.items()},
@@ -108,12 +109,13 @@ class QuestionArchive:
             "drawn": [base64.b64encode(_thumbnail(png)[0]).decode() for png in drawn],
         }
         self._store.create(self._name(key, "top.parquet"), to_parquet(answer.table))
+        if answer.results.layers.parts is not None:
+            self._store.create(self._name(key, JOINT_FILE), to_parquet(answer.layers))
         self._store.create(self._name(key, "answer.json"), json.dumps(beside).encode())
 
-    def _in_words(self, answer: Answer) -> dict[str, dict[str, Any]]:
-        """What each method answers, as a sentence of the page of an audit."""
+    def _beside_table(self, answer: Answer) -> dict[str, Any]:
         (section,) = page(answer.run, answer.results).sections
-        return {words.method: {"text": words.text, "stands_out": words.clear} for words in section.answers}
+        return beside_table(section)
 
     def is_answered(self, key: str) -> bool:
         return self._store.size(self._name(key, "answer.json")) is not None
@@ -126,6 +128,10 @@ class QuestionArchive:
     def table(self, key: str) -> bytes | None:
         """The table of an answer as a Parquet file, with the columns of an audit's `top.parquet`."""
         return self._read(self._name(key, "top.parquet")) if self.is_answered(key) else None
+
+    def layers(self, key: str) -> bytes | None:
+        """The split scores of an answer as a Parquet file, with the columns of an audit's `joint.parquet`."""
+        return self._read(self._name(key, JOINT_FILE)) if self.is_answered(key) else None
 
     def thumbnail(self, sample: str) -> tuple[bytes, str] | None:
         """A sample's thumbnail and its media type; None if the sample is in no answer."""

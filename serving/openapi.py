@@ -5,6 +5,7 @@ from typing import Any
 from concept_trak import __version__
 from concept_trak.audit.questions import STEPS
 from serving.question import question_schema
+from serving.result import RESULT
 
 STATE = {
     "type": "object",
@@ -15,11 +16,7 @@ STATE = {
         "step": {"type": "integer", "description": f"running: how many of these have begun: {', '.join(STEPS)}"},
         "ahead": {"type": "integer", "description": "queued: how many questions are answered before it"},
         "error": {"type": "string", "description": "failed: why"},
-        "result": {
-            "type": "object",
-            "description": "done: `rows` are those of the table, `seconds` those of each step",
-            "properties": {"rows": {"type": "array", "items": {"type": "object"}}, "seconds": {"type": "object"}},
-        },
+        "result": {"$ref": "#/components/schemas/Result"},
     },
 }
 ACCEPTED = {
@@ -42,7 +39,7 @@ def openapi() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "concept-trak", "version": __version__, "description": "Questions to a finished audit."},
         "components": {
-            "schemas": {"Question": question_schema()},
+            "schemas": {"Question": question_schema(), "Result": RESULT},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{"token": []}],
@@ -74,6 +71,11 @@ def _reads() -> dict[str, Any]:
     return {
         "/questions/{key}": _get("How far a question is, and its answer.", key, _json(STATE, "its state")),
         "/questions/{key}.parquet": _get("The answer as a table.", key, {"description": "a Parquet file"}),
+        "/questions/{key}/joint.parquet": _get(
+            "The scores of the answer split over the layers, where the features keep them apart.",
+            key,
+            {"description": "a Parquet file"},
+        ),
         "/questions/{key}/originals/{sample}": _get(
             "A training image that the answer shows, as it lies in the data.",
             key,

@@ -1,6 +1,5 @@
 """The page: a form for the question, its progress, and the answer as pictures. It has the look of an audit's report."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,8 @@ import pyarrow as pa
 from jinja2 import ChoiceLoader, FileSystemLoader
 
 from concept_trak.attribution.method import CONCEPT_DIRECTIONS, METHODS, PUBLISHED, RECOMMENDED
+from concept_trak.audit.comparison import Overlap
+from concept_trak.audit.layer_scores import Through
 from concept_trak.audit.questions import Questions
 from concept_trak.audit.results import INTERVALS
 from concept_trak.report.audit_page import Thumb
@@ -18,13 +19,11 @@ from concept_trak.report.render import PIXELATED_BELOW, SIFT, environment
 from concept_trak.store.tables import read_parquet
 from serving.answering import Progress
 from serving.question import MOST_CHARACTERS, MOST_SAMPLES, MOST_TOP, Question
+from serving.result import ROW, Place, strongest_parts
 
 FOLDER = Path(__file__).parent
 SCRIPT = (FOLDER / "script.js").read_text() + SIFT
-COLUMNS = {
-    *("concept", "method", "form", "end", "rank", "sample_id", "score", "percentile", "caption", "source", "row"),
-    *("duplicate_of", *INTERVALS),
-}
+COLUMNS = ROW["properties"].keys()
 """The columns of a ranking; every other one is a label of the data set."""
 WORDS = {
     "model": "the model is loaded",
@@ -83,11 +82,16 @@ class Pages:
     def _shown(self, side: "Side", beside: Mapping[str, Any], table: pa.Table) -> dict[str, Any]:
         """What the page shows of one answer."""
         small = beside["resolution"] < PIXELATED_BELOW
+        tops = rankings(table, f"/questions/{side.key}/originals", small, strongest_parts(beside))
         return {
             "key": side.key,
             "question": side.question,
             "small": small,
-            "rankings": rankings(table, f"/questions/{side.key}/originals", small),
+            "rankings": {method: ends for (method, form), ends in tops.items() if form == "damped"},
+            "comparisons": list(compared(beside, tops)),
+            "through": {
+                t["method"]: {**t, "through": t["parts"]} for t in beside.get("through", []) if t["form"] == "damped"
+            },
             "seconds": sum(beside["seconds"].values()),
             **{name: beside[name] for name in ("words", "without", "ranked", "drawn")},
         }
@@ -113,23 +117,44 @@ class Side:
     answer: tuple[dict[str, Any], pa.Table] | None = None
 
 
-def rankings(table: pa.Table, originals: str, small: bool) -> dict[str, dict[str, list[Thumb]]]:
-    """By method and end, the samples of the damped ranking.
+Rankings = dict[tuple[str, str], dict[str, list[Thumb]]]
+"""By method and form, the samples at each end."""
+
+
+def rankings(
+    table: pa.Table, originals: str, small: bool, parts: Mapping[Place, Sequence[Mapping[str, Any]]]
+) -> Rankings:
+    """The samples of each ranking.
 
     Args:
         table: the answer.
         originals: the address below which the originals are.
         small: whether pictures are enlarged with sharp edges.
+        parts: of each score, the parts of the network in which it is largest.
     """
-    ends = dict[str, dict[str, list[Thumb]]]()
+    tops = Rankings()
     for row in table.to_pylist():
-        if row["form"] == "damped":
-            thumbs = ends.setdefault(row["method"], {"top": [], "bottom": []})
-            thumbs[row["end"]].append(_thumb(row, originals, small))
-    return ends
+        thumbs = tops.setdefault((row["method"], row["form"]), {"top": [], "bottom": []})
+        through = parts.get((row["method"], row["form"], row["sample_id"]), ())
+        thumbs[row["end"]].append(_thumb(row, originals, small, tuple(Through(**part) for part in through)))
+    return tops
 
 
-def _thumb(row: Mapping[str, Any], originals: str, small: bool) -> Thumb:
+def compared(
+    beside: Mapping[str, Any], tops: Rankings
+) -> Iterator[tuple[Overlap, tuple[Thumb, ...], tuple[Thumb, ...]]]:
+    """Each comparison of two rankings, with the samples that one of them alone has."""
+    shown = {f"{method}, {form}": ends["top"] for (method, form), ends in tops.items()}
+    shown |= {method: ends["top"] for (method, form), ends in tops.items() if form == "damped"}
+    for overlap in (Overlap(**fields) for fields in beside.get("comparisons", [])):
+        first, second = (
+            tuple(thumb for thumb in shown.get(name, ()) if thumb.sample_id in samples)
+            for name, samples in ((overlap.first, overlap.only_first), (overlap.second, overlap.only_second))
+        )
+        yield overlap, first, second
+
+
+def _thumb(row: Mapping[str, Any], originals: str, small: bool, through: tuple[Through, ...]) -> Thumb:
     """One sample of a ranking, with the addresses of its pictures."""
     address = quote(row["sample_id"], safe="")
     interval = tuple(row[name] for name in INTERVALS)
@@ -145,6 +170,7 @@ def _thumb(row: Mapping[str, Any], originals: str, small: bool) -> Thumb:
         original=f"{originals}/{address}",
         small=small,
         origin=f"{row['source']}, row {row['row']}",
+        through=through,
         interval=() if None in interval else interval,
     )
 
@@ -153,13 +179,3 @@ def sample_places(table: bytes) -> dict[str, tuple[str, int]]:
     """By id, the source and the row of each sample of an answer, whose Parquet file this is."""
     rows = read_parquet(table).select(["sample_id", "source", "row"]).to_pylist()
     return {row["sample_id"]: (row["source"], row["row"]) for row in rows}
-
-
-def table_rows(table: pa.Table) -> list[dict[str, Any]]:
-    """The rows of a table as JSON has them, which knows neither infinity nor NaN."""
-    return [dict(_plain(row)) for row in table.to_pylist()]
-
-
-def _plain(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in row.items():
-        yield name, None if isinstance(value, float) and not math.isfinite(value) else value

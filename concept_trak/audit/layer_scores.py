@@ -162,7 +162,7 @@ def write_joint(audit: Audit, table_rows: list[dict[str, Any]]) -> str:
     return audit.name(FILE)
 
 
-STRONGEST = 3  # parts of the network that a single image is shown with
+STRONGEST = 3  # parts of the network that a score is shown with
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class LayerScores:
         whole = sum(total.values())
         return tuple(Through(name, score, score / whole if whole else 0.0) for name, score in total.items())
 
-    def strongest(self, method: str, concept: str, form: str, sample: str) -> tuple[Through, ...]:
-        """The parts with the largest summands of a single score, by absolute value."""
-        parts = self.through(method, concept, form, [sample])
+    def strongest(self, method: str, concept: str, form: str, samples: Sequence[str]) -> tuple[Through, ...]:
+        """The parts with the largest summands of the samples' scores together, by absolute value."""
+        parts = self.through(method, concept, form, samples)
         return tuple(sorted(parts, key=lambda part: -abs(part.score))[:STRONGEST])

@@ -193,7 +193,7 @@ def _thumb(
         original=picture.original,
         small=_small(run),
         origin=f"{picture.source}, row {picture.row}",
-        through=results.layers.strongest(method, concept.name, form, sample),
+        through=results.layers.strongest(method, concept.name, form, [sample]),
         interval=_interval(results, (method, column(concept.name, form)), end, rank),
     )
 

@@ -6,16 +6,21 @@ from dataclasses import dataclass, field
 from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
 from concept_trak.audit.answer import Answer
+from concept_trak.audit.comparison import Overlap
 from concept_trak.audit.finished_audit import open_audit
+from concept_trak.audit.layer_scores import FILE as JOINT_FILE
 from concept_trak.audit.questions import MovedModel, Questions
 from concept_trak.config import absolute
+from concept_trak.data.text import escaped
 from concept_trak.report.build_audit_page import page
 from concept_trak.report.publish_audit import certainty_facts, concept_lines
 from concept_trak.report.render import render
 from concept_trak.store.store import Store
 from concept_trak.store.tables import to_parquet
 
-TABLE, PAGE = "top.parquet", "report.html"
+TABLE, LAYERS, PAGE = "top.parquet", JOINT_FILE, "report.html"
+NAMED = 3
+"""Samples that one ranking alone has, which a line names."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class AskConfig:
     top: int = 10
     """Number of the best and of the worst samples."""
     out: str = ""
-    """A folder for the answer as `top.parquet` and as a page; empty only prints it."""
+    """A folder for the answer as `top.parquet`, `joint.parquet` (its layers) and a page; empty only prints it."""
     model: MovedModel = field(default_factory=MovedModel)
 
     @property
@@ -116,24 +121,51 @@ def describe(answer: Answer) -> Iterator[str]:
         agreement = {method: results.queries[method, concept.name].agreement for method in config.methods}
         certainty = certainty_facts(concept, config, results)
         yield from concept_lines(concept, config.methods, best, {}, agreement, certainty)
+        yield from layer_lines(answer, concept.name)
+        for overlap in answer.comparisons[concept.name]:
+            yield f"  {overlap_line(overlap)}"
     yield f"\ntime       {', '.join(f'{seconds:.2g} s {step}' for step, seconds in answer.seconds.items())}"
 
 
-def write_answer(answer: Answer, out: Store) -> tuple[str, str]:
-    """Write the table and the page; returns their names.
+def layer_lines(answer: Answer, concept: str) -> Iterator[str]:
+    """By method, the parts of the network in which its best scores are largest; nothing if layers are mixed."""
+    for method in answer.run.prepared.config.methods:
+        samples = [sample for _, sample, _ in answer.results.tally.ends[method, concept].top]
+        parts = answer.results.layers.strongest(method, concept, "damped", samples)
+        if parts:
+            shares = ", ".join(f"{part.part} {part.share:.0%}" for part in parts)
+            yield f"  {method}: of the top's scores, {shares}"
+
+
+def overlap_line(overlap: Overlap) -> str:
+    """How far two rankings agree, and the first samples that one of them alone has."""
+    text = f"{overlap.first} and {overlap.second} share {overlap.shared} of their first {overlap.of}"
+    if overlap.correlation is not None:
+        text += f"; the ranks of {overlap.sampled:,} samples correlate to {overlap.correlation:.2f}"
+    for name, samples in ((overlap.first, overlap.only_first), (overlap.second, overlap.only_second)):
+        if samples:
+            more = ", ..." if len(samples) > NAMED else ""
+            text += f"; only {name}: {', '.join(map(escaped, samples[:NAMED]))}{more}"
+    return text
+
+
+def write_answer(answer: Answer, out: Store) -> list[str]:
+    """Write the tables and the page; returns their names.
 
     Raises:
         UserError: there is another answer.
     """
     files = {TABLE: to_parquet(answer.table), PAGE: render(page(answer.run, answer.results)).encode()}
+    if answer.results.layers.parts is not None:
+        files[LAYERS] = to_parquet(answer.layers)
     for name, data in files.items():
         if not out.create(name, data):
             raise _taken(out, name)
-    return TABLE, PAGE
+    return list(files)
 
 
 def _require_free(out: Store) -> None:
-    for name in (TABLE, PAGE):
+    for name in (TABLE, LAYERS, PAGE):
         if out.size(name) is not None:
             raise _taken(out, name)
 

@@ -11,7 +11,7 @@ QUESTION = "question"
 """The kind of these files."""
 FILES = re.compile(
     r"questions/(?P<audit>[^/]+)/[0-9a-f]{12}/"
-    r"(questions/[0-9a-f]{20}/(question\.json|answer\.json|top\.parquet)|pictures/[0-9a-f]{64}|"
+    r"(questions/[0-9a-f]{20}/(question\.json|answer\.json|top\.parquet|joint\.parquet)|pictures/[0-9a-f]{64}|"
     r"thumbnails/[0-9a-f]{24}\.(png|jpg))"
 )
 

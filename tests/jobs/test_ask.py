@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -365,6 +366,8 @@ def test_the_command_prints_as_an_audit_does_and_writes_a_table_and_a_page(said,
     assert [r["rank"] for r in best] == [1, 2, 3]
     for row in best:
         assert f"    {row['rank']:>3}  {row['score']:>10.3g}  {row['sample_id']:<20} {row['caption']}" in lines
+    (agree,) = [line for line in lines if "caption_trak, damped and caption_trak, plain share" in line]
+    assert re.search(r"share \d of their first 3; the ranks of 16 samples correlate to -?[01]\.\d\d", agree)
     page = (out / "report.html").read_text()
     assert page.count("data:image/png") >= 6, "thumbnails and the query's own samples"
     for words in ("what <q>a blue circle</q> has and <q>a circle</q> does not", "caption_trak", "(Spearman)"):

@@ -1,5 +1,6 @@
 """The command: what an audit scored is split to rounding, new questions alike, and what cannot be split is refused."""
 
+import re
 from typing import Any
 
 import duckdb
@@ -15,6 +16,8 @@ from concept_trak.audit.questions import MovedModel, Questions
 from concept_trak.audit.shared_pass import SolvedQuestion
 from concept_trak.audit.worker import StoreWorker
 from concept_trak.config import WorkerSettings
+from concept_trak.report.publish_answer import describe, layer_lines, write_answer
+from concept_trak.store.store import Store
 from jobs.joint import JointConfig, joint
 from serving.listen import ServeConfig
 from serving.replicas import ReplicatedQuestions, serve_plan
@@ -66,6 +69,21 @@ def test_an_answer_to_a_new_question_is_split_as_the_audit_splits_it(masked, ans
     assert len(score) == sums.num_rows
     for row in sums.to_pylist():
         assert abs(row["score_sum"] - score[row["form"], row["end"], row["rank"]]) <= SCORE16 * size
+
+
+def test_an_answer_is_written_with_its_layers_and_names_the_strongest(masked, answer, tmp_path):
+    (line,) = layer_lines(answer, "triangle")
+    names = [
+        part.part
+        for part in answer.results.layers.strongest(
+            "caption_trak", "triangle", "damped", answer.top()["sample_id"].to_pylist()
+        )
+    ]
+    assert re.findall(r"[ ,] ([a-z_.0-9]+) -?[0-9]+%", line) == names
+    assert line in list(describe(answer))
+    assert write_answer(answer, Store(str(tmp_path))) == ["top.parquet", "report.html", "joint.parquet"]
+    assert pq.read_table(tmp_path / "joint.parquet").equals(answer.layers)
+    assert "Through which layers: most through " in (tmp_path / "report.html").read_text()
 
 
 def test_features_that_are_kept_or_shared_between_processes_are_split_alike(masked, answer, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import io
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,8 @@ from PIL import Image
 from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.method import METHODS
+from concept_trak.audit.comparison import Overlap
+from concept_trak.audit.layer_scores import JOINT
 from concept_trak.audit.questions import STEPS
 from concept_trak.store.tables import from_rows
 from serving.answering import Answering
@@ -107,17 +110,23 @@ def answer(concept: Concept, methods: Sequence[str], unranked: frozenset[str] = 
             samples={s: SimpleNamespace(sample_id=s, png=picture()) for s in (STRANGE, "b")},
             queries={(method, concept.name): SimpleNamespace(pictures=(picture("blue"),)) for method in methods},
             solutions={method: SimpleNamespace(count=9) for method in methods},
+            layers=SimpleNamespace(parts={}),
         ),
+        layers=from_rows(JOINT, []),
     )
 
 
 class Kept(QuestionArchive):
-    """The sentence about an answer is made of results that the stand-in does not have."""
+    """What is kept beside the table is made of results that the stand-in does not have."""
 
-    def _in_words(self, answer: Any) -> dict[str, dict[str, Any]]:
+    def _beside_table(self, answer: Any) -> dict[str, Any]:
+        methods, part = list(answer.run.prepared.config.methods), {"part": "<mid>", "score": 0.25, "share": 0.5}
+        overlap = Overlap(methods[0], f"{methods[-1]}, plain", 1, 2, -0.25, 1000, (STRANGE,), ())
         return {
-            method: {"text": "Nothing <stands> out.", "stands_out": False}
-            for method in answer.run.prepared.config.methods
+            "words": {method: {"text": "Nothing <stands> out.", "stands_out": False} for method in methods},
+            "comparisons": [asdict(overlap)],
+            "through": [{"method": methods[0], "form": "damped", "parts": [part]}],
+            "strongest": [{"method": methods[0], "form": "damped", "samples": {STRANGE: [part], "b": [part]}}],
         }
 
 

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import jsonschema
 import pyarrow.parquet as pq
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client.parser import text_string_to_metric_families
 
 from concept_trak import UserError
+from concept_trak.audit.layer_scores import JOINT
 from serving.application import ANSWERING, application
 from serving.question import Question
 from tests.serving.stand_in import CAPTION, STRANGE, Stand, answering, picture
@@ -144,6 +146,52 @@ def test_the_page_asks_waits_and_shows(serve):
 
     serve(talk, questions)
     assert (questions.asked[0].minus, questions.asked[0].samples) == ("red", 2)
+
+
+def test_an_answer_says_through_which_layers_it_came_and_how_far_its_methods_agree(serve):
+    """In JSON as its schema describes it, on the page, and as a table."""
+
+    async def talk(client: Any) -> None:
+        key = await posted(client, **RED)
+        result = (await ended(client, key))["result"]
+        schemas = (await (await client.get("/openapi.json")).json())["components"]["schemas"]
+        jsonschema.Draft202012Validator(schemas["Result"]).validate(result)
+        split = {(row["method"], row["form"], row["sample_id"]) for row in result["rows"] if row["through"]}
+        assert split == {("caption_trak", "damped", STRANGE), ("caption_trak", "damped", "b")}
+        assert [own["parts"] for own in result["through"]] == [[{"part": "<mid>", "score": 0.25, "share": 0.5}]]
+        (overlap,) = result["comparisons"]
+        assert (overlap["correlation"], overlap["only_first"]) == (-0.25, [STRANGE])
+        page = await (await client.get(f"/answers/{key}")).text()
+        assert page.count("through &lt;mid&gt; 50.0 %") == 2, "the best and the worst sample of one method"
+        assert "Through which layers: most through &lt;mid&gt;" in page
+        assert "The ranks of 1,000 samples correlate to −0.250 (Spearman)." in page
+        assert "caption_trak and das, plain share 1 of their first 2" in page
+        assert "Only caption_trak has these 1 among its first 2" in page
+        async with client.get(f"/questions/{key}/joint.parquet") as response:
+            assert pq.read_table(io.BytesIO(await response.read())).column_names == list(JOINT)
+
+    serve(talk)
+
+
+def test_an_answer_that_an_earlier_version_kept_is_shown_without_them(serve, tmp_path):
+    async def talk(client: Any) -> None:
+        key = await posted(client, **RED)
+        await ended(client, key)
+        (kept,) = tmp_path.glob(f"questions/**/{key}/answer.json")
+        beside = json.loads(kept.read_text())
+        kept.write_text(
+            json.dumps({n: v for n, v in beside.items() if n not in ("comparisons", "through", "strongest")})
+        )
+        kept.with_name("joint.parquet").unlink()
+        result = (await ended(client, key))["result"]
+        assert (result["comparisons"], result["through"], len(result["rows"])) == ([], [], 8)
+        page = await (await client.get(f"/answers/{key}")).text()
+        assert "Nothing &lt;stands&gt; out." in page
+        assert "Through which layers" not in page
+        assert "Spearman" not in page
+        assert (await client.get(f"/questions/{key}/joint.parquet")).status == 404
+
+    serve(talk)
 
 
 def test_originals_are_shown_and_asked_about(serve):

@@ -36,7 +36,7 @@ def test_questions_to_audits_that_are_gone_are_removed(store):
     later = Retention(before=time.time() + 3600)
     listed = {item.name for item in collect_garbage(store, later)}
     assert listed == {name for name in before if name.startswith("questions/gone/") and "notes" not in name}
-    assert len(listed) == 6, "a question, its table and answer, a picture and two thumbnails"
+    assert len(listed) == 7, "a question, its table, layers and answer, a picture and two thumbnails"
     assert not list(collect_garbage(store, Retention(before=time.time() - 3600))), "young files stay"
     assert store.names("questions") == before, "listing deletes nothing"
     assert {item.name for item in collect_garbage(store, later, delete=True)} == listed
