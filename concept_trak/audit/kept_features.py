@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float32, Num, UInt8
 
 from concept_trak import UserError
+from concept_trak.audit.score_sample import sampled_rows
 from concept_trak.audit.worker import StoreWorker
 from concept_trak.store.part import Block
 from concept_trak.store.records import Record
@@ -65,6 +66,7 @@ class KeptFeatures:
     def __init__(self, reader: StoreWorker, budget: KeepingBudget, expected: int) -> None:
         self._reader, self._budget = reader, budget
         self._in_memory, self._on_disk = dict[Key, list[Block]](), dict[Key, list[MappedBlock]]()
+        self._sampled = dict[tuple[Key, int], list[int]]()
         self.memory = 0
         """Bytes of memory that are used."""
         size = min(budget.disk, max(0, expected - budget.memory) * 5 // 4)
@@ -80,6 +82,18 @@ class KeptFeatures:
         for is_kept, group in groupby(records, self._is_kept):
             run = list(group)
             yield from self._kept(run) if is_kept else self._streamed(run)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether parts are kept as long as there is room."""
+        return self._budget.memory + self._budget.disk > 0
+
+    def sampled_rows(self, record: Record, ids: Sequence[str], of: int) -> list[int]:
+        """As `score_sample.sampled_rows`, which takes longer than the scores; computed once for each part."""
+        key = _key(record), of
+        if key not in self._sampled:
+            self._sampled[key] = sampled_rows(ids, of)
+        return self._sampled[key]
 
     def _is_kept(self, record: Record) -> bool:
         return _key(record) in self._in_memory or _key(record) in self._on_disk

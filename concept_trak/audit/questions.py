@@ -167,7 +167,7 @@ class Questions:
     ) -> list[Tally]:
         """The best and the worst samples of each question, in one pass over the features of each method.
 
-        The scores of one question have the bits of an audit. Several share a product, which rounds in another way.
+        The scores of one question over features that are not kept have the bits of an audit; others are rounded apart.
 
         Raises:
             UserError: a score is too large.

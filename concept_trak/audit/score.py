@@ -114,15 +114,25 @@ class TaskSummary:
 
     def add(self, method: str, record: Record, block: Block, scores: Float32[Tensor, "n c"]) -> None:
         """Score the next rows of a part; `scores` is overwritten with w_i phi_i . z_q."""
-        with np.errstate(over="ignore"):
-            factor = torch.from_dlpack(block.weight * block.scale)
-        products, groups = [(self.queries.z, scores)], self.groups.z
+        factor, groups = torch.from_dlpack(block.factor()), self.groups.z
+        products = [(self.queries.z, scores)]
         if groups is not None:
             products.append((groups, torch.empty(len(scores), len(groups))))
         ranking.stored_products(torch.from_dlpack(block.unit), factor, products)
+        self.add_scores(method, record, block.ids, scores, *(by_group for _, by_group in products[1:]))
+
+    def add_scores(
+        self,
+        method: str,
+        record: Record,
+        ids: Sequence[str],
+        scores: Float32[Tensor, "n c"],
+        by_group: Float32[Tensor, "n g"] | None = None,
+    ) -> None:
+        """Add the next samples of a part by their scores, and by their scores by all groups if there are some."""
         require_finite_scores(scores, method, record)
-        self.scores.add(scores, block.ids, record.shard)
-        for _, by_group in products[1:]:
+        self.scores.add(scores, ids, record.shard)
+        if by_group is not None:
             self.groups.add(by_group)
 
     def column_ends(self) -> dict[str, ColumnEnds]:
@@ -146,16 +156,16 @@ SCORED_BYTES = 256 << 20  # some parts, so that reading and multiplying overlap,
 
 
 def score_tasks(
-    method: str, records: Sequence[Record], plan: Sequence[Shard] = (), heavy: str = ""
+    method: str, records: Sequence[Record], plan: Sequence[Shard] = (), heavy: str = "", most: int = SCORED_BYTES
 ) -> Iterator[ScoreTask]:
-    """All parts, in order, cut after every SCORED_BYTES: the same items whatever the number of workers.
+    """All parts, in order, cut after every `most` bytes: the same items whatever the number of workers.
 
     `plan`: the shards of the parts, if their scores are also summed by groups; `heavy` is as of `ScoreTask`.
     """
     first, size, of = 0, 0, sum(record.rows for record in records)
     for end, record in enumerate(records, 1):
         size += record.bytes
-        if size >= SCORED_BYTES or end == len(records):
+        if size >= most or end == len(records):
             own, shards = tuple(records[first:end]), tuple(plan[first:end])
             yield ScoreTask(method=method, records=own, shards=shards, heavy=heavy, of=of)
             first, size = end, 0

@@ -33,9 +33,14 @@ def sampled_scores(ids: Sequence[str], values: Float[Tensor, "n c"], of: int) ->
         ids, values: of the samples of the part, with one score for each column.
         of: the number of samples of all parts.
     """
-    limit = (1 << 32) * SAMPLED // max(of, SAMPLED)
-    rows = [row for row, sample in enumerate(ids) if crc32(sample.encode()) < limit]
+    rows = sampled_rows(ids, of)
     return {ids[row]: tuple(scores) for row, scores in zip(rows, values[rows].tolist(), strict=True)}
+
+
+def sampled_rows(ids: Sequence[str], of: int) -> list[int]:
+    """The rows of the chosen samples of a part, as `sampled_scores` has them."""
+    limit = (1 << 32) * SAMPLED // max(of, SAMPLED)
+    return [row for row, sample in enumerate(ids) if crc32(sample.encode()) < limit]
 
 
 def rank_correlation(first: Mapping[str, float], second: Mapping[str, float]) -> RankCorrelation | None:

@@ -73,6 +73,11 @@ class Block:
         """The features: unit * scale, in float32."""
         return self.unit.astype(np.float32) * self.scale[:, None]
 
+    def factor(self) -> Float32[np.ndarray, " n"]:
+        """What the product of each row of `unit` is multiplied with: weight * scale, infinite beyond float32."""
+        with np.errstate(over="ignore"):
+            return self.weight * self.scale
+
     def norms(self) -> Float64[np.ndarray, " n"]:
         """‖φ‖₂ per row: the scale, or for int8 ‖unit‖ scale, from a sum of integers."""
         scale = self.scale.astype(np.float64)

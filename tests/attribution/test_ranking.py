@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from concept_trak.attribution.ranking import (
     BINS,
+    QUERY_ROWS,
     WIDE_BYTES,
     ScoreSummary,
     TopK,
@@ -19,6 +20,7 @@ from concept_trak.attribution.ranking import (
     recall_at_carriers,
     scores,
     stored_scores,
+    transposed_products,
 )
 from tests.tolerances import DENSE32
 from tests.toys import histogram, top_k
@@ -87,6 +89,34 @@ def test_scores_of_stored_rows_are_those_of_the_features(n, k, dtype):
     found = torch.full((n, 4), torch.nan)
     stored_scores(unit, weight * scale, z, found)
     assert ((found - dense).abs() <= DENSE32 * dense.abs().max() if n else dense == 0).all()
+    across, filled = torch.full((QUERY_ROWS, n + 2), torch.nan), torch.cat([z, torch.zeros(QUERY_ROWS - 4, k)])
+    transposed_products(unit, weight * scale, filled, across[:, 1:-1])
+    assert ((across[:4, 1:-1].T - dense).abs() <= DENSE32 * dense.abs().max() if n else dense == 0).all()
+    assert (across[4:, 1:-1] == 0).all()
+    assert across[:, [0, -1]].isnan().all(), "scores of other samples were written"
+
+
+@pytest.mark.skipif(
+    not torch.backends.mkl.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512",
+    reason="known of MKL's products on AVX-512",
+)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("k", [64, 1000, 4096])
+def test_transposed_products_of_a_query_do_not_depend_on_the_others(k, threads):
+    rng = torch.Generator().manual_seed(k)
+    n = max(64, WIDE_BYTES // (4 * k)) + 1
+    unit, z = torch.randint(-127, 128, (n, k), generator=rng, dtype=torch.int8), torch.randn(96, k, generator=rng)
+    before, every = torch.get_num_threads(), torch.empty(96, n)
+    torch.set_num_threads(threads)
+    try:
+        transposed_products(unit, torch.ones(n), z, every)
+        for size in (1, 2, 3, 7, 11):
+            chosen = torch.randperm(96, generator=rng)[: size * QUERY_ROWS]
+            out = torch.empty(len(chosen), n)
+            transposed_products(unit, torch.ones(n), z[chosen], out)
+            assert torch.equal(out, every[chosen])
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_average_precision_by_hand():

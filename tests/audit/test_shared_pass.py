@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from concept_trak.attribution.damping import DampingChoice
 from concept_trak.audit.gram import SolveResult
@@ -20,14 +21,15 @@ from concept_trak.store.part import Part
 from concept_trak.store.records import Record, commit_part
 from concept_trak.store.store import Store
 
+FIXED_BITS = torch.backends.mkl.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 K, ROWS, METHODS = 64, 300, ("first", "second")
 
 
 @pytest.fixture(scope="module")
-def score(tmp_path_factory) -> Any:
-    """Scores queries as `Questions.score` does, by two methods with features of their own."""
-    folder, rng = tmp_path_factory.mktemp("store"), np.random.default_rng(0)
-    store, records = Store(str(folder)), dict[str, list[Record]]()
+def stored(tmp_path_factory) -> tuple[str, dict[str, list[Record]]]:
+    """The features of two methods in a store, and their records."""
+    folder, rng = str(tmp_path_factory.mktemp("store")), np.random.default_rng(0)
+    store, records = Store(folder), dict[str, list[Record]]()
     for method in METHODS:
         phi = rng.standard_normal((ROWS, K), np.float32)
         parts = [
@@ -35,9 +37,35 @@ def score(tmp_path_factory) -> Any:
             for i, own in enumerate(np.split(phi, 2))
         ]
         records[method] = [commit_part(store, part, "int8", "binary", 0.0, 1, "here") for part in parts]
-    work = Work(AuditConfig(str(folder), "any"), {method: FeatureSet(method) for method in METHODS})
-    features = KeptFeatures(StoreWorker(work), KeepingBudget(memory=1 << 20), 1 << 20)
+    return folder, records
+
+
+def scanner(stored: tuple[str, dict[str, list[Record]]], memory: int) -> Any:
+    """Scores queries as `Questions.score` does, and keeps so many bytes of features."""
+    folder, records = stored
+    work = Work(AuditConfig(folder, "any"), {method: FeatureSet(method) for method in METHODS})
+    features = KeptFeatures(StoreWorker(work), KeepingBudget(memory=memory), 1 << 20)
     return lambda method, queries, top: scan(features, records[method], method, queries, top)
+
+
+@pytest.fixture(scope="module")
+def score(stored) -> Any:
+    """As an audit, which keeps nothing."""
+    return scanner(stored, 0)
+
+
+@pytest.fixture(scope="module")
+def score_kept(stored) -> Any:
+    """As a server, with room for all features."""
+    return scanner(stored, 1 << 20)
+
+
+def same_bits(one: Tally, other: Tally) -> bool:
+    """Whether everything that an answer shows is equal."""
+    histograms = ({key: counts.tolist() for key, counts in tally.histogram.items()} for tally in (one, other))
+    return (one.ends, one.spreads, one.sample, next(histograms)) == (
+        other.ends, other.spreads, other.sample, next(histograms)
+    )  # fmt: skip
 
 
 def question(seed: int, methods: tuple[str, ...], top: int, names: tuple[str, ...] = ("question",)) -> SolvedQuestion:
@@ -103,3 +131,22 @@ def test_a_question_by_itself_has_the_bits_of_a_scan(score):
     (alone,) = shared_tallies([own], score)
     assert alone.ends == tally.ends
     assert alone.spreads == tally.spreads
+
+
+ODD = [question(0, METHODS, 5), question(1, METHODS, 5, ("question", "another")), question(2, ("second",), 5)]
+
+
+def test_kept_features_give_the_scores_of_an_audit_to_rounding(score, score_kept):
+    for tally, audited in zip(shared_tallies(ODD, score_kept), shared_tallies(ODD, score), strict=True):
+        require_alike(tally, audited)
+
+
+@pytest.mark.skipif(not FIXED_BITS, reason="known of MKL's products on AVX-512")
+def test_an_answer_from_kept_features_does_not_depend_on_the_questions_that_share_its_pass(score_kept):
+    """Every bit of it, at every place among sixteen questions."""
+    batch = [*ODD, *(question(seed, METHODS, 5) for seed in range(3, 16))]
+    alone = [shared_tallies([own], score_kept)[0] for own in batch]
+    for numbers in (range(15, -1, -1), range(1, 5)):
+        tallies = shared_tallies([batch[number] for number in numbers], score_kept)
+        for number, tally in zip(numbers, tallies, strict=True):
+            assert same_bits(tally, alone[number])

@@ -75,20 +75,23 @@ class Features:
         return scan(self.kept, self.records, "m", queries, TOP)
 
     def rank_plainly(self, queries: Sequence[StoredQuery]) -> None:
-        """Widen and multiply what is kept, in one product of all columns."""
+        """Widen and multiply what is kept, in one product of all columns.
+
+        Queries times samples: the other way round the product of six columns takes three times as long.
+        """
         columns = [np.vstack([q.solved, q.phi, *([] if q.groups is None else q.groups)]) for q in queries]
-        z = torch.from_numpy(np.concatenate(columns)).T.contiguous()
+        z = torch.from_numpy(np.concatenate(columns))
         if not self.budget.memory + self.budget.disk:
             for phi in Bench(self.work, tuple(self.records), z, None).read():  # pyright: ignore[reportArgumentType]
-                _ = phi @ z
+                _ = z @ phi.T
             return
         rows = WIDE_BYTES // (4 * K)
         buffer = torch.empty(rows, K)
         for unit in self._units():
-            out = torch.empty(len(unit), z.shape[1])
+            out = torch.empty(len(z), len(unit))
             for first in range(0, len(unit), rows):
                 block = unit[first : first + rows]
-                torch.mm(buffer[: len(block)].copy_(block), z, out=out[first : first + rows])
+                torch.mm(z, buffer[: len(block)].copy_(block).T, out=out[:, first : first + rows])
 
     def _units(self) -> Iterator[Tensor]:
         kept = self.kept

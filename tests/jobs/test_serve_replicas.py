@@ -74,7 +74,10 @@ def send(plan) -> Any:
 def test_replicas_have_the_numbers_of_one_process(baseline, plan, send):
     """The bits of every column, and the histograms of all scores."""
     asked = ReplicatedQuestions(plan.front.settings, send).ask(CONCEPTS, top=7)
-    alone = Questions(open_audit(str(baseline.store), baseline.audit), worker=WorkerSettings()).ask(CONCEPTS, top=7)
+    one = Questions(
+        open_audit(str(baseline.store), baseline.audit), worker=WorkerSettings(), keep=config(baseline).keep
+    )
+    alone = one.ask(CONCEPTS, top=7)
     assert asked.table.equals(alone.table)
     assert asked.results.tally.sample == alone.results.tally.sample
     assert all(len(scores) == 48 for scores in asked.results.tally.sample.values())
