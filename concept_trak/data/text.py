@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from concept_trak import UserError
+from concept_trak.store.yaml_text import parse_yaml
 
 MOST_CHARACTERS = 10_000
 """Of one caption, label or id: a longer value is a damaged file or an attack, and fills every page and log."""
@@ -26,7 +27,6 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _JOINED = "[\u0590-\ud7ff\uf900-\ufffd\U00010000-\U000dffff]"
 _HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164"
@@ -95,8 +95,8 @@ def read_list(path: str, key: str) -> list[Any]:
 
 def _parse_yaml(text: str, name: str) -> Any:
     try:
-        return yaml.load(text, Loader=_SafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError for a date such as 2026-99-99
+        return parse_yaml(text, aliases=True)
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError for a date such as 2026-99-99
         raise UserError(f"{name} is no readable YAML ({one_line(error)}); write it again") from None
 
 

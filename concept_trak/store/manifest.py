@@ -21,6 +21,7 @@ from concept_trak.store.records import READERS, Record
 from concept_trak.store.secrets import refuse_secrets
 from concept_trak.store.store import Store
 from concept_trak.store.tables import read_parquet
+from concept_trak.store.yaml_text import parse_yaml
 
 PLAN = pa.schema(
     {"shard": pa.string(), "source": pa.string(), "version": pa.string(), "first_row": pa.int64(), "rows": pa.int64()}
@@ -76,10 +77,8 @@ def read_settings(audit: Audit) -> dict[str, Any]:
     name = audit.name("audit.yaml")
     data = audit.store.read(name)
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(data)):  # they may grow without end
-            raise yaml.YAMLError("it has aliases")
-        settings = yaml.safe_load(data)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        settings = parse_yaml(data)
+    except (yaml.YAMLError, ValueError) as error:
         raise Damaged(f"{audit.store.uri}/{name} is damaged: {type(error).__name__}: {error}") from error
     if not isinstance(settings, dict):
         raise Damaged(f"{audit.store.uri}/{name} is damaged: it holds {type(settings).__name__}, not a mapping")

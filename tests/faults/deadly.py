@@ -58,10 +58,10 @@ class Fatal(Store):
 
 
 class Slow(featurize.FeaturizeWorker):
-    """The real worker, which takes three seconds more for a shard: time to be killed in, without heat."""
+    """The real worker, which takes a second more for a shard: time to be killed in, without heat."""
 
     def __call__(self, item: featurize.FeaturizeTask, attempt: featurize.Attempt):
-        time.sleep(3)
+        time.sleep(1)
         return super().__call__(item, attempt)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
@@ -11,9 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from concept_trak.audit import worker as workers
 from concept_trak.config import AuditConfig
 from concept_trak.data.files import SKIPPED_BYTES
 from concept_trak.models import small
+from concept_trak.models.gaussian import Gaussian
 from jobs.audit import audit
 from jobs.exit_codes import ended
 from tests.configured import configure_both
@@ -21,9 +24,9 @@ from tests.data.files import IMAGE, encoded
 from tests.s3.proxy import Proxy
 from tests.s3.server import BUCKET
 
-CONCEPT = "{name: red, prompt: a red square, without_prompt: a square, samples: 1}"
+CONCEPT = "{name: first, labels: '0', without_labels: '1', samples: 1}"
 SETTINGS = (
-    "method=caption_trak", "methods.caption_trak.train.times=[500]", "methods.caption_trak.query.times=[500]",
+    "method=d_trak", "methods.d_trak.train.times=[500]", "methods.d_trak.query.times=[500]", "data.captions=class",
     "projector.dim=16", "data.enlarge=true", "cluster=serial", "top=2", "shown=1", f"concepts=[{CONCEPT}]",
 )  # fmt: skip
 
@@ -32,14 +35,15 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]  # a minute or two eac
 
 def picture(seed: int, side: int) -> bytes:
     """Noise, so that no compression makes it small."""
-    return encoded(Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)), "PNG")
+    noise = Image.frombytes("RGB", (side, side), np.random.default_rng(seed).bytes(3 * side**2))
+    return encoded(noise, "PNG", compress_level=0)
 
 
 def tar(samples: int, first: int, side: int) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as file:
         for n in range(first, first + samples):
-            for name, content in ((f"{n:06d}.png", picture(n, side)), (f"{n:06d}.txt", f"a picture of {n}".encode())):
+            for name, content in ((f"{n:06d}.png", picture(n, side)), (f"{n:06d}.txt", b"%d" % (n % 3))):
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 file.addfile(info, io.BytesIO(content))
@@ -54,10 +58,13 @@ def put(key: str, content: bytes) -> int:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The Gaussian, whose closed form costs little beside what is read of an image."""
     folder = tmp_path_factory.mktemp("model")
     small.pixel_pipeline(seed=0, resolution=8).save_pretrained(folder)
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "load_model", lambda *ignored, **settings: Gaussian())
+        yield folder
 
 
 def run(model: Path, address: str, data: str, *more: str) -> None:
@@ -114,10 +121,11 @@ SMALL_PAGES = {"write_batch_size": 4}
     ids=["small", "20000 images", "20000 images with default pages"],
 )
 def test_one_row_group_is_read_once(model, proxy, address, rows, side, shard_rows, options, page):
-    """Over all shards of an audit, with the index. Six samples are read by themselves, two before the audit and one at
-    each of four ends: where pages are large, each costs a page of `page` images."""
+    """Over all shards of an audit, with the index. Five pages are read by themselves where pages are large, of `page`
+    images: that of the first samples before the audit, and one for the sample at each of four ends. With 1,024 of 20,000
+    images a page that may be 1.27 times the file; 1.16 was seen, as samples of two ends are the same."""
     images = [{"bytes": picture(n, side), "path": None} for n in range(rows)]
-    captions = [f"a picture of {n}" for n in range(rows)]
+    captions = [str(n % 3) for n in range(rows)]
     out = io.BytesIO()
     pq.write_table(pa.table({"image": pa.array(images, IMAGE), "caption": captions}), out, **options)
     folder = f"rows-{rows}-{shard_rows}"
@@ -125,4 +133,4 @@ def test_one_row_group_is_read_once(model, proxy, address, rows, side, shard_row
     run(model, address, folder, f"data.shard_rows={shard_rows}", "audit=one", "top=1")
     read = read_of(proxy, folder)
     print(f"{read['a.parquet'] / size:.3f} times the file")
-    assert read["a.parquet"] <= (1.2 + 6 * page / rows) * size
+    assert read["a.parquet"] <= max(1.2, 1.01 + 5 * page / rows) * size
