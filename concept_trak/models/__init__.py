@@ -19,6 +19,13 @@ from concept_trak.attribution.denoiser import Denoiser
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
+UNOPENED = {
+    "SanaSprintPipeline": "its network jumps to the end of a path (a consistency model), so its output at a state is "
+    "not the noise there, which all losses here are written in; set model.path to the SANA that it was distilled from",
+}
+"""Why no family opens a pipeline class, and the remedy."""
+
+
 def _is_news(record: logging.LogRecord) -> bool:
     """False for the log line about image processors without torchvision: those with PIL do the same."""
     return "requires torchvision (not installed); falling back" not in record.getMessage()
@@ -101,7 +108,11 @@ def _pipeline(path: str) -> tuple[Path, Any]:
     name = pipeline_class(folder)
     if name not in classes:
         raise UserError(
-            f"model.path={path!r} is a {name}, which no family here opens; expected one of "
-            f"{', '.join(sorted(classes))}. Save the model as one of these, or add a file to concept_trak/models/."
+            f"model.path={path!r} is a {name}, which no family here opens; "
+            + UNOPENED.get(
+                name,
+                f"expected one of {', '.join(sorted(classes))}. Save the model as one of these, or add a file to "
+                "concept_trak/models/.",
+            )
         )
     return folder, classes[name]

@@ -89,6 +89,11 @@ def load_part(part_class: Any, path: Path, part: str, dtype: torch.dtype, device
             f"{folder} lacks {len(missing)} weights ({missing[0]}, ...), which would be random; save the pipeline again"
         )
     if unused := sorted(key for key in report["unexpected_keys"] if not key.endswith(IGNORED)):
+        if any(key.startswith("encoder_hid_proj.") or "_ip." in key for key in unused):
+            raise UserError(
+                f"{folder} holds an IP-Adapter, whose condition is a reference picture; it is not read. Save the "
+                "pipeline without it (`unload_ip_adapter`)"
+            )
         log.warning(
             "%s: %d tensors are left out, the model has no place for them (%s, ...)", folder, len(unused), unused[0]
         )

@@ -38,8 +38,8 @@ CLASSES: Mapping[str, frozenset[str]] = {
         Qwen2_5_VLForConditionalGeneration Qwen3ForCausalLM Qwen3Model T5EncoderModel""".split()  # noqa: SIM905
     ),
     "tokenizer": frozenset(
-        """CLIPTokenizer CLIPTokenizerFast GemmaTokenizer GemmaTokenizerFast Qwen2Tokenizer Qwen2TokenizerFast
-        T5Tokenizer T5TokenizerFast""".split()  # noqa: SIM905
+        """CLIPTokenizer CLIPTokenizerFast GemmaTokenizer GemmaTokenizerFast PixtralProcessor Qwen2Tokenizer
+        Qwen2TokenizerFast T5Tokenizer T5TokenizerFast""".split()  # noqa: SIM905
     ),
 }
 """The classes that a part may have, by the part's name without its number."""

@@ -136,7 +136,9 @@ def open_text_encoder(
         UserError: the encoder or its tokenizer cannot be read.
     """
     words = tokenizer_of(encoder)
-    tokenizer = load_settings(class_of_part(transformers, classes, words), path, words)
+    kind = class_of_part(transformers, classes, words)
+    # A processor reads pictures too, and may need torchvision; captions need only the tokenizer in its folder.
+    tokenizer = load_settings(transformers.AutoTokenizer if "Processor" in kind.__name__ else kind, path, words)
     model = load_part(class_of_part(transformers, classes, encoder), path, encoder, dtype, device)
     require_known_words(tokenizer, model, path / words)
     limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", T5_LIMIT))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from concept_trak.attribution.denoiser import Denoiser
 from tests.models.tiny import controlnet, ddpm, dit, pixart, pixart_t5, sana, sd3, sdxl, stable_diffusion
-from tests.models.tiny_flows import chroma, flux, flux2_klein, lumina2, qwen_image, z_image
+from tests.models.tiny_flows import chroma, flux, flux2_dev, flux2_klein, lumina2, qwen_image, z_image
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,12 @@ def in_rows(ours: Denoiser, tokens: Tensor) -> Tensor:
     return tokens.mT.reshape(len(tokens), *ours.shape)
 
 
+def draw_flux2(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
+    """With the length that the tiny tokenizer has, and the guidance of the pipeline's default."""
+    ways: dict[str, Any] = {"height": 16, "width": 16, "latents": x_t, "output_type": "latent"}
+    return pipe(prompt=text, num_inference_steps=20, max_sequence_length=256, **ways)
+
+
 def draw_klein(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
     """With the length that the tiny tokenizer has, and without guidance."""
     ways: dict[str, Any] = {"height": 16, "width": 16, "latents": x_t, "output_type": "latent", "guidance_scale": 1.0}
@@ -254,6 +260,10 @@ FAMILIES: dict[str, Tiny] = {
     "flux_schnell": tiny_flux(lambda: flux(guidance=False)),
     "flux2": replace(
         tiny_flux(flux2_klein, draw_klein), unpack=in_rows,
+        reads=partial(from_flow, shift=KLEIN), their_step=partial(euler, shift=KLEIN),
+    ),
+    "flux2_dev": replace(
+        tiny_flux(flux2_dev, draw_flux2), unpack=in_rows,
         reads=partial(from_flow, shift=KLEIN), their_step=partial(euler, shift=KLEIN),
     ),
     "chroma": tiny_flux(chroma),

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
@@ -64,6 +64,36 @@ def test_a_flow_without_its_scheduler_is_refused(made, tmp_path):
     expected = r"scheduler is a DDIMScheduler, but the model is a rectified flow; .* Save the pipeline with that"
     with pytest.raises(UserError, match=expected):
         load_model(str(model))
+
+
+def test_a_consistency_model_is_refused_with_its_teacher(tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "SanaSprintPipeline"}))
+    with pytest.raises(
+        UserError, match=r"(?s)is a SanaSprintPipeline, .*set model\.path to the SANA that it was distil"
+    ):
+        load_model(str(tmp_path))
+
+
+def test_an_ip_adapter_is_refused_in_a_pipeline_and_as_a_file(tmp_path):
+    """Of diffusers' own layers: as `load_ip_adapter` puts them into a UNet, and as its file has them."""
+    pipe = seeded(FAMILIES["controlnet"].build)
+    layers = [name.removesuffix(".processor") for name in pipe.unet.attn_processors if "attn2" in name]
+    width, wide = 64, pipe.unet.config.cross_attention_dim
+    picture = {"proj.weight": torch.zeros(4 * wide, width), "proj.bias": torch.zeros(4 * wide)}
+    picture |= {"norm.weight": torch.ones(wide), "norm.bias": torch.zeros(wide)}
+    sizes = [pipe.unet.get_submodule(name).to_k.weight for name in layers]
+    keys = {f"{2 * i + 1}.to_{kind}_ip.weight": torch.zeros_like(w) for i, w in enumerate(sizes) for kind in "kv"}
+    pipe.unet._load_ip_adapter_weights([{"image_proj": picture, "ip_adapter": keys}], low_cpu_mem_usage=False)
+    pipe.save_pretrained(tmp_path / "model")
+    with pytest.raises(
+        UserError, match=r"unet holds an IP-Adapter, whose condition is a reference picture; .* Save the"
+    ):
+        load_model(str(tmp_path / "model"))
+    file = {f"image_proj.{n}": t for n, t in picture.items()} | {f"ip_adapter.{n}": t for n, t in keys.items()}
+    save_file(file, tmp_path / "ip.safetensors")
+    seeded(FAMILIES["stable_diffusion_eps"].build).save_pretrained(tmp_path / "base")
+    with pytest.raises(UserError, match=r"^model\.lora='.*' is an IP-Adapter, whose condition is a reference picture;"):
+        load_model(str(tmp_path / "base"), lora=str(tmp_path / "ip.safetensors"))
 
 
 def test_levels_that_run_the_other_way_are_refused(made, tmp_path):

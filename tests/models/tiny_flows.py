@@ -10,6 +10,7 @@ from diffusers import (
     ChromaTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
+    Flux2Pipeline,
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
@@ -20,9 +21,16 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     CLIPTextModel,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
@@ -87,15 +95,65 @@ def flux2_klein() -> Flux2KleinPipeline:
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 28, "num_attention_heads": 2}
     more = {"num_key_value_heads": 2, "head_dim": 8, "bos_token_id": 0, "eos_token_id": 0}
     model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(words), **sizes, **more))
-    network = Flux2Transformer2DModel(num_layers=2, num_single_layers=1, timestep_guidance_channels=8,
-                                      guidance_embeds=False, **WIDTHS | {"joint_attention_dim": 48,
-                                                                         "axes_dims_rope": (2, 2, 2, 2)})  # fmt: skip
+    return Flux2KleinPipeline(**flux2(guidance=False), text_encoder=model, tokenizer=words)
+
+
+def flux2(guidance: bool) -> dict[str, Any]:
+    """What dev and Klein have in common, with other statistics of the VAE than 0 and 1."""
+    sizes = WIDTHS | {"joint_attention_dim": 48, "axes_dims_rope": (2, 2, 2, 2)}
+    network = Flux2Transformer2DModel(
+        num_layers=2, num_single_layers=1, timestep_guidance_channels=8, guidance_embeds=guidance, **sizes
+    )
     codec = AutoencoderKLFlux2(block_out_channels=(4, 8), down_block_types=("DownEncoderBlock2D",) * 2,
                                up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=2,
                                sample_size=16)  # fmt: skip
     codec.bn.running_mean.uniform_(-0.5, 0.5)
     codec.bn.running_var.uniform_(0.5, 2.0)
-    return Flux2KleinPipeline(transformer=network, scheduler=shifting(), vae=codec, text_encoder=model, tokenizer=words)
+    return {"transformer": network, "scheduler": shifting(), "vae": codec}
+
+
+TURNS = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}[SYSTEM_PROMPT]{{ m['content'][0]['text'] }}"
+    "[/SYSTEM_PROMPT]{% else %}[INST]{{ m['content'][0]['text'] }}[/INST]{% endif %}{% endfor %}"
+)
+
+
+class PixtralProcessor(ProcessorMixin):
+    """The class of transformers by its name: that one needs torchvision, for pictures. Its text is the tokenizer's."""
+
+    __module__ = "transformers.models.pixtral.processing_pixtral"
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.tokenizer = tokenizer
+        self.apply_chat_template, self.save_pretrained = tokenizer.apply_chat_template, tokenizer.save_pretrained
+
+
+def pixtral_tokens(limit: int) -> PixtralProcessor:
+    """A token per byte, with the start of text before each, and padding on the left."""
+    pieces = ("<unk>", "<s>", "</s>", "<pad>", "[IMG]", "[IMG_BREAK]", "[IMG_END]", *sorted(ByteLevel.alphabet()))
+    words = Tokenizer(BPE({piece: i for i, piece in enumerate(pieces)}, [], unk_token="<unk>"))
+    words.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    words.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        model_max_length=limit, padding_side="left", extra_special_tokens=["[IMG]", "[IMG_BREAK]", "[IMG_END]"],
+    )  # fmt: skip
+    tokenizer.chat_template = TURNS
+    return PixtralProcessor(tokenizer)
+
+
+def flux2_dev() -> Flux2Pipeline:
+    """With one more layer of the language model than are read."""
+    words = pixtral_tokens(256)
+    text = {"model_type": "mistral", "vocab_size": len(words.tokenizer), "hidden_size": 16, "intermediate_size": 16,
+            "num_hidden_layers": 31, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+            "max_position_embeddings": 512}  # fmt: skip
+    vision = {"model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+              "num_attention_heads": 2, "image_size": 32, "patch_size": 16, "head_dim": 8}  # fmt: skip
+    model = Mistral3ForConditionalGeneration(
+        Mistral3Config(text_config=text, vision_config=vision, image_token_index=4)
+    )
+    return Flux2Pipeline(**flux2(guidance=True), text_encoder=model, tokenizer=words)
 
 
 def qwen_image() -> QwenImagePipeline:
