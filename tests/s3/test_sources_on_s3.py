@@ -122,8 +122,8 @@ SMALL_PAGES = {"write_batch_size": 4}
 )
 def test_one_row_group_is_read_once(model, proxy, address, rows, side, shard_rows, options, page):
     """Over all shards of an audit, with the index. Five pages are read by themselves where pages are large, of `page`
-    images: that of the first samples before the audit, and one for the sample at each of four ends. With 1,024 of 20,000
-    images a page that may be 1.27 times the file; 1.16 was seen, as samples of two ends are the same."""
+    images: that of the first samples before the audit, and one for the sample at each of four ends. With pages of 1,024
+    of 20,000 images that may be 1.27 times the file; 1.16 was seen, as samples of two ends are the same."""
     images = [{"bytes": picture(n, side), "path": None} for n in range(rows)]
     captions = [str(n % 3) for n in range(rows)]
     out = io.BytesIO()
