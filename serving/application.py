@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, replace
 from typing import Any
@@ -21,7 +20,7 @@ from serving.answering import Answering, Progress, QueueFull
 from serving.guard import guard, set_headers
 from serving.openapi import openapi
 from serving.page import SCRIPT, Pages, Side, sample_places
-from serving.question import Question, question_from
+from serving.question import ID, Question, id_in, is_id, question_from
 from serving.result import json_result
 
 MOST_JSON = 100_000
@@ -34,7 +33,6 @@ TEXTS = web.RequestKey("texts", dict)
 """The fields of a form, which its page shows again when they are refused."""
 ANSWERING = web.AppKey("answering", Answering)
 """The queue of an application."""
-ID = "[0-9a-f]{20}"
 KEY = f"{{key:{ID}}}"
 SHOWN = {kind: f"image/{kind}" for kind in ("jpeg", "png", "gif", "webp", "avif", "bmp")} | {"mpo": "image/jpeg"}
 """The types of originals that browsers show; others are saved as files."""
@@ -213,7 +211,11 @@ class Handlers:
 
     async def page(self, request: web.Request) -> web.Response:
         """The page of a question, with its progress or its answer, and with the answer of the one beside it."""
-        keys = dict.fromkeys((request.match_info["key"], request.query.get("beside", request.match_info["key"])))
+        own = request.match_info["key"]
+        beside = request.query.get("beside", own)
+        if (other := id_in(beside)) != beside:
+            raise web.HTTPSeeOther(f"/answers/{own}?beside={other}")
+        keys = dict.fromkeys((own, beside))
         sides = [await self._side(key) for key in keys]
         text = await asyncio.to_thread(self.pages.answer, sides)
         return web.Response(text=text, content_type="text/html")
@@ -278,11 +280,6 @@ class Handlers:
         """How transparent pixels are filled, and the most pixels of a picture that is decoded."""
         config = self.answering.questions.config.data
         return config.transparency, min(config.most_pixels, MOST_PICTURE_PIXELS)
-
-
-def is_id(text: str) -> bool:
-    """Whether a text, which a request may have made up, can be the id of a question."""
-    return re.fullmatch(ID, text) is not None
 
 
 def _whole_numbers(texts: dict[str, str]) -> dict[str, Any]:

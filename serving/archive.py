@@ -92,7 +92,8 @@ class QuestionArchive:
 
     def keep_answer(self, key: str, answer: Answer) -> None:
         """Write the thumbnails, the table and last what the page shows beside it."""
-        for sample in answer.results.samples.values():
+        samples = answer.results.samples.values()
+        for sample in samples:
             if sample.png:
                 thumbnail, ending = _thumbnail(sample.png)
                 self._store.create(self._thumbnail_name(sample.sample_id, ending), thumbnail)
@@ -106,6 +107,7 @@ class QuestionArchive:
             "without": concept.without,
             "ranked": {method: solution.count for method, solution in answer.results.solutions.items()},
             "resolution": prepared.resolution,
+            "unpictured": [sample.sample_id for sample in samples if not sample.png],
             "drawn": [base64.b64encode(_thumbnail(png)[0]).decode() for png in drawn],
         }
         self._store.create(self._name(key, "top.parquet"), to_parquet(answer.table))

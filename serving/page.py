@@ -1,7 +1,7 @@
 """The page: a form for the question, its progress, and the answer as pictures. It has the look of an audit's report."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -82,7 +82,8 @@ class Pages:
     def _shown(self, side: "Side", beside: Mapping[str, Any], table: pa.Table) -> dict[str, Any]:
         """What the page shows of one answer."""
         small = beside["resolution"] < PIXELATED_BELOW
-        tops = rankings(table, f"/questions/{side.key}/originals", small, strongest_parts(beside))
+        unpictured = frozenset(beside.get("unpictured", ()))
+        tops = rankings(table, f"/questions/{side.key}/originals", small, strongest_parts(beside), unpictured)
         return {
             "key": side.key,
             "question": side.question,
@@ -122,7 +123,11 @@ Rankings = dict[tuple[str, str], dict[str, list[Thumb]]]
 
 
 def rankings(
-    table: pa.Table, originals: str, small: bool, parts: Mapping[Place, Sequence[Mapping[str, Any]]]
+    table: pa.Table,
+    originals: str,
+    small: bool,
+    parts: Mapping[Place, Sequence[Mapping[str, Any]]],
+    unpictured: Collection[str],
 ) -> Rankings:
     """The samples of each ranking.
 
@@ -131,12 +136,16 @@ def rankings(
         originals: the address below which the originals are.
         small: whether pictures are enlarged with sharp edges.
         parts: of each score, the parts of the network in which it is largest.
+        unpictured: ids of samples that have no picture, because the data set holds latents.
     """
     tops = Rankings()
     for row in table.to_pylist():
         thumbs = tops.setdefault((row["method"], row["form"]), {"top": [], "bottom": []})
         through = parts.get((row["method"], row["form"], row["sample_id"]), ())
-        thumbs[row["end"]].append(_thumb(row, originals, small, tuple(Through(**part) for part in through)))
+        thumb = _thumb(row, originals, small, tuple(Through(**part) for part in through))
+        if thumb.sample_id in unpictured:
+            thumb = replace(thumb, file="", original="")
+        thumbs[row["end"]].append(thumb)
     return tops
 
 

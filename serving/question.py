@@ -17,6 +17,7 @@ from concept_trak.report.publish_answer import AskConfig
 MOST_CHARACTERS = 1000
 """Of each text of a question."""
 MOST_SAMPLES, MOST_TOP, MOST_EXAMPLES = 64, 200, 16
+ID = "[0-9a-f]{20}"
 PICTURE_ID = re.compile(r"[0-9a-f]{64}")
 
 
@@ -102,6 +103,17 @@ def question_from(values: Any) -> Question:
     if wrong := [name for name in texts & values.keys() if not isinstance(values[name], str)]:
         raise UserError(f"{wrong[0]} is no text; expected a string")
     return build(Question, values)
+
+
+def is_id(text: str) -> bool:
+    """Whether a text, which a request may have made up, can be the id of a question."""
+    return re.fullmatch(ID, text) is not None
+
+
+def id_in(text: str) -> str:
+    """The id in the link of an answer, or at the end of a text; the text itself where there is none."""
+    named = re.search(rf"/answers/({ID})(?![0-9a-f])|(?<![0-9a-f])({ID})$", text.strip())
+    return (named[1] or named[2]) if named else text
 
 
 def question_schema() -> dict[str, Any]:

@@ -1,6 +1,6 @@
 "use strict";
-// Moves the progress, previews the picture, and takes words out of the prompt. Without it the page asks and answers all
-// the same, and has a link to look again.
+// Moves the progress, previews the picture, takes words out of the prompt, and lists earlier answers. Without it the page
+// asks and answers all the same, and has a link to look again.
 const by = (id) => document.getElementById(id);
 
 async function wait(section) {
@@ -58,6 +58,19 @@ function listWords() {
   by("words").replaceChildren(...buttons);
   by("words").hidden = !buttons.length;
 }
+
+// This browser remembers the answers that it has shown, so that one can be put beside another.
+function rememberAnswer({ question, audit, words }) {
+  const place = `answers of ${audit}`;
+  let earlier = [];
+  try {
+    earlier = (JSON.parse(localStorage.getItem(place)) ?? []).filter(([id]) => id !== question);
+    localStorage.setItem(place, JSON.stringify([[question, words], ...earlier].slice(0, 50)));
+  } catch {} // a browser that keeps nothing
+  for (const [id, text] of earlier) by("earlier").append(new Option("", `${text} · ${id}`));
+}
+
+if (by("earlier")) rememberAnswer(by("earlier").closest("form").dataset);
 
 if (by("waiting")) wait(by("waiting"));
 

@@ -208,16 +208,17 @@ def latencies(features: Features, askers: int) -> Row:
 
     threads = [threading.Thread(target=ask, args=(asker,)) for asker in range(askers)]
     answering.start()
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     answering.stop()
     p50, p95 = np.percentile(taken, [50, 95])
     return {"askers": askers, "questions": len(taken), "passes": len(own.batches), "p50_s": float(p50),
-            "p95_s": float(p95), "questions_per_s": len(taken) / seconds}  # fmt: skip
+            "p95_s": float(p95), "questions_per_s": len(taken) / seconds,
+            "cpu_s_per_question": cpu / len(taken)}  # fmt: skip
 
 
 def memory(features: Features) -> Row:

@@ -53,6 +53,8 @@ class Stand:
         self.originals: dict[tuple[str, int], bytes | OSError | None] = {("/data/train/0.parquet", 3): picture("blue")}
         self.unranked = frozenset[str]()
         """Methods whose features are all zero."""
+        self.unpictured = frozenset[str]()
+        """Samples without a picture."""
         if not wait:
             self.go.set()
 
@@ -79,7 +81,7 @@ class Stand:
         return [None] * len(questions)
 
     def answer(self, question: Any, tally: None, progress: Callable[[str], None]) -> Any:
-        return answer(question.concept, question.methods, self.unranked)
+        return answer(question.concept, question.methods, self.unranked, self.unpictured)
 
     def original(self, source: str, row: int) -> bytes | None:
         data = self.originals[source, row]
@@ -88,7 +90,12 @@ class Stand:
         return data
 
 
-def answer(concept: Concept, methods: Sequence[str], unranked: frozenset[str] = frozenset()) -> Any:
+def answer(
+    concept: Concept,
+    methods: Sequence[str],
+    unranked: frozenset[str] = frozenset(),
+    unpictured: frozenset[str] = frozenset(),
+) -> Any:
     kinds = {"concept": "string", "method": "string", "form": "string", "end": "string", "rank": "int64",
              "sample_id": "string", "score": "float64", "percentile": "float64", "caption": "string",
              "low": "float32", "high": "float32", "rank_low": "int64", "rank_high": "int64",
@@ -107,7 +114,9 @@ def answer(concept: Concept, methods: Sequence[str], unranked: frozenset[str] = 
         seconds={"model": 0.5, "query": 1.0},
         run=SimpleNamespace(prepared=SimpleNamespace(config=config, resolution=16)),
         results=SimpleNamespace(
-            samples={s: SimpleNamespace(sample_id=s, png=picture()) for s in (STRANGE, "b")},
+            samples={
+                s: SimpleNamespace(sample_id=s, png=b"" if s in unpictured else picture()) for s in (STRANGE, "b")
+            },
             queries={(method, concept.name): SimpleNamespace(pictures=(picture("blue"),)) for method in methods},
             solutions={method: SimpleNamespace(count=9) for method in methods},
             layers=SimpleNamespace(parts={}),

@@ -229,6 +229,24 @@ def test_originals_are_shown_and_asked_about(serve):
     serve(talk, questions)
 
 
+def test_samples_without_a_picture_are_named_in_its_place(serve):
+    """Of a data set of latents: an address of a picture would be a broken image, and *Similar* would be refused."""
+    questions = Stand()
+    questions.unpictured = frozenset({STRANGE})
+
+    async def talk(client: Any) -> None:
+        key = await posted(client, **RED)
+        await ended(client, key)
+        page = await (await client.get(f"/answers/{key}")).text()
+        blanks = re.findall(r'<div class="blank" title="([^"]+)">', page)
+        assert {html.unescape(name) for name in blanks} == {STRANGE}
+        assert set(re.findall(r'src="(/samples/[^"]+)"', page)) == {"/samples/b/thumbnail"}
+        assert set(re.findall(r'href="(/questions/[^"]+/originals/[^"]+)"', page)) == {f"/questions/{key}/originals/b"}
+        assert set(re.findall(r'name="like" value="([^"]+)"', page)) == {"b"}
+
+    serve(talk, questions)
+
+
 def test_two_answers_side_by_side(serve):
     questions = Stand()
 
@@ -259,6 +277,11 @@ def test_two_answers_side_by_side(serve):
         assert alone.count('class="side"') == 1
         for wrong in ("0" * 20, "../..", ""):
             assert (await client.get(f"/answers/{first}", params={"beside": wrong})).status == 404
+        for chosen in (f"http://localhost/answers/{second}?beside={first}", f" a blue triangle · {second} "):
+            async with client.get(f"/answers/{first}", params={"beside": chosen}, allow_redirects=False) as response:
+                assert (response.status, response.headers["Location"]) == (303, f"/answers/{first}?beside={second}")
+        assert f'action="/answers/{first}" method="get"' in alone
+        assert 'data-words="a red triangle, not a triangle"' in alone
 
     serve(talk, questions)
 

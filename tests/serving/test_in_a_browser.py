@@ -18,6 +18,7 @@ from tests.serving.stand_in import picture
 
 pytestmark = [pytest.mark.soak, pytest.mark.skipif(CHROMIUM is None, reason="needs the program `chromium` on PATH")]
 ROOT = Path(__file__).resolve().parents[2]
+RED = "a red triangle, not a triangle"
 ANSWERED = "!!document.getElementById('answer')"
 DARK = "getComputedStyle(document.body).backgroundColor == 'rgb(21, 24, 27)'"
 
@@ -117,6 +118,14 @@ def test_a_question_from_the_search_box_to_pictures(url, tmp_path):
             for width, scheme in ((1280, "light"), (1280, "dark"), (400, "light")):
                 await tab.look(f"beside-{width}-{scheme}", width, scheme)
                 assert await tab.evaluate("document.documentElement.scrollWidth") == width, "the page is cut off"
+            await tab.evaluate("history.back()")
+            await tab.until(f"!location.search && ({ANSWERED}) && {one_method}")
+            earlier = await tab.evaluate("[...document.getElementById('earlier').options].map(o => o.value)")
+            assert [text.rpartition(" · ")[0] for text in earlier] == ["a red square, not a square", RED], earlier
+            await tab.type("other", earlier[1])
+            await tab.evaluate("document.querySelector('.beside').requestSubmit()")
+            await tab.until("document.querySelectorAll('.side').length == 2")
+            assert await tab.evaluate("location.search") == f"?beside={first[-20:]}"
             await tab.evaluate("history.back()")
             await tab.until(f"!location.search && ({ANSWERED}) && {one_method}")
             await tab.evaluate("document.querySelector('.like').click()")
