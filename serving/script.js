@@ -67,10 +67,13 @@ function rememberAnswer({ question, audit, words }) {
     earlier = (JSON.parse(localStorage.getItem(place)) ?? []).filter(([id]) => id !== question);
     localStorage.setItem(place, JSON.stringify([[question, words], ...earlier].slice(0, 50)));
   } catch {} // a browser that keeps nothing
-  for (const [id, text] of earlier) by("earlier").append(new Option("", `${text} · ${id}`));
+  by("earlier").replaceChildren(...earlier.map(([id, text]) => new Option("", `${text} · ${id}`)));
 }
 
-if (by("earlier")) rememberAnswer(by("earlier").closest("form").dataset);
+if (by("earlier")) {
+  const { dataset } = by("earlier").closest("form");
+  addEventListener("pageshow", () => rememberAnswer(dataset)); // also after a way back, which runs no script again
+}
 
 if (by("waiting")) wait(by("waiting"));
 

@@ -120,6 +120,7 @@ def test_a_question_from_the_search_box_to_pictures(url, tmp_path):
                 assert await tab.evaluate("document.documentElement.scrollWidth") == width, "the page is cut off"
             await tab.evaluate("history.back()")
             await tab.until(f"!location.search && ({ANSWERED}) && {one_method}")
+            await tab.until("document.getElementById('earlier').options.length == 2")
             earlier = await tab.evaluate("[...document.getElementById('earlier').options].map(o => o.value)")
             assert [text.rpartition(" · ")[0] for text in earlier] == ["a red square, not a square", RED], earlier
             await tab.type("other", earlier[1])
