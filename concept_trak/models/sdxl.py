@@ -20,10 +20,15 @@ from concept_trak.models.text_to_image import TextToImage
 CLIPS = ("text_encoder", "text_encoder_2")
 
 
+def added_condition(cond: Condition) -> dict[str, Tensor]:
+    """The inputs of the UNet beside the text, by its own names."""
+    return {"text_embeds": cond["pooled"], "time_ids": cond["sizes"]}
+
+
 def predict_sdxl(network: Any, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
     """The raw output [b, c, h, w]."""
-    added = {"text_embeds": cond["pooled"], "time_ids": cond["sizes"]}
-    return network(x_t, times, encoder_hidden_states=cond["text"], added_cond_kwargs=added, return_dict=False)[0]
+    inputs = {"encoder_hidden_states": cond["text"], "added_cond_kwargs": added_condition(cond)}
+    return network(x_t, times, **inputs, return_dict=False)[0]
 
 
 class StableDiffusionXL(TextToImage):

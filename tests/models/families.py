@@ -12,7 +12,18 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from concept_trak.attribution.denoiser import Denoiser
-from tests.models.tiny import controlnet, ddpm, dit, pixart, pixart_t5, sana, sd3, sdxl, stable_diffusion
+from tests.models.tiny import (
+    controlnet,
+    controlnet_sdxl,
+    ddpm,
+    dit,
+    pixart,
+    pixart_t5,
+    sana,
+    sd3,
+    sdxl,
+    stable_diffusion,
+)
 from tests.models.tiny_flows import chroma, flux, flux2_dev, flux2_klein, lumina2, qwen_image, z_image
 
 
@@ -62,7 +73,7 @@ def images(ours: Denoiser, b: int) -> Tensor:
 
 def draw_controlled(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
     image = (images(ours, 1) + 1) / 2
-    return pipe(text, image, num_inference_steps=20, guidance_scale=1.0, latents=x_t, output_type="latent")
+    return pipe(text, image=image, num_inference_steps=20, guidance_scale=1.0, latents=x_t, output_type="latent")
 
 
 def draw_patches(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
@@ -249,6 +260,7 @@ FAMILIES: dict[str, Tiny] = {
     "stable_diffusion_v": Tiny(lambda: stable_diffusion("v_prediction"), "unet", draw, from_v, itself, ddim,
                                  replayed=1),
     "controlnet": Tiny(controlnet, "unet", draw_controlled, from_eps, itself, ddim, trained="controlnet."),
+    "controlnet_sdxl": Tiny(controlnet_sdxl, "unet", draw_controlled, from_eps, itself, ddim, trained="controlnet."),
     "sdxl": Tiny(lambda: sdxl(zeros=True), "unet", draw, from_eps, itself, ddim),
     "sdxl_encoded_empty": Tiny(lambda: sdxl(zeros=False), "unet", draw, from_eps, itself, ddim),
     "sd3": Tiny(lambda: sd3(t5=False), "transformer", draw, from_flow, of_flow, euler, group="attention"),

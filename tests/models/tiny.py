@@ -19,6 +19,7 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionControlNetPipeline,
+    StableDiffusionXLControlNetPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
     UNet2DModel,
@@ -49,13 +50,18 @@ def controlnet() -> StableDiffusionControlNetPipeline:
     """As `train_controlnet.py` begins it, from the UNet; then with other weights, so that its zero convolutions act."""
     base = stable_diffusion("epsilon")
     unet = UNet2DConditionModel.from_config({**base.unet.config, "addition_embed_type": None})
-    trained = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8))
-    with torch.no_grad():
-        for p in trained.parameters():
-            p.add_(torch.randn_like(p), alpha=0.1)
     parts = {name: getattr(base, name) for name in ("vae", "text_encoder", "tokenizer", "scheduler")}
-    return StableDiffusionControlNetPipeline(unet=unet, controlnet=trained, **parts, safety_checker=None,
-                                             feature_extractor=None, requires_safety_checker=False)  # fmt: skip
+    return StableDiffusionControlNetPipeline(unet=unet, controlnet=trained_controlnet(unet), **parts,
+                                             safety_checker=None, feature_extractor=None,
+                                             requires_safety_checker=False)  # fmt: skip
+
+
+def trained_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
+    controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8))
+    with torch.no_grad():
+        for p in controlnet.parameters():
+            p.add_(torch.randn_like(p), alpha=0.1)
+    return controlnet
 
 
 def pixart() -> Any:
@@ -147,6 +153,15 @@ def vae(channels: int, **more: Any) -> AutoencoderKL:
         sample_size=16,
         scaling_factor=0.5,
         **more,
+    )
+
+
+def controlnet_sdxl() -> StableDiffusionXLControlNetPipeline:
+    base = sdxl(zeros=True)
+    names = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler")
+    parts = {name: getattr(base, name) for name in names}
+    return StableDiffusionXLControlNetPipeline(
+        **parts, controlnet=trained_controlnet(base.unet), force_zeros_for_empty_prompt=True, add_watermarker=False
     )
 
 
