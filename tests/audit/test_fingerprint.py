@@ -50,6 +50,7 @@ def at(config=CONFIG, **changes):
         {"data__id_column": "id"},
         {"data__caption_column": "text"},
         {"data__image_column": "picture"},
+        {"data__conditioning_image_column": "edges"},
         {"data__uri": "s3://bucket"},
         {"data__captions": "join"},
         {"data__crop": "random"},
