@@ -72,7 +72,7 @@ def test_where_made_ids_begin_matters_only_while_ids_are_made():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model": ModelConfig(batch=1, device="cpu", path="elsewhere")},
+        {"model": ModelConfig(batch=1, device="cpu", path="elsewhere", offload="always")},
         {"damping": 3.0},
         {"concepts": ()},
         {"concepts": (CONCEPT, replace(CONCEPT, name="other", seed=9))},
@@ -111,6 +111,7 @@ def test_every_setting_was_put_to_one_of_the_two():
         "negative",
         "combinations",
         "resolution",
+        "offload",
         "device",
         "precision",
         "batch",

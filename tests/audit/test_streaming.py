@@ -13,7 +13,7 @@ from cluster.executor import Attempt
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.fisher import stored_gram
 from concept_trak.attribution.method import METHODS
-from concept_trak.audit import featurize, gram, score, worker
+from concept_trak.audit import featurize, gram, worker
 from concept_trak.audit.featurize import FeaturizeTask, FeaturizeWorker
 from concept_trak.audit.gram import GramTask, GramWorker, SolveTask, SolveWorker
 from concept_trak.audit.prepare import prepare
@@ -196,11 +196,10 @@ def test_parts_scored_together_are_a_dense_product_a_sort_and_a_file_each(tmp_pa
         assert sum(found.columns[name].histogram) == 25
 
 
-def test_parts_are_scored_in_plan_order_some_at_a_time(records, monkeypatch):
+def test_parts_are_scored_in_plan_order_some_at_a_time(records):
     size = records[0].bytes
     for limit, expected in ((1, [1, 1, 1, 1]), (2 * size - 9, [2, 2]), (3 * size - 9, [3, 1]), (99 * size, [4])):
-        monkeypatch.setattr(score, "SCORED_BYTES", limit)
-        items = list(score_tasks("m", records))
+        items = list(score_tasks("m", records, most=limit))
         assert [len(item.records) for item in items] == expected
         assert [r for item in items for r in item.records] == records, "a part is lost, or out of order"
     assert list(score_tasks("m", [])) == []
