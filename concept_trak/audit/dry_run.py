@@ -7,16 +7,15 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import cycle, islice
-from pathlib import Path
-
-import torch
 
 from concept_trak import UserError
 from concept_trak.attribution.ranking import Entry
 from concept_trak.audit.featurize import FeaturizeTask, FeaturizeWorker
 from concept_trak.audit.index import IndexReader
 from concept_trak.audit.mapper import Attempt, Mapper, serial
+from concept_trak.audit.peak_memory import MemoryByBatch, PeakMemory
 from concept_trak.audit.pipeline import AuditRun
 from concept_trak.audit.plan import feature_bytes
 from concept_trak.audit.prepare import Prepared, prepare
@@ -33,22 +32,23 @@ from concept_trak.store.store import Store
 
 SAMPLES = 2
 MOST = 16  # the most samples that are timed together; a query has as many by default
+BATCHES_READ = 2  # a worker reads and decodes the next batch while it computes one
 LONG = 20.0  # seconds that one measurement should not exceed; slow models are timed on fewer samples
 
 
 @dataclass(frozen=True)
 class DryRunFeaturizeResult:
-    """The measured cost of samples: `seconds` for `batch` samples together, and peak bytes of memory and on the GPU.
+    """The measured cost of samples: `seconds` for `timed` samples together, and the peak memory of a whole batch.
 
     `spent` is the seconds of the worker's whole call. It includes work that is done once, and `seconds` does not.
     """
 
     records: tuple[Record, ...]
     seconds: float
-    batch: int
+    timed: int
     spent: float
-    host_bytes: int
-    device_bytes: int
+    batch: int
+    peak: PeakMemory
 
     @property
     def rows(self) -> int:
@@ -58,11 +58,13 @@ class DryRunFeaturizeResult:
 
 @dataclass(frozen=True)
 class DryRunQueryResult:
-    """The result of a query with one sample, and its measured cost: seconds a sample, and seconds a picture."""
+    """The result of a query with one sample, and its measured cost: seconds a sample, seconds a picture, and the peak
+    memory of all its samples and pictures."""
 
     result: QueryResult
     sample: float
     picture: float
+    peak: PeakMemory
 
     def seconds(self, question: QueryTask) -> float:
         """Seconds of a query of the same method with this number of samples and pictures."""
@@ -77,24 +79,31 @@ class DryRunFeaturizeWorker:
         self.featurizer = FeaturizeWorker(work)
 
     def __call__(self, task: FeaturizeTask, attempt: Attempt) -> DryRunFeaturizeResult:
-        start, worker = time.monotonic(), self.featurizer
+        start, worker, opened = time.monotonic(), self.featurizer, PeakMemory.so_far()
         rows = [worker.config.methods[m] for m in task.methods]
         records = worker(task, attempt).records
         read = samples(worker.index(task.shard), worker.config.data, worker.denoiser.resolution)
         checked = (reject_unknown_class(worker.denoiser, s, task.shard.source) for s in read)
         usable = [s for s in checked if isinstance(s, Sample)]
-        seconds, together = 0.0, min(worker.batch_size(attempt), worker.config.data.shard_rows)
+        seconds, n, batch = 0.0, 1, min(worker.batch_size(attempt), worker.config.data.shard_rows)
+        peak = opened.largest(PeakMemory.so_far())
         if usable:
-            same = cycle(batches_of_one_shape(usable)[0])
-            seconds, together = timed(lambda n: worker.features(rows, list(islice(same, n))), together)
-        device = torch.cuda.max_memory_allocated() if worker.denoiser.device.type == "cuda" else 0
+            same, per_sample = cycle(batches_of_one_shape(usable)[0]), BATCHES_READ * usable[0].content.nbytes
+            encoding, computing = MemoryByBatch(), MemoryByBatch()
+
+            def work(n: int) -> None:
+                encoded = encoding.measured(n, lambda: worker.encode(rows, list(islice(same, n))))
+                computing.measured(n, lambda: worker.compute(rows, encoded))
+
+            seconds, n = timed(work, batch)
+            peak = peak.largest(encoding.at(batch, per_sample)).largest(computing.at(batch, per_sample))
         return DryRunFeaturizeResult(
             records=records,
             seconds=seconds,
-            batch=together,
+            timed=n,
             spent=time.monotonic() - start,
-            host_bytes=peak_bytes(),
-            device_bytes=device,
+            batch=batch,
+            peak=peak,
         )
 
 
@@ -110,10 +119,19 @@ class DryRunQueryWorker:
         result = worker(replace(query, concept=concept, picture_count=1), attempt)
         many = replace(query, concept=replace(concept, samples=min(size, query.concept.count)))
         batch = worker.batch(many, size)
-        seconds, n = timed(lambda n: worker.features(many, batch.rows(slice(0, n)), size), len(batch.ids))
+        features, pictures = MemoryByBatch(), MemoryByBatch()
+
+        def work(n: int) -> None:
+            features.measured(n, lambda: worker.features(many, batch.rows(slice(0, n)), size))
+
+        def draw(n: int) -> None:
+            pictures.measured(n, lambda: worker.pictures_and_fit(replace(many, picture_count=n), batch))
+
+        seconds, n = timed(work, len(batch.ids))
         most = max(1, min(query.picture_count, len(batch.ids)))
-        drawing, count = timed(lambda n: worker.pictures_and_fit(replace(many, picture_count=n), batch), most)
-        return DryRunQueryResult(result, seconds / n, drawing / count)
+        drawing, count = timed(draw, most)
+        peak = features.at(len(batch.ids)).largest(pictures.at(most))
+        return DryRunQueryResult(result, seconds / n, drawing / count, peak)
 
 
 def timed(work: Callable[[int], object], most: int) -> tuple[float, int]:
@@ -130,12 +148,6 @@ def timed(work: Callable[[int], object], most: int) -> tuple[float, int]:
         if n == most or 2 * seconds > LONG:
             return seconds, n
         n = min(2 * n, most)
-
-
-def peak_bytes() -> int:
-    """The peak memory of this process, in bytes; `getrusage` would count its parent's too."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def few(shard: Shard, config: AuditConfig, resolution: int) -> Shard:
@@ -246,7 +258,8 @@ def report(
 ) -> list[str]:
     """Lines about the dry run and the estimate for the whole audit, with the numbers behind each estimate."""
     config, results = p.config, list(featurized.values())
-    each = sum(r.seconds / r.batch for r in results)
+    peak = reduce(PeakMemory.largest, [r.peak for r in (*results, *queries.values())])
+    each = sum(r.seconds / r.timed for r in results)
     querying = sum(queries[q.method].seconds(q) for q in p.queries)
     hours = (each * p.samples + querying + starting * (workers or 1)) / 3600
     size, k = feature_bytes(config, p.parameters), config.projector.width(p.parameters)
@@ -258,9 +271,8 @@ def report(
         f"not depend on the batch{batch}",
         f"time       {each:.3g} s a sample, {querying:.3g} s for {len(p.queries)} queries, {starting:.3g} s until a "
         f"worker works: {hours:.3g} worker-hours for {p.samples} samples{spread}",
-        f"memory     {max(r.host_bytes for r in results) / 1e9:.2f} GB in the worker, "
-        f"{max(r.device_bytes for r in results) / 1e9:.2f} GB on its GPU, at a batch of "
-        f"{max(r.batch for r in results)}; a larger one takes more",
+        f"memory     {peak.host / 1e9:.2f} GB in the worker, {peak.device / 1e9:.2f} GB on its GPU, at a batch of "
+        f"{max(r.batch for r in results)}; up to {max(r.timed for r in results)} were measured",
         f"storage    {size * p.samples * len(config.methods) / 1e9:.3g} GB of features, {size} bytes a sample and "
         f"method; {4 * k * k / 1e9:.3g} GB a Gram",
         f"cost       {hours:.3g} worker-hours{cost}",

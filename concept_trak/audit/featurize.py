@@ -14,6 +14,7 @@ import torch
 from concept_trak.attribution.features import Features, discard_report, reject_reasons, train_features, training_batch
 from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.method import Method
+from concept_trak.attribution.state import Batch
 from concept_trak.audit.inversion_cache import Inversions
 from concept_trak.audit.mapper import Attempt, Task
 from concept_trak.audit.plan import feature_settings
@@ -111,6 +112,10 @@ class FeaturizeWorker(ModelWorker):
         self, methods: Sequence[Method], batch: Sequence[Sample], report: Callable[[float], None] = discard_report
     ) -> list[Features]:
         """The features of samples of one shape, for methods that share their states."""
+        return self.compute(methods, self.encode(methods, batch), report)
+
+    def encode(self, methods: Sequence[Method], batch: Sequence[Sample]) -> Batch:
+        """Samples of one shape as the model reads them, with their inversion if such states are kept."""
         d, seed = self.denoiser, self.config.seed
         x_0, cond = encode_samples(d, batch)
         ids, captions = [sample.id for sample in batch], [sample.caption for sample in batch]
@@ -118,7 +123,14 @@ class FeaturizeWorker(ModelWorker):
         if self.config.keep_states and methods[0].train.trajectory == "ddim_inversion":
             settings = feature_settings(self.config, methods[0], d, self.identity)
             training = Inversions(self.store, settings, methods[0].train).with_path(d, training, batch)
-        return train_features(d, self.config.projector, methods, training, seed, self._workspace, report)
+        return training
+
+    def compute(
+        self, methods: Sequence[Method], batch: Batch, report: Callable[[float], None] = discard_report
+    ) -> list[Features]:
+        """The features of encoded samples, for methods that share their states."""
+        d, c = self.denoiser, self.config
+        return train_features(d, c.projector, methods, batch, c.seed, self._workspace, report)
 
     def _width(self) -> int:
         return self.config.projector.width(sum(p.numel() for p in self.denoiser.parameters.values()))

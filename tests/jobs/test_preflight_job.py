@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from concept_trak.attribution.concept import Concept, Phrasing
 from concept_trak.audit import dry_run
+from concept_trak.audit.peak_memory import PeakMemory
 from concept_trak.audit.query_features import QueryResult, QueryTask
 from tests.data.files import encoded
 from tests.jobs.world import altered, files_under
@@ -54,7 +55,8 @@ def test_a_preflight_times_as_many_together_as_do_not_take_long():
 
 
 def test_a_question_takes_its_samples_and_the_pictures_that_are_shown():
-    pace = dry_run.DryRunQueryResult(QueryResult("m", "c", np.zeros(1), ()), sample=2.0, picture=5.0)
+    result, none = QueryResult("m", "c", np.zeros(1), ()), PeakMemory(0, 0)
+    pace = dry_run.DryRunQueryResult(result, sample=2.0, picture=5.0, peak=none)
     concept = Concept("c", "a", "b", samples=16, phrasings=(Phrasing("d"), Phrasing("e")))
     assert pace.seconds(QueryTask("m", concept, picture_count=8)) == 16 * 2 + 8 * 5
     here = replace(concept, scope="local", image="a.png")

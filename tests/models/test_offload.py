@@ -13,18 +13,17 @@ from concept_trak.attribution.projector import Projector
 from concept_trak.attribution.state import Batch, Probe
 from concept_trak.models import load_model
 from concept_trak.models.offload import leaves_device, weight_bytes
-from tests.models.tiny import sana
 from tests.models.tiny_flows import flux
 
 TEXTS = ["a red square", "", "a blue circle"]
 STATE = FeatureSpec(Probe("forward_noise", "denoising_error", times=(500,)), unit=True)
 
 
-@pytest.fixture(scope="module", params=[lambda: flux(guidance=True), sana], ids=["flux", "sana"])
-def pair(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
     """One model as it is, and the same model with offloaded encoders."""
     folder = str(tmp_path_factory.mktemp("model"))
-    request.param().save_pretrained(folder)
+    flux(guidance=True).save_pretrained(folder)
     resident, offloaded = (load_model(folder, parameters=r"\.weight$", resolution=16) for _ in range(2))
     offloaded.offload_encoders()
     return resident, offloaded

@@ -6,17 +6,17 @@
 import sys
 
 from cluster.executor import Attempt
-from concept_trak.audit.dry_run import peak_bytes
 from concept_trak.audit.featurize import FeaturizeTask, FeaturizeWorker
+from concept_trak.audit.peak_memory import PeakMemory
 from concept_trak.audit.prepare import prepare
 from concept_trak.config import AuditConfig
 from tests.configured import configure
 
 if __name__ == "__main__":
     p = prepare(configure(AuditConfig, "config", sys.argv[1:]))
-    worker, planned, rows = FeaturizeWorker(p.work), peak_bytes(), 0
+    worker, planned, rows = FeaturizeWorker(p.work), PeakMemory.so_far().host, 0
     for shard in p.plan:
         rows += sum(
             record.rows for record in worker(FeaturizeTask(tuple(p.config.methods), shard), Attempt(1, 0)).records
         )
-    print(rows, planned, peak_bytes())
+    print(rows, planned, PeakMemory.so_far().host)
