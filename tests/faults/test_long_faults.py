@@ -5,6 +5,7 @@ import random
 import signal
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -76,6 +77,8 @@ def test_three_hundred_shards_and_ten_kills(world, tmp_path, capsys):
     while code == -signal.SIGKILL:
         driver = drive(arguments, log, Hires("Slow"))
         while driver.process.is_alive() and kills.total() < KILLS:
+            if kills.total() % 2:
+                await_work(driver, store)
             everyone |= strike(driver, chance, kills)
         code = driver.wait(900)
         now = lasting(files_under(store))
@@ -91,6 +94,18 @@ def test_three_hundred_shards_and_ten_kills(world, tmp_path, capsys):
     assert not temporaries(store)
     until(lambda: not everyone & processes().keys(), "the end of every process of the run")
     until(lambda: not ray_processes().keys() - before.keys(), "the end of every process of Ray")
+
+
+def await_work(driver: Driver, store: Path) -> None:
+    """Wait for the next shard, so that every second kill falls amid work, however slowly workers start."""
+    before, end = shards_done(store), time.monotonic() + 50 * GAP
+    while driver.process.is_alive() and shards_done(store) == before:
+        assert time.monotonic() < end, "no shard was done between two kills"
+        time.sleep(0.2)
+
+
+def shards_done(store: Path) -> int:
+    return len(list(store.glob("features/*/commits/*.json")))
 
 
 def strike(driver: Driver, chance: random.Random, kills: Counter) -> set[int]:
