@@ -12,6 +12,9 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from concept_trak import UserError
+
+SETTINGS = ("auto", "always", "never")
 SHARE = 0.2
 """The share of a GPU's memory from which encoders leave it where the setting is `auto`."""
 
@@ -57,7 +60,12 @@ def leaves_device(setting: str, modules: Iterable[nn.Module], device: torch.devi
     Args:
         setting: `always`, `never`, or `auto`: if they would take more than `SHARE` of the GPU's memory.
         modules: the encoders.
+
+    Raises:
+        UserError: the setting is another word.
     """
+    if setting not in SETTINGS:
+        raise UserError(f"model.offload={setting!r}; expected one of: {', '.join(SETTINGS)}")
     if setting != "auto" or device.type != "cuda":
         return setting == "always" and device.type != "cpu"
     return sum(map(weight_bytes, modules)) > SHARE * torch.cuda.get_device_properties(device).total_memory

@@ -6,6 +6,7 @@ On a CPU the copies are made as well, so that tensors which exist at a time can 
 import pytest
 import torch
 
+from concept_trak import UserError
 from concept_trak.attribution import batch_size
 from concept_trak.attribution.features import compute_features
 from concept_trak.attribution.method import FeatureSpec
@@ -109,6 +110,8 @@ def test_auto_offloads_what_takes_more_than_a_fifth_of_a_gpu(monkeypatch):
     assert leaves_device("auto", [module, torch.nn.Linear(1, 1)], gpu)
     assert leaves_device("always", [], gpu)
     assert not leaves_device("never", [module, module], gpu)
+    with pytest.raises(UserError, match=r"model.offload='yes'; expected one of: auto, always, never"):
+        leaves_device("yes", [module], gpu)
     assert not leaves_device("always", [module], torch.device("cpu")), "there is no other memory to leave it for"
 
 
