@@ -17,7 +17,10 @@ async function wait(section) {
       status.textContent = `The server does not answer (${error.message}); trying again`;
       continue;
     }
-    if (question.state === "done" || question.state === "failed") return location.reload();
+    if (question.state === "done" || question.state === "failed") {
+      history.replaceState("waited", "");
+      return location.reload();
+    }
     const text =
       question.state === "queued"
         ? `${question.ahead} question${question.ahead === 1 ? "" : "s"} before it`
@@ -76,6 +79,14 @@ if (by("earlier")) {
 }
 
 if (by("waiting")) wait(by("waiting"));
+
+// Whoever has waited goes on at the answer; a browser would go on where the page was before it was loaded again.
+if (history.state === "waited") {
+  history.replaceState(null, "");
+  const title = by("answer-1");
+  if (title) title.focus();
+  if (title) addEventListener("load", () => setTimeout(() => title.scrollIntoView()));
+}
 
 if (by("prompt")) {
   for (const name of ["prompt", "minus"]) by(name).addEventListener("input", listWords);

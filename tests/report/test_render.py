@@ -401,7 +401,7 @@ def test_what_one_method_finds_alone_is_listed_and_forms_that_differ_are_side_by
 
     alike, unlike = document(2), document(1)
     assert "The ranks of 1,000 samples correlate to −0.250 (Spearman)" in alike.text
-    assert f"Only {first} has these 2 among its first 4" in alike.text
+    assert f"By {first} alone: 2 of its first 4" in alike.text
     regions = [
         e for e in alike.all("div") if e.attributes.get("aria-label", "").startswith(f"Found by {first} and not")
     ]

@@ -126,6 +126,7 @@ def test_the_page_asks_waits_and_shows(serve):
         await asyncio.to_thread(questions.begun.wait, 20)
         waiting = await (await client.get(link)).text()
         assert "Step 2 of 5" in waiting
+        assert "<title>Computing: a red triangle" in waiting
         assert 'value="a red triangle"' in waiting
         questions.go.set()
         await ended(client, link.rpartition("/")[2])
@@ -162,11 +163,12 @@ def test_an_answer_says_through_which_layers_it_came_and_how_far_its_methods_agr
         (overlap,) = result["comparisons"]
         assert (overlap["correlation"], overlap["only_first"]) == (-0.25, [STRANGE])
         page = await (await client.get(f"/answers/{key}")).text()
-        assert page.count("through &lt;mid&gt; 50.0 %") == 2, "the best and the worst sample of one method"
+        assert page.count('<span class="unseen">through </span>&lt;mid&gt; 50 %') == 2, "the best and the worst sample"
         assert "Through which layers: most through &lt;mid&gt;" in page
         assert "The ranks of 1,000 samples correlate to −0.250 (Spearman)." in page
         assert "caption_trak and das, plain share 1 of their first 2" in page
-        assert "Only caption_trak has these 1 among its first 2" in page
+        assert "By caption_trak alone: 1 of its first 2" in page
+        assert "How far the rankings agree</summary>" in page, "half of the samples are shared"
         async with client.get(f"/questions/{key}/joint.parquet") as response:
             assert pq.read_table(io.BytesIO(await response.read())).column_names == list(JOINT)
 

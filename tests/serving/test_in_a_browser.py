@@ -68,6 +68,7 @@ def test_a_question_from_the_search_box_to_pictures(url, tmp_path):
             await tab.evaluate("document.getElementById('prompt').focus()")
             await tab.press("Enter", 13)
             await tab.until(ANSWERED)
+            await tab.until("document.activeElement.id == 'answer-1'")
             first = await tab.evaluate("location.href")
             assert first.startswith(f"{url}/answers/")
             assert "what a red triangle has and a triangle does not" in await tab.evaluate("document.body.innerText")
@@ -126,7 +127,7 @@ def test_a_question_from_the_search_box_to_pictures(url, tmp_path):
             await tab.type("other", earlier[1])
             await tab.evaluate("document.querySelector('.beside').requestSubmit()")
             await tab.until("document.querySelectorAll('.side').length == 2")
-            assert await tab.evaluate("location.search") == f"?beside={first[-20:]}"
+            assert await tab.evaluate("location.search") == f"?beside={first.removesuffix('#answer-1')[-20:]}"
             await tab.evaluate("history.back()")
             await tab.until(f"!location.search && ({ANSWERED}) && {one_method}")
             await tab.evaluate("document.querySelector('.like').click()")
@@ -141,6 +142,7 @@ def test_a_question_from_the_search_box_to_pictures(url, tmp_path):
             await tab.press("Enter", 13)
             await tab.until("!!document.querySelector('[role=alert]')")
             assert await tab.evaluate("document.getElementById('minus').value") == "blue"
+            await tab.until("document.activeElement.role == 'alert'")
 
     asyncio.run(asyncio.wait_for(person(), 200))
     unexpected = [line for line in complaints(tmp_path) if "422" not in line]
