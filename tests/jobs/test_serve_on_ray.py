@@ -19,6 +19,7 @@ from concept_trak.attribution.concept import Concept
 from concept_trak.audit.finished_audit import open_audit
 from concept_trak.audit.questions import Questions
 from concept_trak.config import WorkerSettings
+from serving.listen import ServeConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "0123456789abcdef"
@@ -82,7 +83,7 @@ def test_a_process_killed_during_a_question_is_replaced_and_the_answer_is_the_sa
             assert server.wait(60) == 143
     concept = Concept("question", prompt="a red circle", without_prompt="a circle", samples=2)
     results = open_audit(str(baseline.store), baseline.audit)
-    alone = Questions(results, worker=WorkerSettings()).ask([concept], top=7).table.to_pylist()
+    alone = Questions(results, worker=WorkerSettings(), keep=ServeConfig().keep).ask([concept], top=7).table.to_pylist()
     columns = ("method", "form", "end", "rank", "sample_id", "score", "low", "high", "rank_low", "rank_high")
     rows = done["result"]["rows"]
     assert [[row[c] for c in columns] for row in rows] == [[row[c] for c in columns] for row in alone]
