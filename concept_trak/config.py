@@ -94,8 +94,8 @@ class WorkerSettings:
 
     cpus: float = 1.0
     """Cores that the worker owns."""
-    gpu: bool = False
-    """Whether the worker owns a GPU, which `model.device=auto` then uses."""
+    gpus: int = 0
+    """GPUs of the worker, one of them perhaps in part; `model.device=auto` then uses them."""
     memory: int = 0
     """Bytes of the machine's memory that the worker may take; 0 is the free memory divided by `neighbours`."""
     neighbours: int = 1

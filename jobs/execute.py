@@ -38,7 +38,7 @@ class ClusterConfig:
     cpus: float = 1.0
     """Cores, and torch threads, of a worker."""
     gpus: float = 0.0
-    """The share of a GPU that a worker has, at most 1: no model is divided among several."""
+    """The share of a GPU that a worker has, or its number of GPUs, among which the denoising network is divided."""
     memory: int = 0
     """Bytes that Ray reserves for a worker; 0 reserves none."""
     price: float = 0.0
@@ -52,8 +52,8 @@ class ClusterConfig:
         _at_least("cluster.workers", self.workers, 0)
         _at_least("cluster.cpus", self.cpus, 0.01)
         _at_least("cluster.price", self.price, 0)
-        if self.gpus > 1:
-            raise UserError(f"cluster.gpus={self.gpus:g}: a worker uses one GPU; set cluster.gpus=1 and more workers")
+        if self.gpus > 1 and self.gpus % 1:
+            raise UserError(f"cluster.gpus={self.gpus:g}; expected at most 1, or a whole number of GPUs")
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def worker_settings(cluster: ClusterConfig) -> WorkerSettings:
     neighbours = 1 if cluster.kind == "serial" else cluster.workers
     if cluster.kind == "local" and not neighbours:
         neighbours = max(1, int(usable_cpus() / cluster.cpus))
-    return WorkerSettings(cpus=cluster.cpus, gpu=cluster.gpus > 0, memory=cluster.memory, neighbours=neighbours)
+    return WorkerSettings(cluster.cpus, math.ceil(cluster.gpus), memory=cluster.memory, neighbours=neighbours)
 
 
 def executor(cluster: ClusterConfig, budget: BudgetConfig) -> Executor:

@@ -47,7 +47,9 @@ class ServeCluster:
 
     def __post_init__(self) -> None:
         if self.gpus > 1:
-            raise UserError(f"cluster.gpus={self.gpus:g}; expected at most 1: a model is not divided among GPUs")
+            raise UserError(
+                f"cluster.gpus={self.gpus:g}; expected at most 1: a server's model is not divided among GPUs"
+            )
         if min(self.cpus, self.gpus, self.memory) < 0 or not self.cpus:
             raise UserError(
                 f"cluster.cpus={self.cpus} cluster.gpus={self.gpus} cluster.memory={self.memory}; expected some cores, "

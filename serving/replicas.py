@@ -103,7 +103,7 @@ class ReplicaSettings:
     def worker(self) -> WorkerSettings:
         """What a process may use of its machine."""
         cluster = self.config.cluster
-        return WorkerSettings(cpus=cluster.cpus, gpu=cluster.gpus > 0, memory=cluster.memory)
+        return WorkerSettings(cpus=cluster.cpus, gpus=int(cluster.gpus > 0), memory=cluster.memory)
 
     def questions(self) -> Questions:
         """The audit that is asked, whose model is not loaded yet."""

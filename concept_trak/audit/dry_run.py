@@ -190,7 +190,7 @@ def _scratch(config: AuditConfig) -> Iterator[AuditConfig]:
 def dry_run(
     config: AuditConfig,
     mapper: Mapper = serial,
-    worker: WorkerSettings = WorkerSettings(gpu=True),
+    worker: WorkerSettings = WorkerSettings(gpus=1),
     workers: int = 0,
     price: float = 0.0,
 ) -> list[str]:

@@ -273,7 +273,7 @@ class Questions:
 
 def own_settings() -> WorkerSettings:
     """The threads that torch has in this process, and a GPU if there is one."""
-    return WorkerSettings(cpus=float(torch.get_num_threads()), gpu=True)
+    return WorkerSettings(cpus=float(torch.get_num_threads()), gpus=1)
 
 
 def _moved(config: AuditConfig, model: MovedModel) -> ModelConfig:

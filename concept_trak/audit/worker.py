@@ -69,9 +69,20 @@ class StoreWorker:
 
 
 def open_model(m: ModelConfig, settings: WorkerSettings) -> Denoiser:
-    """The model of a configuration, on the GPU that the worker owns if there is one."""
-    available = "cuda" if settings.gpu and torch.cuda.is_available() else "cpu"
-    device = available if m.device == "auto" else m.device
+    """The model of a configuration, on the GPUs that the worker owns if there are any.
+
+    Raises:
+        UserError: the worker was given more GPUs than it sees, or the model is refused.
+    """
+    available = "cuda" if settings.gpus and torch.cuda.is_available() else "cpu"
+    device: str | list[str] = available if m.device == "auto" else m.device
+    if device == "cuda" and settings.gpus > 1:
+        device = [f"cuda:{i}" for i in range(settings.gpus)]
+        if torch.cuda.device_count() < len(device):
+            raise UserError(
+                f"cluster.gpus={len(device)}, and this worker sees {torch.cuda.device_count()}; set cluster.gpus to "
+                "the number of GPUs that one machine has, or fewer"
+            )
     return load_model(
         m.path,
         parameters=m.parameters,

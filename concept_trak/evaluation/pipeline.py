@@ -63,7 +63,7 @@ class Spread:
     """
 
     mapper_for: Callable[[Audit], Mapper] = serial_for
-    worker: WorkerSettings = field(default_factory=lambda: WorkerSettings(gpu=True))
+    worker: WorkerSettings = field(default_factory=lambda: WorkerSettings(gpus=1))
     most_rejects: float = MOST_REJECTS
 
 

@@ -47,7 +47,7 @@ def load_model(
     parameters: str = "all",
     negative: str = "empty",
     combinations: Sequence[str] = (),
-    device: str = "cpu",
+    device: str | Sequence[str] = "cpu",
     precision: str = "float32",
     weights: str = "",
     lora: str = "",
@@ -64,7 +64,8 @@ def load_model(
         negative: the model's negative: `empty`, or `other_label` for models that were not trained on an empty
             condition.
         combinations: for `other_label`, the captions or classes to draw from.
-        device: `cpu`, `cuda`, ...
+        device: `cpu`, `cuda`, ..., or several such as `["cuda:0", "cuda:1"]`, among which the denoising network is
+            divided. Its weights are then read into the host's memory first.
         precision: the type of the weights of every network, one of `PRECISIONS`.
         resolution: the side of the images in pixels; 0 is the model's own.
         offload: whether the text encoders and the VAE are on a GPU only while they encode: `auto` (if they would take
@@ -81,7 +82,12 @@ def load_model(
     folder, family = _pipeline(path)
     adapters = _adapters(weights, lora, embeddings)
     settings = {"adapters": adapters, "resolution": resolution, "offload": offload}
-    return family(str(folder), parameters, negative, combinations, device, PRECISIONS[precision], **settings)
+    if isinstance(device, str):
+        return family(str(folder), parameters, negative, combinations, device, PRECISIONS[precision], **settings)
+    settings["offload"] = "never"  # until the devices are known
+    model = family(str(folder), parameters, negative, combinations, "cpu", PRECISIONS[precision], **settings)
+    model.divide(device, offload)
+    return model
 
 
 def _adapters(weights: str, lora: str, embeddings: Sequence[str]) -> Any:

@@ -25,6 +25,7 @@ from concept_trak.models.noise_schedule import NoiseSchedule, variance_preservin
 from concept_trak.models.offload import OffloadedWeights, leaves_device
 from concept_trak.models.pipeline_folder import class_of_part, part_classes, part_files, pipeline_class, read_json
 from concept_trak.models.quantized_linear import is_quantized
+from concept_trak.models.several_devices import divide
 from concept_trak.models.text_encoder import TextEncoder
 from concept_trak.models.vae import Autoencoder
 from concept_trak.store.identity import file_digest
@@ -109,11 +110,7 @@ class Pipeline(Denoiser):
             adapters, self.network, self.part, self.text_encoders, pipeline_class(self.path), dtype
         )
         self.vae = self._read_vae(classes, dtype, "cpu")
-        if leaves_device(offload, self._encoders, self.device):
-            self.offload_encoders()
-        else:
-            for encoder in self._encoders:
-                nn.Module.to(encoder, self.device)
+        self._place_encoders(offload)
         self.shape = (self._channels(), *(self._sides_of(resolution) if resolution else self._sides()))
         scheduler = load_settings(class_of_part(diffusers, classes, "scheduler"), self.path, "scheduler")
         self.schedule = self._read_schedule(scheduler)
@@ -129,6 +126,24 @@ class Pipeline(Denoiser):
     def _encoders(self) -> list[nn.Module]:
         """The text encoders and the VAE."""
         return [encoder.model for encoder in self.text_encoders.values()] + ([self.vae.module] if self.vae else [])
+
+    def _place_encoders(self, offload: str) -> None:
+        if leaves_device(offload, self._encoders, self.device):
+            self.offload_encoders()
+        else:
+            for encoder in self._encoders:
+                nn.Module.to(encoder, self.device)
+
+    def divide(self, devices: Sequence[str], offload: str = "auto") -> None:
+        """Divide the network among several devices; the text encoders and the VAE belong to the first.
+
+        Args:
+            devices: such as `cuda:0`, `cuda:1`.
+            offload: as of the class.
+        """
+        divide(self.network, devices)
+        self.parameters = {name: self.network.get_parameter(name) for name in self.parameters}
+        self._place_encoders(offload)
 
     def offload_encoders(self) -> None:
         """From now on the text encoders and the VAE are on the network's device only while they encode or decode."""

@@ -40,7 +40,7 @@ def verify_store(
     audit: str = "",
     repair: bool = False,
     mapper: Mapper = serial,
-    worker: WorkerSettings = WorkerSettings(gpu=True),
+    worker: WorkerSettings = WorkerSettings(gpus=1),
     line: Callable[[str], None] = print,
 ) -> bool:
     """Check every file against its record, and with `repair` compute damaged features again.

@@ -58,7 +58,7 @@ def run_audit(
     config: AuditConfig,
     mapper: Mapper = serial,
     *,
-    worker: WorkerSettings = WorkerSettings(gpu=True),
+    worker: WorkerSettings = WorkerSettings(gpus=1),
     most_rejects: float = MOST_REJECTS,
     line: Callable[[str], None] = print,
     counters: Callable[[], dict[str, Any]] = dict,

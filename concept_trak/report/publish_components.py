@@ -13,7 +13,7 @@ from concept_trak.store.store import Store
 
 
 def run_components(
-    config: ComponentsConfig, mapper: Mapper = serial, worker: WorkerSettings = WorkerSettings(gpu=True)
+    config: ComponentsConfig, mapper: Mapper = serial, worker: WorkerSettings = WorkerSettings(gpus=1)
 ) -> None:
     """Measure the trajectories that are missing, then write the tables, the page and, with `edit.out`, the model."""
     for key, value, example in (

@@ -85,9 +85,7 @@ def test_local_workers_share_memory_by_the_cores_that_the_process_may_use(monkey
     assert worker_settings(cluster).neighbours == neighbours
 
 
-def test_more_gpus_than_a_worker_uses_are_refused():
-    with pytest.raises(
-        UserError, match=r"cluster\.gpus=2: a worker uses one GPU; set cluster\.gpus=1 and more workers"
-    ):
-        ClusterConfig(gpus=2)
-    assert worker_settings(ClusterConfig(gpus=0.5)).gpu
+def test_a_worker_has_a_part_of_a_gpu_or_whole_ones():
+    with pytest.raises(UserError, match=r"cluster\.gpus=1\.5; expected at most 1, or a whole number of GPUs"):
+        ClusterConfig(gpus=1.5)
+    assert [worker_settings(ClusterConfig(gpus=gpus)).gpus for gpus in (0, 0.5, 1, 2)] == [0, 1, 1, 2]

@@ -3,6 +3,9 @@
 P is linear, so one projection of the sum suffices. `mask` and `kronecker` need few numbers of a gradient and take them
 from its factors; their sums are narrow from the start.
 
+Where a model is divided among devices, a gradient and its sum are on the device of its parameter. Only norms and
+finished sums are moved, to the device of the first parameter.
+
 Gradients are handled one after another. A norm may need a gradient in dense form. The sum then uses that form at once
 and drops it, because fresh memory costs more than the product that fills it.
 """
@@ -50,7 +53,7 @@ class FeatureSum(ABC):
                 self._add(name, self._reduced(name, gradient), factor)
             return
         norms, reduced = gradient_norms(gradients, norm, self._reduced, exponent)
-        rates = {group: factor * torch.where(n > 0, 1 / n, 0) for group, n in norms.items()}
+        rates = {group: factor.to(n.device) * torch.where(n > 0, 1 / n, 0) for group, n in norms.items()}
         for name, gradient in reduced.items():
             self._add(name, gradient, rates[norm_group(name, norm)])
 
@@ -71,17 +74,25 @@ class FullSum(FeatureSum):
     """For any P: the sum at full width, in float32 or wider.
 
     Args:
-        memory: at least b times as many numbers as `parameters` have together; the largest tensor that a batch needs.
+        memories: by device, at least b times as many numbers as its parameters have together; the largest tensors that
+            a batch needs.
     """
 
     def __init__(
-        self, projector: Projector, parameters: Mapping[str, Tensor], b: int, tables: Tables, memory: Tensor
+        self,
+        projector: Projector,
+        parameters: Mapping[str, Tensor],
+        b: int,
+        tables: Tables,
+        memories: Mapping[torch.device, Tensor],
     ) -> None:
         self._projector, self._tables = projector, tables
         self._shapes = {name: (b, *p.shape) for name, p in parameters.items()}
-        sizes = [b * p.numel() for p in parameters.values()]
-        self._unused = dict(zip(parameters, memory[: sum(sizes)].split(sizes), strict=True))
         self._sums: dict[str, Tensor] = {}
+        self._unused: dict[str, Tensor] = {}
+        for device, own in _by_device(parameters).items():
+            sizes = [b * p.numel() for p in own.values()]
+            self._unused |= zip(own, memories[device][: sum(sizes)].split(sizes), strict=True)
 
     def _reduced(self, name: str, gradient: ParameterGradient) -> ParameterGradient:
         return gradient
@@ -90,12 +101,13 @@ class FullSum(FeatureSum):
         memory = self._unused.pop(name, None)
         if memory is not None:
             self._sums[name] = reduced.as_sum(memory)
-        reduced.add_to(self._sums[name], factor, overwrite=memory is not None)
+        total = self._sums[name]
+        reduced.add_to(total, factor.to(total.device), overwrite=memory is not None)
 
     def phi(self) -> Float[Tensor, "b k"]:
         zeros = {name: memory.zero_().view(self._shapes[name]) for name, memory in self._unused.items()}
         sums = self._sums | zeros
-        return self._projector({name: sums[name] for name in self._shapes}, self._tables)
+        return self._projector(_on_one_device({name: sums[name] for name in self._shapes}), self._tables)
 
 
 class MaskSum(FeatureSum):
@@ -105,7 +117,9 @@ class MaskSum(FeatureSum):
         sizes = tuple((name, p.numel()) for name, p in parameters.items())
         first = next(iter(parameters.values()))
         coordinates = tables.coordinates(sizes, projector.dim, projector.seed, first.device)
-        self._coordinates = {name: own for name, own in coordinates.items() if own[0].numel()}
+        self._coordinates = {
+            name: (at.to(parameters[name].device), column) for name, (at, column) in coordinates.items() if at.numel()
+        }
         self._sum = at_least_float32(first.new_zeros(b, projector.dim))
         self._nothing = DenseGradient(self._sum[:, :0])
         self._scale = (sum(size for _, size in sizes) / projector.dim) ** 0.5
@@ -116,7 +130,7 @@ class MaskSum(FeatureSum):
 
     def _add(self, name: str, reduced: ParameterGradient, factor: Float[Tensor, " b"]) -> None:
         if (place := self._coordinates.get(name)) is not None:
-            self._sum[:, place[1]] += reduced.dense() * factor.to(self._sum.dtype)[:, None]
+            self._sum[:, place[1]] += reduced.dense().to(self._sum.device) * factor.to(self._sum)[:, None]
 
     def phi(self) -> Float[Tensor, "b k"]:
         return self._sum * self._scale
@@ -129,11 +143,14 @@ class KroneckerSum(FeatureSum):
         self._projector, self._tables = projector, tables
         like = at_least_float32(next(iter(parameters.values())).new_empty(0))
         self._factors = {
-            name: tables.kronecker_factors(name, p.shape, projector.seed, like.dtype, like.device)
+            name: tables.kronecker_factors(name, p.shape, projector.seed, like.dtype, p.device)
             for name, p in parameters.items()
             if p.dim() > 1
         }
-        self._sums = {name: like.new_zeros(b, *self._shape(name, p)) for name, p in parameters.items()}
+        self._sums = {
+            name: torch.zeros(b, *self._shape(name, p), dtype=like.dtype, device=p.device)
+            for name, p in parameters.items()
+        }
 
     def _shape(self, name: str, p: Tensor) -> tuple[int, ...]:
         return tuple(side.shape[1] for side in self._factors[name]) if name in self._factors else p.shape
@@ -144,10 +161,11 @@ class KroneckerSum(FeatureSum):
         return DenseGradient(at_least_float32(gradient.dense()))
 
     def _add(self, name: str, reduced: ParameterGradient, factor: Float[Tensor, " b"]) -> None:
-        reduced.add_to(self._sums[name], factor)
+        total = self._sums[name]
+        reduced.add_to(total, factor.to(total.device))
 
     def phi(self) -> Float[Tensor, "b k"]:
-        return sketch(self._sums, self._projector.dim, self._projector.seed, self._tables)
+        return sketch(_on_one_device(self._sums), self._projector.dim, self._projector.seed, self._tables)
 
 
 NARROW_SUMS: dict[str, type[MaskSum] | type[KroneckerSum]] = {"mask": MaskSum, "kronecker": KroneckerSum}
@@ -164,10 +182,26 @@ def feature_sums(
         yield [kind(projector, parameters, b, workspace.tables) for _ in range(count)]
         return
     like = at_least_float32(next(iter(parameters.values())).new_empty(0))
-    numbers = b * sum(p.numel() for p in parameters.values())
+    numbers = {device: b * sum(p.numel() for p in own.values()) for device, own in _by_device(parameters).items()}
     with ExitStack() as stack:
-        memories = [stack.enter_context(workspace.memory(numbers, like)) for _ in range(count)]
-        yield [FullSum(projector, parameters, b, workspace.tables, memory) for memory in memories]
+        memories = [
+            {device: stack.enter_context(workspace.memory(n, like.to(device))) for device, n in numbers.items()}
+            for _ in range(count)
+        ]
+        yield [FullSum(projector, parameters, b, workspace.tables, own) for own in memories]
+
+
+def _by_device(parameters: Mapping[str, Tensor]) -> dict[torch.device, dict[str, Tensor]]:
+    groups: dict[torch.device, dict[str, Tensor]] = {}
+    for name, p in parameters.items():
+        groups.setdefault(p.device, {})[name] = p
+    return groups
+
+
+def _on_one_device(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The sums on the device of the first."""
+    device = next(iter(sums.values())).device
+    return {name: total.to(device) for name, total in sums.items()}
 
 
 def norm_group(name: str, norm: str) -> str:
@@ -192,12 +226,14 @@ def gradient_norms(
         (norms by group, reduced gradients by parameter name). A layer's norm below `NEGLIGIBLE` times the whole norm
         is 0.
     """
-    vectors = [g.value for g in gradients.values() if norm == "all" and isinstance(g, DenseGradient) and g.is_vector]
-    squares = [DenseGradient(torch.cat(vectors, 1)).squared_norm()] if vectors else []
+    vectors = {
+        n: g.value for n, g in gradients.items() if norm == "all" and isinstance(g, DenseGradient) and g.is_vector
+    }
+    squares = [DenseGradient(torch.cat([*v.values()], 1)).squared_norm() for v in _by_device(vectors).values()]
     by_group: dict[str, list[Tensor]] = {}
     reduced: dict[str, ParameterGradient] = {}
     for name, gradient in gradients.items():
-        if norm != "all" or not (isinstance(gradient, DenseGradient) and gradient.is_vector):
+        if name not in vectors:
             if not gradient.norm_is_cheaper_in_factors:
                 gradient = DenseGradient(gradient.dense())
             squares.append(gradient.squared_norm())
@@ -207,11 +243,13 @@ def gradient_norms(
     if norm == "all":
         return {norm: whole}, reduced
     norms = {group: _root_of_sum(own) for group, own in by_group.items()}
-    norms = {group: torch.where(n > NEGLIGIBLE * whole, n, 0) for group, n in norms.items()}
+    norms = {
+        group: torch.where(n.to(whole.device) > NEGLIGIBLE * whole, n.to(whole.device), 0) for group, n in norms.items()
+    }
     if exponent != 1:
         norms = {group: n**exponent * whole ** (1 - exponent) for group, n in norms.items()}
     return norms, reduced
 
 
 def _root_of_sum(squares: Sequence[Float[Tensor, " b"]]) -> Float[Tensor, " b"]:
-    return torch.stack(list(squares)).sum(0).sqrt()
+    return torch.stack([s.to(squares[0].device) for s in squares]).sum(0).sqrt()

@@ -42,8 +42,9 @@ class LayerCall:
 
     @property
     def input(self) -> Tensor:
-        """The first argument, by place or by keyword, without its graph."""
-        return self.first.detach()
+        """The first argument, by place or by keyword, without its graph, on the device of the output."""
+        # Where a model is divided among devices, a layer gets its input from the device before and moves it itself.
+        return self.first.detach().to(self.output.device)
 
     @property
     def first(self) -> Any:

@@ -126,4 +126,5 @@ class SeparableLayers:
             return gradients[0]
         if gradients:
             return DenseGradient(torch.stack([g.dense() for g in gradients]).sum(0))
-        return DenseGradient(v.new_zeros(()).expand(self._b, *self._parameters[name].shape))
+        p = self._parameters[name]
+        return DenseGradient(torch.zeros((), dtype=v.dtype, device=p.device).expand(self._b, *p.shape))
