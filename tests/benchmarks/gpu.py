@@ -170,13 +170,23 @@ def _measured(asked: argparse.Namespace, options: dict[str, Any], model: Denoise
     while batch:
         try:
             if line.what == "stage":
-                selected = {**options, "parameters": line.parameters}
-                return measured_stage(asked, selected, line.probe, batch)
+                return _stage(asked, {**options, "parameters": line.parameters}, model, line, batch)
             return {"batch": batch, **_timed(asked, _opened(model, line), line, batch)}
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             batch //= 2
     return {"left_out": "memory"}
+
+
+def _stage(
+    asked: argparse.Namespace, options: dict[str, Any], model: Denoiser, line: Line, batch: int
+) -> dict[str, Any]:
+    """The worker opens a model of its own, so this one leaves the device meanwhile."""
+    model.network.to("cpu")
+    try:
+        return measured_stage(asked, options, line.probe, batch)
+    finally:
+        model.network.to(asked.device)
 
 
 class Operations(TorchDispatchMode):

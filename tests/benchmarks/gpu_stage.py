@@ -5,6 +5,7 @@ same code takes PyTorch's operators in place of kernels, and so says nothing abo
 """
 
 import argparse
+import gc
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -32,8 +33,10 @@ METHOD = "concept_b"
 
 def measured_stage(asked: argparse.Namespace, options: dict[str, Any], probe: Probe, batch: int) -> dict[str, Any]:
     """Samples a second, share of the time in which the device waits, and peak memory, of a shard of two batches."""
-    folder = Path(options["path"]).parent
+    folder = Path(options["path"]).parent / f"stage-{batch}"
+    folder.mkdir()
     prepared = _prepared(asked, options, probe, batch, folder)
+    gc.collect()  # the model of the driver, which has done its work
     worker, (first, second) = FeaturizeWorker(prepared.work), prepared.plan
     worker(FeaturizeTask((METHOD,), first), FirstAttempt())  # warms up
     cuda = asked.device == "cuda"
