@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from concept_trak.attribution.damping import DAMPINGS, DEFAULT_DAMPING, agreement_of_halves, score_correlations
 from concept_trak.evaluation.leaderboard import Ranker, RankerMeasures, collect_measures
-from concept_trak.evaluation.retrieval import Cell, merit
+from concept_trak.evaluation.retrieval import Cell, Values, interval_of_difference, merit
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,9 @@ class DampingLine:
     best_damping: float
     precision: tuple[float, float]
     """P@10 in and out of distribution at the chosen dampings, NaN without such cells."""
+    gap: tuple[float, float]
+    """Paired 95 % interval of the reference's mean over cells minus this ranker's, each at its chosen dampings; NaN if
+    the reference has none."""
 
 
 def query_separation(values: Float[np.ndarray, "n m"], concepts: int) -> float:
@@ -52,13 +55,14 @@ def query_separation(values: Float[np.ndarray, "n m"], concepts: int) -> float:
     return within - between
 
 
-def damping_lines(rows: Sequence[Mapping[str, Any]], cells: Sequence[Cell]) -> list[DampingLine]:
+def damping_lines(rows: Sequence[Mapping[str, Any]], cells: Sequence[Cell], reference: Ranker) -> list[DampingLine]:
     """The rankers whose scores have a damping, ordered by the mean at the chosen damping, the largest first.
 
     Args:
         rows: the grades of all models of one data set, with `separation`. A ranker without grades at the default
             damping is left out.
         cells: the cells of the data set.
+        reference: the ranker that every other is compared with.
     """
     models = tuple(dict.fromkeys(row["model"] for row in rows))
     separation = {
@@ -67,11 +71,13 @@ def damping_lines(rows: Sequence[Mapping[str, Any]], cells: Sequence[Cell]) -> l
         if not row["flipped"] and DAMPINGS[0] <= row["damping"] <= DAMPINGS[-1]
     }
     measures = collect_measures(rows, models, cells)
-    lines = [
-        _line(ranker, measures[ranker], [_chosen(separation, model, ranker) for model in models], cells)
+    dampings = {
+        ranker: [_chosen(separation, model, ranker) for model in models]
         for ranker in dict.fromkeys(ranker for _, ranker, _ in separation)
         if DEFAULT_DAMPING in measures[ranker]
-    ]
+    }
+    of_reference = _gain(measures[reference], dampings[reference]) if reference in dampings else None
+    lines = [_line(ranker, measures[ranker], own, cells, of_reference) for ranker, own in dampings.items()]
     return sorted(lines, key=lambda line: -line.chosen[0])
 
 
@@ -81,10 +87,19 @@ def _chosen(separation: Mapping[tuple[str, Ranker, float], float], model: str, r
     return max(own, key=lambda damping: (own[damping], damping))
 
 
+def _gain(measures: Mapping[float, RankerMeasures], chosen: Sequence[float]) -> Values:
+    """AP - base rate, each model's at its own damping."""
+    return np.stack([measures[damping].gain[i] for i, damping in enumerate(chosen)])
+
+
 def _line(
-    ranker: Ranker, measures: Mapping[float, RankerMeasures], chosen: Sequence[float], cells: Sequence[Cell]
+    ranker: Ranker,
+    measures: Mapping[float, RankerMeasures],
+    chosen: Sequence[float],
+    cells: Sequence[Cell],
+    of_reference: Values | None,
 ) -> DampingLine:
-    gain = np.stack([measures[damping].gain[i] for i, damping in enumerate(chosen)])
+    gain = _gain(measures, chosen)
     precision = np.stack([measures[damping].precision[i] for i, damping in enumerate(chosen)])
     best = max(measures, key=lambda damping: (measures[damping].gain.mean(), damping))
     held_out = np.array([cell.held_out for cell in cells])
@@ -97,6 +112,7 @@ def _line(
         dampings=tuple(chosen),
         best_damping=best,
         precision=(inside, outside),
+        gap=(math.nan, math.nan) if of_reference is None else interval_of_difference(of_reference, gain, over=np.mean),
     )
 
 

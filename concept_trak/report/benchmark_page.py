@@ -259,10 +259,11 @@ def _captions_as_text(board: Leaderboard) -> list[str]:
 def dampings_as_text(title: str, lines: Sequence[DampingLine]) -> str:
     """In Markdown, what each ranker finds at the damping chosen without labels, at the default and at the best one."""
     head = (
-        "| ranking | chosen | mean (merit) at it | P@10 in / out | mean (merit) at 100 | best damping: mean (merit) |"
+        "| ranking | chosen | mean (merit) at it | reference's mean ahead by | P@10 in / out | mean (merit) at 100 "
+        "| best damping: mean (merit) |"
     )
     return "\n".join(
-        [f"\n## {title}: damping without labels\n", head, "|---|" + "---:|" * 5, *map(_damping_line, lines)]
+        [f"\n## {title}: damping without labels\n", head, "|---|" + "---:|" * 6, *map(_damping_line, lines)]
     )
 
 
@@ -270,7 +271,8 @@ def _damping_line(line: DampingLine) -> str:
     chosen, default, best = (f"{mean:+.3f} ({worst:+.3f})" for mean, worst in (line.chosen, line.default, line.best))
     dampings = " ".join(f"{damping:g}" for damping in line.dampings)
     precision = f"{line.precision[0]:.2f} / {line.precision[1]:.2f}"
-    return f"| {line.ranker} | {dampings} | {chosen} | {precision} | {default} | {line.best_damping:g}: {best} |"
+    at_choice = f"{dampings} | {chosen} | {_interval(line.gap)} | {precision}"
+    return f"| {line.ranker} | {at_choice} | {default} | {line.best_damping:g}: {best} |"
 
 
 def _line(line: LeaderboardLine, board: Leaderboard) -> str:

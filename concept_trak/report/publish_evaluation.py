@@ -41,7 +41,7 @@ def run_benchmark(config: BenchmarkConfig, spread: Spread = Spread()) -> Iterato
     publish_benchmark(store, config.name, {r.title: r.grades for r in results}, boards)
     publish_tops(store, config.name, {r.title: r.audits for r in results}, boards, config.rows)
     yield from map(as_text, boards)
-    yield from (dampings_as_text(r.title, damping_lines(r.grades, r.cells)) for r in results)
+    yield from (dampings_as_text(r.title, damping_lines(r.grades, r.cells, reference)) for r in results)
 
 
 def run_study(config: BenchmarkConfig, spread: Spread = Spread(), runs: Sequence[Mapping[str, Any]] = RUNS) -> str:

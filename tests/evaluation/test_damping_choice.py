@@ -32,7 +32,7 @@ def gains(grades, damping, models=leaderboards.MODELS):
 def test_each_model_has_the_damping_that_separates_best_there(grades):
     wanted = {model: damping for model, damping in zip(leaderboards.MODELS, (1.0, 100.0, 10000.0), strict=False)}
     marked = [row | {"separation": float(row["damping"] == wanted.get(row["model"]))} for row in grades]
-    line = line_of(damping_lines(marked, cells(SHAPES3)))
+    line = line_of(damping_lines(marked, cells(SHAPES3), FIT))
     assert line.dampings == tuple(wanted[model] for model in leaderboards.MODELS)
     expected = [gain for model in leaderboards.MODELS for gain in gains(grades, wanted[model], (model,))]
     assert line.chosen[0] == pytest.approx(np.mean(expected))
@@ -42,7 +42,7 @@ def test_each_model_has_the_damping_that_separates_best_there(grades):
 
 
 def test_the_plain_product_and_flipped_signs_are_never_chosen(grades):
-    lines = damping_lines(grades, cells(SHAPES3))
+    lines = damping_lines(grades, cells(SHAPES3), FIT)
     assert all(np.isfinite(line.dampings).all() and not line.ranker.flipped for line in lines)
     assert {line.ranker.query_kind for line in lines} == {"own", "concept"}, "baselines have no damping"
 
@@ -57,10 +57,21 @@ def test_separation_is_that_of_the_halves_of_the_queries():
 
 
 def test_the_table_says_what_was_chosen(grades):
-    lines = damping_lines(grades, cells(SHAPES3))
+    lines = damping_lines(grades, cells(SHAPES3), FIT)
     text = dampings_as_text("shapes3", lines)
     row = next(line for line in text.splitlines() if line.startswith("| fit_trak |"))
     fit = line_of(lines)
     assert f"{fit.chosen[0]:+.3f} ({fit.chosen[1]:+.3f})" in row
     assert f"{fit.best_damping:g}: {fit.best[0]:+.3f}" in row
     assert text.count("\n| ") == 1 + len(lines)
+    assert "| +0.000 to +0.000 |" in row, "the reference is compared with another than itself"
+
+
+def test_rankers_are_compared_at_their_own_dampings(grades):
+    lines = {line.ranker: line for line in damping_lines(grades, cells(SHAPES3), FIT)}
+    for ranker, line in lines.items():
+        difference = lines[FIT].chosen[0] - line.chosen[0]
+        assert line.gap[0] <= difference <= line.gap[1], f"{ranker}: {line.gap} misses {difference}"
+    assert any(line.gap[0] > 0 for line in lines.values())
+    absent = damping_lines(grades, cells(SHAPES3), Ranker("lookup", "none"))
+    assert all(np.isnan(line.gap).all() for line in absent)

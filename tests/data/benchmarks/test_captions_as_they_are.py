@@ -14,7 +14,7 @@ from concept_trak.evaluation.retrieval import cell_concept, cells
 from concept_trak.evaluation.training.benchmark_models import initial_pipeline, training_set
 from concept_trak.evaluation.training.settings import TrainConfig
 
-ROWS = 200
+ROWS = 100
 DEVIATIONS = 4.5  # standard deviations of a binomial count, exceeded by chance once in 150 000 such tests
 OTHER = dict(SYNONYMS.synonyms)
 
