@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-import duckdb
+import pyarrow.parquet as pq
 import pytest
 
 from concept_trak.evaluation.suite import BenchmarkConfig
@@ -26,9 +26,8 @@ def test_lookup_finds_what_captions_name_and_every_ranking_is_graded_on_the_othe
     )  # fmt: skip
     run = BenchmarkRunConfig(cluster=ClusterConfig(kind="serial"))
     assert benchmark(configure(BenchmarkConfig, "benchmark", list(keys)), run) == 0
-    table = f"'{tmp_path}/benchmarks/benchmark/leaderboard.parquet'"
-    gains = {ranker: values for ranker, *values in duckdb.sql(
-        f"select ranker, gain_named, gain_unnamed from {table}").fetchall()}  # fmt: skip
+    table = pq.read_table(tmp_path / "benchmarks/benchmark/leaderboard.parquet").to_pylist()
+    gains = {line["ranker"]: (line["gain_named"], line["gain_unnamed"]) for line in table}
     assert {"caption_trak", "lookup", "words", "pixels", "style", "random"} <= gains.keys()
     assert all(math.isfinite(value) for values in gains.values() for value in values)
     named, unnamed = gains["lookup"]
