@@ -17,7 +17,7 @@ from tests.jobs.world import RESOLUTION, files_under
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
 XDIST = "PYTEST_XDIST_WORKER"  # set in a worker of pytest-xdist, whose parent starts all of them
-SHARDS, ROWS, KILLS, GAP = 300, 2, 10, 8.0  # at least so many kills, so many seconds apart on average
+SHARDS, ROWS, KILLS, GAP = 300, 1, 10, 8.0  # at least so many kills, so many seconds apart on average
 
 
 @pytest.fixture
