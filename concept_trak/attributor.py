@@ -22,7 +22,8 @@ from concept_trak.attribution.fisher import NO_FEATURES, Gram, gram, solve_dampe
 from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.method import METHODS, RECOMMENDED, Method
 from concept_trak.attribution.projector import Projector
-from concept_trak.attribution.query import phrasing_features, query_features, require_conditioning, require_conditions
+from concept_trak.attribution.query import phrasing_features, require_conditioning, require_conditions
+from concept_trak.attribution.query_paths import query_features
 from concept_trak.attribution.ranking import scores
 from concept_trak.attribution.uncertainty import independent_features, score_intervals
 from concept_trak.config import DAMPING, DataConfig, build
@@ -246,11 +247,10 @@ class Attributor:
         require_conditioning(self.model, concept)
         if fitted.gram.trace == 0:
             raise UserError(f"nothing in this data taught it, as far as the method can tell: {NO_FEATURES}")
-        files = read_concept_files(self.model, concept)
-        batch = open_query(self.model, concept, files, self.batch_size)
-        features = query_features(
-            self.model, self.projector, self.method, concept, batch, self.batch_size, self._workspace
-        )
+        files, size = read_concept_files(self.model, concept), self.batch_size
+        batch = open_query(self.model, concept, files, size)
+        query = query_features(self.model, self.projector, [self.method], concept, batch, size, self._workspace)
+        (features,) = query.features
         phi_q = phrasing_features(self.model, concept, features).mean(0, keepdim=True).cpu().double()
         queries = torch.cat([phi_q, independent_features(features.phi, len(files.examples)).cpu().double()])
         solution, _ = solve_damped(fitted.gram, damping, queries, lambda: fitted.phi)

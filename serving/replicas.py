@@ -120,7 +120,7 @@ class ScanTask:
 
 
 class ModelReplica:
-    """The process with the model: opens the queries of a configuration, and computes the feature of a query."""
+    """The process with the model: opens the queries of a configuration, and computes the features of a query."""
 
     def __init__(self, settings: ReplicaSettings) -> None:
         self._model = LocalQueryModel(settings.questions().work)

@@ -24,7 +24,7 @@ from concept_trak.attribution.method import FeatureSpec, Method
 from concept_trak.attribution.numerics import at_least_float32
 from concept_trak.attribution.projector import Projector
 from concept_trak.attribution.state import Batch, Direction, Probe, State
-from concept_trak.attribution.trajectory import TRAJECTORIES, walk
+from concept_trak.attribution.trajectory import TRAJECTORIES, PathEnd, walk
 
 
 class Features(NamedTuple):
@@ -39,6 +39,13 @@ class Features(NamedTuple):
     phi: Float[Tensor, "b k"]
     weight: Float[Tensor, " b"]
     states: Int[Tensor, " b"]
+
+
+class PathFeatures(NamedTuple):
+    """Several kinds of features on the same states, and where the samples' paths ended."""
+
+    features: list[Features]
+    end: PathEnd
 
 
 def discard_report(samples: float) -> None:
@@ -84,7 +91,7 @@ def train_features(
         report: as of `compute_features_together`.
     """
     specs = [method.train_spec for method in methods]
-    results = compute_features_together(denoiser, projector, specs, batch, seed, workspace, report)
+    results = compute_features_together(denoiser, projector, specs, batch, seed, workspace, report).features
     return [Features(features.phi.cpu(), features.weight, features.states) for features in results]
 
 
@@ -123,7 +130,7 @@ def compute_features(
         workspace: of the worker, so that tables and memory serve many batches.
         report: as of `compute_features_together`.
     """
-    return compute_features_together(denoiser, projector, [spec], batch, seed, workspace, report)[0]
+    return compute_features_together(denoiser, projector, [spec], batch, seed, workspace, report).features[0]
 
 
 def compute_features_together(
@@ -134,7 +141,7 @@ def compute_features_together(
     seed: int,
     workspace: Workspace | None = None,
     report: Callable[[float], None] = discard_report,
-) -> list[Features]:
+) -> PathFeatures:
     """Several kinds of features on the same states: one forward at each state for all, one backward for each probe.
 
     Equals `features_naive` up to rounding. All probes must have one `path`.
@@ -161,8 +168,8 @@ def compute_features_together(
             report(len(batch.ids) / len(probes[0].states))
             return pulled[0].prediction
 
-        walk(TRAJECTORIES[probes[0].trajectory](denoiser, batch, probes[0], seed), visit)
-        return [total.features() for total in totals]
+        end = walk(TRAJECTORIES[probes[0].trajectory](denoiser, batch, probes[0], seed), visit)
+        return PathFeatures([total.features() for total in totals], end)
 
 
 def _direction(denoiser: Denoiser, probe: Probe, state: State, prediction: Prediction) -> Direction:

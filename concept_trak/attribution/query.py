@@ -13,10 +13,8 @@ from torch import Tensor
 from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.denoiser import Condition, Denoiser, negatives, unprompted_texts
-from concept_trak.attribution.features import Features, compute_features, discard_report
-from concept_trak.attribution.gradients.workspace import Workspace
+from concept_trak.attribution.features import Features
 from concept_trak.attribution.method import CONCEPT_DIRECTIONS, Method
-from concept_trak.attribution.projector import Projector
 from concept_trak.attribution.state import Batch, Probe
 from concept_trak.attribution.trajectory import generate
 
@@ -105,37 +103,11 @@ def resolve_query(denoiser: Denoiser, method: Method, concept: Concept, batch: B
     return method, replace(batch, x_0=images.to(torch.float32).to(denoiser.dtype))
 
 
-def query_features(
-    denoiser: Denoiser,
-    projector: Projector,
-    method: Method,
-    concept: Concept,
-    batch: Batch,
-    size: int,
-    workspace: Workspace | None = None,
-    report: Callable[[float], None] = discard_report,
-) -> Features:
-    """The feature of every sample of a query.
-
-    Args:
-        batch: the result of `query_batch`.
-        size: samples computed at a time; it does not change the features.
-        report: as of `features.compute_features_together`.
-    """
-    parts = []
-    for start in range(0, len(batch.ids), size):
-        resolved, rows = resolve_query(denoiser, method, concept, batch.rows(slice(start, start + size)))
-        spec = resolved.query_spec
-        parts.append(compute_features(denoiser, projector, spec, rows, concept.seed, workspace, report))
-    phi, weight, states = (torch.cat(values) for values in zip(*parts, strict=True))
-    return Features(phi, weight, states)
-
-
 def phrasing_features(denoiser: Denoiser, concept: Concept, features: Features) -> Float[Tensor, "phrasings k"]:
     """The mean feature of each phrasing; the query's feature is the mean of these.
 
     Args:
-        features: the features of the query's samples, from `query_features`.
+        features: the features of the query's samples, from `query_paths.query_features`.
 
     Raises:
         UserError: a phrasing has no direction at any state, or its feature is not finite.

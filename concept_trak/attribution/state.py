@@ -1,7 +1,7 @@
 """A batch of samples, a state on a trajectory, and the settings of one side of a method (`Probe`)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -181,3 +181,11 @@ class Probe:
             path -= len(self.states) - 1  # the evaluation at a state serves the path's next update too
         reward = {"reconstruction_reward": 2, "concept_reward": 1, "caption_reward": 1, "caption_fit": self.negatives}
         return path + len(self.states) * (1 + 2 + reward.get(self.direction, 0))
+
+
+def by_path(probes: Mapping[str, Probe]) -> list[tuple[str, ...]]:
+    """The names of probes in groups that share their states."""
+    groups = dict[Probe, list[str]]()
+    for name, probe in probes.items():
+        groups.setdefault(probe.path, []).append(name)
+    return [tuple(names) for names in groups.values()]

@@ -8,6 +8,7 @@ whatever the network runs in.
 
 import math
 from collections.abc import Callable, Generator
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -20,6 +21,17 @@ from concept_trak.attribution.state import Batch, Probe, State, required, time_g
 
 States = Generator[State, Prediction | None, None]
 Trajectory = Callable[[Denoiser, Batch, Probe, int], States]
+
+
+class PathEnd(NamedTuple):
+    """The last state of a path, and the prediction at it."""
+
+    state: State
+    prediction: Prediction
+
+    def rows(self, rows: slice) -> "PathEnd":
+        """Of some samples."""
+        return PathEnd(self.state.rows(rows), Prediction(*(value[rows] for value in self.prediction)))
 
 
 def ddim_step(
@@ -96,9 +108,20 @@ def sampling(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> State
 
 def generate(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> Float[Tensor, "b c h w"]:
     """The images at the end of the path of `sampling`: x_0 predicted at the last point of the grid."""
-    x_t = _start(denoiser, batch, probe, seed)
-    for i in range(probe.points - 1, 0, -1):
-        x_t = _down(denoiser, batch, probe, seed, x_t, i)
+    return _descend(denoiser, batch, probe, seed, _start(denoiser, batch, probe, seed), probe.points - 1)
+
+
+def finish(denoiser: Denoiser, end: PathEnd, probe: Probe, seed: int) -> Float[Tensor, "b c h w"]:
+    """The images of `generate`, up to rounding, from where `sampling` with the same probe and seed has ended."""
+    return _descend(denoiser, end.state.batch, probe, seed, end.state.x_t, probe.every, end.prediction)
+
+
+def _descend(
+    denoiser: Denoiser, batch: Batch, probe: Probe, seed: int, x_t: Tensor, first: int, seen: Prediction | None = None
+) -> Tensor:
+    """x_0 predicted at the end of the grid, from x_t at its point `first`. `seen`: the prediction there, if known."""
+    for i in range(first, 0, -1):
+        x_t = _down(denoiser, batch, probe, seed, x_t, i, seen if i == first else None)
     return _guided(denoiser, x_t, 0, batch, probe).x_0
 
 
@@ -128,15 +151,18 @@ def _keyed(shape: tuple[int, ...], batch: Batch, seed: int, t: int, purpose: str
     return torch.stack([normal(shape, seed, sample, purpose, t) for sample in batch.ids])
 
 
-def walk(path: States, visit: Callable[[State], Prediction]) -> None:
-    """Call `visit` at every state of a path. The path's next update reuses the prediction that it returns."""
-    prediction = None
+def walk(path: States, visit: Callable[[State], Prediction]) -> PathEnd:
+    """Call `visit` at every state of a path, which has at least one. Returns the last state, and the prediction at it.
+
+    The path's next update reuses the prediction that `visit` returns.
+    """
+    state = next(path)
     while True:
+        prediction = visit(state)
         try:
             state = path.send(prediction)
         except StopIteration:
-            return
-        prediction = visit(state)
+            return PathEnd(state, prediction)
 
 
 TRAJECTORIES: dict[str, Trajectory] = {

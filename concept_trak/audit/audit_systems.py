@@ -10,7 +10,7 @@ from concept_trak.attribution.fisher import Gram
 from concept_trak.audit.damping import damping_file, read_choice
 from concept_trak.audit.finished_audit import FinishedAudit
 from concept_trak.audit.gram import DampedSystem, SolveResult, damped_system
-from concept_trak.audit.query_features import QueryResult
+from concept_trak.audit.query_features import MethodQuery
 from concept_trak.audit.worker import StoreWorker
 from concept_trak.store.audit_files import ListedFile
 from concept_trak.store.grams import decode_gram
@@ -49,7 +49,7 @@ class AuditSystems:
             self._systems[method] = self._system(method)
         return self._systems[method]
 
-    def solve(self, method: str, queries: Sequence[QueryResult]) -> SolveResult:
+    def solve(self, method: str, queries: Sequence[MethodQuery]) -> SolveResult:
         """z = (K + lambda I)^-1 phi_q for some queries of one method. Raises as `load` does."""
         groups = tuple(query.groups for query in queries)
         return self.load(method).solve(np.stack([query.phi for query in queries]), groups)

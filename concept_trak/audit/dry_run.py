@@ -11,6 +11,7 @@ from functools import reduce
 from itertools import cycle, islice
 
 from concept_trak import UserError
+from concept_trak.attribution.query_paths import QueryFeatures
 from concept_trak.attribution.ranking import Entry
 from concept_trak.audit.featurize import FeaturizeTask, FeaturizeWorker
 from concept_trak.audit.index import IndexReader
@@ -67,7 +68,7 @@ class DryRunQueryResult:
     peak: PeakMemory
 
     def seconds(self, question: QueryTask) -> float:
-        """Seconds of a query of the same method with this number of samples and pictures."""
+        """Seconds of a query of the same methods with this number of samples and pictures."""
         count = question.concept.count
         return self.sample * count + self.picture * min(question.picture_count, count)
 
@@ -119,17 +120,17 @@ class DryRunQueryWorker:
         result = worker(replace(query, concept=concept, picture_count=1), attempt)
         many = replace(query, concept=replace(concept, samples=min(size, query.concept.count)))
         batch = worker.batch(many, size)
-        features, pictures = MemoryByBatch(), MemoryByBatch()
+        features, pictures, computed = MemoryByBatch(), MemoryByBatch(), list[QueryFeatures]()
 
         def work(n: int) -> None:
-            features.measured(n, lambda: worker.features(many, batch.rows(slice(0, n)), size))
+            computed[:] = [features.measured(n, lambda: worker.features(many, batch.rows(slice(0, n)), size))]
 
         def draw(n: int) -> None:
-            pictures.measured(n, lambda: worker.pictures_and_fit(replace(many, picture_count=n), batch))
+            pictures.measured(n, lambda: worker.pictures_and_fit(replace(many, picture_count=n), batch, *computed))
 
         seconds, n = timed(work, len(batch.ids))
         most = max(1, min(query.picture_count, len(batch.ids)))
-        drawing, count = timed(draw, most)
+        drawing, count = timed(draw, min(most, n))
         peak = features.at(len(batch.ids)).largest(pictures.at(most))
         return DryRunQueryResult(result, seconds / n, drawing / count, peak)
 
@@ -225,8 +226,9 @@ def dry_run(
 
 def _timed_stages(
     run: AuditRun,
-) -> tuple[dict[str, DryRunFeaturizeResult], dict[str, DryRunQueryResult], float]:
-    """By method, the measured costs of samples and of a query; and the seconds that a worker takes to start."""
+) -> tuple[dict[str, DryRunFeaturizeResult], dict[tuple[str, ...], DryRunQueryResult], float]:
+    """The measured costs of samples by method, and of a query by group of methods that share it; and the seconds that a
+    worker takes to start."""
     p, begun = run.prepared, time.monotonic()
     tasks = [FeaturizeTask((method,), shard) for method in p.config.methods for shard in p.plan]
     results = {task.methods[0]: r for task, r in run.map("featurize", DryRunFeaturizeWorker, tasks)}
@@ -236,8 +238,9 @@ def _timed_stages(
         if not sum(part.rows for part in parts):
             raise UserError(f"not one of the first samples has a feature for {method}: {rejects_by_reason(parts)}")
     grams = run.sum_grams(records)
-    queries = {q.method: r for q, r in run.map("query", DryRunQueryWorker, list(p.queries))}
-    run.solve({(m, r.result.concept): r.result for m, r in queries.items()}, records, grams)
+    queries = {q.methods: r for q, r in run.map("query", DryRunQueryWorker, list(p.queries))}
+    computed = [query for r in queries.values() for query in r.result.queries]
+    run.solve({(query.method, query.concept): query for query in computed}, records, grams)
     _require_finite(run.score(records).entries())
     return results, queries, starting
 
@@ -251,7 +254,7 @@ def _require_finite(entries: Iterable[Entry]) -> None:
 def report(
     p: Prepared,
     featurized: dict[str, DryRunFeaturizeResult],
-    queries: dict[str, DryRunQueryResult],
+    queries: dict[tuple[str, ...], DryRunQueryResult],
     starting: float,
     workers: int,
     price: float,
@@ -260,7 +263,7 @@ def report(
     config, results = p.config, list(featurized.values())
     peak = reduce(PeakMemory.largest, [r.peak for r in (*results, *queries.values())])
     each = sum(r.seconds / r.timed for r in results)
-    querying = sum(queries[q.method].seconds(q) for q in p.queries)
+    querying = sum(queries[q.methods].seconds(q) for q in p.queries)
     hours = (each * p.samples + querying + starting * (workers or 1)) / 3600
     size, k = feature_bytes(config, p.parameters), config.projector.width(p.parameters)
     batch = "" if config.model.batch != 1 else " (not checked: model.batch=1)"

@@ -26,7 +26,7 @@ from concept_trak.attribution.fisher import DualFactor, Factor, Gram, ZeroFactor
 from concept_trak.audit.damping import Halves, correlated_records, keep_choice, read_choice
 from concept_trak.audit.gram_tree import GramNode
 from concept_trak.audit.mapper import Attempt, Task
-from concept_trak.audit.query_features import QueryResult
+from concept_trak.audit.query_features import MethodQuery
 from concept_trak.audit.worker import StoreWorker
 from concept_trak.store.audit_files import ListedFile, write_listed
 from concept_trak.store.consistency import ExpectedGram
@@ -234,7 +234,7 @@ class SolveWorker(StoreWorker):
 def solve_task(
     method: str,
     grams: Sequence[ExpectedGram],
-    queries: Sequence[QueryResult],
+    queries: Sequence[MethodQuery],
     records: Sequence[Record],
     auto: bool = False,
 ) -> SolveTask:
@@ -257,7 +257,7 @@ def solve_task(
     )
 
 
-def stored_query(s: SolveResult, i: int, query: QueryResult) -> StoredQuery:
+def stored_query(s: SolveResult, i: int, query: MethodQuery) -> StoredQuery:
     """What `queries/` keeps of the i-th concept: phi_q, its solution, and the root mean square of its scores."""
     groups = s.groups[i] if s.groups else None
     return StoredQuery(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from concept_trak.attribution.by_layer import SPLIT, layer_names
-from concept_trak.attribution.state import Probe
+from concept_trak.attribution.state import by_path
 from concept_trak.audit.aggregate import AggregateResult, AggregateTask, AggregateWorker
 from concept_trak.audit.featurize import FeaturizeTask, FeaturizeWorker
 from concept_trak.audit.gram import (
@@ -22,7 +22,7 @@ from concept_trak.audit.heavy_groups import heavy_groups
 from concept_trak.audit.layer_scores import LayerScores, SplitTask, SplitWorker, end_keys
 from concept_trak.audit.mapper import Mapper, Stopped, serial
 from concept_trak.audit.prepare import Prepared
-from concept_trak.audit.query_features import QueryResult, QueryWorker
+from concept_trak.audit.query_features import MethodQuery, QueryWorker
 from concept_trak.audit.rejects import FILE as REJECTS
 from concept_trak.audit.rejects import RejectsWorker, reasons, rejects_task, too_many_rejects, write_rejects
 from concept_trak.audit.results import Tally
@@ -91,13 +91,11 @@ class AuditRun:
 
     def _missing(self, records: dict[str, dict[str, Record]]) -> list[FeaturizeTask]:
         """The shards to compute; methods with the same states are computed together."""
-        first, by_path, p = dict[FeatureSet, str](), dict[Probe, list[str]](), self.prepared
-        for method, features in p.work.features.items():
-            if first.setdefault(features, method) == method:
-                by_path.setdefault(p.config.methods[method].train.path, []).append(method)
+        first, p = dict[FeatureSet, str](), self.prepared
+        own = [m for m, features in p.work.features.items() if first.setdefault(features, m) == m]
         together = [
             (tuple(m for m in methods if shard.name not in records[m]), shard)
-            for methods in by_path.values()
+            for methods in by_path({m: p.config.methods[m].train for m in own})
             for shard in p.plan
         ]
         return [FeaturizeTask(methods, shard) for methods, shard in together if methods]
@@ -122,14 +120,14 @@ class AuditRun:
             return top
         raise Stopped(f"no sample has a feature for {method}: all were rejected ({reasons(parts)})", 3)
 
-    def query(self) -> dict[tuple[str, str], QueryResult]:
+    def query(self) -> dict[tuple[str, str], MethodQuery]:
         """phi_q and the pictures of every concept for every method."""
         results = self.map("query", QueryWorker, list(self.prepared.queries))
-        return {(result.method, result.concept): result for _, result in results}
+        return {(query.method, query.concept): query for _, result in results for query in result.queries}
 
     def solve(
         self,
-        queries: dict[tuple[str, str], QueryResult],
+        queries: dict[tuple[str, str], MethodQuery],
         records: dict[str, list[Record]],
         grams: dict[str, tuple[ExpectedGram, ...]],
     ) -> dict[str, SolveResult]:

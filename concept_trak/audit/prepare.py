@@ -7,7 +7,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,7 @@ from concept_trak.audit.diff import require_comparable
 from concept_trak.audit.index import IndexReader, note_listing, open_data
 from concept_trak.audit.mapper import Mapper, Stopped, serial
 from concept_trak.audit.plan import Demand, demand, feature_settings, shards
-from concept_trak.audit.query_features import QueryTask, file_digests, open_questions
+from concept_trak.audit.query_features import QueryTask, file_digests, grouped, open_questions
 from concept_trak.audit.resolve import require_apart, resolve
 from concept_trak.audit.status import require_new_name
 from concept_trak.audit.worker import Work, open_model
@@ -45,7 +45,7 @@ class Prepared:
     Attributes:
         work: the settings for the workers.
         settings: by method, the settings that its features depend on.
-        queries: a query for each method and concept.
+        queries: a query for each concept and each group of methods that share its states.
         demand: the numbers from which the needed memory follows.
         resolution: the side of the model's images, in pixels.
     """
@@ -162,7 +162,7 @@ def open_inputs(config: AuditConfig, worker: WorkerSettings) -> Inputs:
 
 
 def check_queries(config: AuditConfig, inputs: Inputs) -> list[QueryTask]:
-    """Check that the model can answer the concepts. Returns their queries, which have no method yet.
+    """Check that the model can answer the concepts. Returns their queries, which have no methods yet.
 
     Raises:
         UserError: it cannot; the message names the concept or the method.
@@ -231,7 +231,7 @@ def begin_prepared(
         data=data,
         left_out=(*data.left_out, *_unused_model_files(denoiser)),
         settings=settings,
-        queries=tuple(replace(query, method=method) for method in config.methods for query in queries),
+        queries=grouped(queries, config.methods),
         demand=demand(config, denoiser),
         resolution=denoiser.resolution,
         sizes={name: p.numel() for name, p in denoiser.parameters.items()},

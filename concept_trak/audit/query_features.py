@@ -1,9 +1,9 @@
 """The queries of an audit, and the work of one query: the concept's own samples, their mean feature, and pictures."""
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,18 +18,18 @@ from concept_trak.attribution.damping import query_halves
 from concept_trak.attribution.denoiser import Denoiser, equal_conditions
 from concept_trak.attribution.features import Features, discard_report
 from concept_trak.attribution.gradients.workspace import Workspace
+from concept_trak.attribution.method import Method
 from concept_trak.attribution.query import (
-    UNGUIDED,
     phrasing_features,
-    query_features,
     require_conditioning,
     require_conditions,
     require_untruncated,
 )
-from concept_trak.attribution.state import Batch
-from concept_trak.attribution.trajectory import generate
+from concept_trak.attribution.query_paths import QueryFeatures, query_features, query_images
+from concept_trak.attribution.state import Batch, by_path
 from concept_trak.attribution.uncertainty import example_groups, query_groups
 from concept_trak.audit.mapper import Attempt, Task
+from concept_trak.audit.recent import Recent
 from concept_trak.audit.worker import ModelWorker, Work
 from concept_trak.config import AuditConfig, DataConfig
 from concept_trak.data.image import to_png
@@ -37,17 +37,17 @@ from concept_trak.models.encode import ConceptFiles, decode_pixels, open_query, 
 
 Pictures = tuple[tuple[bytes, ...], ConceptFit | None]
 KEPT_PICTURES = 64
-"""Of how many concepts a worker keeps the pictures for the next method."""
+"""Of how many concepts a worker keeps the pictures for other methods."""
 
 
 @dataclass(frozen=True)
 class QueryTask(Task):
-    """A concept for one method, the number of pictures to make of it, and the bytes of its files.
+    """A concept for methods whose query sides share their states, the number of pictures to make, and its files.
 
     The files are its image, its examples (pictures of the model's size) or its classifier, and its conditioning image.
     """
 
-    method: str
+    methods: tuple[str, ...]
     concept: Concept
     image: bytes = b""
     picture_count: int = 8
@@ -57,7 +57,7 @@ class QueryTask(Task):
 
     @property
     def label(self) -> str:
-        return f"{self.method}-{self.concept.name}"
+        return f"{'-'.join(self.methods)}-{self.concept.name}"
 
     @property
     def samples(self) -> int:
@@ -65,16 +65,16 @@ class QueryTask(Task):
 
     @property
     def content(self) -> tuple["QueryTask", list[str]]:
-        """All that the feature depends on except the method, with a hash in place of each file."""
+        """All that the features depend on except the methods, with a hash in place of each file."""
         files = [sha256(data).hexdigest() for data in (self.image, self.classifier, self.conditioning, *self.examples)]
         concept = replace(self.concept, name="any", truth={})
-        task = replace(self, method="", concept=concept, image=b"", classifier=b"", conditioning=b"", examples=())
+        task = replace(self, methods=(), concept=concept, image=b"", classifier=b"", conditioning=b"", examples=())
         return task, files
 
 
 @dataclass(frozen=True)
-class QueryResult:
-    """phi_q, and pictures (PNG) of the query's own samples or of some of its examples.
+class MethodQuery:
+    """phi_q of a concept for one method, and pictures (PNG) of the query's own samples or of some of its examples.
 
     `agreement`: if there are several phrasings, the cosine of each one's feature with the mean of the others, in
     [-1, 1]. `halves`: the features of the two halves of its samples; None where a phrasing has one sample.
@@ -94,33 +94,46 @@ class QueryResult:
     examples: int = 0
 
 
+@dataclass(frozen=True)
+class QueryResult:
+    """The query of each method, in the order of the task's methods."""
+
+    queries: tuple[MethodQuery, ...]
+
+
 class QueryWorker(ModelWorker):
-    """Computes one concept's query: its samples, the mean feature of each phrasing, and the mean of these."""
+    """Computes the queries of one concept: its samples, the mean feature of each phrasing, and the mean of these."""
 
     def __init__(self, work: Work) -> None:
         super().__init__(work)
         self._workspace = Workspace()
-        self._pictures = OrderedDict[str, Pictures]()
+        self._pictures = Recent[Pictures](KEPT_PICTURES)
 
     def __call__(self, question: QueryTask, attempt: Attempt) -> QueryResult:
         size = self.batch_size(attempt)
         batch = self.batch(question, size)
-        features = self.features(question, batch, size, attempt.report)
+        computed = self.features(question, batch, size, attempt.report)
+        by_method = zip(question.methods, computed.features, strict=True)
+        queries = [self._query(question, method, features) for method, features in by_method]
+        key = repr(question.content)
+        shown = self._pictures.get(key) or self._pictures.keep(key, self.pictures_and_fit(question, batch, computed))
+        return QueryResult(tuple(replace(query, pictures=shown[0], fit=shown[1]) for query in queries))
+
+    def _query(self, question: QueryTask, method: str, features: Features) -> MethodQuery:
+        """The query of one method, without pictures."""
         phi = phrasing_features(self.denoiser, question.concept, features)
         phrasings = max(1, len(question.concept.condition_pairs))
         examples = len(question.examples)
-        groups = query_groups(features.phi, phrasings, example_groups(examples, len(batch.ids)))
+        groups = query_groups(features.phi, phrasings, example_groups(examples, len(features.phi)))
         halves = query_halves(features.phi, phrasings) if examples < 2 or groups is None else query_halves(groups)
-        pictures, fit = self._shared_pictures(question, batch)
-        return QueryResult(
-            method=question.method,
+        return MethodQuery(
+            method=method,
             concept=question.concept.name,
             phi=phi.mean(0).cpu().numpy(),
-            pictures=pictures,
+            pictures=(),
             agreement=agreement(phi),
             halves=None if halves is None else halves.cpu().numpy(),
             groups=None if groups is None else groups.cpu().numpy(),
-            fit=fit,
             examples=examples,
         )
 
@@ -131,21 +144,12 @@ class QueryWorker(ModelWorker):
 
     def features(
         self, question: QueryTask, batch: Batch, size: int, report: Callable[[float], None] = discard_report
-    ) -> Features:
-        """The feature of each sample, computed `size` samples at a time."""
-        method, projector = self.config.methods[question.method], self.config.projector
-        return query_features(self.denoiser, projector, method, question.concept, batch, size, self._workspace, report)
+    ) -> QueryFeatures:
+        """The features of each sample, computed `size` samples at a time."""
+        methods, projector = [self.config.methods[method] for method in question.methods], self.config.projector
+        return query_features(self.denoiser, projector, methods, question.concept, batch, size, self._workspace, report)
 
-    def _shared_pictures(self, question: QueryTask, batch: Batch) -> Pictures:
-        """`pictures_and_fit`, computed once for all methods: drawing takes as long as the states of a query."""
-        key = repr(question.content)
-        pictures = self._pictures.pop(key, None) or self.pictures_and_fit(question, batch)
-        self._pictures[key] = pictures
-        if len(self._pictures) > KEPT_PICTURES:
-            self._pictures.popitem(last=False)
-        return pictures
-
-    def pictures_and_fit(self, question: QueryTask, batch: Batch) -> Pictures:
+    def pictures_and_fit(self, question: QueryTask, batch: Batch, query: QueryFeatures) -> Pictures:
         """The concept's image, some of its examples, or what the model draws for the first samples, and how well the
         model tells the concept in them; nothing if none is shown."""
         if not question.picture_count:
@@ -155,10 +159,9 @@ class QueryWorker(ModelWorker):
             return (image,), self._fit(question, batch.rows(slice(0, 1)), batch.x_0)
         if question.examples:
             return question.examples[: question.picture_count], None
-        samples = batch.rows(slice(0, question.picture_count))
-        images = generate(self.denoiser, samples, UNGUIDED, question.concept.seed)
+        images = query_images(self.denoiser, question.concept, query, question.picture_count)
         pictures = tuple(to_png(image) for image in self.denoiser.to_pixels(images))
-        return pictures, self._fit(question, samples, images)
+        return pictures, self._fit(question, batch.rows(slice(0, len(images))), images)
 
     def _fit(self, question: QueryTask, batch: Batch, x_0: Tensor | None) -> ConceptFit | None:
         if x_0 is None or batch.without is None:
@@ -173,8 +176,14 @@ def agreement(phi: Float[Tensor, "phrasings k"]) -> tuple[float, ...]:
     return tuple(functional.cosine_similarity(phi, phi.sum(0) - phi, dim=1).tolist())
 
 
+def grouped(queries: Iterable[QueryTask], methods: Mapping[str, Method]) -> tuple[QueryTask, ...]:
+    """Each query for each group of methods whose query sides share their states."""
+    groups = by_path({name: method.query for name, method in methods.items()})
+    return tuple(replace(query, methods=group) for group, query in product(groups, queries))
+
+
 def open_questions(denoiser: Denoiser, config: AuditConfig) -> list[QueryTask]:
-    """The queries of a configuration, with the contents of their files and without a method.
+    """The queries of a configuration, with the contents of their files and without methods.
 
     Raises:
         UserError: a file cannot be read, or the model cannot answer; the message names the concept or the method.
@@ -184,14 +193,14 @@ def open_questions(denoiser: Denoiser, config: AuditConfig) -> list[QueryTask]:
 
 
 def _query(denoiser: Denoiser, concept: Concept, data: DataConfig) -> QueryTask:
-    """The concept with the contents of its files, without a method."""
+    """The concept with the contents of its files, without methods."""
     require_conditioning(denoiser, concept)
     require_untruncated(denoiser, concept)
     for text, without in concept.condition_pairs:
         _require_direction(denoiser, concept, text, without)
     files = read_concept_files(denoiser, concept, data)
     return QueryTask(
-        method="",
+        methods=(),
         concept=concept,
         image=files.image,
         examples=files.examples,

@@ -3,7 +3,6 @@
 Only `open` and `query` need the model. So a server may keep it on a machine with a GPU, and everything else elsewhere.
 """
 
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -11,7 +10,8 @@ from typing import Protocol
 from concept_trak import UserError
 from concept_trak.audit.mapper import FirstAttempt
 from concept_trak.audit.plan import Demand, demand
-from concept_trak.audit.query_features import QueryResult, QueryTask, QueryWorker, open_questions
+from concept_trak.audit.query_features import MethodQuery, QueryResult, QueryTask, QueryWorker, open_questions
+from concept_trak.audit.recent import Recent
 from concept_trak.audit.worker import Work
 from concept_trak.config import AuditConfig
 
@@ -24,7 +24,7 @@ class OpenedQueries:
     """The queries of a configuration, and what the pages need to know of the model.
 
     Attributes:
-        tasks: a query for each concept, without a method, with the contents of the concept's files.
+        tasks: a query for each concept, without methods, with the contents of the concept's files.
         demand: the numbers from which the needed memory follows.
         resolution: the side of the model's images, in pixels.
         sizes: the attributable parameters, by name and number of scalars, in the model's order.
@@ -51,7 +51,7 @@ class QueryModel(Protocol):
         ...
 
     def query(self, task: QueryTask) -> QueryResult:
-        """The feature phi_q [k] of one concept for one method."""
+        """The features phi_q [k] of one concept for methods that share their states."""
         ...
 
 
@@ -63,7 +63,7 @@ class LocalQueryModel:
     """
 
     def __init__(self, work: Work) -> None:
-        self._work, self._results = work, OrderedDict[str, QueryResult]()
+        self._work, self._queries = work, Recent[MethodQuery](KEPT_QUERIES)
 
     def load(self) -> None:
         """Load the model, and measure how many samples fit into memory, which runs it three times."""
@@ -79,13 +79,15 @@ class LocalQueryModel:
         )
 
     def query(self, task: QueryTask) -> QueryResult:
-        """The feature is computed again only if no recent query had the same concept and query side."""
-        key = repr((self._work.config.methods[task.method].query_spec, task.content))
-        result = self._results.pop(key, None) or self._worker(task, FirstAttempt())
-        self._results[key] = result
-        if len(self._results) > KEPT_QUERIES:
-            self._results.popitem(last=False)
-        return replace(result, method=task.method, concept=task.concept.name)
+        """A feature is computed again only if no recent query had the same concept and query side."""
+        methods = self._work.config.methods
+        keys = {method: repr((methods[method].query_spec, task.content)) for method in task.methods}
+        queries = {method: self._queries.get(key) for method, key in keys.items()}
+        if missing := tuple(method for method, query in queries.items() if query is None):
+            computed = self._worker(replace(task, methods=missing), FirstAttempt()).queries
+            queries |= {query.method: self._queries.keep(keys[query.method], query) for query in computed}
+        named = {m: replace(query, method=m, concept=task.concept.name) for m, query in queries.items() if query}
+        return QueryResult(tuple(named[method] for method in task.methods))
 
     @cached_property
     def _worker(self) -> QueryWorker:

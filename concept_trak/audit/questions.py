@@ -27,7 +27,7 @@ from concept_trak.audit.listed_features import listed_records, listed_settings
 from concept_trak.audit.pipeline import AuditRun
 from concept_trak.audit.plan import read_shards
 from concept_trak.audit.prepare import Prepared
-from concept_trak.audit.query_features import QueryResult
+from concept_trak.audit.query_features import MethodQuery, grouped
 from concept_trak.audit.query_model import LocalQueryModel, QueryModel
 from concept_trak.audit.repair import config_of
 from concept_trak.audit.resolve import absolute_model
@@ -203,11 +203,12 @@ class Questions:
         )
         return Answer(question.run, results, question.seconds)
 
-    def query(self, p: Prepared) -> dict[tuple[str, str], QueryResult]:
+    def query(self, p: Prepared) -> dict[tuple[str, str], MethodQuery]:
         """The features phi_q [k] of all queries, by (method, concept). Only this step needs the model."""
-        return {(task.method, task.concept.name): self.model.query(task) for task in p.queries}
+        queries = (query for task in p.queries for query in self.model.query(task).queries)
+        return {(query.method, query.concept): query for query in queries}
 
-    def solve(self, method: str, queries: Sequence[QueryResult]) -> SolveResult:
+    def solve(self, method: str, queries: Sequence[MethodQuery]) -> SolveResult:
         """Solve z = (K + lambda I)^-1 phi_q for some queries of one method. The factor of K + lambda I is kept."""
         return self._systems.solve(method, queries)
 
@@ -251,7 +252,7 @@ class Questions:
 
     def _prepared(self, config: AuditConfig) -> Prepared:
         """The prepared audit with this configuration, on the features of the finished one."""
-        opened = self.model.open(config)
+        opened, pictures = self.model.open(config), DRAWN if config.shown else 0
         sources = {s.source: Source(uri=s.source, version=s.version, rows=s.rows) for s in self._shards}
         return Prepared(
             work=replace(self.work, config=config, features={m: self.work.features[m] for m in config.methods}),
@@ -260,11 +261,7 @@ class Questions:
             plan=self._shards,
             data=Survey(tuple(sources.values())),
             settings=self._settings,
-            queries=tuple(
-                replace(task, method=method, picture_count=DRAWN if config.shown else 0)
-                for method in config.methods
-                for task in opened.tasks
-            ),
+            queries=grouped((replace(task, picture_count=pictures) for task in opened.tasks), config.methods),
             demand=opened.demand,
             resolution=opened.resolution,
             sizes=opened.sizes,

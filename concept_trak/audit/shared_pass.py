@@ -13,7 +13,7 @@ from concept_trak.attribution.ranking import QUERY_ROWS, transposed_products
 from concept_trak.audit.gram import SolveResult, stored_query
 from concept_trak.audit.kept_features import KeptFeatures
 from concept_trak.audit.pipeline import AuditRun
-from concept_trak.audit.query_features import QueryResult
+from concept_trak.audit.query_features import MethodQuery
 from concept_trak.audit.results import Tally
 from concept_trak.audit.score import (
     SCORED_BYTES,
@@ -51,7 +51,7 @@ class SolvedQuestion:
     """
 
     run: AuditRun
-    queries: dict[tuple[str, str], QueryResult]
+    queries: dict[tuple[str, str], MethodQuery]
     solutions: dict[str, SolveResult]
     seconds: dict[str, float]
 

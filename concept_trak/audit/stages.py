@@ -7,7 +7,7 @@ from concept_trak.audit.diff import Difference
 from concept_trak.audit.gram import SolveResult
 from concept_trak.audit.layer_scores import LayerScores
 from concept_trak.audit.pipeline import AuditRun
-from concept_trak.audit.query_features import QueryResult
+from concept_trak.audit.query_features import MethodQuery
 from concept_trak.audit.results import Tally
 from concept_trak.audit.shown_samples import ShownSample
 from concept_trak.store.records import Record
@@ -21,7 +21,7 @@ class StageResults:
     """
 
     records: dict[str, list[Record]]
-    queries: dict[tuple[str, str], QueryResult]
+    queries: dict[tuple[str, str], MethodQuery]
     solutions: dict[str, SolveResult]
     tally: Tally
     samples: dict[str, ShownSample]

@@ -16,7 +16,8 @@ from concept_trak.attribution import fisher
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.method import Method, method_settings, norm_settings
-from concept_trak.attribution.query import query_batch, query_features
+from concept_trak.attribution.query import query_batch
+from concept_trak.attribution.query_paths import query_features
 from concept_trak.audit.mapper import Attempt, Task
 from concept_trak.audit.results import shows
 from concept_trak.audit.worker import ModelWorker, StoreWorker, Work
@@ -80,15 +81,15 @@ class BenchmarkQueryWorker(ModelWorker):
         audit = Audit(self.store, self.config.audit)
         if self.store.size(audit.name(name)) is None:
             batch = query_batch(self.denoiser, task.concept)
-            features = query_features(
+            (features,) = query_features(
                 self.denoiser,
                 self.config.projector,
-                task.method,
+                [task.method],
                 task.concept,
                 batch,
                 self.batch_size(attempt),
                 self._workspace,
-            )
+            ).features
             kinds, phi = {"sample": "string", "phi": "vector"}, features.phi.cpu().float().numpy()
             write_table(audit, name, from_columns(kinds, {"sample": batch.ids, "phi": list(phi)}))
         return BenchmarkQueryResult(name)

@@ -21,7 +21,7 @@ from concept_trak.audit.mapper import Mapper, serial
 from concept_trak.audit.pipeline import MOST_REJECTS, AuditRun
 from concept_trak.audit.plan import readable
 from concept_trak.audit.prepare import Prepared, prepare
-from concept_trak.audit.query_features import QueryResult
+from concept_trak.audit.query_features import MethodQuery
 from concept_trak.audit.results import certainties, rejects_by_reason, top_kinds, top_rows
 from concept_trak.audit.retrieval_ranks import graded_concepts
 from concept_trak.audit.score import score_tasks
@@ -170,7 +170,7 @@ def _data(p: Prepared, results: StageResults) -> dict[str, Any]:
 
 
 def question_facts(
-    concept: Concept, queries: Mapping[tuple[str, str], QueryResult], methods: Iterable[str]
+    concept: Concept, queries: Mapping[tuple[str, str], MethodQuery], methods: Iterable[str]
 ) -> dict[str, Any]:
     """A question with its conditions, and by method the agreement of its phrasings."""
     agreement = {method: list(queries[method, concept.name].agreement) for method in methods}

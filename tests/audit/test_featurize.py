@@ -15,8 +15,6 @@ from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.features import compute_features
 from concept_trak.attribution.method import METHODS
 from concept_trak.attribution.query import query_batch
-from concept_trak.attribution.trajectory import generate
-from concept_trak.audit import query_features
 from concept_trak.audit.featurize import FeaturizeTask, FeaturizeWorker
 from concept_trak.audit.mapper import FirstAttempt
 from concept_trak.audit.prepare import Prepared, prepare
@@ -76,7 +74,7 @@ def test_who_waits_hears_of_each_state_of_a_batch_until_all_samples_are_done(wor
 
 
 def test_a_query_reports_its_own_samples(prepared):
-    reports, question = [], replace(prepared.queries[0], method="caption_trak")
+    reports, question = [], replace(prepared.queries[0], methods=("caption_trak",))
     QueryWorker(prepared.work)(question, Attempt(1, 0, reports.append))
     assert sum(reports) == pytest.approx(question.samples)
     assert question.samples == question.concept.count > 1
@@ -150,7 +148,7 @@ def test_gradients_that_are_not_finite_are_rejects(world, tmp_path):
 def test_a_question_is_the_mean_over_its_samples(world, tmp_path):
     prepared = prepare(world.config(tmp_path, "model.precision=float64", data="few"))
     worker, (question,) = QueryWorker(prepared.work), prepared.queries
-    answer = worker(question, FIRST)
+    (answer,) = worker(question, FIRST).queries
     method, denoiser = prepared.config.methods["caption_trak"], worker.denoiser
     batch = query_batch(denoiser, question.concept)
     alone = [
@@ -161,7 +159,7 @@ def test_a_question_is_the_mean_over_its_samples(world, tmp_path):
     ]
     expected = torch.cat([f.phi for f in alone]).double().mean(0)
     assert (torch.tensor(answer.phi, dtype=torch.float64) - expected).norm() < EXACT64 * expected.norm()
-    halved = worker(question, Attempt(1, 5))
+    (halved,) = worker(question, Attempt(1, 5)).queries
     assert (torch.tensor(halved.phi, dtype=torch.float64) - expected).norm() < EXACT64 * expected.norm(), (
         "phi_q depends on the batch"
     )
@@ -170,25 +168,29 @@ def test_a_question_is_the_mean_over_its_samples(world, tmp_path):
 def test_a_question_shows_its_own_images(prepared):
     worker, (question,) = QueryWorker(prepared.work), prepared.queries
     for shown in (1, 8):
-        pictures = worker(replace(question, picture_count=shown), FIRST).pictures
+        pictures = worker(replace(question, picture_count=shown), FIRST).queries[0].pictures
         assert len(pictures) == min(shown, question.concept.samples)
         assert {Image.open(io.BytesIO(p)).size for p in pictures} == {(RESOLUTION, RESOLUTION)}
 
 
-def test_pictures_are_drawn_once_for_all_methods(world, tmp_path, monkeypatch):
-    """A worker with both methods draws what a worker of each draws, and draws it once."""
-    prepared, draws = prepare(world.config(tmp_path, data="few", method="[caption_trak,fit_trak]")), []
-    alone = [QueryWorker(prepared.work)(question, FIRST) for question in prepared.queries]
-    monkeypatch.setattr(query_features, "generate", lambda *args: draws.append(args) or generate(*args))
-    worker = QueryWorker(prepared.work)
-    together = [worker(question, FIRST) for question in prepared.queries]
-    assert len(draws) == 1, "each method draws the pictures again"
+def test_methods_that_share_their_states_share_a_query_and_its_pictures(world, tmp_path):
+    """Together they have the numbers and the pictures that each has alone, and cost what one costs."""
+    prepared = prepare(world.config(tmp_path, data="few", method="[caption_trak,fit_trak]"))
+    ((question,), worker, forwards) = prepared.queries, QueryWorker(prepared.work), []
+    alone = [QueryWorker(prepared.work)(replace(question, methods=(m,)), FIRST).queries[0] for m in question.methods]
+    worker.denoiser.network.register_forward_hook(lambda *_: forwards.append(1))
+    together = worker(question, FIRST).queries
+    cost = len(forwards)
+    assert [query.method for query in together] == list(question.methods) == ["caption_trak", "fit_trak"]
     for own, shared in zip(alone, together, strict=True):
-        assert (own.pictures, own.fit) == (shared.pictures, shared.fit)
+        assert (own.pictures, own.fit, own.agreement) == (shared.pictures, shared.fit, shared.agreement)
         np.testing.assert_array_equal(own.phi, shared.phi)
-    other = replace(prepared.queries[0].concept, seed=7)
-    assert worker(replace(prepared.queries[0], concept=other), FIRST).pictures != together[0].pictures
-    assert len(draws) == 2, "another concept has the pictures of the first"
+        np.testing.assert_array_equal(own.halves, shared.halves)
+    other = replace(question, methods=("fit_trak",), concept=replace(question.concept, seed=7))
+    assert worker(other, FIRST).queries[0].pictures != together[0].pictures
+    assert len(forwards) == 2 * cost, "two methods cost more than one"
+    worker(replace(question, methods=("caption_trak",)), FIRST)
+    assert len(forwards) < 3 * cost, "the pictures of a concept are drawn again for another method"
 
 
 def test_a_question_about_one_image_stands_on_its_inversion(prepared):
@@ -196,7 +198,8 @@ def test_a_question_about_one_image_stands_on_its_inversion(prepared):
     image = draw_labelled(0, 7, SHAPES3.whole(), RESOLUTION).image
     image.save(buffer, "PNG")
     concept = Concept("here", prompt="a red triangle", without_prompt="red", scope="local", image="one.png")
-    answer = QueryWorker(prepared.work)(QueryTask("caption_trak", concept, buffer.getvalue()), FIRST)
+    task = QueryTask(("caption_trak",), concept, buffer.getvalue())
+    (answer,) = QueryWorker(prepared.work)(task, FIRST).queries
     (picture,) = answer.pictures
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(picture))), np.asarray(image))
     assert np.linalg.norm(answer.phi) > 0
@@ -205,7 +208,7 @@ def test_a_question_about_one_image_stands_on_its_inversion(prepared):
 def test_conditions_that_the_model_reads_alike_have_no_direction(prepared):
     concept = Concept("same", prompt="a red triangle", without_prompt="A  red triangle", samples=1)
     with pytest.raises(ValueError, match=r"concept 'same': the model predicts the same for .*change the prompts"):
-        QueryWorker(prepared.work)(QueryTask("caption_trak", concept), FIRST)
+        QueryWorker(prepared.work)(QueryTask(("caption_trak",), concept), FIRST)
 
 
 def test_a_question_whose_numbers_are_not_finite_is_called_so(prepared):

@@ -10,7 +10,7 @@ import torch
 from concept_trak.attribution.damping import DampingChoice
 from concept_trak.audit.gram import SolveResult
 from concept_trak.audit.kept_features import KeepingBudget, KeptFeatures
-from concept_trak.audit.query_features import QueryResult
+from concept_trak.audit.query_features import MethodQuery
 from concept_trak.audit.results import Tally
 from concept_trak.audit.shared_pass import SolvedQuestion, scan, shared_tallies
 from concept_trak.audit.worker import StoreWorker, Work
@@ -76,7 +76,7 @@ def question(seed: int, methods: tuple[str, ...], top: int, names: tuple[str, ..
         run=SimpleNamespace(  # pyright: ignore[reportArgumentType]
             prepared=SimpleNamespace(config=SimpleNamespace(concepts=[SimpleNamespace(name=n) for n in names], top=top))
         ),
-        queries={(m, name): QueryResult(m, name, own, ()) for (m, name), own in phi.items()},
+        queries={(m, name): MethodQuery(m, name, own, ()) for (m, name), own in phi.items()},
         solutions={
             m: SolveResult(
                 method=m, count=ROWS, trace=1.0, lam=1.0, damping=DampingChoice(1.0), file=ListedFile("any", 0, ""),

@@ -20,7 +20,7 @@ from cluster.serial import Serial
 from concept_trak.audit.featurize import FeaturizeResult, FeaturizeTask, FeaturizeWorker
 from concept_trak.audit.index import IndexReader
 from concept_trak.audit.mapper import Attempt
-from concept_trak.audit.query_features import QueryResult, QueryTask, QueryWorker
+from concept_trak.audit.query_features import MethodQuery, QueryResult, QueryTask, QueryWorker
 from concept_trak.audit.worker import StoreWorker
 from concept_trak.data.image import to_png
 from concept_trak.data.index import indexed_rows
@@ -52,9 +52,9 @@ class RandomQuery(StoreWorker):
     """In place of `QueryWorker`."""
 
     def __call__(self, task: QueryTask, attempt: Attempt) -> QueryResult:
-        draw = np.random.default_rng(len(task.concept.name))
+        phi = np.random.default_rng(len(task.concept.name)).normal(size=K).astype(np.float32)
         picture = to_png(torch.zeros(3, 8, 8))
-        return QueryResult(task.method, task.concept.name, draw.normal(size=K).astype(np.float32), (picture,))
+        return QueryResult(tuple(MethodQuery(m, task.concept.name, phi, (picture,)) for m in task.methods))
 
 
 FAKES = {FeaturizeWorker: RandomFeatures, QueryWorker: RandomQuery}

@@ -126,7 +126,7 @@ def run(config: Any, executor: Any) -> None:
         LEDGER.enter("list")
         data = open_data(store, config.data, "text", Accounted(executor, None))
         LEDGER.enter("plan")
-        queries = [QueryTask("", concept) for concept in config.concepts]
+        queries = [QueryTask((), concept) for concept in config.concepts]
         prepared = begin_prepared(config, WorkerSettings(), Inputs(store, denoiser), named, data, queries)
         audit_run = AuditRun(prepared, Accounted(executor, prepared.audit), line=lambda text: None)
         LEDGER.enter("between")

@@ -33,7 +33,7 @@ from concept_trak.audit.aggregate import KINDS, AggregateResult, AggregateTask
 from concept_trak.audit.featurize import FeaturizeResult, FeaturizeTask
 from concept_trak.audit.gram import GramResult, GramTask, SolveResult, SolveTask
 from concept_trak.audit.index import IndexResult, IndexSettings, IndexTask
-from concept_trak.audit.query_features import QueryResult, QueryTask
+from concept_trak.audit.query_features import MethodQuery, QueryResult, QueryTask
 from concept_trak.audit.rejects import FILE as REJECTS
 from concept_trak.audit.rejects import RejectsResult, RejectsTask
 from concept_trak.audit.score import ColumnEnds, ScoreResult, ScoreTask
@@ -290,7 +290,8 @@ class Answers:
         return GramResult(task.name)
 
     def query(self, work: Work, task: QueryTask) -> QueryResult:
-        return QueryResult(task.method, task.concept.name, np.ones(K, np.float32), (PICTURE,))
+        phi = np.ones(K, np.float32)
+        return QueryResult(tuple(MethodQuery(m, task.concept.name, phi, (PICTURE,)) for m in task.methods))
 
     def solve(self, work: Work, task: SolveTask) -> SolveResult:
         m = len(work.config.concepts)

@@ -9,7 +9,7 @@ import pytest
 
 import jobs.audit
 import jobs.execute
-from concept_trak.audit import query_features
+from concept_trak.attribution import query_paths
 from concept_trak.config import AuditConfig
 from jobs.configure import main
 from tests.jobs.world import Found, World, build
@@ -30,7 +30,7 @@ def baseline(world, tmp_path_factory) -> Found:
 def _drawn_in_few_steps():
     """The pictures of a query's samples, at which no test here looks, in 5 steps instead of 45: a third of an audit."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(query_features, "UNGUIDED", replace(query_features.UNGUIDED, points=6, every=1))
+        patch.setattr(query_paths, "UNGUIDED", replace(query_paths.UNGUIDED, points=6, every=1))
         yield
 
 

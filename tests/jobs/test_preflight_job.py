@@ -55,12 +55,11 @@ def test_a_preflight_times_as_many_together_as_do_not_take_long():
 
 
 def test_a_question_takes_its_samples_and_the_pictures_that_are_shown():
-    result, none = QueryResult("m", "c", np.zeros(1), ()), PeakMemory(0, 0)
-    pace = dry_run.DryRunQueryResult(result, sample=2.0, picture=5.0, peak=none)
+    pace = dry_run.DryRunQueryResult(QueryResult(()), sample=2.0, picture=5.0, peak=PeakMemory(0, 0))
     concept = Concept("c", "a", "b", samples=16, phrasings=(Phrasing("d"), Phrasing("e")))
-    assert pace.seconds(QueryTask("m", concept, picture_count=8)) == 16 * 2 + 8 * 5
+    assert pace.seconds(QueryTask(("m",), concept, picture_count=8)) == 16 * 2 + 8 * 5
     here = replace(concept, scope="local", image="a.png")
-    assert pace.seconds(QueryTask("m", here, picture_count=8)) == 3 * 2 + 3 * 5, (
+    assert pace.seconds(QueryTask(("m",), here, picture_count=8)) == 3 * 2 + 3 * 5, (
         "each phrasing asks about the image once"
     )
 
