@@ -16,7 +16,7 @@ import numpy as np
 
 from concept_trak import UserError
 from concept_trak.audit.retrieval_ranks import FORMS
-from concept_trak.store.identity import FeatureSet
+from concept_trak.store.identity import FeatureSet, setting_differences
 from concept_trak.store.lookup import agree, read_features, shard_finder, shards_holding
 from concept_trak.store.manifest import (
     Audit,
@@ -244,7 +244,7 @@ def common(before: Audit, after: str, new: Mapping[str, Any]) -> list[tuple[str,
     questions = [
         {c["name"]: {k: v for k, v in c.items() if k not in UNASKED} for c in s["concepts"]} for s in (old, new)
     ]
-    concepts = [name for name, settings in questions[1].items() if questions[0].get(name) == settings]
+    concepts = [n for n, c in questions[1].items() if n in questions[0] and not setting_differences(c, questions[0][n])]
     methods = [method for method in new["methods"] if method in old["methods"]]
     if not concepts or not methods:
         sides = (f"{name}: {', '.join(s['methods'])} about {', '.join(q)}"

@@ -18,7 +18,7 @@ from concept_trak.audit.mapper import Attempt
 from concept_trak.audit.plan import feature_settings
 from concept_trak.config import AuditConfig, ModelConfig, WorkerSettings
 from concept_trak.models import load_model
-from concept_trak.store.identity import FeatureSet, differences, read_feature_settings
+from concept_trak.store.identity import FeatureSet, read_feature_settings, setting_differences
 from concept_trak.store.manifest import Audit
 from concept_trak.store.part import Block
 from concept_trak.store.prefetch import prefetch
@@ -116,7 +116,7 @@ class ModelWorker:
         """What differs between the settings of this model's features and those of the features of the audit."""
         expected = self.work.features[method]
         try:
-            different = "; ".join(differences(settings, read_feature_settings(self.store, expected).settings))
+            different = "; ".join(setting_differences(settings, read_feature_settings(self.store, expected).settings))
         except FileNotFoundError:  # of a driver whose store this process does not share
             different = f"how they differ is not known, because {self.store.uri} has no {expected.settings_file}"
         return (

@@ -16,6 +16,8 @@ PART, RECORD, RECORDS, GRAM, FEATURE_SET = "part", "record", "records", "Gram", 
 """The kinds of files below `features/<fingerprint>/`."""
 FOLDERS = {"parts": (PART, ".parquet"), "commits": (RECORD, ".json"), "records": (RECORDS, ".parquet"),
            "grams": (GRAM, ".safetensors")}  # fmt: skip
+UNSET = {json.dumps(value) for value in ("", None, False, 0, 0.0, [], {})}
+"""Values of a setting that changes nothing. A new setting has one of these as its default."""
 
 
 @dataclass(frozen=True, order=True)
@@ -119,14 +121,18 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """One line per setting that differs, nested keys dotted: "projector.dim: 4096 here, 2048 there"; [] if equal."""
-    our_leaves, their_leaves = dict(_leaves(as_json(ours))), dict(_leaves(as_json(theirs)))
-    differing = [
-        key for key in sorted(our_leaves.keys() | their_leaves.keys()) if our_leaves.get(key) != their_leaves.get(key)
-    ]
-    sides = ((".".join(key), our_leaves.get(key, "nothing"), their_leaves.get(key, "nothing")) for key in differing)
-    return [f"{key}: {our_value} here, {their_value} there" for key, our_value, their_value in sides]
+def setting_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """One line per setting that differs, nested keys dotted: "projector.dim: 4096 here, 2048 there"; [] if equal.
+
+    A setting that one side lacks equals an unset one: a version before it wrote none, and computed as without it.
+    """
+    sides = [dict(_leaves(as_json(side))) for side in (ours, theirs)]
+    lines = []
+    for key in sorted(sides[0].keys() | sides[1].keys()):
+        values = [side.get(key, "nothing") for side in sides]
+        if values[0] != values[1] and not ("nothing" in values and UNSET.intersection(values)):
+            lines.append(f"{'.'.join(key)}: {values[0]} here, {values[1]} there")
+    return lines
 
 
 def open_feature_set(store: Store, settings: Mapping[str, Any], shard_rows: int) -> FeatureSettings:
@@ -141,7 +147,7 @@ def open_feature_set(store: Store, settings: Mapping[str, Any], shard_rows: int)
     if store.create(features.settings_file, encode_json({"settings": ours.settings, "shard_rows": shard_rows})):
         return ours
     theirs = read_feature_settings(store, features)
-    if different := differences(ours.settings, theirs.settings):
+    if different := setting_differences(ours.settings, theirs.settings):
         raise UserError(
             f"{store.uri}/{features.settings_file} was written with other settings than its name says:"
             f" {'; '.join(different)}. Expected the same settings under one fingerprint: the file was altered, or two"

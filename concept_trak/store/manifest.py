@@ -15,7 +15,7 @@ import yaml
 
 from concept_trak import UserError
 from concept_trak.store.audit_files import Audit, ListedFile, listed_file, write_bytes, write_json, write_table
-from concept_trak.store.identity import FeatureSet, as_json, differences, encode_json
+from concept_trak.store.identity import FeatureSet, as_json, encode_json, setting_differences
 from concept_trak.store.part import Damaged
 from concept_trak.store.records import READERS, Record
 from concept_trak.store.secrets import refuse_secrets
@@ -185,7 +185,7 @@ def require_same_settings(audit: Audit, settings: Mapping[str, Any]) -> None:
     """That an audit which was begun has these settings. Raises UserError, naming the keys and both sides."""
     if audit.store.size(audit.name("audit.yaml")) is None:
         return
-    if different := differences(settings, read_settings(audit)):
+    if different := setting_differences(settings, read_settings(audit)):
         raise UserError(
             f"audit {audit.id} was begun with other settings: {'; '.join(different)}. Resume with the same settings"
             " or choose another audit=."

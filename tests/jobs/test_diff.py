@@ -107,6 +107,10 @@ def test_mistakes_are_one_message(weeks, world, tmp_path):
     with pytest.raises(ValueError, match="give the two audits"):
         diff(DiffConfig(str(store), "week-1"))
     settings = store / "audits/week-1/audit.yaml"
+    earlier = settings.read_text().replace("  conditioning_image: ''\n", "")
+    assert earlier != settings.read_text(), "the test removes a setting that an earlier version did not have"
+    settings.write_text(earlier)
+    assert compare(store, "week-1", "week-2") == 0
     settings.write_text(settings.read_text().replace("name: triangle", "name: other"))
     with pytest.raises(ValueError, match="no question in common"):
         compare(store, "week-1", "week-2")

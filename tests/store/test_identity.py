@@ -16,12 +16,12 @@ from concept_trak.store.identity import (
     FeatureFile,
     FeatureSet,
     FeatureSettings,
-    differences,
     feature_file,
     file_digest,
     fingerprint,
     open_feature_set,
     read_feature_settings,
+    setting_differences,
 )
 from concept_trak.store.store import Store
 
@@ -41,7 +41,7 @@ def test_fingerprint_is_sha256_of_canonical_json():
 def test_fingerprint_survives_a_file_and_the_order_of_keys(settings: dict):
     shuffled = dict(reversed(settings.items()))
     assert fingerprint(json.loads(json.dumps(shuffled))) == fingerprint(settings)
-    assert differences(settings, shuffled) == []
+    assert setting_differences(settings, shuffled) == []
 
 
 @pytest.mark.parametrize(
@@ -59,14 +59,14 @@ def test_values_that_are_not_json_are_refused(value: object):
 
 def test_differences_name_dotted_keys_and_both_sides():
     theirs = {"model": "abc", "projector": {"kind": "sketch", "dim": 2048}, "times": [100, 200, 300]}
-    assert differences(SETTINGS, theirs) == [
+    assert setting_differences(SETTINGS | {"seed": 7}, theirs) == [
         "projector.dim: 4096 here, 2048 there",
-        "seed: 0 here, nothing there",
+        "seed: 7 here, nothing there",
         "times: [100, 200] here, [100, 200, 300] there",
     ]
     ours = {"concepts": [{"name": "a"}, {"name": "b", "seed": 1}], "empty": {}}
     theirs = {"concepts": [{"name": "a"}, {"name": "c", "seed": 1}], "empty": {}}
-    assert differences(ours, theirs) == ['concepts.1.name: "b" here, "c" there']
+    assert setting_differences(ours, theirs) == ['concepts.1.name: "b" here, "c" there']
 
 
 def test_an_existing_feature_set_fixes_shard_rows(tmp_path):

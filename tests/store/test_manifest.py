@@ -61,6 +61,17 @@ def test_other_settings_are_refused_with_the_keys_named(audit: Audit):
     assert "same settings or choose another audit=" in str(error.value)
 
 
+@pytest.mark.parametrize("unset", ["", None, False, 0, 0.0, [], {}])
+def test_an_audit_that_was_begun_before_a_setting_existed_resumes(audit: Audit, unset):
+    manifest.begin_audit(audit, CONFIG, PLAN)
+    later = CONFIG | {"offload": unset, "concepts": [{"name": "red", "seed": 0, "image": unset}]}
+    manifest.begin_audit(audit, later, PLAN)
+    with pytest.raises(ValueError, match=r'concepts\.0\.image: "a\.png" here, nothing there'):
+        manifest.begin_audit(audit, later | {"concepts": [{"name": "red", "seed": 0, "image": "a.png"}]}, PLAN)
+    with pytest.raises(ValueError, match="begun with other settings: small: nothing here"):
+        manifest.begin_audit(audit, {key: value for key, value in later.items() if key != "small"}, PLAN)
+
+
 def changed(row: int, **values: object) -> list[dict]:
     return [entry | values if index == row else entry for index, entry in enumerate(PLAN)]
 
