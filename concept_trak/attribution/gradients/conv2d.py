@@ -8,16 +8,13 @@ G or its norm can be computed in three ways. The costs below were measured on on
 of the plain gradient of the weight:
 
 - G by one grouped convolution, with the samples as groups: about 1, but 1.5 for few positions and 5 for few outputs.
-- G by patches, one row of the kernel at a time: 0.9 for 8 x 8 positions, 1.4 for 32 x 32. Patches along one axis are
-  copied from a padded input with channels last, a few samples at a time so that they fit into the cache; the patches of
-  a row of the kernel are a slice of them, without a copy if the stride is 1. In memory, the result has the rows of the
-  kernel first and its channels last.
+- G by patches that are copied from a padded input with channels last, a few samples at a time so that they fit into
+  the cache: 1 for 8 x 8 positions, 2 for 32 x 32. The result has its channels last.
 - The norm without G, from the Gram matrix G_x of padded pixels: <patch_p, patch_q> = sum_d G_x[p + d, q + d] over the
   offsets d of the kernel: 1/2 to 1/3 for 8 x 8 positions and 64 to 128 channels. It costs P^2 i + p^2 o multiply-adds
   and (k + l) P p strided additions. G costs p o i k l.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -52,18 +49,14 @@ class Conv2dGradient:
 
     @property
     def norm_is_cheaper_in_factors(self) -> bool:
-        (o, i, k, m), (h, w), positions = self.shape, self._padded_size(), self._positions
+        (o, i, k, m), (h, w), positions = self.shape, self._padded_size(), self.g[0, 0].numel()
         apart = (h * w) ** 2 * i + positions**2 * o + ADDITION * (k + m) * h * w * positions
-        return self.groups == 1 and self.x.shape[0] == self.b and apart < positions * self.shape.numel()
-
-    @property
-    def _positions(self) -> int:
-        return self.g.shape[2] * self.g.shape[3]
+        return self.groups == 1 and len(self.x) == self.b and apart < positions * self.shape.numel()
 
     @property
     def by_patches(self) -> bool:
         """Whether G is cheaper by patches than by a grouped convolution."""
-        return self.groups == 1 and (self._positions <= FEW_POSITIONS or self.shape[0] <= FEW_OUTPUTS)
+        return self.groups == 1 and (self.g[0, 0].numel() <= FEW_POSITIONS or self.shape[0] <= FEW_OUTPUTS)
 
     def dense(self) -> Float[Tensor, "b o i k l"]:
         if not self.by_patches:
@@ -82,12 +75,12 @@ class Conv2dGradient:
     def as_sum(self, memory: Float[Tensor, " numbers"]) -> Float[Tensor, "b o i k l"]:
         o, i, k, m = self.shape
         if self.by_patches:
-            return memory.view(self.b, k, o, m, i).permute(0, 2, 4, 1, 3)
+            return memory.view(self.b, o, k, m, i).permute(0, 1, 4, 2, 3)
         return memory.view(self.b, *self.shape)
 
     def add_to(self, total: Float[Tensor, "b ..."], factor: Float[Tensor, " b"], overwrite: bool = False) -> None:
-        """Add each sample's G times its factor; patches are multiplied directly into a total in their memory order."""
-        if self.by_patches and total.permute(0, 3, 1, 4, 2).is_contiguous():
+        """Add each sample's G times its factor; patches are multiplied directly into a total with channels last."""
+        if self.by_patches and total.permute(0, 1, 3, 4, 2).is_contiguous():
             self._multiply(total, factor, overwrite)
         else:
             DenseGradient(self.dense()).add_to(total, factor, overwrite)
@@ -97,14 +90,11 @@ class Conv2dGradient:
         outputs, inputs, k, m = self.shape
         if self.groups > 1 or GATHERED * len(at) > (outputs - COPIED) * inputs * k * m:
             return DenseGradient(self.dense()).entries(at)
-        o, row, column = at // (inputs * k * m), at // m % k, at % m * inputs + at // (k * m) % inputs
+        o, column = at // (inputs * k * m), at % (k * m) * inputs + at // (k * m) % inputs
         return torch.cat(
             [
-                (
-                    at_least_float32(g)[:, o]
-                    * at_least_float32(torch.stack(rows, 1)[:, row, :, column]).transpose(0, 1)
-                ).sum(2)
-                for _, g, rows in self._factors()
+                (at_least_float32(g)[:, o] * at_least_float32(patches)[:, :, column].transpose(1, 2)).sum(2)
+                for _, g, patches in self._factors()
             ]
         )
 
@@ -125,12 +115,11 @@ class Conv2dGradient:
         return conv2d_weight(x, size, g, groups=self.b * self.groups, **pairs).view(self.b, *self.shape)
 
     def _multiply(self, total: Tensor, factor: Tensor | None, overwrite: bool) -> None:
-        """Add each sample's G times its factor to `total`, in the memory order of `as_sum`."""
-        matrices = total.permute(0, 3, 1, 4, 2).flatten(3).unbind(1)
-        for samples, g, rows in self._factors():
-            scaled = g if factor is None else at_least_float32(g) * factor[samples].to(total.dtype)[:, None, None]
-            for matrix, patches in zip(matrices, rows, strict=True):
-                matrix[samples].baddbmm_(scaled, patches.to(scaled.dtype), beta=0 if overwrite else 1)
+        """Add each sample's G times its factor to `total`, whose channels are last in memory."""
+        matrix = total.permute(0, 1, 3, 4, 2).flatten(2)
+        for rows, g, patches in self._factors():
+            scaled = g if factor is None else at_least_float32(g) * factor[rows].to(total.dtype)[:, None, None]
+            matrix[rows].baddbmm_(scaled, patches.to(scaled.dtype), beta=0 if overwrite else 1)
 
     def _by_sample(self, rows: Float[Tensor, "n c p"]) -> Float[Tensor, "b c mp"]:
         return rows.unflatten(0, (self.b, -1)).transpose(1, 2).flatten(2)
@@ -145,19 +134,17 @@ class Conv2dGradient:
         padded[:, top : top + h, side : side + w] = self.x.permute(0, 2, 3, 1)
         return padded
 
-    def _factors(self) -> Iterator[tuple[slice, Float[Tensor, "s o p"], list[Float[Tensor, "s p li"]]]]:
-        """A few samples at a time: which, their output gradients, and their patches of each row of the kernel."""
-        x, g, (_, i, _, m), z = self._padded(), self._by_sample(self.g.flatten(2)), self.shape, self.g.shape[3]
-        each, (sample, down, right, _), size = len(x) // self.b, x.stride(), (x.shape[1], z, m, i)
-        step = max(1, PATCH_NUMBERS // (each * math.prod(size))) if x.device.type == "cpu" else self.b
+    def _factors(self) -> Iterator[tuple[slice, Float[Tensor, "s o p"], Float[Tensor, "s p kli"]]]:
+        """A few samples at a time: their rows, their output gradients and their patches."""
+        x, g, (_, i, k, m), (y, z) = self._padded(), self._by_sample(self.g.flatten(2)), self.shape, self.g.shape[2:]
+        each, (row, down, right, _) = len(x) // self.b, x.stride()
+        steps = (self.stride[0] * down, self.stride[1] * right, self.dilation[0] * down, self.dilation[1] * right, 1)
+        step = max(1, PATCH_NUMBERS // (each * y * z * k * m * i)) if x.device.type == "cpu" else self.b
         for start in range(0, self.b, step):
             chunk = x[start * each : (start + step) * each]
-            steps = (sample, down, self.stride[1] * right, self.dilation[1] * right, 1)
-            along = chunk.as_strided((len(chunk), *size), steps, chunk.storage_offset()).flatten(3).contiguous()
-            samples = slice(start, start + len(chunk) // each)
-            outputs = g[samples]
-            rows = [along[:, pixels].reshape(outputs.shape[0], -1, m * i) for pixels in self._pixels_under_kernel(0)]
-            yield samples, outputs, rows
+            patches = chunk.as_strided((len(chunk), y, z, k, m, i), (row, *steps), chunk.storage_offset())
+            rows = slice(start, start + len(chunk) // each)
+            yield rows, g[rows], patches.reshape(len(chunk) // each, each * y * z, k * m * i)
 
     def _patch_gram(self, gram: Float[Tensor, "b P P"]) -> Float[Tensor, "b y z y z"]:
         """The Gram matrix of patches, summed from the Gram matrix of padded pixels over one kernel axis at a time."""
