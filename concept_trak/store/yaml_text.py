@@ -6,7 +6,7 @@ import yaml
 
 MOST_DEPTH = 100
 """Lists and mappings inside one another: libyaml's loader recurses without a limit, which ends the process."""
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def parse_yaml(text: str | bytes, aliases: bool = False) -> Any:
@@ -18,13 +18,13 @@ def parse_yaml(text: str | bytes, aliases: bool = False) -> Any:
 
     Raises:
         yaml.YAMLError: it is no YAML, is nested too deep, or has aliases.
-        ValueError: a date in it is none.
+        ValueError: it has a date that does not exist.
     """
     depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    for event in yaml.parse(text, Loader=_SafeLoader):
         if isinstance(event, yaml.AliasEvent) and not aliases:
             raise yaml.YAMLError("it has aliases")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MOST_DEPTH:
             raise yaml.YAMLError(f"it has more than {MOST_DEPTH} lists and mappings inside one another")
-    return yaml.load(text, Loader=_Loader)
+    return yaml.load(text, Loader=_SafeLoader)

@@ -57,7 +57,7 @@ def prepared(folder: Path, family: str, device: str) -> Prepared:
         projector=Projector("sketch", 256),
         concepts=(Concept("red", prompt="a red square", without_prompt="a square"),),
     )
-    return prepare(config, WorkerSettings(gpu=device == "cuda"))
+    return prepare(config, WorkerSettings(gpus=int(device == "cuda")))
 
 
 def figures(p: Prepared) -> dict[str, Any]:

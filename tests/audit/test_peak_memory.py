@@ -32,7 +32,9 @@ def test_each_peak_is_that_of_its_own_batch():
     assert PeakMemory(1, 5).largest(PeakMemory(3, 2)) == PeakMemory(3, 5)
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(
+    "device", [pytest.param("cpu", marks=pytest.mark.soak), pytest.param("cuda", marks=pytest.mark.gpu)]
+)
 def test_the_stated_memory_is_that_of_a_worker(device):
     """Of what a batch takes beside the process, within 15 %, for a batch twice as large as any that was measured.
 

@@ -62,7 +62,7 @@ def _prepared(asked: argparse.Namespace, options: dict[str, Any], probe: Probe, 
         store=str(folder / "store"), audit="stage", model=model, data=data, concepts=(concept,),
         methods={METHOD: replace(METHODS[METHOD], train=probe)}, projector=Projector("sketch", 4096),
     )  # fmt: skip
-    return prepare(config, WorkerSettings(cpus=torch.get_num_threads(), gpu=asked.device == "cuda"))
+    return prepare(config, WorkerSettings(cpus=torch.get_num_threads(), gpus=int(asked.device == "cuda")))
 
 
 def _write_images(folder: Path, count: int) -> None:

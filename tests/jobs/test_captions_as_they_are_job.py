@@ -15,7 +15,7 @@ from jobs.execute import ClusterConfig
 from tests.configured import configure
 
 
-@pytest.mark.parametrize("name", ["synonyms", "two_shapes"])
+@pytest.mark.parametrize("name", ["synonyms", pytest.param("two_shapes", marks=pytest.mark.soak)])
 def test_lookup_finds_what_captions_name_and_every_ranking_is_graded_on_the_others_too(name, tmp_path):
     model = TrainConfig(out=str(tmp_path / "model"), set=name, network="transformer", resolution=16, steps=0)
     train_model(model, Path(model.out), print)
