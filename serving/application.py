@@ -62,25 +62,28 @@ def application(answering: Answering, token: str = "", most_bytes: int = 10_000_
     app.on_response_prepare.append(count)
     app.cleanup_ctx.append(running)
     app[ANSWERING] = answering
-    app.add_routes(
-        [
-            web.get("/", handlers.form),
-            web.post("/answers", handlers.post_form),
-            web.get(f"/answers/{KEY}", handlers.page),
-            web.get("/script.js", handlers.script),
-            web.post("/pictures", handlers.post_picture),
-            web.post("/questions", handlers.post_question),
-            web.get(f"/questions/{KEY}", handlers.question),
-            web.get(f"/questions/{KEY}.parquet", handlers.table),
-            web.get(f"/questions/{KEY}/joint.parquet", handlers.layers),
-            web.get(f"/questions/{KEY}/originals/{{sample:.+}}", handlers.original),
-            web.get("/samples/{sample:.+}/thumbnail", handlers.thumbnail),
-            web.get("/openapi.json", handlers.openapi),
-            web.get("/health", handlers.health),
-            web.get("/metrics", handlers.metrics),
-        ]
-    )
+    app.add_routes(routes(handlers))
     return app
+
+
+def routes(handlers: "Handlers") -> list[web.RouteDef]:
+    """The paths of the server."""
+    return [
+        web.get("/", handlers.form),
+        web.post("/answers", handlers.post_form),
+        web.get(f"/answers/{KEY}", handlers.page),
+        web.get("/script.js", handlers.script),
+        web.post("/pictures", handlers.post_picture),
+        web.post("/questions", handlers.post_question),
+        web.get(f"/questions/{KEY}", handlers.question),
+        web.get(f"/questions/{KEY}.parquet", handlers.table),
+        web.get(f"/questions/{KEY}/joint.parquet", handlers.layers),
+        web.get(f"/questions/{KEY}/originals/{{sample:.+}}", handlers.original),
+        web.get("/samples/{sample:.+}/thumbnail", handlers.thumbnail),
+        web.get("/openapi.json", handlers.openapi),
+        web.get("/health", handlers.health),
+        web.get("/metrics", handlers.metrics),
+    ]
 
 
 class Handlers:

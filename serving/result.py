@@ -82,16 +82,16 @@ def beside_table(section: Section) -> dict[str, Any]:
     Args:
         section: of the page that an audit with this concept would have.
     """
-    split = [ranking for ranking in section.rankings if ranking.through]
+    rankings = [ranking for ranking in section.rankings if ranking.through]
     return {
         "words": {words.method: {"text": words.text, "stands_out": words.clear} for words in section.answers},
         "comparisons": [asdict(overlap) for overlap in section.overlaps],
-        "through": [{"method": r.method, "form": r.form, "parts": [asdict(p) for p in r.through]} for r in split],
+        "through": [{"method": r.method, "form": r.form, "parts": [asdict(p) for p in r.through]} for r in rankings],
         "strongest": [
             {"method": r.method, "form": r.form, "samples": {
                 thumb.sample_id: [asdict(part) for part in thumb.through] for thumb in (*r.top, *r.bottom)
             }}
-            for r in split
+            for r in rankings
         ],
     }  # fmt: skip
 

@@ -120,13 +120,13 @@ class DryRunQueryWorker:
         result = worker(replace(query, concept=concept, picture_count=1), attempt)
         many = replace(query, concept=replace(concept, samples=min(size, query.concept.count)))
         batch = worker.batch(many, size)
-        features, pictures, computed = MemoryByBatch(), MemoryByBatch(), list[QueryFeatures]()
+        features, pictures, last = MemoryByBatch(), MemoryByBatch(), list[QueryFeatures]()
 
         def work(n: int) -> None:
-            computed[:] = [features.measured(n, lambda: worker.features(many, batch.rows(slice(0, n)), size))]
+            last[:] = [features.measured(n, lambda: worker.features(many, batch.rows(slice(0, n)), size))]
 
         def draw(n: int) -> None:
-            pictures.measured(n, lambda: worker.pictures_and_fit(replace(many, picture_count=n), batch, *computed))
+            pictures.measured(n, lambda: worker.pictures_and_fit(replace(many, picture_count=n), batch, *last))
 
         seconds, n = timed(work, len(batch.ids))
         most = max(1, min(query.picture_count, len(batch.ids)))
@@ -239,8 +239,8 @@ def _timed_stages(
             raise UserError(f"not one of the first samples has a feature for {method}: {rejects_by_reason(parts)}")
     grams = run.sum_grams(records)
     queries = {q.methods: r for q, r in run.map("query", DryRunQueryWorker, list(p.queries))}
-    computed = [query for r in queries.values() for query in r.result.queries]
-    run.solve({(query.method, query.concept): query for query in computed}, records, grams)
+    by_method = [query for r in queries.values() for query in r.result.queries]
+    run.solve({(query.method, query.concept): query for query in by_method}, records, grams)
     _require_finite(run.score(records).entries())
     return results, queries, starting
 

@@ -96,10 +96,10 @@ def _surveyed(store: Store, surveys: Sequence[str]) -> _Surveyed | None:
     """What the surveys have; None if there are none, or one is damaged or gone."""
     versions, by_sources, current = dict[str, dict[str, set[str]]](), dict[frozenset[tuple[str, str]], list[str]](), ()
     ranges, listings = dict[str, _Range](), dict[str, tuple[str, frozenset[str]]]()
-    parsed = dict[str, dict[str, Any]]()  # most records are in every survey
+    records_by_text = dict[str, dict[str, Any]]()  # most records are in every survey
     for survey in surveys:  # in the order of time, with which their names begin
         try:
-            records = read_survey(store, survey, parsed)
+            records = read_survey(store, survey, records_by_text)
             for name, r in records.items():
                 versions.setdefault(r["uri"], {}).setdefault(r["version"], set()).add(name)
                 ranges[name] = _Range(r["uri"], range(r["first_row"], r["first_row"] + r["rows"]))

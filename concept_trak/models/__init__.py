@@ -7,6 +7,7 @@ with its `Denoiser`. A new family needs no other change.
 import logging
 import pkgutil
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -81,11 +82,13 @@ def load_model(
     """
     folder, family = _pipeline(path)
     adapters = _adapters(weights, lora, embeddings)
-    settings = {"adapters": adapters, "resolution": resolution, "offload": offload}
+    open_on = partial(
+        family, str(folder), parameters, negative, combinations,
+        dtype=PRECISIONS[precision], adapters=adapters, resolution=resolution,
+    )  # fmt: skip
     if isinstance(device, str):
-        return family(str(folder), parameters, negative, combinations, device, PRECISIONS[precision], **settings)
-    settings["offload"] = "never"  # until the devices are known
-    model = family(str(folder), parameters, negative, combinations, "cpu", PRECISIONS[precision], **settings)
+        return open_on(device=device, offload=offload)
+    model = open_on(device="cpu", offload="never")  # until `divide` knows the devices
     model.divide(device, offload)
     return model
 

@@ -35,8 +35,8 @@ class ControlledUNet(nn.Module):
     def forward(self, x_t: Tensor, times: Tensor, control: Tensor, **inputs: Any) -> tuple[Tensor]:
         """The raw output [b, c, h, w]; `inputs` are those of both networks."""
         residuals, middle = self.controlnet(x_t, times, controlnet_cond=control, return_dict=False, **inputs)
-        added = {"down_block_additional_residuals": residuals, "mid_block_additional_residual": middle}
-        return self.unet(x_t, times, return_dict=False, **added, **inputs)
+        sums = {"down_block_additional_residuals": residuals, "mid_block_additional_residual": middle}
+        return self.unet(x_t, times, return_dict=False, **sums, **inputs)
 
 
 def join_controlnet(
@@ -51,12 +51,6 @@ def join_controlnet(
     controlnet = load_part(class_of_part(diffusers, classes, PART), denoiser.path, PART, dtype, device)
     denoiser.network = ControlledUNet(denoiser.network, controlnet)
     return base
-
-
-def control_condition(pixels: Float[Tensor, "b 3 height width"], network: nn.Module) -> Condition:
-    """The image in [0, 1], as the pipelines of diffusers give it to a ControlNet."""
-    like = next(network.parameters())
-    return {"control": (pixels.to(like.device, like.dtype) + 1) / 2}
 
 
 def predict_controlled(network: Any, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
@@ -83,29 +77,20 @@ class ControlNet(TextToImage):
         return join_controlnet(self, classes, dtype, device)
 
     def encode_image(self, pixels: Float[Tensor, "b 3 height width"]) -> Condition:
-        return control_condition(pixels, self.network)
+        like = next(self.network.parameters())
+        return {"control": (pixels.to(like.device, like.dtype) + 1) / 2}  # as the pipelines of diffusers give it
 
     def _conditioning_parts(self) -> tuple[str, ...]:
         return (*super()._conditioning_parts(), PART)
 
 
-class ControlNetXL(StableDiffusionXL):
+class ControlNetXL(ControlNet, StableDiffusionXL):
     """A condition is that of SDXL and has `control` [b, 3, height, width], the image in [0, 1]."""
 
     networks: ClassVar[dict[str, DenoisingNetwork]] = {
         "unet": DenoisingNetwork(UNet2DConditionModel, predict_controlled_sdxl, lambda network: network.mid_block)
     }
     conditioners: ClassVar[tuple[str, ...]] = (*StableDiffusionXL.conditioners, PART)
-    takes_image: ClassVar[bool] = True
-
-    def _add_networks(self, classes: Mapping[str, str], dtype: torch.dtype, device: str) -> frozenset[nn.Parameter]:
-        return join_controlnet(self, classes, dtype, device)
-
-    def encode_image(self, pixels: Float[Tensor, "b 3 height width"]) -> Condition:
-        return control_condition(pixels, self.network)
-
-    def _conditioning_parts(self) -> tuple[str, ...]:
-        return (*super()._conditioning_parts(), PART)
 
 
 PIPELINES = {"StableDiffusionControlNetPipeline": ControlNet, "StableDiffusionXLControlNetPipeline": ControlNetXL}

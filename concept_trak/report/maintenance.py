@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 
 from concept_trak import UserError
@@ -140,17 +141,11 @@ def collect_garbage(store: Store, rules: Retention, delete: bool = False) -> Ite
     """
     _require_results(store)
     # Listed before the audits: what an audit that begins now computes is not among them.
-    names, states, indices = store.names("features"), store.names(STATES), store.names(SOURCES)
-    questions = store.names(QUESTIONS)
+    names, states, indices, questions = map(store.names, ("features", STATES, SOURCES, QUESTIONS))
     audits = [Audit(store, name) for name in audits_of(store)]
     leaving = expired_audits([audit for audit in audits if not store.is_linked(audit.name(GIVEN_UP))], rules)
-    index_needs = index_upkeep.IndexNeeds(store, indices)
-
-    def needs(audit: Audit) -> Needed:
-        needed = [needed_by(audit, gram_nodes)]
-        needed += [index_needs(audit)] if indices else []
-        return Needed.union([*needed, inversion_cache.needed_states(audit)] if states else needed)
-
+    index_needs = index_upkeep.IndexNeeds(store, indices) if indices else None
+    needs = partial(_needs, index_needs, bool(states))
     staying = [audit for audit in audits if audit not in leaving]
     living = {audit.id for audit in staying}
     linked = Needed(frozenset(filter(store.is_linked, (*names, *states, *indices))))  # other stores may need them
@@ -169,6 +164,12 @@ def collect_garbage(store: Store, rules: Retention, delete: bool = False) -> Ite
     yield from remove_garbage(store, garbage, newly_needed) if delete else garbage
     if delete and leaving:
         write_index(store)
+
+
+def _needs(index_needs: Callable[[Audit], Needed] | None, keeps_states: bool, audit: Audit) -> Needed:
+    needed = [needed_by(audit, gram_nodes)]
+    needed += [index_needs(audit)] if index_needs else []
+    return Needed.union([*needed, inversion_cache.needed_states(audit)] if keeps_states else needed)
 
 
 def _require_results(store: Store) -> None:

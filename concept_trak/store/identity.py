@@ -17,7 +17,8 @@ PART, RECORD, RECORDS, GRAM, FEATURE_SET = "part", "record", "records", "Gram", 
 FOLDERS = {"parts": (PART, ".parquet"), "commits": (RECORD, ".json"), "records": (RECORDS, ".parquet"),
            "grams": (GRAM, ".safetensors")}  # fmt: skip
 UNSET = {json.dumps(value) for value in ("", None, False, 0, 0.0, [], {})}
-"""Values of a setting that changes nothing. A new setting has one of these as its default."""
+"""Values of a setting that changes nothing. A setting that decides results and is added has one of these as its default
+(tests/jobs/test_configure.py)."""
 
 
 @dataclass(frozen=True, order=True)

@@ -182,23 +182,25 @@ def write_survey(store: Store, name: str, records: Mapping[str, Mapping[str, Any
     store.create(name, to_parquet(pa.Table.from_pylist(rows, SURVEY)))
 
 
-def read_survey(store: Store, name: str, parsed: dict[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
+def read_survey(
+    store: Store, name: str, records_by_text: dict[str, dict[str, Any]] | None = None
+) -> dict[str, dict[str, Any]]:
     """The records of a survey, by the names of their sources.
 
     Args:
         store: where the survey is.
         name: its name.
-        parsed: records by their JSON text, from surveys that were read before; those of this survey are added.
+        records_by_text: records by their JSON text, from surveys that were read before; those of this survey are added.
 
     Raises:
         Damaged: naming the file.
     """
-    parsed = {} if parsed is None else parsed
+    records_by_text = {} if records_by_text is None else records_by_text
     try:
         table = read_parquet(store.read(name))
         names, texts = table["name"].to_pylist(), table["record"].to_pylist()
-        parsed |= {text: json.loads(text) for text in texts if text not in parsed}
-        return {source: parsed[text] for source, text in zip(names, texts, strict=True)}
+        records_by_text |= {text: json.loads(text) for text in texts if text not in records_by_text}
+        return {source: records_by_text[text] for source, text in zip(names, texts, strict=True)}
     except (pa.ArrowException, ValueError, KeyError, OSError) as error:
         raise_damaged(error, f"{store.uri}/{name}")
         raise

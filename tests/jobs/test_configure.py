@@ -11,7 +11,9 @@ import yaml
 
 from concept_trak import UserError
 from concept_trak.attribution.method import METHODS, PUBLISHED, RECOMMENDED
+from concept_trak.audit.prepare import outcome_settings
 from concept_trak.config import AuditConfig, build, plain_values
+from concept_trak.store.identity import setting_differences
 from jobs.configure import CONF
 from tests.configured import configure
 
@@ -195,3 +197,15 @@ def test_a_configuration_that_cannot_be_read_is_one_message(tmp_path, monkeypatc
     with pytest.raises(UserError, match=says) as raised:
         configure(AuditConfig, "config", ["--config-name=mine"])
     assert "\n" not in str(raised.value)
+
+
+def test_a_setting_that_was_added_is_unset_by_default():
+    """Else an upgrade ends the audits that an earlier version began: `earlier_audit.yaml` is one of the demo."""
+    settings = outcome_settings(plain_values(configure(AuditConfig, "demo", [])))
+    earlier = yaml.safe_load((Path(__file__).parent / "earlier_audit.yaml").read_text())
+
+    def one_sided(other: dict) -> list[str]:
+        return [line for line in setting_differences(settings, other) if "nothing" in line]
+
+    assert one_sided(earlier) == []
+    assert one_sided({key: value for key, value in earlier.items() if key != "top"}) == ["top: 100 here, nothing there"]
