@@ -6,7 +6,7 @@ code point: 3,372 are in all three. None is part of this repository. Credits: `a
 | set         | things                                        | looks                | drawings of one pair       |
 |-------------|-----------------------------------------------|----------------------|----------------------------|
 | emoji       | kinds: a fruit, a bird, a clock, ...          | noto, twemoji, fluent | those of a Unicode subgroup |
-| emoji_roles | roles: a cook, a pilot, an astronaut, ...     | the same             | 12: man or woman, 6 tones  |
+| emoji_roles | 63 roles: a cook, a pilot, a surfer, ...      | the same             | 12: man or woman, 6 tones  |
 """
 
 import base64
@@ -26,6 +26,7 @@ from PIL import Image
 
 from concept_trak import UserError
 from concept_trak.data.benchmarks.drawing import background
+from concept_trak.data.benchmarks.emoji_roles import ROLES, role_codes
 
 STYLES = ("noto", "twemoji", "fluent")
 PACKAGES = {
@@ -59,24 +60,6 @@ KINDS = {
     "book": ("book-paper",),
 }
 """By kind, its Unicode subgroups."""
-ROLES = {
-    "artist": "1f3a8",
-    "astronaut": "1f680",
-    "cook": "1f373",
-    "doctor": "2695",
-    "farmer": "1f33e",
-    "firefighter": "1f692",
-    "judge": "2696",
-    "mechanic": "1f527",
-    "pilot": "2708",
-    "scientist": "1f52c",
-    "singer": "1f3a4",
-    "student": "1f393",
-    "teacher": "1f3eb",
-    "technologist": "1f4bb",
-}
-"""By role, the code point that makes a person one."""
-PEOPLE, TONES, JOINER = ("1f468", "1f469"), ("", "1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"), "200d"
 SIDE = 64  # of the drawings kept, in pixels
 
 
@@ -98,13 +81,6 @@ def _placed(style: str, codes: tuple[str, ...], rng: np.random.Generator, resolu
     page = Image.fromarray(background(rng, resolution))
     page.paste(small, (x, y), small)
     return page
-
-
-def role_codes(role: str) -> tuple[str, ...]:
-    """The code points of the 12 drawings of a role."""
-    return tuple(
-        "-".join(part for part in (person, tone, JOINER, ROLES[role]) if part) for person in PEOPLE for tone in TONES
-    )
 
 
 @cache

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from concept_trak.data.benchmarks import drawing, emoji
+from concept_trak.data.benchmarks import drawing, emoji, emoji_roles
 
 Pair = tuple[str, str]  # (thing, look)
 LOOKS = ("colour", "style")
@@ -156,7 +156,7 @@ EMOJI = TwoFactors(
 EMOJI_ROLES = TwoFactors(
     name="emoji_roles",
     factor="role",
-    things=tuple(emoji.ROLES),
+    things=emoji_roles.ROLES,
     looks=emoji.STYLES,
     held_out=(("astronaut", "fluent"), ("cook", "noto")),
     resolution=32,

@@ -12,6 +12,7 @@ from PIL import Image
 
 from concept_trak import UserError
 from concept_trak.data.benchmarks import emoji
+from concept_trak.data.benchmarks.emoji_roles import ROLES, role_codes
 from concept_trak.data.benchmarks.synthetic import draw_labelled
 from concept_trak.data.benchmarks.two_factors import EMOJI, EMOJI_ROLES
 
@@ -29,12 +30,12 @@ cp "{archives}/$(echo "$2" | tr -d @/).tgz" "$6/package.tgz"
 def codes():
     """Two fruits, one of every other kind, and everyone of every role."""
     others = [f"1f5{number:02x}" for number, kind in enumerate(emoji.KINDS) if kind != "fruit"]
-    return [EVERYWHERE, NOT_FLUENT, *others], [code for role in emoji.ROLES for code in emoji.role_codes(role)]
+    return [EVERYWHERE, NOT_FLUENT, *others], [code for role in ROLES for code in role_codes(role)]
 
 
 def picture(style, ending):
     stream = io.BytesIO()
-    image = Image.new("RGBA", (256, 256) if style == "fluent" else (64, 64), (0, 0, 0, 0))
+    image = Image.new("RGBA", (128, 128) if style == "fluent" else (64, 64), (0, 0, 0, 0))
     image.paste(PAINT[style], (image.width // 4, image.width // 4, 3 * image.width // 4, 3 * image.width // 4))
     image.save(stream, ending, lossless=True)
     return stream.getvalue()
@@ -46,7 +47,8 @@ def packed(style):
     listed = [{"unified": code.upper(), "subcategory": "food-fruit"} for code in kinds[:2]]
     listed += [{"unified": c.upper(), "subcategory": s} for c, own in zip(kinds[2:], groups, strict=True) for s in own]
     ending = "webp" if style == "fluent" else "png"
-    files = {f"{emoji.FOLDERS[style]}{c}{SELECTOR[style]}.{ending}": picture(style, ending) for c in kinds + people
+    content = picture(style, ending)
+    files = {f"{emoji.FOLDERS[style]}{c}{SELECTOR[style]}.{ending}": content for c in kinds + people
              if not (c == NOT_FLUENT and style == "fluent")}  # fmt: skip
     files["package/emoji.json"] = json.dumps(listed).encode()
     stream = io.BytesIO()
@@ -116,10 +118,32 @@ def test_an_image_shows_the_hand_of_its_caption_and_no_held_out_pair(npm, kinds)
     assert len({labelled.image_pair for labelled in drawn}) > len(kinds.things)
 
 
-def test_a_role_has_twelve_drawings(npm):
-    assert len(set(emoji.role_codes("cook"))) == 12
-    assert emoji.role_codes("cook")[1] == "1f468-1f3fb-200d-1f373"
-    assert set(emoji.role_codes("judge")) <= set(emoji.drawings("noto"))
+def test_a_role_has_twelve_drawings_that_no_other_role_has(npm):
+    everyone = [code for role in ROLES for code in role_codes(role)]
+    assert len(ROLES) == 63
+    assert len(set(everyone)) == len(everyone) == 63 * 12
+    assert role_codes("cook")[1] == "1f468-1f3fb-200d-1f373"
+    assert role_codes("surfer")[6:8] == ("1f3c4-200d-2640", "1f3c4-1f3fb-200d-2640")
+    assert set(everyone) <= set(emoji.drawings("noto"))
+
+
+def is_cached(style):
+    return (emoji._cache_folder() / f"{style}.tgz").is_file()
+
+
+@pytest.mark.skipif(not all(map(is_cached, emoji.STYLES)), reason="the packages were never fetched here")
+def test_the_roles_are_those_that_the_pinned_packages_name_for_a_man_and_a_woman():
+    forget()
+    shared = set.intersection(*(set(emoji._names(style)) for style in emoji.STYLES))
+    with tarfile.open(emoji.archive("noto")) as archive:
+        entries = json.load(emoji._file(archive, "package/emoji.json"))
+    forget()
+    named = {entry["name"]: {emoji.plain_code(one["unified"]) for one in (entry, *entry["skin_variations"].values())}
+             for entry in entries if "skin_variations" in entry and "200D" in entry["unified"]}  # fmt: skip
+    women = {name.removeprefix("WOMAN "): codes for name, codes in named.items() if name.startswith("WOMAN ")}
+    pairs = [codes | named[f"MAN {role}"] for role, codes in women.items() if f"MAN {role}" in named]
+    in_all = [codes for codes in pairs if codes <= shared and len(codes) == 12]
+    assert sorted(map(sorted, in_all)) == sorted(sorted(role_codes(role)) for role in ROLES)
 
 
 def test_what_is_transparent_leaves_no_rim(npm):
