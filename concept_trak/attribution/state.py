@@ -136,7 +136,8 @@ class Probe:
     """caption_fit with the negative `other_label`: m, the number of other captions (at most all of them)."""
     doubt: float = 0.25
     """caption_fit: the largest standard error of a fit that is used. A fit is 0 if the picture shows the other caption
-    and 1 if it shows its own. Initial weights give 0.4 or more, trained ones 0.2 or less (assets/results.md)."""
+    and 1 if it shows its own. Initial weights mostly give 0.4 or more, trained ones 0.2 or less (assets/results.md)
+    and weak ones around 0.5 (assets/study.md)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "times", tuple(self.times))
