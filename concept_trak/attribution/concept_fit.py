@@ -40,7 +40,7 @@ class ConceptFit(NamedTuple):
 
 
 @torch.no_grad()
-def concept_fit(denoiser: Denoiser, batch: Batch, x_0: Float[Tensor, "b c h w"], seed: int) -> ConceptFit:
+def concept_fit(denoiser: Denoiser, batch: Batch, x_0: Float[Tensor, "b c *space"], seed: int) -> ConceptFit:
     """The fit of some pictures.
 
     Args:

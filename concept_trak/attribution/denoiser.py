@@ -2,8 +2,8 @@
 
     x_t = alpha_t x_0 + sigma_t eps,        eps_theta(x_t, t, c): the prediction that every loss is written in
 
-Shapes: b samples, c h w the space that the model denoises in (pixels, or latents of a VAE). Times are integers
-0 ... 999.
+Shapes: b samples, c h w the space that the model denoises in (pixels, or latents of a VAE); of a video model c f h w,
+with f frames of latents. Only a family and the data depend on the number of axes. Times are integers 0 ... 999.
 
 Every model has a negative, which rewards compare a condition with, and conditions that it draws without a prompt.
 """
@@ -41,8 +41,8 @@ ROOT = "(network)"
 class Prediction(NamedTuple):
     """The prediction at a state: x_0 and eps, both affine in the network's raw output."""
 
-    x_0: Float[Tensor, "b c h w"]
-    eps: Float[Tensor, "b c h w"]
+    x_0: Float[Tensor, "b c *space"]
+    eps: Float[Tensor, "b c *space"]
 
 
 class Denoiser(ABC):
@@ -52,7 +52,7 @@ class Denoiser(ABC):
         network: the module with the attributable parameters; everything else is frozen.
         middle: the module halfway through the network, whose output [b, ...] represents an image.
         alpha, sigma: float64 [1000], the noise process, so that x_t = alpha[t] x_0 + sigma[t] eps.
-        shape: (c, h, w) of x_t.
+        shape: (c, h, w) of x_t, of a video model (c, f, h, w).
         parameters: the attributable parameters by name.
         groups: the pattern of each group of parameters, by the group's name.
         negative: `empty` or `other_label`, the model's own c-minus (see `negatives`).
@@ -67,13 +67,13 @@ class Denoiser(ABC):
     middle: nn.Module
     alpha: Float[Tensor, " times"]
     sigma: Float[Tensor, " times"]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     parameters: dict[str, nn.Parameter]
     negative: str = "empty"
     combinations: tuple[str, ...] = ()
 
     @abstractmethod
-    def __call__(self, x_t: Float[Tensor, "b c h w"], t: int, cond: Condition) -> Prediction:
+    def __call__(self, x_t: Float[Tensor, "b c *space"], t: int, cond: Condition) -> Prediction:
         """The prediction at (x_t, t, cond), in the precision of x_t whatever the network runs in, never clipped."""
 
     @abstractmethod
@@ -100,12 +100,12 @@ class Denoiser(ABC):
         """
 
     @abstractmethod
-    def to_latent(self, pixels: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b c h w"]:
-        """Images in [-1, 1] as x_0."""
+    def to_latent(self, pixels: Float[Tensor, "b 3 *frames height width"]) -> Float[Tensor, "b c *space"]:
+        """Images in [-1, 1] as x_0; a video model also takes clips, [b, 3, frames, height, width]."""
 
     @abstractmethod
-    def to_pixels(self, x_0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
-        """x_0 as images, about [-1, 1]."""
+    def to_pixels(self, x_0: Float[Tensor, "b c *space"]) -> Float[Tensor, "b 3 height width"]:
+        """x_0 as images, about [-1, 1]; of a clip its first frame."""
 
     @abstractmethod
     def identity(self) -> dict[str, str]:
@@ -205,8 +205,8 @@ def blank_condition(denoiser: Denoiser, texts: Sequence[str], size: tuple[int, i
     cond = denoiser.encode(texts)
     if not denoiser.takes_image:
         return cond
-    factor = denoiser.resolution // denoiser.shape[2]
-    height, width = size or (factor * denoiser.shape[1], denoiser.resolution)
+    factor = denoiser.resolution // denoiser.shape[-1]
+    height, width = size or (factor * denoiser.shape[-2], denoiser.resolution)
     black = torch.full((len(texts), 3, height, width), -1.0, device=denoiser.device, dtype=denoiser.dtype)
     return cond | denoiser.encode_image(black)
 

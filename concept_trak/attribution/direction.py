@@ -31,7 +31,7 @@ from collections.abc import Callable, Sequence
 from functools import reduce
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from concept_trak.attribution.denoiser import Condition, Denoiser, Prediction, concat_conditions, equal_conditions
@@ -104,7 +104,7 @@ def caption_fit(denoiser: Denoiser, state: State, seen: Prediction, probe: Probe
     reliable = (length > 0) & (unexplained <= probe.doubt * length)
     a = torch.where(reliable, along / length.square(), 0.0).clamp(0, 1)
     share = torch.where((a > 0).any(0), a, 1.0)
-    v = -2 * probe.strength * (share[:, :, None, None, None] * d).mean(0) / noise[0].numel()
+    v = -2 * probe.strength * (_as_samples(share, d) * d).mean(0) / noise[0].numel()
     size = length.sum(0)
     return Direction(v, torch.where(size > 0, (a * length).sum(0) / size, 0.0))
 
@@ -148,18 +148,22 @@ def _whole(v: Tensor) -> Direction:
 @torch.no_grad()
 def _differences(
     denoiser: Denoiser, state: State, seen: Prediction, against: Sequence[Condition]
-) -> tuple[Float[Tensor, "m b c h w"], Float[Tensor, "m b c h w"]]:
+) -> tuple[Float[Tensor, "m b c *space"], Float[Tensor, "m b c *space"]]:
     """(eps_c - eps_j, eps_j) for every condition j, from one batch. A difference is 0 if it is rounding or if the two
     conditions are equal."""
     m, b = len(against), len(state.x_t)
-    others = denoiser(state.x_t.repeat(m, 1, 1, 1), state.t, reduce(concat_conditions, against)).eps.unflatten(
-        0, (m, b)
-    )
+    x_t = torch.cat([state.x_t] * m)
+    others = denoiser(x_t, state.t, reduce(concat_conditions, against)).eps.unflatten(0, (m, b))
     eps = seen.eps.detach()
     d = eps - others
     small = d.flatten(2).norm(dim=2) < ROUNDING * eps.flatten(1).norm(dim=1)
     void = small | torch.stack([equal_conditions(state.batch.cond, other) for other in against])
-    return d.masked_fill(void[:, :, None, None, None], 0.0), others
+    return d.masked_fill(_as_samples(void, d), 0.0), others
+
+
+def _as_samples(values: Shaped[Tensor, "m b"], d: Float[Tensor, "m b ..."]) -> Tensor:
+    """One number for each sample, in a shape that broadcasts over the numbers of the sample."""
+    return values.reshape(*values.shape, *[1] * (d.dim() - 2))
 
 
 DIRECTIONS: dict[str, DirectionFunction] = {

@@ -57,7 +57,7 @@ def training_batch(
     method: Method,
     ids: Sequence[str],
     captions: Sequence[str],
-    x_0: Float[Tensor, "b c h w"],
+    x_0: Float[Tensor, "b c *space"],
     cond: Condition,
     seed: int,
 ) -> Batch:

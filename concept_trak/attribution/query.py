@@ -30,7 +30,7 @@ def query_batch(
     denoiser: Denoiser,
     concept: Concept,
     pixels: Float[Tensor, "1 3 height width"] | None = None,
-    targets: Float[Tensor, "g c h w"] | None = None,
+    targets: Float[Tensor, "g c *space"] | None = None,
     classifier: Callable[[Tensor], Tensor] | None = None,
     conditioning: Float[Tensor, "1 3 height width"] | None = None,
 ) -> Batch:
@@ -151,7 +151,7 @@ def _without_direction(concept: Concept, phrasing: int) -> str:
     )
 
 
-def mean_latent(denoiser: Denoiser, pixels: Iterable[Float[Tensor, "n 3 height width"]]) -> Float[Tensor, "c h w"]:
+def mean_latent(denoiser: Denoiser, pixels: Iterable[Float[Tensor, "n 3 height width"]]) -> Float[Tensor, " c *space"]:
     """The mean x_0 of images.
 
     The sum is in float64, so that the mean does not depend on the order and the batches.

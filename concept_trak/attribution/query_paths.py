@@ -71,7 +71,7 @@ def query_features(
 
 def query_images(
     denoiser: Denoiser, concept: Concept, query: QueryFeatures, count: int
-) -> Float[Tensor, "images c h w"]:
+) -> Float[Tensor, "images c *space"]:
     """The images of the first samples of a query: what the model generates for them without guidance.
 
     What the query's paths have computed of them is not computed again.

@@ -31,12 +31,12 @@ class Batch:
     ids: tuple[str, ...]
     cond: Condition
     negative: Condition
-    x_0: Float[Tensor, "b c h w"] | None = None
+    x_0: Float[Tensor, "b c *space"] | None = None
     without: Condition | None = None
     others: tuple[Condition, ...] = ()
-    path: Float[Tensor, "b states c h w"] | None = None
-    target: Float[Tensor, "b c h w"] | None = None
-    classifier: Callable[[Float[Tensor, "b c h w"]], Float[Tensor, " b"]] | None = None
+    path: Float[Tensor, "b states c *space"] | None = None
+    target: Float[Tensor, "b c *space"] | None = None
+    classifier: Callable[[Float[Tensor, "b c *space"]], Float[Tensor, " b"]] | None = None
 
     def rows(self, rows: slice) -> "Batch":
         return Batch(
@@ -57,9 +57,9 @@ class State:
     """The state `s = (x_t, t, c)` of a batch. `noise` is (x_t - alpha_t x_0) / sigma_t, or None without an x_0."""
 
     batch: Batch
-    x_t: Float[Tensor, "b c h w"]
+    x_t: Float[Tensor, "b c *space"]
     t: int
-    noise: Float[Tensor, "b c h w"] | None = None
+    noise: Float[Tensor, "b c *space"] | None = None
 
     def rows(self, rows: slice) -> "State":
         noise = None if self.noise is None else self.noise[rows]
@@ -72,7 +72,7 @@ class State:
 class Direction(NamedTuple):
     """A direction at a state: v = dL / d eps_theta, and the weight a(s) of the state for each sample, in [0, 1]."""
 
-    v: Float[Tensor, "b c h w"]
+    v: Float[Tensor, "b c *space"]
     fit: Float[Tensor, " b"]
 
 

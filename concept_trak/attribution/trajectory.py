@@ -36,7 +36,7 @@ class PathEnd(NamedTuple):
 
 def ddim_step(
     denoiser: Denoiser, prediction: Prediction, t: int, s: int, eta: float = 0.0, noise: Tensor | None = None
-) -> Float[Tensor, "b c h w"]:
+) -> Float[Tensor, "b c *space"]:
     """One DDIM update from t to s (Song et al. 2021, eq. 12 and 16).
 
         x_s = alpha_s x_0 + sqrt(sigma_s^2 - v^2) eps + v z
@@ -106,12 +106,12 @@ def sampling(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> State
     yield State(batch, x_t, times[probe.every])
 
 
-def generate(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> Float[Tensor, "b c h w"]:
+def generate(denoiser: Denoiser, batch: Batch, probe: Probe, seed: int) -> Float[Tensor, "b c *space"]:
     """The images at the end of the path of `sampling`: x_0 predicted at the last point of the grid."""
     return _descend(denoiser, batch, probe, seed, _start(denoiser, batch, probe, seed), probe.points - 1)
 
 
-def finish(denoiser: Denoiser, end: PathEnd, probe: Probe, seed: int) -> Float[Tensor, "b c h w"]:
+def finish(denoiser: Denoiser, end: PathEnd, probe: Probe, seed: int) -> Float[Tensor, "b c *space"]:
     """The images of `generate`, up to rounding, from where `sampling` with the same probe and seed has ended."""
     return _descend(denoiser, end.state.batch, probe, seed, end.state.x_t, probe.every, end.prediction)
 

@@ -77,7 +77,7 @@ def require_fit(denoiser: Denoiser, shard: Shard, data: DataConfig) -> None:
     Raises:
         UserError: naming the size.
     """
-    height, width = denoiser.shape[1:]
+    height, width = denoiser.shape[-2:]
     if height != width and not data.buckets:
         factor = denoiser.resolution // width
         raise UserError(

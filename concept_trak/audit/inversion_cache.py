@@ -51,7 +51,7 @@ def path_of(settings: Mapping[str, Any], probe: Probe) -> str:
     return fingerprint({**s, "train": asdict(probe.path)})
 
 
-def states_in(data: bytes, where: str) -> Float[Tensor, "s c h w"]:
+def states_in(data: bytes, where: str) -> Float[Tensor, "s c *space"]:
     """The content of a file of kept states.
 
     Raises:
@@ -98,7 +98,7 @@ class Inversions:
         self.store.create(name, with_checksum(save({"x_t": x.cpu().contiguous()})))
 
 
-def _inverted(denoiser: Denoiser, batch: Batch, probe: Probe, rows: Sequence[int]) -> Float[Tensor, "n s c h w"]:
+def _inverted(denoiser: Denoiser, batch: Batch, probe: Probe, rows: Sequence[int]) -> Float[Tensor, "n s c *space"]:
     """x_t at every state, of these rows of the batch."""
     singles = [batch.rows(slice(i, i + 1)) for i in rows]
     if len(singles) == len(batch.ids):

@@ -63,12 +63,12 @@ class CalibrationResult:
 class StateBatch:
     """All n states of one time in one batch of b = 2n: first with the concept's condition, then the same without it."""
 
-    x_t: Float[Tensor, "b c h w"]
+    x_t: Float[Tensor, "b c *space"]
     t: int
     cond: Condition
 
 
-BasePredictions = list[Float[Tensor, "n c h w"]]
+BasePredictions = list[Float[Tensor, "n c *space"]]
 """eps_c- of every `StateBatch`."""
 
 

@@ -54,6 +54,7 @@ def load_model(
     lora: str = "",
     embeddings: Sequence[str] = (),
     resolution: int = 0,
+    frames: int = 0,
     offload: str = "auto",
 ) -> Denoiser:
     """Open a model.
@@ -69,13 +70,14 @@ def load_model(
             divided. Its weights are then read into the host's memory first.
         precision: the type of the weights of every network, one of `PRECISIONS`.
         resolution: the side of the images in pixels; 0 is the model's own.
+        frames: of a video model, the frames of a clip; 0 is a single image.
         offload: whether the text encoders and the VAE are on a GPU only while they encode: `auto` (if they would take
             more than a fifth of its memory), `always` or `never`.
         weights, lora, embeddings: files on top of the directory (see `adapters.Adapters`), local or remote.
 
     Returns:
         The model as a `Denoiser`: it maps a state (x_t [b, c, h, w], t in 0 ... 999, a condition) to (x_0, eps), both
-        [b, c, h, w].
+        [b, c, h, w]; of a video model [b, c, f, h, w].
 
     Raises:
         UserError: the model cannot be reached, no family opens it, or one of its files is refused.
@@ -84,7 +86,7 @@ def load_model(
     adapters = _adapters(weights, lora, embeddings)
     open_on = partial(
         family, str(folder), parameters, negative, combinations,
-        dtype=PRECISIONS[precision], adapters=adapters, resolution=resolution,
+        dtype=PRECISIONS[precision], adapters=adapters, resolution=resolution, frames=frames,
     )  # fmt: skip
     if isinstance(device, str):
         return open_on(device=device, offload=offload)

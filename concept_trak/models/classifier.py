@@ -33,7 +33,7 @@ from concept_trak.data.benchmarks.two_factors import SETS, SHAPES3, TwoFactors
 from concept_trak.store.checked_safetensors import safetensors_header
 
 Weights = dict[str, Tensor]
-LogProbability = Callable[[Float[Tensor, "b c h w"]], Float[Tensor, " b"]]
+LogProbability = Callable[[Float[Tensor, "b c *space"]], Float[Tensor, " b"]]
 
 
 class Classifier(nn.Module):

@@ -40,7 +40,7 @@ def reject_unknown_class(denoiser: Denoiser, sample: Sample | Reject, source: st
     return sample
 
 
-def encode_samples(denoiser: Denoiser, samples: Sequence[Sample]) -> tuple[Float[Tensor, "b c h w"], Condition]:
+def encode_samples(denoiser: Denoiser, samples: Sequence[Sample]) -> tuple[Float[Tensor, "b c *space"], Condition]:
     """x_0 and the conditions of samples of one shape.
 
     Raises:
@@ -85,18 +85,19 @@ def require_conditioning_images(denoiser: Denoiser, samples: Sequence[Sample]) -
 
 
 def _require_fit(denoiser: Denoiser, latent: Tensor, cond: Condition) -> None:
-    size = (latent.shape[-2] * (factor := denoiser.resolution // denoiser.shape[2]), latent.shape[-1] * factor)
+    size = (latent.shape[-2] * (factor := denoiser.resolution // denoiser.shape[-1]), latent.shape[-1] * factor)
     own = {name: value.shape[1:] for name, value in blank_condition(denoiser, [""], size).items()}
-    actual = {"latents": latent.shape[:1], **{name: value.shape[1:] for name, value in cond.items()}}
-    expected = {"latents": torch.Size(denoiser.shape[:1]), **own}
+    actual = {"latents": latent.shape[:-2], **{name: value.shape[1:] for name, value in cond.items()}}
+    expected = {"latents": torch.Size(denoiser.shape[:-2]), **own}
     if actual != expected:
         has, needs = (
             ", ".join(f"{name} {list(shape)}" for name, shape in sorted(shapes.items()))
             for shapes in (actual, expected)
         )
         raise UserError(
-            f"the precomputed latents and embeddings do not fit the model: they have {has} (channels, and the shape "
-            f"of each part of a condition), the model reads {needs}; encode them with this model"
+            f"the precomputed latents and embeddings do not fit the model: they have {has} (channels, of a clip "
+            f"also frames, and the shape of each part of a condition), the model reads {needs}; encode them with this "
+            "model, and of clips set data.frames to their number of frames"
         )
 
 
@@ -157,7 +158,7 @@ def open_query(denoiser: Denoiser, concept: Concept, files: ConceptFiles, size: 
     return query_batch(denoiser, concept, pixels, targets, classifier, conditioning)
 
 
-def _mean_example(denoiser: Denoiser, examples: Sequence[bytes], size: int) -> Float[Tensor, "c h w"]:
+def _mean_example(denoiser: Denoiser, examples: Sequence[bytes], size: int) -> Float[Tensor, " c *space"]:
     """The mean x_0 of some examples, `size` of which are encoded at a time."""
     runs = (examples[i : i + size] for i in range(0, len(examples), size))
     return mean_latent(denoiser, (decode_pixels(run, denoiser.resolution) for run in runs))

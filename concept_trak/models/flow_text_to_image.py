@@ -9,6 +9,7 @@ the size of the image are those of the model's resolution. In eps units a loss o
 pure noise teaches nothing.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -46,10 +47,10 @@ class FlowTextToImage(TextToImage):
 
     @property
     def image_tokens(self) -> int:
-        """Tokens of an image of the model's resolution in the network."""
-        return self.shape[1] * self.shape[2] // self.patch**2
+        """Tokens of an image of the model's resolution, or of a clip, in the network."""
+        return math.prod(self.shape[1:]) // self.patch**2
 
-    def __call__(self, x_t: Float[Tensor, "b c h w"], t: int, cond: Condition) -> Prediction:
+    def __call__(self, x_t: Float[Tensor, "b c *space"], t: int, cond: Condition) -> Prediction:
         alpha, sigma = self.alpha[t].item(), self.sigma[t].item()
         times = torch.full((len(x_t),), self.time_of_noise * sigma, device=x_t.device)
         v = self.denoising.predict(self.network, x_t.to(self.dtype), times, cond).to(x_t.dtype)

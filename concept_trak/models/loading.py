@@ -78,8 +78,9 @@ def load_part(part_class: Any, path: Path, part: str, dtype: torch.dtype, device
     for name in files.weights:
         if name.endswith(".safetensors"):
             require_floats(folder / name)
-    # Weights are read straight into memory: the low-memory way of diffusers needs one more package, and warns without.
-    options: dict[str, Any] = {"low_cpu_mem_usage": False} if issubclass(part_class, ModelMixin) else {}
+    # Weights are read straight into memory. diffusers refuses that for networks of which it keeps a part in float32.
+    own_way = getattr(part_class, "_keep_in_fp32_modules", None) is not None
+    options: dict[str, Any] = {"low_cpu_mem_usage": own_way} if issubclass(part_class, ModelMixin) else {}
     model, report = from_folder(
         part_class, folder, use_safetensors=True, torch_dtype=dtype, output_loading_info=True, variant=files.variant,
         **options,

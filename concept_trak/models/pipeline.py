@@ -62,6 +62,7 @@ class Pipeline(Denoiser):
         networks: the denoising networks that it supports, by their part of the directory.
         conditioners: the other parts that the directory must have.
         packing: the side of the squares of latents that `predict` joins to one token of the network.
+        autoencoder: how x_0 is made with the VAE.
         float32_vae: whether a VAE with `force_upcast` runs in float32 if the model runs in float16.
 
     Args:
@@ -72,6 +73,7 @@ class Pipeline(Denoiser):
         device, dtype: the place and the precision of the networks, of the VAE and of the text encoders.
         adapters: a fine-tune, a LoRA and embeddings on top of the directory.
         resolution: the side of the images in pixels; 0 is the model's own.
+        frames: of a video model, the frames of a clip in pixels; 0 is a single image.
         offload: whether the text encoders and the VAE are on the device only while they encode: `auto` (if they would
             take more than a fifth of a GPU's memory), `always` or `never`.
 
@@ -83,6 +85,7 @@ class Pipeline(Denoiser):
     conditioners: ClassVar[tuple[str, ...]] = ()
     float32_vae: ClassVar[bool] = False
     packing: ClassVar[int] = 1
+    autoencoder: ClassVar[type[Autoencoder]] = Autoencoder
     text_encoders: Mapping[str, TextEncoder] = MappingProxyType({})
 
     def __init__(
@@ -95,6 +98,7 @@ class Pipeline(Denoiser):
         dtype: torch.dtype = torch.float32,
         adapters: Adapters = Adapters(),
         resolution: int = 0,
+        frames: int = 0,
         offload: str = "auto",
     ) -> None:
         classes = part_classes(Path(path), ("|".join(self.networks), *self.conditioners, "scheduler"))
@@ -111,7 +115,8 @@ class Pipeline(Denoiser):
         )
         self.vae = self._read_vae(classes, dtype, "cpu")
         self._place_encoders(offload)
-        self.shape = (self._channels(), *(self._sides_of(resolution) if resolution else self._sides()))
+        sides = self._sides_of(resolution) if resolution else self._sides()
+        self.shape = (self._channels(), *self._frames(frames), *sides)
         scheduler = load_settings(class_of_part(diffusers, classes, "scheduler"), self.path, "scheduler")
         self.schedule = self._read_schedule(scheduler)
         self.alpha, self.sigma = self.schedule.alpha, self.schedule.sigma
@@ -165,7 +170,8 @@ class Pipeline(Denoiser):
         # diffusers' own default of `AutoencoderKL`, whose settings have block types.
         upcast = self.float32_vae and settings.get("force_upcast", "down_block_types" in settings)
         own = torch.float32 if upcast and dtype == torch.float16 else dtype
-        return Autoencoder(load_part(class_of_part(diffusers, classes, "vae"), self.path, "vae", own, device), dtype)
+        module = load_part(class_of_part(diffusers, classes, "vae"), self.path, "vae", own, device)
+        return self.autoencoder(module, dtype)
 
     def _read_schedule(self, scheduler: Any) -> NoiseSchedule:
         return variance_preserving(scheduler, f"{self.path}/scheduler")
@@ -186,6 +192,16 @@ class Pipeline(Denoiser):
                 "the model was trained on (of 512 pixels behind a VAE of factor 8: 64), or of its images without a VAE"
             )
         return sides
+
+    def _frames(self, frames: int) -> tuple[int, ...]:
+        """The axis of time in x_t: none for models of images.
+
+        Raises:
+            UserError: the model has no clips of so many frames.
+        """
+        if frames:
+            raise UserError(f"data.frames={frames}, and {self.path} draws single images; set data.frames=0")
+        return ()
 
     def _sides_of(self, resolution: int) -> tuple[int, int]:
         """(h, w) of x_t for images of this side.
@@ -225,7 +241,7 @@ class Pipeline(Denoiser):
     def prediction_type(self) -> str:
         return self.schedule.prediction_type
 
-    def __call__(self, x_t: Float[Tensor, "b c h w"], t: int, cond: Condition) -> Prediction:
+    def __call__(self, x_t: Float[Tensor, "b c *space"], t: int, cond: Condition) -> Prediction:
         times = torch.full((len(x_t),), self.schedule.times[t], device=x_t.device)
         raw = self.denoising.predict(self.network, x_t.to(self.dtype), times, cond).to(x_t.dtype)
         alpha, sigma = self.alpha[t].item(), self.sigma[t].item()
@@ -235,13 +251,13 @@ class Pipeline(Denoiser):
         return Prediction((x_t - sigma * raw) / alpha, raw)
 
     @torch.no_grad()
-    def to_latent(self, pixels: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b c h w"]:
+    def to_latent(self, pixels: Float[Tensor, "b 3 *frames height width"]) -> Float[Tensor, "b c *space"]:
         """The mode of the VAE's posterior, (mode - shift) * scale; the pixels themselves without a VAE."""
         pixels = pixels.to(self.device, self.dtype)
         return pixels if self.vae is None else self.vae.encode(pixels)
 
     @torch.no_grad()
-    def to_pixels(self, x_0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
+    def to_pixels(self, x_0: Float[Tensor, "b c *space"]) -> Float[Tensor, "b 3 height width"]:
         return x_0 if self.vae is None else self.vae.decode(x_0)
 
     @property

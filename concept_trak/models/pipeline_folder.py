@@ -25,17 +25,18 @@ CLASSES: Mapping[str, frozenset[str]] = {
     "transformer": frozenset(
         """ChromaTransformer2DModel DiTTransformer2DModel Flux2Transformer2DModel FluxTransformer2DModel
         Lumina2Transformer2DModel PixArtTransformer2DModel QwenImageTransformer2DModel SD3Transformer2DModel
-        SanaTransformer2DModel Transformer2DModel ZImageTransformer2DModel""".split()  # noqa: SIM905
+        SanaTransformer2DModel Transformer2DModel WanTransformer3DModel ZImageTransformer2DModel""".split()  # noqa: SIM905
     ),
     "controlnet": frozenset({"ControlNetModel"}),
     "vae": frozenset(
         """AsymmetricAutoencoderKL AutoencoderDC AutoencoderKL AutoencoderKLFlux2 AutoencoderKLQwenImage
-        AutoencoderTiny VQModel""".split()  # noqa: SIM905
+        AutoencoderKLWan AutoencoderTiny VQModel""".split()  # noqa: SIM905
     ),
     "scheduler": SCHEDULERS,
     "text_encoder": frozenset(
         """CLIPTextModel CLIPTextModelWithProjection Gemma2Model Gemma2PreTrainedModel Mistral3ForConditionalGeneration
-        Qwen2_5_VLForConditionalGeneration Qwen3ForCausalLM Qwen3Model T5EncoderModel""".split()  # noqa: SIM905
+        Qwen2_5_VLForConditionalGeneration Qwen3ForCausalLM Qwen3Model T5EncoderModel
+        UMT5EncoderModel""".split()  # noqa: SIM905
     ),
     "tokenizer": frozenset(
         """CLIPTokenizer CLIPTokenizerFast GemmaTokenizer GemmaTokenizerFast PixtralProcessor Qwen2Tokenizer

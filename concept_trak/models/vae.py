@@ -31,7 +31,7 @@ SIDE = 64
 
 
 class Autoencoder:
-    """A frozen VAE.
+    """A frozen VAE. A subclass for clips replaces `latents_of` and `images_of`.
 
     Args:
         module: the VAE, in the precision that it runs in.
@@ -72,18 +72,18 @@ class Autoencoder:
         return next(self.module.parameters()).dtype != self.dtype
 
     @torch.no_grad()
-    def encode(self, pixels: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b c h w"]:
+    def encode(self, pixels: Float[Tensor, "b 3 *frames height width"]) -> Float[Tensor, "b *f c h w"]:
         """Images in [-1, 1] as x_0, in the model's precision."""
-        latents = F.pixel_unshuffle(self._repaired(_latents, pixels), self.patch)
+        latents = F.pixel_unshuffle(self._repaired(self.latents_of, pixels), self.patch)
         scale, shift = self._statistics(latents)
         return ((latents - shift) * scale).to(self.dtype)
 
     @torch.no_grad()
-    def decode(self, x_0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
+    def decode(self, x_0: Float[Tensor, "b *f c h w"]) -> Float[Tensor, "b 3 height width"]:
         """x_0 as images, about [-1, 1], in the model's precision."""
         scale, shift = self._statistics(x_0)
         latents = F.pixel_shuffle(x_0 / scale + shift, self.patch)
-        return self._repaired(_images, latents).to(self.dtype)
+        return self._repaired(self.images_of, latents).to(self.dtype)
 
     def _statistics(self, latents: Tensor) -> list[float | Tensor]:
         """scale and shift, on the device of the latents."""
@@ -97,7 +97,24 @@ class Autoencoder:
         weight = next(self.module.parameters())
         image = torch.zeros(1, 3, SIDE, SIDE, device=weight.device, dtype=weight.dtype)
         with torch.no_grad():
-            return SIDE // _latents(self.module, image).shape[-1]
+            return SIDE // self.latents_of(self.module, image).shape[-1]
+
+    @staticmethod
+    def latents_of(module: Any, pixels: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b c h w"]:
+        """The mode of the posterior, or the one latent of a VAE that has no posterior."""
+        if _is_for_video(module):
+            return module.encode(pixels[:, :, None]).latent_dist.mode()[:, :, 0]
+        encoded = module.encode(pixels)
+        if hasattr(encoded, "latent_dist"):
+            return encoded.latent_dist.mode()
+        return encoded.latents if hasattr(encoded, "latents") else encoded.latent
+
+    @staticmethod
+    def images_of(module: Any, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
+        """The decoded images."""
+        if _is_for_video(module):
+            return module.decode(latents[:, :, None]).sample[:, :, 0]
+        return module.decode(latents).sample
 
     def _repaired(self, function: Any, value: Tensor) -> Tensor:
         """`function` of the VAE and each row of a batch [b, ...]; in float32 for rows that float16 makes infinite."""
@@ -156,19 +173,3 @@ def _per_channel(module: Any, name: str) -> Tensor:
 def _is_for_video(module: Any) -> bool:
     """Whether the VAE's tensors are [b, c, frames, h, w]; diffusers' setting has this spelling."""
     return "temperal_downsample" in module.config
-
-
-def _latents(module: Any, pixels: Tensor) -> Tensor:
-    """The mode of the posterior, or the one latent of a VAE that has no posterior."""
-    if _is_for_video(module):
-        return module.encode(pixels[:, :, None]).latent_dist.mode()[:, :, 0]
-    encoded = module.encode(pixels)
-    if hasattr(encoded, "latent_dist"):
-        return encoded.latent_dist.mode()
-    return encoded.latents if hasattr(encoded, "latents") else encoded.latent
-
-
-def _images(module: Any, latents: Tensor) -> Tensor:
-    if _is_for_video(module):
-        return module.decode(latents[:, :, None]).sample[:, :, 0]
-    return module.decode(latents).sample

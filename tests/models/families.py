@@ -24,7 +24,7 @@ from tests.models.tiny import (
     sdxl,
     stable_diffusion,
 )
-from tests.models.tiny_flows import chroma, flux, flux2_dev, flux2_klein, lumina2, qwen_image, z_image
+from tests.models.tiny_flows import chroma, flux, flux2_dev, flux2_klein, lumina2, qwen_image, wan, z_image
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Tiny:
     replayed: how many parameters cost a pass per sample, through their module or the whole network.
     casts: whether the network computes in float32 whatever its precision, by `Tensor.float`.
     trained: how the names of the parameters begin that were trained; the others were frozen.
+    clip: the frames of its pixels, if they have frames.
     unpack: (ours, tokens or a state of the network): the state that they are, [b, c, h, w], without a learned variance.
     """
 
@@ -58,6 +59,7 @@ class Tiny:
     replayed: int = 0
     casts: bool = False
     trained: str = ""
+    clip: tuple[int, ...] = ()
     unpack: Callable[[Denoiser, Tensor], Tensor] = lambda ours, output: output[:, : ours.shape[0]]
 
 
@@ -232,6 +234,11 @@ def draw_z_image(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
     return pipe(text, num_inference_steps=20, guidance_scale=0.0, latents=x_t.float(), **ways)
 
 
+def draw_clip(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
+    ways = {"height": 32, "width": 32, "num_frames": 5, "guidance_scale": 1.0, "output_type": "latent"}
+    return pipe(text, num_inference_steps=20, latents=x_t, **ways)
+
+
 LABELS = ("0", "1", "2", "")
 DYNAMIC = math.exp(0.5 - (256 - 16) * (1.15 - 0.5) / (4096 - 256))  # e^mu of the 16 tokens of a tiny image
 
@@ -286,6 +293,8 @@ FAMILIES: dict[str, Tiny] = {
                     ("a red circle", "a green triangle", "a blue square", ""), "attention", {"resolution": 16},
                     unpack=frames, casts=True),
     "sana": Tiny(sana, "transformer", draw_latents, from_flow, of_flow, euler, casts=True),
+    "wan": Tiny(wan, "transformer", draw_clip, from_flow, of_flow, euler, ways={"resolution": 32, "frames": 5},
+                casts=True, clip=(5,)),
     "pixart": Tiny(pixart, "transformer", draw_patches, from_eps, itself, ddim),
     "pixart_t5": Tiny(lambda: pixart_t5(sizes=False), "transformer", draw_masked, from_eps, itself, ddim),
     "pixart_t5_sizes": Tiny(lambda: pixart_t5(sizes=True), "transformer", draw_masked, from_eps, itself, ddim),

@@ -72,7 +72,7 @@ def family(request, tmp_path_factory) -> Opened:
 def test_the_prediction_is_affine_and_shaped_like_the_state(family):
     d, b = family.denoiser, family.batch(3)
     side = d.resolution
-    assert d.to_latent(torch.zeros(2, 3, side, side)).shape == (2, *d.shape)
+    assert d.to_latent(torch.zeros(2, 3, *family.tiny.clip, side, side)).shape == (2, *d.shape)
     assert d.to_pixels(family.states(2)).shape == (2, 3, side, side)
     assert d.alpha.shape == d.sigma.shape == (1000,)
     assert (d.alpha.dtype, d.sigma.dtype) == (torch.float64, torch.float64)

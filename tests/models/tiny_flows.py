@@ -6,6 +6,7 @@ from typing import Any
 from diffusers import (
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
+    AutoencoderKLWan,
     ChromaPipeline,
     ChromaTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
@@ -18,6 +19,8 @@ from diffusers import (
     Lumina2Transformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
+    WanPipeline,
+    WanTransformer3DModel,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
@@ -37,6 +40,9 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
+    T5Tokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 from concept_trak.models import small
@@ -211,3 +217,17 @@ def z_image() -> ZImagePipeline:
     )
     return ZImagePipeline(transformer=network, scheduler=flow_scheduler(), vae=flow_vae(),
                           text_encoder=Qwen3Model(text), tokenizer=words)  # fmt: skip
+
+
+def wan() -> WanPipeline:
+    """Clips of 32 x 32 pixels, four frames of which are one of latents."""
+    pieces = [(piece, -1.0) for piece in ("<pad>", "</s>", "<unk>", *(f"▁{word}" for word in small.WORDS))]
+    config = UMT5Config(vocab_size=len(pieces), d_model=32, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    network = WanTransformer3DModel(num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4,
+                                    text_dim=32, freq_dim=8, ffn_dim=16, num_layers=2, rope_max_seq_len=32)  # fmt: skip
+    codec = AutoencoderKLWan(base_dim=4, z_dim=4, dim_mult=[1, 1, 1], num_res_blocks=1, scale_factor_spatial=4,
+                             temperal_downsample=[True, True], latents_mean=[0.5, 0.0, -0.25, 0.0],
+                             latents_std=[2.0, 1.0, 0.5, 1.0])  # fmt: skip
+    words = T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
+    texts: dict[str, Any] = {"text_encoder": UMT5EncoderModel(config), "tokenizer": words}
+    return WanPipeline(transformer=network, scheduler=flow_scheduler(), vae=codec, **texts)

@@ -73,9 +73,12 @@ def with_rows_in_order(call: LayerCall, order: RowOrder) -> LayerCall:
 
 
 def has_rule(layer: nn.Module) -> bool:
-    """Whether a rule covers the layer: its exact type and, for convolutions, padding with a number of zeros."""
+    """Whether a rule covers the layer: its exact type and, for convolutions, padding with a number of zeros; those of
+    three dimensions must cut their input into patches."""
     if type(layer) is nn.Conv2d:
         return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    if type(layer) is nn.Conv3d:
+        return (layer.stride, layer.padding, layer.dilation, layer.groups) == (layer.kernel_size, (0,) * 3, (1,) * 3, 1)
     return _rule(layer) is not None
 
 
@@ -144,13 +147,29 @@ def _close(replay: Tensor, y: Tensor) -> bool:
 def _linear(
     layer: nn.Linear, call: LayerCall, g: Tensor, b: int, names: Collection[str]
 ) -> dict[str, ParameterGradient]:
-    x, gradients = call.input, dict[str, ParameterGradient]()
+    return _of_rows(call.input, g, b, layer.weight.shape, names)
+
+
+def _of_rows(x: Tensor, g: Tensor, b: int, shape: torch.Size, names: Collection[str]) -> dict[str, ParameterGradient]:
+    """The gradients of y_p = W x_p + bias, with the numbers of x_p and y_p last and a weight of `shape`."""
+    gradients = dict[str, ParameterGradient]()
     x, g = x.reshape(b, -1, x.shape[-1]), g.reshape(b, -1, g.shape[-1])
     if "weight" in names:
-        gradients["weight"] = FactoredGradient(g, x, tuple(layer.weight.shape))
+        gradients["weight"] = FactoredGradient(g, x, tuple(shape))
     if "bias" in names:
         gradients["bias"] = DenseGradient(at_least_float32(g).sum(1))
     return gradients
+
+
+def _patches(
+    layer: nn.Conv3d, call: LayerCall, g: Float[Tensor, "n o f y z"], b: int, names: Collection[str]
+) -> dict[str, ParameterGradient]:
+    """A convolution that cuts its input into patches is a linear layer over them. It ignores what is left at an end."""
+    patches = call.input
+    for axis, size in enumerate(layer.kernel_size, 2):
+        patches = patches.unfold(axis, size, size)
+    patches = patches.permute(0, 2, 3, 4, 1, 5, 6, 7).flatten(4)
+    return _of_rows(patches, g.movedim(1, -1), b, layer.weight.shape, names)
 
 
 def _conv2d(
@@ -217,6 +236,15 @@ def _layer_norm(
     return _scale_and_shift(normalized, g, b, layer.normalized_shape, names)
 
 
+def _layer_norm_of_diffusers(layer: Any, call: LayerCall, g: Tensor, b: int, names: Collection[str]) -> dict[str, Any]:
+    """As diffusers computes it: in float32 whatever the precision of x."""
+
+    def normalized() -> Tensor:
+        return at_least_float32(F.layer_norm(call.input.float(), layer.normalized_shape, eps=layer.eps))
+
+    return _scale_and_shift(normalized, g, b, layer.normalized_shape, names)
+
+
 def _rms_norm(layer: nn.RMSNorm, call: LayerCall, g: Tensor, b: int, names: Collection[str]) -> dict[str, Any]:
     def normalized() -> Tensor:
         x = call.input
@@ -257,12 +285,14 @@ def _embedding(
 RULES: dict[type[nn.Module], Callable[..., dict[str, ParameterGradient]]] = {
     nn.Linear: _linear,
     nn.Conv2d: _conv2d,
+    nn.Conv3d: _patches,
     nn.GroupNorm: _group_norm,
     nn.LayerNorm: _layer_norm,
     nn.Embedding: _embedding,
     nn.RMSNorm: _rms_norm,
 }
 NAMED_RULES: dict[str, Callable[..., dict[str, ParameterGradient]]] = {
+    "diffusers.models.normalization.FP32LayerNorm": _layer_norm_of_diffusers,
     "diffusers.models.normalization.RMSNorm": _rms_norm_of_diffusers,
 }
 """Rules of layers of diffusers, by name, because importing diffusers takes seconds."""

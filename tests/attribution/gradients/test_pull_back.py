@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers.models.normalization import RMSNorm
+from diffusers.models.normalization import FP32LayerNorm, RMSNorm
+from torch import Tensor
 
 from concept_trak.attribution.denoiser import attributable
 from concept_trak.attribution.direction import DIRECTIONS
@@ -212,13 +213,15 @@ NORMS = {
     "diffusers": lambda: RMSNorm(6, eps=1e-3),
     "diffusers, with a shift": lambda: RMSNorm(6, eps=1e-3, bias=True),
     "layer norm": lambda: torch.nn.LayerNorm(6),
+    "diffusers, layer norm": lambda: FP32LayerNorm(6, eps=1e-3),
 }
 
 
 @pytest.mark.parametrize("by_keyword", [False, True])
 @pytest.mark.parametrize("kind", NORMS)
-def test_a_norm_is_split_by_sample(kind, by_keyword):
+def test_a_norm_is_split_by_sample(kind, by_keyword, monkeypatch):
     """Samples of two rows each, called by place and by keyword: against autograd through one sample."""
+    monkeypatch.setattr(Tensor, "float", Tensor.double)  # as the last one computes whatever the precision
     draw = torch.Generator().manual_seed(4)
     layer = NORMS[kind]().double()
     x, g = (torch.randn(8, 5, 6, generator=draw, dtype=torch.float64) + shift for shift in (1, 0))
@@ -233,3 +236,28 @@ def test_a_norm_is_split_by_sample(kind, by_keyword):
         exact = torch.autograd.grad(layer(x[rows]), list(layer.parameters()), g[rows])
         for name, expected in zip(names, exact, strict=True):
             torch.testing.assert_close(found[name].dense()[i], expected, rtol=EXACT64, atol=1e-12)
+
+
+@pytest.mark.parametrize("patch", [(1, 2, 2), (2, 1, 3)])
+def test_a_convolution_into_patches_is_split_by_sample(patch):
+    """Of clips [n, 3, 4, 5, 6], of which patches leave the end out; samples of two rows: against autograd."""
+    draw = torch.Generator().manual_seed(4)
+    layer = torch.nn.Conv3d(3, 7, patch, stride=patch).double()
+    x = torch.randn(8, 3, 4, 5, 6, generator=draw, dtype=torch.float64)
+    y = layer(x)
+    g = torch.randn(y.shape, generator=draw, dtype=torch.float64)
+    call = record_call(layer, (x,), {}, y)
+    assert has_rule(layer)
+    assert is_separable(layer, call, 4)
+    split = per_sample_gradients(layer, call, g, 4, ["weight", "bias"])
+    for i in range(4):
+        rows = slice(2 * i, 2 * i + 2)
+        exact = torch.autograd.grad(layer(x[rows]), [layer.weight, layer.bias], g[rows])
+        for name, expected in zip(("weight", "bias"), exact, strict=True):
+            torch.testing.assert_close(split[name].dense()[i], expected, rtol=EXACT64, atol=1e-12)
+
+
+@pytest.mark.parametrize("own", [{"stride": 1}, {"padding": 1}, {"dilation": 2}, {"groups": 3}, {"padding": "valid"},
+                                 {"padding_mode": "circular", "padding": 1}])  # fmt: skip
+def test_other_convolutions_of_clips_are_replayed(own):
+    assert not has_rule(torch.nn.Conv3d(3, 6, 2, **{"stride": 2} | own))

@@ -1,0 +1,88 @@
+"""Clips: latents with a frame axis, from a VAE that is causal in time."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from concept_trak import UserError
+from concept_trak.models import load_model
+from tests.models.families import FAMILIES, seeded
+
+CLIPS = torch.rand(2, 3, 5, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+MEANS, DEVIATIONS = torch.tensor([0.5, 0.0, -0.25, 0.0]), torch.tensor([2.0, 1.0, 0.5, 1.0])
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return seeded(FAMILIES["wan"].build)
+
+
+@pytest.fixture(scope="module")
+def path(pipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wan")
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def of_clips(path):
+    return load_model(str(path), resolution=32, frames=5)
+
+
+def test_a_clip_is_the_mode_of_the_posterior_with_a_scale_of_each_channel(pipe, of_clips):
+    """Against the VAE itself; a picture is shown of the first frame that it decodes from the whole clip."""
+    with torch.no_grad():
+        mode = pipe.vae.eval().encode(CLIPS).latent_dist.mode()
+        decoded = pipe.vae.decode(mode).sample
+    x_0 = of_clips.to_latent(CLIPS)
+    assert x_0.shape == (2, 4, 2, 8, 8) == (2, *of_clips.shape)
+    for i, (mean, deviation) in enumerate(zip(MEANS, DEVIATIONS, strict=True)):
+        torch.testing.assert_close(x_0[:, i], (mode[:, i] - mean) / deviation)
+    torch.testing.assert_close(of_clips.to_pixels(x_0), decoded[:, :, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_an_image_is_a_clip_of_one_frame(path, of_clips):
+    of_images = load_model(str(path), resolution=32)
+    assert of_images.shape == (4, 1, 8, 8)
+    images = CLIPS[:, :, 0]
+    torch.testing.assert_close(of_images.to_latent(images), of_clips.to_latent(CLIPS)[:, :, :1])
+    torch.testing.assert_close(of_images.to_latent(images), of_images.to_latent(CLIPS[:, :, :1]))
+
+
+def test_one_time_for_a_clip_is_that_time_for_each_of_its_tokens(of_clips):
+    """Wan 2.2 (5B) is given a time for each token (`expand_timesteps`)."""
+    x_t, text = torch.randn(2, *of_clips.shape), of_clips.encode(["a red circle", ""])["text"]
+    with torch.no_grad():
+        once = of_clips.network(x_t, torch.full((2,), 400.0), text, return_dict=False)[0]
+        each = of_clips.network(x_t, torch.full((2, of_clips.image_tokens), 400.0), text, return_dict=False)[0]
+    assert of_clips.image_tokens == 2 * 4 * 4
+    torch.testing.assert_close(once, each)
+
+
+@pytest.mark.parametrize("frames", [2, 4, 80])
+def test_frames_that_the_vae_does_not_encode_are_refused_with_the_nearest_that_it_does(path, frames):
+    near = {2: "1 or 5", 4: "1 or 5", 80: "77 or 81"}[frames]
+    with pytest.raises(UserError, match=rf"data\.frames={frames}, .* have 1 \+ 4 k frames; set it to {near}$"):
+        load_model(str(path), resolution=32, frames=frames)
+
+
+def test_the_default_size_is_that_of_the_pipeline(path):
+    assert load_model(str(path), frames=81).shape == (4, 21, 480 // 4, 832 // 4)
+
+
+def test_two_networks_are_refused(path, tmp_path):
+    model = shutil.copytree(path, tmp_path / "model")
+    index = json.loads((model / "model_index.json").read_text())
+    index["transformer_2"] = index["transformer"]
+    (model / "model_index.json").write_text(json.dumps(index))
+    shutil.copytree(model / "transformer", model / "transformer_2")
+    with pytest.raises(UserError, match="has two denoising networks, one for high and one for low noise"):
+        load_model(str(model))
+
+
+def test_a_model_of_images_has_no_clips(tmp_path):
+    seeded(FAMILIES["ddpm"].build).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"data\.frames=5, and .* draws single images; set data\.frames=0"):
+        load_model(str(tmp_path), frames=5)
