@@ -36,6 +36,11 @@ class PlacedTensor(Tensor):
     def tolist(self) -> Any:
         return self.numbers.tolist()
 
+    def as_subclass(self, cls: type[Tensor]) -> Tensor:  # pyright: ignore
+        """Of a class of the library as well, such as that of a parameter which is followed; still on its device."""
+        both: Any = type(cls.__name__, (cls, PlacedTensor), {})  # pyright: ignore
+        return PlacedTensor.__new__(both, self.numbers, self.device)
+
     __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore
 
     @classmethod

@@ -37,7 +37,8 @@ def recorded_pass(layers: LayerNames) -> Iterator[Recording]:
     def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         calls.setdefault(module, []).append(record_call(module, args, kwargs, output))
 
-    handles = [module.register_forward_hook(note, with_kwargs=True) for module in layers]
+    # Before all other hooks: one of a divided network moves the output to another device.
+    handles = [module.register_forward_hook(note, with_kwargs=True, prepend=True) for module in layers]
     try:
         with followed_parameters(layers) as followings:
             yield Recording(calls, followings)
