@@ -12,7 +12,7 @@ from jobs.configure import main
 class ShapesConfig:
     out: str = "results/shapes"
     set: str = "shapes3"
-    """shapes3, shapes2, shapes2_paper, digits, emoji, emoji_roles, synonyms or two_shapes."""
+    """shapes3, shapes2, shapes2_paper, digits, emoji, emoji_roles, emoji_objects, synonyms or two_shapes."""
     rows: int = 320
     """Number of images. `seed` decides the sequence of images; the first ones are those of the model's training set."""
     first: int = 0

@@ -124,18 +124,22 @@ def random_order(inputs: BaselineInputs, concept: Concept, m: int) -> Float[Tens
 
 
 def concept_agnostic(inputs: BaselineInputs, concept: Concept, m: int) -> Float[Tensor, "n m"]:
-    """The number of words of the prompt that are labels of the image, with random order among equal samples."""
-    prompt = set(concept.text.split())
+    """The number of labels of the image that the prompt names, with random order among equal samples."""
     labels = ({v for k, v in s.labels.items() if not k.startswith("said_")} for s in inputs.train)
-    counts = torch.tensor([len(prompt & own) for own in labels], dtype=torch.float64)
+    counts = torch.tensor([sum(_names(concept.text, v) for v in own) for own in labels], dtype=torch.float64)
     return counts[:, None] + 0.5 * random_order(inputs, concept, m)
 
 
 def caption_lookup(inputs: BaselineInputs, concept: Concept, m: int) -> Float[Tensor, "n m"]:
-    """1 if the caption has the concept's word, else 0, with random order among equal samples."""
-    (word,) = set(concept.truth.values())
-    named = torch.tensor([word in s.caption.split() for s in inputs.train], dtype=torch.float64)
+    """1 if the caption has the concept's name, else 0, with random order among equal samples."""
+    (name,) = set(concept.truth.values())
+    named = torch.tensor([_names(s.caption, name) for s in inputs.train], dtype=torch.float64)
     return named[:, None] + 0.5 * random_order(inputs, concept, m)
+
+
+def _names(text: str, name: str) -> bool:
+    """Whether the text has the words of a name, one after the other."""
+    return bool(name) and f" {name} " in f" {text} "
 
 
 def word_overlap(inputs: BaselineInputs, concept: Concept, m: int) -> Float[Tensor, "n m"]:

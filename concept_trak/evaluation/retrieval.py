@@ -37,7 +37,7 @@ class Cell:
     @property
     def name(self) -> str:
         """A name for files and columns: "red_in_red_triangle"."""
-        return f"{self.value}_in_{self.pair[1]}_{self.pair[0]}"
+        return f"{self.value}_in_{self.pair[1]}_{self.pair[0]}".replace(" ", "_")
 
 
 def cells(kinds: TwoFactors, pairs: Sequence[Pair] = ()) -> list[Cell]:

@@ -9,7 +9,7 @@ import torch
 from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.audit.results import shows
 from concept_trak.data.benchmarks.synthetic import arrays
-from concept_trak.data.benchmarks.two_factors import SHAPES3
+from concept_trak.data.benchmarks.two_factors import EMOJI_OBJECTS, SHAPES3
 from concept_trak.data.sample import Sample
 from concept_trak.evaluation.baselines import (
     BaselineInputs,
@@ -203,3 +203,17 @@ def test_what_a_query_generates_is_the_same_for_every_baseline_and_longer_run(de
     assert torch.equal(one.generated(SHAPE, 2).x_0, few.x_0), "both factors of a pair are asked about the same images"
     for other in (replace(COLOUR, prompt="a blue square"), replace(COLOUR, seed=1)):
         assert not torch.allclose(one.generated(other, 2).x_0, few.x_0, atol=1e-3), "images of another question"
+
+
+def test_a_name_of_two_words_is_looked_up_as_a_whole():
+    captions = ("a noto lion face", "a noto face", "a fluent lion", "a face lion", "a fluent lion face")
+    things = ("lion face", "face", "lion", "", "lion face")
+    train = [
+        Sample(str(i), caption, torch.zeros(3, 1, 1), i, {"object": thing, "style": "noto"})
+        for i, (caption, thing) in enumerate(zip(captions, things, strict=True))
+    ]
+    cell = Cell(("lion face", "noto"), "object", False)
+    concept = cell_concept(cell, EMOJI_OBJECTS, True, 3, truth="shown")
+    assert cell.name == concept.name == "lion_face_in_noto_lion_face"
+    assert caption_lookup(blind(train), concept, 1).floor()[:, 0].tolist() == [1, 0, 0, 0, 1]
+    assert concept_agnostic(blind(train), concept, 1).floor()[:, 0].tolist() == [2, 2, 2, 1, 2]

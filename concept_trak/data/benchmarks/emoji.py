@@ -3,10 +3,11 @@
 The drawings come from npm packages of pinned content, which npm fetches when they are first needed, and are joined by
 code point: 3,372 are in all three. None is part of this repository. Credits: `assets/credits.md`.
 
-| set         | things                                        | looks                | drawings of one pair       |
-|-------------|-----------------------------------------------|----------------------|----------------------------|
-| emoji       | kinds: a fruit, a bird, a clock, ...          | noto, twemoji, fluent | those of a Unicode subgroup |
-| emoji_roles | 63 roles: a cook, a pilot, a surfer, ...      | the same             | 12: man or woman, 6 tones  |
+| set           | things                                      | looks                 | drawings of one pair        |
+|---------------|---------------------------------------------|-----------------------|-----------------------------|
+| emoji         | 12 kinds: a fruit, a bird, a clock, ...     | noto, twemoji, fluent | those of a Unicode subgroup |
+| emoji_roles   | 63 roles: a cook, a pilot, a surfer, ...    | the same              | 12: man or woman, 6 tones   |
+| emoji_objects | 1,112 objects: a lion face, a banana, ...   | the same              | 1                           |
 """
 
 import base64
@@ -20,6 +21,7 @@ import tarfile
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -60,21 +62,35 @@ KINDS = {
     "book": ("book-paper",),
 }
 """By kind, its Unicode subgroups."""
+OBJECT_CODES = {
+    name: code
+    for code, _, name in (
+        line.partition(" ") for line in Path(__file__).with_name("emoji_objects.txt").read_text().splitlines()
+    )
+}
+"""By name of up to three words, the code point of what every style draws and is no person and no flag."""
 SIDE = 64  # of the drawings kept, in pixels
 
 
 def draw_kind(kind: str, style: str, rng: np.random.Generator, resolution: int = 32) -> Image.Image:
     """One of the drawings of `kind` in `style`, of random size and place, on a light gradient; RGB."""
-    return _placed(style, kind_codes()[kind], rng, resolution)
+    return _placed(drawings(style, "kinds"), kind_codes()[kind], rng, resolution)
 
 
 def draw_role(role: str, style: str, rng: np.random.Generator, resolution: int = 32) -> Image.Image:
     """A man or a woman of one of six tones in `role`, drawn in `style`, as `draw_kind`."""
-    return _placed(style, role_codes(role), rng, resolution)
+    return _placed(drawings(style, "roles"), role_codes(role), rng, resolution)
 
 
-def _placed(style: str, codes: tuple[str, ...], rng: np.random.Generator, resolution: int) -> Image.Image:
-    drawing = drawings(style)[codes[rng.integers(len(codes))]]
+def draw_object(name: str, style: str, rng: np.random.Generator, resolution: int = 32) -> Image.Image:
+    """The object of this name drawn in `style`, as `draw_kind`."""
+    return _placed(drawings(style, "objects"), (OBJECT_CODES[name],), rng, resolution)
+
+
+def _placed(
+    drawn: dict[str, Image.Image], codes: tuple[str, ...], rng: np.random.Generator, resolution: int
+) -> Image.Image:
+    drawing = drawn[codes[rng.integers(len(codes))]]
     side = round(resolution * rng.uniform(0.8, 1.0))
     x, y = (int(v) for v in rng.integers(0, resolution - side + 1, 2))
     small = _resized(drawing, side)
@@ -96,14 +112,20 @@ def kind_codes() -> dict[str, tuple[str, ...]]:
 
 
 @cache
-def drawings(style: str) -> dict[str, Image.Image]:
-    """By code point, the drawings of a style that the two sets use, RGBA of `SIDE` pixels."""
-    codes = {code for own in kind_codes().values() for code in own} | {
-        code for role in ROLES for code in role_codes(role)
-    }
+def drawings(style: str, things: Literal["kinds", "roles", "objects"]) -> dict[str, Image.Image]:
+    """By code point, the drawings in a style of all kinds, roles or objects, RGBA of `SIDE` pixels."""
+    codes = _codes(things)
     files = {name: code for code, name in _names(style).items() if code in codes}
     with tarfile.open(archive(style)) as packed:  # in the order of the archive: going back unpacks it again
         return {files[file.name]: _drawing(packed, file.name) for file in packed if file.name in files}
+
+
+def _codes(things: str) -> set[str]:
+    if things == "kinds":
+        return {code for own in kind_codes().values() for code in own}
+    if things == "roles":
+        return {code for role in ROLES for code in role_codes(role)}
+    return set(OBJECT_CODES.values())
 
 
 @cache

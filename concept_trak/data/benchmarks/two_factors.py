@@ -66,7 +66,8 @@ class TwoFactors:
     def words(self) -> tuple[str, ...]:
         """Every word of the captions, in a fixed order."""
         joined = ("and",) if self.render_two else ()
-        return ("a", *self.looks, *self.things, *(second for _, second in self.synonyms), *joined)
+        names = dict.fromkeys(word for thing in self.things for word in thing.split())
+        return ("a", *self.looks, *names, *(second for _, second in self.synonyms), *joined)
 
     def label(self, factor: str, value: str) -> str:
         """The label column that is `value` for an image that shows this value of `factor`."""
@@ -163,6 +164,26 @@ EMOJI_ROLES = TwoFactors(
     render=emoji.draw_role,
     look="style",
 )
+# Captions with the names of objects: a vocabulary of more than a thousand words.
+EMOJI_OBJECTS = replace(
+    EMOJI,
+    name="emoji_objects",
+    factor="object",
+    things=tuple(emoji.OBJECT_CODES),
+    held_out=(("lion face", "fluent"), ("strawberry", "noto")),
+    render=emoji.draw_object,
+)
 SETS = {
-    kinds.name: kinds for kinds in (SHAPES3, SHAPES2, SHAPES2_PAPER, DIGITS, EMOJI, EMOJI_ROLES, SYNONYMS, TWO_SHAPES)
+    kinds.name: kinds
+    for kinds in (
+        SHAPES3,
+        SHAPES2,
+        SHAPES2_PAPER,
+        DIGITS,
+        EMOJI,
+        EMOJI_ROLES,
+        EMOJI_OBJECTS,
+        SYNONYMS,
+        TWO_SHAPES,
+    )
 }

@@ -18,7 +18,7 @@ class TrainConfig:
 
     out: str = "assets/demo"
     set: str = "shapes3"
-    """shapes3, shapes2, shapes2_paper, digits, emoji, emoji_roles, synonyms or two_shapes."""
+    """shapes3, shapes2, shapes2_paper, digits, emoji, emoji_roles, emoji_objects, synonyms or two_shapes."""
     network: str = "unet"
     """unet (1.0 M parameters) or transformer (1.2 M, unless `size` is set)."""
     size: TransformerSize = field(default_factory=TransformerSize)

@@ -4,21 +4,27 @@ import base64
 import hashlib
 import io
 import json
+import re
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from concept_trak import UserError
 from concept_trak.data.benchmarks import emoji
 from concept_trak.data.benchmarks.emoji_roles import ROLES, role_codes
 from concept_trak.data.benchmarks.synthetic import draw_labelled
-from concept_trak.data.benchmarks.two_factors import EMOJI, EMOJI_ROLES
+from concept_trak.data.benchmarks.two_factors import EMOJI, EMOJI_OBJECTS, EMOJI_ROLES, pair_caption
+from concept_trak.evaluation.training.benchmark_models import initial_pipeline
+from concept_trak.evaluation.training.settings import TrainConfig
 
 PAINT = {"noto": (250, 0, 0, 255), "twemoji": (0, 250, 0, 255), "fluent": (0, 0, 250, 255)}
 SELECTOR = {"noto": "-fe0f", "twemoji": "", "fluent": "-fe0f"}  # written by some styles only
 EVERYWHERE, NOT_FLUENT = "1f34e", "1f34f"
+OBJECTS = ("apple", "lion face", "rocket", "strawberry")  # of the 1,112, both held-out ones among them
 CACHED = (emoji.archive, emoji.kind_codes, emoji.drawings, emoji._names)
 NPM = """#!/bin/sh
 test "$1" = pack && test "$5" = --pack-destination || exit 2
@@ -28,9 +34,12 @@ cp "{archives}/$(echo "$2" | tr -d @/).tgz" "$6/package.tgz"
 
 
 def codes():
-    """Two fruits, one of every other kind, and everyone of every role."""
+    """Two fruits, one of every other kind, and everyone of every role with four objects."""
     others = [f"1f5{number:02x}" for number, kind in enumerate(emoji.KINDS) if kind != "fruit"]
-    return [EVERYWHERE, NOT_FLUENT, *others], [code for role in ROLES for code in role_codes(role)]
+    return [EVERYWHERE, NOT_FLUENT, *others], [
+        *(code for role in ROLES for code in role_codes(role)),
+        *(emoji.OBJECT_CODES[name] for name in OBJECTS),
+    ]
 
 
 def picture(style, ending):
@@ -96,7 +105,7 @@ def digest(content):
 
 def test_each_package_is_fetched_once_and_then_kept(npm):
     for _ in range(2):
-        emoji.drawings("fluent")
+        emoji.drawings("fluent", "kinds")
         forget()
     assert sorted(npm.read_text().split()) == sorted(package for package, _ in emoji.PACKAGES.values())
 
@@ -106,7 +115,10 @@ def test_only_drawings_of_all_three_hands_count(npm):
     assert all(len(emoji.kind_codes()[kind]) == 1 for kind in emoji.KINDS)
 
 
-@pytest.mark.parametrize("kinds", [EMOJI, EMOJI_ROLES], ids=["emoji", "emoji_roles"])
+FOUR_OBJECTS = replace(EMOJI_OBJECTS, things=OBJECTS)
+
+
+@pytest.mark.parametrize("kinds", [EMOJI, EMOJI_ROLES, FOUR_OBJECTS], ids=lambda kinds: kinds.name)
 def test_an_image_shows_the_hand_of_its_caption_and_no_held_out_pair(npm, kinds):
     drawn = [draw_labelled(3, index, kinds) for index in range(150)]
     for labelled in drawn:
@@ -118,26 +130,49 @@ def test_an_image_shows_the_hand_of_its_caption_and_no_held_out_pair(npm, kinds)
     assert len({labelled.image_pair for labelled in drawn}) > len(kinds.things)
 
 
+def test_every_word_of_more_than_a_thousand_is_one_token_and_every_caption_an_encoding_of_its_own():
+    words, pipeline = EMOJI_OBJECTS.words, initial_pipeline(TrainConfig(set="emoji_objects", network="transformer"))
+    assert len(set(words)) == len(words) > 1100
+    tokens = [ids[1:-1] for ids in pipeline.tokenizer(list(words)).input_ids]
+    assert {len(own) for own in tokens} == {1}
+    assert len({token for (token,) in tokens}) == len(words)
+    captions = [pair_caption(thing, "noto") for thing in EMOJI_OBJECTS.things]
+    assert max(map(len, pipeline.tokenizer(captions).input_ids)) <= pipeline.tokenizer.model_max_length
+    ids = pipeline.tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        encoded = pipeline.text_encoder(ids).pooler_output
+    assert len(encoded.unique(dim=0)) == len(captions)
+
+
 def test_a_role_has_twelve_drawings_that_no_other_role_has(npm):
     everyone = [code for role in ROLES for code in role_codes(role)]
     assert len(ROLES) == 63
     assert len(set(everyone)) == len(everyone) == 63 * 12
     assert role_codes("cook")[1] == "1f468-1f3fb-200d-1f373"
     assert role_codes("surfer")[6:8] == ("1f3c4-200d-2640", "1f3c4-1f3fb-200d-2640")
-    assert set(everyone) <= set(emoji.drawings("noto"))
+    assert set(everyone) <= set(emoji.drawings("noto", "roles"))
 
 
 def is_cached(style):
     return (emoji._cache_folder() / f"{style}.tgz").is_file()
 
 
-@pytest.mark.skipif(not all(map(is_cached, emoji.STYLES)), reason="the packages were never fetched here")
-def test_the_roles_are_those_that_the_pinned_packages_name_for_a_man_and_a_woman():
+@pytest.fixture(scope="module")
+def shared_entries():
+    """Of the pinned packages where they were fetched before: the code points and entries of what every style draws."""
+    if not all(map(is_cached, emoji.STYLES)):
+        pytest.skip("the packages were never fetched here")
     forget()
     shared = set.intersection(*(set(emoji._names(style)) for style in emoji.STYLES))
     with tarfile.open(emoji.archive("noto")) as archive:
         entries = json.load(emoji._file(archive, "package/emoji.json"))
     forget()
+    return shared, entries
+
+
+@pytest.mark.soak
+def test_the_roles_are_those_that_the_pinned_packages_name_for_a_man_and_a_woman(shared_entries):
+    shared, entries = shared_entries
     named = {entry["name"]: {emoji.plain_code(one["unified"]) for one in (entry, *entry["skin_variations"].values())}
              for entry in entries if "skin_variations" in entry and "200D" in entry["unified"]}  # fmt: skip
     women = {name.removeprefix("WOMAN "): codes for name, codes in named.items() if name.startswith("WOMAN ")}
@@ -146,8 +181,20 @@ def test_the_roles_are_those_that_the_pinned_packages_name_for_a_man_and_a_woman
     assert sorted(map(sorted, in_all)) == sorted(sorted(role_codes(role)) for role in ROLES)
 
 
+@pytest.mark.soak
+def test_the_objects_have_the_names_of_the_pinned_package(shared_entries):
+    shared, entries = shared_entries
+    named = {}
+    for entry in entries:
+        code, words = emoji.plain_code(entry["unified"]), re.split("[_-]", entry["short_name"])
+        plain = len(words) <= 3 and re.fullmatch("[a-z]{3,}", "".join(words)) and all(words)
+        if plain and code in shared and entry["category"] not in ("People & Body", "Flags", "Component"):
+            named[" ".join(words)] = code
+    assert named == emoji.OBJECT_CODES
+
+
 def test_what_is_transparent_leaves_no_rim(npm):
-    small = np.asarray(emoji._resized(emoji.drawings("noto")[EVERYWHERE], 24)).astype(int)
+    small = np.asarray(emoji._resized(emoji.drawings("noto", "kinds")[EVERYWHERE], 24)).astype(int)
     seen = small[small[..., 3] > 0]
     assert (seen[:, 0] >= 245).all(), "the black behind transparency is in the colour"
 
