@@ -147,6 +147,11 @@ class DataConfig:
     buckets: tuple[tuple[int, int], ...] = ()
     """[height, width] of each size of a model that was trained at several aspect ratios; an image is cropped to the
     nearest ratio. Empty is the square of the model's resolution."""
+    frames: int = 0
+    """For a video model: the frames of a clip, which is an animated GIF, WebP, PNG or AVIF file, or is encoded already.
+    0 reads images, and of an animation the first frame."""
+    spread_frames: bool = False
+    """Whether the frames of a clip are spread evenly over its file, or are the first ones."""
     shard_rows: int = 64
     """Rows of a shard: aim at ten minutes of work and at most 90 MB of features. A new feature set fixes it."""
 
@@ -157,6 +162,7 @@ class DataConfig:
         _one_of("data.captions", self.captions, "first", "first_line", "one_line", "join", "one", "class")
         _one_of("data.transparency", self.transparency, "white", "black", "checker", "drop")
         _at_least("data.shard_rows", self.shard_rows, 1)
+        _at_least("data.frames", self.frames, 0, 65536)
         _at_least("data.most_pixels", self.most_pixels, 1)
         if wrong := [b for b in self.buckets if min(b) < 8 or b[0] % 8 or b[1] % 8]:
             raise UserError(f"data.buckets: {list(wrong[0])} is no size; expected [height, width], multiples of 8")

@@ -18,7 +18,7 @@ from concept_trak.data.survey import list_sources
 from concept_trak.store.sources import SourceSet, source_name
 from concept_trak.store.store import Store
 
-PREPROCESSING = ("crop", "enlarge", "transparency", "most_pixels", "buckets")
+PREPROCESSING = ("crop", "enlarge", "transparency", "most_pixels", "buckets", "frames", "spread_frames")
 """Settings of `data` that change pixels, or which images become samples."""
 
 

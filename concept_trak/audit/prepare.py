@@ -157,7 +157,7 @@ def open_inputs(config: AuditConfig, worker: WorkerSettings) -> Inputs:
     store = Store(config.store)
     store.probe()
     require_new_name(Audit(store, config.audit))
-    denoiser = open_model(config.model, worker)
+    denoiser = open_model(config.model, worker, config.data.frames)
     return Inputs(store, denoiser)
 
 

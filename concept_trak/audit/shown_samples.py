@@ -107,12 +107,12 @@ class ShowWorker:
         s, original = looked_up.sample, looked_up.original if task.files else None
         content = hashlib.sha256(s.content.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
         seen = _described(looked_up.row, task.shard, content)
-        if s.pixels is None or s.id not in task.pictured:
+        if s.picture is None or s.id not in task.pictured:
             return seen
         if original is None:
-            return replace(seen, png=to_png(s.pixels))
+            return replace(seen, png=to_png(s.picture))
         key = hashlib.sha256(s.id.encode()).hexdigest()[:24]  # ids may hold what no file name may
-        small, kind = to_thumbnail(s.pixels, SIDE)
+        small, kind = to_thumbnail(s.picture, SIDE)
         thumbnail, whole = f"thumbnails/{key}.{kind}", f"originals/{key}.{image_format(original)}"
         for name, data in ((thumbnail, small), (whole, original)):
             files.append(write_listed(self.audit, beside_report(name), data))

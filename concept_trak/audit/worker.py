@@ -68,7 +68,7 @@ class StoreWorker:
             yield block.ids, weight.clone(), unit.float() * scale[:, None]
 
 
-def open_model(m: ModelConfig, settings: WorkerSettings) -> Denoiser:
+def open_model(m: ModelConfig, settings: WorkerSettings, frames: int = 0) -> Denoiser:
     """The model of a configuration, on the GPUs that the worker owns if there are any.
 
     Raises:
@@ -89,6 +89,7 @@ def open_model(m: ModelConfig, settings: WorkerSettings) -> Denoiser:
         negative=m.negative,
         combinations=m.combinations,
         resolution=m.resolution,
+        frames=frames,
         device=device,
         offload=m.offload,
         precision=m.precision,
@@ -104,7 +105,8 @@ class ModelWorker:
     def __init__(self, work: Work) -> None:
         self.work, self.config = work, work.config
         torch.set_num_threads(work.settings.threads)
-        self.store, self.denoiser = Store(work.config.store), open_model(work.config.model, work.settings)
+        self.store = Store(work.config.store)
+        self.denoiser = open_model(work.config.model, work.settings, work.config.data.frames)
         self.index = IndexReader(self.store)
         self.identity = identity = self.denoiser.identity()
         for name, method in work.config.methods.items():

@@ -71,13 +71,11 @@ def is_image(kind: pa.DataType) -> bool:
 
 
 def is_latent(kind: pa.DataType) -> bool:
-    """Floating-point numbers in three levels of lists of any kind."""
-    for _ in range(3):
-        kind = plain_type(kind)
-        if not any(is_list(kind) for is_list in _LISTS):
-            return False
-        kind = kind.value_type
-    return pa.types.is_floating(kind)
+    """Floating-point numbers in three levels of lists of any kind, of a clip in four."""
+    levels, kind = 0, plain_type(kind)
+    while any(is_list(kind) for is_list in _LISTS):
+        levels, kind = levels + 1, plain_type(kind.value_type)
+    return levels in (3, 4) and pa.types.is_floating(kind)
 
 
 def require_type(key: str, column: str, kind: pa.DataType, data: DataConfig) -> None:

@@ -7,7 +7,8 @@ of Pillow's `convert("RGB")`: embedded ICC profiles are not applied, because tra
 import io
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -56,10 +57,17 @@ def decode_image(data: bytes, transparency: str = "white", most_pixels: int = MO
     Raises:
         UserError: it cannot be read; the message has the reason, and is the same every time.
     """
+    with decoding(data):
+        return _rgb(_upright(data, most_pixels), transparency)
+
+
+@contextmanager
+def decoding(data: bytes) -> Iterator[None]:
+    """Any failure of a decoder of these bytes as a `UserError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged metadata leaves the pixels usable
-            return _rgb(_upright(data, most_pixels), transparency)
+            yield
     except (UserError, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -82,7 +90,7 @@ def image_format(data: bytes) -> str:
     """The format of an image file, from its bytes alone, in lower case: png, jpeg, webp, ..."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with _open(data, MOST_PIXELS) as image:
+        with open_image(data, MOST_PIXELS) as image:
             return (image.format or "image").lower()
 
 
@@ -104,7 +112,13 @@ def readable_formats() -> tuple[str, ...]:
     return tuple(f for f in FORMATS if f not in missing and f in Image.OPEN)
 
 
-def _open(data: bytes, most_pixels: int) -> Image.Image:
+def open_image(data: bytes, most_pixels: int) -> Image.Image:
+    """The image of a file, whose pixels are not decoded yet.
+
+    Raises:
+        UserError: it has too many pixels.
+        Exception: whatever else a decoder raises for damaged bytes (see `decoding`).
+    """
     if size := jxl_size(data):  # its plugin decodes while it opens
         _require_pixels(*size, most_pixels)
     formats = readable_formats()
@@ -126,7 +140,7 @@ def _require_pixels(width: int, height: int, most_pixels: int) -> None:
 
 
 def _upright(data: bytes, most_pixels: int) -> Image.Image:
-    image = _open(data, most_pixels)
+    image = open_image(data, most_pixels)
     image.load()
     _require_range(image)
     ImageOps.exif_transpose(image, in_place=True)

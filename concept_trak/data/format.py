@@ -23,7 +23,7 @@ from concept_trak.data.text import printable, text_problem
 
 
 class Precomputed(NamedTuple):
-    """What a row has instead of an image and a text: x_0 [c, h, w], and each part of its condition."""
+    """What a row has instead of an image and a text: x_0 [c, h, w] or [c, f, h, w], and each part of its condition."""
 
     latent: Tensor
     condition: dict[str, Tensor]

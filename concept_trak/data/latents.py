@@ -1,6 +1,7 @@
 """Training sets that are encoded already: safetensors files of latents and embeddings, n samples each.
 
-    latents              [n, c, h, w]   x_0 as the network denoises it: the VAE's latents, shifted and scaled
+    latents              [n, c, h, w]   x_0 as the network denoises it: the VAE's latents, shifted and scaled; of clips
+                                        [n, c, f, h, w]
     condition.<name>     [n, ...]       each part of the model's condition: text, and pooled where there is one
     metadata `columns`   JSON, {column: n values}: ids, captions and labels; a caption may be missing here
 
@@ -60,7 +61,7 @@ def write_latents(
 
     Args:
         path: where it is written.
-        latents: x_0, [n, c, h, w].
+        latents: x_0, [n, c, h, w], or of clips [n, c, f, h, w].
         condition: each part of the model's condition, [n, ...], by its name.
         columns: n values each: ids, captions, labels.
     """
@@ -105,11 +106,13 @@ def _header(file: Any, name: str) -> _Header:
             f"{name} is no safetensors file with `latents` [n, c, h, w] ({type(error).__name__}: {one_line(error)}); "
             "write it with concept_trak.data.latents.write_latents"
         ) from None
-    if wrong or not any(n.startswith(CONDITION) for n in tensors) or len(tensors["latents"]["shape"]) != 4:
+    if wrong or not any(n.startswith(CONDITION) for n in tensors) or len(tensors["latents"]["shape"]) not in (4, 5):
         what = (
             f"{wrong[0]} has {lengths[wrong[0]]} rows, not {header.rows}" if wrong else "no condition, or a wrong shape"
         )
-        raise UserError(f"{name}: {what}; expected latents [n, c, h, w] and condition.<name> [n, ...]")
+        raise UserError(
+            f"{name}: {what}; expected latents [n, c, h, w] or [n, c, f, h, w], and condition.<name> [n, ...]"
+        )
     return header
 
 

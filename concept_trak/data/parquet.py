@@ -1,8 +1,8 @@
 """Training sets as Hugging Face `datasets` writes them: Parquet with `image: struct<bytes, path>` and captions.
 
 An image may also be a plain binary column. Folders named `label=cat` are columns too. Encoded once, instead of images:
-data.image_column names a column of x_0 as nested lists [c, h, w] (`Array3D`), and columns `condition.<name>` hold each
-part of the model's condition, as in `latents.py`.
+data.image_column names a column of x_0 as nested lists [c, h, w] (`Array3D`), of clips [c, f, h, w], and columns
+`condition.<name>` hold each part of the model's condition, as in `latents.py`.
 """
 
 from bisect import bisect_right

@@ -12,6 +12,7 @@ from concept_trak import UserError
 from concept_trak.attribution.numerics import key
 from concept_trak.config import DataConfig
 from concept_trak.data.captions import caption_columns
+from concept_trak.data.clip import TooFewFrames, decode_clip
 from concept_trak.data.decode import decode_image
 from concept_trak.data.format import Precomputed, RowImage, format_of
 from concept_trak.data.image import nearest_bucket, resize_crop, to_tensor
@@ -23,15 +24,17 @@ from concept_trak.store.part import Reject
 
 @dataclass(frozen=True)
 class Sample:
-    """One training image with its caption; `row` is its row in the source, `origin` names source, version and row.
+    """One training image or clip with its caption; `row` is its row in the source, `origin` names source, version and
+    row.
 
-    `pixels` are in [-1, 1]; None of a sample that was encoded before, which has `precomputed` instead. `conditioning`
-    are those of its conditioning image, of the same size, if the settings name a column of them.
+    `pixels` are in [-1, 1], of a clip [3, frames, h, w]; None of a sample that was encoded before, which has
+    `precomputed` instead. `conditioning` are those of its conditioning image, of the same size, if the settings name a
+    column of them.
     """
 
     id: str
     caption: str
-    pixels: Float[Tensor, "3 h w"] | None
+    pixels: Float[Tensor, "3 *frames h w"] | None
     row: int
     labels: dict[str, str]
     origin: str = ""
@@ -43,8 +46,13 @@ class Sample:
         return self.content.shape
 
     @property
+    def picture(self) -> Float[Tensor, "3 h w"] | None:
+        """The pixels that a page shows, of a clip those of its first frame; None where there are none."""
+        return None if self.pixels is None else self.pixels.reshape(3, -1, *self.pixels.shape[-2:])[:, 0]
+
+    @property
     def content(self) -> Tensor:
-        """The image for the model: the pixels, or the latent."""
+        """The image or clip for the model: the pixels, or the latent."""
         content = self.precomputed.latent if self.precomputed else self.pixels
         assert content is not None, "a sample has pixels, or a latent"
         return content
@@ -61,7 +69,8 @@ class Unusable(ValueError):
 def samples(shard: Shard, data: DataConfig, resolution: int) -> Iterator[Sample | Reject]:
     """Every row of the shard, in order: a sample, or a reject.
 
-    Reasons: no_id, no_caption, no_conditioning_image, caption_type, text, decode, too_small, and those of the format.
+    Reasons: no_id, no_caption, no_conditioning_image, caption_type, text, decode, too_small, too_few_frames, and those
+    of the format.
 
     Args:
         shard: the rows, with their index.
@@ -107,11 +116,24 @@ def _sample(row: IndexedRow, image: RowImage, data: DataConfig, resolution: int,
             precomputed=precomputed,
         )  # fmt: skip
     assert not isinstance(image.content, Precomputed)
-    pixels = to_tensor(_fitted(_decoded(image.content or b"", data), row.id, data, resolution))
+    pixels = _pixels(image.content or b"", row.id, data, resolution)
     return Sample(
         id=row.id, caption=row.caption, pixels=pixels, row=row.number, labels=row.labels, origin=origin,
         conditioning=_conditioning(image, row.id, data, pixels),
     )  # fmt: skip
+
+
+def _pixels(content: bytes, name: str, data: DataConfig, resolution: int) -> Float[Tensor, "3 *frames h w"]:
+    """The pixels of an image file, or of the frames of a clip if the settings have their number."""
+    if not data.frames:
+        return to_tensor(_fitted(_decoded(content, data), name, data, resolution))
+    try:
+        clip = decode_clip(content, data.frames, data.spread_frames, data.transparency, data.most_pixels)
+        return torch.stack([to_tensor(_fitted(frame, name, data, resolution)) for frame in clip], 1)
+    except TooFewFrames as error:
+        raise Unusable("too_few_frames", f"{error}; leave it out, or lower data.frames") from None
+    except UserError as error:
+        raise Unusable("decode", str(error)) from None
 
 
 def _decoded(content: bytes, data: DataConfig) -> Image.Image:
@@ -127,7 +149,7 @@ def _conditioning(image: RowImage, name: str, data: DataConfig, pixels: Tensor) 
         return None
     if not image.conditioning:
         raise Unusable("no_conditioning_image", f"{column} is empty; give the image one, or leave it out")
-    height, width = pixels.shape[1:]
+    height, width = pixels.shape[-2:]
     picture = _decoded(image.conditioning, data)
     return to_tensor(resize_crop(picture, (height, width), _crop_position(name, data)))
 

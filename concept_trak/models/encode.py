@@ -1,5 +1,6 @@
 """Encoding by the model: training samples, and the files of a concept, to latents and conditions."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -126,6 +127,11 @@ def read_concept_files(denoiser: Denoiser, concept: Concept, data: DataConfig = 
         UserError: one cannot be read, or does not fit the model; the message names the concept.
     """
     how = (denoiser.resolution, data.transparency, data.most_pixels)
+    if (concept.image or concept.examples) and math.prod(denoiser.shape[1:-2]) > 1:
+        raise UserError(
+            f"concept {concept.name!r} names pictures, and the model draws clips (data.frames={data.frames}); ask with "
+            "prompts, or about single images with data.frames=0"
+        )
     try:
         files = ConceptFiles(
             image=read_fitted_image(concept.image, *how) if concept.image else b"",

@@ -341,10 +341,25 @@ def _(root: Path) -> DataConfig:
     return labelled(root, "F.tif", image=encoded(Image.fromarray(np.full((16, 16), 0.5, np.float32)), "TIFF"))
 
 
+def animation() -> bytes:
+    blue = Image.new("RGB", (16, 16), (0, 0, 255))
+    return encoded(RED, "GIF", save_all=True, append_images=[blue])
+
+
 @case("an animation (its first frame)")
 def _(root: Path) -> DataConfig:
-    blue = Image.new("RGB", (16, 16), (0, 0, 255))
-    return labelled(root, "a.gif", image=encoded(RED, "GIF", save_all=True, append_images=[blue]))
+    return labelled(root, "a.gif", image=animation())
+
+
+@case("an animation of two frames, with `data.frames=2` (a clip)")
+def _(root: Path) -> DataConfig:
+    return labelled(root, "a.gif", image=animation(), frames=2)
+
+
+@case("the same with `data.frames=5`, and a still picture")
+def _(root: Path) -> DataConfig:
+    put_file(root / "b.png", encoded(RED))
+    return labelled(root, "a.gif", image=animation(), frames=5)
 
 
 @case("more pixels than `data.most_pixels`")

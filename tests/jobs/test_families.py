@@ -1,17 +1,21 @@
 """Every kind of model is audited from its directory, end to end: text, classes, nothing; an adapter beside its base."""
 
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from PIL import Image
 from safetensors.torch import save_file
 
 from concept_trak.audit.prepare import prepare
 from concept_trak.models import small
-from tests.jobs.world import CONCEPT, World
+from tests.data.files import encoded
+from tests.jobs.world import CONCEPT, World, altered
 from tests.models.families import FAMILIES, seeded
 
 COLUMN = "conditioning_image"
@@ -47,6 +51,32 @@ def test_text_to_image(world: World, saved, tmp_path, name, capsys):
     said = capsys.readouterr().out
     assert f"tensors ({'cross_attention' if name == 'sdxl' else 'attention'})" in said
     assert "features 128 B a sample and method, 2.05 kB in all; gradients at most " in said
+
+
+def animate(rows: list[dict[str, Any]]) -> None:
+    """Each image becomes a clip that turns it; the first is a still, and the second a short one."""
+    for number, row in enumerate(rows):
+        image = Image.open(io.BytesIO(row["image"]["bytes"]))
+        frames = [image.rotate(20 * i) for i in range({0: 1, 1: 3}.get(number, 6))]
+        row["image"]["bytes"] = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+
+
+@pytest.mark.soak
+def test_a_video_model_on_animated_files(world: World, saved, tmp_path, capsys):
+    """A clip is a sample, what is no clip is a reject, and the page shows the first frame."""
+    more = ["model=wan", f"model.path={saved('wan')}", "model.resolution=32", "data.frames=5", "budget.rejects=1",
+            f"data.uri={altered(world, tmp_path / 'clips', animate)}"]  # fmt: skip
+    audited = world.audit(tmp_path / "store", *more)
+    assert audited.code == 0
+    rejects = pq.read_table(audited.folder / "rejects.parquet").to_pylist()
+    assert [row["reason"] for row in rejects] == ["too_few_frames"] * 2
+    ids, _, phi = audited.features()
+    assert (len(ids), phi.shape[1]) == (14, 64)
+    assert len({row["score"] for row in audited.top()}) > 8
+    settings = json.loads(next((tmp_path / "store/features").glob("*/feature_set.json")).read_text())["settings"]
+    assert settings["preprocessing"] == {"resolution": 32, "frames": 5}
+    assert (audited.folder / "report.html").read_text().count("data:image/png;base64,") >= 14
+    assert "too_few_frames" in capsys.readouterr().out
 
 
 def test_a_controlnet_with_its_images(world: World, saved, tmp_path, capsys):
