@@ -20,6 +20,24 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 shape_checks.install()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _files_are_not_flushed():
+    """No test cuts the power of this machine, and a small audit flushes 150 times, a fifth of its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _pictures_in_few_steps():
+    """Of a query's samples: who looks at them sets the usual number of steps."""
+    from tests.few_steps import draw_in_few_steps
+
+    with pytest.MonkeyPatch.context() as patch:
+        draw_in_few_steps(patch)
+        yield
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest begin first, so that none of them runs alone at the end."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)

@@ -3,13 +3,11 @@ own.
 """
 
 import sys
-from dataclasses import replace
 
 import pytest
 
 import jobs.audit
 import jobs.execute
-from concept_trak.attribution import query_paths
 from concept_trak.config import AuditConfig
 from jobs.configure import main
 from tests.jobs.world import Found, World, build
@@ -24,14 +22,6 @@ def world(tmp_path_factory) -> World:
 def baseline(world, tmp_path_factory) -> Found:
     """What other ways of doing the same audit are compared with: 48 rows in 6 shards, serial, batches of 8."""
     return world.audit(tmp_path_factory.mktemp("baseline"))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _drawn_in_few_steps():
-    """The pictures of a query's samples, at which no test here looks, in 5 steps instead of 45: a third of an audit."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(query_paths, "UNGUIDED", replace(query_paths.UNGUIDED, points=6, every=1))
-        yield
 
 
 def everything_in(folder) -> set[str]:

@@ -12,6 +12,7 @@ import pytest
 
 from concept_trak.attribution.concept import Concept
 from concept_trak.attribution.method import METHODS
+from concept_trak.evaluation import baselines
 from concept_trak.evaluation.baselines import GRADIENT_FREE, BaselineTask
 from concept_trak.evaluation.benchmark import BenchmarkQueryTask, GradeTask
 from concept_trak.evaluation.pipeline import dataset_title
@@ -22,6 +23,7 @@ from jobs.benchmark import BenchmarkRunConfig, benchmark
 from jobs.configure import CONF, main
 from jobs.execute import ClusterConfig
 from tests.configured import configure
+from tests.few_steps import FEW
 from tests.jobs.world import files_under
 from tests.report.outline import parse
 
@@ -43,8 +45,16 @@ def config(store: Path, *more: str) -> BenchmarkConfig:
     return configure(BenchmarkConfig, "benchmark", [f"store={store}", *SMALL, *more])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _baselines_draw_in_few_steps():
+    """Of what a baseline finds with the pictures that it draws, no test here says anything."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines, "UNGUIDED", FEW)
+        yield
+
+
 @pytest.fixture(scope="module")
-def done(tmp_path_factory) -> Path:
+def done(_baselines_draw_in_few_steps, tmp_path_factory) -> Path:
     """The store of one small benchmark."""
     store = tmp_path_factory.mktemp("benchmark")
     assert benchmark(config(store), SERIAL) == 0
@@ -139,6 +149,7 @@ def test_incomplete_captions_are_graded_by_whether_they_name_the_concept(tmp_pat
     keys = (
         f"models=[{DEMO}]", "method=[fit_trak]", "cluster=serial", "rows=48", "queries=2", "pairs=[a blue square]",
         "dampings=[100]", "parameters=attn2.*weight", "projector.dim=256", "unsaid=each", f"store={tmp_path}",
+        "methods.fit_trak.query.points=6", "methods.fit_trak.query.every=3",
     )  # fmt: skip
     assert benchmark(configure(BenchmarkConfig, "benchmark", list(keys)), SERIAL) == 0
     gains = {name: values for name, *values in ask(

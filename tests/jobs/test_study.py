@@ -28,8 +28,8 @@ DEMO = CONF.parent / "assets/demo"
 SERIAL = BenchmarkRunConfig(ClusterConfig(kind="serial"))
 SMALL = (
     f"models=[{DEMO}]", "method=[fit_trak]", "cluster=serial", "rows=16", "queries=2", "pairs=[a red triangle]",
-    "methods.fit_trak.train.times=[500]", "methods.fit_trak.query.every=40", "dampings=[10,inf]",
-    "parameters=attn2.*weight", "projector.dim=64", "name=small",
+    "methods.fit_trak.train.times=[500]", "methods.fit_trak.query.points=6", "methods.fit_trak.query.every=4",
+    "dampings=[10,inf]", "parameters=attn2.*weight", "projector.dim=64", "name=small",
 )  # fmt: skip
 VARIANTS = {
     "same": {"row": "fit_trak", "query": {"strength": 1.0}},

@@ -1,7 +1,9 @@
 """The file system of an address is that of the environment of now; its folders are listed side by side."""
 
+import os
 import threading
 from collections import Counter
+from stat import S_ISDIR
 
 import boto3
 import fsspec
@@ -11,6 +13,7 @@ from moto.server import ThreadedMotoServer
 
 from concept_trak.store import file_system
 from concept_trak.store.file_system import LISTERS, find_files, open_file_system
+from concept_trak.store.store import Store
 
 
 def test_a_changed_endpoint_is_asked_at_once(monkeypatch: pytest.MonkeyPatch):
@@ -98,3 +101,19 @@ def test_an_error_of_one_folder_and_a_missing_folder_are_raised():
         find_files(CountedListings(*NAMES, broken="/data/b"), "/data")
     with pytest.raises(FileNotFoundError):
         find_files(CountedListings(*NAMES), "/other")
+
+
+@pytest.mark.parametrize("write", [Store.create, Store.replace])
+def test_a_file_is_on_disk_before_it_has_its_name_and_its_name_before_the_writer_goes_on(tmp_path, monkeypatch, write):
+    """Or else a power cut leaves a record of a part that is not whole."""
+
+    def kind(descriptor: int) -> str:
+        return "folder" if S_ISDIR(os.fstat(descriptor).st_mode) else "file"
+
+    steps: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: steps.append(kind(descriptor)))
+    for name in ("link", "replace"):
+        usual = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *paths, usual=usual: steps.append("name") or usual(*paths))
+    write(Store(str(tmp_path)), "folder/name", b"content")
+    assert steps == ["file", "name", "folder"]
