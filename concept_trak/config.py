@@ -121,7 +121,8 @@ class DataConfig:
     Needed only if there are several."""
     image_column: str = "image"
     conditioning_image_column: str = ""
-    """For a ControlNet: the column of its images, such as conditioning_image; in a tar an ending: conditioning.png."""
+    """For a ControlNet or an IP-Adapter: the column of its images, such as conditioning_image; in a tar an ending:
+    conditioning.png. Empty, for an IP-Adapter: the sample's own image."""
     caption_column: str = "caption"
     """In a tar: txt, cls, or a field of the json. In a folder: txt (a file beside the image), label (the folder's
     name), or a column of its metadata.jsonl, .csv or .parquet. Empty for an unconditional model."""

@@ -50,7 +50,8 @@ class Concept:
     image: str = ""
     """local: path of the image."""
     conditioning_image: str = ""
-    """For a model that takes an image beside the text (ControlNet): its path. Both conditions have this image."""
+    """For a model that takes an image beside the text (ControlNet, IP-Adapter): its path. Both conditions have it; the
+    empty condition of an IP-Adapter has none."""
     truth: dict[str, str] = field(default_factory=dict)
     """Label columns and the values that show the concept, for precision and AP. No score uses them."""
     minus: str = ""
@@ -125,7 +126,8 @@ class Concept:
             return f"what {self.classifier} takes for {self.shows!r}"
         if self.kind == "image":
             return f"what {self.image} is"
-        image = f" (both with the image {self.conditioning_image})" if self.conditioning_image else ""
+        both = "both " * all(without for _, without in self.condition_pairs)
+        image = f" ({both}with the image {self.conditioning_image})" if self.conditioning_image else ""
         pairs = "; ".join(f"{text!r} without it: {without!r}" for text, without in self.condition_pairs)
         return pairs + self._written + image
 

@@ -58,10 +58,12 @@ class Denoiser(ABC):
         negative: `empty` or `other_label`, the model's own c-minus (see `negatives`).
         combinations: the conditions that `other_label` draws from, as texts.
         takes_image: whether a condition has parts of a conditioning image beside those of a text (`encode_image`).
+        own_image: whether a sample without a conditioning image is conditioned on its own image.
     """
 
     groups: ClassVar[Mapping[str, str]] = GROUPS
     takes_image: ClassVar[bool] = False
+    own_image: ClassVar[bool] = False
 
     network: nn.Module
     middle: nn.Module
@@ -83,6 +85,10 @@ class Denoiser(ABC):
     def encode_image(self, pixels: Float[Tensor, "b 3 height width"]) -> Condition:
         """The parts of a condition that a conditioning image in [-1, 1] makes, the same for every text of a sample."""
         raise NotImplementedError(f"{type(self).__name__} takes no conditioning image")
+
+    def empty_image(self, count: int) -> Condition:
+        """The parts that an image makes of the empty condition, for each of `count` samples; {} leaves their own."""
+        return {}
 
     def spelled(self, text: str) -> str:
         """The same spelling for all texts that are one condition, such as the number of a class.
@@ -196,6 +202,15 @@ def take_rows(cond: Condition, rows: slice) -> Condition:
     return {name: value[rows] for name, value in cond.items()}
 
 
+def empty_images(denoiser: Denoiser, cond: Condition, texts: Sequence[str]) -> Condition:
+    """The conditions of texts, where those of an empty text are the model's empty condition, its image included."""
+    rows = [row for row, text in enumerate(texts) if text == ""]
+    changed = {name: cond[name].clone() for name in denoiser.empty_image(0)}
+    for name, empty in denoiser.empty_image(len(rows)).items():
+        changed[name][rows] = empty
+    return cond | changed
+
+
 def blank_condition(denoiser: Denoiser, texts: Sequence[str], size: tuple[int, int] | None = None) -> Condition:
     """The condition of each text, with a black image if the model takes one: for checks and measurements.
 
@@ -252,7 +267,7 @@ def negatives(denoiser: Denoiser, ids: Sequence[str], texts: Sequence[str], seed
         UserError: the model has no other combination to draw.
     """
     if denoiser.negative == "empty":
-        return denoiser.encode([""] * len(ids))
+        return denoiser.encode([""] * len(ids)) | denoiser.empty_image(len(ids))
     spelled = denoiser.spelled
     others = [[c for c in denoiser.combinations if spelled(c) != spelled(text)] for text in texts]
     if not all(others):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
-from concept_trak.attribution.denoiser import Condition, Denoiser, negatives, unprompted_texts
+from concept_trak.attribution.denoiser import Condition, Denoiser, empty_images, negatives, unprompted_texts
 from concept_trak.attribution.features import Features
 from concept_trak.attribution.method import CONCEPT_DIRECTIONS, Method
 from concept_trak.attribution.state import Batch, Probe
@@ -56,14 +56,15 @@ def query_batch(
     ids = tuple(f"query-{i}" for i in range(count))
     of_samples = [pairs[i % len(pairs)] for i in range(count)] if pairs else []
     texts = [text for text, _ in of_samples] or unprompted_texts(denoiser, ids, concept.seed)
+    withouts = [without for _, without in of_samples]
     shared = _image_condition(denoiser, concept, conditioning)
     x_0 = None if pixels is None else denoiser.to_latent(pixels.to(denoiser.device, denoiser.dtype))
     return Batch(
         ids=ids,
         cond=denoiser.encode(texts) | shared,
-        negative=negatives(denoiser, ids, texts, concept.seed) | shared,
+        negative=shared | negatives(denoiser, ids, texts, concept.seed),
         x_0=None if x_0 is None else x_0.expand(count, *x_0.shape[1:]),
-        without=denoiser.encode([without for _, without in of_samples]) | shared if pairs else None,
+        without=empty_images(denoiser, denoiser.encode(withouts) | shared, withouts) if pairs else None,
         target=None if targets is None else targets[[i % len(targets) for i in range(count)]],
         classifier=classifier,
     )
@@ -199,9 +200,11 @@ def require_conditioning(denoiser: Denoiser, concept: Concept) -> None:
     Raises:
         UserError: the message names the concept, the model's conditioning, and the keys to use.
     """
-    if denoiser.takes_image != bool(concept.conditioning_image):
+    has_image = bool(concept.conditioning_image or (denoiser.own_image and concept.image))
+    if denoiser.takes_image != has_image:
         remedy = (
-            "the model takes an image beside the text: set conditioning_image to a picture, such as edges or a pose"
+            "the model takes an image beside the text: set conditioning_image to a picture, such as edges or a pose "
+            "for a ControlNet, or the reference for an IP-Adapter"
             if denoiser.takes_image
             else f"it has conditioning_image={concept.conditioning_image!r}, and the model takes no image; remove it"
         )

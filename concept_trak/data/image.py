@@ -79,12 +79,12 @@ def to_tensor(image: Image.Image) -> Float[Tensor, "3 h w"]:
 
 def to_png(pixels: Float[Tensor, "3 h w"]) -> bytes:
     """Pixels in [-1, 1], clipped, as a PNG file."""
-    return png(_image(pixels))
+    return png(to_image(pixels))
 
 
 def to_thumbnail(pixels: Float[Tensor, "3 h w"], side: int) -> tuple[bytes, str]:
     """A small file of the picture and its ending: PNG as it is where no side is longer than `side`, else a JPEG."""
-    image = _image(pixels)
+    image = to_image(pixels)
     if max(image.size) <= side:
         return png(image), "png"
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
@@ -93,7 +93,7 @@ def to_thumbnail(pixels: Float[Tensor, "3 h w"], side: int) -> tuple[bytes, str]
     return out.getvalue(), "jpg"
 
 
-def _image(pixels: Float[Tensor, "3 h w"]) -> Image.Image:
+def to_image(pixels: Float[Tensor, "3 h w"]) -> Image.Image:
     levels = ((pixels.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).numpy())
 

@@ -109,6 +109,7 @@ def _adapters(weights: str, lora: str, embeddings: Sequence[str]) -> Any:
 
 def _pipeline(path: str) -> tuple[Path, Any]:
     """The pipeline directory of a model on this machine, and the `Denoiser` class that opens it."""
+    from concept_trak.models.ip_adapter import with_adapter
     from concept_trak.models.location import local_path
     from concept_trak.models.original_checkpoint import pipeline_of_checkpoint
     from concept_trak.models.pipeline_folder import pipeline_class
@@ -126,4 +127,4 @@ def _pipeline(path: str) -> tuple[Path, Any]:
                 "concept_trak/models/.",
             )
         )
-    return folder, classes[name]
+    return folder, with_adapter(classes[name], folder)

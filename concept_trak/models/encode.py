@@ -63,6 +63,8 @@ def _image_condition(denoiser: Denoiser, samples: Sequence[Sample]) -> Condition
     """The parts of a condition that the samples' conditioning images make; {} for a model that takes none."""
     require_conditioning_images(denoiser, samples)
     images = [sample.conditioning for sample in samples if sample.conditioning is not None]
+    if denoiser.own_image and not images:
+        images = [sample.content for sample in samples]
     return denoiser.encode_image(_on_model(torch.stack(images), denoiser)) if images else {}
 
 
@@ -73,7 +75,7 @@ def require_conditioning_images(denoiser: Denoiser, samples: Sequence[Sample]) -
         UserError: naming the setting.
     """
     has_image = samples[0].conditioning is not None
-    if denoiser.takes_image and not has_image:
+    if denoiser.takes_image and not (has_image or denoiser.own_image):
         raise UserError(
             "the model takes a conditioning image beside the caption, and the samples have none; give a data set, and "
             "set data.conditioning_image_column to the column of these images, such as conditioning_image"
@@ -81,7 +83,7 @@ def require_conditioning_images(denoiser: Denoiser, samples: Sequence[Sample]) -
     if has_image and not denoiser.takes_image:
         raise UserError(
             "data.conditioning_image_column is set, and the model takes no image beside the caption; leave it empty, "
-            "or set model.path to the pipeline with the ControlNet"
+            "or set model.path to the pipeline with the ControlNet or the IP-Adapter"
         )
 
 
@@ -152,8 +154,9 @@ def open_query(denoiser: Denoiser, concept: Concept, files: ConceptFiles, size: 
     Args:
         size: examples encoded at a time.
     """
+    reference = files.conditioning or (files.image if denoiser.own_image else b"")
     pixels, conditioning = (
-        decode_pixels([image], denoiser.resolution) if image else None for image in (files.image, files.conditioning)
+        decode_pixels([image], denoiser.resolution) if image else None for image in (files.image, reference)
     )
     groups = example_groups(len(files.examples), concept.count)
     means = [_mean_example(denoiser, files.examples[group::groups], size) for group in range(groups)]

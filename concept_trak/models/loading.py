@@ -92,8 +92,8 @@ def load_part(part_class: Any, path: Path, part: str, dtype: torch.dtype, device
     if unused := sorted(key for key in report["unexpected_keys"] if not key.endswith(IGNORED)):
         if any(key.startswith("encoder_hid_proj.") or "_ip." in key for key in unused):
             raise UserError(
-                f"{folder} holds an IP-Adapter, whose condition is a reference picture; it is not read. Save the "
-                "pipeline without it (`unload_ip_adapter`)"
+                f"{folder} holds an IP-Adapter, whose condition is a reference picture; it is read only on Stable "
+                "Diffusion 1.x and XL without a ControlNet. Save the pipeline without it (`unload_ip_adapter`)"
             )
         log.warning(
             "%s: %d tensors are left out, the model has no place for them (%s, ...)", folder, len(unused), unused[0]

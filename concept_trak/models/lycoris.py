@@ -72,8 +72,8 @@ def require_known_layers(state: Mapping[str, Tensor], name: str) -> None:
     """
     if any(key.startswith(("image_proj.", "ip_adapter.")) for key in state):
         raise UserError(
-            f"{name} is an IP-Adapter, whose condition is a reference picture; it is not read. Of the networks that "
-            "read a picture beside the text, a ControlNet is (model=controlnet)"
+            f"{name} is an IP-Adapter, whose condition is a reference picture; load it into the pipeline with "
+            "`load_ip_adapter`, save that with `save_pretrained`, and set model.path to it"
         )
     kinds = sorted({kind for suffix, kind in UNREAD.items() if any(key.endswith(f".{suffix}") for key in state)})
     if any("boft" in key or ".oft_" in key for key in state):

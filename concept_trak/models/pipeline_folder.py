@@ -28,6 +28,11 @@ CLASSES: Mapping[str, frozenset[str]] = {
         SanaTransformer2DModel Transformer2DModel WanTransformer3DModel ZImageTransformer2DModel""".split()  # noqa: SIM905
     ),
     "controlnet": frozenset({"ControlNetModel"}),
+    "image_encoder": frozenset({"CLIPVisionModelWithProjection", "SiglipVisionModel"}),
+    "feature_extractor": frozenset(
+        """CLIPFeatureExtractor CLIPImageProcessor CLIPImageProcessorFast CLIPImageProcessorPil SiglipImageProcessor
+        SiglipImageProcessorFast SiglipImageProcessorPil""".split()  # noqa: SIM905
+    ),
     "vae": frozenset(
         """AsymmetricAutoencoderKL AutoencoderDC AutoencoderKL AutoencoderKLFlux2 AutoencoderKLQwenImage
         AutoencoderKLWan AutoencoderTiny VQModel""".split()  # noqa: SIM905
@@ -46,7 +51,7 @@ CLASSES: Mapping[str, frozenset[str]] = {
 """The classes that a part may have, by the part's name without its number."""
 WEIGHTS = {"unet": "diffusion_pytorch_model", "transformer": "diffusion_pytorch_model",
            "controlnet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model",
-           "text_encoder": "model"}  # fmt: skip
+           "text_encoder": "model", "image_encoder": "model"}  # fmt: skip
 """How the weight files of a part begin; the other parts have none."""
 SETTINGS = (".json", ".txt", ".model", ".jinja")
 """Endings of the files that are not weights: configurations, vocabularies, and templates of a conversation."""
@@ -176,7 +181,7 @@ def choose_files(part: str, names: Iterable[str], folder: str = "") -> PartFiles
     index = {
         n for n in visible if n.startswith(f"{stem}.") and ".index." in n and (f".{variant}." in n) == bool(variant)
     }
-    weights = _weights_read(weights, index, whole_first=role(part) == "text_encoder")
+    weights = _weights_read(weights, index, whole_first=stem == "model")
     return PartFiles(("config.json",) if "config.json" in visible else (), tuple(sorted(weights)), variant or None)
 
 

@@ -42,7 +42,7 @@ class AskConfig:
     image: str = ""
     """An image: the question is about the concept in this one image."""
     conditioning_image: str = ""
-    """For a model with a ControlNet: the image that both conditions share."""
+    """For a model with a ControlNet or an IP-Adapter: the image that both conditions share."""
     examples: str | tuple[str, ...] = ()
     """Pictures that show the concept, or folders of them."""
     classifier: str = ""

@@ -98,6 +98,20 @@ def test_a_controlnet_with_its_images(world: World, saved, tmp_path, capsys):
     assert "controlnet/diffusion_pytorch_model.safetensors" in settings["model"]
 
 
+def test_an_ip_adapter_with_the_images_as_their_own_references(world: World, saved, tmp_path, capsys):
+    """The data have no other column, and the concept has a picture and no second prompt."""
+    (source,) = (world.root / "few").iterdir()
+    (tmp_path / "style.png").write_bytes(pq.read_table(source)["image"][0]["bytes"].as_py())
+    concept = f"{{name: style, prompt: a red circle, {COLUMN}: {tmp_path}/style.png, samples: 2}}"
+    more = ["model=ip_adapter", f"model.path={saved('ip_adapter')}", f"concepts=[{concept}]"]
+    found = world.audit(tmp_path / "store", *more, data="few")
+    assert found.code == 0
+    assert len({row["score"] for row in found.top()}) > 8, "samples of different captions and pictures score alike"
+    assert "(with the image " in capsys.readouterr().out
+    settings = json.loads(next((tmp_path / "store/features").glob("*/feature_set.json")).read_text())["settings"]
+    assert {"image_encoder/model.safetensors", "unet/diffusion_pytorch_model.safetensors"} <= set(settings["model"])
+
+
 @pytest.mark.parametrize(
     ("override", "family", "more"),
     [

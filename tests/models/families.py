@@ -12,11 +12,14 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from concept_trak.attribution.denoiser import Denoiser
+from concept_trak.data.image import to_image
 from tests.models.tiny import (
     controlnet,
     controlnet_sdxl,
     ddpm,
     dit,
+    ip_adapter,
+    ip_adapter_sdxl,
     pixart,
     pixart_t5,
     sana,
@@ -42,7 +45,7 @@ class Tiny:
     ways: what else `load` is told.
     replayed: how many parameters cost a pass per sample, through their module or the whole network.
     casts: whether the network computes in float32 whatever its precision, by `Tensor.float`.
-    trained: how the names of the parameters begin that were trained; the others were frozen.
+    trained: a pattern that the names of the parameters begin with that were trained; the others were frozen.
     clip: the frames of its pixels, if they have frames.
     unpack: (ours, tokens or a state of the network): the state that they are, [b, c, h, w], without a learned variance.
     """
@@ -76,6 +79,12 @@ def images(ours: Denoiser, b: int) -> Tensor:
 def draw_controlled(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
     image = (images(ours, 1) + 1) / 2
     return pipe(text, image=image, num_inference_steps=20, guidance_scale=1.0, latents=x_t, output_type="latent")
+
+
+def draw_with_reference(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
+    """Of a picture of 8 bits, as its file would be opened."""
+    ways = {"ip_adapter_image": to_image(images(ours, 1)[0]), "guidance_scale": 1.0, "output_type": "latent"}
+    return pipe(text, num_inference_steps=20, latents=x_t, **ways)
 
 
 def draw_patches(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
@@ -239,6 +248,7 @@ def draw_clip(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
     return pipe(text, num_inference_steps=20, latents=x_t, **ways)
 
 
+ADAPTER = r"encoder_hid_proj\.|.*\.attn2\.processor\.to_[kv]_ip\."
 LABELS = ("0", "1", "2", "")
 DYNAMIC = math.exp(0.5 - (256 - 16) * (1.15 - 0.5) / (4096 - 256))  # e^mu of the 16 tokens of a tiny image
 
@@ -266,8 +276,10 @@ FAMILIES: dict[str, Tiny] = {
                                  replayed=1),
     "stable_diffusion_v": Tiny(lambda: stable_diffusion("v_prediction"), "unet", draw, from_v, itself, ddim,
                                  replayed=1),
-    "controlnet": Tiny(controlnet, "unet", draw_controlled, from_eps, itself, ddim, trained="controlnet."),
-    "controlnet_sdxl": Tiny(controlnet_sdxl, "unet", draw_controlled, from_eps, itself, ddim, trained="controlnet."),
+    "controlnet": Tiny(controlnet, "unet", draw_controlled, from_eps, itself, ddim, trained=r"controlnet\."),
+    "controlnet_sdxl": Tiny(controlnet_sdxl, "unet", draw_controlled, from_eps, itself, ddim, trained=r"controlnet\."),
+    "ip_adapter": Tiny(ip_adapter, "unet", draw_with_reference, from_eps, itself, ddim, trained=ADAPTER),
+    "ip_adapter_sdxl": Tiny(ip_adapter_sdxl, "unet", draw_with_reference, from_eps, itself, ddim, trained=ADAPTER),
     "sdxl": Tiny(lambda: sdxl(zeros=True), "unet", draw, from_eps, itself, ddim),
     "sdxl_encoded_empty": Tiny(lambda: sdxl(zeros=False), "unet", draw, from_eps, itself, ddim),
     "sd3": Tiny(lambda: sd3(t5=False), "transformer", draw, from_flow, of_flow, euler, group="attention"),

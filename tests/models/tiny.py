@@ -29,6 +29,8 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
@@ -62,6 +64,45 @@ def trained_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
         for p in controlnet.parameters():
             p.add_(torch.randn_like(p), alpha=0.1)
     return controlnet
+
+
+def ip_adapter() -> Any:
+    return with_ip_adapter(stable_diffusion("epsilon"))
+
+
+def ip_adapter_sdxl() -> StableDiffusionXLPipeline:
+    return with_ip_adapter(sdxl(zeros=True))
+
+
+def with_ip_adapter(pipe: Any) -> Any:
+    """By diffusers' own loader, from tensors with the names of the published files."""
+    pipe.register_modules(image_encoder=clip_vision())
+    pipe.load_ip_adapter(adapter_file(pipe.unet), subfolder="", weight_name="", low_cpu_mem_usage=False)
+    return pipe
+
+
+def clip_vision() -> CLIPVisionModelWithProjection:
+    config = CLIPVisionConfig(hidden_size=16, intermediate_size=16, projection_dim=8, num_hidden_layers=1,
+                              num_attention_heads=2, image_size=12, patch_size=4)  # fmt: skip
+    return CLIPVisionModelWithProjection(config)
+
+
+def adapter_file(unet: UNet2DConditionModel) -> dict[str, dict[str, torch.Tensor]]:
+    """A file's two groups: each attention to the text has a number, with those to the image between them."""
+    width, texts = unet.config["cross_attention_dim"], [name for name in unet.attn_processors if "attn2" in name]
+    keys = [unet.get_submodule(name.removesuffix(".processor")).to_k.weight for name in texts]
+    return {
+        "image_proj": {
+            "proj.weight": torch.randn(4 * width, 8),
+            "proj.bias": torch.randn(4 * width),
+            "norm.weight": 1 + 0.1 * torch.randn(width),
+            "norm.bias": 0.1 * torch.randn(width),
+        },
+        "ip_adapter": {
+            f"{2 * i + 1}.to_{kind}_ip.weight": 0.3 * torch.randn_like(key) for i, key in enumerate(keys)
+            for kind in "kv"
+        },
+    }  # fmt: skip
 
 
 def pixart() -> Any:
