@@ -204,7 +204,11 @@ CLASSES = [
         "AutoTokenizer as the class of tokenizer; expected one of CLIPTok",
     ),
     ("text_encoder", ["transformers", "AutoModel"], "AutoModel as the class of text_encoder; expected one of CLIPText"),
-    ("vae", ["diffusers", "AutoencoderKLWan"], "AutoencoderKLWan as the class of vae; expected one of .*AutoencoderKL"),
+    (
+        "vae",
+        ["diffusers", "AutoencoderKLLTXVideo"],
+        "AutoencoderKLLTXVideo as the class of vae; expected one of .*AutoencoderKL",
+    ),
     ("scheduler", ["diffusers", "DiffusionPipeline"], "DiffusionPipeline as the class of scheduler; expected one of"),
 ]
 
