@@ -4,19 +4,21 @@
 
 Letters: b samples of n / b rows each, o outputs, i inputs, a kernel of k l, P padded pixels, p positions.
 
-G or its norm can be computed in three ways. The costs below were measured on one core of a CPU for 16 samples, in units
+G or its norm can be computed in four ways. The costs below were measured on one core of a CPU for 16 samples, in units
 of the plain gradient of the weight:
 
 - G by one grouped convolution, with the samples as groups: about 1, but 1.5 for few positions and 5 for few outputs.
 - G by patches that are copied from a padded input with channels last, a few samples at a time so that they fit into
   the cache: 1 for 8 x 8 positions, 2 for 32 x 32. The result has its channels last.
+- G by patches of the output's gradient, for few outputs, whose patches are narrow: G_{o, i, d} = sum_q x_{i, q}
+  g_{o, q - d} is the gradient of a convolution with x and g exchanged and the kernel reversed. Needs a stride of 1.
 - The norm without G, from the Gram matrix G_x of padded pixels: <patch_p, patch_q> = sum_d G_x[p + d, q + d] over the
   offsets d of the kernel: 1/2 to 1/3 for 8 x 8 positions and 64 to 128 channels. It costs P^2 i + p^2 o multiply-adds
   and (k + l) P p strided additions. G costs p o i k l.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -56,12 +58,22 @@ class Conv2dGradient:
     @property
     def by_patches(self) -> bool:
         """Whether G is cheaper by patches than by a grouped convolution."""
-        return self.groups == 1 and (self.g[0, 0].numel() <= FEW_POSITIONS or self.shape[0] <= FEW_OUTPUTS)
+        few = self.g[0, 0].numel() <= FEW_POSITIONS or self.shape[0] <= FEW_OUTPUTS
+        return self.groups == 1 and few and not self.by_output_patches
+
+    @property
+    def by_output_patches(self) -> bool:
+        """Whether the outputs are few and G can be computed with x and g exchanged."""
+        few = self.groups == 1 and self.shape[0] <= FEW_OUTPUTS and self.stride == (1, 1)
+        return few and min(self._exchanged_padding()) >= 0
 
     def dense(self) -> Float[Tensor, "b o i k l"]:
-        if not self.by_patches:
-            return self._by_groups()
-        out = self.as_sum(self.g.new_empty(self.b * self.shape.numel()))
+        if self.by_output_patches:
+            return self._exchanged()._by_patches().flip(3, 4).transpose(1, 2)
+        return self._by_patches() if self.by_patches else self._by_groups()
+
+    def _by_patches(self) -> Float[Tensor, "b o i k l"]:
+        out = self._channels_last(self.g.new_empty(self.b * self.shape.numel()))
         self._multiply(out, None, overwrite=True)
         return out
 
@@ -73,10 +85,7 @@ class Conv2dGradient:
         return torch.linalg.vecdot(patch_gram.flatten(1), torch.bmm(g.transpose(1, 2), g).flatten(1))
 
     def as_sum(self, memory: Float[Tensor, " numbers"]) -> Float[Tensor, "b o i k l"]:
-        o, i, k, m = self.shape
-        if self.by_patches:
-            return memory.view(self.b, o, k, m, i).permute(0, 1, 4, 2, 3)
-        return memory.view(self.b, *self.shape)
+        return self._channels_last(memory) if self.by_patches else memory.view(self.b, *self.shape)
 
     def add_to(self, total: Float[Tensor, "b ..."], factor: Float[Tensor, " b"], overwrite: bool = False) -> None:
         """Add each sample's G times its factor; patches are multiplied directly into a total with channels last."""
@@ -106,6 +115,21 @@ class Conv2dGradient:
         filtered = F.conv2d(at_least_float32(self.x), filters, None, self.stride, self.padding, self.dilation)
         narrow = left.T @ at_least_float32(self.g).flatten(2)
         return torch.bmm(self._by_sample(narrow), self._by_sample(filtered.flatten(2)).transpose(1, 2))
+
+    def _channels_last(self, memory: Float[Tensor, " numbers"]) -> Float[Tensor, "b o i k l"]:
+        o, i, k, m = self.shape
+        return memory.view(self.b, o, k, m, i).permute(0, 1, 4, 2, 3)
+
+    def _exchanged_padding(self) -> tuple[int, ...]:
+        """Padding of g so that each pixel of x has its outputs under the kernel."""
+        sides = zip(self.shape[2:], self.dilation, self.padding, strict=True)
+        return tuple((size - 1) * apart - padding for size, apart, padding in sides)
+
+    def _exchanged(self) -> "Conv2dGradient":
+        """The convolution of g by x, whose gradient is G with inputs for outputs and the kernel reversed."""
+        o, i, k, m = self.shape
+        padding, shape = self._exchanged_padding(), torch.Size((i, o, k, m))
+        return replace(self, x=self.g, g=self.x, shape=shape, padding=padding)
 
     def _by_groups(self) -> Float[Tensor, "b o i k l"]:
         x, g = (y.unflatten(0, (self.b, -1)).transpose(0, 1).flatten(1, 2) for y in (self.x, self.g))

@@ -14,6 +14,10 @@ CASES = {
     "by patches": (2, 5, 7, 1, {"padding": 1}),
     "by groups": (2, 6, 12, 1, {"padding": 1}),
     "few outputs": (3, 2, 12, 1, {"padding": 1}),
+    "few outputs, no padding": (3, 2, 6, 2, {}),
+    "few outputs, dilated": (3, 2, 9, 1, {"padding": (0, 3), "dilation": (1, 2)}),
+    "few outputs, strided": (3, 2, 12, 1, {"padding": 1, "stride": 2}),
+    "few outputs, wide padding": (3, 2, 12, 1, {"padding": 3}),
     "several rows": (6, 8, 4, 2, {"padding": 1}),
     "strided": (6, 8, 7, 1, {"padding": 1, "stride": 2}),
     "apart, dilated": (6, 8, 6, 1, {"padding": (2, 1), "dilation": (2, 1)}),
@@ -46,7 +50,10 @@ def test_the_cases_go_every_way():
     assert all(isinstance(piece, Conv2dGradient) for piece in ways.values())
     assert [case for case, piece in ways.items() if piece.norm_is_cheaper_in_factors] == ["by factors"]
     by_groups = [case for case, piece in ways.items() if not piece.by_patches]
+    by_groups = [case for case in by_groups if not ways[case].by_output_patches]
     assert by_groups == ["by groups", "grouped"]
+    exchanged = [case for case, piece in ways.items() if piece.by_output_patches]
+    assert exchanged == ["few outputs", "few outputs, no padding", "few outputs, dilated"]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -58,7 +65,9 @@ def test_it_answers_as_its_matrix_does(case, monkeypatch):
     torch.testing.assert_close(piece.dense(), exact, rtol=EXACT64, atol=1e-12)
     for dearer in (-1e9, 1e9):  # by the factors wherever they can tell, and never
         monkeypatch.setattr("concept_trak.attribution.gradients.conv2d.ADDITION", dearer)
-        assert piece.norm_is_cheaper_in_factors == (dearer < 0 and case not in ("grouped", "several rows"))
+        assert piece.norm_is_cheaper_in_factors == (
+            dearer < 0 and case not in ("grouped", "several rows", "few outputs, no padding")
+        )
         torch.testing.assert_close(piece.squared_norm(), exact.square().flatten(1).sum(1), rtol=EXACT64, atol=0)
     at = torch.tensor([exact[0].numel() - 1, 0, 13])
     for dearer in (1e-9, 1e9):
