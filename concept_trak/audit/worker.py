@@ -1,7 +1,7 @@
 """The bases of workers: their settings, the model that they open, and features that are read ahead."""
 
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -51,12 +51,9 @@ class StoreWorker:
     def blocks(self, *records: Record) -> Generator[Block, None, None]:
         """The row groups of the parts, in order. Each part is checked against its record, by its sha256.
 
-        While one row group is used, a thread decodes the next, and another reads the next part. So two parts
-        and two row groups are in memory, however many there are.
+        While one part is used, a thread reads and checks the next. So two parts and a row group are in memory, however
+        many there are. A row group is decoded where it is used: in another thread, its memory would be new each time.
         """
-        return prefetch(self._blocks(records))
-
-    def _blocks(self, records: Sequence[Record]) -> Iterator[Block]:
         with closing(prefetch((record, read_part(self.store, record)) for record in records)) as parts:
             for record, data in parts:
                 yield from part_blocks(self.store, record, data)

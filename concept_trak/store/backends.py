@@ -9,6 +9,8 @@ import uuid
 from collections.abc import Iterator
 from typing import BinaryIO, Protocol
 
+import pyarrow as pa
+
 OWN_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 TRIES = 10
 """How often a folder is made again that another process removes because it is empty."""
@@ -18,6 +20,7 @@ class Backend(Protocol):
     """The operations that a store needs. Every failure is an `OSError`; a missing file is `FileNotFoundError`."""
 
     def read(self, name: str, start: int | None, end: int | None) -> bytes: ...
+    def read_buffer(self, name: str) -> pa.Buffer: ...
     def size(self, name: str) -> int | None: ...
     def stat(self, name: str) -> tuple[int, float] | None: ...
     def stats(self, folder: str) -> dict[str, tuple[int, float]]: ...
@@ -44,6 +47,14 @@ class LocalBackend:
         with _naming(self._path(name)), open(self._path(name), "rb") as file:
             file.seek(first)
             return file.read(-1 if end is None else max(end - first, 0))
+
+    def read_buffer(self, name: str) -> pa.Buffer:
+        with _naming(self._path(name)), open(self._path(name), "rb", buffering=0) as file:
+            buffer = pa.allocate_buffer(os.fstat(file.fileno()).st_size)
+            rest = memoryview(buffer)
+            while len(rest) and (count := file.readinto(rest)):
+                rest = rest[count:]
+            return buffer.slice(0, len(buffer) - len(rest))
 
     def size(self, name: str) -> int | None:
         path = self._path(name)

@@ -16,7 +16,17 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Num
 
 from concept_trak import UserError
-from concept_trak.store.part import DTYPES, Block, Damaged, Footer, Part, Reject, little_endian, scale_and_unit
+from concept_trak.store.part import (
+    DTYPES,
+    Block,
+    Damaged,
+    FileBytes,
+    Footer,
+    Part,
+    Reject,
+    little_endian,
+    scale_and_unit,
+)
 from concept_trak.store.store import Store
 from concept_trak.store.tables import parquet_tail
 
@@ -49,7 +59,7 @@ def encode_part(part: Part, dtype: str = "float16", encoding: str = "binary", gr
     return data
 
 
-def decode_footer(data: bytes) -> Footer:
+def decode_footer(data: FileBytes) -> Footer:
     """The footer of a part. `data` is the file, or only its tail. Raises Damaged."""
     try:
         file = pq.read_metadata(pa.BufferReader(data))
@@ -77,7 +87,7 @@ def read_footer(store: Store, name: str) -> Footer:
     return decode_footer(parquet_tail(store.open(name)))
 
 
-def decode_blocks(data: bytes, checked: bool = False) -> Iterator[Block]:
+def decode_blocks(data: FileBytes, checked: bool = False) -> Iterator[Block]:
     """The rows of a part, one row group at a time. Raises Damaged.
 
     Every page is verified by its checksum, unless `checked`: the caller has verified the sha256 of the whole file.

@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32
 
 from concept_trak.store.codec import decode_blocks, decode_footer, sum_of_squares
 from concept_trak.store.identity import FeatureSet
-from concept_trak.store.part import Block, Damaged, Footer, Reject
+from concept_trak.store.part import Block, Damaged, FileBytes, Footer, Reject
 
 REPAIR = (
     "Run `python -m jobs.verify repair=true`: it removes the record, then the part, and the shard is computed again."
@@ -38,7 +38,7 @@ def planned_shard(row: Mapping[str, Any]) -> PlannedShard:
 
 
 def checked_blocks(
-    data: bytes, features: FeatureSet, shard: PlannedShard | str, where: str, intact: bool = False
+    data: FileBytes, features: FeatureSet, shard: PlannedShard | str, where: str, intact: bool = False
 ) -> Iterator[Block]:
     """The rows of a part, one row group at a time, each checked before it is used.
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 
 from concept_trak.store.secrets import without_secrets
 
@@ -38,6 +39,9 @@ class FsspecBackend:
             starts = list(range(0, size, RANGE_BYTES))
             ends = [*starts[1:], size]
             return b"".join(files.cat_ranges([path] * len(starts), starts, ends, on_error="raise"))
+
+    def read_buffer(self, name: str) -> pa.Buffer:
+        return pa.py_buffer(self.read(name, None, None))
 
     def size(self, name: str) -> int | None:
         try:

@@ -10,9 +10,13 @@ entry / 127, so the error of an entry is at most half a step, and that of a row 
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float, Float32, Float64, Int8, Num
 
 from concept_trak import UserError
+
+FileBytes = bytes | pa.Buffer
+"""The bytes of a file, as `Store.read` or `Store.read_buffer` returns them."""
 
 
 class Damaged(UserError):

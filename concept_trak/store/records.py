@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 
 from concept_trak import UserError
 from concept_trak.store.codec import decode_footer, encode_part
@@ -24,7 +25,7 @@ from concept_trak.store.consistency import (
     require_planned_rows,
 )
 from concept_trak.store.identity import FeatureSet, encode_json
-from concept_trak.store.part import Block, Damaged, Part
+from concept_trak.store.part import Block, Damaged, FileBytes, Part
 from concept_trak.store.store import Store
 
 READERS = 16  # requests in flight where there are many: storage answers in tens of milliseconds each
@@ -110,15 +111,15 @@ def record_of(data: bytes, features: FeatureSet, shard: PlannedShard | str, wher
     )
 
 
-def read_part(store: Store, record: Record) -> bytes:
+def read_part(store: Store, record: Record) -> pa.Buffer:
     """The bytes of a committed part, compared with its record before use. Raises Damaged, naming the part."""
     name = FeatureSet(record.fingerprint).part(record.shard)
-    data = store.read(name)
+    data = store.read_buffer(name)
     _require_same_bytes(record, data, f"{store.uri}/{name}")
     return data
 
 
-def part_blocks(store: Store, record: Record, data: bytes) -> Iterator[Block]:
+def part_blocks(store: Store, record: Record, data: FileBytes) -> Iterator[Block]:
     """The rows of a part that `read_part` returned, one row group at a time, each checked before it is used.
 
     Raises:
@@ -184,7 +185,7 @@ def _name(shard: PlannedShard | str) -> str:
     return shard if isinstance(shard, str) else shard.name
 
 
-def _require_same_bytes(record: Record, data: bytes, where: str) -> None:
+def _require_same_bytes(record: Record, data: FileBytes, where: str) -> None:
     digest = hashlib.sha256(data).hexdigest()
     if (len(data), digest) != (record.bytes, record.sha256):
         raise Damaged(

@@ -11,6 +11,7 @@ import time
 import uuid
 
 import fsspec
+import pyarrow as pa
 
 from concept_trak import UserError
 from concept_trak.store.backends import Backend, LocalBackend
@@ -46,6 +47,13 @@ class Store:
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
         """The bytes `start` (from 0) up to `end` (exclusive) of a file, all by default. Raises FileNotFoundError."""
         return self._place.read(_checked(name), start, end)
+
+    def read_buffer(self, name: str) -> pa.Buffer:
+        """All bytes of a file in Arrow's memory, which serves one file after another. Raises FileNotFoundError.
+
+        For large files: a new `bytes` of 34 MB takes four times as long as its read from a local disk's cache.
+        """
+        return self._place.read_buffer(_checked(name))
 
     def open(self, name: str) -> "RangedFile":
         """A file for readers that seek, such as Parquet's: every read is one ranged request, and nothing is cached.

@@ -91,13 +91,13 @@ def every_phi(store: Store, records: list[Record]) -> np.ndarray:
     return np.concatenate([b.phi() for r in records for b in decode_blocks(read_part(store, r))]).astype(np.float64)
 
 
-def test_a_gram_is_summed_with_one_part_read_ahead_and_the_next_one_decoded(records, work, read, monkeypatch):
+def test_a_gram_is_summed_with_one_part_read_ahead(records, work, read, monkeypatch):
     used = Count()
 
     def watched(blocks):
         for block in blocks:
             used.up()
-            read.require(min(used.number + 2, PARTS), f"part {used.number} is used")
+            read.require(min(used.number + 1, PARTS), f"part {used.number} is used")
             yield block
 
     monkeypatch.setattr(gram, "stored_gram", lambda blocks: stored_gram(watched(blocks)))

@@ -58,8 +58,30 @@ def test_a_store_returns_what_was_put(store: Store):
     store.delete("parts/b")
     store.delete("parts/b")
     assert store.names("parts") == ["parts/a/deep"]
-    with pytest.raises(FileNotFoundError):
-        store.read("parts/b")
+    for read in (store.read, store.read_buffer):
+        with pytest.raises(FileNotFoundError):
+            read("parts/b")
+
+
+def test_a_buffer_has_the_bytes_of_its_file_and_keeps_them(store: Store):
+    contents = {"empty": b"", "small": b"0123456789", "large": bytes(range(256)) * 20_000}
+    for name, data in contents.items():
+        store.create(name, data)
+    buffers = {name: store.read_buffer(name) for name in contents}
+    assert {name: buffer.to_pybytes() for name, buffer in buffers.items()} == contents
+
+
+def test_a_buffer_of_a_file_that_is_shorter_than_it_was_has_what_is_left(tmp_path, monkeypatch):
+    store = Store(str(tmp_path))
+    store.create("short", b"0123456789")
+    size = os.fstat
+
+    def longer(descriptor: int) -> os.stat_result:
+        status = size(descriptor)
+        return os.stat_result((*status[:6], status.st_size + 7, *status[7:10]))
+
+    monkeypatch.setattr(os, "fstat", longer)
+    assert store.read_buffer("short").to_pybytes() == b"0123456789"
 
 
 def test_the_first_create_stands(store: Store):
