@@ -92,9 +92,8 @@ def shares_of(model: Denoiser, probe: Probe) -> list[float]:
     ]
 
 
-@pytest.mark.parametrize("exponent", [0.25, 0.5])
-def test_so_it_is_for_a_tempered_norm(latents, exponent):
-    require_agreement(latents, f"fit_trak, exponent {exponent}", replace(METHODS["fit_trak"], exponent=exponent))
+def test_so_it_is_for_a_norm_near_that_of_the_whole(latents):
+    require_agreement(latents, "fit_trak, exponent 0.25", replace(METHODS["fit_trak"], exponent=0.25))
 
 
 @pytest.mark.parametrize("name", ["concept_trak", "fit_trak"])

@@ -1,4 +1,4 @@
-"""The golden record: what every row of `METHODS` gives on 8 images of the demo, as digests and as numbers.
+"""The golden record: what rows of the table of methods give on 8 images of the demo, as digests and as numbers.
 
 `python -m tests.golden.record` writes it anew; do so only where numbers are meant to change, and say why. It reads
 files with pyarrow alone, so that it holds whatever the library's own readers are called.
