@@ -3,7 +3,7 @@
 Features are computed by the same functions as in the workers of an audit, so the scores equal those of an audit.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,13 +32,7 @@ from concept_trak.data.inventory import LeftOut
 from concept_trak.data.sample import Sample, samples
 from concept_trak.data.shard import cut
 from concept_trak.data.survey import survey
-from concept_trak.models.encode import (
-    batches_of_one_shape,
-    encode_samples,
-    open_query,
-    read_concept_files,
-    reject_unknown_class,
-)
+from concept_trak.models.encode import encode_samples, open_query, read_concept_files, reject, usable_batches
 from concept_trak.store.part import Reject
 
 Ranked = list[tuple[str, float]]
@@ -186,10 +180,10 @@ class Attributor:
         """
         rows, left_out = self._samples(images, captions, ids)
         rejects, sample_ids, phi, weight = list[Reject](), list[str](), list[Tensor](), list[Tensor]()
-        for batch in self._batches(rows, rejects):
+        for batch in usable_batches(self.model, rows, self.batch_size, rejects):
             features = self._features(batch)
             reasons = reject_reasons(features)
-            rejects += _rejects(batch, reasons)
+            rejects += [reject(sample, *reason) for sample, reason in zip(batch, reasons, strict=True) if reason]
             usable = [i for i, reason in enumerate(reasons) if reason is None]
             sample_ids += [batch[i].id for i in usable]
             phi.append(features.phi[usable].float())
@@ -261,30 +255,6 @@ class Attributor:
         return Attribution(
             ids=fitted.ids, scores=damped, plain=plain, low=low, high=high, rejects=rejects, left_out=left_out
         )
-
-    def _batches(self, rows: Iterable[Sample | Reject], rejects: list[Reject]) -> Iterator[list[Sample]]:
-        """Usable samples in batches of one shape; the others go to `rejects`."""
-        waiting = list[Sample]()
-        for row in rows:
-            sample = reject_unknown_class(self.model, row, _source(row))
-            if isinstance(sample, Reject):
-                rejects.append(sample)
-                continue
-            waiting.append(sample)
-            if len(waiting) == self.batch_size:
-                yield from batches_of_one_shape(waiting)
-                waiting = []
-        yield from batches_of_one_shape(waiting)
-
-
-def _rejects(batch: Sequence[Sample], reasons: Sequence[tuple[str, str] | None]) -> list[Reject]:
-    pairs = [(sample, reason) for sample, reason in zip(batch, reasons, strict=True) if reason is not None]
-    return [Reject(sample_id=s.id, source=_source(s), row=s.row, reason=r, message=m) for s, (r, m) in pairs]
-
-
-def _source(row: Sample | Reject) -> str:
-    """The source of a sample of a data set; empty for an image in memory."""
-    return row.source if isinstance(row, Reject) else row.origin.partition("\n")[0]
 
 
 def _method(method: str | Method) -> Method:

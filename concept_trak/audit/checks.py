@@ -158,7 +158,7 @@ def warn_of_prediction_type(denoiser: Denoiser, shard: Shard, data: DataConfig) 
     configured = getattr(denoiser, "prediction_type", "")
     if configured not in ("epsilon", "v_prediction"):
         return ""
-    checked = (reject_unknown_class(denoiser, s, "") for s in samples(shard, data, denoiser.resolution))
+    checked = (reject_unknown_class(denoiser, s) for s in samples(shard, data, denoiser.resolution))
     readable = [s for s in checked if isinstance(s, Sample)]
     if not readable:
         return ""

@@ -84,7 +84,7 @@ class DryRunFeaturizeWorker:
         rows = [worker.config.methods[m] for m in task.methods]
         records = worker(task, attempt).records
         read = samples(worker.index(task.shard), worker.config.data, worker.denoiser.resolution)
-        checked = (reject_unknown_class(worker.denoiser, s, task.shard.source) for s in read)
+        checked = (reject_unknown_class(worker.denoiser, s) for s in read)
         usable = [s for s in checked if isinstance(s, Sample)]
         seconds, n, batch = 0.0, 1, min(worker.batch_size(attempt), worker.config.data.shard_rows)
         peak = opened.largest(PeakMemory.so_far())

@@ -72,7 +72,7 @@ class FeaturizeWorker(ModelWorker):
         start, ready, features, rejects = time.monotonic(), [], [], []
         read = samples(self.index(shard), self.config.data, self.denoiser.resolution)
         for batch in prefetch(batches(read, self.batch_size(attempt))):
-            checked = [reject_unknown_class(self.denoiser, s, shard.source) for s in batch]
+            checked = [reject_unknown_class(self.denoiser, s) for s in batch]
             unusable = [sample for sample in checked if isinstance(sample, Reject)]
             rejects += unusable
             attempt.report(len(unusable))

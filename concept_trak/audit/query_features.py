@@ -112,12 +112,12 @@ class QueryWorker(ModelWorker):
     def __call__(self, question: QueryTask, attempt: Attempt) -> QueryResult:
         size = self.batch_size(attempt)
         batch = self.batch(question, size)
-        computed = self.features(question, batch, size, attempt.report)
-        by_method = zip(question.methods, computed.features, strict=True)
+        query = self.features(question, batch, size, attempt.report)
+        by_method = zip(question.methods, query.features, strict=True)
         queries = [self._query(question, method, features) for method, features in by_method]
         key = repr(question.content)
-        shown = self._pictures.get(key) or self._pictures.keep(key, self.pictures_and_fit(question, batch, computed))
-        return QueryResult(tuple(replace(query, pictures=shown[0], fit=shown[1]) for query in queries))
+        shown = self._pictures.get(key) or self._pictures.keep(key, self.pictures_and_fit(question, batch, query))
+        return QueryResult(tuple(replace(own, pictures=shown[0], fit=shown[1]) for own in queries))
 
     def _query(self, question: QueryTask, method: str, features: Features) -> MethodQuery:
         """The query of one method, without pictures."""

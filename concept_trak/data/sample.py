@@ -46,6 +46,11 @@ class Sample:
         return self.content.shape
 
     @property
+    def source(self) -> str:
+        """The source of a sample of a data set; empty for an image in memory."""
+        return self.origin.rsplit("\n", 2)[0]
+
+    @property
     def picture(self) -> Float[Tensor, "3 h w"] | None:
         """The pixels that a page shows, of a clip those of its first frame; None where there are none."""
         return None if self.pixels is None else self.pixels.reshape(3, -1, *self.pixels.shape[-2:])[:, 0]

@@ -1,7 +1,7 @@
 """Encoding by the model: training samples, and the files of a concept, to latents and conditions."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,15 +30,37 @@ def batches_of_one_shape(samples: Iterable[Sample]) -> list[list[Sample]]:
     return list(batches.values())
 
 
-def reject_unknown_class(denoiser: Denoiser, sample: Sample | Reject, source: str) -> Sample | Reject:
+def reject_unknown_class(denoiser: Denoiser, sample: Sample | Reject) -> Sample | Reject:
     """The sample, or a reject (`no_class`) if its caption is not a condition of the model."""
     if isinstance(sample, Reject):
         return sample
     try:
         denoiser.spelled(sample.caption)
     except UserError as error:
-        return Reject(sample_id=sample.id, source=source, row=sample.row, reason="no_class", message=str(error)[:300])
+        return reject(sample, "no_class", str(error)[:300])
     return sample
+
+
+def reject(sample: Sample, reason: str, message: str) -> Reject:
+    """The reject in place of a sample that has no feature."""
+    return Reject(sample_id=sample.id, source=sample.source, row=sample.row, reason=reason, message=message)
+
+
+def usable_batches(
+    denoiser: Denoiser, rows: Iterable[Sample | Reject], size: int, rejects: list[Reject]
+) -> Iterator[list[Sample]]:
+    """The usable samples in batches of one shape and at most `size`, in order; the others are added to `rejects`."""
+    waiting = list[Sample]()
+    for row in rows:
+        sample = reject_unknown_class(denoiser, row)
+        if isinstance(sample, Reject):
+            rejects.append(sample)
+            continue
+        waiting.append(sample)
+        if len(waiting) == size:
+            yield from batches_of_one_shape(waiting)
+            waiting = []
+    yield from batches_of_one_shape(waiting)
 
 
 def encode_samples(denoiser: Denoiser, samples: Sequence[Sample]) -> tuple[Float[Tensor, "b c *space"], Condition]:

@@ -1,9 +1,12 @@
-"""The answer about a concept in a sentence, by method: what stands out with its interval, or why nothing does."""
+"""The answer about a concept in a sentence, by method: what stands out with its interval, or why nothing does; and how
+far two methods agree."""
 
 from dataclasses import dataclass
 
 from concept_trak.attribution.fisher import NO_FEATURES
 from concept_trak.audit.aggregate import GroupStatistics
+from concept_trak.audit.comparison import Overlap
+from concept_trak.data.text import escaped
 from concept_trak.report.audit_page import AnswerInWords, Ranking, Section
 from concept_trak.report.render import STANDS_OUT, Column, below, columns, number, ratio
 
@@ -13,6 +16,8 @@ LONE = (
     "It is about this one picture, with its background: a lone example cannot be checked against another. Give more "
     "pictures that share the concept and nothing else."
 )
+NAMED = 3
+"""Samples that one ranking alone has, which a line names."""
 IN_WORDS = {"label": "images labelled {}", "word": "images with {} in their caption", "source": "the images of {}"}
 
 
@@ -115,3 +120,15 @@ def _highest(section: Section, column: Column) -> str:
         f"{text}. {own.shared:,} of the first {own.of:,} are first by either half of the query's samples "
         f"({own.by_chance:.1f} by chance)."
     )
+
+
+def overlap_line(overlap: Overlap) -> str:
+    """How far two rankings agree, and the first samples that one of them alone has."""
+    text = f"{overlap.first} and {overlap.second} share {overlap.shared} of their first {overlap.of}"
+    if overlap.correlation is not None:
+        text += f"; the ranks of {overlap.sampled:,} samples correlate to {overlap.correlation:.2f}"
+    for name, samples in ((overlap.first, overlap.only_first), (overlap.second, overlap.only_second)):
+        if samples:
+            more = ", ..." if len(samples) > NAMED else ""
+            text += f"; only {name}: {', '.join(map(escaped, samples[:NAMED]))}{more}"
+    return text

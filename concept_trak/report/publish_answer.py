@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
 from concept_trak.audit.answer import Answer
-from concept_trak.audit.comparison import Overlap
 from concept_trak.audit.finished_audit import open_audit
 from concept_trak.audit.layer_scores import FILE as JOINT_FILE
 from concept_trak.audit.questions import MovedModel, Questions
 from concept_trak.config import absolute
-from concept_trak.data.text import escaped
+from concept_trak.report.answer_in_words import overlap_line
 from concept_trak.report.build_audit_page import page
 from concept_trak.report.publish_audit import certainty_facts, concept_lines
 from concept_trak.report.render import render
@@ -19,8 +18,6 @@ from concept_trak.store.store import Store
 from concept_trak.store.tables import to_parquet
 
 TABLE, LAYERS, PAGE = "top.parquet", JOINT_FILE, "report.html"
-NAMED = 3
-"""Samples that one ranking alone has, which a line names."""
 
 
 @dataclass(frozen=True)
@@ -135,18 +132,6 @@ def layer_lines(answer: Answer, concept: str) -> Iterator[str]:
         if parts:
             shares = ", ".join(f"{part.part} {part.share:.0%}" for part in parts)
             yield f"  {method}: of the top's scores, {shares}"
-
-
-def overlap_line(overlap: Overlap) -> str:
-    """How far two rankings agree, and the first samples that one of them alone has."""
-    text = f"{overlap.first} and {overlap.second} share {overlap.shared} of their first {overlap.of}"
-    if overlap.correlation is not None:
-        text += f"; the ranks of {overlap.sampled:,} samples correlate to {overlap.correlation:.2f}"
-    for name, samples in ((overlap.first, overlap.only_first), (overlap.second, overlap.only_second)):
-        if samples:
-            more = ", ..." if len(samples) > NAMED else ""
-            text += f"; only {name}: {', '.join(map(escaped, samples[:NAMED]))}{more}"
-    return text
 
 
 def write_answer(answer: Answer, out: Store) -> list[str]:

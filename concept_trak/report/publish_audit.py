@@ -11,7 +11,7 @@ from pyarrow import ArrowException
 from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
 from concept_trak.audit.aggregate import KINDS
-from concept_trak.audit.comparison import overlaps
+from concept_trak.audit.comparison import Overlap, overlaps
 from concept_trak.audit.damping import choice_values, damping_file
 from concept_trak.audit.diff import compare, difference_files, earlier, write_differences
 from concept_trak.audit.layer_scores import FILE as JOINT_FILE
@@ -30,7 +30,7 @@ from concept_trak.config import AuditConfig, WorkerSettings
 from concept_trak.data.image_reads import image_reads
 from concept_trak.data.inventory import describe_left_out
 from concept_trak.data.text import escaped, one_line
-from concept_trak.report.answer_in_words import LONE, no_features, too_little_agreement
+from concept_trak.report.answer_in_words import LONE, no_features, overlap_line, too_little_agreement
 from concept_trak.report.build_audit_page import facts, page, picture
 from concept_trak.report.diff_page import page_file, write_page
 from concept_trak.report.index_page import write_index
@@ -243,6 +243,8 @@ def describe_answer(p: Prepared, line: Callable[[str], None]) -> None:
         certainty = metrics_file.get("certainty", {}).get(concept.name, {})
         for text in concept_lines(concept, p.config.methods, best, grades, agreement, certainty):
             line(text)
+        for fields in metrics_file.get("comparisons", {}).get(concept.name, ()):
+            line(f"  {overlap_line(Overlap(**fields))}")
     where = p.store.uri.removeprefix("file://")
     line(f"\nreport     {where}/{p.audit.name('report.html')}")
 

@@ -1,15 +1,20 @@
 """The numbers on storage against a second computation from what lies beside them."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from concept_trak.audit.comparison import Overlap
 from concept_trak.audit.featurize import FeaturizeWorker
 from concept_trak.audit.index import IndexReader
 from concept_trak.audit.prepare import prepare
 from concept_trak.data.benchmarks.synthetic import draw_labelled
 from concept_trak.data.benchmarks.two_factors import SHAPES3
 from concept_trak.data.sample import Sample, samples
+from concept_trak.report.answer_in_words import overlap_line
 from tests.jobs.world import CONCEPT, RESOLUTION, Found
 from tests.tolerances import DENSE32, STORED16
 
@@ -86,3 +91,8 @@ def test_methods_stand_side_by_side_and_a_concept_may_be_one_image(world, tmp_pa
     assert not np.array_equal(found.query("trak", "here")["phi"], found.query("trak")["phi"])
     page = (found.folder / "report.html").read_text()
     assert all(word in page for word in ("trak", "das", "concept_a", "here", "triangle"))
+    agreement = r"^  trak and das share \d+ of their first \d+; the ranks of 16 samples correlate to -?[01]\.\d\d"
+    assert len(re.findall(agreement, said, re.M)) == 2, "not a line for each concept"
+    overlaps = json.loads((found.folder / "metrics.json").read_text())["comparisons"]
+    lines = [f"  {overlap_line(Overlap(**fields))}" for name in ("triangle", "here") for fields in overlaps[name]]
+    assert [line for line in said.splitlines() if " share " in line] == lines, "not as of a question"

@@ -154,15 +154,13 @@ EMOJI = TwoFactors(
     render=emoji.draw_kind,
     look="style",
 )
-EMOJI_ROLES = TwoFactors(
+EMOJI_ROLES = replace(
+    EMOJI,
     name="emoji_roles",
     factor="role",
     things=emoji_roles.ROLES,
-    looks=emoji.STYLES,
     held_out=(("astronaut", "fluent"), ("cook", "noto")),
-    resolution=32,
     render=emoji.draw_role,
-    look="style",
 )
 # Captions with the names of objects: a vocabulary of more than a thousand words.
 EMOJI_OBJECTS = replace(
