@@ -5,9 +5,16 @@ import shutil
 
 import pytest
 import torch
+from diffusers import UniPCMultistepScheduler
+from safetensors.torch import save_file
 
 from concept_trak import UserError
+from concept_trak.attribution.concept import Concept
+from concept_trak.config import DataConfig
+from concept_trak.data.format import Precomputed
+from concept_trak.data.sample import Sample
 from concept_trak.models import load_model
+from concept_trak.models.encode import encode_samples, read_concept_files
 from tests.models.families import FAMILIES, seeded
 
 CLIPS = torch.rand(2, 3, 5, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -86,3 +93,59 @@ def test_a_model_of_images_has_no_clips(tmp_path):
     seeded(FAMILIES["ddpm"].build).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"data\.frames=5, and .* draws single images; set data\.frames=0"):
         load_model(str(tmp_path), frames=5)
+
+
+def encoded(denoiser, frames: int) -> Sample:
+    latent = torch.randn(denoiser.shape[0], frames, *denoiser.shape[2:])
+    condition = {name: value[0] for name, value in denoiser.encode(["a red circle"]).items()}
+    return Sample("s", "a red circle", None, 0, {}, precomputed=Precomputed(latent, condition))
+
+
+def test_latents_of_another_number_of_frames_are_refused(of_clips):
+    x_0, cond = encode_samples(of_clips, [encoded(of_clips, 2)])
+    assert x_0.shape == (1, *of_clips.shape)
+    assert cond["text"].shape == (1, 512, 32)
+    expected = r"they have latents \[4, 3\], .* the model reads latents \[4, 2\], .* set data\.frames to their number"
+    with pytest.raises(UserError, match=expected):
+        encode_samples(of_clips, [encoded(of_clips, 3)])
+
+
+def test_pictures_of_a_concept_are_no_clips(of_clips):
+    concept = Concept("red", image="red.png", scope="local")
+    with pytest.raises(UserError, match=r"'red' names pictures, and the model draws clips \(data\.frames=5\)"):
+        read_concept_files(of_clips, concept, DataConfig(frames=5))
+
+
+def test_the_levels_of_the_published_scheduler_are_those_that_it_steps_over(path, tmp_path):
+    model = shutil.copytree(path, tmp_path / "model")
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    scheduler.save_pretrained(model / "scheduler")
+    index = json.loads((model / "model_index.json").read_text())
+    (model / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", type(scheduler).__name__]}))
+    sigma = load_model(str(model)).sigma
+    scheduler.set_timesteps(20)
+    for level in scheduler.sigmas[:-1].double():
+        assert (sigma - level).abs().min() < 2e-3
+    assert sigma[-1] == 1
+
+
+NAMES = {"attn1": "self_attn", "attn2": "cross_attn", "to_q": "q", "to_out.0": "o"}
+
+
+def test_a_lora_with_the_names_of_the_original_code_is_its_product_added(path, of_clips, tmp_path):
+    """Against a model whose weights hold it; the scale of such a file without `alpha` is 1."""
+    whole, matrices = load_model(str(path), resolution=32, frames=5), {}
+    with torch.no_grad():
+        for layer in ("blocks.0.attn1.to_q", "blocks.1.attn2.to_out.0"):
+            a, b = torch.randn(2, 24), torch.randn(24, 2)
+            whole.network.get_submodule(layer).weight += b @ a
+            for ours, original in NAMES.items():
+                layer = layer.replace(ours, original)
+            matrices |= {f"diffusion_model.{layer}.lora_A.weight": a, f"diffusion_model.{layer}.lora_B.weight": b}
+    save_file(matrices, tmp_path / "lora.safetensors")
+    ours = load_model(str(path), resolution=32, frames=5, lora=str(tmp_path / "lora.safetensors"), parameters="lora")
+    assert len(ours.parameters) == 4
+    x_t, cond = torch.randn(1, *ours.shape), ours.encode(["a red circle"])
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x_t, 400, cond).eps, whole(x_t, 400, cond).eps, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(ours(x_t, 400, cond).eps, of_clips(x_t, 400, cond).eps, rtol=1e-2)
