@@ -103,7 +103,9 @@ from tests.toys import Toy
 
 
 class Own(Toy):
-    def __init__(self, path, parameters, negative, combinations, device, dtype, adapters, resolution, offload) -> None:
+    def __init__(
+        self, path, parameters, negative, combinations, device, dtype, adapters, resolution, offload, frames
+    ) -> None:
         super().__init__(parameters)
         self.negative, self.combinations, self.path = "other_label", ("0", "1", "2"), path
 
