@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from concept_trak import UserError
 from concept_trak.attribution.concept import Concept
@@ -149,3 +149,15 @@ def test_a_lora_with_the_names_of_the_original_code_is_its_product_added(path, o
     with torch.no_grad():
         torch.testing.assert_close(ours(x_t, 400, cond).eps, whole(x_t, 400, cond).eps, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(ours(x_t, 400, cond).eps, of_clips(x_t, 400, cond).eps, rtol=1e-2)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae"])
+def test_a_missing_weight_is_refused(path, tmp_path, part):
+    """diffusers loads these parts in another way than other networks, because they have layers in float32."""
+    model = shutil.copytree(path, tmp_path / "model")
+    file = model / part / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if "norm" in name)
+    save_file({key: value for key, value in weights.items() if key != name}, file, {"format": "pt"})
+    with pytest.raises(UserError, match=rf"{part} lacks 1 weights \({name}"):
+        load_model(str(model), resolution=32)
