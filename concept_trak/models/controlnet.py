@@ -6,7 +6,7 @@ r_theta are added to the outputs of the UNet's first half and of its middle, at 
 was frozen in training, so only the ControlNet's parameters are attributable, whatever `model.parameters` selects.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import diffusers
@@ -40,16 +40,26 @@ class ControlledUNet(nn.Module):
 
 
 def join_controlnet(
-    denoiser: Pipeline, classes: Mapping[str, str], dtype: torch.dtype, device: str
+    denoiser: Pipeline,
+    classes: Mapping[str, str],
+    dtype: torch.dtype,
+    device: str,
+    joined: Callable[[Any, Any], nn.Module] = ControlledUNet,
 ) -> frozenset[nn.Parameter]:
-    """Join the ControlNet of a pipeline directory to its UNet. Returns the UNet's parameters.
+    """Join the ControlNet of a pipeline directory to its denoising network. Returns the parameters of the latter.
+
+    Args:
+        denoiser: its network is replaced.
+        classes: the class of every part.
+        dtype, device: the precision and the place of the ControlNet's weights.
+        joined: makes one network of the denoising network and the ControlNet.
 
     Raises:
         UserError: the ControlNet cannot be read, or there are several.
     """
     base = frozenset(denoiser.network.parameters())
     controlnet = load_part(class_of_part(diffusers, classes, PART), denoiser.path, PART, dtype, device)
-    denoiser.network = ControlledUNet(denoiser.network, controlnet)
+    denoiser.network = joined(denoiser.network, controlnet)
     return base
 
 

@@ -21,13 +21,22 @@ GUIDANCE = 3.5
 """The strength of guidance that a distilled network imitates, as in `FluxPipeline`."""
 
 
-def predict_flux(network: Any, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
-    """The raw output [b, c, h, w], v."""
+def flux_inputs(x_t: Tensor, times: Tensor, cond: Condition) -> dict[str, Any]:
+    """The inputs of the network beside the packed state, by its own names."""
     h, w = x_t.shape[2:]
     inputs = {"encoder_hidden_states": cond["text"], "pooled_projections": cond["pooled"], "timestep": times}
     inputs |= {"img_ids": positions(h // 2, w // 2, 3, x_t.device), "guidance": cond.get("guidance")}
-    inputs |= {"txt_ids": torch.zeros(cond["text"].shape[1], 3, device=x_t.device)}
-    return unpack(network(pack(x_t), **inputs, return_dict=False)[0], h, w)
+    return inputs | {"txt_ids": torch.zeros(cond["text"].shape[1], 3, device=x_t.device)}
+
+
+def guidance_condition(denoiser: Denoiser, count: int) -> Condition:
+    """The strength of guidance of each of `count` samples."""
+    return {"guidance": torch.full((count,), GUIDANCE, device=denoiser.device, dtype=denoiser.dtype)}
+
+
+def predict_flux(network: Any, x_t: Tensor, times: Tensor, cond: Condition) -> Tensor:
+    """The raw output [b, c, h, w], v."""
+    return unpack(network(pack(x_t), **flux_inputs(x_t, times, cond), return_dict=False)[0], *x_t.shape[2:])
 
 
 class Flux(FlowTextToImage):
@@ -51,10 +60,8 @@ class Flux(FlowTextToImage):
             self.text_encoders["text_encoder"].pooled(texts),
         )
         config: Any = self.network.config
-        if not config["guidance_embeds"]:
-            return {"text": text, "pooled": pooled}
-        guidance = torch.full((len(texts),), GUIDANCE, device=self.device, dtype=self.dtype)
-        return {"text": text, "pooled": pooled, "guidance": guidance}
+        guidance = guidance_condition(self, len(texts)) if config["guidance_embeds"] else {}
+        return {"text": text, "pooled": pooled, **guidance}
 
 
 PIPELINES: dict[str, type[Denoiser]] = {"FluxPipeline": Flux}

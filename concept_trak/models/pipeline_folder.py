@@ -27,7 +27,7 @@ CLASSES: Mapping[str, frozenset[str]] = {
         Lumina2Transformer2DModel PixArtTransformer2DModel QwenImageTransformer2DModel SD3Transformer2DModel
         SanaTransformer2DModel Transformer2DModel WanTransformer3DModel ZImageTransformer2DModel""".split()  # noqa: SIM905
     ),
-    "controlnet": frozenset({"ControlNetModel"}),
+    "controlnet": frozenset({"ControlNetModel", "FluxControlNetModel", "SD3ControlNetModel"}),
     "image_encoder": frozenset({"CLIPVisionModelWithProjection", "SiglipVisionModel"}),
     "feature_extractor": frozenset(
         """CLIPFeatureExtractor CLIPImageProcessor CLIPImageProcessorFast CLIPImageProcessorPil SiglipImageProcessor

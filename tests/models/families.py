@@ -6,15 +6,18 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from concept_trak.attribution.denoiser import Denoiser
 from concept_trak.data.image import to_image
 from tests.models.tiny import (
     controlnet,
+    controlnet_sd3,
     controlnet_sdxl,
     ddpm,
     dit,
@@ -27,7 +30,17 @@ from tests.models.tiny import (
     sdxl,
     stable_diffusion,
 )
-from tests.models.tiny_flows import chroma, flux, flux2_dev, flux2_klein, lumina2, qwen_image, wan, z_image
+from tests.models.tiny_flows import (
+    chroma,
+    controlnet_flux,
+    flux,
+    flux2_dev,
+    flux2_klein,
+    lumina2,
+    qwen_image,
+    wan,
+    z_image,
+)
 
 
 @dataclass(frozen=True)
@@ -79,6 +92,25 @@ def images(ours: Denoiser, b: int) -> Tensor:
 def draw_controlled(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
     image = (images(ours, 1) + 1) / 2
     return pipe(text, image=image, num_inference_steps=20, guidance_scale=1.0, latents=x_t, output_type="latent")
+
+
+def beside_latents(call: Callable[..., Any], ours: Denoiser) -> Callable[..., Any]:
+    """The pipeline's call with an image whose latents are not drawn but the mode of their posterior."""
+
+    def with_image(*args: Any, **ways: Any) -> Any:
+        with mock.patch.object(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode()):
+            return call(*args, control_image=images(ours, 1), **ways)
+
+    return with_image
+
+
+def draw_beside_latents(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
+    return draw(beside_latents(pipe, ours), text, x_t, ours)
+
+
+def draw_packed_beside_latents(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
+    """With the strength of guidance that diffusers' script trains at; the pipeline's default is another."""
+    return draw_packed(partial(beside_latents(pipe, ours), guidance_scale=3.5), text, x_t, ours)
 
 
 def draw_with_reference(pipe: Any, text: str, x_t: Tensor, ours: Denoiser) -> Any:
@@ -278,6 +310,14 @@ FAMILIES: dict[str, Tiny] = {
                                  replayed=1),
     "controlnet": Tiny(controlnet, "unet", draw_controlled, from_eps, itself, ddim, trained=r"controlnet\."),
     "controlnet_sdxl": Tiny(controlnet_sdxl, "unet", draw_controlled, from_eps, itself, ddim, trained=r"controlnet\."),
+    "controlnet_sd3": Tiny(controlnet_sd3, "transformer", draw_beside_latents, from_flow, of_flow, euler,
+                           group="attention", trained=r"controlnet\."),
+    "controlnet_sd3_5": Tiny(
+        lambda: controlnet_sd3(joint_attention_dim=None, use_pos_embed=False, force_zeros_for_pooled_projection=False),
+        "transformer", draw_beside_latents, from_flow, of_flow, euler, group="attention",
+        trained=r"controlnet\."),
+    "controlnet_flux": replace(tiny_flux(lambda: controlnet_flux(guidance=True), draw_packed_beside_latents),
+                               trained=r"controlnet\."),
     "ip_adapter": Tiny(ip_adapter, "unet", draw_with_reference, from_eps, itself, ddim, trained=ADAPTER),
     "ip_adapter_sdxl": Tiny(ip_adapter_sdxl, "unet", draw_with_reference, from_eps, itself, ddim, trained=ADAPTER),
     "sdxl": Tiny(lambda: sdxl(zeros=True), "unet", draw, from_eps, itself, ddim),

@@ -114,6 +114,37 @@ def test_a_concept_needs_an_image_exactly_if_the_model_takes_one(model, edges, t
         Attributor(model).fit(dataset(uri))
 
 
+@pytest.mark.parametrize(
+    ("family", "setting", "value", "message"),
+    [
+        (
+            "controlnet_sd3",
+            "extra_conditioning_channels",
+            1,
+            "takes 1 channels beside the image, such as a mask, which",
+        ),
+        ("controlnet_flux", "num_mode", 2, r"is a union of several ControlNets \(num_mode\), .* with num_mode null"),
+        ("controlnet_flux", "conditioning_embedding_channels", 4, "is a ControlNet that reads pixels "),
+    ],
+)
+def test_controlnets_with_other_inputs_are_refused(tmp_path, family, setting, value, message):
+    seeded(FAMILIES[family].build).save_pretrained(tmp_path)
+    config = tmp_path / "controlnet/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {setting: value}))
+    with pytest.raises(UserError, match=message):
+        load_model(str(tmp_path), **FAMILIES[family].ways)
+
+
+def test_positions_of_the_transformer_are_not_attributable(tmp_path):
+    """A ControlNet of 3.5 has none of its own; its pipeline gives it those of the transformer."""
+    seeded(FAMILIES["controlnet_sd3_5"].build).save_pretrained(tmp_path)
+    model = load_model(str(tmp_path))
+    network = model.network
+    assert network.controlnet.pos_embed is network.transformer.pos_embed
+    assert not any("pos_embed." in name for name in model.parameters)
+    assert "controlnet.pos_embed_input.proj.weight" in model.parameters
+
+
 def test_several_controlnets_are_refused(path, tmp_path):
     folder = shutil.copytree(path, tmp_path / "several")
     index = json.loads((folder / "model_index.json").read_text())

@@ -16,7 +16,9 @@ from diffusers import (
     PixArtTransformer2DModel,
     SanaPipeline,
     SanaTransformer2DModel,
+    SD3ControlNetModel,
     SD3Transformer2DModel,
+    StableDiffusion3ControlNetPipeline,
     StableDiffusion3Pipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionXLControlNetPipeline,
@@ -59,11 +61,7 @@ def controlnet() -> StableDiffusionControlNetPipeline:
 
 
 def trained_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
-    controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8))
-    with torch.no_grad():
-        for p in controlnet.parameters():
-            p.add_(torch.randn_like(p), alpha=0.1)
-    return controlnet
+    return perturb(ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8)))
 
 
 def ip_adapter() -> Any:
@@ -204,6 +202,25 @@ def controlnet_sdxl() -> StableDiffusionXLControlNetPipeline:
     return StableDiffusionXLControlNetPipeline(
         **parts, controlnet=trained_controlnet(base.unet), force_zeros_for_empty_prompt=True, add_watermarker=False
     )
+
+
+def perturb(controlnet: Any) -> Any:
+    """With other weights than those at the beginning of training, so that its zero layers act."""
+    with torch.no_grad():
+        for p in controlnet.parameters():
+            p.add_(torch.randn_like(p), alpha=0.1)
+    return controlnet
+
+
+def controlnet_sd3(**kind: Any) -> StableDiffusion3ControlNetPipeline:
+    base = sd3(t5=False)
+    sizes: dict[str, Any] = {"in_channels": 4, "attention_head_dim": 8, "num_attention_heads": 2}
+    more = {"joint_attention_dim": 32, "caption_projection_dim": 16, "pooled_projection_dim": 12 + 10}
+    more |= {"pos_embed_max_size": 8, "num_layers": 2, **kind}
+    controlnet = perturb(SD3ControlNetModel(sample_size=8, patch_size=2, out_channels=4, **sizes, **more))
+    names = ("transformer", "scheduler", "vae", "text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer",
+             "tokenizer_2", "tokenizer_3")  # fmt: skip
+    return StableDiffusion3ControlNetPipeline(**{name: getattr(base, name) for name in names}, controlnet=controlnet)
 
 
 def flow_vae() -> AutoencoderKL:

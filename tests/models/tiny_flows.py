@@ -13,6 +13,8 @@ from diffusers import (
     Flux2KleinPipeline,
     Flux2Pipeline,
     Flux2Transformer2DModel,
+    FluxControlNetModel,
+    FluxControlNetPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
     Lumina2Pipeline,
@@ -46,7 +48,7 @@ from transformers import (
 )
 
 from concept_trak.models import small
-from tests.models.tiny import clip, flow_scheduler, flow_vae, gemma, letters
+from tests.models.tiny import clip, flow_scheduler, flow_vae, gemma, letters, perturb
 
 WIDTHS: dict[str, Any] = {"attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 32,
                           "in_channels": 16, "axes_dims_rope": (2, 2, 4)}  # fmt: skip
@@ -66,6 +68,20 @@ def flux(guidance: bool) -> FluxPipeline:
     texts: dict[str, Any] = {"text_encoder": clip(CLIPTextModel, words, 12, 12), "tokenizer": words}
     texts |= {"text_encoder_2": t5, "tokenizer_2": tokens}
     return FluxPipeline(transformer=network, scheduler=shifting(), vae=flow_vae(), **texts)
+
+
+def controlnet_flux(guidance: bool) -> FluxControlNetPipeline:
+    """On a base that is distilled if the ControlNet is not: each has the strength of guidance or has not."""
+    base = flux(guidance=not guidance)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`FluxPosEmbed` is deprecated", FutureWarning)
+        controlnet = perturb(
+            FluxControlNetModel(
+                num_layers=1, num_single_layers=1, pooled_projection_dim=12, guidance_embeds=guidance, **WIDTHS
+            )
+        )
+    names = ("transformer", "scheduler", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    return FluxControlNetPipeline(**{name: getattr(base, name) for name in names}, controlnet=controlnet)
 
 
 def chroma() -> ChromaPipeline:
