@@ -112,23 +112,27 @@ def test_what_a_run_needs_is_shipped_and_little_else(tmp_path):
     assert size < 10e6, f"{size / 1e6:.0f} MB go to every node with every job"
 
 
-def test_exit_codes_logs_and_attempts_come_back(head, tmp_path):
-    done = python("-c", ONE_JOB, head, str(shipped(tmp_path)), "week-1", RAY_AUTH_TOKEN=TOKEN, PHRASE=PHRASE)
+@pytest.fixture(scope="module")
+def submitted(whole_head, tmp_path_factory) -> "subprocess.CompletedProcess[str]":
+    """A job that was submitted twice, and whose variables and folder hold secrets."""
+    folder = str(shipped(tmp_path_factory.mktemp("shipped")))
+    done = python("-c", ONE_JOB, whole_head.dashboard, folder, "week-1", RAY_AUTH_TOKEN=TOKEN, PHRASE=PHRASE)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(hashlib.sha256(PHRASE.encode()).hexdigest()) == 2
-    assert "week-1-1 ended with 0" in done.stdout
-    assert "week-1-2 ended with 3" in done.stdout
-    assert "['week-1-1', 'week-1-2'] []" in done.stdout
-    assert "refused: the cluster refused week-1-1" in done.stdout
-    assert "give the same command again for the next one" in done.stdout
+    return done
 
 
-def test_no_secret_of_a_job_is_in_rays_logs_files_or_api(whole_head, tmp_path):
-    """A job whose variables and whose folder hold secrets: afterwards everything that the head wrote is read."""
-    done = python(
-        "-c", ONE_JOB, whole_head.dashboard, str(shipped(tmp_path)), "secret", RAY_AUTH_TOKEN=TOKEN, PHRASE=PHRASE
-    )
-    assert done.returncode == 0, done.stderr
+def test_exit_codes_logs_and_attempts_come_back(submitted):
+    assert submitted.stdout.count(hashlib.sha256(PHRASE.encode()).hexdigest()) == 2
+    assert "week-1-1 ended with 0" in submitted.stdout
+    assert "week-1-2 ended with 3" in submitted.stdout
+    assert "['week-1-1', 'week-1-2'] []" in submitted.stdout
+    assert "refused: the cluster refused week-1-1" in submitted.stdout
+    assert "give the same command again for the next one" in submitted.stdout
+
+
+@pytest.mark.usefixtures("submitted")
+def test_no_secret_of_a_job_is_in_rays_logs_files_or_api(whole_head):
+    """Everything that the head wrote is read."""
     files = [file for file in whole_head.folder.rglob("*") if file.is_file() and not file.is_symlink()]
     texts = {file: file.read_bytes() for file in files}
     assert any(b"cluster.sealed" in text for text in texts.values()), "the logs that name the job were not read"

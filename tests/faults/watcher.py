@@ -22,6 +22,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Protocol
 
+import pytest
+
 from cluster.executor import ONE_CPU, Task, unwatched
 from cluster.serial import Serial
 from cluster.worker import WorkerActor
@@ -33,6 +35,7 @@ from jobs.components import ComponentsConfig, components
 from jobs.configure import CONF, main
 from jobs.execute import RunConfig
 from jobs.gc import GcConfig, gc
+from tests.few_steps import draw_in_few_steps
 
 HERE = str(Path(__file__).parent)
 ACTOR = f"ray::{WorkerActor.__name__}"  # how the command of a worker begins; the agents of Ray are called ray:: too
@@ -241,6 +244,7 @@ def _main(verb: str, arguments: tuple[str, ...], log: str, faults: tuple[Fault, 
     for stream in (1, 2):
         os.dup2(words, stream)
     os.chdir(CONF.parent)
+    draw_in_few_steps(pytest.MonkeyPatch())
     for fault in faults:
         fault.arm()
     sys.argv = [f"jobs.{verb}", *arguments]
