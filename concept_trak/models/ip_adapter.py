@@ -33,6 +33,7 @@ from concept_trak.models.pipeline import DenoisingNetwork
 from concept_trak.models.pipeline_folder import part_files
 from concept_trak.models.sdxl import StableDiffusionXL, added_condition
 from concept_trak.models.text_to_image import TextToImage
+from concept_trak.store.identity import file_digest
 
 PART = "unet"
 PROJECTION = "encoder_hid_proj.image_projection_layers."
@@ -187,6 +188,11 @@ class IPAdapter(TextToImage):
 
     def empty_image(self, count: int) -> Condition:
         return {"reference": torch.zeros(count, self.image_encoder.width, dtype=self.dtype, device=self.device)}
+
+    def identity(self) -> dict[str, str]:
+        """With the file of the adapter also where `model.weights` has that of the UNet."""
+        files = part_files(self.path, PART).weights if self.adapters.weights else ()
+        return {**super().identity(), **{f"ip_adapter/{name}": file_digest(self.path / PART / name) for name in files}}
 
     def _conditioning_parts(self) -> tuple[str, ...]:
         prepared = (PREPARATION,) if (self.path / PREPARATION).is_dir() else ()

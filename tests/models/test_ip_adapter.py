@@ -178,6 +178,18 @@ def test_the_encoder_and_its_preparation_are_part_of_the_identity_and_of_what_is
     assert torch.equal(bare.encode_image(image)["reference"], model.encode_image(image)["reference"])
 
 
+def test_an_adapter_on_a_fine_tune_of_its_base_is_part_of_the_identity(saved, model, tmp_path):
+    """The fine-tune's file has the name of the base's, which has the adapter."""
+    tuned = {key: 1.01 * value for key, value in load_file(saved[1] / WEIGHTS).items() if key not in model.parameters}
+    save_file(tuned, tmp_path / "diffusion_pytorch_model.safetensors")
+    other = edited(saved, tmp_path / "other", lambda state: state[f"{PROJECTION}0.norm.bias"].add_(1))
+    ours, theirs = (load_model(str(path), weights=str(tmp_path / "diffusion_pytorch_model.safetensors"))
+                    for path in (saved[1], other))  # fmt: skip
+    assert torch.equal(ours.network.conv_in.weight, tuned["conv_in.weight"])
+    assert list(ours.parameters) == list(model.parameters)
+    assert len({tuple(sorted(m.identity().items())) for m in (ours, theirs, model)}) == 3
+
+
 def test_an_offloaded_image_encoder_comes_to_the_device_to_encode_and_leaves(model):
     own = copy(model)
     own.offload_encoders()
