@@ -104,9 +104,9 @@ def write_data(folder: Path, shards: int, rows: int) -> None:
 
 def count_requests(monkeypatch_target: type[Any] = backends.LocalBackend) -> None:
     """Count what the stores of this process ask of the disk."""
-    kinds = {"read": "read", "size": "look up", "stat": "look up", "names": "page of a listing", "delete": "delete",
-             "children": "page of a listing", "versions": "page of a listing", "put_new": "write",
-             "put": "write"}  # fmt: skip
+    kinds = {"read": "read", "read_buffer": "read", "size": "look up", "stat": "look up", "delete": "delete",
+             "names": "page of a listing", "children": "page of a listing", "versions": "page of a listing",
+             "put_new": "write", "put": "write"}  # fmt: skip
     for name, kind in kinds.items():
         setattr(monkeypatch_target, name, _counting(getattr(monkeypatch_target, name), kind))
 
