@@ -7,6 +7,7 @@ transformer was frozen in training, so only the ControlNet's parameters are attr
 """
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any, ClassVar
 
 import torch
@@ -36,7 +37,8 @@ class ControlledSD3(ControlledTransformer):
     def __init__(self, transformer: Any, controlnet: Any) -> None:
         super().__init__(transformer, controlnet)
         if controlnet.pos_embed is None:
-            controlnet.pos_embed = transformer.pos_embed  # as the pipeline of diffusers does it
+            # As the pipeline of diffusers does it. A copy, because the two networks may be on two devices.
+            controlnet.pos_embed = deepcopy(transformer.pos_embed)
 
     def forward(self, x_t: Tensor, control: Tensor, **inputs: Any) -> tuple[Tensor]:
         """The raw output [b, c, h, w]; `inputs` are those of the transformer."""
@@ -70,7 +72,9 @@ class ControlNetSD3(StableDiffusion3):
                 f"{self.path / PART} takes {extra} channels beside the image, such as a mask, which no sample has; "
                 "expected a ControlNet with extra_conditioning_channels 0"
             )
-        return join_controlnet(self, classes, dtype, device, ControlledSD3)
+        base, network = join_controlnet(self, classes, dtype, device, ControlledSD3), self.network
+        positions = () if self._settings["use_pos_embed"] else network.get_submodule(f"{PART}.pos_embed").parameters()
+        return base.union(positions)
 
     @property
     def _settings(self) -> Any:

@@ -315,7 +315,7 @@ FAMILIES: dict[str, Tiny] = {
     "controlnet_sd3_5": Tiny(
         lambda: controlnet_sd3(joint_attention_dim=None, use_pos_embed=False, force_zeros_for_pooled_projection=False),
         "transformer", draw_beside_latents, from_flow, of_flow, euler, group="attention",
-        trained=r"controlnet\."),
+        trained=r"controlnet\.(?!pos_embed\.)"),
     "controlnet_flux": replace(tiny_flux(lambda: controlnet_flux(guidance=True), draw_packed_beside_latents),
                                trained=r"controlnet\."),
     "ip_adapter": Tiny(ip_adapter, "unet", draw_with_reference, from_eps, itself, ddim, trained=ADAPTER),
