@@ -161,12 +161,11 @@ def _settable(schemas: Sequence[type], override: str) -> str:
 def _register(schemas: Sequence[type]) -> None:
     store = ConfigStore.instance()
     defaults = {key: value for schema in schemas for key, value in dataclasses.asdict(schema()).items()}
-    store.store(name="schema", node=OmegaConf.create(defaults))
+    store.store(name="schema", node=defaults)
     store.repo.pop("method", None)  # a group only where whole rows are chosen; to jobs.ask the key is a name
     rows = {**{name: name for name in METHODS}, "recommended": RECOMMENDED} if "methods" in defaults else {}
     for name, row in rows.items():
-        node = {row: OmegaConf.create(method_settings(METHODS[row]))}
-        store.store(group="method", name=name, node=node, package="methods")
+        store.store(group="method", name=name, node={row: method_settings(METHODS[row])}, package="methods")
 
 
 def _explained(message: str, overrides: Sequence[str], name: str) -> str:
