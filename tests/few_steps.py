@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from concept_trak.attribution import query_paths
+from concept_trak.attribution import query, query_paths
 from concept_trak.attribution.query import UNGUIDED
 
 FEW = replace(UNGUIDED, points=6, every=1)
@@ -13,3 +13,8 @@ FEW = replace(UNGUIDED, points=6, every=1)
 def draw_in_few_steps(patch: pytest.MonkeyPatch) -> None:
     """No feature depends on it."""
     patch.setattr(query_paths, "UNGUIDED", FEW)
+
+
+def generate_in_few_steps(patch: pytest.MonkeyPatch) -> None:
+    """Also the images from which a whole-image method has a query's features: they are others in this process alone."""
+    patch.setattr(query, "UNGUIDED", FEW)

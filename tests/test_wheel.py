@@ -29,6 +29,11 @@ assert concept_trak.__file__.startswith(__import__("sys").prefix), concept_trak.
 IMAGES = """
 from PIL import Image
 
+from dataclasses import replace
+from concept_trak.attribution.method import METHODS, RECOMMENDED
+
+row = METHODS[RECOMMENDED]  # few states of the query are enough to see that it runs
+METHODS[RECOMMENDED] = replace(row, query=replace(row.query, points=7, every=4))
 captions = [f"a {colour} square" for colour in ("red", "green", "blue", "red")]
 images = [Image.new("RGB", (32, 32), caption.split()[1]) for caption in captions]
 """

@@ -150,7 +150,7 @@ def test_no_secret_of_a_job_is_in_rays_logs_files_or_api(whole_head):
     "token",
     [
         {"RAY_AUTH_TOKEN": "b" * 64},
-        {"RAY_AUTH_TOKEN": ""},
+        pytest.param({"RAY_AUTH_TOKEN": ""}, marks=pytest.mark.soak),
         pytest.param({"RAY_AUTH_TOKEN": "", "RAY_AUTH_MODE": "disabled"}, marks=pytest.mark.soak),
         pytest.param({"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": "/nowhere/token"}, marks=pytest.mark.soak),
     ],

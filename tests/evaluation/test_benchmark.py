@@ -32,6 +32,7 @@ from concept_trak.evaluation.retrieval import grade
 from concept_trak.store.compaction import committed
 from concept_trak.store.manifest import read_table, scores_file
 from concept_trak.store.records import Record
+from tests.few_steps import generate_in_few_steps
 from tests.jobs.world import CONCEPT, Found, World, build
 from tests.models.test_embedding import save as save_embedding
 from tests.tolerances import DENSE32
@@ -71,8 +72,16 @@ def world(tmp_path_factory) -> World:
     return build(tmp_path_factory.mktemp("world"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _images_in_few_steps():
+    """Of `das`, whose answers are compared within this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        generate_in_few_steps(patch)
+        yield
+
+
 @pytest.fixture(scope="module")
-def done(world, tmp_path_factory) -> Done:
+def done(_images_in_few_steps, world, tmp_path_factory) -> Done:
     """48 rows, 64 features: dual. A weighted unit-norm row with a concept query, and a weighted whole-image row."""
     store, concepts = tmp_path_factory.mktemp("audit"), CONCEPT.replace("samples: 2", "samples: 4")
     # Random weights: unless every fit is believed, nothing is left of the row.

@@ -36,6 +36,7 @@ from jobs.configure import configure, main
 from serving.answering import Answering
 from serving.application import application
 from serving.archive import QuestionArchive
+from tests.few_steps import generate_in_few_steps
 from tests.jobs.world import RESOLUTION, Found, World, altered, files_under
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,8 +84,16 @@ def rankings(done: Found) -> list[dict[str, Any]]:
     return pq.read_table(done.folder / "top.parquet").to_pylist()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _images_in_few_steps():
+    """Of `das`, whose answers are compared within this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        generate_in_few_steps(patch)
+        yield
+
+
 @pytest.fixture(scope="module")
-def first(world, tmp_path_factory) -> Found:
+def first(_images_in_few_steps, world, tmp_path_factory) -> Found:
     """An audit of one concept by two methods: what is asked about it is asked afterwards."""
     return audit(world, tmp_path_factory.mktemp("first"), FIRST, method="[caption_trak,das]")
 

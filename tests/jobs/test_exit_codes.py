@@ -102,8 +102,15 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("how", ENDS)
-@pytest.mark.parametrize("where", ["serial", "ray"])
+@pytest.mark.parametrize(
+    ("where", "how"),
+    [
+        ("serial", "ctrl-c"),
+        ("serial", "sigterm"),
+        ("ray", "ctrl-c"),
+        pytest.param("ray", "sigterm", marks=pytest.mark.soak),
+    ],
+)
 def test_a_run_that_is_ended_says_so_in_one_line(where, how):
     end, code, words = ENDS[how]
     with start(MAPPING, where) as process:

@@ -220,17 +220,6 @@ def test_a_class_outside_the_list_is_never_loaded(model, part, entry, expected):
         load_model(str(model))
 
 
-def test_code_beside_a_tokenizer_is_not_run_and_not_asked_about(model, tmp_path):
-    """transformers asks on the terminal whether to run it, and a `y` on standard input would have run it."""
-    marker = tmp_path / "ran"
-    (model / "tokenizer/evil.py").write_text(f"open({str(marker)!r}, 'w')\nclass Evil: pass\n")
-    edit(model / "tokenizer/tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", None]})
-    program = f"from concept_trak.models import load_model; load_model({str(model)!r})"
-    done = subprocess.run([sys.executable, "-c", program], input="y\n" * 9, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
-    assert not marker.exists()
-
-
 @pytest.mark.parametrize("file", ["model_index.json", "unet/config.json", "tokenizer/tokenizer_config.json",
                                   "scheduler/scheduler_config.json"])  # fmt: skip
 def test_json_of_any_depth_is_one_message(model, file):
@@ -255,18 +244,25 @@ def test_a_part_that_is_quantized_in_another_way_is_refused(model):
         load_model(str(model))
 
 
-def test_loading_prints_nothing(saved, tmp_path):
-    """No note about torchvision or precisions; other warnings still come."""
+def test_loading_prints_nothing_and_runs_no_code_beside_a_tokenizer(model, saved, tmp_path):
+    """No note about torchvision or precisions; other warnings still come. transformers asks on the terminal whether to
+    run such code, and a `y` on standard input would have run it."""
+    marker = tmp_path / "ran"
+    (model / "tokenizer/evil.py").write_text(f"open({str(marker)!r}, 'w')\nclass Evil: pass\n")
+    edit(model / "tokenizer/tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", None]})
     sd3 = tmp_path / "sd3"
     seeded(FAMILIES["sd3"].build).save_pretrained(sd3)
     program = (
         "import logging, concept_trak.models\n"
+        f"concept_trak.models.load_model({str(model)!r})\n"
         f"concept_trak.models.load_model({str(saved('latents'))!r})\n"
         f"concept_trak.models.load_model({str(sd3)!r}, precision='bfloat16')\n"
         "from concept_trak.models import small; small.pixel_pipeline(0)\n"
         "logging.getLogger('transformers.utils.import_utils').warning('a real one')\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, input="y\n" * 9, capture_output=True, text=True, check=True)
+    assert not marker.exists()
     assert done.stderr in ("[transformers] a real one\n", "a real one\n")
     assert done.stdout == ""
 
