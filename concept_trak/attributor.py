@@ -25,6 +25,7 @@ from concept_trak.attribution.projector import Projector
 from concept_trak.attribution.query import phrasing_features, require_conditioning, require_conditions
 from concept_trak.attribution.query_paths import query_features
 from concept_trak.attribution.ranking import scores
+from concept_trak.attribution.repeated_texts import RepeatedTexts
 from concept_trak.attribution.uncertainty import independent_features, score_intervals
 from concept_trak.config import DAMPING, DataConfig, build
 from concept_trak.data.in_memory import Images, memory_samples
@@ -157,7 +158,7 @@ class Attributor:
         self.model, self.method = model, _method(method)
         self.projector, self.batch_size, self.seed = projector, batch_size, seed
         projector.width(sum(p.numel() for p in model.parameters.values()))
-        self._workspace = Workspace()
+        self._workspace, self._negative_texts = Workspace(), RepeatedTexts(model)
         self._fitted: _Fitted | None = None
 
     def fit(
@@ -212,12 +213,11 @@ class Attributor:
         shards = (shard for source in data_survey.sources for shard in cut(source, images.shard_rows))
         return (row for shard in shards for row in samples(shard, images, side)), tuple(data_survey.left_out)
 
-    def _features(self, batch: Sequence[Sample]) -> Features:
-        x_0, cond = encode_samples(self.model, batch)
-        ids, captions = [s.id for s in batch], [s.caption for s in batch]
-        training = training_batch(self.model, self.method, ids, captions, x_0, cond, self.seed)
-        (features,) = train_features(self.model, self.projector, [self.method], training, self.seed, self._workspace)
-        return features
+    def _features(self, chosen: Sequence[Sample]) -> Features:
+        x_0, cond = encode_samples(self.model, chosen)
+        ids, captions = [s.id for s in chosen], [s.caption for s in chosen]
+        batch = training_batch(self.model, self.method, ids, captions, x_0, cond, self.seed, self._negative_texts)
+        return train_features(self.model, self.projector, [self.method], batch, self.seed, self._workspace)[0]
 
     def score(self, concept: Concept, damping: float = DEFAULT_DAMPING) -> Attribution:
         """The score of every sample: w_i phi_q^T (K + lambda I)^-1 phi_i, lambda = damping tr(K) / k.

@@ -10,7 +10,7 @@ Every model has a negative, which rewards compare a condition with, and conditio
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -256,18 +256,27 @@ def guided(
     return Prediction(x_n + guidance * (x_c - x_n), e_n + guidance * (e_c - e_n))
 
 
-def negatives(denoiser: Denoiser, ids: Sequence[str], texts: Sequence[str], seed: int, turn: int = 0) -> Condition:
+def negatives(
+    denoiser: Denoiser,
+    ids: Sequence[str],
+    texts: Sequence[str],
+    seed: int,
+    turn: int = 0,
+    encode: Callable[[Sequence[str]], Condition] | None = None,
+) -> Condition:
     """The model's own negative for each sample: the empty condition, or another combination drawn by (seed, id).
 
     Args:
         ids, texts: of each sample, its id and its own caption.
         turn: how many combinations further than the drawn one, so that turns 0, 1, ... give different negatives.
+        encode: what encodes the texts in place of the model itself.
 
     Raises:
         UserError: the model has no other combination to draw.
     """
+    encode = encode or denoiser.encode
     if denoiser.negative == "empty":
-        return denoiser.encode([""] * len(ids)) | denoiser.empty_image(len(ids))
+        return encode([""] * len(ids)) | denoiser.empty_image(len(ids))
     spelled = denoiser.spelled
     others = [[c for c in denoiser.combinations if spelled(c) != spelled(text)] for text in texts]
     if not all(others):
@@ -275,7 +284,7 @@ def negatives(denoiser: Denoiser, ids: Sequence[str], texts: Sequence[str], seed
     drawn = [
         o[(choice(len(o), seed, sample, "negative") + turn) % len(o)] for sample, o in zip(ids, others, strict=True)
     ]
-    return denoiser.encode(drawn)
+    return encode(drawn)
 
 
 def negative_count(denoiser: Denoiser, most: int) -> int:

@@ -23,6 +23,7 @@ from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.method import FeatureSpec, Method
 from concept_trak.attribution.numerics import at_least_float32
 from concept_trak.attribution.projector import Projector
+from concept_trak.attribution.repeated_texts import RepeatedTexts
 from concept_trak.attribution.state import Batch, Direction, Probe, State
 from concept_trak.attribution.trajectory import TRAJECTORIES, PathEnd, walk
 
@@ -60,6 +61,7 @@ def training_batch(
     x_0: Float[Tensor, "b c *space"],
     cond: Condition,
     seed: int,
+    negative_texts: RepeatedTexts | None = None,
 ) -> Batch:
     """Training samples with the negatives that the method compares their captions with.
 
@@ -68,9 +70,11 @@ def training_batch(
         cond: the conditions of the captions (`denoiser.encode`), and of the conditioning images if there are any; a
             negative has the sample's own image.
         seed: with a sample's id, draws its negatives where the model has more than one.
+        negative_texts: of the worker, so that the same negatives of many batches are encoded once.
     """
+    encode = (negative_texts or RepeatedTexts(denoiser)).encode
     turns = range(negative_count(denoiser, method.train.negatives))
-    first, *others = [cond | negatives(denoiser, ids, captions, seed, turn) for turn in turns]
+    first, *others = [cond | negatives(denoiser, ids, captions, seed, turn, encode) for turn in turns]
     return Batch(ids=tuple(ids), cond=cond, negative=first, x_0=x_0, others=tuple(others))
 
 

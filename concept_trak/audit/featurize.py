@@ -14,6 +14,7 @@ import torch
 from concept_trak.attribution.features import Features, discard_report, reject_reasons, train_features, training_batch
 from concept_trak.attribution.gradients.workspace import Workspace
 from concept_trak.attribution.method import Method
+from concept_trak.attribution.repeated_texts import RepeatedTexts
 from concept_trak.attribution.state import Batch
 from concept_trak.audit.inversion_cache import Inversions
 from concept_trak.audit.mapper import Attempt, Task
@@ -58,7 +59,7 @@ class FeaturizeWorker(ModelWorker):
 
     def __init__(self, work: Work) -> None:
         super().__init__(work)
-        self._workspace = Workspace()
+        self._workspace, self._negative_texts = Workspace(), RepeatedTexts(self.denoiser)
 
     def __call__(self, task: FeaturizeTask, attempt: Attempt) -> FeaturizeResult:
         # Since this run was planned, a worker that died, or another audit of the same data, may have done it.
@@ -119,7 +120,7 @@ class FeaturizeWorker(ModelWorker):
         d, seed = self.denoiser, self.config.seed
         x_0, cond = encode_samples(d, batch)
         ids, captions = [sample.id for sample in batch], [sample.caption for sample in batch]
-        training = training_batch(d, methods[0], ids, captions, x_0, cond, seed)
+        training = training_batch(d, methods[0], ids, captions, x_0, cond, seed, self._negative_texts)
         if self.config.keep_states and methods[0].train.trajectory == "ddim_inversion":
             settings = feature_settings(self.config, methods[0], d, self.identity)
             training = Inversions(self.store, settings, methods[0].train).with_path(d, training, batch)

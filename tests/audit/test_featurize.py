@@ -73,6 +73,16 @@ def test_who_waits_hears_of_each_state_of_a_batch_until_all_samples_are_done(wor
     assert FeaturizeWorker(p.work)(task, FirstAttempt()).records == (record,), "a part that is there reports nothing"
 
 
+def test_the_negatives_of_batches_of_one_size_are_encoded_once(world, tmp_path, monkeypatch):
+    p = prepare(world.config(tmp_path / "store", "model.batch=2", data="few"))
+    worker, texts = FeaturizeWorker(p.work), []
+    encode = worker.denoiser.encode
+    monkeypatch.setattr(worker.denoiser, "encode", lambda batch: texts.append(tuple(batch)) or encode(batch))
+    worker(FeaturizeTask(("caption_trak",), p.plan[0]), FIRST)
+    assert len(texts) == 5, "the captions of four batches, and the negatives"
+    assert texts.count(("", "")) == 1
+
+
 def test_a_query_reports_its_own_samples(prepared):
     reports, question = [], replace(prepared.queries[0], methods=("caption_trak",))
     QueryWorker(prepared.work)(question, Attempt(1, 0, reports.append))

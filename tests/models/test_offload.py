@@ -5,12 +5,14 @@ On a CPU the copies are made as well, so that tensors which exist at a time can 
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from concept_trak import UserError
 from concept_trak.attribution import batch_size
-from concept_trak.attribution.features import compute_features
-from concept_trak.attribution.method import FeatureSpec
+from concept_trak.attribution.features import compute_features, training_batch
+from concept_trak.attribution.method import METHODS, FeatureSpec
 from concept_trak.attribution.projector import Projector
+from concept_trak.attribution.repeated_texts import RepeatedTexts
 from concept_trak.attribution.state import Batch, Probe
 from concept_trak.models import load_model
 from concept_trak.models.offload import leaves_device, weight_bytes
@@ -72,6 +74,41 @@ def test_encoders_take_no_memory_while_gradients_are_computed(pair):
     assert encoding.most > sum(map(weight_bytes, modules(d))) / len(modules(d)), "no encoder came to the device"
     assert encoding._current <= kept, "something stayed on the device after encoding"
     assert both.most <= max(encoding.most, kept + pulling.most), "the peak is not the larger of the two"
+
+
+class CopiedBytes(TorchDispatchMode):
+    """Bytes of the copies that are made of some weights."""
+
+    def __init__(self, weights: list[int]) -> None:
+        super().__init__()
+        self.total, self._weights = 0, set(weights)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and args[0].data_ptr() in self._weights:
+            self.total += result.nbytes
+        return result
+
+
+def test_encoders_come_to_the_device_once_for_a_batch_whose_negatives_were_encoded(pair):
+    """Without them twice: for the captions and for the negatives; the negatives are equal to the last bit."""
+    _, d = pair
+    *encoders, vae = map(weight_bytes, modules(d))
+    texts, method, negatives = RepeatedTexts(d), METHODS["caption_trak"], []
+
+    def copied(captions: list[str]) -> int:
+        with CopiedBytes(addresses(d)) as copies:
+            x_0, cond = d.to_latent(torch.zeros(len(captions), 3, 16, 16)), d.encode(captions)
+            batch = training_batch(d, method, captions, captions, x_0, cond, 0, texts)
+        negatives.append(batch.negative)
+        return copies.total
+
+    assert copied(TEXTS[::2]) == 2 * sum(encoders) + vae
+    assert copied(TEXTS[::-2]) == sum(encoders) + vae
+    assert copied(TEXTS) == 2 * sum(encoders) + vae, "three samples have other negatives than two"
+    for cond in negatives:
+        for name, value in d.encode([""] * len(cond["text"])).items():
+            assert torch.equal(cond[name], value)
 
 
 def test_only_the_encoder_in_use_is_on_the_device(pair):
