@@ -274,8 +274,9 @@ def report(
         f"not depend on the batch{batch}",
         f"time       {each:.3g} s a sample, {querying:.3g} s for {len(p.queries)} queries, {starting:.3g} s until a "
         f"worker works: {hours:.3g} worker-hours for {p.samples} samples{spread}",
-        f"memory     {peak.host / 1e9:.2f} GB in the worker, {peak.device / 1e9:.2f} GB on its GPU, at a batch of "
-        f"{max(r.batch for r in results)}; up to {max(r.timed for r in results)} were measured",
+        *peak.lines(
+            f"at a batch of {max(r.batch for r in results)}; up to {max(r.timed for r in results)} were measured"
+        ),
         f"storage    {size * p.samples * len(config.methods) / 1e9:.3g} GB of features, {size} bytes a sample and "
         f"method; {4 * k * k / 1e9:.3g} GB a Gram",
         f"cost       {hours:.3g} worker-hours{cost}",

@@ -4,12 +4,13 @@
 
 a and b are those of the line through the two largest batches that ran. Encoding and gradients each have a line of their
 own, because the one that needs more for few samples may need less for many. Memory is that of the process on its
-machine, and of PyTorch on a GPU, each at its peak.
+machine, and of PyTorch on each GPU that the worker uses, each at its peak.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,28 +21,55 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
+class GpuPeak:
+    """The most bytes that were in use at one time on one GPU, and the bytes that it has."""
+
+    peak: int
+    size: int
+
+
+@dataclass(frozen=True)
 class PeakMemory:
-    """The most bytes that were in use at one time: of the process in its machine's memory, and on its GPU."""
+    """The most bytes that were in use at one time: of the process in its machine's memory, and on each of its GPUs."""
 
     host: int
-    device: int
+    gpus: tuple[GpuPeak, ...] = ()
 
     @classmethod
     def so_far(cls) -> "PeakMemory":
         """Since the process began, or since `reset`."""
-        device = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
-        return cls(_status_bytes("VmHWM"), device)
+        gpus = (
+            GpuPeak(torch.cuda.max_memory_allocated(i), torch.cuda.get_device_properties(i).total_memory)
+            for i in _gpus_in_use()
+        )
+        return cls(_status_bytes("VmHWM"), tuple(gpus))
 
     @staticmethod
     def reset() -> None:
         """Begin again with what is in use now."""
         with suppress(OSError):  # a system that does not allow it: the peak is then that of all before as well
             RESET.write_text("5")
-        if torch.cuda.is_initialized():
-            torch.cuda.reset_peak_memory_stats()
+        for i in _gpus_in_use():
+            torch.cuda.reset_peak_memory_stats(i)
 
     def largest(self, other: "PeakMemory") -> "PeakMemory":
-        return PeakMemory(max(self.host, other.host), max(self.device, other.device))
+        """The larger peak of each memory; that of a GPU which one of the two did not use is the other's."""
+        pairs = zip_longest(self.gpus, other.gpus)
+        gpus = (max((gpu for gpu in pair if gpu), key=lambda gpu: gpu.peak) for pair in pairs)
+        return PeakMemory(max(self.host, other.host), tuple(gpus))
+
+    def lines(self, batch: str) -> list[str]:
+        """Text for people: each memory with its size, and a line of advice for each GPU that has less.
+
+        Args:
+            batch: what the peaks are for.
+        """
+        pairs = (f"{gpu.peak / 1e9:.2f} of {gpu.size / 1e9:.2f} GB on GPU {i}" for i, gpu in enumerate(self.gpus))
+        short = [i for i, gpu in enumerate(self.gpus) if gpu.peak > gpu.size]
+        return [
+            f"memory     {', '.join([f'{self.host / 1e9:.2f} GB in the worker', *pairs])}, {batch}",
+            *(f"memory     GPU {i} has less than that: lower model.batch, or raise cluster.gpus" for i in short),
+        ]
 
 
 @dataclass(frozen=True)
@@ -65,12 +93,20 @@ class MemoryByBatch:
         """
         *smaller, largest = sorted(self.peaks)
         peak, steps = self.peaks[largest], max(0, n - largest)
-        host, device = peak.host, peak.device
-        if smaller:
-            less, between = self.peaks[smaller[-1]], largest - smaller[-1]
-            host += max(0, host - less.host) * steps // between
-            device += max(0, device - less.device) * steps // between
-        return PeakMemory(host + per_sample * n, device)
+        if not smaller:
+            return replace(peak, host=peak.host + per_sample * n)
+        less, between = self.peaks[smaller[-1]], largest - smaller[-1]
+
+        def further(most: int, before: int) -> int:
+            return most + max(0, most - before) * steps // between
+
+        gpus = (replace(gpu, peak=further(gpu.peak, b.peak)) for gpu, b in zip(peak.gpus, less.gpus, strict=True))
+        return PeakMemory(further(peak.host, less.host) + per_sample * n, tuple(gpus))
+
+
+def _gpus_in_use() -> Sequence[int]:
+    """Of the GPUs that this process sees; none before it has used one."""
+    return range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
 
 
 def _status_bytes(key: str) -> int:

@@ -74,7 +74,7 @@ def figures(p: Prepared) -> dict[str, Any]:
     peak, stated = PeakMemory.so_far(), result.peak
     return {"timed": result.timed, "batch": result.batch,
             "host": [start.host, stated.host, peak.host],
-            "device": [start.device, stated.device, peak.device]}  # fmt: skip
+            "device": [sum(gpu.peak for gpu in memory.gpus) for memory in (start, stated, peak)]}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -90,9 +90,9 @@ def test_a_query_reports_its_own_samples(prepared):
     assert question.samples == question.concept.count > 1
 
 
-def test_methods_on_the_same_states_are_computed_together(world, tmp_path):
-    """One forward a state serves all of them, each commits a part of its own, and their numbers are those of one
-    alone; a second attempt computes only what is missing."""
+def test_methods_on_the_same_states_are_computed_together(world, tmp_path, monkeypatch):
+    """One encoding and one forward a state serve all of them, each commits a part of its own, and their numbers are
+    those of one alone; a second attempt computes only what is missing."""
     names = ("trak", "das", "caption_trak")
     methods = {name: replace(METHODS[name], train=replace(METHODS[name].train, times=(300, 700))) for name in names}
     exact = ("model.precision=float64", "feature.dtype=float32")
@@ -100,10 +100,16 @@ def test_methods_on_the_same_states_are_computed_together(world, tmp_path):
         prepare(replace(world.config(tmp_path / name, *exact, data="few"), methods=methods))
         for name in ("one", "other")
     )
-    worker, forwards = FeaturizeWorker(p.work), []
+    worker, forwards, encodings = FeaturizeWorker(p.work), [], []
     worker.denoiser.network.register_forward_hook(lambda *_: forwards.append(1))
+    for name in ("encode", "to_latent"):
+        own = getattr(worker.denoiser, name)
+        monkeypatch.setattr(
+            worker.denoiser, name, lambda values, name=name, own=own: encodings.append(name) or own(values)
+        )
     records = worker(FeaturizeTask(names, p.plan[0]), FIRST).records
     assert [r.fingerprint for r in records] == [p.work.fingerprints[m] for m in names]
+    assert sorted(encodings) == ["encode", "encode", "to_latent"], "captions, negatives and images, once for all rows"
     assert len(forwards) == 2 * 2, "two states: one evaluation for all three rows, and one of the caption's negative"
     for name, record in zip(names, records, strict=True):
         (alone,) = FeaturizeWorker(other.work)(FeaturizeTask((name,), other.plan[0]), FIRST).records

@@ -4,22 +4,30 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from concept_trak.audit.peak_memory import MemoryByBatch, PeakMemory
+from concept_trak.audit.peak_memory import GpuPeak, MemoryByBatch, PeakMemory
 from tests.audit.memory_by_family import FAMILIES
 
 NEAR = 0.15
 
 
 def test_a_batch_that_did_not_run_is_on_the_line_through_the_two_largest():
-    memory = MemoryByBatch({1: PeakMemory(50, 0), 2: PeakMemory(100, 10), 4: PeakMemory(140, 30)})
-    assert memory.at(4) == PeakMemory(140, 30)
-    assert memory.at(16) == PeakMemory(140 + 12 * 20, 30 + 12 * 10)
-    assert memory.at(16, per_sample=5) == PeakMemory(140 + 12 * 20 + 16 * 5, 30 + 12 * 10)
-    assert MemoryByBatch({1: PeakMemory(7, 3)}).at(9) == PeakMemory(7, 3), "one batch has no line"
-    assert MemoryByBatch({1: PeakMemory(9, 3), 2: PeakMemory(8, 3)}).at(4) == PeakMemory(8, 3), "noise is no slope"
+    """On two GPUs, each of which has a line of its own."""
+
+    def peak(host: int, *gpus: int) -> PeakMemory:
+        return PeakMemory(host, tuple(GpuPeak(gpu, 1000) for gpu in gpus))
+
+    memory = MemoryByBatch({1: peak(50, 0, 3), 2: peak(100, 10, 4), 4: peak(140, 30, 10)})
+    assert memory.at(4) == peak(140, 30, 10)
+    assert memory.at(16) == peak(140 + 12 * 20, 30 + 12 * 10, 10 + 12 * 3)
+    assert memory.at(16, per_sample=5) == peak(140 + 12 * 20 + 16 * 5, 30 + 12 * 10, 10 + 12 * 3)
+    assert MemoryByBatch({1: peak(7, 3)}).at(9, per_sample=1) == peak(16, 3), "one batch has no line"
+    assert MemoryByBatch({1: peak(9, 3), 2: peak(8, 3)}).at(4) == peak(8, 3), "noise is no slope"
 
 
 def test_each_peak_is_that_of_its_own_batch():
@@ -29,7 +37,54 @@ def test_each_peak_is_that_of_its_own_batch():
     memory.measured(1, lambda: len(b"x" * megabyte))
     assert large == 64 * megabyte, "the result of the work is returned"
     assert memory.peaks[64].host - memory.peaks[1].host > 32 * megabyte
-    assert PeakMemory(1, 5).largest(PeakMemory(3, 2)) == PeakMemory(3, 5)
+
+
+def test_each_gpu_is_stated_beside_its_own_size():
+    large, small = PeakMemory(1, (GpuPeak(5, 9), GpuPeak(2, 8))), PeakMemory(3, (GpuPeak(2, 9), GpuPeak(7, 8)))
+    assert large.largest(small) == PeakMemory(3, (GpuPeak(5, 9), GpuPeak(7, 8)))
+    assert large.largest(PeakMemory(3)) == replace(large, host=3), "before a GPU was used"
+    both = PeakMemory(2 * 10**9, (GpuPeak(20 * 10**9, 24 * 10**9), GpuPeak(18 * 10**9, 16 * 10**9)))
+    assert both.lines("at a batch of 8") == [
+        "memory     2.00 GB in the worker, 20.00 of 24.00 GB on GPU 0, 18.00 of 16.00 GB on GPU 1, at a batch of 8",
+        "memory     GPU 1 has less than that: lower model.batch, or raise cluster.gpus",
+    ]
+    assert PeakMemory(10**9).lines("now") == ["memory     1.00 GB in the worker, now"]
+
+
+class FakeGpus:
+    """Stands for torch.cuda on a machine without GPUs: two of 16 and 24 bytes, whose peaks a test sets."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.peaks = [0, 0]
+        for name in ("device_count", "max_memory_allocated", "get_device_properties", "reset_peak_memory_stats"):
+            patch.setattr(torch.cuda, name, getattr(self, name))
+        patch.setattr(torch.cuda, "is_initialized", lambda: True)
+
+    def device_count(self) -> int:
+        return 2
+
+    def max_memory_allocated(self, i: int) -> int:
+        return self.peaks[i]
+
+    def get_device_properties(self, i: int) -> SimpleNamespace:
+        return SimpleNamespace(total_memory=(16, 24)[i])
+
+    def reset_peak_memory_stats(self, i: int) -> None:
+        self.peaks[i] = 0
+
+
+def test_every_gpu_of_a_worker_is_measured_from_the_beginning_of_a_batch(monkeypatch):
+    """The GPUs are fakes; what they show is that each is read, and is begun again."""
+    gpus, memory = FakeGpus(monkeypatch), MemoryByBatch()
+
+    def batch(*peaks: int) -> None:
+        gpus.peaks = [max(pair) for pair in zip(gpus.peaks, peaks, strict=True)]
+
+    batch(15, 23)
+    memory.measured(1, lambda: batch(4, 9))
+    memory.measured(2, lambda: batch(5, 11))
+    assert memory.peaks[1].gpus == (GpuPeak(4, 16), GpuPeak(9, 24))
+    assert memory.at(8).gpus == (GpuPeak(11, 16), GpuPeak(23, 24))
 
 
 @pytest.mark.parametrize(
