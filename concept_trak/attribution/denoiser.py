@@ -4,7 +4,6 @@
 
 Shapes: b samples, c h w the space that the model denoises in (pixels, or latents of a VAE); of a video model c f h w,
 with f frames of latents. Only a family and the data depend on the number of axes. Times are integers 0 ... 999.
-
 Every model has a negative, which rewards compare a condition with, and conditions that it draws without a prompt.
 """
 
@@ -22,6 +21,7 @@ from concept_trak.attribution.numerics import choice
 
 # What the model is conditioned on: named tensors with the samples first. Text models have {"text": [b, tokens, width]}.
 Condition = dict[str, Tensor]
+Encode = Callable[[Sequence[str]], Condition]
 Conditioning = Literal["text", "class", "none"]
 # Groups of parameters by name; any other value of `model.parameters` is a pattern that is searched in the names of
 # parameters. A transformer block calls attention attn1 (to itself) and attn2 (to the text); UNets without texts have no
@@ -257,12 +257,7 @@ def guided(
 
 
 def negatives(
-    denoiser: Denoiser,
-    ids: Sequence[str],
-    texts: Sequence[str],
-    seed: int,
-    turn: int = 0,
-    encode: Callable[[Sequence[str]], Condition] | None = None,
+    denoiser: Denoiser, ids: Sequence[str], texts: Sequence[str], seed: int, turn: int = 0, encode: Encode | None = None
 ) -> Condition:
     """The model's own negative for each sample: the empty condition, or another combination drawn by (seed, id).
 
@@ -277,8 +272,7 @@ def negatives(
     encode = encode or denoiser.encode
     if denoiser.negative == "empty":
         return encode([""] * len(ids)) | denoiser.empty_image(len(ids))
-    spelled = denoiser.spelled
-    others = [[c for c in denoiser.combinations if spelled(c) != spelled(text)] for text in texts]
+    others = [[c for c in denoiser.combinations if denoiser.spelled(c) != denoiser.spelled(text)] for text in texts]
     if not all(others):
         raise UserError("model.negative=other_label needs model.combinations with at least two entries to draw from")
     drawn = [
