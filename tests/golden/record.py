@@ -1,4 +1,4 @@
-"""The golden record: what rows of the table of methods give on 8 images of the demo, as digests and as numbers.
+"""The golden record: what every row of `METHODS` gives on 8 images of the demo, as digests and as numbers.
 
 `python -m tests.golden.record` writes it anew; do so only where numbers are meant to change, and say why. It reads
 files with pyarrow alone, so that it holds whatever the library's own readers are called.
@@ -21,7 +21,8 @@ from jobs.shapes import ShapesConfig, shapes
 ROOT = Path(__file__).resolve().parent.parent.parent
 RECORD = Path(__file__).with_name("record.json")
 CONCEPT = "{name: red, prompt: a red triangle, without_prompt: a triangle, samples: 1, truth: {colour: red}}"
-METHODS = ("trak", "d_trak", "das", "concept_a", "concept_b", "concept_c", "concept_trak", "caption_trak", "fit_trak")
+METHODS = ("trak", "d_trak", "das", "concept_a", "concept_b", "concept_c", "concept_trak", "caption_trak", "fit_trak",
+           "tempered_trak")  # fmt: skip
 DECIDED_BY_PLACE = ("concept_trak.shard",)
 """Keys of a part's footer that name where the images lie."""
 UNCUT = 1 << 256
