@@ -22,7 +22,7 @@ shape_checks.install()
 
 @pytest.fixture(scope="session", autouse=True)
 def _files_are_not_flushed():
-    """No test cuts the power of this machine, and a small audit flushes 150 times, a fifth of its time."""
+    """No test cuts the power of this machine, and a small audit flushes 150 times."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
