@@ -164,6 +164,8 @@ class DataConfig:
         _one_of("data.transparency", self.transparency, "white", "black", "checker", "drop")
         _at_least("data.shard_rows", self.shard_rows, 1)
         _at_least("data.frames", self.frames, 0, 65536)
+        if self.spread_frames and not self.frames:
+            raise UserError("data.spread_frames=true spreads the frames of a clip; set data.frames to their number")
         _at_least("data.most_pixels", self.most_pixels, 1)
         if wrong := [b for b in self.buckets if min(b) < 8 or b[0] % 8 or b[1] % 8]:
             raise UserError(f"data.buckets: {list(wrong[0])} is no size; expected [height, width], multiples of 8")

@@ -67,8 +67,8 @@ def training_batch(
 
     Args:
         x_0: the images as the model denoises them (`denoiser.to_latent`).
-        cond: the conditions of the captions (`denoiser.encode`), and of the conditioning images if there are any; a
-            negative has the sample's own image.
+        cond: the conditions of the captions (`denoiser.encode`), and of the conditioning images if there are any. A
+            negative has the sample's own image, unless the model's empty condition has none (IP-Adapter).
         seed: with a sample's id, draws its negatives where the model has more than one.
         negative_texts: of the worker, so that the same negatives of many batches are encoded once.
     """

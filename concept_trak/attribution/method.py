@@ -136,8 +136,8 @@ _fit_trak = replace(
     _caption_trak, train=Probe("forward_noise", "caption_fit", times=(300, 700), negatives=3), over="layer"
 )
 # With damping=auto within .03 of the best row that ran on each of four data sets and where captions are wrong, which no
-# other row is, at 4.5 times the cost of fit_trak: nine states, the tempered norm, and a wider doubt, because weak models
-# fail at .25 (assets/study.md).
+# other row is, at 4.5 times the cost of fit_trak: nine states, the tempered norm, and a wider doubt, because weak
+# models fail at .25 (assets/study.md).
 _tempered_trak = replace(
     _caption_trak,
     train=Probe("forward_noise", "caption_fit", negatives=3, doubt=1.0),

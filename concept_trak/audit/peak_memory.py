@@ -53,7 +53,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(i)
 
     def largest(self, other: "PeakMemory") -> "PeakMemory":
-        """The larger peak of each memory; that of a GPU which one of the two did not use is the other's."""
+        """The larger peak of each memory. A GPU that only one of the two has keeps its peak."""
         pairs = zip_longest(self.gpus, other.gpus)
         gpus = (max((gpu for gpu in pair if gpu), key=lambda gpu: gpu.peak) for pair in pairs)
         return PeakMemory(max(self.host, other.host), tuple(gpus))
@@ -64,7 +64,8 @@ class PeakMemory:
         Args:
             batch: what the peaks are for.
         """
-        pairs = (f"{gpu.peak / 1e9:.2f} of {gpu.size / 1e9:.2f} GB on GPU {i}" for i, gpu in enumerate(self.gpus))
+        used = ((i, gpu) for i, gpu in enumerate(self.gpus) if gpu.peak)
+        pairs = (f"{gpu.peak / 1e9:.2f} of {gpu.size / 1e9:.2f} GB on GPU {i}" for i, gpu in used)
         short = [i for i, gpu in enumerate(self.gpus) if gpu.peak > gpu.size]
         return [
             f"memory     {', '.join([f'{self.host / 1e9:.2f} GB in the worker', *pairs])}, {batch}",
@@ -105,7 +106,7 @@ class MemoryByBatch:
 
 
 def _gpus_in_use() -> Sequence[int]:
-    """Of the GPUs that this process sees; none before it has used one."""
+    """The numbers of the GPUs that this process sees, once it has used one; before that, none."""
     return range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
 
 

@@ -138,7 +138,7 @@ def _together(t: int, states: Sequence[State]) -> StateBatch:
     x_t = torch.cat([state.x_t for state in states])
     bases = [required(state.batch.without, "without", "calibration") for state in states]
     return StateBatch(
-        x_t.repeat(2, 1, 1, 1), t, reduce(concat_conditions, [*(state.batch.cond for state in states), *bases])
+        torch.cat([x_t, x_t]), t, reduce(concat_conditions, [*(state.batch.cond for state in states), *bases])
     )
 
 

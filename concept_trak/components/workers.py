@@ -147,6 +147,7 @@ class ComponentsSettings:
                     "probe": asdict(self.probe),
                     "unit": self.unit and task.objective != "reach",
                     "negative": m.negative,
+                    **({"resolution": m.resolution} if m.resolution else {}),
                 }
             )
             + ".safetensors"

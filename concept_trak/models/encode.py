@@ -72,13 +72,26 @@ def encode_samples(denoiser: Denoiser, samples: Sequence[Sample]) -> tuple[Float
     """
     if samples[0].precomputed is None:
         pixels = torch.stack([sample.content for sample in samples])
+        if pixels.dim() == 5 and len(denoiser.shape) == 3:
+            raise UserError("the samples are clips, and the model draws single images; set data.frames=0")
         cond = denoiser.encode([s.caption for s in samples]) | _image_condition(denoiser, samples)
-        return denoiser.to_latent(_on_model(pixels, denoiser)), cond
+        x_0 = denoiser.to_latent(_on_model(pixels, denoiser))
+        _require_frames(denoiser, x_0)
+        return x_0, cond
     latents = [s.precomputed.latent for s in samples if s.precomputed]
     conditions = [s.precomputed.condition for s in samples if s.precomputed]
     cond = {name: _on_model(torch.stack([c[name] for c in conditions]), denoiser) for name in conditions[0]}
     _require_fit(denoiser, latents[0], cond)
     return _on_model(torch.stack(latents), denoiser), cond
+
+
+def _require_frames(denoiser: Denoiser, x_0: Float[Tensor, "b c *space"]) -> None:
+    frames, expected = x_0.shape[2:-2].numel(), math.prod(denoiser.shape[1:-2])
+    if frames != expected:
+        raise UserError(
+            f"the samples have {frames} frames of latents, and the model draws {expected}; open the model and the "
+            "data set with the same number of frames (data.frames)"
+        )
 
 
 def _image_condition(denoiser: Denoiser, samples: Sequence[Sample]) -> Condition:
@@ -153,8 +166,14 @@ def read_concept_files(denoiser: Denoiser, concept: Concept, data: DataConfig = 
     how = (denoiser.resolution, data.transparency, data.most_pixels)
     if (concept.image or concept.examples) and math.prod(denoiser.shape[1:-2]) > 1:
         raise UserError(
-            f"concept {concept.name!r} names pictures, and the model draws clips (data.frames={data.frames}); ask with "
-            "prompts, or about single images with data.frames=0"
+            f"concept {concept.name!r} names pictures, and the model draws clips of {denoiser.shape[1]} frames of "
+            "latents; ask with prompts, or about single images (data.frames=0)"
+        )
+    height, width = denoiser.shape[-2:]
+    if concept.examples and height != width:
+        raise UserError(
+            f"concept {concept.name!r} has examples, which are cropped to squares, and the model draws "
+            f"{height} x {width} latents; set model.resolution to the side of a square, or ask with prompts"
         )
     try:
         files = ConceptFiles(

@@ -60,7 +60,8 @@ def adapter_tensors(path: Path) -> dict[str, Tensor]:
         UserError: the file cannot be read.
     """
     folder, tensors = path / PART, {}
-    for name in part_files(path, PART).weights if folder.is_dir() else ():
+    # Without weights there is no adapter: beside a GGUF file the folder may have the configuration alone.
+    for name in part_files(path, PART).weights if any(folder.glob("*.safetensors")) else ():
         if not name.endswith(".safetensors"):
             continue
         try:

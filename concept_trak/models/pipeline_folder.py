@@ -49,6 +49,8 @@ CLASSES: Mapping[str, frozenset[str]] = {
     ),
 }
 """The classes that a part may have, by the part's name without its number."""
+OF_ADAPTERS = ("feature_extractor", "image_encoder")
+"""Parts that only an IP-Adapter reads."""
 WEIGHTS = {"unet": "diffusion_pytorch_model", "transformer": "diffusion_pytorch_model",
            "controlnet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model",
            "text_encoder": "model", "image_encoder": "model"}  # fmt: skip
@@ -95,8 +97,9 @@ def part_classes(path: Path, needed: tuple[str, ...]) -> dict[str, str]:
     missing = [n for n in needed if not any(p in parts and any((path / p).glob("*")) for p in n.split("|"))]
     if missing:
         raise UserError(f"model.path={str(path)!r} lacks {', '.join(missing)}; it needs {', '.join(needed)}")
+    unread = () if "image_encoder" in needed else OF_ADAPTERS
     for part in parts:
-        if role(part) in CLASSES and (path / part).is_dir():
+        if role(part) in CLASSES and part not in unread and (path / part).is_dir():
             _require_known_class(parts, part)
     return parts
 

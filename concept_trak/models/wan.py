@@ -2,16 +2,17 @@
 
 A clip of 1 + 4 k frames has 1 + k frames of latents, because the VAE is causal in time; a single image is a clip of
 one frame. As in `WanPipeline`, the text is padded with zeros to 512 tokens and its padding is not masked. With
-`expand_timesteps` (Wan 2.2, 5B) the pipeline gives each token a time of its own, the same for all where a text alone is
-the condition, so one time for each sample is the same.
+`expand_timesteps` (Wan 2.2, 5B) the pipeline gives each token a time. Without a conditioning image all of these times
+are equal, so here each sample has one.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, WanTransformer3DModel
 from jaxtyping import Float
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from concept_trak import UserError
 from concept_trak.attribution.denoiser import GROUPS, Condition
 from concept_trak.models.flow_text_to_image import FlowTextToImage
 from concept_trak.models.pipeline import DenoisingNetwork
+from concept_trak.models.pipeline_folder import part_classes
 from concept_trak.models.vae import Autoencoder
 
 TOKENS = 512
@@ -58,13 +60,17 @@ class Wan(FlowTextToImage):
     limits: ClassVar[Mapping[str, int]] = MappingProxyType({"text_encoder": TOKENS})
     autoencoder: ClassVar[type[Autoencoder]] = ClipAutoencoder
 
-    def _read_conditioners(self, classes: Mapping[str, str], dtype: torch.dtype, device: str) -> None:
-        if "transformer_2" in classes:
+    def __init__(self, path: str, *args: Any, **options: Any) -> None:
+        if "transformer_2" in part_classes(Path(path), ()):
             raise UserError(
-                f"{self.path} has two denoising networks, one for high and one for low noise (Wan 2.2, 14B); expected "
+                f"{path} has two denoising networks, one for high and one for low noise (Wan 2.2, 14B); expected "
                 "one, as in Wan 2.1 and Wan 2.2, 5B"
             )
-        super()._read_conditioners(classes, dtype, device)
+        super().__init__(path, *args, **options)
+        # diffusers keeps the tables of positions in float32, whatever the precision of the network.
+        config: Any = self.network.config
+        sizes = config["attention_head_dim"], tuple(config["patch_size"]), config["rope_max_seq_len"]
+        self.network.rope = WanRotaryPosEmbed(*sizes).to(self.device)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Condition:

@@ -87,6 +87,11 @@ def test_every_gpu_of_a_worker_is_measured_from_the_beginning_of_a_batch(monkeyp
     assert memory.at(8).gpus == (GpuPeak(11, 16), GpuPeak(23, 24))
 
 
+def test_a_gpu_that_the_worker_does_not_use_is_not_named():
+    (line,) = PeakMemory(10**9, (GpuPeak(2 * 10**9, 24 * 10**9), GpuPeak(0, 24 * 10**9))).lines("a batch of 8")
+    assert line == "memory     1.00 GB in the worker, 2.00 of 24.00 GB on GPU 0, a batch of 8"
+
+
 @pytest.mark.parametrize(
     "device", [pytest.param("cpu", marks=pytest.mark.soak), pytest.param("cuda", marks=pytest.mark.gpu)]
 )

@@ -1,6 +1,7 @@
 """Calibration: J of ablations against a second writing of it, and the limit in which first order is exact."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -35,6 +36,12 @@ def test_j_is_the_mean_over_the_states_with_the_reference_held_or_not(toy):
         assert recomputed == pytest.approx(written_out(toy, "erase", at, bases(toy, at)), rel=1e-12)
     assert frozen != pytest.approx(recomputed, rel=1e-3), "an ablation that does not move the reference tells nothing"
     assert worker.objective(standing, held)[0] == before, "the parameters were not restored"
+
+
+def test_states_of_a_model_of_clips_go_together(toy):
+    x_t = torch.randn(2, 3, 2, 4, 4)
+    (batch,) = state_batches([replace(state, x_t=x_t) for state in states(toy)[:1]])
+    assert torch.equal(batch.x_t, torch.cat([x_t, x_t]))
 
 
 @torch.no_grad()

@@ -184,3 +184,5 @@ def test_settings_that_cannot_be():
         DataConfig(transparency="pink")
     with pytest.raises(UserError, match=r"data\.most_pixels=0; expected at least 1"):
         DataConfig(most_pixels=0)
+    with pytest.raises(UserError, match=r"data\.spread_frames=true spreads the frames of a clip; set data\.frames"):
+        DataConfig(spread_frames=True)

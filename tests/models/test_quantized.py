@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -142,6 +143,9 @@ def test_a_gguf_file_is_a_quantized_network(bases, tmp_path):
     assert sum(isinstance(m, QuantizedLinear) for m in ours.network.modules()) > 10
     require_exact_gradients(ours, load(weights=str(tmp_path / "plain.safetensors")))
     assert ours.identity()["unet/unet.gguf"] != load(weights=str(tmp_path / "plain.safetensors")).identity()
+    rest = shutil.copytree(bases.base, tmp_path / "rest")
+    weights_of(rest / "unet").unlink()
+    load_model(str(rest), weights=str(file), lora=adapter)
 
 
 def test_the_scales_are_not_rounded_to_the_precision_of_the_network(bases, tmp_path):

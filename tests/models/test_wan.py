@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from diffusers import UniPCMultistepScheduler
+from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
 from concept_trak import UserError
@@ -112,8 +112,36 @@ def test_latents_of_another_number_of_frames_are_refused(of_clips):
 
 def test_pictures_of_a_concept_are_no_clips(of_clips):
     concept = Concept("red", image="red.png", scope="local")
-    with pytest.raises(UserError, match=r"'red' names pictures, and the model draws clips \(data\.frames=5\)"):
+    with pytest.raises(UserError, match=r"'red' names pictures, and the model draws clips of 2 frames of latents"):
         read_concept_files(of_clips, concept, DataConfig(frames=5))
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (3, 9, 32, 32)], ids=["image", "clip of 9"])
+def test_samples_of_another_number_of_frames_are_refused(of_clips, shape):
+    sample = Sample("s", "a red circle", torch.zeros(shape), 0, {})
+    with pytest.raises(UserError, match=r"have [13] frames of latents, and the model draws 2; .* \(data\.frames\)$"):
+        encode_samples(of_clips, [sample])
+
+
+def test_clips_for_a_model_of_images_are_refused(tmp_path):
+    seeded(FAMILIES["ddpm"].build).save_pretrained(tmp_path)
+    sample = Sample("s", "", torch.zeros(3, 5, 16, 16), 0, {})
+    with pytest.raises(UserError, match=r"are clips, and the model draws single images; set data\.frames=0"):
+        encode_samples(load_model(str(tmp_path)), [sample])
+
+
+def test_examples_are_refused_where_the_model_draws_no_squares(path):
+    concept = Concept("red", examples=("red.png", "round.png"))
+    with pytest.raises(UserError, match=r"'red' has examples, .* draws 120 x 208 latents; set model\.resolution"):
+        read_concept_files(load_model(str(path)), concept)
+
+
+def test_positions_have_the_precision_that_the_pipeline_gives_them(path):
+    network = WanTransformer3DModel.from_pretrained(path / "transformer", torch_dtype=torch.bfloat16)
+    rope = load_model(str(path), precision="bfloat16", resolution=32).network.rope
+    for name, table in network.rope.named_buffers():
+        assert table.dtype == torch.float32
+        assert torch.equal(rope.get_buffer(name), table), "the tables were rounded to bfloat16"
 
 
 def test_the_levels_of_the_published_scheduler_are_those_that_it_steps_over(path, tmp_path):
