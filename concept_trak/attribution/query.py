@@ -52,11 +52,10 @@ def query_batch(
             missing.
     """
     require_untruncated(denoiser, concept)
-    pairs, count = concept.condition_pairs, concept.count
+    count = concept.count
     ids = tuple(f"query-{i}" for i in range(count))
-    of_samples = [pairs[i % len(pairs)] for i in range(count)] if pairs else []
-    texts = [text for text, _ in of_samples] or unprompted_texts(denoiser, ids, concept.seed)
-    withouts = [without for _, without in of_samples]
+    texts, withouts = _texts(concept)
+    texts = texts or unprompted_texts(denoiser, ids, concept.seed)
     shared = _image_condition(denoiser, concept, conditioning)
     x_0 = None if pixels is None else denoiser.to_latent(pixels.to(denoiser.device, denoiser.dtype))
     return Batch(
@@ -64,10 +63,17 @@ def query_batch(
         cond=denoiser.encode(texts) | shared,
         negative=shared | negatives(denoiser, ids, texts, concept.seed),
         x_0=None if x_0 is None else x_0.expand(count, *x_0.shape[1:]),
-        without=empty_images(denoiser, denoiser.encode(withouts) | shared, withouts) if pairs else None,
+        without=empty_images(denoiser, denoiser.encode(withouts) | shared, withouts) if withouts else None,
         target=None if targets is None else targets[[i % len(targets) for i in range(count)]],
         classifier=classifier,
     )
+
+
+def _texts(concept: Concept) -> tuple[list[str], list[str]]:
+    """The first and the second text of each sample's pair of conditions; none for a concept without texts."""
+    pairs = concept.condition_pairs
+    of_samples = [pairs[i % len(pairs)] for i in range(concept.count)] if pairs else []
+    return [text for text, _ in of_samples], [without for _, without in of_samples]
 
 
 def _image_condition(denoiser: Denoiser, concept: Concept, pixels: Tensor | None) -> Condition:
